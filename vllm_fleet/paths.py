@@ -1,0 +1,36 @@
+"""Where things are on the controller: the project's root, its inventories and its cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def root() -> Path:
+    """The checkout: the nearest folder above this file that holds ``Pulumi.yaml``."""
+    for folder in Path(__file__).resolve().parents:
+        if (folder / "Pulumi.yaml").is_file():
+            return folder
+    raise FileNotFoundError("no Pulumi.yaml above vllm_fleet/: install the project from its checkout (uv sync)")
+
+
+def cache_dir() -> Path:
+    """The cache outside the checkout: ``$VLLM_FLEET_CACHE``, else the XDG cache folder."""
+    if explicit := os.environ.get("VLLM_FLEET_CACHE"):
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "vllm-fleet"
+
+
+def inventories_dir() -> Path:
+    """The folder of the fleets: ``$VLLM_FLEET_INVENTORIES``, else ``inventories/`` in the checkout."""
+    explicit = os.environ.get("VLLM_FLEET_INVENTORIES")
+    return Path(explicit) if explicit else root() / "inventories"
+
+
+def display(path: Path) -> str:
+    """The path as a user would type it: relative to the working directory where that is shorter."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
