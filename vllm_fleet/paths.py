@@ -11,7 +11,7 @@ def root() -> Path:
     for folder in Path(__file__).resolve().parents:
         if (folder / "Pulumi.yaml").is_file():
             return folder
-    raise FileNotFoundError("no Pulumi.yaml above vllm_fleet/: install the project from its checkout (uv sync)")
+    raise FileNotFoundError("no Pulumi.yaml above vllm_fleet/: install the project from its checkout")
 
 
 def cache_dir() -> Path:

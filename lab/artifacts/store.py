@@ -1,0 +1,75 @@
+"""Folders that are built once: locked while they are made, renamed into place when they are whole."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vllm_fleet.paths import cache_dir
+
+
+def say(message: str) -> None:
+    """Writes one line of progress to stderr."""
+    print(f"lab: {message}", file=sys.stderr, flush=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def only_one(name: str) -> Iterator[None]:
+    """Holds the build lock of that name: a second build waits here until the first is done.
+
+    The kernel drops the lock with the process that holds it, so a killed build blocks nobody.
+    """
+    folder = cache_dir() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another build of the {name} is under way, waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def build_once(name: str, target: Path, is_there: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
+    """Makes a folder unless it is there, so that it is only ever seen whole.
+
+    Args:
+        name: what is built, for the lock and the progress.
+        target: where it belongs.
+        is_there: tells whether what lies at ``target`` can be used.
+        make: fills an empty folder beside ``target``; what it raises leaves ``target`` as it was.
+
+    Returns:
+        ``target``.
+    """
+    if is_there(target):
+        return target
+    with only_one(name):
+        if is_there(target):
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left_over in target.parent.glob(f".{target.name}.*"):
+            shutil.rmtree(left_over)
+        draft = target.parent / f".{target.name}.{os.getpid()}"
+        draft.mkdir()
+        try:
+            make(draft)
+            if target.exists():
+                shutil.rmtree(target)
+            draft.rename(target)
+        finally:
+            if draft.exists():
+                shutil.rmtree(draft)
+    return target

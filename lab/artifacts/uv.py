@@ -1,0 +1,64 @@
+"""Runs uv, the installer that the project pins its environments with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vllm_fleet.errors import FleetError
+from vllm_fleet.paths import cache_dir, root
+
+# Two gigabytes over a slow line still fit into this.
+_TIMEOUT_SECONDS = 3600
+
+
+def uv_program() -> str:
+    """The path of uv: the one of the project's environment, else the one on PATH.
+
+    Raises:
+        FleetError: when there is neither.
+    """
+    folders = (root() / ".venv" / "bin", Path(sys.executable).parent)
+    own = next((folder / "uv" for folder in folders if (folder / "uv").is_file()), None)
+    program = str(own) if own else shutil.which("uv")
+    if program is None:
+        raise FleetError(
+            "uv is neither in the project's environment nor on PATH",
+            hint="install it with `pip install uv`, then run the command again",
+            code="work-failed",
+        )
+    return program
+
+
+def run_uv(arguments: Sequence[str], what: str) -> None:
+    """Runs uv with the project's package cache; what it prints goes to stderr as it comes.
+
+    Args:
+        arguments: the arguments of uv.
+        what: what the run is for, as the error tells it.
+
+    Raises:
+        FleetError: when uv fails or takes longer than an hour.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    environment["UV_CACHE_DIR"] = str(cache_dir() / "uv")
+    try:
+        done = subprocess.run(
+            [uv_program(), *arguments], env=environment, stdout=sys.stderr, timeout=_TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FleetError(
+            f"{what}: uv did not finish within {_TIMEOUT_SECONDS} s",
+            hint="look at the network, then run the command again: what was fetched is kept",
+            code="work-failed",
+        ) from error
+    if done.returncode != 0:
+        raise FleetError(
+            f"{what}: uv ended with {done.returncode}",
+            hint="its own message is above; what was fetched is kept, so a second run goes on from there",
+            code="work-failed",
+        )

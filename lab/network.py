@@ -1,0 +1,223 @@
+"""The lab's network: a bridge with the subnet's first address, and NAT from it to the outside."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lab import shell, state
+from lab.spec import NetworkSpec
+from lab.tree import require_disk
+from vllm_fleet.errors import FleetError
+
+_FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+_LOCK = "network"
+
+
+def table_name(bridge: str) -> str:
+    """The nft table of a lab."""
+    return f"vllm_fleet_{bridge.replace('-', '_')}"
+
+
+def ruleset(spec: NetworkSpec) -> str:
+    """The lab's table as ``nft -f`` takes it: it replaces an earlier one in one step."""
+    table, bridge, subnet = table_name(spec.bridge), spec.bridge, spec.subnet
+    return (
+        f"table ip {table} {{}}\n"
+        f"delete table ip {table}\n"
+        f"table ip {table} {{\n"
+        "  chain postrouting {\n"
+        "    type nat hook postrouting priority 100; policy accept;\n"
+        f'    ip saddr {subnet} oifname != "{bridge}" masquerade\n'
+        "  }\n"
+        "}\n"
+    )
+
+
+def closed_forward_chains(listing: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The chains of others that drop what they do not know, as (family, table, chain).
+
+    An accept in the lab's own table does not overrule a drop in theirs (Docker's and ufw's), so the lab's
+    bridge has to be named there.
+
+    Args:
+        listing: what ``nft -j list chains`` prints.
+    """
+    for item in listing.get("nftables", []):
+        chain = item.get("chain", {})
+        if chain.get("hook") == "forward" and chain.get("policy") == "drop" and chain["family"] in ("ip", "inet"):
+            yield chain["family"], chain["table"], chain["name"]
+
+
+def own_rules(listing: Mapping[str, Any], bridge: str) -> Iterator[tuple[str, str, str, int]]:
+    """The rules that a lab put into others' chains, as (family, table, chain, handle).
+
+    Args:
+        listing: what ``nft -j list ruleset`` prints.
+        bridge: the lab's bridge.
+    """
+    for item in listing.get("nftables", []):
+        rule = item.get("rule", {})
+        if rule.get("comment") == _comment(bridge):
+            yield rule["family"], rule["table"], rule["chain"], rule["handle"]
+
+
+def overlaps(
+    subnet: ipaddress.IPv4Network, bridge: str, routes: Iterable[Mapping[str, Any]]
+) -> tuple[str, str] | None:
+    """The first route of another interface that shares addresses with a subnet: (network, interface).
+
+    Args:
+        subnet: the lab's.
+        bridge: its interface.
+        routes: what ``ip -j -4 route show table all`` prints.
+    """
+    for route in routes:
+        if route.get("dst", "default") == "default" or route.get("dev") in (bridge, None):
+            continue
+        try:
+            other = ipaddress.IPv4Network(route["dst"])
+        except ValueError:
+            continue
+        if not other.is_multicast and other.prefixlen > 0 and subnet.overlaps(other):
+            return str(other), route["dev"]
+    return None
+
+
+def create(spec: NetworkSpec) -> None:
+    """Makes the network, or brings what is there of it into order.
+
+    Raises:
+        FleetError: not root, a tool, the kernel's bridge or the disk space is missing, or the bridge's
+            name or addresses belong to somebody else. Nothing was changed then.
+    """
+    shell.require()
+    with state.locked(_LOCK):
+        known = _refuse_strangers(spec)
+        require_disk(state.lab_dir(spec.bridge), spec.disk_gib)
+        state.write_json(state.lab_dir(spec.bridge) / "lab.json", spec.properties())
+        if _link(spec.bridge) is None:
+            _add_bridge(spec, keep_state=known)
+        shell.run("ip", "address", "replace", f"{spec.gateway}/{spec.network.prefixlen}", "dev", spec.bridge)
+        shell.run("ip", "link", "set", spec.bridge, "up")
+        _remember_forwarding()
+        _FORWARDING.write_text("1", encoding="ascii")
+        shell.run("nft", "-f", "-", text_in=ruleset(spec))
+        _open_chains(spec.bridge)
+
+
+def damage(spec: NetworkSpec) -> str | None:
+    """What is wrong with the network: ``gone``, another word that :func:`create` repairs, or None."""
+    shell.require()
+    link = _link(spec.bridge)
+    owner = state.read(state.lab_dir(spec.bridge) / "lab.json").get("owner")
+    if link is None or owner != spec.owner:
+        return "gone"
+    addresses = [item["local"] for item in link["addr_info"] if item["family"] == "inet"]
+    if spec.gateway not in addresses:
+        return "address missing"
+    if "UP" not in link["flags"]:
+        return "bridge down"
+    if _FORWARDING.read_text(encoding="ascii").strip() != "1":
+        return "forwarding off"
+    tables = json.loads(shell.run("nft", "-j", "list", "tables"))["nftables"]
+    if not any(item.get("table", {}).get("name") == table_name(spec.bridge) for item in tables):
+        return "nat missing"
+    return None
+
+
+def delete(bridge: str) -> None:
+    """Removes a lab's network and what is left of its state; nothing happens where there is nothing."""
+    shell.require()
+    with state.locked(_LOCK):
+        listing = json.loads(shell.run("nft", "-j", "list", "ruleset"))
+        for family, table, chain, handle in own_rules(listing, bridge):
+            shell.run("nft", "delete", "rule", family, table, chain, "handle", str(handle))
+        name = table_name(bridge)
+        shell.run("nft", "-f", "-", text_in=f"table ip {name} {{}}\ndelete table ip {name}\n")
+        ours = (state.lab_dir(bridge) / "lab.json").is_file()
+        if ours and _link(bridge) is not None:
+            shell.run("ip", "link", "delete", bridge)
+        state.remove_tree(state.lab_dir(bridge))
+        _restore_forwarding()
+
+
+def _refuse_strangers(spec: NetworkSpec) -> bool:
+    """Whether this lab left a trace already; an error where the bridge or the addresses are another's."""
+    known = state.read(state.lab_dir(spec.bridge) / "lab.json")
+    if known and known.get("owner") != spec.owner:
+        raise FleetError(
+            f"the bridge {spec.bridge} belongs to the lab of {known.get('owner')}",
+            f"take another 'placement.bridge', or remove that lab: python -m lab down --lab {spec.bridge}",
+            key="placement.bridge",
+            code="refused",
+        )
+    if not known and _link(spec.bridge) is not None:
+        raise FleetError(
+            f"this machine has an interface {spec.bridge} that is not the lab's",
+            "take another 'placement.bridge'",
+            key="placement.bridge",
+            code="refused",
+        )
+    routes = json.loads(shell.run("ip", "-j", "-4", "route", "show", "table", "all") or "[]")
+    if found := overlaps(spec.network, spec.bridge, routes):
+        raise FleetError(
+            f"the subnet {spec.subnet} overlaps {found[0]} at {found[1]}",
+            "take another 'placement.subnet'",
+            key="placement.subnet",
+            code="refused",
+        )
+    return bool(known)
+
+
+def _link(bridge: str) -> dict[str, Any] | None:
+    if not Path(f"/sys/class/net/{bridge}").exists():
+        return None
+    found: list[dict[str, Any]] = json.loads(shell.run("ip", "-j", "address", "show", "dev", bridge))
+    return found[0]
+
+
+def _add_bridge(spec: NetworkSpec, keep_state: bool) -> None:
+    try:
+        shell.run("ip", "link", "add", spec.bridge, "type", "bridge")
+    except FleetError as fault:
+        if not keep_state:
+            state.remove_tree(state.lab_dir(spec.bridge))
+        raise FleetError(
+            f"this machine cannot make a bridge: {fault.message}",
+            "it needs the kernel module 'bridge' and, in a container, the right to add interfaces (--privileged)",
+            code="refused",
+        ) from None
+
+
+def _comment(bridge: str) -> str:
+    return f"vllm-fleet lab {bridge}"
+
+
+def _open_chains(bridge: str) -> None:
+    listing = json.loads(shell.run("nft", "-j", "list", "ruleset"))
+    done = {found[:3] for found in own_rules(listing, bridge)}
+    for chain in closed_forward_chains(listing):
+        if chain not in done:
+            for match in (["iifname", bridge], ["oifname", bridge, "ct", "state", "established,related"]):
+                shell.run("nft", "insert", "rule", *chain, *match, "accept", "comment", f'"{_comment(bridge)}"')
+
+
+def _forwarding_file() -> Path:
+    return state.state_dir().parent / "ip_forward"
+
+
+def _remember_forwarding() -> None:
+    """Keeps what the machine had before the first lab, for after the last one."""
+    if not _forwarding_file().exists():
+        state.write_atomically(_forwarding_file(), _FORWARDING.read_text(encoding="ascii").strip())
+
+
+def _restore_forwarding() -> None:
+    before = _forwarding_file()
+    if not state.labs() and before.exists():
+        _FORWARDING.write_text(before.read_text(encoding="ascii"), encoding="ascii")
+        before.unlink()

@@ -1,0 +1,80 @@
+"""Running the machine's own tools, with one clear error where one of them is missing or fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from vllm_fleet.errors import FleetError
+
+#: The Debian and Ubuntu package that carries each tool that the lab starts.
+PACKAGES = {
+    "debootstrap": "debootstrap",
+    "ip": "iproute2",
+    "nft": "nftables",
+    "ssh-keyscan": "openssh-client",
+    "systemd-nspawn": "systemd-container",
+}
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def failed(message: str, hint: str = "", host: str | None = None) -> FleetError:
+    """The error of work that was begun and did not succeed (exit code 1)."""
+    return FleetError(message, hint, host=host, code="work-failed")
+
+
+def environment() -> dict[str, str]:
+    """The environment for the tools: messages in English, system folders on PATH."""
+    return {**os.environ, "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '')}:{_SBIN}"}
+
+
+def run(*command: str | Path, text_in: str | None = None, timeout_seconds: float = 60) -> str:
+    """Runs a tool and returns its standard output.
+
+    Raises:
+        FleetError: it is not installed, failed, or did not end in time.
+    """
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(
+            words,
+            input=text_in,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_seconds,
+            env=environment(),
+        )
+    except FileNotFoundError:
+        raise _missing([words[0]]) from None
+    except subprocess.TimeoutExpired:
+        raise failed(f"'{' '.join(words)}' did not end within {timeout_seconds:g} s") from None
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().replace("\n", "; ")
+        raise failed(f"'{' '.join(words)}' failed: {said or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+def require(tools: Sequence[str] = tuple(PACKAGES)) -> None:
+    """Checks root and the tools before anything is touched.
+
+    Raises:
+        FleetError: not root, or a tool is missing; the hint names every package.
+    """
+    if os.geteuid() != 0:
+        raise FleetError(
+            "the lab makes hosts, mounts and a bridge, which needs root",
+            "run it as root (sudo -E make lab)",
+            code="refused",
+        )
+    missing = [tool for tool in tools if shutil.which(tool, path=environment()["PATH"]) is None]
+    if missing:
+        raise _missing(missing)
+
+
+def _missing(tools: list[str]) -> FleetError:
+    packages = " ".join(sorted({PACKAGES.get(tool, tool) for tool in tools}))
+    return FleetError(f"not installed: {', '.join(tools)}", f"apt-get install {packages}", code="refused")

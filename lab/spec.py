@@ -1,0 +1,198 @@
+"""The lab's network and hosts as data, and the addresses that follow from a pool's placement."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vllm_fleet.errors import FleetError
+
+#: Linux takes no longer names of interfaces.
+_BRIDGE_CHARACTERS = 15
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A bridge of this machine with NAT to the outside.
+
+    Attributes:
+        bridge: the bridge's name; it is the lab's name too, as a machine has each bridge once.
+        subnet: IPv4 network; its first address is the bridge's, the hosts' gateway.
+        owner: the folder of the fleet that the lab belongs to; another one's lab is never touched.
+        disk_gib: what all hosts together will need, in GiB.
+    """
+
+    bridge: str
+    subnet: str
+    owner: str
+    disk_gib: int
+
+    @property
+    def network(self) -> ipaddress.IPv4Network:
+        """The subnet."""
+        return ipaddress.IPv4Network(self.subnet)
+
+    @property
+    def gateway(self) -> str:
+        """The bridge's own address."""
+        return str(self.network[1])
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, Any]) -> NetworkSpec:
+        """The record from a Pulumi property bag (numbers come as floats, and other keys beside)."""
+        return cls(
+            bridge=properties["bridge"],
+            subnet=properties["subnet"],
+            owner=properties["owner"],
+            disk_gib=int(properties["disk_gib"]),
+        )
+
+    def properties(self) -> dict[str, Any]:
+        """The record as a property bag."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """One host.
+
+    Attributes:
+        bridge: the lab that it belongs to.
+        name: its host name.
+        address: its IPv4 address in the lab's subnet.
+        subnet: that subnet.
+        user: who logs in, with sudo and without a password.
+        authorised_key: the public key of who logs in, ``type base64``.
+        host_key: the public SSH host key, ``type base64``.
+        tree: the digest of the file tree that it starts from.
+        peers: host name -> address of every host of the lab.
+        binds: folder on this machine -> folder on the host, writable.
+        disk_gib: what it will need, in GiB.
+    """
+
+    bridge: str
+    name: str
+    address: str
+    subnet: str
+    user: str
+    authorised_key: str
+    host_key: str
+    tree: str
+    peers: Mapping[str, str]
+    binds: Mapping[str, str]
+    disk_gib: int
+
+    @property
+    def machine(self) -> str:
+        """A name that no host of another lab has."""
+        return f"{self.bridge}-{self.name}"
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, Any]) -> HostSpec:
+        """The record from a Pulumi property bag (numbers come as floats, and other keys beside)."""
+        return cls(
+            bridge=properties["bridge"],
+            name=properties["name"],
+            address=properties["address"],
+            subnet=properties["subnet"],
+            user=properties["user"],
+            authorised_key=properties["authorised_key"],
+            host_key=properties["host_key"],
+            tree=properties["tree"],
+            peers=dict(properties["peers"]),
+            binds=dict(properties["binds"]),
+            disk_gib=int(properties["disk_gib"]),
+        )
+
+    def properties(self) -> dict[str, Any]:
+        """The record as a property bag; the private host key is never in it."""
+        return {**asdict(self), "peers": dict(self.peers), "binds": dict(self.binds)}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a pool of the lab is: the ``placement`` mapping of ``fleet.yml``, checked."""
+
+    bridge: str
+    subnet: ipaddress.IPv4Network
+    first: int
+
+    @classmethod
+    def parse(cls, placement: Mapping[str, Any], pool: str, default_first: int) -> Placement:
+        """Checks a placement.
+
+        Args:
+            placement: ``bridge``, ``subnet`` and, optionally, ``first``: ordinal 0's place in the subnet.
+            pool: the pool, for the error.
+            default_first: the place of ordinal 0 where ``first`` is not given.
+
+        Raises:
+            FleetError: an unknown, missing or impossible value.
+        """
+        if unknown := sorted(set(placement) - {"bridge", "subnet", "first"}):
+            raise _fault(pool, unknown[0], "is not a key of the lab", "it knows bridge, subnet and first")
+        bridge = placement.get("bridge")
+        if not isinstance(bridge, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", bridge):
+            raise _fault(pool, "bridge", f"is {bridge!r}", "name a bridge: letters, digits, dashes")
+        if len(bridge) > _BRIDGE_CHARACTERS:
+            raise _fault(
+                pool, "bridge", f"{bridge!r} has {len(bridge)} characters", f"at most {_BRIDGE_CHARACTERS} are possible"
+            )
+        first = placement.get("first", default_first)
+        if not isinstance(first, int) or isinstance(first, bool) or first < 2:
+            raise _fault(pool, "first", f"is {first!r}", "give a number from 2 on; 1 is the bridge's address")
+        return cls(bridge, _subnet(placement.get("subnet"), pool), first)
+
+    def address(self, ordinal: int, host: str) -> str:
+        """The address of the pool's host of that ordinal.
+
+        Raises:
+            FleetError: the subnet has no such address.
+        """
+        place = self.first + ordinal
+        if place >= self.subnet.num_addresses - 1:
+            raise FleetError(
+                f"the subnet {self.subnet} has no address for place {place}",
+                "lower 'first' or take a larger subnet",
+                key="placement.subnet",
+                host=host,
+            )
+        return str(self.subnet[place])
+
+
+def _subnet(value: Any, pool: str) -> ipaddress.IPv4Network:
+    try:
+        subnet = ipaddress.IPv4Network(value)
+    except (ValueError, TypeError) as fault:
+        raise _fault(pool, "subnet", f"is {value!r}: {fault}", "give an IPv4 network such as 10.77.0.0/24") from None
+    if subnet.prefixlen > 29 or not subnet.is_private:
+        raise _fault(pool, "subnet", f"is {subnet}", "give a private IPv4 network of 8 addresses or more")
+    return subnet
+
+
+def no_collisions(addresses: Mapping[str, str]) -> None:
+    """Checks that no two hosts of a lab have one address.
+
+    Args:
+        addresses: host name -> address.
+
+    Raises:
+        FleetError: two have.
+    """
+    taken: dict[str, str] = {}
+    for host, address in addresses.items():
+        if other := taken.setdefault(address, host):
+            if other != host:
+                raise FleetError(
+                    f"{other} and {host} both come to {address}",
+                    "give one of their pools another 'placement.first'",
+                    key="placement.first",
+                    host=host,
+                )
+
+
+def _fault(pool: str, key: str, message: str, hint: str) -> FleetError:
+    return FleetError(message, hint, key=f"pools.{pool}.placement.{key}")

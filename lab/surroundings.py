@@ -1,0 +1,171 @@
+"""What the lab's hosts take over from this machine's site: package mirrors, certificates, resolver, proxies.
+
+A cloud's image gets these from the cloud; a lab host must reach the registries as this machine does. They are
+read when a host is made, so they are current.
+"""
+
+from __future__ import annotations
+
+import configparser
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_fleet.errors import FleetError
+
+SUITE = "bookworm"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+_MAIN = "http://deb.debian.org/debian"
+_SECURITY = "http://deb.debian.org/debian-security"
+_PIP_KEYS = ("index-url", "extra-index-url", "trusted-host")
+_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+_INDEXES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX")
+
+
+@dataclass(frozen=True)
+class Site:
+    """The site configuration that every lab host carries.
+
+    Attributes:
+        mirrors: the URI of Debian and of its security archive.
+        ca_bundle: the machine's trusted certificates, PEM.
+        own_certificates: name -> PEM of the certificates that the site added itself.
+        resolv_conf: the text of ``/etc/resolv.conf``.
+        pip: the index settings of pip.
+        uv: the text of the machine's ``/etc/uv/uv.toml``, empty where there is none.
+        environment: proxies and package indexes of the environment.
+    """
+
+    mirrors: tuple[str, str]
+    ca_bundle: str
+    own_certificates: Mapping[str, str]
+    resolv_conf: str
+    pip: Mapping[str, str]
+    uv: str
+    environment: Mapping[str, str]
+
+
+def read_site(root: Path = Path("/")) -> Site:
+    """Reads the site configuration of this machine.
+
+    Raises:
+        FleetError: no resolver that a host could reach, or no certificates.
+    """
+    bundle = Path(os.environ.get("SSL_CERT_FILE") or root / CA_BUNDLE.lstrip("/"))
+    if not bundle.is_file():
+        raise FleetError("there are no trusted certificates", "apt-get install ca-certificates", str(bundle))
+    own = sorted((root / "usr/local/share/ca-certificates").glob("**/*.crt"))
+    return Site(
+        mirrors=debian_mirrors(_texts(root / "etc/apt")),
+        ca_bundle=bundle.read_text(encoding="utf-8"),
+        own_certificates={path.name: path.read_text(encoding="utf-8") for path in own},
+        resolv_conf=usable_resolver(_read(root / "etc/resolv.conf"), _read(root / "run/systemd/resolve/resolv.conf")),
+        pip=pip_indexes(_read(root / "etc/pip.conf")),
+        uv=_read(root / "etc/uv/uv.toml"),
+        environment={key: os.environ[key] for key in (*_PROXIES, *_INDEXES) if os.environ.get(key)},
+    )
+
+
+def debian_mirrors(texts: Iterable[str]) -> tuple[str, str]:
+    """The mirrors of the lab's Debian release that apt's sources name, else Debian's own.
+
+    Args:
+        texts: the sources, in the one-line or the deb822 form.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        for uri, suites, components in _sources(text):
+            if "main" in components:
+                for suite in suites:
+                    found.setdefault(suite, uri.rstrip("/"))
+    return found.get(SUITE, _MAIN), found.get(f"{SUITE}-security", _SECURITY)
+
+
+def _sources(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    for line in text.splitlines():
+        if one := re.match(r"\s*deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+(\S+)\s+(.+)", line):
+            yield one[1], [one[2]], one[3].split()
+    for stanza in re.split(r"\n\s*\n", text):
+        # Comments may stand between the fields of a stanza; continuation lines begin with a blank.
+        lines = [line for line in stanza.splitlines() if not line.lstrip().startswith("#")]
+        fields = {
+            key.strip().lower(): value.split()
+            for key, _, value in (field.partition(":") for field in re.split(r"\n(?=\S)", "\n".join(lines)))
+        }
+        if "deb" in fields.get("types", []) and fields.get("uris"):
+            yield fields["uris"][0], fields.get("suites", []), fields.get("components", [])
+
+
+def usable_resolver(*texts: str) -> str:
+    """The first ``resolv.conf`` with a name server that is not on the machine's own loopback.
+
+    Raises:
+        FleetError: there is none; a host could not resolve a name.
+    """
+    for text in texts:
+        servers = re.findall(r"^\s*nameserver\s+([^\s%]+)", text, re.MULTILINE)
+        if any(not ipaddress.ip_address(server).is_loopback for server in servers):
+            return text
+    raise FleetError(
+        "/etc/resolv.conf names no name server that the lab's hosts could reach",
+        "name one that is not on the loopback address",
+        code="refused",
+    )
+
+
+def pip_indexes(text: str) -> dict[str, str]:
+    """The index settings of a ``pip.conf``."""
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    parser.read_string(text)
+    section = parser["global"] if parser.has_section("global") else {}
+    return {key: section[key] for key in _PIP_KEYS if key in section}
+
+
+def site_files(site: Site) -> dict[str, str]:
+    """Path on the host -> text, for everything that the site gives."""
+    main, security = site.mirrors
+    files = {
+        "etc/apt/sources.list": "",
+        "etc/apt/sources.list.d/debian.sources": _deb822(main, f"{SUITE} {SUITE}-updates")
+        + "\n"
+        + _deb822(security, f"{SUITE}-security"),
+        # A host of the lab is set up by one playbook at a time: no timer may hold dpkg's lock meanwhile.
+        "etc/apt/apt.conf.d/90-lab": 'APT::Periodic::Enable "0";\n',
+        "etc/resolv.conf": site.resolv_conf,
+        CA_BUNDLE.lstrip("/"): site.ca_bundle,
+        "etc/pip.conf": "".join(
+            f"{line}\n" for line in ("[global]", f"cert = {CA_BUNDLE}", *(f"{k} = {v}" for k, v in site.pip.items()))
+        ),
+        "etc/uv/uv.toml": _uv_toml(site.uv),
+        "etc/environment": "".join(f'{key}="{value}"\n' for key, value in site.environment.items()),
+    }
+    proxies = {key.lower(): value for key, value in site.environment.items()}
+    if proxy := proxies.get("http_proxy"):
+        files["etc/apt/apt.conf.d/80-lab-proxy"] = f'Acquire::http::Proxy "{proxy}";\n'
+    for name, pem in site.own_certificates.items():
+        files[f"usr/local/share/ca-certificates/{name}"] = pem
+    return files
+
+
+def _deb822(uri: str, suites: str) -> str:
+    return f"Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {KEYRING}\n"
+
+
+def _uv_toml(text: str) -> str:
+    """The machine's settings, with the operating system's certificates trusted (uv brings its own else)."""
+    known = tomllib.loads(text)
+    return text if "native-tls" in known or "system-certs" in known else f"native-tls = true\n{text}"
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _texts(apt: Path) -> Iterator[str]:
+    for path in (apt / "sources.list", *sorted((apt / "sources.list.d").glob("*"))):
+        yield _read(path)

@@ -1,0 +1,73 @@
+"""Action plugin: probes every host of the play from the controller, in one task and one process."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from vllm_fleet import drift, site
+from vllm_fleet.edge import ssh
+from vllm_fleet.errors import FleetError
+
+
+class ActionModule(ActionBase):
+    """``fleet_probe:`` finds drift; ``expect_clean: true`` makes any drift a failure."""
+
+    BYPASS_HOST_LOOP = True
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _VALID_ARGS = frozenset({"expect_clean"})
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Reports the drift of the play's hosts and leaves it for the inventory of this run."""
+        result = super().run(tmp, task_vars)
+        given = task_vars or {}
+        names = [str(name) for name in given["ansible_play_hosts_all"]]
+        try:
+            fleet = site.load(Path(str(given["inventory_dir"])))
+            members = {host.plan.name: host for host in fleet.hosts}
+            targets = [
+                (self._target(fleet, members[name], given["hostvars"][name]), members[name].manifest)
+                for name in names
+                if name in members
+            ]
+            reports = ssh.probe(targets)
+            bad = drift.faults(reports)
+        except FleetError as fault:
+            return {**result, "failed": True, "msg": str(fault)}
+        if bad:
+            return {**result, "failed": True, "msg": "\n".join(str(fault) for fault in bad)}
+        found = [item for report in reports.values() for item in report.drift]
+        for item in found:
+            Display().display(f"  {item}", color="yellow")
+        drift.keep(fleet.plan.fleet, reports, os.getppid())
+        result |= {"changed": False, "drift": [item.record() for item in found]}
+        if found and self._task.args.get("expect_clean"):
+            roles = sorted({item.role for item in found})
+            told = "\n".join(str(item) for item in found)
+            result |= {"failed": True, "msg": f"not brought about by {', '.join(roles)}:\n{told}"}
+        else:
+            result["msg"] = f"{len(reports)} hosts probed, {len(found)} items of {len({i.host for i in found})} drifted"
+        return result
+
+    def _target(self, fleet: site.Site, host: site.SiteHost, variables: Any) -> ssh.Target:
+        """The host as Ansible would reach it: inventory variables win over the fleet's own files."""
+        own = drift.target(fleet, host)
+        extra = str(variables.get("ansible_ssh_common_args") or "")
+        arguments = shlex.split(extra) + shlex.split(str(variables.get("ansible_ssh_extra_args") or ""))
+        through_ssh = any(word.lower().startswith(("proxycommand", "-j", "gssapi")) for word in arguments)
+        key = variables.get("ansible_ssh_private_key_file") or variables.get("ansible_private_key_file")
+        return ssh.Target(
+            name=own.name,
+            address=str(variables.get("ansible_host") or own.address),
+            port=int(variables.get("ansible_port") or own.port),
+            user=str(variables.get("ansible_user") or own.user),
+            host_key=own.host_key,
+            key_file=Path(str(key)).expanduser() if key else own.key_file,
+            command=arguments if through_ssh else None,
+        )

@@ -1,0 +1,76 @@
+"""Inventory plugin: ``inventories/<fleet>/fleet.yml`` JOIN ``stack.json`` -> hosts, groups, variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleParserError
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.inventory import BaseInventoryPlugin
+from ansible.utils.vars import load_extra_vars
+
+try:
+    from vllm_fleet import drift, paths, site
+    from vllm_fleet.errors import FleetError
+except ImportError as fault:
+    raise AnsibleParserError(
+        f"{fault}: ansible-playbook runs outside the project's virtual environment; use .venv/bin/ansible-playbook"
+    ) from fault
+
+DOCUMENTATION = """
+name: fleet
+short_description: A vllm-fleet fleet.yml with the stack.json beside it
+description:
+  - Reads the To-Be from fleet.yml and the As-Is from stack.json and gives each host the variables of its roles.
+  - After the probe of the same run, the groups needs_ROLE hold the hosts whose drift that role owns.
+options:
+  plugin:
+    description: Not used; the plugin takes every file called fleet.yml.
+    type: str
+"""
+
+
+class InventoryModule(BaseInventoryPlugin):
+    """Thin: all shaping of data is in :mod:`vllm_fleet.site`."""
+
+    NAME = "fleet"
+
+    def verify_file(self, path: str) -> bool:
+        """Takes files called ``fleet.yml``."""
+        return super().verify_file(path) and Path(path).name == "fleet.yml"
+
+    def parse(self, inventory: Any, loader: DataLoader, path: str, cache: bool = True) -> None:
+        """Adds the fleet's hosts and groups."""
+        super().parse(inventory, loader, path, cache)
+        try:
+            fleet = site.load(Path(path).resolve().parent)
+        except FleetError as fault:
+            raise AnsibleParserError("\n".join(str(each) for each in (fault, *fault.others))) from None
+        known_hosts = paths.root() / ".fleet" / fleet.plan.fleet / "known_hosts"
+        drift.write_atomically(known_hosts, fleet.known_hosts)
+        probing = str(load_extra_vars(loader).get("fleet_probe", True)).lower() not in ("false", "no", "0")
+        needs = drift.kept(fleet.plan.fleet)
+        for group in ("fleet", "serving", "gateway", "needs_any", *(f"needs_{role}" for role in site.ALL_ROLES)):
+            inventory.add_group(group)
+        for host in fleet.hosts:
+            roles = needs.get(host.plan.name, frozenset()) if probing else frozenset(site.ROLES[host.plan.kind])
+            self._add(host, roles, known_hosts, fleet.private_key_file)
+
+    def _add(self, host: site.SiteHost, roles: frozenset[str], known_hosts: Path, key: Path | None) -> None:
+        name = self.inventory.add_host(host.plan.name)
+        pool = f"pool_{host.plan.pool.replace('-', '_')}"
+        self.inventory.add_group(pool)
+        groups = ["fleet", host.plan.kind, pool, *(f"needs_{role}" for role in roles)]
+        for group in [*groups, *(["needs_any"] if roles else [])]:
+            self.inventory.add_child(group, name)
+        variables = {
+            "ansible_host": host.location.address,
+            "ansible_port": host.location.port,
+            "ansible_user": host.location.user,
+            "ansible_ssh_common_args": f"-o UserKnownHostsFile={known_hosts}",
+            **({"ansible_ssh_private_key_file": str(key)} if key else {}),
+            **host.variables,
+        }
+        for variable, value in variables.items():
+            self.inventory.set_variable(name, variable, value)

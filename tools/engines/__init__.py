@@ -1,0 +1,1 @@
+"""Engine name manifests: what each pinned vLLM release reads, taken from its published wheel by static reading."""

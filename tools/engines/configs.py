@@ -1,0 +1,86 @@
+"""The keys of vLLM's configuration classes, and what happens to a key that they do not know."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+from tools.engines import fields
+from tools.engines.evaluate import Evaluator
+from tools.engines.values import Class, Function
+from vllm_fleet.errors import FleetError
+
+
+def config_class(evaluator: Evaluator, name: str) -> Class:
+    """The class of that name in ``vllm.config`` or one of its modules.
+
+    Raises:
+        FleetError: the release has no such class.
+    """
+    modules = ["vllm.config", "vllm.config.compilation", "vllm.config.speculative", "vllm.config.quantization"]
+    for module in modules:
+        if evaluator.sources.has(module):
+            found = evaluator.name(module, name)
+            if isinstance(found, Class):
+                return found
+    raise FleetError(f"the wheel has no class {name} in vllm.config")
+
+
+def keys(evaluator: Evaluator, cls: Class) -> list[str]:
+    """The keys that the class takes, sorted; fields that only vLLM itself fills in are none."""
+    return sorted(
+        record.name for record in fields.records(evaluator, cls) if record.init and not record.name.startswith("_")
+    )
+
+
+def extra(evaluator: Evaluator, cls: Class) -> str:
+    """``forbid`` where an unknown key is an error, ``ignore`` where it is dropped without a word.
+
+    pydantic ignores unknown keys unless the class, or the wheel's own ``config`` decorator, says otherwise.
+    """
+    answer = "ignore"
+    for decorator, node in fields.decorators(evaluator, cls):
+        if isinstance(decorator, Function):
+            answer = _extra_in(decorator.node) or answer
+        if isinstance(node, ast.Call):
+            answer = _extra_in(node) or answer
+    return answer
+
+
+def _extra_in(node: ast.AST) -> str | None:
+    for call in _calls(node):
+        if ast.unparse(call.func).endswith("ConfigDict"):
+            for keyword in call.keywords:
+                if keyword.arg == "extra" and isinstance(keyword.value, ast.Constant):
+                    return str(keyword.value.value)
+    return None
+
+
+def _calls(node: ast.AST) -> Iterator[ast.Call]:
+    return (found for found in ast.walk(node) if isinstance(found, ast.Call))
+
+
+def config_file_rules(evaluator: Evaluator) -> dict[str, str]:
+    """How this release's ``--config`` file reader treats values that older releases did not know.
+
+    Returns:
+        ``mapping``: ``json`` where a mapping becomes a JSON argument, ``unusable`` where it becomes Python's own
+        spelling, which no flag can parse. ``boolean_false``: ``negated`` where false becomes the ``--no-`` form,
+        ``dropped`` where it vanishes.
+    """
+    module = next(m for m in ("vllm.utils.argparse_utils", "vllm.utils") if evaluator.sources.has(m))
+    parser: Any = evaluator.name(module, "FlexibleArgumentParser")
+    reader = next(
+        (m for m in map(lambda n: fields.method(evaluator, parser, n), _READERS) if m is not None), None
+    )
+    if reader is None:
+        raise FleetError(f"{module} has no reader of --config files")
+    code = ast.unparse(reader.node)
+    return {
+        "mapping": "json" if "json.dumps(value)" in code else "unusable",
+        "boolean_false": "negated" if "--no-" in code else "dropped",
+    }
+
+
+_READERS = ("load_config_file", "_load_config_file")

@@ -1,0 +1,182 @@
+"""Classes of a wheel: their bases, attributes, dataclass fields with defaults and documentation."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from tools.engines.values import (
+    MISSING,
+    UNKNOWN,
+    Class,
+    External,
+    FieldRecord,
+    FieldSpec,
+    Function,
+    Generic,
+    Member,
+)
+
+if TYPE_CHECKING:
+    from tools.engines.evaluate import Evaluator
+
+# A default that is there, but made when the program runs: it is compared with MISSING, so it must not be UNKNOWN.
+_AT_RUN_TIME = External("<at run time>")
+_ENUM_BASES = {"Enum", "IntEnum", "StrEnum", "Flag", "IntFlag"}
+
+
+def bases(evaluator: Evaluator, cls: Class) -> list[Class]:
+    """The class and its bases inside the wheel, nearest first, each once."""
+    line = [cls]
+    for node in cls.node.bases:
+        base = evaluator.expression(node, cls.module, {})
+        base = base.origin if isinstance(base, Generic) else base
+        if isinstance(base, Class):
+            line += [found for found in bases(evaluator, base) if found not in line]
+    return line
+
+
+def outer_bases(evaluator: Evaluator, cls: Class) -> set[str]:
+    """The last parts of the names of all bases outside the wheel."""
+    found: set[str] = set()
+    for owner in bases(evaluator, cls):
+        for node in owner.node.bases:
+            base = evaluator.expression(node, owner.module, {})
+            base = base.origin if isinstance(base, Generic) else base
+            if isinstance(base, External):
+                found.add(base.name)
+    return found
+
+
+def is_enumeration(evaluator: Evaluator, cls: Class) -> bool:
+    """Whether the class is an ``enum.Enum`` of some kind, or has a metaclass that makes it one."""
+    metaclasses = [key.value for key in cls.node.keywords if key.arg == "metaclass"]
+    return bool(outer_bases(evaluator, cls) & _ENUM_BASES) or any(
+        "Enum" in ast.unparse(node) for node in metaclasses
+    )
+
+
+def members(evaluator: Evaluator, cls: Class) -> list[Member]:
+    """The members of an enumeration in the order of their definition.
+
+    Raises:
+        TypeError: the class is no enumeration.
+    """
+    if not is_enumeration(evaluator, cls):
+        raise TypeError(f"{cls.name} is no enumeration")
+    found = []
+    for node in cls.node.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if not name.startswith("_"):
+                value = evaluator.expression(node.value, cls.module, {})
+                found.append(Member(cls, name, value))
+    return found
+
+
+def decorators(evaluator: Evaluator, cls: Class) -> Iterator[tuple[Any, ast.expr]]:
+    """Each decorator of the class as its value (the called function, where it is called) and its expression."""
+    for node in cls.node.decorator_list:
+        called = node.func if isinstance(node, ast.Call) else node
+        yield evaluator.expression(called, cls.module, {}), node
+
+
+def is_dataclass(evaluator: Evaluator, cls: Any) -> bool:
+    """Whether the value is a class with ``@dataclass``, or with a decorator of the wheel called ``config``."""
+    return isinstance(cls, Class) and any(
+        getattr(decorator, "name", "") in ("dataclass", "config")
+        for owner in bases(evaluator, cls)
+        for decorator, _ in decorators(evaluator, owner)
+    )
+
+
+def method(evaluator: Evaluator, cls: Class, name: str, *, skip_own: bool = False) -> Function | None:
+    """The method of that name, bound to the class where it is a class method; None when there is none."""
+    for owner in bases(evaluator, cls)[1 if skip_own else 0 :]:
+        for node in owner.node.body:
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                kinds = {ast.unparse(decorator) for decorator in node.decorator_list}
+                return Function(owner.module, node, {}, owner, cls if "classmethod" in kinds else None)
+    return None
+
+
+def class_attribute(evaluator: Evaluator, cls: Class, name: str) -> Any:
+    """``cls.name``: documentation, a member, a method, or the default of a field."""
+    if name == "__name__":
+        return cls.name
+    if name == "__module__":
+        return cls.module
+    if name == "__doc__":
+        return ast.get_docstring(cls.node)
+    if is_enumeration(evaluator, cls):
+        for member in members(evaluator, cls):
+            if member.name == name:
+                return member
+    if found := method(evaluator, cls, name):
+        return found
+    for owner in bases(evaluator, cls):
+        for node in owner.node.body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if isinstance(node, ast.AnnAssign) and node.value is not None:
+                targets = [node.target]
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                assert isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+                value = evaluator.expression(node.value, owner.module, _class_constants(owner))
+                return _default(evaluator, value)[0] if isinstance(value, FieldSpec) else value
+    return UNKNOWN
+
+
+def records(evaluator: Evaluator, cls: Class) -> list[FieldRecord]:
+    """The fields of a dataclass, those of its bases first, as ``dataclasses.fields`` gives them."""
+    found: dict[str, FieldRecord] = {}
+    for owner in reversed(bases(evaluator, cls)):
+        for node, following in zip(owner.node.body, [*owner.node.body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                record = _record(evaluator, owner, node, following)
+                if record:
+                    found[record.name] = record
+    return list(found.values())
+
+
+def _record(
+    evaluator: Evaluator, owner: Class, node: ast.AnnAssign, following: ast.stmt | None
+) -> FieldRecord | None:
+    assert isinstance(node.target, ast.Name)
+    hint = evaluator.expression(node.annotation, owner.module, {})
+    if isinstance(hint, str):
+        hint = evaluator.text(hint, owner.module)
+    kind = hint.origin if isinstance(hint, Generic) else hint
+    if isinstance(kind, External) and kind.name in ("ClassVar", "InitVar"):
+        return None
+    value = MISSING
+    if node.value is not None:
+        value = evaluator.expression(node.value, owner.module, _class_constants(owner))
+    default, factory, init = value, MISSING, True
+    if isinstance(value, FieldSpec):
+        default, factory = _default(evaluator, value)
+        init = value.init
+    doc = ""
+    if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+        doc = inspect.cleandoc(str(following.value.value))
+    if default is UNKNOWN:
+        default = _AT_RUN_TIME
+    return FieldRecord(node.target.id, hint, default, factory, init, doc)
+
+
+def _class_constants(owner: Class) -> dict[str, Any]:
+    """The names in a class body that stand for a literal: defaults of fields may refer to them."""
+    found: dict[str, Any] = {}
+    for node in owner.node.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name):
+                    found[target.id] = node.value.value
+    return found
+
+
+def _default(evaluator: Evaluator, spec: FieldSpec) -> tuple[Any, Any]:
+    if spec.default_factory is MISSING:
+        return spec.default, MISSING
+    return MISSING, spec.default_factory

@@ -1,0 +1,168 @@
+"""The one door to ``recipes/``: reads it, indexes it and finds what does not agree."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import Version
+from pydantic import BaseModel
+
+from vllm_fleet import paths, yamlfile
+from vllm_fleet.errors import FleetError
+from vllm_fleet.names import EngineNames, read_names
+from vllm_fleet.schema import Encodings, Engine, HostClass, Model, Profile, Profiles
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class SizedClass:
+    """A host class with its count: ``h100-8`` is the family ``h100`` and eight devices."""
+
+    id: str
+    family: HostClass
+    count: int
+
+    @property
+    def devices(self) -> int:
+        """Devices that vLLM can be spread over; a CPU host is one device, whatever its cores."""
+        return 1 if self.family.accelerator == "cpu" else self.count
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything in ``recipes/``, by name, with the file that each record stands in."""
+
+    root: Path
+    classes: Mapping[str, HostClass]
+    engines: Mapping[str, Engine]
+    models: Mapping[str, Model]
+    profiles: Mapping[Profile, str]
+    encodings: Encodings
+    documents: Mapping[str, yamlfile.Document] = field(repr=False)
+
+    def host_class(self, name: str) -> SizedClass:
+        """The class of a name such as ``h100-8``.
+
+        Raises:
+            FleetError: no family or no such count.
+        """
+        family_name, _, count = name.rpartition("-")
+        family = self.classes.get(family_name)
+        if family is None or not count.isdigit():
+            known = ", ".join(sorted(sized.id for sized in self.sized_classes()))
+            raise FleetError(f"there is no host class {name!r}", f"known classes: {known}")
+        if int(count) not in family.counts:
+            sizes = ", ".join(f"{family_name}-{size}" for size in family.counts)
+            raise FleetError(f"the class {family_name!r} has no size {count}", f"it comes as {sizes}")
+        return SizedClass(name, family, int(count))
+
+    def sized_classes(self) -> Iterator[SizedClass]:
+        """Every class in every count."""
+        for family in self.classes.values():
+            for count in family.counts:
+                yield SizedClass(f"{family.name}-{count}", family, count)
+
+    def engine(self, name: str) -> Engine:
+        """The engine of that id.
+
+        Raises:
+            FleetError: there is none.
+        """
+        if name not in self.engines:
+            raise FleetError(f"there is no engine {name!r}", f"known engines: {', '.join(sorted(self.engines))}")
+        return self.engines[name]
+
+    def model(self, name: str) -> Model:
+        """The model of that name.
+
+        Raises:
+            FleetError: there is none.
+        """
+        if name not in self.models:
+            raise FleetError(f"there is no model {name!r}", f"known models: {', '.join(sorted(self.models))}")
+        return self.models[name]
+
+    def names(self, engine: Engine) -> EngineNames:
+        """What the engine's release reads."""
+        return read_names(self.root / "engines" / "names" / f"{engine.names}.yml")
+
+    def lock_file(self, engine: Engine) -> Path | None:
+        """The engine's hash-locked list of packages, where it has a wheel form."""
+        return self.root / "engines" / engine.wheel.lock if engine.wheel else None
+
+    def engine_directory_id(self, engine: Engine) -> str:
+        """The engine's directory name on a host: its id and a digest of all that is installed in it."""
+        digest = hashlib.sha256(engine.model_dump_json().encode())
+        if lock := self.lock_file(engine):
+            digest.update(lock.read_bytes())
+        return f"{engine.id}-{digest.hexdigest()[:12]}"
+
+
+@cache
+def load(root: Path | None = None) -> Catalog:
+    """Reads ``recipes/``.
+
+    Raises:
+        FleetError: a file breaks its schema; every fault of every file is in it.
+    """
+    base = root or paths.root() / "recipes"
+    documents: dict[str, yamlfile.Document] = {}
+    faults: list[FleetError] = []
+
+    def records(pattern: str, model: type[Record], key: str) -> dict[str, Record]:
+        found: dict[str, Record] = {}
+        for path in sorted(base.glob(pattern)):
+            try:
+                document = yamlfile.read(path)
+                record = yamlfile.parse(document, model)
+            except FleetError as fault:
+                faults.extend([fault, *fault.others])
+                continue
+            name = str(getattr(record, key))
+            expected = str(path.relative_to(base / pattern.split("/")[0]).with_suffix(""))
+            if name != expected:
+                faults.append(document.error((key,), f"is {name!r} in a file of the name {expected!r}", "rename one"))
+            documents[name] = document
+            found[name] = record
+        return found
+
+    classes = records("host_classes/*.yml", HostClass, "name")
+    engines = records("engines/*.yml", Engine, "id")
+    models = records("models/*/*.yml", Model, "name")
+    singles: list[BaseModel] = []
+    for name, kind in (("profiles", Profiles), ("encodings", Encodings)):
+        try:
+            singles.append(yamlfile.parse(yamlfile.read(base / f"{name}.yml"), kind))
+        except FleetError as fault:
+            faults.extend([fault, *fault.others])
+    raise_all(faults)
+    profiles, encodings = singles
+    assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
+    assert isinstance(encodings, Encodings)  # noqa: S101 - as above
+    return Catalog(base, classes, engines, models, profiles.profiles, encodings, documents)
+
+
+def raise_all(faults: list[FleetError]) -> None:
+    """Raises the first of the faults with the others in it; nothing when there is none."""
+    if faults:
+        faults[0].others = faults[1:]
+        raise faults[0]
+
+
+def in_range(release: str, wanted: str) -> bool:
+    """Whether a release lies in a range such as ``>=0.12,<0.32``.
+
+    Raises:
+        FleetError: the range is not one.
+    """
+    try:
+        return Version(release) in SpecifierSet(wanted)
+    except InvalidSpecifier:
+        raise FleetError(f"{wanted!r} is not a range of releases", "write for example '>=0.12,<0.32'") from None

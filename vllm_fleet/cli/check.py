@@ -1,0 +1,47 @@
+"""``vllm-fleet check``: are the recipes and the fleets right, every error at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vllm_fleet import catalog, crosscheck, paths, plan
+from vllm_fleet.catalog import raise_all
+from vllm_fleet.cli.output import JsonOption, fleet_directory, print_json, stdout
+from vllm_fleet.errors import FleetError
+
+EPILOG = "Examples: vllm-fleet check | vllm-fleet check --fleet prod --json"
+
+
+def command(
+    fleet: Annotated[str | None, typer.Option("--fleet", help="Only this fleet; all without it.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Validate recipes and fleets and cross-check them; print every error with its file and line."""
+    recipes = catalog.load()
+    faults: list[FleetError] = list(crosscheck.faults(recipes))
+    folders = (
+        [fleet_directory(fleet)]
+        if fleet
+        else sorted(path.parent for path in paths.inventories_dir().glob("*/fleet.yml"))
+    )
+    for folder in folders:
+        try:
+            plan.load(folder, recipes)
+        except FleetError as fault:
+            faults += [fault, *fault.others]
+    raise_all(faults)
+    result = {
+        "host_classes": len(list(recipes.sized_classes())),
+        "engines": len(recipes.engines),
+        "models": len(recipes.models),
+        "fleets": [folder.name for folder in folders],
+    }
+    if json:
+        print_json(result)
+    else:
+        stdout.print(
+            f"right: {result['host_classes']} host classes, {result['engines']} engines, {result['models']} models; "
+            f"fleets: {', '.join(folder.name for folder in folders) or 'none'}"
+        )

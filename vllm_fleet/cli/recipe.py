@@ -1,0 +1,66 @@
+"""``vllm-fleet recipe``: a deployment without a fleet."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, cast, get_args
+
+import typer
+
+from vllm_fleet import catalog, render
+from vllm_fleet.cli.output import JsonOption, print_json, stdout
+from vllm_fleet.errors import FleetError
+from vllm_fleet.resolve import Question, resolve
+from vllm_fleet.schema import Install, Profile
+
+EPILOG = "Example: vllm-fleet recipe --host-class cpu-2 --model vllm-fleet/lab-gpt-oss --json"
+
+
+def _one_of(kind: Any, option: str, value: str | None) -> Any:
+    if value is not None and value not in get_args(kind):
+        raise FleetError(f"{option} {value!r} is not known", f"choose one of {', '.join(get_args(kind))}", key=option)
+    return value
+
+
+def command(
+    host_class: Annotated[str, typer.Option("--host-class", help="A host class, such as cpu-2.")],
+    model: Annotated[str, typer.Option("--model", help="A model, such as openai/gpt-oss-120b.")],
+    engine: Annotated[str | None, typer.Option("--engine", help="An engine; the newest verified without it.")] = None,
+    profile: Annotated[str, typer.Option("--profile", help="max-throughput, balanced or min-latency.")] = "balanced",
+    install: Annotated[str | None, typer.Option("--install", help="wheel or docker.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Print what a host of a class would run: arguments, environment, config file and the vllm serve line."""
+    question = Question(
+        host_class=host_class,
+        model=model,
+        profile=cast(Profile, _one_of(Profile, "--profile", profile)),
+        engine=engine,
+        install=cast(Install | None, _one_of(Install, "--install", install)),
+    )
+    deployment = resolve(catalog.load(), question)
+    record = deployment.record()
+    config = render.config_text(deployment.args)
+    line = render.serve_line(deployment.model, deployment.args, deployment.env)
+    if json:
+        print_json({**record, "config": config, "serve": line})
+        return
+    fit = record["fit"]
+    stdout.print(
+        f"{deployment.model} on {deployment.host_class} with {deployment.engine.id}, {deployment.profile}: "
+        f"{deployment.instances} x TP{deployment.tensor_parallel_size}, {deployment.status}",
+        markup=False,
+    )
+    stdout.print(
+        f"memory: weights {fit['weights_gib']} GiB, KV cache {fit['kv_cache_gib']} GiB, "
+        f"{fit['max_num_seqs']} sequences of full length",
+        markup=False,
+    )
+    stdout.print(f"evidence: {deployment.evidence}", markup=False)
+    for note in deployment.notes:
+        stdout.print(f"note: {note}", markup=False)
+    stdout.print("\n# config file", markup=False)
+    stdout.print(config, markup=False, end="")
+    stdout.print("\n# environment", markup=False)
+    stdout.print(render.env_text(deployment.env), markup=False, end="")
+    stdout.print("\n# the same by hand", markup=False)
+    stdout.print(line, markup=False)

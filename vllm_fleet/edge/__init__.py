@@ -1,0 +1,1 @@
+"""The edge: the only part of the package that reaches other machines."""

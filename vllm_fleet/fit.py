@@ -1,0 +1,87 @@
+"""Memory arithmetic: do the weights fit, and how many sequences fit beside them.
+
+Figures are GiB (2**30 bytes). The reserve for activations and CUDA graphs is an estimate; what the
+engine measures when it starts is what counts, this refuses only what cannot work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_fleet.catalog import SizedClass
+from vllm_fleet.errors import FleetError
+from vllm_fleet.schema import ModelShape
+
+#: vLLM's own default of --gpu-memory-utilization.
+DEFAULT_UTILIZATION = 0.9
+#: Activations, CUDA graphs and the runtime of one device.
+RESERVE_GIB = 3.0
+#: The three processes of a CPU server without weights and cache (resident, measured on 0.32).
+CPU_PROCESSES_GIB = 4.0
+_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one instance needs and what is left for its KV cache."""
+
+    weights_gib: float
+    kv_cache_gib: float
+    kv_per_sequence_gib: float
+    max_num_seqs: int
+
+    def record(self) -> dict[str, float | int]:
+        """The ``fit`` mapping of the JSON contract."""
+        return {
+            "weights_gib": round(self.weights_gib, 2),
+            "kv_cache_gib": round(self.kv_cache_gib, 2),
+            "kv_per_sequence_gib": round(self.kv_per_sequence_gib, 4),
+            "max_num_seqs": self.max_num_seqs,
+        }
+
+
+def kv_per_sequence_gib(shape: ModelShape, tokens: int, bytes_per_value: int) -> float:
+    """KV cache of one full sequence; a sliding-window layer keeps no more than its window."""
+    full = (shape.layers - shape.sliding_layers) * tokens
+    sliding = shape.sliding_layers * min(tokens, shape.sliding_window_tokens)
+    return 2 * shape.kv_heads * shape.head_dim * bytes_per_value * (full + sliding) / 2**30
+
+
+def fit(
+    host: SizedClass, shape: ModelShape, args: Mapping[str, Any], env: Mapping[str, str], tensor_parallel: int
+) -> Fit:
+    """The memory of one instance on a host of that class.
+
+    Raises:
+        FleetError: it cannot fit (code ``refused``), with the arithmetic.
+    """
+    tokens = int(args.get("max-model-len", shape.context_tokens))
+    kv_type = str(args.get("kv-cache-dtype", "auto"))
+    per_sequence = kv_per_sequence_gib(shape, tokens, _BYTES.get(kv_type, 1))
+    if host.family.accelerator == "cpu":
+        cache = float(env.get("VLLM_CPU_KVCACHE_SPACE", "4"))
+        need = shape.weights_gib + cache + CPU_PROCESSES_GIB
+        if need > host.family.memory_gib:
+            raise FleetError(
+                f"does not fit: {shape.weights_gib:.1f} GiB of weights + {cache:.1f} GiB of KV cache + "
+                f"{CPU_PROCESSES_GIB:.1f} GiB for the processes > {host.family.memory_gib:.1f} GiB of {host.id}",
+                "set a smaller VLLM_CPU_KVCACHE_SPACE or take a larger class",
+                code="refused",
+            )
+        return Fit(shape.weights_gib, cache, per_sequence, int(cache / per_sequence))
+    utilization = float(args.get("gpu-memory-utilization", DEFAULT_UTILIZATION))
+    budget = tensor_parallel * host.family.memory_gib * utilization
+    reserve = tensor_parallel * RESERVE_GIB
+    cache = budget - shape.weights_gib - reserve
+    sequences = int(cache / per_sequence)
+    if sequences < 1:
+        raise FleetError(
+            f"does not fit: {tensor_parallel} x {host.family.memory_gib:.1f} GiB x {utilization} = {budget:.1f} GiB "
+            f"- {shape.weights_gib:.1f} GiB of weights - {reserve:.1f} GiB reserve leaves {cache:.1f} GiB for "
+            f"the KV cache, and one sequence of {tokens} tokens needs {per_sequence:.2f} GiB",
+            "spread it over more devices, take a larger class or a smaller max-model-len",
+            code="refused",
+        )
+    return Fit(shape.weights_gib, cache, per_sequence, sequences)

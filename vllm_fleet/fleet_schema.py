@@ -1,0 +1,128 @@
+"""The strict records of a fleet: ``fleet.yml`` (To-Be), ``api-keys.yml`` and ``stack.json`` (As-Is)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from vllm_fleet.schema import Affinity, Args, Cloud, Env, Install, Name, Network, Profile, Strict
+
+
+class Overrides(Strict):
+    """A fleet's own values for one pool, with their reason."""
+
+    args: Args = {}
+    env: Env = {}
+    why: str = Field(min_length=10)
+
+
+class StaticHost(Strict):
+    """A host that exists already."""
+
+    address: str
+    port: int = Field(default=22, gt=0, lt=65536)
+    ssh_host_key: str = Field(pattern=r"^(ssh-ed25519|ecdsa-sha2-\S+|ssh-rsa) \S+")
+    user: str | None = None
+
+
+class Pool(Strict):
+    """Hosts of one class that serve one model with one profile."""
+
+    host_class: str
+    cloud: Cloud
+    placement: dict[str, Any] = {}
+    hosts: int | None = Field(default=None, ge=0)
+    static: dict[Name, StaticHost] = {}
+    model: str | None = None
+    profile: Profile | None = None
+    engine: str | None = None
+    install: Install | None = None
+    overrides: Overrides | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_hosts(self) -> Pool:
+        if self.cloud == "static" and not self.static:
+            raise ValueError("a static pool lists its hosts under 'static'")
+        if self.cloud != "static" and (self.static or self.hosts is None):
+            raise ValueError(f"a pool in {self.cloud!r} gives 'hosts', a number, and no 'static'")
+        return self
+
+
+class Tls(Strict):
+    """TLS at the gateway: a PEM file with certificate chain and key, relative to the fleet's folder."""
+
+    certificate_file: str
+
+
+class Gateway(Strict):
+    """The hosts that clients talk to."""
+
+    hosts: int | None = Field(default=None, ge=0)
+    static: dict[Name, StaticHost] = {}
+    cloud: Cloud | None = None
+    placement: dict[str, Any] = {}
+    affinity: Affinity = "none"
+    port: int = Field(default=8080, gt=0, lt=65536)
+    tls: Tls | None = None
+    #: name -> ``sha256:<hex>`` of each key that may ask; relative to the fleet's folder.
+    api_keys_file: str = "api-keys.yml"
+
+
+class Access(Strict):
+    """Who may reach the hosts, and how Ansible does."""
+
+    ssh_from: list[Network] = []
+    api_from: list[Network] = []
+    ssh_user: str | None = None
+    #: Private key, relative to the fleet's folder; without it ssh's own configuration and agent decide.
+    ssh_private_key_file: str | None = None
+
+
+class Defaults(Strict):
+    """Values for pools that do not give their own."""
+
+    model: str | None = None
+    profile: Profile = "balanced"
+
+
+class Artifacts(Strict):
+    """Copies on the controller; ``{cache}`` stands for the project's cache folder."""
+
+    models: dict[str, str] = {}
+    encodings: str | None = None
+
+
+class Fleet(Strict):
+    """``inventories/<fleet>/fleet.yml``: the To-Be of one fleet."""
+
+    fleet: Name
+    defaults: Defaults = Defaults()
+    pools: dict[Name, Pool] = Field(min_length=1)
+    gateway: Gateway = Gateway(hosts=0)
+    access: Access = Access()
+    artifacts: Artifacts = Artifacts()
+
+
+class ApiKeys(Strict):
+    """``api-keys.yml``: the digests of the keys that the gateway takes, by the name of their owner."""
+
+    keys: dict[Name, Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]]
+
+
+class StackHost(Strict):
+    """One host as the stack made it."""
+
+    address: str
+    id: str
+    user: str
+    ssh_host_key: str = Field(pattern=r"^\S+ \S+")
+    zone: str
+
+
+class Stack(Strict):
+    """``stack.json``, version 1."""
+
+    version: Literal[1]
+    fleet: Name
+    hosts: dict[Name, StackHost]

@@ -1,0 +1,150 @@
+"""Host -> Manifest: everything that must be true on it, each item owned by the role that brings it about."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_fleet import gateway, render
+from vllm_fleet.artifacts import ModelFiles
+from vllm_fleet.assets import role_file_sha256
+from vllm_fleet.catalog import Catalog
+from vllm_fleet.plan import HostPlan
+
+Item = dict[str, Any]
+RELEASES = "/opt/vllm/releases"
+CURRENT = "/opt/vllm/current"
+STAMP = ".verified.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The items of one host and the facts that it must have."""
+
+    host: str
+    items: tuple[Item, ...]
+    facts: Mapping[str, Any]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that own items, in the order of their first one."""
+        return tuple(dict.fromkeys(item["role"] for item in self.items))
+
+    @property
+    def text(self) -> str:
+        """The manifest as JSON, the same bytes for the same content."""
+        record = {"version": 1, "host": self.host, "facts": dict(self.facts), "items": list(self.items)}
+        return json.dumps(record, indent=1, sort_keys=True) + "\n"
+
+
+def file_item(role: str, path: str, sha256: str, mode: str = "0644", owner: str = "root", group: str = "root") -> Item:
+    """A file with its content, mode and owner."""
+    return {"role": role, "kind": "file", "path": path, "sha256": sha256, "mode": mode, "owner": owner, "group": group}
+
+
+def _directory(role: str, path: str, mode: str, owner: str = "root", group: str = "root") -> Item:
+    return {"role": role, "kind": "directory", "path": path, "mode": mode, "owner": owner, "group": group}
+
+
+def _unit(role: str, name: str, *, active: bool | None = None, enabled: bool | None = None) -> Item:
+    wanted = {"active": active, "enabled": enabled}
+    return {"role": role, "kind": "unit", "name": name, **{k: v for k, v in wanted.items() if v is not None}}
+
+
+def _package(role: str, name: str) -> Item:
+    return {"role": role, "kind": "package", "name": name}
+
+
+def baseline_items() -> Iterable[Item]:
+    """What the role host_baseline brings about on every host."""
+    role = "host_baseline"
+    for name in ("python3-venv", "nftables", "systemd-timesyncd"):
+        yield _package(role, name)
+    yield {"role": role, "kind": "user", "name": "vllm", "home": "/var/lib/vllm", "shell": "/usr/sbin/nologin"}
+    yield _directory(role, "/opt/vllm", "0755")
+    yield _directory(role, "/var/lib/vllm", "0755")
+    yield _directory(role, "/var/cache/vllm", "0750", "vllm", "vllm")
+    yield file_item(role, "/etc/sysctl.d/60-vllm-fleet.conf", role_file_sha256(role, "sysctl.conf"))
+    yield file_item(role, "/etc/security/limits.d/60-vllm-fleet.conf", role_file_sha256(role, "limits.conf"))
+    yield _unit(role, "systemd-timesyncd.service", enabled=True)
+
+
+def serving_manifest(
+    host: HostPlan,
+    catalog: Catalog,
+    encodings: Sequence[Mapping[str, str]],
+    model: ModelFiles,
+    instances: Sequence[render.InstanceFiles],
+    files: Mapping[str, str],
+    release: str,
+    firewall: str,
+) -> Manifest:
+    """The manifest of a host that serves."""
+    deployment = host.deployment
+    if deployment is None:
+        raise ValueError(f"{host.name} serves nothing")
+    items = list(baseline_items())
+    items.append(_directory("harmony_encodings", render.ENCODINGS, "0755"))
+    items += [file_item("harmony_encodings", f"{render.ENCODINGS}/{e['name']}", e["sha256"]) for e in encodings]
+    items.append(
+        {
+            "role": "model_store",
+            "kind": "store",
+            "path": render.model_directory(deployment.model, model.revision),
+            "stamp": STAMP,
+            "files": dict(model.sha256),
+        }
+    )
+    engine = f"{render.ENGINES}/{deployment.engine_directory_id}"
+    items.append({"role": "vllm_engine", "kind": "file", "path": f"{engine}/bin/vllm", "mode": "0755"})
+    items.append(file_item("vllm_engine", f"{engine}/.complete", render.sha256(f"{deployment.engine_directory_id}\n")))
+    role = "vllm_service"
+    for path, name, mode in (
+        ("/etc/systemd/system/vllm@.service", "vllm@.service", "0644"),
+        ("/etc/systemd/system/vllm-firewall.service", "vllm-firewall.service", "0644"),
+        ("/usr/local/libexec/vllm-instance", "vllm-instance", "0755"),
+    ):
+        items.append(file_item(role, path, role_file_sha256(role, name), mode))
+    items.append(file_item(role, "/etc/vllm/firewall.nft", render.sha256(firewall)))
+    items.append(_unit(role, "vllm-firewall.service", active=True, enabled=True))
+    items += [
+        file_item(role, f"{RELEASES}/{release}/{name}", render.sha256(text), "0600") for name, text in files.items()
+    ]
+    items.append({"role": role, "kind": "link", "path": CURRENT, "target": f"releases/{release}"})
+    for instance in instances:
+        items.append(_unit(role, f"vllm@{instance.name}.service", active=True, enabled=True))
+        items.append(
+            {
+                "role": role,
+                "kind": "file",
+                "path": f"/run/vllm-{instance.name}/loaded",
+                "sha256": render.sha256(instance.loaded),
+            }
+        )
+    facts = catalog.host_class(deployment.host_class).family.facts.model_dump(exclude_none=True)
+    return Manifest(host.name, tuple(items), facts)
+
+
+def gateway_manifest(host: HostPlan, config: str, keys: str, certificate: Path | None) -> Manifest:
+    """The manifest of a gateway."""
+    role = "gateway"
+    items = [
+        *baseline_items(),
+        _package(role, "haproxy"),
+        file_item(role, "/etc/haproxy/haproxy.cfg", render.sha256(config), "0640", "root", "haproxy"),
+        file_item(role, gateway.API_KEYS, render.sha256(keys), "0640", "root", "haproxy"),
+        file_item(
+            role,
+            "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf",
+            role_file_sha256(role, "haproxy.service.d.conf"),
+        ),
+        _unit(role, "haproxy.service", active=True, enabled=True),
+    ]
+    if certificate:
+        digest = hashlib.sha256(certificate.read_bytes()).hexdigest()
+        items.append(file_item(role, gateway.CERTIFICATE, digest, "0640", "root", "haproxy"))
+    return Manifest(host.name, tuple(items), {})

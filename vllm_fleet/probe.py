@@ -1,0 +1,213 @@
+"""Runs on a host: a manifest from standard input, the part of it that is not true to standard output.
+
+Standard library only, for the Python that the host has (3.8 or later); it changes nothing. Sent over SSH as
+source and run by ``python3 -IS``.
+"""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import json
+import os
+import pwd
+import stat
+import subprocess
+import sys
+from typing import Any, Callable
+
+
+def _state(item: dict[str, Any]) -> os.stat_result | None:
+    """What is there at a path: kind, mode and owner; None when nothing is."""
+    try:
+        info = os.lstat(item["path"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return info
+
+
+def _name(table: Callable[[int], Any], number: int) -> str:
+    try:
+        return str(table(number)[0])
+    except KeyError:
+        return str(number)
+
+
+def _attributes(item: dict[str, Any], info: os.stat_result) -> str | None:
+    if "mode" in item and stat.S_IMODE(info.st_mode) != int(item["mode"], 8):
+        return "mode is %04o, not %s" % (stat.S_IMODE(info.st_mode), item["mode"])
+    if "owner" in item and _name(pwd.getpwuid, info.st_uid) != item["owner"]:
+        return "owner is %s, not %s" % (_name(pwd.getpwuid, info.st_uid), item["owner"])
+    if "group" in item and _name(grp.getgrgid, info.st_gid) != item["group"]:
+        return "group is %s, not %s" % (_name(grp.getgrgid, info.st_gid), item["group"])
+    return None
+
+
+def check_file(item: dict[str, Any]) -> str | None:
+    """A regular file with its content's digest, mode and owner, as far as they are given."""
+    info = _state(item)
+    if info is None:
+        return "is missing"
+    if not stat.S_ISREG(info.st_mode):
+        return "is not a regular file"
+    if "sha256" in item:
+        digest = hashlib.sha256()
+        with open(item["path"], "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+        if digest.hexdigest() != item["sha256"]:
+            return "content differs"
+    return _attributes(item, info)
+
+
+def check_directory(item: dict[str, Any]) -> str | None:
+    """A directory with its mode and owner."""
+    info = _state(item)
+    if info is None:
+        return "is missing"
+    return _attributes(item, info) if stat.S_ISDIR(info.st_mode) else "is not a directory"
+
+
+def check_link(item: dict[str, Any]) -> str | None:
+    """A symbolic link to just this target, which exists."""
+    info = _state(item)
+    if info is None:
+        return "is missing"
+    if not stat.S_ISLNK(info.st_mode):
+        return "is not a link"
+    target = os.readlink(item["path"])
+    if target != item["target"]:
+        return "points to %s, not %s" % (target, item["target"])
+    return None if os.path.exists(item["path"]) else "points to nothing"
+
+
+def check_store(item: dict[str, Any]) -> str | None:
+    """Large files by the stamp that was left when their digests were verified: size and time of each, then."""
+    try:
+        with open(os.path.join(item["path"], item["stamp"])) as file:
+            stamp = json.load(file)
+    except (OSError, ValueError):
+        return "is not complete"
+    for name, wanted in sorted(item["files"].items()):
+        seen = stamp.get(name) or {}
+        if seen.get("sha256") != wanted:
+            return "%s is not the file that was verified" % name
+        try:
+            info = os.stat(os.path.join(item["path"], name))
+        except OSError:
+            return "%s is missing" % name
+        if [info.st_size, info.st_mtime_ns] != [seen.get("size"), seen.get("mtime_ns")]:
+            return "%s was changed after it was verified" % name
+    return None
+
+
+def check_user(item: dict[str, Any]) -> str | None:
+    """An account with its home and shell."""
+    try:
+        entry = pwd.getpwnam(item["name"])
+    except KeyError:
+        return "does not exist"
+    for key, value in (("home", entry.pw_dir), ("shell", entry.pw_shell)):
+        if key in item and item[key] != value:
+            return "%s is %s, not %s" % (key, value, item[key])
+    return None
+
+
+def check_sysctl(item: dict[str, Any]) -> str | None:
+    """A kernel parameter; in a container some cannot be set, and the manifest does not ask for those."""
+    try:
+        with open("/proc/sys/" + item["name"].replace(".", "/")) as file:
+            value = " ".join(file.read().split())
+    except OSError:
+        return "does not exist"
+    return None if value == item["value"] else "is %s, not %s" % (value, item["value"])
+
+
+def unit_states(names: list[str]) -> dict[str, dict[str, str]]:
+    """Systemd's view of all the units in one call: name -> properties."""
+    if not names:
+        return {}
+    wanted = "Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload"
+    command = ["systemctl", "show", "--no-pager", "--property=" + wanted, *names]
+    out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    states = {}
+    for name, block in zip(names, out.split("\n\n")):
+        states[name] = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+    return states
+
+
+def check_unit(item: dict[str, Any], states: dict[str, dict[str, str]]) -> str | None:
+    """A unit that is known, loaded as it stands on disk, active and enabled, as far as asked."""
+    state = states.get(item["name"], {})
+    if state.get("LoadState") != "loaded":
+        return "is not known to systemd"
+    if state.get("NeedDaemonReload") == "yes":
+        return "was changed on disk since systemd read it"
+    if "active" in item and (state.get("ActiveState") == "active") != item["active"]:
+        return "is %s (%s)" % (state.get("ActiveState"), state.get("SubState"))
+    if "enabled" in item and (state.get("UnitFileState") == "enabled") != item["enabled"]:
+        return "is %s" % (state.get("UnitFileState") or "not enabled")
+    return None
+
+
+def installed_packages(names: list[str]) -> set[str]:
+    """Which of the packages are installed, from dpkg's own database."""
+    if not names:
+        return set()
+    command = ["dpkg-query", "-W", "-f=${Package} ${db:Status-Status}\\n", *names]
+    out = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    return {line.split()[0] for line in out.splitlines() if line.endswith(" installed")}
+
+
+def check_facts(facts: dict[str, Any]) -> list[str]:
+    """What a host must be before anything is done to it; each fault is a veto."""
+    faults = []
+    cores = len(os.sched_getaffinity(0))
+    if facts.get("cpu_count_min") and cores < facts["cpu_count_min"]:
+        faults.append("has %d cores, its class needs %d" % (cores, facts["cpu_count_min"]))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if facts.get("memory_gib_min") and memory < facts["memory_gib_min"]:
+        faults.append("has %.1f GiB of memory, its class needs %.1f" % (memory, facts["memory_gib_min"]))
+    if facts.get("machine") and os.uname().machine != facts["machine"]:
+        faults.append("is %s, its class is %s" % (os.uname().machine, facts["machine"]))
+    return faults
+
+
+def what(item: dict[str, Any]) -> str:
+    """The name of an item, as a person would say it."""
+    return str(item.get("path") or item["name"])
+
+
+def probe(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The drift of this host: ``{"drift": [{role, kind, what, why}], "veto": [text]}``."""
+    items = manifest["items"]
+    states = unit_states([item["name"] for item in items if item["kind"] == "unit"])
+    packages = installed_packages([item["name"] for item in items if item["kind"] == "package"])
+    checks: dict[str, Callable[[dict[str, Any]], str | None]] = {
+        "file": check_file,
+        "directory": check_directory,
+        "link": check_link,
+        "store": check_store,
+        "user": check_user,
+        "sysctl": check_sysctl,
+        "unit": lambda item: check_unit(item, states),
+        "package": lambda item: None if item["name"] in packages else "is not installed",
+    }
+    drift = []
+    for item in items:
+        try:
+            why = checks[item["kind"]](item)
+        except PermissionError as fault:
+            why = "cannot be read: %s" % fault
+        if why:
+            drift.append({"role": item["role"], "kind": item["kind"], "what": what(item), "why": why})
+    return {"drift": drift, "veto": check_facts(manifest.get("facts") or {})}
+
+
+def main() -> None:
+    """Reads the manifest, prints the report."""
+    json.dump(probe(json.load(sys.stdin)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

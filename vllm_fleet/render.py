@@ -1,0 +1,142 @@
+"""Deployment -> the two data files of each instance, and what one ``vllm serve`` line would be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from vllm_fleet.errors import FleetError
+from vllm_fleet.plan import READINESS_OFFSET, HostPlan
+
+ENGINES = "/opt/vllm/engines"
+ENCODINGS = "/var/lib/vllm/encodings"
+MODELS = "/var/lib/vllm/models"
+CACHE = "/var/cache/vllm"
+#: How long a start may take before it counts as failed: weights, compilation and CUDA graphs of a large model.
+START_TIMEOUT_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class InstanceFiles:
+    """One instance as text: the vLLM config, the environment, and what the process says it has loaded."""
+
+    name: str
+    port: int
+    config: str
+    env: str
+
+    @property
+    def loaded(self) -> str:
+        """What the instance writes under /run when it has started with just these two files."""
+        env_digest = self.env.rsplit('VLLM_FLEET_ENV_DIGEST="', 1)[1].split('"', 1)[0]
+        return f"{sha256(self.config)} {env_digest}\n"
+
+
+def sha256(text: str) -> str:
+    """Digest of a text as it stands in a UTF-8 file."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_directory(model: str, revision: str) -> str:
+    """Where a revision of a model stands on a host."""
+    return f"{MODELS}/{model.replace('/', '--')}/{revision}"
+
+
+def config_text(args: Mapping[str, Any]) -> str:
+    """A file for ``vllm serve --config``: dashed keys, mappings as mappings, no nulls.
+
+    Raises:
+        FleetError: a key that vLLM would drop without a word (an underscore), or a null.
+    """
+    for key, value in args.items():
+        if "_" in key or value is None:
+            raise FleetError(f"{key!r}: {value!r} cannot stand in a vLLM config", "use dashed keys, and no null")
+    return yaml.safe_dump(dict(args), sort_keys=True, default_flow_style=False, width=4096)
+
+
+def env_text(env: Mapping[str, str]) -> str:
+    """A file for systemd's EnvironmentFile, each value quoted.
+
+    Raises:
+        FleetError: a value with a line break, which such a file cannot hold.
+    """
+    lines = []
+    for name, value in sorted(env.items()):
+        if "\n" in value or "\r" in value:
+            raise FleetError(f"the environment variable {name!r} holds a line break", "take it out")
+        escaped = "".join(f"\\{char}" if char in '\\"$`' else char for char in value)
+        lines.append(f'{name}="{escaped}"\n')
+    return "".join(lines)
+
+
+def instance_files(
+    host: HostPlan, name: str, port: int, address: str, revision: str, unit_digest: str
+) -> InstanceFiles:
+    """The two data files of one instance.
+
+    Args:
+        host: a serving host of the plan.
+        name: the instance.
+        port: where it listens.
+        address: the address that it binds to.
+        revision: the model's revision.
+        unit_digest: digest of the unit and its program, so that another unit means another release.
+    """
+    if host.deployment is None:
+        raise FleetError("a gateway has no instances", host=host.name)
+    deployment = host.deployment
+    config = config_text(
+        {
+            **deployment.args,
+            "model": model_directory(deployment.model, revision),
+            "served-model-name": [deployment.model],
+            "host": address,
+            "port": port,
+        }
+    )
+    env = env_text(
+        {
+            **deployment.env,
+            "TIKTOKEN_ENCODINGS_BASE": ENCODINGS,
+            "VLLM_CACHE_ROOT": f"{CACHE}/{deployment.engine_directory_id}",
+            "VLLM_FLEET_ENGINE": f"{ENGINES}/{deployment.engine_directory_id}",
+            "VLLM_FLEET_MODEL": deployment.model,
+            "VLLM_FLEET_URL": f"http://{address}:{port}",
+            "VLLM_FLEET_READINESS": f"{address}:{port + READINESS_OFFSET}",
+            "VLLM_FLEET_START_TIMEOUT_SECONDS": str(START_TIMEOUT_SECONDS),
+            "VLLM_FLEET_UNIT_DIGEST": unit_digest,
+        }
+    )
+    return InstanceFiles(name, port, config, env + f'VLLM_FLEET_ENV_DIGEST="{sha256(env)}"\n')
+
+
+def release_digest(files: Mapping[str, str]) -> str:
+    """The name of a release: a digest of its files' names and contents."""
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(f"{name}\0{len(content.encode())}\0".encode() + content.encode())
+    return digest.hexdigest()[:16]
+
+
+def serve_line(model: str, args: Mapping[str, Any], env: Mapping[str, str]) -> str:
+    """The equivalent command: what a person would type to get the same server."""
+    words = [f"{name}={shlex.quote(value)}" for name, value in sorted(env.items())]
+    words += ["vllm", "serve", shlex.quote(model)]
+    for key, value in sorted(args.items()):
+        if value is True:
+            words.append(f"--{key}")
+        elif value is False:
+            words.append(f"--no-{key}")
+        elif isinstance(value, Mapping):
+            words += [f"--{key}", shlex.quote(json.dumps(value, sort_keys=True))]
+        elif isinstance(value, list):
+            words += [f"--{key}", *(shlex.quote(str(item)) for item in value)]
+        else:
+            words += [f"--{key}", shlex.quote(str(value))]
+    return " ".join(words)

@@ -1,0 +1,122 @@
+"""YAML files with the line of every key, so that an error can name the place that a user must edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vllm_fleet import paths
+from vllm_fleet.errors import FleetError
+
+Location = tuple[str | int, ...]
+Record = TypeVar("Record", bound=BaseModel)
+
+
+class _Loader(yaml.CSafeLoader):
+    """The C parser with positions and without duplicate keys (YAML lets the last one win, silently)."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed file: its data and the line of each key path."""
+
+    file: str
+    data: Any
+    lines: Mapping[Location, int]
+
+    def line(self, location: Location) -> int | None:
+        """The line of a key path, or of its nearest parent that stands in the file."""
+        for length in range(len(location), -1, -1):
+            if (found := self.lines.get(location[:length])) is not None:
+                return found
+        return None
+
+    def error(self, location: Location, message: str, hint: str = "", code: str = "bad-input") -> FleetError:
+        """An error at a key path of this file."""
+        key = ".".join(str(part) for part in location) or None
+        return FleetError(message, hint, self.file, self.line(location), key, code=code)
+
+
+def read(path: Path) -> Document:
+    """Reads one YAML file.
+
+    Raises:
+        FleetError: the file is missing, is not YAML, or has a key twice.
+    """
+    file = paths.display(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FleetError("there is no such file", file=file) from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise FleetError(f"cannot be read: {fault}", file=file) from fault
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        lines: dict[Location, int] = {}
+        data = _build(loader, node, (), lines, file) if node is not None else None
+    except yaml.MarkedYAMLError as fault:
+        line = fault.problem_mark.line + 1 if fault.problem_mark else None
+        raise FleetError(f"is not valid YAML: {fault.problem}", file=file, line=line) from None
+    finally:
+        loader.dispose()
+    return Document(file, data, lines)
+
+
+def _build(loader: Any, node: yaml.Node, at: Location, lines: dict[Location, int], file: str) -> Any:
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        result: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if key in result:
+                raise FleetError(
+                    "the key stands here twice",
+                    "keep one of them",
+                    file,
+                    line,
+                    ".".join(str(part) for part in (*at, key)),
+                )
+            lines[(*at, key)] = line
+            result[key] = _build(loader, value_node, (*at, key), lines, file)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(loader, item, (*at, index), lines, file) for index, item in enumerate(node.value)]
+    return loader.construct_object(node, deep=True)
+
+
+def parse(document: Document, model: type[Record]) -> Record:
+    """The file's data as a strict record.
+
+    Raises:
+        FleetError: with every fault that the schema finds; the first one carries the others.
+    """
+    if not isinstance(document.data, dict):
+        raise document.error((), "must be a mapping", "see docs/ for the format of this file")
+    try:
+        return model.model_validate(document.data)
+    except ValidationError as faults:
+        errors = [_translate(document, fault) for fault in faults.errors()]
+        first = errors[0]
+        first.others = errors[1:]
+        raise first from None
+
+
+def _translate(document: Document, fault: Any) -> FleetError:
+    location: Location = tuple(part for part in fault["loc"] if part != "[key]")
+    if fault["type"] == "extra_forbidden":
+        return document.error(location, "is not a key that may stand here", "check the spelling")
+    if fault["type"] == "missing":
+        return document.error(location, "is missing", "add the key")
+    message = str(fault["msg"])
+    for prefix in ("Value error, ", "Assertion failed, "):
+        message = message.removeprefix(prefix)
+    if not isinstance(fault["input"], dict | list) and "value_error" not in fault["type"]:
+        message = f"{message}, not {fault['input']!r}"
+    return document.error(location, message[:1].lower() + message[1:])
