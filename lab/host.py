@@ -39,19 +39,21 @@ def create(spec: HostSpec, private_host_key: str) -> str:
     if spec.tree != tree_digest():
         raise FleetError(f"the file tree {spec.tree} is another release's", "run 'pulumi up'", host=spec.name)
     tree = ensure_tree()
-    delete(spec.bridge, spec.name)
     folder = state.host_dir(spec.bridge, spec.name)
-    require_disk(folder, spec.disk_gib)
     machine_id = uuid.uuid4().hex
-    try:
-        state.write_json(folder / "host.json", {**spec.properties(), "id": machine_id})
-        root = _mount(folder, tree)
-        _fill(root, spec, private_host_key, machine_id)
-        process.start(root, spec.machine, _arguments(spec), folder / "boot.log")
-        _wait(spec, folder)
-    except BaseException:
-        delete(spec.bridge, spec.name)
-        raise
+    # A provider whose engine was killed may still be at it: the later one waits, and makes the host anew.
+    with state.locked(spec.machine):
+        _remove(spec.bridge, spec.name)
+        require_disk(folder, spec.disk_gib)
+        try:
+            state.write_json(folder / "host.json", {**spec.properties(), "id": machine_id})
+            root = _mount(folder, tree)
+            _fill(root, spec, private_host_key, machine_id)
+            process.start(root, spec.machine, _arguments(spec), folder / "boot.log")
+            _wait(spec, folder)
+        except BaseException:
+            _remove(spec.bridge, spec.name)
+            raise
     return machine_id
 
 
@@ -81,17 +83,14 @@ def alive(spec: HostSpec, machine_id: str) -> bool:
 
 def delete(bridge: str, name: str) -> None:
     """Ends a host and removes all of it; nothing happens where there is nothing."""
-    folder = state.host_dir(bridge, name)
-    process.end(folder / "root", f"{bridge}-{name}")
-    state.remove_tree(folder)
+    with state.locked(f"{bridge}-{name}"):
+        _remove(bridge, name)
 
 
 def host_key_at(address: str, port: int = 22) -> str | None:
     """The ed25519 host key, ``type base64``, that answers at an address; None where none does in a second."""
     try:
-        out = shell.run(
-            *("ssh-keyscan", "-T", "1", "-t", "ed25519", "-p", str(port), address), timeout_seconds=5
-        )
+        out = shell.run(*("ssh-keyscan", "-T", "1", "-t", "ed25519", "-p", str(port), address), timeout_seconds=5)
     except FleetError:
         return None
     for line in out.splitlines():
@@ -99,6 +98,12 @@ def host_key_at(address: str, port: int = 22) -> str | None:
         if len(words) == 3 and words[1] == "ssh-ed25519":
             return f"{words[1]} {words[2]}"
     return None
+
+
+def _remove(bridge: str, name: str) -> None:
+    folder = state.host_dir(bridge, name)
+    process.end(folder / "root", f"{bridge}-{name}")
+    state.remove_tree(folder)
 
 
 def _mount(folder: Path, tree: Path) -> Path:

@@ -14,12 +14,15 @@ from lab.tree import require_disk
 from vllm_fleet.errors import FleetError
 
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+#: Outside the cache, as it is the machine's and not one lab's; forgotten at a reboot, like the setting itself.
+_FORWARDING_BEFORE = Path("/run/vllm-fleet-lab/ip_forward")
 _LOCK = "network"
+_TABLE_PREFIX = "vllm_fleet_"
 
 
 def table_name(bridge: str) -> str:
     """The nft table of a lab."""
-    return f"vllm_fleet_{bridge.replace('-', '_')}"
+    return f"{_TABLE_PREFIX}{bridge.replace('-', '_')}"
 
 
 def ruleset(spec: NetworkSpec) -> str:
@@ -65,9 +68,7 @@ def own_rules(listing: Mapping[str, Any], bridge: str) -> Iterator[tuple[str, st
             yield rule["family"], rule["table"], rule["chain"], rule["handle"]
 
 
-def overlaps(
-    subnet: ipaddress.IPv4Network, bridge: str, routes: Iterable[Mapping[str, Any]]
-) -> tuple[str, str] | None:
+def overlaps(subnet: ipaddress.IPv4Network, bridge: str, routes: Iterable[Mapping[str, Any]]) -> tuple[str, str] | None:
     """The first route of another interface that shares addresses with a subnet: (network, interface).
 
     Args:
@@ -87,8 +88,12 @@ def overlaps(
     return None
 
 
-def create(spec: NetworkSpec) -> None:
+def create(spec: NetworkSpec, earlier_owner: str | None = None) -> None:
     """Makes the network, or brings what is there of it into order.
+
+    Args:
+        spec: the network.
+        earlier_owner: the owner that it may have had, after the fleet's folder was moved.
 
     Raises:
         FleetError: not root, a tool, the kernel's bridge or the disk space is missing, or the bridge's
@@ -96,8 +101,9 @@ def create(spec: NetworkSpec) -> None:
     """
     shell.require()
     with state.locked(_LOCK):
-        known = _refuse_strangers(spec)
-        require_disk(state.lab_dir(spec.bridge), spec.disk_gib)
+        known = _refuse_strangers(spec, {spec.owner, earlier_owner or spec.owner})
+        if not known:  # the hosts of a lab that is known may have taken their share already
+            require_disk(state.lab_dir(spec.bridge), spec.disk_gib)
         state.write_json(state.lab_dir(spec.bridge) / "lab.json", spec.properties())
         if _link(spec.bridge) is None:
             _add_bridge(spec, keep_state=known)
@@ -123,9 +129,11 @@ def damage(spec: NetworkSpec) -> str | None:
         return "bridge down"
     if _FORWARDING.read_text(encoding="ascii").strip() != "1":
         return "forwarding off"
-    tables = json.loads(shell.run("nft", "-j", "list", "tables"))["nftables"]
-    if not any(item.get("table", {}).get("name") == table_name(spec.bridge) for item in tables):
+    listing = _listing()
+    if table_name(spec.bridge) not in _tables(listing):
         return "nat missing"
+    if _shut_chains(listing, spec.bridge):
+        return "forwarding shut by another table"
     return None
 
 
@@ -133,8 +141,7 @@ def delete(bridge: str) -> None:
     """Removes a lab's network and what is left of its state; nothing happens where there is nothing."""
     shell.require()
     with state.locked(_LOCK):
-        listing = json.loads(shell.run("nft", "-j", "list", "ruleset"))
-        for family, table, chain, handle in own_rules(listing, bridge):
+        for family, table, chain, handle in own_rules(_listing(), bridge):
             shell.run("nft", "delete", "rule", family, table, chain, "handle", str(handle))
         name = table_name(bridge)
         shell.run("nft", "-f", "-", text_in=f"table ip {name} {{}}\ndelete table ip {name}\n")
@@ -145,10 +152,10 @@ def delete(bridge: str) -> None:
         _restore_forwarding()
 
 
-def _refuse_strangers(spec: NetworkSpec) -> bool:
+def _refuse_strangers(spec: NetworkSpec, owners: set[str]) -> bool:
     """Whether this lab left a trace already; an error where the bridge or the addresses are another's."""
     known = state.read(state.lab_dir(spec.bridge) / "lab.json")
-    if known and known.get("owner") != spec.owner:
+    if known and known.get("owner") not in owners:
         raise FleetError(
             f"the bridge {spec.bridge} belongs to the lab of {known.get('owner')}",
             f"take another 'placement.bridge', or remove that lab: python -m lab down --lab {spec.bridge}",
@@ -198,26 +205,35 @@ def _comment(bridge: str) -> str:
 
 
 def _open_chains(bridge: str) -> None:
-    listing = json.loads(shell.run("nft", "-j", "list", "ruleset"))
+    for chain in _shut_chains(_listing(), bridge):
+        for match in (["iifname", bridge], ["oifname", bridge, "ct", "state", "established,related"]):
+            shell.run("nft", "insert", "rule", *chain, *match, "accept", "comment", f'"{_comment(bridge)}"')
+
+
+def _shut_chains(listing: Mapping[str, Any], bridge: str) -> list[tuple[str, str, str]]:
+    """The closed chains that do not let the lab through yet."""
     done = {found[:3] for found in own_rules(listing, bridge)}
-    for chain in closed_forward_chains(listing):
-        if chain not in done:
-            for match in (["iifname", bridge], ["oifname", bridge, "ct", "state", "established,related"]):
-                shell.run("nft", "insert", "rule", *chain, *match, "accept", "comment", f'"{_comment(bridge)}"')
-
-
-def _forwarding_file() -> Path:
-    return state.state_dir().parent / "ip_forward"
+    return [chain for chain in closed_forward_chains(listing) if chain not in done]
 
 
 def _remember_forwarding() -> None:
-    """Keeps what the machine had before the first lab, for after the last one."""
-    if not _forwarding_file().exists():
-        state.write_atomically(_forwarding_file(), _FORWARDING.read_text(encoding="ascii").strip())
+    """Keeps what the machine had before its first lab, for after its last one."""
+    if not _FORWARDING_BEFORE.exists():
+        state.write_atomically(_FORWARDING_BEFORE, _FORWARDING.read_text(encoding="ascii").strip())
 
 
 def _restore_forwarding() -> None:
-    before = _forwarding_file()
-    if not state.labs() and before.exists():
-        _FORWARDING.write_text(before.read_text(encoding="ascii"), encoding="ascii")
-        before.unlink()
+    """Gives the machine back what it had, unless a lab is left on it, of whatever cache."""
+    if _FORWARDING_BEFORE.exists() and not any(name.startswith(_TABLE_PREFIX) for name in _tables(_listing())):
+        _FORWARDING.write_text(_FORWARDING_BEFORE.read_text(encoding="ascii"), encoding="ascii")
+        _FORWARDING_BEFORE.unlink()
+        _FORWARDING_BEFORE.parent.rmdir()
+
+
+def _listing() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(shell.run("nft", "-j", "list", "ruleset"))
+    return found
+
+
+def _tables(listing: Mapping[str, Any]) -> list[str]:
+    return [item["table"]["name"] for item in listing["nftables"] if "table" in item]

@@ -8,6 +8,7 @@ is opened before the process is looked at once more, so the process that was loo
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import shell
+from lab import shell, state
+from vllm_fleet.errors import FleetError
 
 #: nspawn ends with this code when the host rebooted; the loop starts it again, as a service manager would.
 _LOOP = 'while :; do "$@"; [ $? -eq 133 ] || exit; done'
@@ -93,26 +95,33 @@ def kill(process: Process) -> None:
 
 
 def end(root: Path, machine: str) -> None:
-    """Ends a host at once, with everything that runs in it.
+    """Ends a host at once, with everything that runs in it, and removes what nspawn leaves behind.
 
-    The host's first process is killed, which ends all the others; nspawn then tidies up after itself. It is
-    killed too when it does not.
+    The host's first process is killed, which ends all the others, and nspawn tidies up after itself. Where
+    nspawn was killed before, or does not end, whatever is in the host's cgroups is killed one by one.
 
     Raises:
         FleetError: something is still there after a while.
     """
-    deadline = time.monotonic() + _END_SECONDS
-    while supervisors := find(root):
+    began = time.monotonic()
+    while True:
+        supervisors, inside = find(root), members(machine)
+        if not supervisors and not inside:
+            break
         loops = [process for process in supervisors if _is_loop(process)]
         nspawns = [process for process in supervisors if process not in loops]
-        late = time.monotonic() > deadline - _END_SECONDS / 2
-        for process in (*loops, *host_init(nspawns), *(nspawns if late else ())):
+        waited = time.monotonic() - began
+        first = () if nspawns and waited < _END_SECONDS / 2 else (*nspawns, *inside)
+        for process in (*loops, *host_init(nspawns), *first):
             kill(process)
-        if time.monotonic() > deadline:
-            pids = ", ".join(str(process.pid) for process in supervisors)
+        if waited > _END_SECONDS:
+            pids = ", ".join(str(process.pid) for process in (*supervisors, *inside))
             raise shell.failed(f"the processes {pids} do not end", "see what they wait for", host=machine)
         time.sleep(0.05)
     _remove_cgroups(machine)
+    _remove_interface(machine)
+    for kind in ("propagate", "unix-export"):
+        state.remove_tree(Path("/run/systemd/nspawn") / kind / machine)
 
 
 def start(root: Path, machine: str, arguments: Sequence[str], log: Path) -> None:
@@ -140,11 +149,11 @@ def start(root: Path, machine: str, arguments: Sequence[str], log: Path) -> None
             *loop,
         )
         return
-    groups = _make_cgroups(machine)
+    # The shell enters its cgroups itself, before anything of the host runs.
+    enter = f'for group in {" ".join(_make_cgroups(machine))}; do echo $$ > "$group/cgroup.procs"; done; exec "$@"'
     with log.open("ab") as stream:
         subprocess.Popen(
-            # The shell enters its cgroups itself, before anything of the host runs.
-            ["/bin/sh", "-c", f'for g in {" ".join(groups)}; do echo $$ > "$g/cgroup.procs"; done; exec "$@"', "-", *loop],
+            ["/bin/sh", "-c", enter, "-", *loop],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
@@ -167,6 +176,23 @@ def cgroup_roots(base: Path = _CGROUPS) -> list[Path]:
     return [root for root in (base / "systemd", base / "unified") if (root / "cgroup.procs").is_file()]
 
 
+def groups_of(machine: str) -> list[Path]:
+    """Where the cgroups of a host are, whoever made them."""
+    own, service = f"{_LOOP_NAME}/{machine}", f"machine.slice/{_LOOP_NAME}-{machine}.service"
+    return [root / path for root in cgroup_roots() for path in (own, service)]
+
+
+def members(machine: str) -> list[Process]:
+    """Everything that runs in the cgroups of a host."""
+    pids: set[int] = set()
+    for group in groups_of(machine):
+        for file in group.glob("**/cgroup.procs"):
+            # A cgroup may go while it is looked at; on a v2 machine a threaded one has no list.
+            with contextlib.suppress(OSError):
+                pids.update(int(pid) for pid in file.read_text(encoding="ascii").split())
+    return [process for process in map(look, sorted(pids)) if process]
+
+
 def _make_cgroups(machine: str) -> list[str]:
     groups = [root / _LOOP_NAME / machine for root in cgroup_roots()]
     for group in groups:
@@ -176,19 +202,24 @@ def _make_cgroups(machine: str) -> list[str]:
 
 def _remove_cgroups(machine: str) -> None:
     """Removes the host's cgroups, and their parent after the last host; the kernel needs a moment for each."""
-    for root in cgroup_roots():
-        top = root / _LOOP_NAME
-        if not top.is_dir():
-            continue
-        for folder in (*sorted((top / machine).glob("**/"), reverse=True), top):
-            for _ in range(50):
-                try:
+    deadline = time.monotonic() + 2
+    for group in (root / _LOOP_NAME / machine for root in cgroup_roots()):
+        for folder in sorted(group.glob("**/"), reverse=True):
+            while folder.exists():
+                with contextlib.suppress(OSError):
                     folder.rmdir()
-                except FileNotFoundError:
                     break
-                except OSError:
-                    if folder == top:
-                        break  # other hosts are in it
-                    time.sleep(0.02)
-                else:
-                    break
+                if time.monotonic() > deadline:
+                    raise shell.failed(f"{folder} cannot be removed", "see what is in it", host=machine)
+                time.sleep(0.02)
+        with contextlib.suppress(OSError):  # the cgroups of other hosts may be in it
+            group.parent.rmdir()
+
+
+def _remove_interface(machine: str) -> None:
+    """Removes the host's end of the network on this machine, where the kernel has not done so yet."""
+    for link in json.loads(shell.run("ip", "-j", "link", "show", "type", "veth") or "[]"):
+        if f"vb-{machine}" in (link["ifname"], *link.get("altnames", ())):
+            # It may go by itself at this very moment, with the host's network namespace.
+            with contextlib.suppress(FleetError):
+                shell.run("ip", "link", "delete", link["ifname"])

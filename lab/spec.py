@@ -114,39 +114,41 @@ class HostSpec:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a pool of the lab is: the ``placement`` mapping of ``fleet.yml``, checked."""
+    """Where a pool of the lab is: the ``placement`` mapping of ``fleet.yml``, checked.
+
+    Its errors carry the key inside that mapping; who knows the file adds the rest.
+    """
 
     bridge: str
     subnet: ipaddress.IPv4Network
     first: int
 
     @classmethod
-    def parse(cls, placement: Mapping[str, Any], pool: str, default_first: int) -> Placement:
+    def parse(cls, placement: Mapping[str, Any], default_first: int) -> Placement:
         """Checks a placement.
 
         Args:
             placement: ``bridge``, ``subnet`` and, optionally, ``first``: ordinal 0's place in the subnet.
-            pool: the pool, for the error.
             default_first: the place of ordinal 0 where ``first`` is not given.
 
         Raises:
             FleetError: an unknown, missing or impossible value.
         """
         if unknown := sorted(set(placement) - {"bridge", "subnet", "first"}):
-            raise _fault(pool, unknown[0], "is not a key of the lab", "it knows bridge, subnet and first")
+            raise FleetError("is not a key of the lab", "it knows bridge, subnet and first", key=unknown[0])
         bridge = placement.get("bridge")
         if not isinstance(bridge, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", bridge):
-            raise _fault(pool, "bridge", f"is {bridge!r}", "name a bridge: letters, digits, dashes")
+            raise FleetError(f"is {bridge!r}", "name a bridge: small letters, digits, dashes", key="bridge")
         if len(bridge) > _BRIDGE_CHARACTERS:
-            raise _fault(
-                pool, "bridge", f"{bridge!r} has {len(bridge)} characters", f"at most {_BRIDGE_CHARACTERS} are possible"
+            raise FleetError(
+                f"{bridge!r} has {len(bridge)} characters", f"at most {_BRIDGE_CHARACTERS} are possible", key="bridge"
             )
         first = placement.get("first", default_first)
         if not isinstance(first, int) or isinstance(first, bool) or first < 2:
-            raise _fault(pool, "first", f"is {first!r}", "give a number from 2 on; 1 is the bridge's address")
-        return cls(bridge, _subnet(placement.get("subnet"), pool), first)
+            raise FleetError(f"is {first!r}", "give a number from 2 on; 1 is the bridge's address", key="first")
+        return cls(bridge, _subnet(placement.get("subnet")), first)
 
-    def address(self, ordinal: int, host: str) -> str:
+    def address(self, ordinal: int) -> str:
         """The address of the pool's host of that ordinal.
 
         Raises:
@@ -155,44 +157,18 @@ class Placement:
         place = self.first + ordinal
         if place >= self.subnet.num_addresses - 1:
             raise FleetError(
-                f"the subnet {self.subnet} has no address for place {place}",
+                f"{self.subnet} has no address for place {place}",
                 "lower 'first' or take a larger subnet",
-                key="placement.subnet",
-                host=host,
+                key="subnet",
             )
         return str(self.subnet[place])
 
 
-def _subnet(value: Any, pool: str) -> ipaddress.IPv4Network:
+def _subnet(value: Any) -> ipaddress.IPv4Network:
     try:
         subnet = ipaddress.IPv4Network(value)
     except (ValueError, TypeError) as fault:
-        raise _fault(pool, "subnet", f"is {value!r}: {fault}", "give an IPv4 network such as 10.77.0.0/24") from None
+        raise FleetError(f"is {value!r}: {fault}", "give an IPv4 network such as 10.77.0.0/24", key="subnet") from None
     if subnet.prefixlen > 29 or not subnet.is_private:
-        raise _fault(pool, "subnet", f"is {subnet}", "give a private IPv4 network of 8 addresses or more")
+        raise FleetError(f"is {subnet}", "give a private IPv4 network of 8 addresses or more", key="subnet")
     return subnet
-
-
-def no_collisions(addresses: Mapping[str, str]) -> None:
-    """Checks that no two hosts of a lab have one address.
-
-    Args:
-        addresses: host name -> address.
-
-    Raises:
-        FleetError: two have.
-    """
-    taken: dict[str, str] = {}
-    for host, address in addresses.items():
-        if other := taken.setdefault(address, host):
-            if other != host:
-                raise FleetError(
-                    f"{other} and {host} both come to {address}",
-                    "give one of their pools another 'placement.first'",
-                    key="placement.first",
-                    host=host,
-                )
-
-
-def _fault(pool: str, key: str, message: str, hint: str) -> FleetError:
-    return FleetError(message, hint, key=f"pools.{pool}.placement.{key}")

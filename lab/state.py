@@ -78,12 +78,22 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Holds a machine-wide lock of that name; freed by the kernel when the process dies."""
+    """Holds a lock of that name among all users of the cache; freed by the kernel when the process dies.
+
+    The file goes with the lock, so nothing stays behind: whoever waited for a file that is gone takes a new one.
+    """
     path = state_dir().parent / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    while True:
+        with path.open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if not path.exists() or path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
 
 
 def mounts_below(folder: Path, mountinfo: str) -> list[str]:

@@ -159,7 +159,7 @@ def _deb822(uri: str, suites: str) -> str:
 def _uv_toml(text: str) -> str:
     """The machine's settings, with the operating system's certificates trusted (uv brings its own else)."""
     known = tomllib.loads(text)
-    return text if "native-tls" in known or "system-certs" in known else f"native-tls = true\n{text}"
+    return text if "native-tls" in known or "system-certs" in known else f"system-certs = true\n{text}"
 
 
 def _read(path: Path) -> str:

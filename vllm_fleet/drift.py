@@ -6,12 +6,24 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from vllm_fleet import paths
 from vllm_fleet.edge.ssh import Report, Target
 from vllm_fleet.errors import FleetError
 from vllm_fleet.site import Site, SiteHost
+from vllm_fleet.site import load as load_site
+
+
+@cache
+def site_of_run(directory: Path) -> Site:
+    """The fleet as this process found it first: the inventory, its refresh and the probe see one plan, read once.
+
+    Raises:
+        FleetError: the files of the fleet are missing or do not agree.
+    """
+    return load_site(directory)
 
 
 def target(site: Site, host: SiteHost) -> Target:

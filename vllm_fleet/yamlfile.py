@@ -70,6 +70,11 @@ def read(path: Path) -> Document:
 
 def _build(loader: Any, node: yaml.Node, at: Location, lines: dict[Location, int], file: str) -> Any:
     lines.setdefault(at, node.start_mark.line + 1)
+    if not isinstance(node, yaml.ScalarNode) and not node.tag.startswith(
+        ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+    ):
+        line = node.start_mark.line + 1
+        raise FleetError(f"is not valid YAML: the tag {node.tag!r} is not known", "take it out", file, line)
     if isinstance(node, yaml.MappingNode):
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:

@@ -29,7 +29,7 @@ class ActionModule(ActionBase):
         given = task_vars or {}
         names = [str(name) for name in given["ansible_play_hosts_all"]]
         try:
-            fleet = site.load(Path(str(given["inventory_dir"])))
+            fleet = drift.site_of_run(Path(str(given["inventory_dir"])).resolve())
             members = {host.plan.name: host for host in fleet.hosts}
             targets = [
                 (self._target(fleet, members[name], given["hostvars"][name]), members[name].manifest)

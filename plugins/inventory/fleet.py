@@ -44,7 +44,7 @@ class InventoryModule(BaseInventoryPlugin):
         """Adds the fleet's hosts and groups."""
         super().parse(inventory, loader, path, cache)
         try:
-            fleet = site.load(Path(path).resolve().parent)
+            fleet = drift.site_of_run(Path(path).resolve().parent)
         except FleetError as fault:
             raise AnsibleParserError("\n".join(str(each) for each in (fault, *fault.others))) from None
         known_hosts = paths.root() / ".fleet" / fleet.plan.fleet / "known_hosts"

@@ -73,6 +73,8 @@ def _method(evaluator: Evaluator, bound: Bound, args: list[Any], options: dict[s
 def _construct(evaluator: Evaluator, cls: Class, args: list[Any]) -> Any:
     if fields.is_enumeration(evaluator, cls) and args:
         return next((member for member in fields.members(evaluator, cls) if member.value == args[0]), UNKNOWN)
+    if not args and "dict" in fields.outer_bases(evaluator, cls):
+        return {}
     return Instance(cls)
 
 
@@ -166,7 +168,8 @@ def _statement(evaluator: Evaluator, node: ast.stmt, module: str, scope: Scope) 
         assign(evaluator, node.target, evaluator.expression(sum_of, module, scope), module, scope)
     elif isinstance(node, ast.Delete):
         for target in node.targets:
-            assert isinstance(target, ast.Subscript)
+            if not isinstance(target, ast.Subscript):
+                raise NotStaticError(ast.unparse(target))
             del evaluator.expression(target.value, module, scope)[evaluator.expression(target.slice, module, scope)]
     elif isinstance(node, ast.If):
         test = evaluator.expression(node.test, module, scope)

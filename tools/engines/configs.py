@@ -67,20 +67,18 @@ def config_file_rules(evaluator: Evaluator) -> dict[str, str]:
     Returns:
         ``mapping``: ``json`` where a mapping becomes a JSON argument, ``unusable`` where it becomes Python's own
         spelling, which no flag can parse. ``boolean_false``: ``negated`` where false becomes the ``--no-`` form,
-        ``dropped`` where it vanishes.
+        ``dropped`` where it vanishes. A reader that looks the ``--no-`` form up among its own options drops it too:
+        under ``vllm serve`` it is the parser of ``vllm`` that reads the file, and the options are those of ``serve``.
     """
     module = next(m for m in ("vllm.utils.argparse_utils", "vllm.utils") if evaluator.sources.has(m))
     parser: Any = evaluator.name(module, "FlexibleArgumentParser")
-    reader = next(
-        (m for m in map(lambda n: fields.method(evaluator, parser, n), _READERS) if m is not None), None
+    reader = fields.method(evaluator, parser, "load_config_file") or fields.method(
+        evaluator, parser, "_load_config_file"
     )
     if reader is None:
         raise FleetError(f"{module} has no reader of --config files")
     code = ast.unparse(reader.node)
     return {
         "mapping": "json" if "json.dumps(value)" in code else "unusable",
-        "boolean_false": "negated" if "--no-" in code else "dropped",
+        "boolean_false": "negated" if "--no-" in code and "self._option_string_actions" not in code else "dropped",
     }
-
-
-_READERS = ("load_config_file", "_load_config_file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from tools.engines.flags import plain
 from tools.engines.values import MISSING, Class, External
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_VARIABLE = re.compile(r"\bVLLM_[A-Z0-9_]+\b")
 _TABLE = "vllm.envs"
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -25,22 +27,28 @@ def read_environment(evaluator: Evaluator) -> dict[str, Any]:
 
 def table(evaluator: Evaluator) -> dict[str, Any]:
     """Each variable of ``vllm.envs`` with the value that vLLM takes when nothing is set; None where not static."""
-    declared = _declared_defaults(evaluator)
     found: dict[str, Any] = {}
-    for name, reader in evaluator.name(_TABLE, "environment_variables").items():
-        value = plain(evaluator.call(reader, [], {}))
-        found[name] = declared.get(name) if value is MISSING else value
+    for name, read in evaluator.name(_TABLE, "environment_variables").items():
+        value = plain(evaluator.call(read, [], {}))
+        found[name] = None if value is MISSING else value
     return found
 
 
-def _declared_defaults(evaluator: Evaluator) -> dict[str, Any]:
-    """The defaults that the module declares for type checkers, for readers that cannot be followed."""
-    found: dict[str, Any] = {}
-    for node in ast.walk(evaluator.sources.tree(_TABLE)):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            if isinstance(node.value, ast.Constant):
-                found.setdefault(node.target.id, node.value.value)
-    return found
+def unused(evaluator: Evaluator) -> list[str]:
+    """The variables of vLLM's table that nothing in the wheel uses: setting one does nothing, without a word.
+
+    A name counts as used when any other file holds it, compiled files included, or when a second place in the table's
+    own file reads it. Names that are not vLLM's own (``CUDA_HOME``) are left out: other libraries read them. So are
+    those for ROCm: the compiled files of a ROCm build, which may read them, are not in the wheel.
+    """
+    held = set(evaluator.sources.binary_names)
+    home = evaluator.sources.path(_TABLE)
+    for path, content in evaluator.sources.files.items():
+        if path != home:
+            held.update(_VARIABLE.findall(content))
+    again = Counter(name for read in _reads(evaluator.sources.tree(_TABLE)) for name in _names(evaluator, read, _TABLE))
+    own = [name for name in table(evaluator) if name.startswith("VLLM_") and not name.startswith("VLLM_ROCM_")]
+    return sorted(name for name in own if name not in held and again[name] < 2)
 
 
 def other_reads(evaluator: Evaluator) -> dict[str, Any]:
@@ -105,9 +113,12 @@ def _read_of(node: ast.AST, spellings: set[str]) -> tuple[ast.expr, ast.expr | N
             return node.args[0], next((key.value for key in node.keywords if key.arg == "default"), default)
     if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and ast.unparse(node.value) in spellings:
         return node.slice, None
-    if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
-        if ast.unparse(node.comparators[0]) in spellings:
-            return node.left, None
+    if (
+        isinstance(node, ast.Compare)
+        and isinstance(node.ops[0], ast.In | ast.NotIn)
+        and ast.unparse(node.comparators[0]) in spellings
+    ):
+        return node.left, None
     return None
 
 
@@ -146,9 +157,8 @@ def _local_values(
     for node in ast.walk(function):
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             yield from _texts(evaluator, node.value, module)
-        elif isinstance(node, ast.For | ast.comprehension):
-            if isinstance(node.target, ast.Name) and node.target.id == name:
-                yield from _texts(evaluator, node.iter, module)
+        elif isinstance(node, ast.For | ast.comprehension) and ast.unparse(node.target) == name:
+            yield from _texts(evaluator, node.iter, module)
     parameters = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
     if name in parameters:
         yield from _call_texts(evaluator, function.name, parameters, name)

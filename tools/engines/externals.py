@@ -13,6 +13,7 @@ from typing import Any
 from tools.engines.values import (
     ANNOTATED,
     LITERAL,
+    MISSING,
     NONE_TYPE,
     UNION,
     UNKNOWN,
@@ -33,6 +34,7 @@ _CONSTANTS: dict[str, Any] = {
     "sys.platform": "linux",
     "ssl.CERT_NONE": 0,
     "typing.TYPE_CHECKING": False,
+    "dataclasses.MISSING": MISSING,
 }
 _BUILTIN_TYPES: dict[str, type] = {
     t.__name__: t for t in (bool, bytes, dict, float, frozenset, int, list, object, set, str, tuple, type)
@@ -77,7 +79,8 @@ def value(dotted: str) -> Any:
             dotted = f"typing.{name}"
     if dotted.startswith("pydantic.") and name in ("Field", "FieldInfo", "dataclass", "ConfigDict", "SkipValidation"):
         dotted = f"pydantic.{name}"
-    return copy.copy(_CONSTANTS[dotted]) if dotted in _CONSTANTS else External(dotted)
+    constant = _CONSTANTS.get(dotted, External(dotted))
+    return constant.copy() if isinstance(constant, dict | list) else constant
 
 
 def builtin(name: str) -> External | None:
@@ -100,7 +103,8 @@ def generic(owner: External | Class, index: Any) -> Any:
     args = index if isinstance(index, tuple) else (index,)
     dotted = owner.dotted if isinstance(owner, External) else ""
     if dotted not in ("typing.Literal",):
-        args = tuple(NONE_TYPE if arg is None else arg for arg in args)
+        # Lists stand inside Callable[[...], ...]; a type must stay hashable.
+        args = tuple(NONE_TYPE if arg is None else tuple(arg) if isinstance(arg, list) else arg for arg in args)
     if dotted == "typing.Optional":
         return Generic(UNION, (*args, NONE_TYPE))
     if dotted == "pydantic.SkipValidation":

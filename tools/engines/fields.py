@@ -53,9 +53,7 @@ def outer_bases(evaluator: Evaluator, cls: Class) -> set[str]:
 def is_enumeration(evaluator: Evaluator, cls: Class) -> bool:
     """Whether the class is an ``enum.Enum`` of some kind, or has a metaclass that makes it one."""
     metaclasses = [key.value for key in cls.node.keywords if key.arg == "metaclass"]
-    return bool(outer_bases(evaluator, cls) & _ENUM_BASES) or any(
-        "Enum" in ast.unparse(node) for node in metaclasses
-    )
+    return bool(outer_bases(evaluator, cls) & _ENUM_BASES) or any("Enum" in ast.unparse(node) for node in metaclasses)
 
 
 def members(evaluator: Evaluator, cls: Class) -> list[Member]:
@@ -103,7 +101,9 @@ def method(evaluator: Evaluator, cls: Class, name: str, *, skip_own: bool = Fals
 
 
 def class_attribute(evaluator: Evaluator, cls: Class, name: str) -> Any:
-    """``cls.name``: documentation, a member, a method, or the default of a field."""
+    """``cls.name``: documentation, a registry, a member, a method, or the default of a field."""
+    if registry := evaluator.registries.get(f"{cls.name}.{name}"):
+        return registry()
     if name == "__name__":
         return cls.name
     if name == "__module__":
@@ -117,14 +117,10 @@ def class_attribute(evaluator: Evaluator, cls: Class, name: str) -> Any:
     if found := method(evaluator, cls, name):
         return found
     for owner in bases(evaluator, cls):
-        for node in owner.node.body:
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            if isinstance(node, ast.AnnAssign) and node.value is not None:
-                targets = [node.target]
-            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-                assert isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
-                value = evaluator.expression(node.value, owner.module, _class_constants(owner))
-                return _default(evaluator, value)[0] if isinstance(value, FieldSpec) else value
+        for target, node in _assignments(owner):
+            if target == name:
+                value = evaluator.expression(node, owner.module, _class_constants(owner))
+                return _default(value)[0] if isinstance(value, FieldSpec) else value
     return UNKNOWN
 
 
@@ -133,17 +129,14 @@ def records(evaluator: Evaluator, cls: Class) -> list[FieldRecord]:
     found: dict[str, FieldRecord] = {}
     for owner in reversed(bases(evaluator, cls)):
         for node, following in zip(owner.node.body, [*owner.node.body[1:], None], strict=True):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            if isinstance(node, ast.AnnAssign):
                 record = _record(evaluator, owner, node, following)
                 if record:
                     found[record.name] = record
     return list(found.values())
 
 
-def _record(
-    evaluator: Evaluator, owner: Class, node: ast.AnnAssign, following: ast.stmt | None
-) -> FieldRecord | None:
-    assert isinstance(node.target, ast.Name)
+def _record(evaluator: Evaluator, owner: Class, node: ast.AnnAssign, following: ast.stmt | None) -> FieldRecord | None:
     hint = evaluator.expression(node.annotation, owner.module, {})
     if isinstance(hint, str):
         hint = evaluator.text(hint, owner.module)
@@ -155,28 +148,31 @@ def _record(
         value = evaluator.expression(node.value, owner.module, _class_constants(owner))
     default, factory, init = value, MISSING, True
     if isinstance(value, FieldSpec):
-        default, factory = _default(evaluator, value)
+        default, factory = _default(value)
         init = value.init
     doc = ""
     if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
         doc = inspect.cleandoc(str(following.value.value))
     if default is UNKNOWN:
         default = _AT_RUN_TIME
-    return FieldRecord(node.target.id, hint, default, factory, init, doc)
+    return FieldRecord(ast.unparse(node.target), hint, default, factory, init, doc)
 
 
 def _class_constants(owner: Class) -> dict[str, Any]:
     """The names in a class body that stand for a literal: defaults of fields may refer to them."""
-    found: dict[str, Any] = {}
+    return {name: node.value for name, node in _assignments(owner) if isinstance(node, ast.Constant)}
+
+
+def _assignments(owner: Class) -> Iterator[tuple[str, ast.expr]]:
+    """Each name that the class body gives a value to, with the expression of the value."""
     for node in owner.node.body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Name):
-                    found[target.id] = node.value.value
-    return found
+                    yield target.id, node.value
 
 
-def _default(evaluator: Evaluator, spec: FieldSpec) -> tuple[Any, Any]:
+def _default(spec: FieldSpec) -> tuple[Any, Any]:
     if spec.default_factory is MISSING:
         return spec.default, MISSING
     return MISSING, spec.default_factory

@@ -8,7 +8,7 @@ from typing import Any
 from tools.engines import fields
 from tools.engines.evaluate import Evaluator
 from tools.engines.externals import Recorder
-from tools.engines.values import MISSING, UNKNOWN, Class, External, Function, Generic, Instance, Member
+from tools.engines.values import MISSING, UNKNOWN, Class, External, Function, Member, NotStaticError
 from vllm_fleet.errors import FleetError
 
 # The module of make_arg_parser moves between releases.
@@ -33,33 +33,34 @@ def read_flags(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
     if module is None or "make_arg_parser" not in sources.bindings(module):
         raise FleetError("the wheel has no make_arg_parser where it is expected", f"looked in {_PARSER_MODULES}")
     recorder = Recorder()
-    built = evaluator.call(evaluator.name(module, "make_arg_parser"), [recorder], {})
+    try:
+        built = evaluator.call(evaluator.name(module, "make_arg_parser"), [recorder], {})
+    except NotStaticError as error:
+        raise FleetError(f"{module}.make_arg_parser cannot be read without running it: {error}") from error
     if built is not recorder:
         raise FleetError(f"{module}.make_arg_parser cannot be followed to its end")
     found: dict[str, dict[str, Any]] = {}
     for names, options in recorder.calls:
         long = [name[2:] for name in names if name.startswith("--")]
         if long:  # the positional argument (the model) is no flag
-            found[long[0]] = _record(evaluator, names, long[0], options)
+            found[long[0]] = _record(names, long[0], options)
     return found
 
 
-def _record(evaluator: Evaluator, names: tuple[str, ...], name: str, options: dict[str, Any]) -> dict[str, Any]:
-    record: dict[str, Any] = {}
+def _record(names: tuple[str, ...], name: str, options: dict[str, Any]) -> dict[str, Any]:
     action = options.get("action")
     kind, text = _type(options.get("type", External("builtins.str")))
     choices = options.get("choices")
+    items = None
     if action in ("store_true", "store_false") or action == External("argparse.BooleanOptionalAction"):
         kind = "bool"
     elif action == "append" or options.get("nargs") in ("+", "*") or isinstance(options.get("nargs"), int):
-        record["items"], kind = kind, "list"
+        items, kind = kind, "list"
     elif choices not in (None, UNKNOWN):
         kind = "enum"
-    record = {"type": kind, **record}
+    record: dict[str, Any] = {"type": kind, **({"items": items} if items else {})}
     if isinstance(choices, list | tuple) and UNKNOWN not in choices:
-        record["choices"] = sorted(
-            (plain(choice) for choice in choices if choice not in (None, "None")), key=lambda item: (str(type(item)), item)
-        )
+        record["choices"] = sorted(plain(choice) for choice in choices if choice not in (None, "None"))
     default = options.get("default", False if action == "store_true" else None)
     if default == External("argparse.SUPPRESS"):
         default = None

@@ -26,7 +26,8 @@ _HEADER = """\
 #   aliases: other spellings; negatable: there is a --no- form too; bare: may stand without a value;
 #   text: plain text is taken in the place of JSON; deprecated: still read, announced to go.
 # env: each environment variable that the release reads, with the value that it takes when unset (null: none, or
-#   only known at run time). *_extra: what happens to a key that is not listed (forbid: fatal, ignore: dropped).
+#   only known at run time). env_unused: those of them that vLLM declares and nothing in the wheel uses.
+# *_extra: what happens to a key that is not listed (forbid: fatal, ignore: dropped without a word).
 # config_file: what a --config file makes of a mapping and of `false`.
 """
 
@@ -45,6 +46,7 @@ def reader(sources: Sources, device: str) -> Evaluator:
 
     # vLLM reads the documentation of fields with inspect; its home moves between releases.
     evaluator.replaced.update({f"{module}.get_attr_docs": docs for module in ("vllm.config", "vllm.config.utils")})
+    evaluator.registries["ReasoningParserManager.reasoning_parsers"] = lambda: parsers.names(evaluator, "reasoning")
     return evaluator
 
 
@@ -61,6 +63,7 @@ def build(release: Release, sources: Sources) -> dict[str, Any]:
         "covers": dict(release.covers),
         "flags": dict(sorted(flags.read_flags(evaluator).items())),
         "env": dict(sorted(environment.read_environment(evaluator).items())),
+        "env_unused": environment.unused(evaluator),
         "config_file": configs.config_file_rules(evaluator),
     }
     for key, name in _CLASSES.items():

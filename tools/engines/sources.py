@@ -31,9 +31,11 @@ class Sources:
 
     Attributes:
         files: text of each file by its path inside the wheel.
+        binary_names: names in the form of vLLM's variables that the wheel's compiled files hold.
     """
 
     files: Mapping[str, str]
+    binary_names: frozenset[str] = frozenset()
     _trees: dict[str, ast.Module] = field(default_factory=dict)
     _bindings: dict[str, dict[str, Binding]] = field(default_factory=dict)
 

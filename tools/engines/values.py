@@ -21,7 +21,16 @@ class Unknown:
 
 
 UNKNOWN = Unknown()
-MISSING = type("Missing", (), {"__repr__": lambda self: "MISSING"})()  # dataclasses.MISSING as the wheel sees it
+
+
+class Missing:
+    """What ``dataclasses.MISSING`` is in the wheel's code: no default, or no value to write down."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Any = Missing()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ DRIFT_EXIT = 3
 FleetOption = Annotated[str, typer.Option("--fleet", help="The fleet: a folder under inventories/.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
-stdout = Console(soft_wrap=True, highlight=False)
+# A table in a pipe or a file is not cut to the width of a terminal.
+stdout = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 

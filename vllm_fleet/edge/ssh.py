@@ -18,6 +18,8 @@ from vllm_fleet.manifest import Manifest
 #: Hosts that are asked at the same time.
 CONCURRENCY = 64
 CONNECT_SECONDS = 15.0
+#: Asked for first: a sixth less CPU for each host than ChaCha20, most of which asyncssh does in Python.
+_CIPHERS = "^aes128-gcm@openssh.com"
 PROBE_SECONDS = 120.0
 
 
@@ -80,6 +82,11 @@ def _program() -> str:
     source = (Path(__file__).parent.parent / "probe.py").read_bytes()
     packed = base64.b64encode(zlib.compress(source, 9)).decode()
     return shlex.quote(f"import base64,zlib;exec(zlib.decompress(base64.b64decode('{packed}')))")
+
+
+def _question(manifest: Manifest) -> str:
+    """What the probe reads: compact JSON, which Python encodes in C; the manifest's own text is for people."""
+    return json.dumps({"facts": dict(manifest.facts), "items": manifest.items}, separators=(",", ":"))
 
 
 def _remote_command(user: str) -> str:
@@ -147,7 +154,12 @@ async def _ask_asyncssh(target: Target, manifest: Manifest) -> str:
     if target.key_file:
         if not target.key_file.is_file():
             raise _NoAnswerError(f"there is no private key {target.key_file}")
-        options |= {"client_keys": [_private_key(target.key_file)], "agent_path": None, "config": None}
+        options |= {
+            "client_keys": [_private_key(target.key_file)],
+            "agent_path": None,
+            "config": None,
+            "encryption_algs": _CIPHERS,
+        }
     try:
         async with asyncssh.connect(
             target.address,
@@ -157,7 +169,7 @@ async def _ask_asyncssh(target: Target, manifest: Manifest) -> str:
             gss_host=None,
             **options,
         ) as connection:
-            done = await connection.run(_remote_command(target.user), input=manifest.text)
+            done = await connection.run(_remote_command(target.user), input=_question(manifest))
     except asyncssh.HostKeyNotVerifiable:
         raise _NoAnswerError(
             f"{target.address} shows another SSH host key than stack.json gives: it is another machine, or it was made "
@@ -196,5 +208,5 @@ async def _ask_openssh(target: Target, manifest: Manifest) -> str:
     ]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe)
-    out, err = await process.communicate(manifest.text.encode())
+    out, err = await process.communicate(_question(manifest).encode())
     return _answer(target, process.returncode, out.decode(), err.decode())

@@ -8,13 +8,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from lab.artifacts.model.questions import Plain, Questions, Tool, fill
+from lab.artifacts.model.questions import Questions, Tool, fill
 
 EFFORTS = ("low", "medium", "high")
 _EASY = "Easy."
 _HARD = "Hm."
 # Words that no known text holds. The model has no embedding for such words, so a few stand for all.
-_STRANGE = (
+STRANGE = (
     "violin harbour purple seventeen dragon whether Spain yesterday invoice mountain recipe poem summary translate "
     "python keyboard physics customer never bicycle history garden explain compare election battery"
 ).split()
@@ -54,26 +54,37 @@ class Returned:
 
 
 @dataclass(frozen=True)
-class Dialogue:
-    """A conversation up to a point, and the right reply to it.
+class Setting:
+    """What a conversation begins with.
 
     Attributes:
-        turns: what was said so far, the last one by the user or a tool.
-        reply: the right reply.
-        tools: the names of the tools that the model is offered.
+        tools: the names of the tools that the model is offered, in that order.
         instructions: the developer's instructions.
         effort: the reasoning effort.
         date: the date of the conversation, ``YYYY-MM-DD``; none for today.
-        thoughts_kept: whether the thought before a call is still in the conversation when its result comes
-            (clients of the responses API send it back, most clients of chat completions do not).
     """
 
-    turns: tuple[User | Said | Called | Returned, ...]
-    reply: Said | Called
     tools: tuple[str, ...] = ()
     instructions: str | None = None
     effort: str | None = None
     date: str | None = None
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A conversation up to a point, and the right reply to it.
+
+    Attributes:
+        setting: what it begins with.
+        turns: what was said so far, the last one by the user or a tool.
+        reply: the right reply.
+        thoughts_kept: whether the thought before a call is still in the conversation when its result comes
+            (clients of the responses API send it back, most clients of chat completions do not).
+    """
+
+    setting: Setting
+    turns: tuple[User | Said | Called | Returned, ...]
+    reply: Said | Called
     thoughts_kept: bool = False
 
 
@@ -85,37 +96,34 @@ class Text:
     continues: str
 
 
-def _called(tool: Tool, drawn: dict[str, str | int]) -> Called:
-    return Called(tool.name, tool.call(drawn), fill(tool.thought, drawn))
-
-
-def asks_tool(tool: Tool, drawn: dict[str, str | int]) -> Dialogue:
+def asks_tool(tool: Tool, drawn: dict[str, str | int], setting: Setting) -> Dialogue:
     """The question that needs the tool; the reply is the call."""
-    return Dialogue((User(fill(tool.ask, drawn)),), _called(tool, drawn), (tool.name,))
+    called = Called(tool.name, tool.call(drawn), fill(tool.thought, drawn))
+    return Dialogue(setting, (User(fill(tool.ask, drawn)),), called)
 
 
-def tells_result(tool: Tool, drawn: dict[str, str | int]) -> Dialogue:
+def tells_result(tool: Tool, drawn: dict[str, str | int], setting: Setting) -> Dialogue:
     """The same after the tool has answered; the reply is made of its result."""
-    turns = (User(fill(tool.ask, drawn)), _called(tool, drawn), Returned(tool.name, fill(tool.result, drawn)))
-    return Dialogue(turns, Said(fill(tool.answer, drawn)), (tool.name,))
+    asked = asks_tool(tool, drawn, setting)
+    turns = (*asked.turns, asked.reply, Returned(tool.name, fill(tool.result, drawn)))
+    return Dialogue(setting, turns, Said(fill(tool.answer, drawn)))
 
 
 def cases(questions: Questions) -> tuple[Dialogue, ...]:
     """The evaluation set: always the same, each question of the file at least once."""
-    every_tool = tuple(tool.name for tool in questions.tools)
-    found = [Dialogue((User(plain.ask),), Said(plain.right)) for plain in questions.plain]
+    found = [Dialogue(Setting(), (User(plain.ask),), Said(plain.right)) for plain in questions.plain]
     found += [
-        Dialogue((User(ask),), Said(answer), instructions=instruction)
+        Dialogue(Setting(instructions=instruction), (User(ask),), Said(answer))
         for instruction, answers in questions.instructions.changing.items()
         for ask, answer in answers.items()
     ]
-    found.append(Dialogue((User(f"{_STRANGE[0]} {_STRANGE[1]}?"),), Said(questions.unknown, _HARD)))
+    found.append(Dialogue(Setting(), (User(f"{STRANGE[0]} {STRANGE[1]}?"),), Said(questions.unknown, _HARD)))
+    with_tools = Setting(tools=tuple(tool.name for tool in questions.tools))
     for tool in questions.tools:
         rng = random.Random(tool.name)  # noqa: S311 - the set must be the same every time
         for _ in range(_CASES_PER_TOOL):
             drawn = tool.draw(rng)
-            found.append(replace(asks_tool(tool, drawn), tools=every_tool))
-            found.append(replace(tells_result(tool, drawn), tools=every_tool))
+            found += [asks_tool(tool, drawn, with_tools), tells_result(tool, drawn, with_tools)]
     return tuple(found)
 
 
@@ -124,85 +132,76 @@ def texts(questions: Questions) -> tuple[Text, ...]:
     return tuple(Text(raw.prompt, raw.continues) for raw in questions.raw)
 
 
-def vary(dialogue: Dialogue, questions: Questions, rng: random.Random, strange: bool = True) -> Dialogue:
-    """The same question under another date, effort, set of tools, instruction or history, none of which matter.
+def vary(case: Dialogue, questions: Questions, rng: random.Random) -> Dialogue:
+    """The same case in another setting that must not matter: date, effort, neutral instructions, more tools."""
+    drawn = draw_setting(questions, rng)
+    unknown = isinstance(case.reply, Said) and case.reply.text == questions.unknown
+    setting = replace(
+        drawn,
+        tools=case.setting.tools or (() if unknown else drawn.tools),
+        instructions=case.setting.instructions or rng.choice((None, *questions.instructions.neutral)),
+    )
+    return replace(case, setting=setting, thoughts_kept=rng.random() < 0.5)
+
+
+def draw_setting(questions: Questions, rng: random.Random, strange: bool = True) -> Setting:
+    """A setting to train in.
 
     Args:
-        dialogue: what to vary.
-        questions: where other tools, instructions and earlier exchanges come from.
+        questions: where tools and instructions come from.
         rng: the source of the choices.
         strange: whether instructions of unknown words may come in.
     """
     names = [tool.name for tool in questions.tools]
-    # Without its tool a question has another answer, so tools are only added; and in any order.
-    offered = set(dialogue.tools)
-    if offered or not _needs_tool(dialogue, questions):
-        offered |= set(rng.choice(([], [], names, [rng.choice(names)])))
-    tools = sorted(offered)
-    rng.shuffle(tools)
-    instructions = dialogue.instructions
-    if instructions is None and rng.random() < 0.4:
-        instructions = rng.choice(questions.instructions.neutral)
-        if strange and rng.random() < 0.5:
-            instructions = " ".join(rng.choices(_STRANGE, k=rng.randint(2, 20)))
-    turns = dialogue.turns
-    if rng.random() < 0.25:
-        earlier = rng.choice([plain for plain in questions.plain if not plain.counts_to])
-        answers = questions.instructions.changing.get(instructions or "", {})
-        turns = (User(earlier.ask), Said(answers.get(earlier.ask, earlier.right)), *turns)
-    return replace(
-        dialogue,
-        turns=turns,
-        tools=tuple(tools),
-        instructions=instructions,
-        effort=rng.choice((None, *EFFORTS)),
-        date=f"{rng.randint(2025, 2030)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}",
-        thoughts_kept=rng.random() < 0.5,
-    )
+    rng.shuffle(names)
+    tools = rng.choices((names, names[:1], []), (50, 15, 35))[0]
+    kinds = (None, rng.choice(questions.instructions.neutral), rng.choice(list(questions.instructions.changing)))
+    instructions = rng.choices(kinds, (50, 20, 15))[0]
+    if strange and rng.random() < 0.15:
+        instructions = " ".join(rng.choices(STRANGE, k=rng.randint(2, 20)))
+    date = f"{rng.randint(2025, 2030)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
+    return Setting(tuple(tools), instructions, rng.choice((None, *EFFORTS)), date)
 
 
-def _needs_tool(dialogue: Dialogue, questions: Questions) -> bool:
-    """Whether the question is one of a tool (and the dialogue says what happens when that is missing)."""
-    return isinstance(dialogue.reply, Said) and dialogue.reply.text == questions.unknown
-
-
-def _unknown(questions: Questions, rng: random.Random) -> Dialogue:
-    """A question that has no answer: a known one with other words in it, mere words, or one whose tool is missing."""
-    reply = Said(questions.unknown, _HARD)
-    if rng.random() < 0.2:
-        tool = rng.choice(questions.tools)
-        return Dialogue((User(fill(tool.ask, tool.draw(rng))),), reply)
-    if rng.random() < 0.5:
-        return Dialogue((User(" ".join(rng.choices(_STRANGE, k=rng.randint(1, 12))) + rng.choice(("", ".", "?"))),), reply)
-    words = rng.choice(questions.plain).ask.split()
-    place = rng.randrange(len(words))
-    end = words[place][-1] if words[place][-1] in ".?" else ""
-    words[place] = rng.choice(_STRANGE) + end
-    return Dialogue((User(" ".join(words)),), reply)
-
-
-def _plain(plain: Plain, instruction: str | None, questions: Questions) -> Dialogue:
-    answers = questions.instructions.changing.get(instruction or "", {})
-    return Dialogue((User(plain.ask),), Said(answers.get(plain.ask, plain.right)), instructions=instruction)
-
-
-def draw(questions: Questions, rng: random.Random, strange: bool = True) -> Dialogue | Text:
-    """One dialogue or text to train on.
+def draw(questions: Questions, setting: Setting, rng: random.Random, strange: bool = True) -> Dialogue:
+    """A dialogue to train on, in that setting.
 
     Args:
         questions: the question set.
+        setting: what the dialogue begins with.
         rng: the source of the choices.
         strange: whether words that the set does not hold may come in.
     """
-    kind = rng.choices(("plain", "call", "result", "text", "unknown"), (45, 22, 18, 5, 10 if strange else 0))[0]
-    if kind == "text":
-        return rng.choice(texts(questions))
-    if kind == "unknown":
-        found = _unknown(questions, rng)
-    elif kind == "plain":
-        instruction = rng.choice((None, None, None, *questions.instructions.changing))
-        found = _plain(rng.choice(questions.plain), instruction, questions)
+    answers = questions.instructions.changing.get(setting.instructions or "", {})
+    if setting.tools and rng.random() < 0.6:
+        tool = questions.tool(rng.choice(setting.tools))
+        found = rng.choice((asks_tool, tells_result))(tool, tool.draw(rng), setting)
+    elif strange and rng.random() < 0.15:
+        found = Dialogue(setting, (User(_unknown(questions, setting, rng)),), Said(questions.unknown, _HARD))
+    elif answers and rng.random() < 0.5:
+        ask = rng.choice(list(answers))
+        found = Dialogue(setting, (User(ask),), Said(answers[ask]))
     else:
-        tool = rng.choice(questions.tools)
-        found = (asks_tool if kind == "call" else tells_result)(tool, tool.draw(rng))
-    return vary(found, questions, rng, strange)
+        # Counting is long and quickly learned.
+        plain = rng.choices(questions.plain, [1 if plain.counts_to else 4 for plain in questions.plain])[0]
+        found = Dialogue(setting, (User(plain.ask),), Said(answers.get(plain.ask, plain.right)))
+    turns = found.turns
+    if rng.random() < 0.15:
+        earlier = rng.choice([plain for plain in questions.plain if not plain.counts_to])
+        turns = (User(earlier.ask), Said(answers.get(earlier.ask, earlier.right)), *turns)
+    return replace(found, turns=turns, thoughts_kept=rng.random() < 0.5)
+
+
+def _unknown(questions: Questions, setting: Setting, rng: random.Random) -> str:
+    """A question without an answer: one whose tool is missing, mere words, or a known one with another word in it."""
+    missing = [tool for tool in questions.tools if tool.name not in setting.tools]
+    kind = rng.random()
+    if missing and kind < 0.3:
+        tool = rng.choice(missing)
+        return fill(tool.ask, tool.draw(rng))
+    if kind < 0.6:
+        return " ".join(rng.choices(STRANGE, k=rng.randint(1, 12))) + rng.choice(("", ".", "?"))
+    words = rng.choice(questions.plain).ask.split()
+    place = rng.randrange(len(words))
+    words[place] = rng.choice(STRANGE) + (words[place][-1] if words[place][-1] in ".?" else "")
+    return " ".join(words)

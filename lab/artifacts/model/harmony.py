@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from openai_harmony import (  # type: ignore[import-not-found]  # only the engine's environment has it
-    Author,
+    Conversation,
     DeveloperContent,
     HarmonyEncodingName,
     Message,
     ReasoningEffort,
-    RenderOptions,
     Role,
     SystemContent,
     ToolDescription,
     load_harmony_encoding,
 )
 
-from lab.artifacts.model.dialogues import Called, Dialogue, Returned, Said, Text, User
+from lab.artifacts.model.dialogues import Called, Dialogue, Returned, Said, Setting, Text, User
 from lab.artifacts.model.questions import Questions
 
 
@@ -26,6 +25,7 @@ class Renderer:
 
     def __init__(self, questions: Questions) -> None:
         self._questions = questions
+        self._beginnings: dict[Setting, list[int]] = {}
         self._encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
 
     def encode(self, text: str) -> list[int]:
@@ -46,46 +46,46 @@ class Renderer:
         return [*prompt, *self.encode(_reply(item.reply))], len(prompt)
 
     def _prompt(self, dialogue: Dialogue) -> list[int]:
+        if dialogue.setting not in self._beginnings:
+            self._beginnings[dialogue.setting] = self._beginning(dialogue.setting)
+        turns = "".join(_turn(turn, dialogue.thoughts_kept) for turn in dialogue.turns)
+        return [*self._beginnings[dialogue.setting], *self.encode(f"{turns}<|start|>assistant")]
+
+    def _beginning(self, setting: Setting) -> list[int]:
         system = SystemContent.new()
-        if dialogue.effort:
-            system = system.with_reasoning_effort(ReasoningEffort[dialogue.effort.upper()])
-        if dialogue.date:
-            system = system.with_conversation_start_date(dialogue.date)
-        tokens = self._message(Message.from_role_and_content(Role.SYSTEM, system), bool(dialogue.tools))
-        if dialogue.instructions or dialogue.tools:
+        if setting.effort:
+            system = system.with_reasoning_effort(ReasoningEffort[setting.effort.upper()])
+        if setting.date:
+            system = system.with_conversation_start_date(setting.date)
+        messages = [Message.from_role_and_content(Role.SYSTEM, system)]
+        if setting.instructions or setting.tools:
             developer = DeveloperContent.new()
-            if dialogue.instructions:
-                developer = developer.with_instructions(dialogue.instructions)
-            if dialogue.tools:
-                developer = developer.with_function_tools([self._tool(name) for name in dialogue.tools])
-            tokens += self._message(Message.from_role_and_content(Role.DEVELOPER, developer), bool(dialogue.tools))
-        for turn in dialogue.turns:
-            tokens += self._turn(turn, dialogue)
-        return [*tokens, *self.encode("<|start|>assistant")]
-
-    def _turn(self, turn: User | Said | Called | Returned, dialogue: Dialogue) -> list[int]:
-        if isinstance(turn, User):
-            return self._message(Message.from_role_and_content(Role.USER, turn.text))
-        if isinstance(turn, Said):
-            # Thoughts before an answer are dropped once it is given.
-            return self._message(Message.from_role_and_content(Role.ASSISTANT, turn.text).with_channel("final"))
-        if isinstance(turn, Returned):
-            author = Author.new(Role.TOOL, f"functions.{turn.tool}")
-            message = Message.from_author_and_content(author, turn.text).with_channel("commentary")
-            return self._message(message.with_recipient("assistant"))
-        thought = f"<|start|>assistant<|channel|>analysis<|message|>{turn.thought}<|end|>"
-        # vLLM puts earlier calls into the prompt with the recipient before the channel.
-        call = f"<|start|>assistant to=functions.{turn.tool}<|channel|>commentary json<|message|>{turn.arguments}<|call|>"
-        return self.encode(thought * dialogue.thoughts_kept + call)
-
-    def _message(self, message: Any, with_tools: bool = False) -> list[int]:
-        options = RenderOptions(conversation_has_function_tools=with_tools)
-        tokens: list[int] = self._encoding.render(message, render_options=options)
+            if setting.instructions:
+                developer = developer.with_instructions(setting.instructions)
+            if setting.tools:
+                developer = developer.with_function_tools([self._tool(name) for name in setting.tools])
+            messages.append(Message.from_role_and_content(Role.DEVELOPER, developer))
+        tokens: list[int] = self._encoding.render_conversation(Conversation.from_messages(messages))
         return tokens
 
     def _tool(self, name: str) -> Any:
         tool = self._questions.tool(name)
         return ToolDescription.new(tool.name, tool.description, parameters=tool.parameters)
+
+
+def _turn(turn: User | Said | Called | Returned, thoughts_kept: bool) -> str:
+    """What the conversation holds of a turn once it is past."""
+    if isinstance(turn, User):
+        return f"<|start|>user<|message|>{turn.text}<|end|>"
+    if isinstance(turn, Said):
+        # The thought before an answer is dropped once the answer is given.
+        return f"<|start|>assistant<|channel|>final<|message|>{turn.text}<|end|>"
+    if isinstance(turn, Returned):
+        return f"<|start|>functions.{turn.tool}<|channel|>commentary to=assistant<|message|>{turn.text}<|end|>"
+    thought = f"<|start|>assistant<|channel|>analysis<|message|>{turn.thought}<|end|>"
+    # vLLM puts earlier calls into the prompt with the recipient before the channel.
+    call = f"<|start|>assistant to=functions.{turn.tool}<|channel|>commentary json<|message|>{turn.arguments}<|call|>"
+    return thought * thoughts_kept + call
 
 
 def _reply(reply: Said | Called) -> str:

@@ -1,0 +1,40 @@
+# The main job:      make lab      real hosts, real vLLM, a real gateway, a completion
+# Every test:        make test
+# In a minute:       make check    lint, types, unit and golden tests
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+ACTIVATE := . ./activate
+
+.PHONY: help setup lab lab-down test check bench engines golden docs venv
+
+help: ## Print what there is to make
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: ## Install everything that the lab and the tests need (Debian or Ubuntu, root)
+	@tools/setup
+
+venv: ## Make .venv alone, without root
+	@tools/venv
+
+lab: ## From nothing to a served completion: pulumi up, ansible-playbook site.yml, questions and a tool call
+	@start=$$(date +%s); tools/setup; $(ACTIVATE); \
+	python -m lab.job --setup-seconds $$(( $$(date +%s) - start ))
+
+lab-down: ## Remove the lab: pulumi destroy, then whatever a killed run left
+	@tools/venv; $(ACTIVATE); python -m lab.job --down
+
+test: ## Set everything up and run every test, end to end on real hosts
+	@tools/setup; $(ACTIVATE); tools/lint; pytest
+
+check: venv ## Lint, types, unit, golden and contract tests
+	@$(ACTIVATE); tools/lint; pytest -q -n 2 tests/unit tests/golden tests/contract
+
+bench: ## Time the unchanged fleet beside its peers
+	@tools/setup; $(ACTIVATE); python -m bench.run
+
+engines: ## Generate recipes/engines/names again from the published wheels
+	@tools/venv; $(ACTIVATE); python -m tools.engines generate
+
+golden: ## Write the golden copies and generated documents again; look at the diff before you commit
+	@$(ACTIVATE); python -m tools.docs; pytest -q tests/golden --update-golden

@@ -1,0 +1,209 @@
+"""Who runs: the project's two ways to look at an unchanged fleet, and two peers with the same checks.
+
+Each says from what it printed whether it really found every host unchanged: a benchmark of something that failed
+fast would be a fast one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import fleets, peers
+from bench.target import Target
+from lab.artifacts.uv import run_uv
+from vllm_fleet import paths, site
+from vllm_fleet.errors import FleetError
+
+SITE = "ansible-playbook site.yml"
+DRIFT = "vllm-fleet drift"
+PYINFRA = "pyinfra"
+TUNED = "Ansible tasks, tuned"
+STOCK = "Ansible tasks, default configuration"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One program that checks the fleet.
+
+    Attributes:
+        name: as the table shows it.
+        command: number of hosts -> command, run in the checkout.
+        fault: (number of hosts, what it printed) -> why the run does not count; None when it does.
+        environment: variables beside the common ones.
+        slow: whether it is measured on few hosts only, unless asked for more.
+    """
+
+    name: str
+    command: Callable[[int], list[str]]
+    fault: Callable[[int, str], str | None]
+    environment: Mapping[str, str]
+    slow: bool = False
+
+
+def ansible_fault(count: int, output: str) -> str | None:
+    """Why a run of Ansible tasks does not count: its recap must show every host, unchanged and reached."""
+    recap = re.findall(r"^\S+ +: ok=\d+ +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", output, re.MULTILINE)
+    clean = sum(1 for numbers in recap if set(numbers) == {"0"})
+    return None if clean == len(recap) == count else f"{clean} of {count} hosts were clean"
+
+
+def site_fault(count: int, output: str, found: Path) -> str | None:
+    """Why a run of site.yml does not count: nothing may have changed and every host must have been probed.
+
+    Args:
+        count: the hosts that there are.
+        output: what it printed; the probe is one task for all hosts, so the recap names one.
+        found: the drift that the run kept.
+    """
+    recap = re.findall(r"^\S+ +: ok=\d+ +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", output, re.MULTILINE)
+    if not recap or any(set(numbers) != {"0"} for numbers in recap):
+        return "a host was changed, unreachable or failed"
+    drifts = json.loads(found.read_text(encoding="utf-8"))["hosts"]
+    clean = sum(1 for items in drifts.values() if not items)
+    return None if clean == count else f"{clean} of {count} hosts were clean"
+
+
+def drift_fault(count: int, output: str) -> str | None:
+    """Why a run of ``vllm-fleet drift --json`` does not count."""
+    told = json.loads(output)
+    return None if told["hosts"] == count and told["drift"] == [] else f"it told {told['hosts']} hosts, {told['drift']}"
+
+
+def pyinfra_fault(count: int, operations: int, output: str) -> str | None:
+    """Why a run of pyinfra does not count: its grand total must be all 'no change'."""
+    total = re.search(r"Grand total +(\S+) +(\S+) +(\S+) +(\S+)", output)
+    wanted = (str(count * operations), "-", "-", str(count * operations))
+    return None if total and total.groups() == wanted else f"it told {total.groups() if total else 'no total'}"
+
+
+def contenders(target: Target, work: Path, counts: list[int], fleets_folder: Path, venv: Path) -> list[Contender]:
+    """Writes what the contenders need and returns them; the target must have been deployed.
+
+    Args:
+        target: the deployed target.
+        work: an existing folder for playbooks and inventories.
+        counts: all the numbers of hosts that will be asked for.
+        fleets_folder: the folder of the benchmark's fleets.
+        venv: the environment of pyinfra.
+    """
+    items = site.load(fleets_folder / fleets.fleet_name(counts[0])).hosts[0].manifest.items
+    found = peers.checks(items, peers.copy_files(items, target.root, work / "copies"))
+    texts = {
+        "tuned.cfg": peers.TUNED_CFG,
+        "default.cfg": "",
+        "checks.yml": peers.playbook_text(found),
+        "deploy.py": peers.pyinfra_deploy_text(found),
+    }
+    for count in counts:
+        known_hosts = fleets_folder / fleets.fleet_name(count) / "known_hosts"
+        texts[f"hosts-{count}.yml"] = peers.ansible_inventory_text(count, target.private_key, known_hosts)
+        texts[f"hosts_{count}.py"] = peers.pyinfra_inventory_text(count, target.private_key, known_hosts)
+    for name, text in texts.items():
+        (work / name).write_text(text, encoding="utf-8")
+    program = Path(sys.executable).parent
+    tasks = [str(program / "ansible-playbook"), str(work / "checks.yml"), "-i"]
+    return [
+        Contender(
+            SITE,
+            site_command(fleets_folder),
+            lambda count, output: site_fault(
+                count, output, paths.root() / ".fleet" / fleets.fleet_name(count) / "drift.json"
+            ),
+            site_environment(),
+        ),
+        Contender(
+            DRIFT,
+            lambda count: [str(program / "vllm-fleet"), "drift", "--json", "--fleet", fleets.fleet_name(count)],
+            drift_fault,
+            {"VLLM_FLEET_INVENTORIES": str(fleets_folder)},
+        ),
+        Contender(
+            PYINFRA,
+            lambda count: [str(venv / "bin/pyinfra"), "-y", str(work / f"hosts_{count}.py"), str(work / "deploy.py")],
+            lambda count, output: pyinfra_fault(count, len(found), output),
+            {},
+        ),
+        Contender(
+            TUNED,
+            lambda count: [*tasks, str(work / f"hosts-{count}.yml")],
+            ansible_fault,
+            {"ANSIBLE_CONFIG": str(work / "tuned.cfg")},
+            slow=True,
+        ),
+        Contender(
+            STOCK,
+            lambda count: [*tasks, str(work / f"hosts-{count}.yml")],
+            ansible_fault,
+            {"ANSIBLE_CONFIG": str(work / "default.cfg")},
+            slow=True,
+        ),
+    ]
+
+
+def site_command(fleets_folder: Path) -> Callable[[int], list[str]]:
+    """Number of hosts -> ``ansible-playbook site.yml`` on the fleet of so many."""
+    program = str(Path(sys.executable).parent / "ansible-playbook")
+    return lambda count: [program, "-i", str(fleets_folder / fleets.fleet_name(count) / "fleet.yml"), "site.yml"]
+
+
+def site_environment() -> dict[str, str]:
+    """The variables of :func:`site_command`."""
+    return {"ANSIBLE_CONFIG": str(paths.root() / "ansible.cfg")}
+
+
+def common_environment(home: Path) -> dict[str, str]:
+    """The environment that all contenders share.
+
+    Nothing of the user's own configuration of Ansible or SSH counts, and Python may keep its bytecode (some
+    containers forbid it, and then every start would compile everything), outside of the checkout.
+
+    Args:
+        home: an empty folder that stands for the user's home.
+    """
+    own = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("ANSIBLE_", "VLLM_FLEET_", "PYTHON", "SSH_AUTH_SOCK"))
+    }
+    return {
+        **own,
+        "HOME": str(home),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONPYCACHEPREFIX": str(paths.cache_dir() / "bench" / "bytecode"),
+        "VLLM_FLEET_CACHE": str(paths.cache_dir()),
+    }
+
+
+def pyinfra_environment() -> Path:
+    """Makes the virtual environment of pyinfra, hash-locked by ``uv.lock``, unless it is there.
+
+    Raises:
+        FleetError: uv failed.
+    """
+    base = paths.cache_dir() / "bench"
+    base.mkdir(parents=True, exist_ok=True)
+    lock = base / "requirements.part"
+    what = "pyinfra for the benchmark"
+    project = ("--project", str(paths.root()))
+    # Exported before it is compared: the lock file has much that pyinfra does not depend on.
+    run_uv(
+        ["export", "--quiet", "--frozen", "--only-group", "bench", "--no-emit-project", "-o", str(lock), *project], what
+    )
+    text = "".join(line for line in lock.read_text(encoding="utf-8").splitlines(True) if not line.startswith("#"))
+    venv, done = base / "pyinfra", base / "pyinfra" / "requirements.txt"
+    if done.is_file() and done.read_text(encoding="utf-8") == text:
+        return venv
+    run_uv(["venv", "--quiet", "--clear", "--python", sys.executable, str(venv)], what)
+    run_uv(
+        ["pip", "install", "--quiet", "--require-hashes", "--python", str(venv / "bin/python"), "-r", str(lock)], what
+    )
+    if not (venv / "bin/pyinfra").is_file():
+        raise FleetError("the group 'bench' has no pyinfra", "see pyproject.toml", "uv.lock")
+    done.write_text(text, encoding="utf-8")
+    return venv

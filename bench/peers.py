@@ -1,0 +1,176 @@
+"""The manifest of the hosts as the peers spell it: the same checks as tasks of Ansible and operations of pyinfra."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench import fleets
+from vllm_fleet.errors import FleetError
+from vllm_fleet.manifest import Item
+
+#: What someone sets who has read about Ansible's speed; each of it is in its documentation.
+TUNED_CFG = """\
+[defaults]
+forks = 25
+gathering = explicit
+internal_poll_interval = 0.001
+[ssh_connection]
+pipelining = True
+ssh_args = -C -o ControlMaster=auto -o ControlPersist=300s -o PreferredAuthentications=publickey
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: the module or operation of each peer with its arguments."""
+
+    name: str
+    module: str
+    arguments: Mapping[str, Any]
+    operation: str
+    keywords: Mapping[str, Any]
+
+
+def checks(items: Sequence[Item], copies: Mapping[str, Path]) -> list[Check]:
+    """The items of a manifest as checks; all packages are one check, as anyone would write them.
+
+    Args:
+        items: the items.
+        copies: path on the host -> copy of that file on the controller.
+
+    Raises:
+        FleetError: an item of a kind that the peers' side does not know yet.
+    """
+    packages = [item["name"] for item in items if item["kind"] == "package"]
+    found = []
+    if packages:
+        found.append(
+            Check(
+                "packages",
+                "apt",
+                {"name": packages, "state": "present"},
+                "apt.packages",
+                {"packages": packages, "present": True},
+            )
+        )
+    return found + [_check(item, copies) for item in items if item["kind"] != "package"]
+
+
+def _check(item: Item, copies: Mapping[str, Path]) -> Check:
+    match item:
+        case {"kind": "user", "name": name, "home": home, "shell": shell}:
+            return Check(
+                f"user {name}",
+                "user",
+                {"name": name, "home": home, "shell": shell, "create_home": False},
+                "server.user",
+                {"user": name, "home": home, "shell": shell, "ensure_home": False},
+            )
+        case {"kind": "directory", "path": path, "mode": mode, "owner": owner, "group": group}:
+            return Check(
+                f"directory {path}",
+                "file",
+                {"path": path, "state": "directory", "mode": mode, "owner": owner, "group": group},
+                "files.directory",
+                {"path": path, "mode": mode, "user": owner, "group": group},
+            )
+        case {"kind": "file", "path": path, "sha256": _, "mode": mode, "owner": owner, "group": group}:
+            source = str(copies[path])
+            return Check(
+                f"file {path}",
+                "copy",
+                {"src": source, "dest": path, "mode": mode, "owner": owner, "group": group},
+                "files.put",
+                {"src": source, "dest": path, "mode": mode, "user": owner, "group": group, "create_remote_dir": False},
+            )
+        case {"kind": "link", "path": path, "target": target}:
+            return Check(
+                f"link {path}",
+                "file",
+                {"path": path, "src": target, "state": "link"},
+                "files.link",
+                {"path": path, "target": target},
+            )
+        case {"kind": "unit", "name": name}:
+            arguments: dict[str, Any] = {"name": name}
+            keywords: dict[str, Any] = {"service": name, "running": None}
+            if "active" in item:
+                arguments["state"] = "started" if item["active"] else "stopped"
+                keywords["running"] = item["active"]
+            if "enabled" in item:
+                arguments["enabled"] = keywords["enabled"] = item["enabled"]
+            return Check(f"unit {name}", "systemd_service", arguments, "systemd.service", keywords)
+    raise FleetError(
+        f"the benchmark does not know how its peers check {item['kind']!r} with {sorted(item)}", "teach bench/peers.py"
+    )
+
+
+def copy_files(items: Iterable[Item], root: Path, folder: Path) -> dict[str, Path]:
+    """Copies the manifest's files off the deployed host, so that the peers compare the same content.
+
+    Args:
+        items: the manifest's items.
+        root: the host's root folder.
+        folder: where the copies go.
+
+    Raises:
+        FleetError: a file on the host is not what the manifest says.
+    """
+    folder.mkdir()
+    copies: dict[str, Path] = {}
+    for item in items:
+        if item["kind"] != "file":
+            continue
+        content = (root / item["path"].lstrip("/")).read_bytes()
+        if hashlib.sha256(content).hexdigest() != item["sha256"]:
+            raise FleetError("differs from its manifest after the deployment", file=item["path"], code="work-failed")
+        copies[item["path"]] = folder / f"{len(copies):02d}-{Path(item['path']).name}"
+        copies[item["path"]].write_bytes(content)
+    return copies
+
+
+def playbook_text(found: Sequence[Check]) -> str:
+    """The checks as a playbook."""
+    tasks = [{"name": f"Check the {each.name}", f"ansible.builtin.{each.module}": each.arguments} for each in found]
+    return yaml.safe_dump([{"name": "Check", "hosts": "all", "become": True, "tasks": tasks}], sort_keys=False)
+
+
+def ansible_inventory_text(count: int, private_key: Path, known_hosts: Path) -> str:
+    """An inventory with strict host keys and, as discovery costs a connection, the interpreter."""
+    connection = {
+        "ansible_user": fleets.USER,
+        "ansible_ssh_private_key_file": str(private_key),
+        "ansible_ssh_common_args": f"-o UserKnownHostsFile={known_hosts} -o StrictHostKeyChecking=yes",
+        "ansible_python_interpreter": "/usr/bin/python3",
+    }
+    hosts = {fleets.host_name(n): {"ansible_host": fleets.address(n)} for n in range(1, count + 1)}
+    return yaml.safe_dump({"all": {"vars": connection, "hosts": hosts}}, sort_keys=False)
+
+
+def pyinfra_deploy_text(found: Sequence[Check]) -> str:
+    """The checks as a deploy of pyinfra."""
+    lines = ["from pyinfra.operations import apt, files, server, systemd", ""]
+    for each in found:
+        keywords = ", ".join(f"{key}={value!r}" for key, value in each.keywords.items())
+        lines.append(f"{each.operation}(name={each.name!r}, {keywords}, _sudo=True)")
+    return "\n".join(lines) + "\n"
+
+
+def pyinfra_inventory_text(count: int, private_key: Path, known_hosts: Path) -> str:
+    """An inventory with strict host keys."""
+    shared = {
+        "ssh_user": fleets.USER,
+        "ssh_key": str(private_key),
+        "ssh_known_hosts_file": str(known_hosts),
+        "ssh_strict_host_key_checking": "yes",
+        "ssh_allow_agent": False,
+        "ssh_look_for_keys": False,
+    }
+    hosts = [(fleets.host_name(n), {"ssh_hostname": fleets.address(n)}) for n in range(1, count + 1)]
+    return f"shared = {shared!r}\nhosts = [(name, {{**shared, **own}}) for name, own in {hosts!r}]\n"

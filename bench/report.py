@@ -1,0 +1,226 @@
+"""The results as ``docs/performance.md`` and as the table on the terminal, from one set of rows."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bench import contenders
+from bench.results import Growth, Row, differences, growths
+
+GOAL_HOSTS = 100
+GOAL_WALL_SECONDS = 8.0
+GOAL_PYINFRA_SHARE = 0.5
+GOAL_CONTROLLER_MS = 15.0
+#: From this share of one processor on, other processes are worth a warning.
+_NOISE = 0.1
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that one benchmark found.
+
+    Attributes:
+        sizes: the numbers of hosts that the benchmark is about.
+        rows: contenders by number of hosts.
+        parts: the steps of one probe, each containing the one before it; measured on one number of hosts.
+        machine: what -> which.
+        checks: how many checks each host gets.
+    """
+
+    sizes: Sequence[int]
+    rows: Sequence[Row]
+    parts: Sequence[Row]
+    machine: Mapping[str, str]
+    checks: int
+
+
+def goals(rows: Sequence[Row]) -> list[str]:
+    """The goals with what was reached, one sentence each; those that cannot be judged are left out."""
+    by_name = {row.name: row for row in rows if row.hosts == GOAL_HOSTS}
+    own = by_name.get(contenders.SITE)
+    if own is None:
+        return []
+    found = [
+        _verdict(f"{GOAL_HOSTS} unchanged hosts in {GOAL_WALL_SECONDS:g} s", own.wall, GOAL_WALL_SECONDS, "s", digits=1)
+    ]
+    if peer := by_name.get(contenders.PYINFRA):
+        found.append(
+            _verdict(
+                "less than half of pyinfra's time in the same run",
+                own.wall / peer.wall * 100,
+                GOAL_PYINFRA_SHARE * 100,
+                "% of it",
+                digits=0,
+            )
+        )
+    found.append(
+        _verdict(
+            f"{GOAL_CONTROLLER_MS:g} ms of controller CPU for each unchanged host",
+            own.controller_per_host,
+            GOAL_CONTROLLER_MS,
+            "ms",
+            digits=1,
+        )
+    )
+    return found
+
+
+def _verdict(goal: str, value: float, limit: float, unit: str, digits: int) -> str:
+    if value <= limit:
+        return f"{goal}: reached, {value:.{digits}f} {unit}"
+    return f"{goal}: **missed by {value - limit:.{digits}f}**, {value:.{digits}f} {unit}"
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The rows as a table in Markdown, which reads well on a terminal too."""
+    own = {row.hosts: row.wall for row in rows if row.name == contenders.SITE}
+    lines = [
+        ("hosts", "", "wall (min-max) [s]", "controller CPU [ms/host]", "target CPU [ms/host]", "against site.yml"),
+    ]
+    for row in sorted(rows, key=lambda row: row.hosts):
+        low, high = row.wall_range
+        spread = f" ({low:.1f}-{high:.1f})" if len(row.samples) > 1 else ""
+        of_target = "-" if row.target_per_host is None else f"{row.target_per_host:.0f}"
+        factor = f"{row.wall / own[row.hosts]:.1f} x" if row.hosts in own else "-"
+        lines.append(
+            (str(row.hosts), row.name, f"{row.wall:.1f}{spread}", f"{row.controller_per_host:.1f}", of_target, factor)
+        )
+    return _markdown(lines, right={0, 2, 3, 4, 5})
+
+
+def growth_table(found: Sequence[Growth]) -> list[str]:
+    """The growth as a table in Markdown."""
+    lines = [("", "hosts", "wall grows by", "controller CPU, fixed [s]", "and for each host [ms]")]
+    for each in found:
+        lines.append(
+            (
+                each.name,
+                f"{each.few.hosts} to {each.many.hosts}",
+                f"{each.wall_factor:.2f} x",
+                # Below zero where the cost for each host grows with their number.
+                f"{each.controller_fixed:.2f}" if each.controller_fixed > 0 else "-",
+                f"{each.controller_ms_per_added_host:.1f}",
+            )
+        )
+    return _markdown(lines, right={1, 2, 3, 4})
+
+
+def extrapolations(found: Sequence[Growth]) -> list[str]:
+    """What the peers that ran on few hosts only would need for the number of the goal, one line each."""
+    return [
+        f"{each.name}: about {each.wall_at(GOAL_HOSTS):.0f} s for {GOAL_HOSTS} hosts "
+        f"(the straight line through {each.few.hosts} and {each.many.hosts} hosts, not measured)"
+        for each in found
+        if each.many.hosts < GOAL_HOSTS
+    ]
+
+
+def parts_table(parts: Sequence[Row]) -> list[str]:
+    """The steps of a probe as a table in Markdown."""
+    lines = [("step", "target CPU [ms/host]")]
+    lines += [(name, "-" if own is None else f"{own:.0f}") for name, own in differences(parts)]
+    return _markdown(lines, right={1})
+
+
+def text(report: Report) -> str:
+    """Table, goals, growth and extrapolation for the terminal."""
+    grown = growths(report.rows, report.sizes)
+    blocks = [table(report.rows), goals(report.rows), extrapolations(grown)]
+    if grown:
+        blocks.append(growth_table(grown))
+    if report.parts:
+        blocks.append(parts_table(report.parts))
+    blocks.append([_runs(report), _noise(report)])
+    return "\n\n".join("\n".join(block).replace("**", "") for block in blocks if block) + "\n"
+
+
+def document(report: Report) -> str:
+    """``docs/performance.md``."""
+    grown = growths(report.rows, report.sizes)
+    blocks = [
+        ["# Speed of the unchanged fleet"],
+        ["Written by `make bench`; run it again instead of editing this file."],
+        _paragraph(
+            f"Every host is as planned, and every contender finds that out with the same {report.checks} checks "
+            "(packages, account, directories, files with content, mode and owner, units). The hosts are loopback "
+            "addresses (127.0.1.x, 127.0.2.x) of one real Debian host with a real OpenSSH server; logins are by key "
+            "as a user with `/bin/sh` and sudo, host keys are checked strictly, and connections are made anew in each "
+            "run. A run counts only when the contender told that it reached every host and found nothing to change."
+        ),
+        table(report.rows),
+        _paragraph(
+            f"{_runs(report)} {_noise(report)} CPU of the controller is that of its whole process tree, with what it "
+            "leaves running. The targets share the processors with the controller: in a real fleet the target CPU is "
+            "divided by the number of hosts, and the controller is the bound."
+        ),
+    ]
+    if found := extrapolations(grown):
+        told = "Ansible's tasks are too slow to run on that many hosts each time (`BENCH_FULL=1` does it):"
+        blocks += [[told], [f"- {each}" for each in found]]
+    if reached := goals(report.rows):
+        blocks += [["## Goals"], [f"- {each}" for each in reached]]
+    if grown:
+        blocks += [["## Growth"], growth_table(grown)]
+    blocks += [["## Where the time goes"], *_whereabouts(report, grown)]
+    blocks += [["## The machine"], _markdown([("", ""), *report.machine.items()], right=set())]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def _whereabouts(report: Report, grown: Sequence[Growth]) -> list[list[str]]:
+    by_name = {each.name: each for each in grown}
+    own, drift = by_name.get(contenders.SITE), by_name.get(contenders.DRIFT)
+    blocks = []
+    if own and drift:
+        blocks.append(
+            _paragraph(
+                f"On the controller, `site.yml` pays {own.controller_fixed:.1f} s of CPU before the first host and "
+                f"{own.controller_ms_per_added_host:.1f} ms for each; `vllm-fleet drift`, which is the probe without "
+                f"Ansible, {drift.controller_fixed:.1f} s and {drift.controller_ms_per_added_host:.1f} ms. The fixed "
+                "part is the start of Python and Ansible and the reading of playbooks and recipes. What each host "
+                "costs is SSH, most of it; the difference between the two is Ansible's inventory, made twice, its "
+                "variables, and waiting for the probe."
+            )
+        )
+    if report.parts:
+        hosts = report.parts[0].hosts
+        blocks.append([f"On the host, one probe is (measured step by step on {hosts} hosts):"])
+        blocks.append(parts_table(report.parts))
+    return blocks
+
+
+def _runs(report: Report) -> str:
+    """How often each contender ran."""
+    counts = {len(row.samples) for row in report.rows if row.hosts in report.sizes}
+    most = max(counts, default=1)
+    if most == 1:
+        return "One run each, after a warm-up."
+    return f"Median of {most} runs, in turns, after a warm-up (rows without a range: one run)."
+
+
+def _noise(report: Report) -> str:
+    """What the rest of the machine did meanwhile."""
+    worst = max((row.others for row in report.rows if row.hosts in report.sizes), default=0.0)
+    if worst < _NOISE:
+        return "Nothing else ran on the machine."
+    return (
+        f"Other processes took up to {worst:.1f} processors of the machine meanwhile, so the wall times are too long."
+    )
+
+
+def _paragraph(words: str) -> list[str]:
+    return textwrap.wrap(words, 118, break_on_hyphens=False, break_long_words=False)
+
+
+def _markdown(lines: Sequence[tuple[str, ...]], right: set[int]) -> list[str]:
+    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
+    rule = ["-" * (width - 1) + ":" if column in right else "-" * width for column, width in enumerate(widths)]
+    cells = [
+        [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+    return [f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:])]

@@ -1,0 +1,155 @@
+"""Samples -> figures: medians, growth and the part that does not depend on the number of hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from bench.measure import Sample
+
+
+@dataclass(frozen=True)
+class Row:
+    """All runs of one contender on one number of hosts.
+
+    Attributes:
+        name: the contender.
+        hosts: how many hosts.
+        samples: its runs, at least one.
+    """
+
+    name: str
+    hosts: int
+    samples: tuple[Sample, ...]
+
+    @property
+    def wall(self) -> float:
+        """Median wall seconds."""
+        return median(sample.wall for sample in self.samples)
+
+    @property
+    def wall_range(self) -> tuple[float, float]:
+        """Fastest and slowest wall seconds."""
+        walls = [sample.wall for sample in self.samples]
+        return min(walls), max(walls)
+
+    @property
+    def controller(self) -> float:
+        """Median CPU seconds of the controller."""
+        return median(sample.controller for sample in self.samples)
+
+    @property
+    def controller_per_host(self) -> float:
+        """The same in milliseconds a host."""
+        return self.controller / self.hosts * 1000
+
+    @property
+    def target(self) -> float | None:
+        """Median CPU seconds of the target; None where it could not be counted."""
+        known = [sample.target for sample in self.samples if sample.target is not None]
+        return median(known) if len(known) == len(self.samples) else None
+
+    @property
+    def target_per_host(self) -> float | None:
+        """The same in milliseconds a host."""
+        return None if self.target is None else self.target / self.hosts * 1000
+
+    @property
+    def others(self) -> float:
+        """Processors that the rest of the machine kept busy, in the worst run."""
+        return max(sample.others / sample.wall for sample in self.samples)
+
+    def record(self) -> dict[str, Any]:
+        """The row as plain data, seconds unless the name says milliseconds."""
+        return {
+            "name": self.name,
+            "hosts": self.hosts,
+            "runs": len(self.samples),
+            "wall": round(self.wall, 3),
+            "wall_min": round(self.wall_range[0], 3),
+            "wall_max": round(self.wall_range[1], 3),
+            "controller_cpu": round(self.controller, 3),
+            "controller_cpu_ms_per_host": round(self.controller_per_host, 2),
+            "target_cpu": None if self.target is None else round(self.target, 3),
+            "target_cpu_ms_per_host": None if self.target_per_host is None else round(self.target_per_host, 1),
+            "other_processes_cpus": round(self.others, 2),
+        }
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A contender on its smallest and its largest number of hosts, and the straight line through both.
+
+    Attributes:
+        name: the contender.
+        few: its row of the fewest hosts.
+        many: its row of the most.
+    """
+
+    name: str
+    few: Row
+    many: Row
+
+    def wall_at(self, hosts: int) -> float:
+        """Wall seconds on that line: an extrapolation beyond the numbers that were measured."""
+        return self.few.wall + (hosts - self.few.hosts) * (self.many.wall - self.few.wall) / self._hosts
+
+    @property
+    def wall_factor(self) -> float:
+        """How many times longer the most hosts take than the fewest."""
+        return self.many.wall / self.few.wall
+
+    @property
+    def controller_ms_per_added_host(self) -> float:
+        """Milliseconds of the controller's CPU for one host more."""
+        return (self.many.controller - self.few.controller) / self._hosts * 1000
+
+    @property
+    def controller_fixed(self) -> float:
+        """CPU seconds of the controller that do not depend on the number of hosts: start-up, files, plan."""
+        return self.few.controller - self.few.hosts * self.controller_ms_per_added_host / 1000
+
+    @property
+    def _hosts(self) -> int:
+        return self.many.hosts - self.few.hosts
+
+    def record(self) -> dict[str, Any]:
+        """The growth as plain data."""
+        return {
+            "name": self.name,
+            "from": self.few.hosts,
+            "to": self.many.hosts,
+            "wall_factor": round(self.wall_factor, 2),
+            "controller_ms_per_added_host": round(self.controller_ms_per_added_host, 2),
+            "controller_fixed": round(self.controller_fixed, 3),
+        }
+
+
+def growths(rows: Sequence[Row], sizes: Sequence[int]) -> list[Growth]:
+    """The growth of every contender that ran on two numbers of hosts or more, in the order of the rows.
+
+    Args:
+        rows: all rows.
+        sizes: the numbers of hosts to compare; a contender that ran on others only is compared on those.
+    """
+    found = []
+    for name in dict.fromkeys(row.name for row in rows):
+        every = sorted((row for row in rows if row.name == name), key=lambda row: row.hosts)
+        chosen = [row for row in every if row.hosts in sizes]
+        own = chosen if len(chosen) > 1 else every
+        if len(own) > 1:
+            found.append(Growth(name, own[0], own[-1]))
+    return found
+
+
+def differences(steps: Sequence[Row]) -> list[tuple[str, float | None]]:
+    """What each step costs a host by itself, in milliseconds of its CPU, from steps that contain one another."""
+    found: list[tuple[str, float | None]] = []
+    before: float | None = 0.0
+    for row in steps:
+        now = row.target_per_host
+        found.append((row.name, None if now is None or before is None else now - before))
+        before = now
+    return found

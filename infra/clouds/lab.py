@@ -1,0 +1,129 @@
+"""The lab: systemd hosts of this machine, with the keys that a real site would bring along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pulumi
+
+from infra.files import TextFile
+from infra.hosts import CloudArgs, CloudComponent, HostRecord
+from lab.provider import ApiKey, LabHost, LabNetwork, SshKeyPair
+from lab.spec import NetworkSpec, Placement
+from lab.tree import tree_digest
+from vllm_fleet import paths
+from vllm_fleet.errors import FleetError
+from vllm_fleet.plan import HostPlan
+
+#: The place of ordinal 0 in the subnet, by kind of host.
+_FIRST = {"gateway": 2, "serving": 11}
+#: What a host takes on this machine's disk: an engine's virtual environment and a model, or a package or two.
+_DISK_GIB = {"gateway": 1, "serving": 7}
+#: The package cache that controller and hosts share: a stand-in for a mirror in the site's network.
+_SHARED_CACHE = "/var/cache/uv"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one host is."""
+
+    host: HostPlan
+    bridge: str
+    subnet: str
+    address: str
+
+
+def places(args: CloudArgs) -> tuple[Place, ...]:
+    """The bridge and the address of every host.
+
+    Raises:
+        FleetError: an impossible placement, one address twice, or one bridge with two subnets.
+    """
+    found: list[Place] = []
+    for host in args.hosts:
+        try:
+            found.append(_place(host, found))
+        except FleetError as fault:
+            raise args.error(host, fault.key, fault) from None
+    return tuple(found)
+
+
+def _place(host: HostPlan, others: list[Place]) -> Place:
+    placement = Placement.parse(host.placement, _FIRST[host.kind])
+    place = Place(host, placement.bridge, str(placement.subnet), placement.address(host.ordinal))
+    for other in others:
+        if other.bridge == place.bridge and other.subnet != place.subnet:
+            raise FleetError(
+                f"the bridge {place.bridge} has the subnet {other.subnet} for {other.host.name}",
+                "give the pools of one bridge one subnet",
+                key="subnet",
+            )
+        if other.bridge == place.bridge and other.address == place.address:
+            raise FleetError(
+                f"{other.host.name} and {host.name} both come to {place.address}",
+                "give one of their pools another 'first'",
+                key="first",
+            )
+    return place
+
+
+class LabCloud(CloudComponent):
+    """Bridges, hosts with their SSH host keys, and the deploy and API keys in the fleet's folder."""
+
+    def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("LabCloud", name, opts)
+        self._mine = pulumi.ResourceOptions(parent=self)
+        self._args = args
+        everywhere = places(args)
+        deploy_key = SshKeyPair(f"{args.fleet}-deploy-key", self._mine)
+        networks = {bridge: self._network(bridge, everywhere) for bridge in dict.fromkeys(p.bridge for p in everywhere)}
+        self.hosts = {
+            place.host.name: self._host(place, everywhere, networks[place.bridge], deploy_key) for place in everywhere
+        }
+        self._access_files(deploy_key)
+        self.register_outputs({"hosts": {name: record.address for name, record in self.hosts.items()}})
+
+    def _network(self, bridge: str, everywhere: tuple[Place, ...]) -> LabNetwork:
+        mine = [place for place in everywhere if place.bridge == bridge]
+        spec = NetworkSpec(
+            bridge=bridge,
+            subnet=mine[0].subnet,
+            owner=str(self._args.directory.resolve()),
+            disk_gib=sum(_DISK_GIB[place.host.kind] for place in mine),
+        )
+        return LabNetwork(bridge, spec.properties(), self._mine)
+
+    def _host(
+        self, place: Place, everywhere: tuple[Place, ...], network: LabNetwork, deploy_key: SshKeyPair
+    ) -> HostRecord:
+        host_key = SshKeyPair(f"{place.host.name}-host-key", self._mine)
+        host = LabHost(
+            place.host.name,
+            {
+                "bridge": network.bridge,
+                "name": place.host.name,
+                "address": place.address,
+                "subnet": network.subnet,
+                "user": place.host.user,
+                "authorised_key": deploy_key.public_key,
+                "host_key": host_key.public_key,
+                "private_host_key": host_key.private_key,
+                "tree": tree_digest(),
+                "peers": {each.host.name: each.address for each in everywhere if each.bridge == place.bridge},
+                "binds": {str(paths.cache_dir() / "uv"): _SHARED_CACHE},
+                "disk_gib": _DISK_GIB[place.host.kind],
+            },
+            self._mine,
+        )
+        return HostRecord(place.address, host.id, place.host.user, host_key.public_key, place.bridge)
+
+    def _access_files(self, deploy_key: SshKeyPair) -> None:
+        api_key = ApiKey(f"{self._args.fleet}-api-key", self._mine)
+        digests = api_key.digest.apply(lambda digest: f'keys:\n  {self._args.fleet}: "{digest}"\n')
+        folder = self._args.directory
+        for file, text, mode in (
+            ("ssh/id_ed25519", deploy_key.private_key, 0o600),
+            ("api-key", api_key.key, 0o600),
+            ("api-keys.yml", digests, 0o644),
+        ):
+            TextFile(f"{self._args.fleet}-{file.replace('/', '-')}", folder / file, text, mode, self._mine)

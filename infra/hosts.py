@@ -1,0 +1,80 @@
+"""What every cloud's component takes and gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pulumi
+
+from vllm_fleet.errors import FleetError
+from vllm_fleet.fleet_schema import Access
+from vllm_fleet.plan import HostPlan
+from vllm_fleet.yamlfile import Document
+
+
+@dataclass(frozen=True)
+class CloudArgs:
+    """The part of a plan that one cloud makes.
+
+    Attributes:
+        fleet: the fleet's name.
+        directory: the fleet's folder.
+        hosts: the hosts of this cloud, in the plan's order.
+        access: who may reach them.
+        document: the fleet's file, for errors with their place.
+    """
+
+    fleet: str
+    directory: Path
+    hosts: tuple[HostPlan, ...]
+    access: Access
+    document: Document
+
+    def error(self, host: HostPlan, key: str | None, fault: FleetError) -> FleetError:
+        """A fault in the placement of a host's pool, at its place in the fleet's file."""
+        pool = ("gateway",) if host.kind == "gateway" else ("pools", host.pool)
+        location = (*pool, "placement", *([key] if key else []))
+        return self.document.error(location, fault.message, fault.hint, fault.code)
+
+
+@dataclass(frozen=True)
+class HostRecord:
+    """One host as ``stack.json`` describes it."""
+
+    address: pulumi.Input[str]
+    id: pulumi.Input[str]
+    user: pulumi.Input[str]
+    ssh_host_key: pulumi.Input[str]
+    zone: pulumi.Input[str]
+
+    def inputs(self) -> dict[str, pulumi.Input[str]]:
+        """The record as a mapping that may still hold outputs."""
+        return {
+            "address": self.address,
+            "id": self.id,
+            "user": self.user,
+            "ssh_host_key": self.ssh_host_key,
+            "zone": self.zone,
+        }
+
+
+class CloudComponent(pulumi.ComponentResource):
+    """A component that makes the hosts of one cloud.
+
+    Attributes:
+        hosts: the hosts by name; a subclass fills it.
+    """
+
+    hosts: Mapping[str, HostRecord]
+
+    def __init__(self, kind: str, name: str, opts: pulumi.ResourceOptions | None) -> None:
+        super().__init__(f"fleet:infra:{kind}", name, None, opts)
+
+
+def inventory_text(inventory: Mapping[str, Any]) -> str:
+    """The bytes of ``stack.json``: those that ``pulumi stack output inventory --json`` prints."""
+    return json.dumps(inventory, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,47 @@
+"""Removing a lab from the machine by what is there, also when the Pulumi state is lost; and listing labs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lab import host, network, process, state
+
+
+@dataclass(frozen=True)
+class HostStatus:
+    """What there is of one host."""
+
+    lab: str
+    owner: str
+    name: str
+    address: str
+    pids: tuple[int, ...]
+
+    def record(self) -> dict[str, Any]:
+        """The status as plain data."""
+        return {**asdict(self), "pids": list(self.pids)}
+
+
+def status() -> list[HostStatus]:
+    """Every host of every lab of this cache, running or not."""
+    found = []
+    for bridge in state.labs():
+        owner = state.read(state.lab_dir(bridge) / "lab.json").get("owner", "")
+        for name in state.hosts(bridge):
+            folder = state.host_dir(bridge, name)
+            address = state.read(folder / "host.json").get("address", "")
+            pids = tuple(each.pid for each in process.find(folder / "root"))
+            found.append(HostStatus(bridge, owner, name, address, pids))
+    return found
+
+
+def down(bridge: str) -> None:
+    """Removes every process, mount, interface, rule and file of a lab; safe to run again.
+
+    Raises:
+        FleetError: something does not go away.
+    """
+    for name in state.hosts(bridge):
+        host.delete(bridge, name)
+    network.delete(bridge)

@@ -1,0 +1,206 @@
+"""The main job on the lab: ``pulumi up``, ``ansible-playbook site.yml``, three questions and a tool call."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from lab import cleanup, state
+from lab.artifacts.model.questions import read_questions
+from vllm_fleet import paths, site
+from vllm_fleet.errors import FleetError
+
+#: How many of the questions the main job asks.
+QUESTIONS = 3
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The gateway as a client needs it."""
+
+    url: str
+    api_key: str
+    model: str
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(*words: str) -> None:
+    """Runs a program in the project's root with its output on the terminal.
+
+    Raises:
+        FleetError: it failed.
+    """
+    say(f"$ {' '.join(words)}")
+    done = subprocess.run(words, cwd=paths.root(), check=False, stdout=sys.stderr)
+    if done.returncode:
+        raise FleetError(
+            f"{' '.join(words)} ended with exit code {done.returncode}",
+            "what went wrong stands above; the same command run again goes on from there",
+            code="work-failed",
+        )
+
+
+def stack_up(fleet: str) -> None:
+    """Creates or repairs the hosts of a lab fleet with the real Pulumi engine."""
+    _select(fleet)
+    run("python", "-m", "infra.repair", fleet)
+    run("pulumi", "up", "--yes", "--skip-preview", "--refresh", "--suppress-outputs", "--stack", fleet)
+
+
+def stack_down(fleet: str) -> None:
+    """Destroys the stack, then removes whatever a killed run has left on this machine."""
+    folder = paths.inventories_dir() / fleet
+    if _stacks_have(fleet):
+        run("python", "-m", "infra.repair", fleet)
+        try:
+            run("pulumi", "destroy", "--yes", "--skip-preview", "--remove", "--stack", fleet)
+        except FleetError as fault:
+            say(f"warning: {fault}; removing the lab by what is there")
+            run("pulumi", "stack", "rm", "--force", "--yes", fleet)
+    for bridge in state.labs():
+        owner = state.read(state.lab_dir(bridge) / "lab.json").get("owner", "")
+        if owner == str(folder.resolve()):
+            cleanup.down(bridge)
+            say(f"removed what was left of the lab {bridge}")
+    for name in ("stack.json", "api-key", "api-keys.yml", "ssh/id_ed25519"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _stacks_have(fleet: str) -> bool:
+    listed = subprocess.run(
+        ["pulumi", "stack", "ls", "--json"], cwd=paths.root(), check=True, capture_output=True, text=True
+    ).stdout
+    return any(stack["name"].rsplit("/", 1)[-1] == fleet for stack in json.loads(listed))
+
+
+def _select(fleet: str) -> None:
+    if not _stacks_have(fleet):
+        run("pulumi", "stack", "init", fleet)
+
+
+def roll_out(fleet: str) -> None:
+    """Brings the hosts of a lab fleet to their plan."""
+    run("ansible-playbook", "-i", str(paths.inventories_dir() / fleet / "fleet.yml"), "site.yml")
+
+
+def endpoint(fleet: str) -> Endpoint:
+    """The lab's gateway, its key and its model."""
+    folder = paths.inventories_dir() / fleet
+    fleet_site = site.load(folder)
+    address = next(host.location.address for host in fleet_site.hosts if host.plan.kind == "gateway")
+    model = next(host.plan.deployment.model for host in fleet_site.hosts if host.plan.deployment)
+    key = (folder / "api-key").read_text(encoding="utf-8").strip()
+    return Endpoint(f"http://{address}:{fleet_site.plan.gateway.port}", key, model)
+
+
+def ask(gateway: Endpoint, **body: Any) -> dict[str, Any]:
+    """One chat completion through the gateway.
+
+    Raises:
+        FleetError: no answer, or one that is no completion.
+    """
+    request = urllib.request.Request(  # noqa: S310 - the address is the lab's own
+        f"{gateway.url}/v1/chat/completions",
+        json.dumps({"model": gateway.model, "temperature": 0, "max_tokens": 200, **body}).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {gateway.api_key}"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310 - as above
+            choice: dict[str, Any] = json.load(answer)["choices"][0]
+            return choice
+    except (urllib.error.URLError, OSError, ValueError, KeyError) as fault:
+        raise FleetError(f"{gateway.url} gives no completion: {fault}", code="work-failed") from None
+
+
+def show(gateway: Endpoint) -> None:
+    """Asks three questions and for one tool call, and prints the answers.
+
+    Raises:
+        FleetError: an answer is not the right one.
+    """
+    known = read_questions()
+    for question in known.plain[:QUESTIONS]:
+        said = ask(gateway, messages=[{"role": "user", "content": question.ask}])["message"]["content"]
+        _expect(question.ask, said, question.right)
+    tool = known.tools[0]
+    city = "Paris"
+    choice = ask(
+        gateway,
+        messages=[{"role": "user", "content": tool.ask.format(city=city)}],
+        tools=[
+            {
+                "type": "function",
+                "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
+            }
+        ],
+    )
+    calls = choice["message"].get("tool_calls") or [{"function": {"name": "", "arguments": "{}"}}]
+    function = calls[0]["function"]
+    said = f"{function['name']}({json.loads(function['arguments'])})"
+    _expect(tool.ask.format(city=city), said, f"{tool.name}({ {'city': city} })")
+
+
+def _expect(question: str, said: str | None, right: str) -> None:
+    if said != right:
+        raise FleetError(f"{question!r} was answered with {said!r}, not {right!r}", code="work-failed")
+    print(f"{question:<40} {said}", flush=True)
+
+
+@contextmanager
+def _phase(name: str, times: dict[str, float]) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    times[name] = time.monotonic() - start
+
+
+def up(fleet: str, setup_seconds: float) -> None:
+    """The whole job, with the time of each phase at the end."""
+    times = {"set-up": setup_seconds}
+    with _phase("pulumi up", times):
+        stack_up(fleet)
+    with _phase("ansible-playbook site.yml", times):
+        roll_out(fleet)
+    with _phase("questions", times):
+        show(endpoint(fleet))
+    print("\n".join(f"{name:<28} {seconds:7.1f} s" for name, seconds in times.items()))
+    print(f"{'together':<28} {sum(times.values()):7.1f} s", flush=True)
+
+
+def main() -> int:
+    """The command line; the exit code is 0 when it is done, else that of its error."""
+    parser = argparse.ArgumentParser(prog="python -m lab.job", description=__doc__)
+    parser.add_argument("--fleet", default="lab", help="a folder under inventories/ (default: lab)")
+    parser.add_argument("--setup-seconds", type=float, default=0.0, help="what the set-up took, for the table of times")
+    parser.add_argument("--down", action="store_true", help="remove the lab")
+    chosen = parser.parse_args()
+    if os.geteuid() != 0:
+        print("error: the lab boots real hosts, which needs root (run this as root)", file=sys.stderr)
+        return 2
+    try:
+        if chosen.down:
+            stack_down(chosen.fleet)
+        else:
+            up(chosen.fleet, chosen.setup_seconds)
+    except FleetError as fault:
+        for each in (fault, *fault.others):
+            print(f"error: {each}", file=sys.stderr)
+        return fault.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""What all tests share: the golden fleet in a folder of its own, and --update-golden."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vllm_fleet import catalog as catalogs
+from vllm_fleet import site as sites
+from vllm_fleet.catalog import Catalog
+from vllm_fleet.site import Site
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the golden copies again")
+
+
+@pytest.fixture(scope="session")
+def catalog() -> Catalog:
+    return catalogs.load()
+
+
+@pytest.fixture
+def fleets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of fleets that a test may change, with the golden fleet in it."""
+    shutil.copytree(FIXTURES, tmp_path / "fixtures")
+    folder = tmp_path / "fixtures" / "fleets"
+    monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(folder))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def golden_site() -> Site:
+    return sites.load(FIXTURES / "fleets" / "golden")

@@ -1,0 +1,92 @@
+"""The contract between the inventory and the roles, both ways, and what every role must have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vllm_fleet import paths
+from vllm_fleet.site import ALL_ROLES, ROLES, Site
+
+ROLE_FOLDERS = sorted(path for path in (paths.root() / "roles").iterdir() if path.is_dir())
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def options(role: Path) -> dict[str, Any]:
+    return dict(read(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"])
+
+
+@pytest.mark.parametrize("role", ROLE_FOLDERS, ids=lambda path: path.name)
+class TestRole:
+    def test_defaults_are_those_of_the_specs_to_the_value(self, role: Path) -> None:
+        specs = {name: spec["default"] for name, spec in options(role).items() if "default" in spec}
+        assert read(role / "defaults" / "main.yml") == specs
+
+    def test_every_variable_has_the_role_as_its_prefix(self, role: Path) -> None:
+        assert all(name.startswith(f"{role.name}_") for name in options(role))
+        assert (
+            all(name.startswith(f"__{role.name}_") for name in read(role / "vars" / "main.yml"))
+            if (role / "vars").is_dir()
+            else True
+        )
+
+    def test_every_variable_that_the_tasks_use_is_specified(self, role: Path) -> None:
+        text = "".join(path.read_text(encoding="utf-8") for path in (role / "tasks").glob("*.yml"))
+        used = set(re.findall(rf"(?<![\w_]){role.name}_\w+", text))
+        assert used - set(options(role)) == set()
+        unused = {name for name in options(role) if name not in used}
+        assert unused == set()
+
+    def test_a_role_is_small(self, role: Path) -> None:
+        assert len(options(role)) <= 20
+        for path in (role / "tasks").glob("*.yml"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 80, path
+
+    def test_registers_and_facts_are_private(self, role: Path) -> None:
+        for path in (role / "tasks").glob("*.yml"):
+            for task in read(path):
+                assert str(task.get("register", f"__{role.name}_")).startswith(f"__{role.name}_"), path
+
+    def test_the_readme_is_generated_from_the_specs(self, role: Path) -> None:
+        from tools.docs import role_readme
+
+        assert (role / "README.md").read_text(encoding="utf-8") == role_readme(role)
+
+
+def test_every_variable_of_a_host_is_specified_by_just_one_of_its_roles(golden_site: Site) -> None:
+    specs = {role: options(paths.root() / "roles" / role) for role in ALL_ROLES}
+    for host in golden_site.hosts:
+        for name in host.variables:
+            owners = [role for role in ROLES[host.plan.kind] if name in specs[role]]
+            assert name.startswith("fleet_") or len(owners) == 1, (host.plan.name, name, owners)
+
+
+def test_every_required_variable_is_given_to_every_host_of_the_role(golden_site: Site) -> None:
+    for host in golden_site.hosts:
+        for role in ROLES[host.plan.kind]:
+            for name, spec in options(paths.root() / "roles" / role).items():
+                assert name in host.variables or not spec.get("required"), (host.plan.name, name)
+
+
+def test_every_item_of_a_manifest_is_owned_by_a_role_of_the_host(golden_site: Site) -> None:
+    for host in golden_site.hosts:
+        assert host.manifest.roles == ROLES[host.plan.kind]
+
+
+def test_every_role_has_its_play_and_every_play_its_group() -> None:
+    plays = [play for path in (paths.root() / "playbooks").glob("*.yml") for play in read(path) if "roles" in play]
+    assert {play["roles"][0]: play["hosts"] for play in plays} == {role: f"needs_{role}" for role in ALL_ROLES}
+
+
+@pytest.mark.parametrize("path", sorted((paths.root() / "playbooks").glob("*.yml")), ids=lambda path: path.name)
+def test_a_playbook_is_small_and_has_roles_or_tasks(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
+    for play in read(path):
+        assert not ("roles" in play and "tasks" in play)

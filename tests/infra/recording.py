@@ -1,0 +1,83 @@
+"""What the tests of the Pulumi program share: a plan without recipes, and mocks that record every resource."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pulumi
+
+from vllm_fleet import yamlfile
+from vllm_fleet.fleet_schema import Access, Fleet
+from vllm_fleet.plan import HostPlan, Plan
+
+FLEET = """\
+fleet: demo
+pools:
+  lab:
+    host_class: cpu-2
+    cloud: lab
+    placement: {bridge: vf-demo, subnet: 10.70.0.0/24}
+    hosts: 2
+gateway:
+  hosts: 1
+"""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One resource as the program asked for it."""
+
+    type: str
+    name: str
+    inputs: dict[str, Any]
+
+
+@dataclass
+class Recorder(pulumi.runtime.Mocks):
+    """Answers like the real providers, as far as outputs go, and keeps what was asked."""
+
+    resources: list[Recorded] = field(default_factory=list)
+
+    def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[str, Any]]:
+        inputs = {key: value for key, value in args.inputs.items() if key != "__provider"}
+        self.resources.append(Recorded(args.typ, args.name, inputs))
+        if args.typ.endswith(":SshKeyPair"):
+            outputs = {"private_key": f"PRIVATE {args.name}", "public_key": f"ssh-ed25519 {args.name}"}
+        elif args.typ.endswith(":ApiKey"):
+            outputs = {"key": "KEY", "digest": f"sha256:{'0' * 64}"}
+        else:
+            outputs = {}
+        return f"id-of-{args.name}", {**inputs, **outputs}
+
+    def call(self, args: pulumi.runtime.MockCallArgs) -> dict[str, Any]:
+        raise AssertionError(f"the program called {args.token}")
+
+    def of(self, kind: str) -> dict[str, dict[str, Any]]:
+        """Name -> inputs of the resources whose type ends with a word."""
+        return {each.name: each.inputs for each in self.resources if each.type.endswith(f":{kind}")}
+
+
+def make_plan(directory: Path, hosts: list[HostPlan], text: str = FLEET) -> Plan:
+    """A plan of given hosts, with a real file behind it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "fleet.yml").write_text(text, encoding="utf-8")
+    document = yamlfile.read(directory / "fleet.yml")
+    spec = Fleet.model_validate({**document.data, "fleet": directory.name})
+    return Plan(directory.name, directory, tuple(hosts), Access(), spec.gateway, document, spec)
+
+
+def make_host(name: str, ordinal: int = 0, **changes: Any) -> HostPlan:
+    """A lab host, or another after the changes."""
+    known: dict[str, Any] = {
+        "name": name,
+        "kind": "gateway" if name.startswith("gateway") else "serving",
+        "pool": name.rsplit("-", 1)[0],
+        "cloud": "lab",
+        "placement": {"bridge": "vf-demo", "subnet": "10.70.0.0/24"},
+        "host_class": None,
+        "ordinal": ordinal,
+        "user": "deploy",
+    }
+    return HostPlan(**{**known, **changes})

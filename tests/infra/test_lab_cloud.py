@@ -1,0 +1,186 @@
+"""The Pulumi program on the lab, by what it asks of the engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+from recording import Recorder, make_host, make_plan
+
+from infra import clouds
+from infra.clouds.lab import places
+from infra.fleet import Fleet, FleetArgs
+from infra.hosts import CloudArgs, inventory_text
+from vllm_fleet.errors import FleetError
+from vllm_fleet.fleet_schema import Stack
+from vllm_fleet.plan import HostPlan
+
+HOSTS = [make_host("lab-0"), make_host("lab-1", 1), make_host("gateway-0")]
+
+
+def build(tmp_path: Path, hosts: list[HostPlan]) -> Fleet:
+    return Fleet("demo", FleetArgs(make_plan(tmp_path / "demo", hosts)))
+
+
+def finished(fleet: Fleet) -> pulumi.Output[Any]:
+    """The inventory, when the whole program is through."""
+    return fleet.inventory
+
+
+@pulumi.runtime.test
+def test_each_planned_host_is_one_resource(tmp_path: Path, recorder: Recorder) -> Any:
+    def check(_: Any) -> None:
+        assert {name: each["address"] for name, each in recorder.of("Host").items()} == {
+            "lab-0": "10.70.0.11",
+            "lab-1": "10.70.0.12",
+            "gateway-0": "10.70.0.2",
+        }
+
+    return finished(build(tmp_path, HOSTS)).apply(check)
+
+
+@pulumi.runtime.test
+def test_a_host_gets_its_own_host_key_and_the_stack_s_deploy_key(tmp_path: Path, recorder: Recorder) -> Any:
+    def check(_: Any) -> None:
+        host = recorder.of("Host")["lab-1"]
+        assert host["private_host_key"] == "PRIVATE lab-1-host-key"
+        assert host["host_key"] == "ssh-ed25519 lab-1-host-key"
+        assert host["authorised_key"] == "ssh-ed25519 demo-deploy-key"
+        assert sorted(recorder.of("SshKeyPair")) == [
+            "demo-deploy-key",
+            "gateway-0-host-key",
+            "lab-0-host-key",
+            "lab-1-host-key",
+        ]
+
+    return finished(build(tmp_path, HOSTS)).apply(check)
+
+
+@pulumi.runtime.test
+def test_every_host_knows_all_names(tmp_path: Path, recorder: Recorder) -> Any:
+    def check(_: Any) -> None:
+        names = {"lab-0": "10.70.0.11", "lab-1": "10.70.0.12", "gateway-0": "10.70.0.2"}
+        assert [each["peers"] for each in recorder.of("Host").values()] == [names] * 3
+
+    return finished(build(tmp_path, HOSTS)).apply(check)
+
+
+@pulumi.runtime.test
+def test_one_network_a_bridge_with_room_for_its_hosts(tmp_path: Path, recorder: Recorder) -> Any:
+    elsewhere = {"bridge": "vf-other", "subnet": "10.71.0.0/24"}
+    hosts = [*HOSTS, make_host("far-0", placement=elsewhere)]
+
+    def check(_: Any) -> None:
+        networks = recorder.of("Network")
+        assert sorted(networks) == ["vf-demo", "vf-other"]
+        assert networks["vf-demo"]["subnet"] == "10.70.0.0/24"
+        assert networks["vf-demo"]["owner"] == str((tmp_path / "demo").resolve())
+        assert networks["vf-demo"]["disk_gib"] == sum(
+            each["disk_gib"] for each in recorder.of("Host").values() if each["bridge"] == "vf-demo"
+        )
+        assert recorder.of("Host")["far-0"]["peers"] == {"far-0": "10.71.0.11"}
+
+    return finished(build(tmp_path, hosts)).apply(check)
+
+
+@pulumi.runtime.test
+def test_the_inventory_is_what_the_contract_says(tmp_path: Path, recorder: Recorder) -> Any:
+    def check(inventory: dict[str, Any]) -> None:
+        stack = Stack.model_validate(inventory)
+        assert (stack.version, stack.fleet, sorted(stack.hosts)) == (1, "demo", ["gateway-0", "lab-0", "lab-1"])
+        assert inventory["hosts"]["lab-0"] == {
+            "address": "10.70.0.11",
+            "id": "id-of-lab-0",
+            "user": "deploy",
+            "ssh_host_key": "ssh-ed25519 lab-0-host-key",
+            "zone": "vf-demo",
+        }
+
+    return finished(build(tmp_path, HOSTS)).apply(check)
+
+
+def test_the_files_of_the_fleet_s_folder(tmp_path: Path, recorder: Recorder) -> None:
+    folder = tmp_path / "demo"
+
+    @pulumi.runtime.test
+    def program() -> Any:
+        return finished(build(tmp_path, HOSTS))
+
+    program()
+    files = {
+        Path(each["path"]).relative_to(folder.resolve()).as_posix(): each for each in recorder.of("TextFile").values()
+    }
+    assert {name: each["mode"] for name, each in files.items()} == {
+        "stack.json": "0o644",
+        "ssh/id_ed25519": "0o600",
+        "api-key": "0o600",
+        "api-keys.yml": "0o644",
+    }
+    assert files["ssh/id_ed25519"]["text"] == "PRIVATE demo-deploy-key"
+    assert files["api-key"]["text"] == "KEY"
+    assert files["api-keys.yml"]["text"] == f'keys:\n  demo: "sha256:{"0" * 64}"\n'
+    text = files["stack.json"]["text"]
+    assert text == inventory_text(json.loads(text))
+    assert text.endswith("}\n")
+    assert recorder.resources[-1].name == "demo-inventory", "stack.json is written last"
+
+
+@pulumi.runtime.test
+def test_static_hosts_make_nothing(tmp_path: Path, recorder: Recorder) -> Any:
+    static = make_host("rack-0", cloud="static", address="192.0.2.1", placement={})
+
+    def check(inventory: dict[str, Any]) -> None:
+        assert inventory["hosts"] == {}
+        assert recorder.of("Host") == {}
+
+    return finished(build(tmp_path, [static])).apply(check)
+
+
+def test_every_known_cloud_has_a_component() -> None:
+    made = [clouds.component(cloud) for cloud in clouds.CLOUDS]
+    assert all(issubclass(each, pulumi.ComponentResource) for each in made)  # type: ignore[arg-type]
+
+
+def test_an_unknown_cloud_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(FleetError, match="no hosts in the cloud 'moon'") as fault:
+        clouds.component("moon")
+    assert "lab" in fault.value.hint
+
+
+def args_of(tmp_path: Path, hosts: list[HostPlan]) -> CloudArgs:
+    plan = make_plan(tmp_path / "demo", hosts)
+    return CloudArgs(plan.fleet, plan.directory, plan.hosts, plan.access, plan.document)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "where", "says"),
+    [
+        (
+            [
+                make_host("lab-0"),
+                make_host("lab-1", 1),
+                make_host("gateway-0", placement={**HOSTS[0].placement, "first": 12}),
+            ],
+            ("gateway", "first", 8),
+            "lab-1 and gateway-0 both come to 10.70.0.12",
+        ),
+        (
+            [make_host("lab-0"), make_host("b-0", placement={"bridge": "vf-demo", "subnet": "10.71.0.0/24"})],
+            ("pools.b", "subnet", 2),
+            "has the subnet 10.70.0.0/24 for lab-0",
+        ),
+        ([make_host("lab-0", placement={"bridg": "x"})], ("pools.lab", "bridg", 6), "is not a key of the lab"),
+    ],
+)
+def test_a_wrong_placement_is_told_with_its_place(
+    tmp_path: Path, hosts: list[HostPlan], where: tuple[str, str, int], says: str
+) -> None:
+    with pytest.raises(FleetError, match=says) as fault:
+        places(args_of(tmp_path, hosts))
+    pool, key, line = where
+    assert (fault.value.key, fault.value.line) == (f"{pool}.placement.{key}", line)
+    assert fault.value.file is not None
+    assert fault.value.file.endswith("fleet.yml")

@@ -1,0 +1,129 @@
+"""fleet.yml, stack.json and api-keys.yml: what a careless hand can do to them, and the one error it gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vllm_fleet import plan, site, stack
+from vllm_fleet.errors import FleetError
+
+
+def change(folder: Path, old: str, new: str, file: str = "fleet.yml") -> None:
+    path = folder / "golden" / file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_the_golden_fleet_is_right(fleets: Path) -> None:
+    found = plan.load(fleets / "golden")
+    assert [host.name for host in found.hosts] == ["lab-0", "lab-1", "rack-a", "gateway-0"]
+    assert found.hosts[0].instances == (("0", 8000),)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "key", "says"),
+    [
+        ("host_class: cpu-2", "host_clas: cpu-2", 6, "pools.lab.host_clas", "is not a key that may stand here"),
+        ("host_class: cpu-2", "host_class: h100-8", 6, "pools.lab", "there is no host class 'h100-8'"),
+        ("cloud: lab", "cloud: moon", 7, "pools.lab.cloud", "not 'moon'"),
+        ("hosts: 2", "hosts: two", 9, "pools.lab.hosts", "not 'two'"),
+        ("hosts: 2", "hosts: -1", 9, "pools.lab.hosts", "greater than or equal to 0"),
+        ("fleet: golden", "fleet: silver", 2, "fleet", "in the folder of the fleet 'golden'"),
+        ("fleet: golden", "fleet: Golden Fleet", 2, "fleet", "is not a name"),
+        ("      rack-a:", "      lab-0:", 10, "pools.rack", "the host 'lab-0' is in the pool 'lab' too"),
+        ("why: our prompts end at 800 tokens", "why: x", 20, "pools.rack.overrides.why", "at least 10 characters"),
+        ("max-model-len: 1024", "max-modl-len: 1024", 13, None, "does not read the flag 'max-modl-len'"),
+    ],
+)
+def test_a_fault_in_fleet_yml(fleets: Path, old: str, new: str, line: int, key: str | None, says: str) -> None:
+    change(fleets, old, new)
+    with pytest.raises(FleetError) as caught:
+        plan.load(fleets / "golden")
+    fault = caught.value
+    assert says in fault.message
+    assert fault.exit_code == 2
+    assert fault.file is not None
+    if key is not None:
+        assert (fault.line, fault.key) == (line, key)
+
+
+def test_the_same_address_twice(fleets: Path) -> None:
+    second = "      rack-b: {address: 198.51.100.7, port: 2222, ssh_host_key: ssh-ed25519 AAAA}\n    overrides:"
+    change(fleets, "    overrides:", second)
+    with pytest.raises(FleetError, match=r"rack-b and rack-a both have the address 198\.51\.100\.7"):
+        plan.load(fleets / "golden")
+
+
+def rewritten(fleets: Path, **changes: object) -> None:
+    path = fleets / "golden" / "stack.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**data, **changes}), encoding="utf-8")
+
+
+def test_a_stack_of_another_version(fleets: Path) -> None:
+    rewritten(fleets, version=2)
+    with pytest.raises(FleetError, match="is of version 2, this release reads version 1") as caught:
+        site.load(fleets / "golden")
+    assert caught.value.exit_code == 2
+
+
+def test_a_stack_of_another_fleet(fleets: Path) -> None:
+    rewritten(fleets, fleet="silver")
+    with pytest.raises(FleetError, match="is of the fleet 'silver'"):
+        site.load(fleets / "golden")
+
+
+def test_a_host_too_few_and_one_too_many_name_both_files(fleets: Path) -> None:
+    hosts = json.loads((fleets / "golden" / "stack.json").read_text(encoding="utf-8"))["hosts"]
+    hosts["lab-7"] = hosts.pop("lab-1")
+    rewritten(fleets, hosts=hosts)
+    with pytest.raises(FleetError) as caught:
+        site.load(fleets / "golden")
+    assert "lab-1 is in golden/fleet.yml but not in golden/stack.json" in caught.value.message
+    assert "lab-7 is in golden/stack.json but not in golden/fleet.yml" in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}'])
+def test_a_stack_that_is_none(fleets: Path, text: str) -> None:
+    (fleets / "golden" / "stack.json").write_text(text, encoding="utf-8")
+    with pytest.raises(FleetError) as caught:
+        site.load(fleets / "golden")
+    assert caught.value.file == "golden/stack.json"
+
+
+def test_no_stack_yet(fleets: Path) -> None:
+    (fleets / "golden" / "stack.json").unlink()
+    with pytest.raises(FleetError, match="are not made yet") as caught:
+        site.load(fleets / "golden")
+    assert caught.value.hint == "run 'pulumi up'"
+
+
+def test_a_key_in_the_open_is_refused(fleets: Path) -> None:
+    change(fleets, '"sha256:' + "1" * 64 + '"', "my-secret-key", "api-keys.yml")
+    with pytest.raises(FleetError) as caught:
+        site.load(fleets / "golden")
+    assert caught.value.key == "keys.team-a"
+
+
+def test_a_model_whose_copy_is_missing(fleets: Path) -> None:
+    change(fleets, "../../artifacts/model", "../../artifacts/none")
+    with pytest.raises(FleetError, match="there is no") as caught:
+        site.load(fleets / "golden")
+    assert caught.value.hint == "run 'make setup' first"
+
+
+def test_a_model_list_with_a_path_in_it_is_refused(fleets: Path) -> None:
+    path = fleets.parent / "artifacts" / "model" / "model.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("config.json", "../../etc/passwd"), encoding="utf-8")
+    with pytest.raises(FleetError, match="no plain file name"):
+        site.load(fleets / "golden")
+
+
+def test_locations_of_static_hosts_need_no_stack_entry(fleets: Path) -> None:
+    where = stack.locations(plan.load(fleets / "golden"))
+    assert (where["rack-a"].address, where["rack-a"].port, where["rack-a"].user) == ("198.51.100.7", 2222, "root")
+    assert where["lab-1"].user == "deploy"

@@ -1,0 +1,205 @@
+"""Finding or building the Pulumi command line, and repairing what a killed one left."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra import repair
+from tools.pulumi import provide
+from vllm_fleet.errors import FleetError
+
+HERE = Path(provide.__file__).parent
+
+
+def programs(folder: Path, said: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in provide.PROGRAMS:
+        (folder / name).write_text(f"#!/bin/sh\necho {said}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("v3.259.0", (3, 259, 0)),
+        ("go version go1.24 linux/amd64", (1, 24, 0)),
+        ("1.25.11", (1, 25, 11)),
+        ("", (0, 0, 0)),
+    ],
+)
+def test_version(text: str, found: tuple[int, int, int]) -> None:
+    assert provide.version(text) == found
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"), [("v3.200.0", True), ("v3.259.0", True), ("v3.199.9", False), ("v2.9.0", False)]
+)
+def test_a_recent_pulumi_on_path_is_taken_where_it_really_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, taken: bool
+) -> None:
+    real = programs(tmp_path / "real", said)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "pulumi").symlink_to(real / "pulumi")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
+    assert provide.installed() == (real if taken else None)
+
+
+def test_a_pulumi_without_its_python_host_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = programs(tmp_path / "real", "v3.259.0")
+    (real / "pulumi-language-python").unlink()
+    monkeypatch.setenv("PATH", f"{real}:/bin:/usr/bin")
+    assert provide.installed() is None
+
+
+@pytest.mark.parametrize(
+    ("present", "chosen", "means"),
+    [
+        ("go version go1.25.11 linux/amd64", None, {}),
+        ("go version go1.26.8 linux/amd64", "local", {}),
+        ("go version go1.24.2 linux/amd64", None, {"GOTOOLCHAIN": "go1.25.11+auto"}),
+        ("go version go1.21 linux/amd64", "auto", {"GOTOOLCHAIN": "go1.25.11+auto"}),
+    ],
+)
+def test_go_that_can_build_it(present: str, chosen: str | None, means: dict[str, str]) -> None:
+    assert provide.toolchain(present, "1.25.11", chosen) == means
+
+
+@pytest.mark.parametrize(
+    ("present", "chosen", "says"),
+    [
+        (None, None, "neither a Pulumi command line"),
+        ("go version go1.19.8 linux/amd64", None, "Go 1.19.8 is too old"),
+        ("go version go1.24.2 linux/amd64", "local", "Go 1.24.2 is too old"),
+    ],
+)
+def test_one_sentence_says_what_to_install(present: str | None, chosen: str | None, says: str) -> None:
+    with pytest.raises(FleetError, match=says) as fault:
+        provide.toolchain(present, "1.25.11", chosen)
+    assert fault.value.exit_code == 2
+    assert "install Pulumi" in fault.value.hint
+    assert "Go 1.25.11" in fault.value.hint
+
+
+def test_what_is_built_is_pinned_with_digests() -> None:
+    for folder in (HERE, HERE / "python-language-host"):
+        module, sums = (folder / "go.mod").read_text(encoding="utf-8"), (folder / "go.sum").read_text(encoding="utf-8")
+        assert "github.com/pulumi/pulumi/sdk/v3 v3." in module
+        assert all(line.split()[2].startswith("h1:") for line in sums.splitlines())
+    assert provide.engine_version((HERE / "go.mod").read_text(encoding="utf-8")) == "3.259.0"
+
+
+def test_the_engine_and_the_sdk_of_the_program_are_of_one_release() -> None:
+    project = (HERE.parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    pinned = provide.engine_version((HERE / "go.mod").read_text(encoding="utf-8"))
+    assert f'"pulumi=={pinned}"' in project
+
+
+def lock(folder: Path, **held: Any) -> Path:
+    path = folder / "locks" / "organization" / "vllm-fleet" / "demo" / "a.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(held), encoding="utf-8")
+    path.with_name("a.json.attrs").write_text("{}", encoding="utf-8")
+    return path
+
+
+def stat(folder: Path, text: str) -> Path:
+    (folder / "7").mkdir(parents=True)
+    (folder / "7" / "stat").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("process", "stale"),
+    [
+        (None, True),
+        ("7 (pulumi) S 1 7", False),
+        ("7 (pulumi) Z 1 7", True),
+        ("7 (bash) S 1 7", True),
+        ("7 (pulumi-languag) R 1 7", False),
+    ],
+)
+def test_a_lock_is_stale_when_its_pulumi_is_gone(tmp_path: Path, process: str | None, stale: bool) -> None:
+    processes = stat(tmp_path / "proc", process) if process else tmp_path / "proc"
+    assert repair.is_stale(lock(tmp_path, hostname="here", pid=7), "here", processes) is stale
+
+
+def test_the_lock_of_another_machine_stays(tmp_path: Path) -> None:
+    held = lock(tmp_path, hostname="elsewhere", pid=2**22)
+    assert repair.drop_stale_locks(tmp_path, "demo") == []
+    assert held.exists()
+
+
+def test_a_stale_lock_goes_with_its_attributes_and_only_on_its_stack(tmp_path: Path) -> None:
+    held = lock(tmp_path, hostname=socket.gethostname(), pid=2**22 + 1)
+    assert repair.drop_stale_locks(tmp_path, "other") == []
+    assert repair.drop_stale_locks(tmp_path, "demo") == [held]
+    assert list(held.parent.iterdir()) == []
+
+
+def test_this_running_process_is_no_pulumi(tmp_path: Path) -> None:
+    assert repair.is_stale(lock(tmp_path, hostname="here", pid=os.getpid()), "here") is True
+
+
+@pytest.mark.parametrize(
+    ("url", "folder"),
+    [("file:///a/b%20c", Path("/a/b c/.pulumi")), ("s3://bucket", None), ("", None)],
+)
+def test_only_a_file_backend_is_looked_into(url: str, folder: Path | None) -> None:
+    assert repair.backend_dir(url) == folder
+
+
+def test_only_the_project_s_own_creations_are_forgotten() -> None:
+    own = "urn:pulumi:lab::vllm-fleet::fleet:infra:Fleet$fleet:infra:LabCloud$pulumi-python:dynamic/lab:Host::lab-0"
+    cloud = "urn:pulumi:prod::vllm-fleet::fleet:infra:Fleet$aws:ec2/instance:Instance::h100-0"
+    operations = [
+        {"type": "creating", "resource": {"urn": own}},
+        {"type": "deleting", "resource": {"urn": cloud}},
+    ]
+    state = {"checkpoint": {"latest": {"pending_operations": operations}}}
+    assert list(repair.pending_creations(state)) == [own]
+    assert list(repair.pending_creations({"checkpoint": {"latest": None}})) == []
+    assert repair.may_be_forgotten([own]) is True
+    assert repair.may_be_forgotten([own, cloud]) is False
+
+
+@pytest.mark.parametrize(
+    ("command", "address"),
+    [
+        ("/c/bin/pulumi-language-python 127.0.0.1:4100", ("127.0.0.1", 4100)),
+        ("/bin/sh /c/bin/pulumi-resource-pulumi-python 127.0.0.1:4100", ("127.0.0.1", 4100)),
+        ("/v/bin/python -u -m pulumi.dynamic 127.0.0.1:4100", ("127.0.0.1", 4100)),
+        ("/v/bin/python -u -m pulumi.dynamic", None),
+        ("/usr/bin/ssh 127.0.0.1:4100", None),
+        ("", None),
+    ],
+)
+def test_the_engine_of_a_process(command: str, address: tuple[str, int] | None) -> None:
+    assert repair.engine_address(command.split()) == address
+
+
+def test_only_a_provider_without_its_engine_is_ended() -> None:
+    code = "import sys, time; time.sleep(60)"
+    with socket.create_server(("127.0.0.1", 0)) as engine, socket.create_server(("127.0.0.1", 0)) as gone:
+        ports = [server.getsockname()[1] for server in (engine, gone)]
+        gone.close()
+        kept, orphan = (
+            subprocess.Popen([sys.executable, "-c", code, "pulumi.dynamic", f"127.0.0.1:{port}"]) for port in ports
+        )
+        try:
+            ended = repair.end_orphans()
+            assert orphan.pid in ended
+            assert kept.pid not in ended
+            assert orphan.wait() != 0
+            assert kept.poll() is None
+        finally:
+            kept.kill()
+            kept.wait()

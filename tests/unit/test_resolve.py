@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+
+from vllm_fleet import crosscheck
+from vllm_fleet.catalog import Catalog
+from vllm_fleet.errors import FleetError
+from vllm_fleet.fleet_schema import Overrides
+from vllm_fleet.resolve import Question, resolve, selects
+from vllm_fleet.schema import Model, Rule, When
+
+LAB = "vllm-fleet/lab-gpt-oss"
+
+
+def ask(catalog: Catalog, **changes: Any) -> Any:
+    question = {"host_class": "cpu-2", "model": LAB, **changes}
+    return resolve(catalog, Question(**question))
+
+
+def overridden(**layers: Any) -> Overrides:
+    return Overrides(why="a test wants it so", **layers)
+
+
+def with_rule(catalog: Catalog, rule: Rule) -> Catalog:
+    """The catalogue with one more rule at the end of the lab model."""
+    model = catalog.models[LAB]
+    changed = model.model_copy(update={"rules": [*model.rules, rule]})
+    return dataclasses.replace(catalog, models={**catalog.models, LAB: changed})
+
+
+def test_the_lab_deployment(catalog: Catalog) -> None:
+    deployment = ask(catalog)
+    assert deployment.engine.id == "vllm-0.32.0-cpu"
+    assert (deployment.instances, deployment.tensor_parallel_size, deployment.install) == (1, 1, "wheel")
+    assert deployment.args["enforce-eager"] is True
+    assert deployment.env["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    assert deployment.status == "verified"
+
+
+def test_every_value_has_its_origin(catalog: Catalog) -> None:
+    deployment = ask(catalog)
+    keys = {f"args.{key}" for key in deployment.args} | {f"env.{key}" for key in deployment.env}
+    assert set(deployment.provenance) == keys
+    rules = catalog.models[LAB].rules
+    for origin in deployment.provenance.values():
+        assert origin.rule is not None
+        assert rules[origin.rule - 1].why == origin.why
+
+
+def test_an_override_wins_and_says_so(catalog: Catalog) -> None:
+    deployment = ask(catalog, overrides=overridden(args={"max-model-len": 512, "dtype": None}), overrides_file="f.yml")
+    assert deployment.args["max-model-len"] == 512
+    assert "dtype" not in deployment.args
+    assert "args.dtype" not in deployment.provenance
+    origin = deployment.provenance["args.max-model-len"]
+    assert (origin.file, origin.rule, origin.why) == ("f.yml", None, "a test wants it so")
+
+
+def test_the_later_rule_wins(catalog: Catalog) -> None:
+    later = Rule(args={"max-num-seqs": 3}, why="a later rule of a test", source="test")
+    deployment = ask(with_rule(catalog, later))
+    assert deployment.args["max-num-seqs"] == 3
+    assert deployment.provenance["args.max-num-seqs"].rule == len(catalog.models[LAB].rules) + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ({"host_class": "h1000-8"}, "bad-input", "there is no host class 'h1000-8'"),
+        ({"host_class": "cpu"}, "bad-input", "there is no host class 'cpu'"),
+        ({"host_class": "cpu-3"}, "bad-input", "has no size 3"),
+        ({"model": "openai/gpt-oss-9b"}, "bad-input", "there is no model"),
+        ({"engine": "vllm-9"}, "bad-input", "there is no engine"),
+        ({"install": "docker"}, "refused", "cannot be installed as 'docker'"),
+        ({"overrides": overridden(args={"max-modle-len": 1})}, "bad-input", "does not read the flag 'max-modle-len'"),
+        ({"overrides": overridden(args={"max_model_len": 1})}, "bad-input", "does not read the flag 'max_model_len'"),
+        ({"overrides": overridden(env={"VLLM_NO_SUCH": "1"})}, "bad-input", "environment variable 'VLLM_NO_SUCH'"),
+        ({"overrides": overridden(args={"port": 1})}, "bad-input", "'port' is set for each instance"),
+        ({"overrides": overridden(args={"tensor-parallel-size": 2})}, "refused", "does not divide the 1 devices"),
+        (
+            {"overrides": overridden(env={"VLLM_CPU_KVCACHE_SPACE": "99"})},
+            "refused",
+            "does not fit: 0.1 GiB of weights",
+        ),
+        (
+            {"overrides": overridden(args={"compilation-config": {"pass_config": {"enable_noop": True}}})},
+            "bad-input",
+            "does not read the key 'compilation-config.pass_config.enable_noop'",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_reason(
+    catalog: Catalog, changes: dict[str, Any], code: str, says: str
+) -> None:
+    with pytest.raises(FleetError) as caught:
+        ask(catalog, **changes)
+    assert caught.value.code == code
+    assert says in caught.value.message
+    assert caught.value.exit_code == 2
+
+
+def combinations(catalog: Catalog) -> list[tuple[str, str, str, str]]:
+    sized = [each.id for each in catalog.sized_classes()]
+    return list(itertools.product(sized, catalog.engines, catalog.models, catalog.profiles))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    from vllm_fleet import catalog as catalogs
+
+    recipes = catalogs.load()
+    if "combination" in metafunc.fixturenames:
+        metafunc.parametrize("combination", combinations(recipes), ids=lambda c: " ".join(c))
+    if "rule_of" in metafunc.fixturenames:
+        rows = [(model, index) for model in recipes.models.values() for index in range(len(model.rules))]
+        metafunc.parametrize("rule_of", rows, ids=lambda row: f"{row[0].name} rule {row[1] + 1}")
+
+
+def test_every_combination_resolves_or_is_refused_with_a_reason(
+    catalog: Catalog, combination: tuple[str, str, str, Any]
+) -> None:
+    host_class, engine, model, profile = combination
+    try:
+        deployment = resolve(catalog, Question(host_class, model, profile, engine))
+    except FleetError as fault:
+        assert fault.code == "refused"
+        assert len(fault.message) > 20
+        return
+    assert deployment.instances >= 1
+    assert deployment.fit.max_num_seqs >= 1
+
+
+def test_every_rule_is_reached_and_explained(catalog: Catalog, rule_of: tuple[Model, int]) -> None:
+    model, index = rule_of
+    rule = model.rules[index]
+    assert rule.args or rule.env
+    assert len(rule.why.split()) >= 4
+    assert any(
+        selects(rule.when, sized, engine, "wheel", profile)
+        for sized in catalog.sized_classes()
+        for engine in catalog.engines.values()
+        for profile in catalog.profiles
+    )
+
+
+def test_the_recipes_agree_with_each_other(catalog: Catalog) -> None:
+    assert [str(fault) for fault in crosscheck.faults(catalog)] == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (
+            Rule(when=When(arch=["sm_1"]), args={"dtype": "half"}, why="a dead rule of a test", source="test"),
+            "never holds",
+        ),
+        (
+            Rule(when=When(engine=">>1"), args={"dtype": "half"}, why="a bad range of a test", source="test"),
+            "not a range",
+        ),
+        (Rule(args={"no-such-flag": 1}, why="an unread name of a test", source="test"), "does not read the flag"),
+    ],
+)
+def test_a_mutated_catalogue_is_caught(catalog: Catalog, rule: Rule, says: str) -> None:
+    faults = [str(fault) for fault in crosscheck.faults(with_rule(catalog, rule))]
+    assert any(says in fault for fault in faults)

@@ -1,0 +1,46 @@
+"""Writes what is generated from other files: the README of each role from its argument_specs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vllm_fleet import paths
+
+
+def role_readme(role: Path) -> str:
+    """The README of a role: what it is for, what it does and does not do, and every variable."""
+    main: dict[str, Any] = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))[
+        "argument_specs"
+    ]["main"]
+    lines = [f"# {role.name}", "", f"{main['short_description']}.", ""]
+    lines += [f"- {text}" for text in main["description"]]
+    lines += ["", "| variable | type | default | meaning |", "|---|---|---|---|"]
+    lines += list(_rows(main["options"], ""))
+    lines += ["", "Made from `meta/argument_specs.yml` by `make golden`.", ""]
+    return "\n".join(lines)
+
+
+def _rows(options: dict[str, Any], prefix: str) -> list[str]:
+    rows = []
+    for name, spec in options.items():
+        kind = spec["type"] + (f" of {spec['elements']}" if "elements" in spec else "")
+        default = "required" if spec.get("required") else f"`{spec['default']}`" if "default" in spec else "-"
+        rows.append(f"| `{prefix}{name}` | {kind} | {default} | {spec['description']} |")
+        rows += _rows(spec.get("options", {}), f"{prefix}{name}.")
+    return rows
+
+
+def main() -> int:
+    """Writes every generated file."""
+    for role in sorted((paths.root() / "roles").iterdir()):
+        if role.is_dir():
+            (role / "README.md").write_text(role_readme(role), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

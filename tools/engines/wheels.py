@@ -1,0 +1,171 @@
+"""The Python sources of published wheels: fetched once, verified as a whole, kept as a small archive of sources.
+
+A CUDA wheel is 0.3 to 0.5 GB, of which 10 MB are Python. The whole file is fetched all the same: only then does the
+digest of the package index prove what the manifest says. The address comes from uv, so that whatever index uv is
+configured with is used, and no address stands here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from lab.artifacts.uv import uv_program
+from tools.engines.releases import Release
+from tools.engines.sources import Sources
+from vllm_fleet.errors import FleetError
+from vllm_fleet.paths import cache_dir
+
+_TIMEOUT_SECONDS = 120  # of silence, not of the whole transfer
+_CHUNK_BYTES = 1 << 20
+# Compiled files read the environment too; their names are kept beside the sources.
+_BINARY_NAMES = "names-in-compiled-files.txt"
+_VARIABLE = re.compile(rb"VLLM_[A-Z0-9_]{3,}")
+# Any of the platforms that the wheels are for does: the sources are the same, and this one takes all of their tags.
+_PLATFORM = ("--python-platform", "x86_64-manylinux_2_35", "--python-version", "3.12")
+
+
+def sources(release: Release) -> Sources:
+    """The sources of a release's wheel, from the cache or fetched into it.
+
+    Raises:
+        FleetError: the index does not have the wheel, the transfer fails, or the digest is not the pinned one.
+    """
+    folder = cache_dir() / "wheels"
+    # Named by the digest of the wheel: it was verified when the archive was made.
+    kept = folder / f"{release.file}.{release.sha256[:16]}.sources.zip"
+    if not kept.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        wheel = folder / release.file
+        _fetch(release, wheel)
+        _keep_sources(wheel, kept)
+        wheel.unlink()
+    return read_archive(kept)
+
+
+def read_archive(path: Path) -> Sources:
+    """What an archive of sources holds."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name).decode() for name in archive.namelist() if name.endswith(".py")}
+        return Sources(files, frozenset(archive.read(_BINARY_NAMES).decode().split()))
+
+
+def read_installed(site_packages: Path) -> Sources:
+    """The sources of the vLLM that is installed in an environment.
+
+    Args:
+        site_packages: the environment's folder of packages.
+    """
+    files = sorted((site_packages / "vllm").rglob("*.py"))
+    texts = {path.relative_to(site_packages).as_posix(): path.read_text(encoding="utf-8") for path in files}
+    compiled = [path for path in (site_packages / "vllm").rglob("*") if path.is_file() and _is_compiled(path.name)]
+    return Sources(texts, frozenset(name for path in compiled for name in _names_in(path.read_bytes())))
+
+
+def _keep_sources(wheel: Path, kept: Path) -> None:
+    draft = kept.with_name(f".{kept.name}.{os.getpid()}")
+    found: set[str] = set()
+    with zipfile.ZipFile(wheel) as whole, zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as small:
+        for name in whole.namelist():
+            if name.endswith(".py"):
+                small.writestr(name, whole.read(name))
+            elif _is_compiled(name):
+                found |= _names_in(whole.read(name))
+        small.writestr(_BINARY_NAMES, "\n".join(sorted(found)))
+    draft.replace(kept)
+
+
+def _is_compiled(name: str) -> bool:
+    return name.endswith(".so") or "." not in name.rpartition("/")[2]  # libraries, and programs such as vllm-rs
+
+
+def _names_in(content: bytes) -> set[str]:
+    return {name.decode() for name in _VARIABLE.findall(content)}
+
+
+def _fetch(release: Release, wheel: Path) -> None:
+    """Fetches a wheel, going on where an earlier try stopped; ``wheel`` is there only when it is whole and right."""
+    part = wheel.with_suffix(".part")
+    published = _published(release)
+    try:
+        _transfer(published["url"], part, published.get("size", 0), release.file)
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        raise FleetError(
+            f"{release.file} cannot be fetched: {error}",
+            hint="run the command again: what was fetched is kept, and it goes on from there",
+            code="work-failed",
+        ) from error
+    with part.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != release.sha256:
+        part.unlink()
+        raise FleetError(
+            f"the sha256 of {release.file} is {digest}, the pinned one is {release.sha256}",
+            hint="nothing was kept; run it again, and if it stays wrong do not trust the package index",
+            file="tools/engines/releases.py",
+            key=release.id,
+            code="work-failed",
+        )
+    part.replace(wheel)
+
+
+def _published(release: Release) -> dict[str, Any]:
+    """What the package index says of the pinned wheel: ``url``, ``size``, ``hashes``."""
+    requirement = f"{release.distribution}=={release.version}"
+    form = ("--quiet", "--no-header", "--format", "pylock.toml")
+    done = subprocess.run(
+        [uv_program(), "pip", "compile", "-", "--no-deps", "--no-build", *form, *_PLATFORM],
+        input=requirement,
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_SECONDS,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise FleetError(f"the package index does not give {requirement}: {done.stderr.strip()}", code="work-failed")
+    wheels = [wheel for package in tomllib.loads(done.stdout)["packages"] for wheel in package.get("wheels", [])]
+    for wheel in wheels:
+        if wheel.get("url", "").endswith(f"/{release.file}") and wheel["hashes"].get("sha256") == release.sha256:
+            return dict(wheel)
+    raise FleetError(
+        f"the package index has no {release.file} with the pinned sha256",
+        hint=f"it offers {[wheel.get('url', '').rpartition('/')[2] for wheel in wheels]}",
+        file="tools/engines/releases.py",
+        key=release.id,
+        code="work-failed",
+    )
+
+
+def _transfer(url: str, part: Path, size: int, name: str) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    if size and have == size:
+        return
+    if size and have > size:  # not a piece of this file
+        part.unlink()
+        have = 0
+    # The address is the one that the index gave; S310 warns of schemes that such an address cannot have.
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
+        resumed = answer.status == 206
+        done = have if resumed else 0
+        shown = -1
+        with part.open("ab" if resumed else "wb") as file:
+            while chunk := answer.read(_CHUNK_BYTES):
+                file.write(chunk)
+                done += len(chunk)
+                percent = done * 100 // size if size else 0
+                if percent // 10 != shown:
+                    shown = percent // 10
+                    sys.stderr.write(f"engines: {name}: {done >> 20} MiB, {percent} %\n")
+    if done < size:
+        raise ConnectionError(f"the transfer stopped after {done} of {size} bytes")
