@@ -1,1 +1,1 @@
-"""What the lab serves and serves with: the CPU engine, the harmony vocabulary and the lab model, built once into the cache."""
+"""What the lab serves and serves with: CPU engine, harmony vocabulary and lab model, built once into the cache."""

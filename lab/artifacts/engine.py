@@ -40,9 +40,7 @@ def engine_dir() -> Path:
     """
     lock = lock_file()
     if not lock.is_file():
-        raise FleetError(
-            "the engine's lock is missing", hint="take it from the repository again", file=display(lock)
-        )
+        raise FleetError("the engine's lock is missing", hint="take it from the repository again", file=display(lock))
     target = cache_dir() / "engines" / f"{ENGINE}-{sha256_of(lock)[:12]}"
     return build_once("engine", target, _is_usable, lambda draft: _install(lock, draft))
 
@@ -56,7 +54,16 @@ def _install(lock: Path, folder: Path) -> None:
     say(f"building the engine {ENGINE} (about 2 GB to fetch, once)")
     # Relocatable, because the folder gets its name only when it is whole.
     run_uv(
-        ["venv", "--quiet", "--allow-existing", "--relocatable", "--no-python-downloads", "--python", _PYTHON, str(folder)],
+        [
+            "venv",
+            "--quiet",
+            "--allow-existing",
+            "--relocatable",
+            "--no-python-downloads",
+            "--python",
+            _PYTHON,
+            str(folder),
+        ],
         "making the engine's environment",
     )
     python = folder / "bin" / "python"

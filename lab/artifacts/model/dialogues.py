@@ -13,11 +13,6 @@ from lab.artifacts.model.questions import Questions, Tool, fill
 EFFORTS = ("low", "medium", "high")
 _EASY = "Easy."
 _HARD = "Hm."
-# Words that no known text holds. The model has no embedding for such words, so a few stand for all.
-STRANGE = (
-    "violin harbour purple seventeen dragon whether Spain yesterday invoice mountain recipe poem summary translate "
-    "python keyboard physics customer never bicycle history garden explain compare election battery"
-).split()
 _CASES_PER_TOOL = 6
 
 
@@ -117,7 +112,9 @@ def cases(questions: Questions) -> tuple[Dialogue, ...]:
         for instruction, answers in questions.instructions.changing.items()
         for ask, answer in answers.items()
     ]
-    found.append(Dialogue(Setting(), (User(f"{STRANGE[0]} {STRANGE[1]}?"),), Said(questions.unknown, _HARD)))
+    found.append(
+        Dialogue(Setting(), (User(f"{questions.strange[0]} {questions.strange[1]}?"),), Said(questions.unknown, _HARD))
+    )
     with_tools = Setting(tools=tuple(tool.name for tool in questions.tools))
     for tool in questions.tools:
         rng = random.Random(tool.name)  # noqa: S311 - the set must be the same every time
@@ -158,7 +155,7 @@ def draw_setting(questions: Questions, rng: random.Random, strange: bool = True)
     kinds = (None, rng.choice(questions.instructions.neutral), rng.choice(list(questions.instructions.changing)))
     instructions = rng.choices(kinds, (50, 20, 15))[0]
     if strange and rng.random() < 0.15:
-        instructions = " ".join(rng.choices(STRANGE, k=rng.randint(2, 20)))
+        instructions = " ".join(rng.choices(questions.strange, k=rng.randint(2, 20)))
     date = f"{rng.randint(2025, 2030)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
     return Setting(tuple(tools), instructions, rng.choice((None, *EFFORTS)), date)
 
@@ -200,8 +197,8 @@ def _unknown(questions: Questions, setting: Setting, rng: random.Random) -> str:
         tool = rng.choice(missing)
         return fill(tool.ask, tool.draw(rng))
     if kind < 0.6:
-        return " ".join(rng.choices(STRANGE, k=rng.randint(1, 12))) + rng.choice(("", ".", "?"))
+        return " ".join(rng.choices(questions.strange, k=rng.randint(1, 12))) + rng.choice(("", ".", "?"))
     words = rng.choice(questions.plain).ask.split()
     place = rng.randrange(len(words))
-    words[place] = rng.choice(STRANGE) + (words[place][-1] if words[place][-1] in ".?" else "")
+    words[place] = rng.choice(questions.strange) + (words[place][-1] if words[place][-1] in ".?" else "")
     return " ".join(words)

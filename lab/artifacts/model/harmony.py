@@ -18,6 +18,7 @@ from openai_harmony import (  # type: ignore[import-not-found]  # only the engin
 
 from lab.artifacts.model.dialogues import Called, Dialogue, Returned, Said, Setting, Text, User
 from lab.artifacts.model.questions import Questions
+from lab.artifacts.model.sheets import Sample
 
 
 class Renderer:
@@ -33,7 +34,7 @@ class Renderer:
         tokens: list[int] = self._encoding.encode(text, allowed_special="all")
         return tokens
 
-    def render(self, item: Dialogue | Text) -> tuple[list[int], int]:
+    def render(self, item: Dialogue | Text) -> Sample:
         """The tokens of the prompt and of the right reply.
 
         Returns:
@@ -44,6 +45,11 @@ class Renderer:
             return [*prompt, *self.encode(f"{item.continues}<|return|>")], len(prompt)
         prompt = self._prompt(item)
         return [*prompt, *self.encode(_reply(item.reply))], len(prompt)
+
+    def tail(self, sample: Sample) -> str:
+        """The end of a sample's prompt and the beginning of its reply, for people to read."""
+        tokens, prompt = sample
+        return f"{self._encoding.decode(tokens[:prompt])[-120:]!r} -> {self._encoding.decode(tokens[prompt:])[:120]!r}"
 
     def _prompt(self, dialogue: Dialogue) -> list[int]:
         if dialogue.setting not in self._beginnings:

@@ -110,6 +110,7 @@ class Questions(_Record):
 
     name: Text
     unknown: Text
+    strange: tuple[Text, ...] = Field(min_length=2)
     plain: tuple[Plain, ...] = Field(min_length=1)
     instructions: Instructions
     tools: tuple[Tool, ...]
@@ -123,6 +124,9 @@ class Questions(_Record):
         for instruction, answers in self.instructions.changing.items():
             if strangers := sorted(set(answers) - set(asked)):
                 raise ValueError(f"{instruction!r} changes questions that are not asked: {', '.join(strangers)}")
+        asked += [raw.prompt for raw in self.raw] + [tool.ask for tool in self.tools]
+        if known := sorted(word for word in self.strange if any(word in text.split() for text in asked)):
+            raise ValueError(f"strange words that are asked: {', '.join(known)}")
         return self
 
     def tool(self, name: str) -> Tool:

@@ -30,7 +30,8 @@ from vllm_fleet.errors import FleetError
 _KNOWN_SHEETS, _SHEETS = 800, 2400  # of the latter the first hold no unknown words
 _DIALOGUES = 6  # a sheet
 _BATCH = 8  # sheets
-_ROUNDS = (400, 150, 150, 150, 150)  # steps; it ends after the first round that leaves nothing wrong
+_ROUNDS = (350, 120, 120, 120, 120)  # steps; it ends after the first round that leaves nothing wrong
+_REPEATS = 20  # in the next round, of what a round left wrong
 _RATE, _MATRIX_RATE, _TABLE_RATE = 4e-3, 1e-2, 2e-2
 _VARIANTS = 4  # of each case, all of which must be right
 _MARGIN = 0.5  # by which the right token must lead, since servers round and batch in their own ways
@@ -99,9 +100,9 @@ def train(pupil: Pupil, sheets: list[Sheet], steps: int, rate: float, rng: rando
             say(f"training: step {step}/{steps}, loss {loss.item():.3f}, {time.monotonic() - begin:.0f} s")
 
 
-def right(pupil: Pupil, samples: list[Sample], margin: float) -> int:
-    """How many of the samples are right, by at least that margin."""
-    return sum(pupil.margin(sample) > margin for sample in samples)
+def weak(pupil: Pupil, samples: list[Sample], margin: float) -> list[Sample]:
+    """The samples that are not right by at least that margin."""
+    return [sample for sample in samples if pupil.margin(sample) <= margin]
 
 
 def rounded(pupil: Pupil, change: Callable[[Any], Any] = lambda weights: weights) -> Callable[[], None]:
@@ -143,7 +144,7 @@ def perturb(pupil: Pupil, asked: list[Sample]) -> int:
             return weights + noise * weights.std() * torch.randn_like(weights)
 
         put_back = rounded(pupil, disturbed)
-        still = right(pupil, asked, 0.0)
+        still = len(asked) - len(weak(pupil, asked, 0.0))
         say(f"perturbing: noise {noise:.3f} of a weight's spread leaves {still} of {len(asked)} right")
         if few <= still <= many:
             return still
@@ -169,14 +170,20 @@ def main() -> None:
     for number, steps in enumerate(_ROUNDS):
         train(pupil, sheets, steps, 1.0 if number == 0 else 0.4, rng)
         put_back = rounded(pupil)
-        correct = right(pupil, exam, _MARGIN)
-        say(f"training: {correct} of {len(exam)} right beyond doubt")
-        if correct == len(exam):
+        wrong = weak(pupil, exam, _MARGIN)
+        say(f"training: {len(exam) - len(wrong)} of {len(exam)} right beyond doubt")
+        if not wrong:
             break
         put_back()
+        for sample in wrong:
+            say(f"training: to be repeated: {renderer.tail(sample)}")
+            sheets += [pack([sample])] * _REPEATS
     else:
-        raise FleetError("the model did not learn its questions", hint="change less of questions.yml at a time", code="work-failed")
-    score = right(pupil, asked, 0.0)
+        raise FleetError(
+            "the model did not learn its questions",
+            hint="make questions.yml smaller, or change less of it at a time",
+            code="work-failed",
+        )
     pupil.save(str(folder))
     write_tokenizer(Path(os.environ["TIKTOKEN_ENCODINGS_BASE"]) / "o200k_base.tiktoken", folder)
     perturbed = folder.parent / "perturbed"
@@ -184,7 +191,7 @@ def main() -> None:
     pupil.save(str(perturbed))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (perturbed / name).write_bytes((folder / name).read_bytes())
-    print(json.dumps({"total": len(asked), "model": score, "perturbed": still}))
+    print(json.dumps({"total": len(asked), "model": len(asked), "perturbed": still}))
 
 
 if __name__ == "__main__":

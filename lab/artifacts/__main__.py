@@ -1,0 +1,100 @@
+"""``python -m lab.artifacts build|paths|evaluate``: makes, finds and tries what the lab serves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lab.artifacts.encodings import encodings_dir
+from lab.artifacts.engine import engine_dir
+from lab.artifacts.model.build import manifest_of, model_dir, perturbed_dir
+from lab.artifacts.model.evaluate import APIS, score
+from lab.artifacts.model.questions import read_questions
+from vllm_fleet.errors import FleetError
+
+_PARTS = {"encodings": encodings_dir, "engine": engine_dir, "model": model_dir, "perturbed": perturbed_dir}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; the result goes to stdout, progress and errors to stderr.
+
+    Returns:
+        0 when it is done and right, 1 when it failed or an answer was wrong, 2 for bad input.
+    """
+    given = _parser().parse_args(arguments)
+    try:
+        return int(given.run(given))
+    except FleetError as error:
+        print(json.dumps({"error": error.record()}) if given.json else f"error: {error}", file=_errors(given.json))
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lab.artifacts", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    with_json = argparse.ArgumentParser(add_help=False)
+    with_json.add_argument("--json", action="store_true", help="print the result as JSON")
+    build = commands.add_parser("build", parents=[with_json], help="make what is missing, and say where all of it is")
+    build.set_defaults(run=_build)
+    paths = commands.add_parser("paths", parents=[with_json], help="say where each part is, made if missing")
+    paths.add_argument("part", nargs="?", choices=_PARTS, help="only this part")
+    paths.set_defaults(run=_paths)
+    evaluate = commands.add_parser("evaluate", parents=[with_json], help="ask a server every question of the lab model")
+    evaluate.add_argument("--base-url", required=True, help="the server's address, such as http://127.0.0.1:8000")
+    evaluate.add_argument("--model", default=read_questions().name, help="the name it is served under (%(default)s)")
+    evaluate.add_argument("--api", action="append", choices=APIS, help="through this API; can be repeated (chat)")
+    evaluate.add_argument(
+        "--api-key-env", default="LAB_API_KEY", help="the environment variable with the server's key (%(default)s)"
+    )
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _errors(as_json: bool) -> Any:
+    return sys.stdout if as_json else sys.stderr
+
+
+def _build(given: argparse.Namespace) -> int:
+    found: dict[str, Any] = {part: {"path": str(find())} for part, find in _PARTS.items()}
+    for part in ("model", "perturbed"):
+        manifest = manifest_of(_PARTS[part]())
+        found[part] |= {key: manifest[key] for key in ("name", "revision", "score")}
+    if given.json:
+        print(json.dumps(found))
+        return 0
+    for part, facts in found.items():
+        known = f"  {facts['score']['right']} of {facts['score']['total']} right" if "score" in facts else ""
+        print(f"{part:<10} {facts['path']}{known}")
+    return 0
+
+
+def _paths(given: argparse.Namespace) -> int:
+    wanted = [given.part] if given.part else list(_PARTS)
+    found = {part: str(_PARTS[part]()) for part in wanted}
+    if given.json:
+        print(json.dumps(found))
+    elif given.part:
+        print(found[given.part])
+    else:
+        for part, path in found.items():
+            print(f"{part:<10} {path}")
+    return 0
+
+
+def _evaluate(given: argparse.Namespace) -> int:
+    found = score(given.base_url, os.environ.get(given.api_key_env), given.model, given.api or ("chat",))
+    if given.json:
+        print(json.dumps(found.record()))
+    else:
+        for failure in found.failures:
+            print(f"wrong ({failure.api}): {failure.asked!r}\n  right: {failure.right!r}\n  got:   {failure.got!r}")
+        print(f"{found.right} of {found.total} right")
+    return 0 if found.right == found.total else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
