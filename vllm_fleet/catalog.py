@@ -57,10 +57,10 @@ class Catalog:
         family = self.classes.get(family_name)
         if family is None or not count.isdigit():
             known = ", ".join(sorted(sized.id for sized in self.sized_classes()))
-            raise FleetError(f"there is no host class {name!r}", f"known classes: {known}")
+            raise FleetError(f"there is no host class {name!r}", f"known classes: {known}", key="host_class")
         if int(count) not in family.counts:
             sizes = ", ".join(f"{family_name}-{size}" for size in family.counts)
-            raise FleetError(f"the class {family_name!r} has no size {count}", f"it comes as {sizes}")
+            raise FleetError(f"the class {family_name!r} has no size {count}", f"it comes as {sizes}", key="host_class")
         return SizedClass(name, family, int(count))
 
     def sized_classes(self) -> Iterator[SizedClass]:
@@ -76,7 +76,9 @@ class Catalog:
             FleetError: there is none.
         """
         if name not in self.engines:
-            raise FleetError(f"there is no engine {name!r}", f"known engines: {', '.join(sorted(self.engines))}")
+            raise FleetError(
+                f"there is no engine {name!r}", f"known engines: {', '.join(sorted(self.engines))}", key="engine"
+            )
         return self.engines[name]
 
     def model(self, name: str) -> Model:
@@ -86,7 +88,9 @@ class Catalog:
             FleetError: there is none.
         """
         if name not in self.models:
-            raise FleetError(f"there is no model {name!r}", f"known models: {', '.join(sorted(self.models))}")
+            raise FleetError(
+                f"there is no model {name!r}", f"known models: {', '.join(sorted(self.models))}", key="model"
+            )
         return self.models[name]
 
     def names(self, engine: Engine) -> EngineNames:

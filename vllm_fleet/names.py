@@ -20,7 +20,8 @@ class EngineNames:
 
     Attributes:
         flags: each flag of ``vllm serve`` without its leading dashes, with type, default and choices.
-        env: each environment variable that the release reads, with its default where it is static.
+        env: each environment variable that the release reads, with its default where it is static; a variable that
+            is declared and used by nothing does not count.
         beside: environment variables that the libraries beside vLLM read, with the library.
         pass_config: the keys of ``compilation-config.pass_config``.
     """
@@ -44,7 +45,7 @@ def read_names(path: Path) -> EngineNames:
     beside = yaml.load((path.parent / "beside.yml").read_text(encoding="utf-8"), yaml.CSafeLoader)
     return EngineNames(
         flags=data["flags"],
-        env=data["env"],
+        env={name: default for name, default in data["env"].items() if name not in data.get("env_unused", ())},
         beside=beside["env"],
         pass_config=frozenset(data["pass_config"]),
     )

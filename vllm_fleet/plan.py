@@ -131,7 +131,8 @@ def _serving_hosts(
         deployment = resolve(catalog, question)
     except FleetError as fault:
         if fault.file is None:
-            raise document.error(("pools", name), fault.message, fault.hint, fault.code) from None
+            at = ("pools", name, fault.key) if fault.key else ("pools", name)
+            raise document.error(at, fault.message, fault.hint, fault.code) from None
         raise
     user = spec.access.ssh_user or _CLOUD_USERS.get(pool.cloud, "ubuntu")
     for ordinal, (host_name, static) in enumerate(_members(name, pool.hosts, pool.static)):

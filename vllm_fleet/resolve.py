@@ -241,6 +241,10 @@ def check_names(
             raise fault
         if name not in names.flags:
             raise unread("args", name, "flag")
+        if args[name] is False and not names.flags[name].get("negatable"):
+            fault = unread("args", name, "flag")
+            fault.message, fault.hint = f"{name!r} has no form that says false", "leave it out (null takes it away)"
+            raise fault
     for key in (args.get("compilation-config") or {}).get("pass_config", {}):
         if key not in names.pass_config:
             raise unread("args", f"compilation-config.pass_config.{key}", "key")

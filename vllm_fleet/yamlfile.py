@@ -107,7 +107,9 @@ def parse(document: Document, model: type[Record]) -> Record:
     try:
         return model.model_validate(document.data)
     except ValidationError as faults:
-        errors = [_translate(document, fault) for fault in faults.errors()]
+        # A misspelt key is also a missing one: the spelling comes first.
+        found = sorted(faults.errors(), key=lambda fault: fault["type"] == "missing")
+        errors = [_translate(document, fault) for fault in found]
         first = errors[0]
         first.others = errors[1:]
         raise first from None

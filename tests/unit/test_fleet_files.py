@@ -28,14 +28,14 @@ def test_the_golden_fleet_is_right(fleets: Path) -> None:
     ("old", "new", "line", "key", "says"),
     [
         ("host_class: cpu-2", "host_clas: cpu-2", 6, "pools.lab.host_clas", "is not a key that may stand here"),
-        ("host_class: cpu-2", "host_class: h100-8", 6, "pools.lab", "there is no host class 'h100-8'"),
+        ("host_class: cpu-2", "host_class: h100-8", 6, "pools.lab.host_class", "there is no host class 'h100-8'"),
         ("cloud: lab", "cloud: moon", 7, "pools.lab.cloud", "not 'moon'"),
         ("hosts: 2", "hosts: two", 9, "pools.lab.hosts", "not 'two'"),
         ("hosts: 2", "hosts: -1", 9, "pools.lab.hosts", "greater than or equal to 0"),
         ("fleet: golden", "fleet: silver", 2, "fleet", "in the folder of the fleet 'golden'"),
         ("fleet: golden", "fleet: Golden Fleet", 2, "fleet", "is not a name"),
         ("      rack-a:", "      lab-0:", 10, "pools.rack", "the host 'lab-0' is in the pool 'lab' too"),
-        ("why: our prompts end at 800 tokens", "why: x", 20, "pools.rack.overrides.why", "at least 10 characters"),
+        ("why: our prompts end at 800 tokens", "why: x", 21, "pools.rack.overrides.why", "at least 10 characters"),
         ("max-model-len: 1024", "max-modl-len: 1024", 13, None, "does not read the flag 'max-modl-len'"),
     ],
 )

@@ -19,6 +19,10 @@ def test_a_config_has_dashed_keys_and_typed_values() -> None:
     assert '"{' not in text
 
 
+def test_false_is_written_in_the_form_that_vllm_reads() -> None:
+    assert render.config_text({"enable-prefix-caching": False}) == "no-enable-prefix-caching: true\n"
+
+
 @pytest.mark.parametrize("args", [{"max_model_len": 8}, {"max-model-len": None}])
 def test_what_vllm_would_drop_or_misread_is_refused(args: dict[str, Any]) -> None:
     with pytest.raises(FleetError, match="cannot stand in a vLLM config"):

@@ -79,6 +79,7 @@ def test_the_later_rule_wins(catalog: Catalog) -> None:
         ({"overrides": overridden(args={"max-modle-len": 1})}, "bad-input", "does not read the flag 'max-modle-len'"),
         ({"overrides": overridden(args={"max_model_len": 1})}, "bad-input", "does not read the flag 'max_model_len'"),
         ({"overrides": overridden(env={"VLLM_NO_SUCH": "1"})}, "bad-input", "environment variable 'VLLM_NO_SUCH'"),
+        ({"overrides": overridden(args={"headless": False})}, "bad-input", "has no form that says false"),
         ({"overrides": overridden(args={"port": 1})}, "bad-input", "'port' is set for each instance"),
         ({"overrides": overridden(args={"tensor-parallel-size": 2})}, "refused", "does not divide the 1 devices"),
         (

@@ -96,10 +96,21 @@ def _built() -> Path:
     def is_there(folder: Path) -> bool:
         return all(is_whole(folder / link) for link in ("model", "perturbed"))
 
-    if is_there(target):
-        return target
-    engine, encodings = engine_dir(), encodings_dir()
-    return build_once("lab-model", target, is_there, lambda draft: _train(engine, encodings, draft))
+    if not is_there(target):
+        engine, encodings = engine_dir(), encodings_dir()
+        build_once("lab-model", target, is_there, lambda draft: _train(engine, encodings, draft))
+    _point_current(target / "model")
+    return target
+
+
+def _point_current(model: Path) -> None:
+    """Lets ``lab-model/current`` name the model, which is the path that a ``fleet.yml`` can know beforehand."""
+    link = cache_dir() / "lab-model" / "current"
+    if link.is_symlink() and link.resolve() == model.resolve():
+        return
+    draft = link.with_name(f".current.{os.getpid()}")
+    draft.symlink_to(model.relative_to(link.parent))
+    draft.replace(link)
 
 
 def _train(engine: Path, encodings: Path, draft: Path) -> None:

