@@ -43,13 +43,13 @@ class Sample:
     others: float
 
 
-def adopt_orphans() -> None:
-    """Makes this process the parent of every descendant that loses its own.
+def adopt_orphans(adopt: bool = True) -> None:
+    """Makes this process the parent of every descendant that loses its own, or no longer.
 
     Raises:
         FleetError: the kernel does not know how.
     """
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0) != 0:
         raise FleetError("the benchmark cannot account for children of children", "it needs Linux 3.4 or later")
 
 

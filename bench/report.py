@@ -204,9 +204,7 @@ def _noise(report: Report) -> str:
     worst = max((row.others for row in report.rows if row.hosts in report.sizes), default=0.0)
     if worst < _NOISE:
         return "Nothing else ran on the machine."
-    return (
-        f"Other processes took up to {worst:.1f} processors of the machine meanwhile, so the wall times are too long."
-    )
+    return f"Other processes took up to {worst:.1f} processors meanwhile, so the wall times are too long."
 
 
 def _paragraph(words: str) -> list[str]:

@@ -20,8 +20,7 @@ from vllm_fleet.errors import FleetError
 SUITE = "bookworm"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-_MAIN = "http://deb.debian.org/debian"
-_SECURITY = "http://deb.debian.org/debian-security"
+_DEBOOTSTRAP = "/usr/sbin/debootstrap"
 _PIP_KEYS = ("index-url", "extra-index-url", "trusted-host")
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 _INDEXES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX")
@@ -61,7 +60,7 @@ def read_site(root: Path = Path("/")) -> Site:
         raise FleetError("there are no trusted certificates", "apt-get install ca-certificates", str(bundle))
     own = sorted((root / "usr/local/share/ca-certificates").glob("**/*.crt"))
     return Site(
-        mirrors=debian_mirrors(_texts(root / "etc/apt")),
+        mirrors=debian_mirrors(_texts(root / "etc/apt"), _read(root / _DEBOOTSTRAP.lstrip("/"))),
         ca_bundle=bundle.read_text(encoding="utf-8"),
         own_certificates={path.name: path.read_text(encoding="utf-8") for path in own},
         resolv_conf=usable_resolver(_read(root / "etc/resolv.conf"), _read(root / "run/systemd/resolve/resolv.conf")),
@@ -71,11 +70,15 @@ def read_site(root: Path = Path("/")) -> Site:
     )
 
 
-def debian_mirrors(texts: Iterable[str]) -> tuple[str, str]:
-    """The mirrors of the lab's Debian release that apt's sources name, else Debian's own.
+def debian_mirrors(texts: Iterable[str], debootstrap: str) -> tuple[str, str]:
+    """The mirrors of the lab's Debian release that apt's sources name, else those that debootstrap knows.
 
     Args:
         texts: the sources, in the one-line or the deb822 form.
+        debootstrap: the text of the program, which names Debian's own archive.
+
+    Raises:
+        FleetError: neither names one.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -83,7 +86,14 @@ def debian_mirrors(texts: Iterable[str]) -> tuple[str, str]:
             if "main" in components:
                 for suite in suites:
                     found.setdefault(suite, uri.rstrip("/"))
-    return found.get(SUITE, _MAIN), found.get(f"{SUITE}-security", _SECURITY)
+    own = re.search(r'^DEF_MIRROR="(\S+?)/?"', debootstrap, re.MULTILINE)
+    if own:
+        found.setdefault(SUITE, own[1])
+        found.setdefault(f"{SUITE}-security", f"{own[1]}-security")
+    try:
+        return found[SUITE], found[f"{SUITE}-security"]
+    except KeyError as missing:
+        raise FleetError(f"no mirror of Debian's {missing} is known", "name one in /etc/apt/sources.list") from None
 
 
 def _sources(text: str) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBenchBenchBenchBenchBenchBenchB
 @pytest.fixture
 def fleet(tmp_path: Path) -> Path:
     return fleets.write(tmp_path / "fleets", 3, HOST_KEY, tmp_path / "id")
+
+
+@pytest.fixture
+def parent_of_orphans() -> Iterator[None]:
+    measure.adopt_orphans()
+    yield
+    measure.adopt_orphans(False)
 
 
 def rows(*found: tuple[str, int, float, float]) -> list[Row]:
@@ -251,8 +259,8 @@ def test_idle_time_is_not_busy_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure.busy_seconds("cpu  100 10 50 9999 888 5 35 7 0 0\ncpu0 1 1 1 1 1 1 1\n") == 2.0
 
 
+@pytest.mark.usefixtures("parent_of_orphans")
 def test_what_a_command_leaves_running_is_counted_and_ended(tmp_path: Path) -> None:
-    measure.adopt_orphans()
     burn = "import os; [os.times() for _ in range(300000)]"
     script = f'setsid python3 -c "{burn}" & wait; (setsid sleep 600 &) ; echo $$ > {tmp_path}/done'
     code, sample = measure.run(["sh", "-c", script], {"PATH": "/usr/bin:/bin"}, tmp_path, tmp_path / "log", 60, None)

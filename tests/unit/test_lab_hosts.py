@@ -154,13 +154,24 @@ Components: tool
     ("texts", "mirrors"),
     [
         ([ONE_LINE, DEB822], ("http://mirror.test/debian", "http://mirror.test/security")),
-        ([DEB822], ("http://deb.debian.org/debian", "http://mirror.test/security")),
-        (["deb http://archive.ubuntu.com/ubuntu noble main"], surroundings.debian_mirrors([])),
-        (["# deb http://mirror.test/debian bookworm main"], surroundings.debian_mirrors([])),
+        ([DEB822], ("http://own.test/debian", "http://mirror.test/security")),
+        (
+            ["deb http://archive.ubuntu.com/ubuntu noble main"],
+            ("http://own.test/debian", "http://own.test/debian-security"),
+        ),
+        (
+            ["# deb http://mirror.test/debian bookworm main"],
+            ("http://own.test/debian", "http://own.test/debian-security"),
+        ),
     ],
 )
 def test_the_machine_s_mirrors_of_the_same_release_are_taken_over(texts: list[str], mirrors: tuple[str, str]) -> None:
-    assert surroundings.debian_mirrors(texts) == mirrors
+    assert surroundings.debian_mirrors(texts, 'x=1\nDEF_MIRROR="http://own.test/debian"\n') == mirrors
+
+
+def test_without_any_mirror_the_error_says_where_to_name_one() -> None:
+    with pytest.raises(FleetError, match="no mirror of Debian"):
+        surroundings.debian_mirrors([], "")
 
 
 def test_the_first_resolver_that_a_host_can_reach_is_taken() -> None:

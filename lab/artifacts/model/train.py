@@ -168,7 +168,7 @@ def main() -> None:
     say(f"training on {len(sheets) * _DIALOGUES} dialogues, {len(used)} tokens occur")
     pupil = Pupil(used)
     for number, steps in enumerate(_ROUNDS):
-        train(pupil, sheets, steps, 1.0 if number == 0 else 0.4, rng)
+        train(pupil, sheets, steps, 1.0 if number == 0 else 0.3, rng)
         put_back = rounded(pupil)
         wrong = weak(pupil, exam, _MARGIN)
         say(f"training: {len(exam) - len(wrong)} of {len(exam)} right beyond doubt")
