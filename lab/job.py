@@ -148,10 +148,9 @@ def show(gateway: Endpoint) -> None:
             }
         ],
     )
-    calls = choice["message"].get("tool_calls") or [{"function": {"name": "", "arguments": "{}"}}]
-    function = calls[0]["function"]
-    said = f"{function['name']}({json.loads(function['arguments'])})"
-    _expect(tool.ask.format(city=city), said, f"{tool.name}({ {'city': city} })")
+    calls = choice["message"].get("tool_calls") or [{"function": {"name": "no tool", "arguments": ""}}]
+    said = f"{calls[0]['function']['name']}({calls[0]['function']['arguments']})"
+    _expect(tool.ask.format(city=city), said, f"{tool.name}({tool.call({'city': city})})")
 
 
 def _expect(question: str, said: str | None, right: str) -> None:
