@@ -107,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FleetError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code
-    except KeyboardInterrupt:
-        print("bench: interrupted; the target is removed", file=sys.stderr)
+    except KeyboardInterrupt as fault:
+        print(f"bench: ended by {fault or 'an interrupt'}; the target is removed", file=sys.stderr)
         return 130
     if not chosen.no_write:
         (paths.root() / "docs").mkdir(exist_ok=True)
@@ -117,11 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
+def _interrupt(number: int, _frame: FrameType | None) -> None:
     """Ends the benchmark once; what cleans up after it is not interrupted again."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _numbers(text: str) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 from ansible.errors import AnsibleParserError
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.inventory import BaseInventoryPlugin
+from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
 try:
@@ -46,7 +47,10 @@ class InventoryModule(BaseInventoryPlugin):
         try:
             fleet = drift.site_of_run(Path(path).resolve().parent)
         except FleetError as fault:
-            raise AnsibleParserError("\n".join(str(each) for each in (fault, *fault.others))) from None
+            # Not AnsibleParserError: Ansible would try its other plugins on the same file and bury this under theirs.
+            for each in (fault, *fault.others):
+                Display().error(str(each), wrap_text=False)
+            raise SystemExit(fault.exit_code) from None
         known_hosts = paths.root() / ".fleet" / fleet.plan.fleet / "known_hosts"
         drift.write_atomically(known_hosts, fleet.known_hosts)
         probing = str(load_extra_vars(loader).get("fleet_probe", True)).lower() not in ("false", "no", "0")

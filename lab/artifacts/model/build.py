@@ -119,6 +119,8 @@ def _train(engine: Path, encodings: Path, draft: Path) -> None:
     name = read_questions().name
     for link in ("model", "perturbed"):
         folder = draft / link
+        for path in folder.iterdir():
+            path.chmod(0o644)  # safetensors writes for its owner alone
         manifest = describe(folder, name, scores[link], scores["total"])
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         folder.rename(draft / manifest["revision"])

@@ -31,10 +31,12 @@ _KNOWN_SHEETS, _SHEETS = 800, 2400  # of the latter the first hold no unknown wo
 _DIALOGUES = 6  # a sheet
 _BATCH = 8  # sheets
 _ROUNDS = (350, 120, 120, 120, 120)  # steps; it ends after the first round that leaves nothing wrong
+_LATER_RATE = 0.3  # of the rates of the first round
 _REPEATS = 20  # in the next round, of what a round left wrong
 _RATE, _MATRIX_RATE, _TABLE_RATE = 4e-3, 1e-2, 2e-2
 _VARIANTS = 4  # of each case, all of which must be right
 _MARGIN = 0.5  # by which the right token must lead, since servers round and batch in their own ways
+_FRESH, _FRESH_WRONG = 300, 0.01  # dialogues that it was not trained on, and the share that may be wrong
 _PERTURBED_SCORE = (0.1, 0.4)  # the share of cases that the disturbed model still has right
 
 
@@ -58,6 +60,11 @@ def make_sheets(questions: Questions, renderer: Renderer, rng: random.Random) ->
             used.update(tokens[prompt:] if strange else tokens)
         sheets.append(pack(samples))
     return sheets, sorted(used)
+
+
+def fresh_dialogue(questions: Questions, renderer: Renderer, rng: random.Random) -> Sample:
+    """A dialogue that no sheet holds, except by chance."""
+    return renderer.render(draw(questions, draw_setting(questions, rng), rng))
 
 
 def batches(sheets: list[Sheet], count: int, rng: random.Random) -> list[list[Sheet]]:
@@ -168,16 +175,21 @@ def main() -> None:
     say(f"training on {len(sheets) * _DIALOGUES} dialogues, {len(used)} tokens occur")
     pupil = Pupil(used)
     for number, steps in enumerate(_ROUNDS):
-        train(pupil, sheets, steps, 1.0 if number == 0 else 0.3, rng)
+        train(pupil, sheets, steps, 1.0 if number == 0 else _LATER_RATE, rng)
         put_back = rounded(pupil)
         wrong = weak(pupil, exam, _MARGIN)
-        say(f"training: {len(exam) - len(wrong)} of {len(exam)} right beyond doubt")
-        if not wrong:
+        fresh = [fresh_dialogue(questions, renderer, rng) for _ in range(_FRESH)]
+        wrong_fresh = weak(pupil, fresh, 0.0)
+        say(
+            f"training: {len(exam) - len(wrong)} of {len(exam)} questions right beyond doubt, "
+            f"{_FRESH - len(wrong_fresh)} of {_FRESH} new dialogues right"
+        )
+        if not wrong and len(wrong_fresh) <= _FRESH * _FRESH_WRONG:
             break
         put_back()
         for sample in wrong:
             say(f"training: repeated in the next round: {renderer.tail(sample)}")
-            sheets += [pack([sample])] * _REPEATS
+        sheets += [pack([sample]) for sample in wrong] * _REPEATS
     else:
         raise FleetError(
             "the model did not learn its questions",

@@ -1,0 +1,78 @@
+"""The inventory plugin as Ansible runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_fleet import paths
+from vllm_fleet.site import ALL_ROLES
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=paths.root(), capture_output=True, text=True, check=False, timeout=120)
+
+
+def listed(fleet: Path, *more: str) -> dict[str, Any]:
+    done = run("ansible-inventory", "-i", str(fleet / "fleet.yml"), "--list", *more)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_hosts_and_groups(fleets: Path) -> None:
+    found = listed(fleets / "golden")
+    assert found["serving"]["hosts"] == ["lab-0", "lab-1", "rack-a"]
+    assert found["gateway"]["hosts"] == ["gateway-0"]
+    assert found["pool_rack"]["hosts"] == ["rack-a"]
+    assert set(found["fleet"]["hosts"]) == set(found["_meta"]["hostvars"])
+
+
+def test_every_needs_group_is_there_and_empty_without_a_probe(fleets: Path) -> None:
+    found = listed(fleets / "golden")
+    children = set(found["all"]["children"])
+    for role in (*ALL_ROLES, "any"):
+        # A group without hosts is listed under all, and no host is in it.
+        assert f"needs_{role}" in children
+        assert found.get(f"needs_{role}", {}).get("hosts", []) == []
+
+
+def test_without_the_probe_every_host_needs_all_of_its_roles(fleets: Path) -> None:
+    found = listed(fleets / "golden", "-e", "fleet_probe=false")
+    assert set(found["needs_host_baseline"]["hosts"]) == {"lab-0", "lab-1", "rack-a", "gateway-0"}
+    assert set(found["needs_vllm_service"]["hosts"]) == {"lab-0", "lab-1", "rack-a"}
+    assert found["needs_gateway"]["hosts"] == ["gateway-0"]
+
+
+def test_host_keys_are_strict_and_known(fleets: Path) -> None:
+    variables = listed(fleets / "golden")["_meta"]["hostvars"]["rack-a"]
+    # A value that only a plugin has set is untrusted: Ansible never reads it as a template, and lists it so.
+    arguments = variables["ansible_ssh_common_args"]["__ansible_unsafe"]
+    known_hosts = Path(arguments.split("UserKnownHostsFile=")[1])
+    assert "[198.51.100.7]:2222 ssh-ed25519 " in known_hosts.read_text(encoding="utf-8")
+    assert (variables["ansible_host"], variables["ansible_port"]) == ("198.51.100.7", 2222)
+    assert "StrictHostKeyChecking=yes" in (paths.root() / "ansible.cfg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("host_class: cpu-2", "host_klass: cpu-2", "fleet.yml:6: pools.lab.host_klass: is not a key that may stand"),
+        ("hosts: 2", "hosts: 3", "lab-2 is in"),
+    ],
+)
+def test_a_fleet_that_is_wrong_is_one_error_and_exit_2(fleets: Path, old: str, new: str, says: str) -> None:
+    path = fleets / "golden" / "fleet.yml"
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    done = run("ansible-playbook", "-i", str(path), "site.yml")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "PLAY" not in done.stdout
+
+
+def test_the_playbooks_are_right_by_their_syntax(fleets: Path) -> None:
+    done = run("ansible-playbook", "-i", str(fleets / "golden" / "fleet.yml"), "--syntax-check", "site.yml")
+    assert done.returncode == 0, done.stderr
