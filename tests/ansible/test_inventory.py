@@ -48,13 +48,17 @@ def test_without_the_probe_every_host_needs_all_of_its_roles(fleets: Path) -> No
 
 
 def test_host_keys_are_strict_and_known(fleets: Path) -> None:
-    variables = listed(fleets / "golden")["_meta"]["hostvars"]["rack-a"]
-    # A value that only a plugin has set is untrusted: Ansible never reads it as a template, and lists it so.
-    arguments = variables["ansible_ssh_common_args"]["__ansible_unsafe"]
-    known_hosts = Path(arguments.split("UserKnownHostsFile=")[1])
+    done = run("ansible-inventory", "-i", str(fleets / "golden" / "fleet.yml"), "--host", "rack-a")
+    variables = json.loads(done.stdout)
+    known_hosts = Path(variables["ansible_ssh_common_args"].split("UserKnownHostsFile=")[1])
     assert "[198.51.100.7]:2222 ssh-ed25519 " in known_hosts.read_text(encoding="utf-8")
     assert (variables["ansible_host"], variables["ansible_port"]) == ("198.51.100.7", 2222)
     assert "StrictHostKeyChecking=yes" in (paths.root() / "ansible.cfg").read_text(encoding="utf-8")
+
+
+def test_values_of_the_inventory_are_never_read_as_templates(fleets: Path) -> None:
+    variables = listed(fleets / "golden")["_meta"]["hostvars"]["rack-a"]
+    assert variables["vllm_service_release"]["__ansible_unsafe"]
 
 
 @pytest.mark.parametrize(
