@@ -24,6 +24,7 @@ from lab import state
 from lab.progress import Heartbeat
 from vllm_fleet import paths
 from vllm_fleet.errors import FleetError
+from vllm_fleet.files import write_atomically
 
 _RUNS = 3
 #: The first run of each contender is thrown away: it fills caches and compiles Python.
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     if not chosen.no_write:
         (paths.root() / "docs").mkdir(exist_ok=True)
-        state.write_atomically(paths.root() / "docs" / "performance.md", report.document(found))
+        write_atomically(paths.root() / "docs" / "performance.md", report.document(found))
     print(json.dumps(_record(found), indent=2) if chosen.json else report.text(found))
     return 0
 

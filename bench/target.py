@@ -18,6 +18,7 @@ from lab.progress import Heartbeat
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import ensure_tree, tree_digest
 from vllm_fleet.errors import FleetError
+from vllm_fleet.files import write_atomically
 
 _BRIDGE = "vf-bench"
 _SUBNET = "10.79.77.0/29"
@@ -75,7 +76,7 @@ def _start(folder: Path) -> Target:
         private, public = keys.ssh_key_pair()
         private_host, public_host = keys.ssh_key_pair()
         file = folder / "id_ed25519"
-        state.write_atomically(file, private, 0o600)
+        write_atomically(file, private, 0o600)
         network.create(NetworkSpec(bridge=_BRIDGE, subnet=_SUBNET, owner="bench", disk_gib=1))
         spec = HostSpec(
             bridge=_BRIDGE,

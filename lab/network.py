@@ -12,6 +12,7 @@ from lab import shell, state
 from lab.spec import NetworkSpec
 from lab.tree import require_disk
 from vllm_fleet.errors import FleetError
+from vllm_fleet.files import write_atomically
 
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 #: Outside the cache, as it is the machine's and not one lab's; forgotten at a reboot, like the setting itself.
@@ -219,7 +220,7 @@ def _shut_chains(listing: Mapping[str, Any], bridge: str) -> list[tuple[str, str
 def _remember_forwarding() -> None:
     """Keeps what the machine had before its first lab, for after its last one."""
     if not _FORWARDING_BEFORE.exists():
-        state.write_atomically(_FORWARDING_BEFORE, _FORWARDING.read_text(encoding="ascii").strip())
+        write_atomically(_FORWARDING_BEFORE, _FORWARDING.read_text(encoding="ascii").strip())
 
 
 def _restore_forwarding() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from vllm_fleet import paths
 from vllm_fleet.edge.ssh import Report, Target
 from vllm_fleet.errors import FleetError
+from vllm_fleet.files import write_atomically
 from vllm_fleet.site import Site, SiteHost
 from vllm_fleet.site import load as load_site
 
@@ -74,12 +74,3 @@ def kept(fleet: str) -> Mapping[str, frozenset[str]]:
     if data["run"] != _process_identity(os.getpid()):
         return {}
     return {host: frozenset(item["role"] for item in items) for host, items in data["hosts"].items()}
-
-
-def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    Path(file.name).chmod(mode)
-    Path(file.name).replace(path)

@@ -14,6 +14,7 @@ from ansible.utils.vars import load_extra_vars
 try:
     from vllm_fleet import drift, paths, site
     from vllm_fleet.errors import FleetError
+    from vllm_fleet.files import write_atomically
 except ImportError as fault:
     raise AnsibleParserError(
         f"{fault}: ansible-playbook runs outside the project's virtual environment; use .venv/bin/ansible-playbook"
@@ -52,7 +53,7 @@ class InventoryModule(BaseInventoryPlugin):
                 Display().error(str(each), wrap_text=False)
             raise SystemExit(fault.exit_code) from None
         known_hosts = paths.root() / ".fleet" / fleet.plan.fleet / "known_hosts"
-        drift.write_atomically(known_hosts, fleet.known_hosts)
+        write_atomically(known_hosts, fleet.known_hosts)
         probing = str(load_extra_vars(loader).get("fleet_probe", True)).lower() not in ("false", "no", "0")
         needs = drift.kept(fleet.plan.fleet)
         for group in ("fleet", "serving", "gateway", "needs_any", *(f"needs_{role}" for role in site.ALL_ROLES)):
