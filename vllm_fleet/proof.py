@@ -65,6 +65,10 @@ def check_names(
             fault = unread("args", name, "flag")
             fault.message, fault.hint = f"{name!r} has no form that says false", "leave it out (null takes it away)"
             raise fault
+        if flag["type"] in ("int", "float") and (isinstance(value, bool) or not isinstance(value, int | float)):
+            fault = unread("args", name, "flag")
+            fault.message, fault.hint = f"{name!r} is {value!r}, and not a number", "write a number without quotes"
+            raise fault
         choices = names.tool_call_parsers if name == "tool-call-parser" else flag.get("choices")
         if choices and flag["type"] != "list" and value not in choices:
             fault = unread("args", name, "flag")

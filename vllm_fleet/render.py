@@ -165,4 +165,6 @@ def docker_line(image: DockerInstall, model: str, args: Mapping[str, Any], env: 
     for name, value in sorted(env.items()):
         words += ["-e", shlex.quote(f"{name}={value}")]
     serve = serve_line(model, args, {})
-    return " ".join([*words, reference, serve.removeprefix("vllm serve ") if image.serves else serve])
+    # The entry point of an image that serves by itself takes the model by flag; that of 0.10 takes it in no other way.
+    command = serve.replace("vllm serve ", "--model ", 1) if image.serves else serve
+    return " ".join([*words, reference, command])

@@ -110,13 +110,16 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         env = merge(env, layer_env)
         for group, layer in (("args", layer_args), ("env", layer_env)):
             for key, value in leaves(layer):
-                if value is None:
-                    provenance.pop(f"{group}.{key}", None)
-                else:
-                    provenance[f"{group}.{key}"] = origin
+                name = f"{group}.{key}"
+                for gone in [known for known in provenance if known == name or known.startswith(f"{name}.")]:
+                    del provenance[gone]
+                if value is not None:
+                    provenance[name] = origin
     names = catalog.names(engine)
-    notes = _judge(catalog, model, replace(asked, args=args, env=env))
     check_names(names, engine, args, env, provenance)
+    notes = _judge(catalog, model, replace(asked, args=args, env=env))
+    if not is_locked(engine, install):
+        notes += (f"{engine.id} has no lock or digest yet: its recipe can be shown, and a fleet with it is refused",)
     tensor_parallel = asked.tensor_parallel or 1
     if tensor_parallel < 1 or host.devices % tensor_parallel:
         raise _refused(
@@ -193,6 +196,13 @@ def installs(engine: Engine) -> list[Install]:
     return [*forms, "docker"] if engine.docker else forms
 
 
+def is_locked(engine: Engine, install: Install) -> bool:
+    """Whether what would be installed is pinned by digests, so that a host can be built from it."""
+    if install == "docker":
+        return engine.docker is not None and engine.docker.digest is not None
+    return engine.wheel is not None and engine.wheel.lock is not None
+
+
 def _choose_install(engine: Engine, wanted: Install | None) -> Install:
     available = installs(engine)
     if wanted is None and available:
@@ -229,12 +239,19 @@ def _reach(args: Mapping[str, Any] | None, limits: Mapping[str, float]) -> bool:
 
 
 def _tensor_parallel(catalog: Catalog, model: Model, asked: Combination, overrides: Overrides | None) -> int:
-    """The final tensor parallelism; no rule that sets it may depend on it, so one pass finds it."""
+    """The final tensor parallelism; no rule that sets it may depend on it, so one pass finds it.
+
+    Raises:
+        FleetError: it is not a number.
+    """
     layers = [rule.args for _, _, rule in catalog.rules(model) if selects(rule.when, asked)]
     merged: dict[str, Any] = {}
     for layer in [*layers, overrides.args if overrides else {}]:
         merged = merge(merged, {key: layer[key] for key in ("tensor-parallel-size",) if key in layer})
-    return int(merged.get("tensor-parallel-size", 1))
+    size = merged.get("tensor-parallel-size", 1)
+    if type(size) is not int:
+        raise FleetError(f"tensor-parallel-size is {size!r}", "give a whole number", key="args.tensor-parallel-size")
+    return size
 
 
 def _layers(

@@ -290,9 +290,19 @@ def test_a_mapping_is_json_text_where_a_mapping_is_fatal(catalog: Catalog, engin
         ({}, {"HSA_NO_SCRATCH_RECLAIM": "1"}, "does not read the environment variable"),
         ({"tool-call-parser": "opneai"}, {}, "does not take 'opneai'"),
         ({"block-size": 63}, {}, "does not take 63"),
+        ({"max-num-seqs": "many"}, {}, "not a number"),
+        ({"tensor-parallel-size": "2"}, {}, "tensor-parallel-size is '2'"),
         ({"compilation-config": {"full_cuda_graphs": True}}, {}, "compilation-config.full_cuda_graphs"),
     ],
-    ids=["declared and used by nothing", "of another accelerator", "no such parser", "no such choice", "nested key"],
+    ids=[
+        "declared and used by nothing",
+        "of another accelerator",
+        "no such parser",
+        "no such choice",
+        "no number",
+        "no size",
+        "nested key",
+    ],
 )
 def test_names_and_values_are_proven(catalog: Catalog, args: Any, env: Any, says: str) -> None:
     with pytest.raises(FleetError) as caught:
@@ -335,6 +345,29 @@ def test_a_fleet_with_an_engine_that_is_not_locked_is_refused(catalog: Catalog, 
             site.build(planned, catalog)
         assert caught.value.code == "refused"
         assert says in caught.value.message
+
+
+def test_what_an_override_takes_away_has_no_origin(catalog: Catalog) -> None:
+    own = overridden(args={"compilation-config": None})
+    deployment = ask(catalog, "b200-8", "vllm-0.12.0-cuda", overrides=own)
+    assert "compilation-config" not in deployment.args
+    assert [key for key in deployment.provenance if "compilation" in key] == []
+
+
+def test_the_image_of_a_release_takes_the_model_by_flag(catalog: Catalog) -> None:
+    deployment = ask(catalog, "h200-8", "vllm-0.10.2-cuda", install="docker")
+    image = deployment.engine.docker
+    assert image is not None
+    line = render.docker_line(image, LARGE, deployment.args, deployment.env)
+    assert "--ipc=host --network=host --gpus all -e HF_TOKEN -e HF_HOME " in line
+    assert " vllm/vllm-openai:v0.10.2 --model openai/gpt-oss-120b --async-scheduling " in line
+    pinned = image.model_copy(update={"digest": "sha256:" + "0" * 64})
+    assert f":v0.10.2@sha256:{'0' * 64} " in render.docker_line(pinned, LARGE, {}, {})
+
+
+def test_what_is_not_locked_says_so(catalog: Catalog) -> None:
+    assert "no lock or digest yet" in ask(catalog, "h200-8", None).notes[-1]
+    assert resolve(catalog, Question("cpu-2", "vllm-fleet/lab-gpt-oss")).notes == ()
 
 
 def test_a_manifest_holds_only_what_the_probe_checks(catalog: Catalog) -> None:

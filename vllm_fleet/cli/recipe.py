@@ -12,7 +12,7 @@ from vllm_fleet.errors import FleetError
 from vllm_fleet.resolve import Question, resolve
 from vllm_fleet.schema import Feature, Install, Profile
 
-EPILOG = "Example: vllm-fleet recipe --host-class cpu-2 --model vllm-fleet/lab-gpt-oss --json"
+EPILOG = "Example: vllm-fleet recipe --host-class b200-8 --model openai/gpt-oss-120b --json"
 
 
 def _one_of(kind: Any, option: str, value: str | None) -> Any:
