@@ -20,6 +20,8 @@ DEFAULT_UTILIZATION = 0.9
 RESERVE_GIB = 3.0
 #: The three processes of a CPU server without weights and cache (resident, measured on 0.32).
 CPU_PROCESSES_GIB = 4.0
+#: vLLM's default of --max-num-seqs on devices with much memory, as the guide for 0.12.0 tells it.
+LARGEST_BATCH = 1024
 _BYTES = {"auto": 2, "bfloat16": 2, "float16": 2}
 
 

@@ -16,7 +16,7 @@ RENDERED_FLAGS = frozenset({"model", "served-model-name", "host", "port", "api-k
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value comes from. ``rule`` counts from 1; it is None for an override."""
+    """Where a value comes from. ``rule`` counts from 1; it is None for an override and for arithmetic."""
 
     file: str
     rule: int | None

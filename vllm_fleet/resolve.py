@@ -16,6 +16,14 @@ from vllm_fleet.merge import leaves, merge
 from vllm_fleet.proof import Origin, check_names
 from vllm_fleet.schema import Engine, Feature, Install, Model, Profile, Rule, Support, When
 
+#: Where the batch of max-throughput comes from, when the fleet says how long its sequences are.
+FITTED = Origin(
+    "vllm_fleet/fit.py",
+    None,
+    "as many sequences of the fleet's own max-model-len as the KV cache holds, and no more than vLLM's large default",
+    "gpt-oss guide for 0.12.0, Balancing between Throughput and Latencies: Max Throughput",
+)
+
 
 @dataclass(frozen=True)
 class Combination:
@@ -127,6 +135,11 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
             "choose a divisor",
         )
     utilization = float(names.flags["gpu-memory-utilization"]["default"])
+    fit = memory.fit(host, model.shape, args, env, tensor_parallel, utilization)
+    own = question.overrides.args if question.overrides else {}
+    if question.profile == "max-throughput" and own.get("max-model-len") and "max-num-seqs" not in own:
+        args["max-num-seqs"] = min(fit.max_num_seqs, args.get("max-num-seqs", memory.LARGEST_BATCH))
+        provenance["args.max-num-seqs"] = FITTED
     return Deployment(
         host_class=host.id,
         model=model.name,
@@ -138,7 +151,7 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         tensor_parallel_size=tensor_parallel,
         args=args,
         env=env,
-        fit=memory.fit(host, model.shape, args, env, tensor_parallel, utilization),
+        fit=fit,
         status=support.status,
         evidence=support.evidence,
         notes=notes,

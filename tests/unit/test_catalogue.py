@@ -324,6 +324,29 @@ def test_an_fp8_cache_halves_a_sequence(catalog: Catalog) -> None:
     assert full.kv_per_sequence_gib == pytest.approx(2 * 8 * 64 * 2 * 18 * (131072 + 128) / 2**30)
 
 
+@pytest.mark.parametrize(
+    ("engine", "length", "sequences"),
+    [
+        # KV cache: 178 x 0.9 - 60.8 - 3 = 96.4 GiB. One sequence: 2 x 8 x 64 values x 18 x (length + 128) tokens.
+        ("vllm-0.12.0-cuda", 32768, 170),
+        ("vllm-0.12.0-cuda", 2048, 1024),
+        # The older guide's 512 stays the most where more would fit; its cache is bf16.
+        ("vllm-0.10.2-cuda", 2048, 512),
+        ("vllm-0.10.2-cuda", 32768, 85),
+    ],
+)
+def test_max_throughput_takes_what_fits_of_the_fleets_own_length(
+    catalog: Catalog, engine: str, length: int, sequences: int
+) -> None:
+    deployment = ask(catalog, "b200-8", engine, "max-throughput", overrides=overridden(args={"max-model-len": length}))
+    assert deployment.args["max-num-seqs"] == sequences
+    assert "KV cache" in deployment.provenance["args.max-num-seqs"].why
+    own = overridden(args={"max-model-len": length, "max-num-seqs": 7})
+    assert ask(catalog, "b200-8", engine, "max-throughput", overrides=own).args["max-num-seqs"] == 7
+    balanced = ask(catalog, "b200-8", engine, overrides=overridden(args={"max-model-len": length}))
+    assert balanced.args["max-num-seqs"] == 128
+
+
 def test_nothing_unverified_calls_itself_verified(catalog: Catalog) -> None:
     for name in (LARGE, SMALL):
         assert {entry.status for entry in catalog.models[name].support} == {"unverified"}
