@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from vllm_fleet import plan, render, site
+from vllm_fleet import crosscheck, plan, render, site
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Overrides
@@ -398,6 +399,30 @@ def test_a_manifest_holds_only_what_the_probe_checks(catalog: Catalog) -> None:
     facts = catalog.classes["mi300x"].facts
     assert facts.mec_firmware_threshold == 177
     assert facts.model_dump(include=set(PROBED_FACTS), exclude_none=True) == {"machine": "x86_64"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rules_of": "openai/gpt-oss-9b"}, "is no model with rules of its own"),
+        ({"rules_of": SMALL}, "is no model with rules of its own"),
+        ({"scores_source": None}, "has no scores_source"),
+        ({"encodings": ["p50k_base.tiktoken"]}, "is not in recipes/encodings.yml"),
+    ],
+    ids=["rules of no model", "rules of a model that borrows", "scores of nobody", "no such encoding"],
+)
+def test_a_mutated_model_is_caught(catalog: Catalog, change: dict[str, Any], says: str) -> None:
+    changed = catalog.models[SMALL].model_copy(update=change)
+    mutated = dataclasses.replace(catalog, models={**catalog.models, SMALL: changed})
+    assert any(says in fault.message for fault in crosscheck.faults(mutated))
+
+
+def test_an_engine_of_no_fork_is_caught(catalog: Catalog) -> None:
+    changed = catalog.engines["rocm-open-mi300"].model_copy(update={"fork": "rocm/vllm-dev:none"})
+    mutated = dataclasses.replace(catalog, engines={**catalog.engines, changed.id: changed})
+    fault = next(fault for fault in crosscheck.faults(mutated))
+    assert "there is no fork 'rocm/vllm-dev:none' of 0.10.1" in fault.message
+    assert fault.file == "recipes/engines/rocm-open-mi300.yml"
 
 
 @pytest.mark.parametrize(
