@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from vllm_fleet import paths, yamlfile
 from vllm_fleet.errors import FleetError
 from vllm_fleet.names import EngineNames, read_names
-from vllm_fleet.schema import Encodings, Engine, HostClass, Model, Profile, Profiles
+from vllm_fleet.schema import Encodings, Engine, HostClass, Model, Profile, Profiles, Rule
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -95,15 +95,32 @@ class Catalog:
 
     def names(self, engine: Engine) -> EngineNames:
         """What the engine's release reads."""
-        return read_names(self.root / "engines" / "names" / f"{engine.names}.yml")
+        return read_names(self.root / "engines" / "names" / f"{engine.names}.yml", engine.fork)
+
+    def rules(self, model: Model) -> Iterator[tuple[str, int, Rule]]:
+        """The model's rules in their order: file, number in that file from 1, and rule.
+
+        Raises:
+            FleetError: the model takes its first rules from one that does not exist or that does so itself.
+        """
+        if model.rules_of:
+            first = self.models.get(model.rules_of)
+            if first is None or first.rules_of:
+                raise self.documents[model.name].error(
+                    ("rules_of",), f"{model.rules_of!r} is no model with rules of its own", "correct the name"
+                )
+            yield from self.rules(first)
+        file = self.documents[model.name].file
+        for number, rule in enumerate(model.rules, start=1):
+            yield file, number, rule
 
     def lock_file(self, engine: Engine) -> Path | None:
-        """The engine's hash-locked list of packages, where it has a wheel form."""
-        return self.root / "engines" / engine.wheel.lock if engine.wheel else None
+        """The engine's hash-locked list of packages, where it has a wheel form that is locked."""
+        return self.root / "engines" / engine.wheel.lock if engine.wheel and engine.wheel.lock else None
 
     def engine_directory_id(self, engine: Engine) -> str:
         """The engine's directory name on a host: its id and a digest of all that is installed in it."""
-        digest = hashlib.sha256(engine.model_dump_json().encode())
+        digest = hashlib.sha256(engine.model_dump_json(exclude_none=True).encode())
         if lock := self.lock_file(engine):
             digest.update(lock.read_bytes())
         return f"{engine.id}-{digest.hexdigest()[:12]}"
@@ -160,6 +177,7 @@ def raise_all(faults: list[FleetError]) -> None:
         raise faults[0]
 
 
+@cache
 def in_range(release: str, wanted: str) -> bool:
     """Whether a release lies in a range such as ``>=0.12,<0.32``.
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
-from vllm_fleet.catalog import Catalog, SizedClass, in_range
+from vllm_fleet.catalog import Catalog, in_range
 from vllm_fleet.errors import FleetError
-from vllm_fleet.resolve import Question, resolve, selects
-from vllm_fleet.schema import Engine, Install, Model, Profile
+from vllm_fleet.resolve import Combination, Question, builds_for, installs, resolve, selects
+from vllm_fleet.schema import Engine, Feature, Model, Rule, When
+
+FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 
 def faults(catalog: Catalog) -> Iterator[FleetError]:
@@ -34,7 +37,11 @@ def _model(catalog: Catalog, model: Model) -> Iterator[FleetError]:
     for name in model.encodings:
         if name not in catalog.encodings.encodings:
             yield document.error(("encodings",), f"{name!r} is not in recipes/encodings.yml", "add it there")
-    usable: list[tuple[SizedClass, Engine, Install]] = []
+    if model.rules_of and (model.rules_of not in catalog.models or catalog.models[model.rules_of].rules_of):
+        yield document.error(("rules_of",), f"{model.rules_of!r} is no model with rules of its own", "correct the name")
+        return
+    if model.scores and not model.scores_source:
+        yield document.error(("scores",), "has no scores_source", "say where the scores were published")
     for index, entry in enumerate(model.support):
         for family in entry.host_class:
             if family not in catalog.classes:
@@ -46,25 +53,52 @@ def _model(catalog: Catalog, model: Model) -> Iterator[FleetError]:
             continue
         if not engines:
             yield document.error(("support", index, "engine"), f"no engine lies in {entry.engine!r}", "correct it")
-        usable += [
-            (sized, engine, "wheel")
-            for sized in catalog.sized_classes()
-            for engine in engines
-            if sized.family.name in entry.host_class and sized.family.accelerator == engine.accelerator
-        ]
-    profiles: tuple[Profile, ...] = tuple(catalog.profiles)
+    usable = list(combinations(catalog, model))
     for index, rule in enumerate(model.rules):
         try:
-            holds = any(selects(rule.when, *combination, profile) for combination in usable for profile in profiles)
+            holds = any(could_hold(rule, combination) for combination in usable)
         except FleetError as fault:
             yield document.error(("rules", index, "when"), fault.message, fault.hint)
             continue
         if not holds:
             yield document.error(("rules", index), "never holds for any class, engine and profile", "take it out")
-    for sized, engine, install in usable:
-        for profile in profiles:
+    said: set[str] = set()
+    for asked in usable:
+        for features in ((), *((feature,) for feature in FEATURES)):
+            question = Question(asked.host.id, asked.model, asked.profile, asked.engine.id, asked.install, features)
             try:
-                resolve(catalog, Question(sized.id, model.name, profile, engine.id, install))
+                resolve(catalog, question)
             except FleetError as fault:
-                if fault.code != "refused":
+                # The same fault for each count of a class is one fault.
+                if fault.code != "refused" and str(fault) not in said:
+                    said.add(str(fault))
                     yield fault
+
+
+def combinations(catalog: Catalog, model: Model) -> Iterator[Combination]:
+    """Every class, engine, install form and profile that the model's support names, with all features."""
+    entries = []
+    for entry in model.support:
+        try:
+            released = {engine.id for engine in catalog.engines.values() if in_range(engine.release, entry.engine)}
+        except FleetError:
+            continue
+        entries.append((frozenset(entry.host_class), released))
+    for host in catalog.sized_classes():
+        for engine in catalog.engines.values():
+            if builds_for(engine, host) and any(
+                host.family.name in families and engine.id in released for families, released in entries
+            ):
+                for install in installs(engine):
+                    for profile in catalog.profiles:
+                        yield Combination(host, engine, install, model.name, profile, FEATURES)
+
+
+def could_hold(rule: Rule, asked: Combination) -> bool:
+    """Whether a rule can hold for a combination, whatever the tensor parallelism and the final values."""
+    fixed = rule.when.model_copy(update={"tensor_parallel": None, "at_least": None, "env_set": None})
+    return _possible(rule.when, asked) and selects(fixed, asked)
+
+
+def _possible(when: When, asked: Combination) -> bool:
+    return when.tensor_parallel is None or any(asked.host.devices % size == 0 for size in when.tensor_parallel)

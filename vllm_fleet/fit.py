@@ -14,12 +14,14 @@ from vllm_fleet.catalog import SizedClass
 from vllm_fleet.errors import FleetError
 from vllm_fleet.schema import ModelShape
 
-#: vLLM's own default of --gpu-memory-utilization.
+#: vLLM's own default of --gpu-memory-utilization before 0.32, which takes 0.92.
 DEFAULT_UTILIZATION = 0.9
 #: Activations, CUDA graphs and the runtime of one device.
 RESERVE_GIB = 3.0
 #: The three processes of a CPU server without weights and cache (resident, measured on 0.32).
 CPU_PROCESSES_GIB = 4.0
+#: vLLM's default of --max-num-seqs on devices with much memory, as the guide for 0.12.0 tells it.
+LARGEST_BATCH = 1024
 _BYTES = {"auto": 2, "bfloat16": 2, "float16": 2}
 
 
@@ -50,9 +52,22 @@ def kv_per_sequence_gib(shape: ModelShape, tokens: int, bytes_per_value: int) ->
 
 
 def fit(
-    host: SizedClass, shape: ModelShape, args: Mapping[str, Any], env: Mapping[str, str], tensor_parallel: int
+    host: SizedClass,
+    shape: ModelShape,
+    args: Mapping[str, Any],
+    env: Mapping[str, str],
+    tensor_parallel: int,
+    default_utilization: float = DEFAULT_UTILIZATION,
 ) -> Fit:
     """The memory of one instance on a host of that class.
+
+    Args:
+        host: the class.
+        shape: the model.
+        args: vLLM's arguments.
+        env: vLLM's environment.
+        tensor_parallel: devices of one instance.
+        default_utilization: what the release takes when ``gpu-memory-utilization`` is not given.
 
     Raises:
         FleetError: it cannot fit (code ``refused``), with the arithmetic.
@@ -71,7 +86,7 @@ def fit(
                 code="refused",
             )
         return Fit(shape.weights_gib, cache, per_sequence, int(cache / per_sequence))
-    utilization = float(args.get("gpu-memory-utilization", DEFAULT_UTILIZATION))
+    utilization = float(args.get("gpu-memory-utilization", default_utilization))
     budget = tensor_parallel * host.family.memory_gib * utilization
     reserve = tensor_parallel * RESERVE_GIB
     cache = budget - shape.weights_gib - reserve

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from vllm_fleet.schema import Affinity, Args, Cloud, Env, Install, Name, Network, Profile, Strict
+from vllm_fleet.schema import Affinity, Args, Cloud, Env, Feature, Install, Name, Network, Profile, Strict
 
 
 class Overrides(Strict):
@@ -38,6 +38,7 @@ class Pool(Strict):
     profile: Profile | None = None
     engine: str | None = None
     install: Install | None = None
+    features: list[Feature] = []
     overrides: Overrides | None = None
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from vllm_fleet.artifacts import ModelFiles
 from vllm_fleet.assets import role_file_sha256
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.plan import HostPlan
+from vllm_fleet.schema import PROBED_FACTS
 
 Item = dict[str, Any]
 RELEASES = "/opt/vllm/releases"
@@ -125,7 +126,9 @@ def serving_manifest(
                 "sha256": render.sha256(instance.loaded),
             }
         )
-    facts = catalog.host_class(deployment.host_class).family.facts.model_dump(exclude_none=True)
+    facts = catalog.host_class(deployment.host_class).family.facts.model_dump(
+        include=set(PROBED_FACTS), exclude_none=True
+    )
     return Manifest(host.name, tuple(items), facts)
 
 

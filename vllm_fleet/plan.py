@@ -124,6 +124,7 @@ def _serving_hosts(
         profile=pool.profile or spec.defaults.profile,
         engine=pool.engine,
         install=pool.install,
+        features=tuple(pool.features),
         overrides=pool.overrides,
         overrides_file=document.file,
     )

@@ -13,6 +13,7 @@ import yaml
 
 from vllm_fleet.errors import FleetError
 from vllm_fleet.plan import READINESS_OFFSET, HostPlan
+from vllm_fleet.schema import DockerInstall
 
 ENGINES = "/opt/vllm/engines"
 ENCODINGS = "/var/lib/vllm/encodings"
@@ -48,10 +49,14 @@ def model_directory(model: str, revision: str) -> str:
     return f"{MODELS}/{model.replace('/', '--')}/{revision}"
 
 
-def config_text(args: Mapping[str, Any]) -> str:
+def config_text(args: Mapping[str, Any], *, mappings_as_text: bool = False) -> str:
     """A file for ``vllm serve --config``: dashed keys, mappings as mappings, no nulls.
 
     ``false`` is written as the flag's own ``no-`` form: vLLM drops ``enable-prefix-caching: false`` without a word.
+
+    Args:
+        args: the arguments.
+        mappings_as_text: write a mapping as JSON text, for releases before 0.32, to which a mapping is fatal.
 
     Raises:
         FleetError: a key that vLLM would drop without a word (an underscore), or a null.
@@ -60,6 +65,11 @@ def config_text(args: Mapping[str, Any]) -> str:
         if "_" in key or value is None:
             raise FleetError(f"{key!r}: {value!r} cannot stand in a vLLM config", "use dashed keys, and no null")
     written = {f"no-{key}" if value is False else key: True if value is False else value for key, value in args.items()}
+    if mappings_as_text:
+        written = {
+            key: json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else value
+            for key, value in written.items()
+        }
     # The same text as from safe_dump, in a fifth of the time: a fleet has thousands of these files.
     return str(yaml.dump(written, Dumper=yaml.CSafeDumper, sort_keys=True, default_flow_style=False, width=4096))
 
@@ -102,7 +112,8 @@ def instance_files(
             "served-model-name": [deployment.model],
             "host": address,
             "port": port,
-        }
+        },
+        mappings_as_text=deployment.mappings_as_text,
     )
     env = env_text(
         {
@@ -144,3 +155,16 @@ def serve_line(model: str, args: Mapping[str, Any], env: Mapping[str, str]) -> s
         else:
             words += [f"--{key}", shlex.quote(str(value))]
     return " ".join(words)
+
+
+def docker_line(image: DockerInstall, model: str, args: Mapping[str, Any], env: Mapping[str, str]) -> str:
+    """The equivalent ``docker run``: by digest where it is known, with the caller's own token and model cache."""
+    reference = f"{image.image}:{image.tag}" + (f"@{image.digest}" if image.digest else "")
+    words = ["docker", "run", "--rm", "--ipc=host", "--network=host", *image.options]
+    words += ["-e", "HF_TOKEN", "-e", "HF_HOME"]
+    for name, value in sorted(env.items()):
+        words += ["-e", shlex.quote(f"{name}={value}")]
+    serve = serve_line(model, args, {})
+    # The entry point of an image that serves by itself takes the model by flag; that of 0.10 takes it in no other way.
+    command = serve.replace("vllm serve ", "--model ", 1) if image.serves else serve
+    return " ".join([*words, reference, command])

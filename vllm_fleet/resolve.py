@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from packaging.version import Version
@@ -13,11 +13,31 @@ from vllm_fleet.catalog import Catalog, SizedClass, in_range
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Overrides
 from vllm_fleet.merge import leaves, merge
-from vllm_fleet.names import EngineNames
-from vllm_fleet.schema import Engine, Install, Model, Profile, Support, When
+from vllm_fleet.proof import Origin, check_names
+from vllm_fleet.schema import Engine, Feature, Install, Model, Profile, Rule, Support, When
 
-#: Flags that the renderer sets for each instance; neither a rule nor an override may.
-RENDERED_FLAGS = frozenset({"model", "served-model-name", "host", "port", "api-key", "config"})
+#: Where the batch of max-throughput comes from, when the fleet says how long its sequences are.
+FITTED = Origin(
+    "vllm_fleet/fit.py",
+    None,
+    "as many sequences of the fleet's own max-model-len as the KV cache holds, and no more than vLLM's large default",
+    "gpt-oss guide for 0.12.0, Balancing between Throughput and Latencies: Max Throughput",
+)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What the selectors of a rule look at. ``args`` and ``env`` are None until they are final."""
+
+    host: SizedClass
+    engine: Engine
+    install: Install
+    model: str
+    profile: Profile
+    features: tuple[Feature, ...] = ()
+    tensor_parallel: int | None = None
+    args: Mapping[str, Any] | None = None
+    env: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -29,22 +49,9 @@ class Question:
     profile: Profile = "balanced"
     engine: str | None = None
     install: Install | None = None
+    features: tuple[Feature, ...] = ()
     overrides: Overrides | None = None
     overrides_file: str = "fleet.yml"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a value comes from. ``rule`` counts from 1; it is None for an override."""
-
-    file: str
-    rule: int | None
-    why: str
-    source: str
-
-    def record(self) -> dict[str, Any]:
-        """The provenance entry of the JSON contract."""
-        return {"file": self.file, "rule": self.rule, "why": self.why, "source": self.source}
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class Deployment:
     status: str
     evidence: str
     notes: tuple[str, ...]
+    #: Whether the release takes a mapping in a config file only as JSON text.
+    mappings_as_text: bool
     provenance: Mapping[str, Origin]
 
     def record(self) -> dict[str, Any]:
@@ -99,25 +108,38 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         raise _refused(f"the class {host.id} is unsupported: {host.family.why}", f"source: {host.family.source}")
     engine, support = _choose_engine(catalog, host, model, question.engine)
     install = _choose_install(engine, question.install)
+    asked = Combination(host, engine, install, model.name, question.profile, question.features)
+    asked = replace(asked, tensor_parallel=_tensor_parallel(catalog, model, asked, question.overrides))
     args: dict[str, Any] = {}
     env: dict[str, str] = {}
     provenance: dict[str, Origin] = {}
-    for layer_args, layer_env, origin in _layers(catalog, host, engine, install, model, question):
+    for layer_args, layer_env, origin in _layers(catalog, model, asked, question):
         args = merge(args, layer_args)
         env = merge(env, layer_env)
         for group, layer in (("args", layer_args), ("env", layer_env)):
             for key, value in leaves(layer):
-                if value is None:
-                    provenance.pop(f"{group}.{key}", None)
-                else:
-                    provenance[f"{group}.{key}"] = origin
-    check_names(catalog.names(engine), engine, args, env, provenance)
-    tensor_parallel = int(args.get("tensor-parallel-size", 1))
+                name = f"{group}.{key}"
+                for gone in [known for known in provenance if known == name or known.startswith(f"{name}.")]:
+                    del provenance[gone]
+                if value is not None:
+                    provenance[name] = origin
+    names = catalog.names(engine)
+    check_names(names, engine, args, env, provenance)
+    notes = _judge(catalog, model, replace(asked, args=args, env=env))
+    if not is_locked(engine, install):
+        notes += (f"{engine.id} has no lock or digest yet: its recipe can be shown, and a fleet with it is refused",)
+    tensor_parallel = asked.tensor_parallel or 1
     if tensor_parallel < 1 or host.devices % tensor_parallel:
         raise _refused(
             f"tensor-parallel-size {tensor_parallel} does not divide the {host.devices} devices of {host.id}",
             "choose a divisor",
         )
+    utilization = float(names.flags["gpu-memory-utilization"]["default"])
+    fit = memory.fit(host, model.shape, args, env, tensor_parallel, utilization)
+    own = question.overrides.args if question.overrides else {}
+    if question.profile == "max-throughput" and own.get("max-model-len") and "max-num-seqs" not in own:
+        args["max-num-seqs"] = min(fit.max_num_seqs, args.get("max-num-seqs", memory.LARGEST_BATCH))
+        provenance["args.max-num-seqs"] = FITTED
     return Deployment(
         host_class=host.id,
         model=model.name,
@@ -129,10 +151,11 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         tensor_parallel_size=tensor_parallel,
         args=args,
         env=env,
-        fit=memory.fit(host, model.shape, args, env, tensor_parallel),
+        fit=fit,
         status=support.status,
         evidence=support.evidence,
-        notes=(),
+        notes=notes,
+        mappings_as_text=names.mappings_as_text,
         provenance=provenance,
     )
 
@@ -153,7 +176,7 @@ def _choose_engine(catalog: Catalog, host: SizedClass, model: Model, wanted: str
     candidates = [catalog.engine(wanted)] if wanted else list(catalog.engines.values())
     known: list[tuple[bool, Version, Engine, Support]] = []
     for engine in candidates:
-        if engine.accelerator != host.family.accelerator:
+        if not builds_for(engine, host):
             continue
         support = _supports(model, host, engine)
         if support and support.status != "unsupported":
@@ -165,7 +188,7 @@ def _choose_engine(catalog: Catalog, host: SizedClass, model: Model, wanted: str
         usable = sorted(
             engine.id
             for engine in catalog.engines.values()
-            if engine.accelerator == host.family.accelerator and _supports(model, host, engine)
+            if builds_for(engine, host) and _supports(model, host, engine)
         )
         raise _refused(
             f"no recipe for {model.name} on {host.id} {what}",
@@ -175,8 +198,26 @@ def _choose_engine(catalog: Catalog, host: SizedClass, model: Model, wanted: str
     return engine, support
 
 
+def builds_for(engine: Engine, host: SizedClass) -> bool:
+    """Whether the engine is a build for the devices of that class."""
+    return engine.accelerator == host.family.accelerator and (engine.arch is None or host.family.arch in engine.arch)
+
+
+def installs(engine: Engine) -> list[Install]:
+    """The forms that the engine comes in, the preferred one first."""
+    forms: list[Install] = ["wheel"] if engine.wheel else []
+    return [*forms, "docker"] if engine.docker else forms
+
+
+def is_locked(engine: Engine, install: Install) -> bool:
+    """Whether what would be installed is pinned by digests, so that a host can be built from it."""
+    if install == "docker":
+        return engine.docker is not None and engine.docker.digest is not None
+    return engine.wheel is not None and engine.wheel.lock is not None
+
+
 def _choose_install(engine: Engine, wanted: Install | None) -> Install:
-    available: list[Install] = ["wheel"] if engine.wheel else []
+    available = installs(engine)
     if wanted is None and available:
         return available[0]
     if wanted not in available:
@@ -184,70 +225,67 @@ def _choose_install(engine: Engine, wanted: Install | None) -> Install:
     return wanted
 
 
-def selects(when: When, host: SizedClass, engine: Engine, install: Install, profile: Profile) -> bool:
-    """Whether a rule holds for a combination: every selector that is given must."""
+def selects(when: When, asked: Combination) -> bool:
+    """Whether a rule holds for a combination: every selector that is given must.
+
+    One that looks at what is not known yet (``tensor_parallel``, final values) does not hold.
+    """
+    family = asked.host.family
     return (
-        (when.accelerator is None or when.accelerator == host.family.accelerator)
-        and (when.arch is None or host.family.arch in when.arch)
-        and (when.host_class is None or host.family.name in when.host_class)
-        and (when.devices is None or host.devices in when.devices)
-        and (when.engine is None or in_range(engine.release, when.engine))
-        and (when.install is None or when.install == install)
-        and (when.profile is None or profile in when.profile)
+        (when.accelerator is None or when.accelerator == family.accelerator)
+        and (when.arch is None or family.arch in when.arch)
+        and (when.host_class is None or family.name in when.host_class)
+        and (when.devices is None or asked.host.devices in when.devices)
+        and (when.engine is None or in_range(asked.engine.release, when.engine))
+        and (when.install is None or when.install == asked.install)
+        and (when.profile is None or asked.profile in when.profile)
+        and (when.model is None or asked.model in when.model)
+        and (when.feature is None or when.feature in asked.features)
+        and (when.tensor_parallel is None or asked.tensor_parallel in when.tensor_parallel)
+        and (when.at_least is None or _reach(asked.args, when.at_least))
+        and (when.env_set is None or (asked.env is not None and all(name in asked.env for name in when.env_set)))
     )
 
 
+def _reach(args: Mapping[str, Any] | None, limits: Mapping[str, float]) -> bool:
+    return args is not None and all(float(args.get(name, "-inf")) >= limit for name, limit in limits.items())
+
+
+def _tensor_parallel(catalog: Catalog, model: Model, asked: Combination, overrides: Overrides | None) -> int:
+    """The final tensor parallelism; no rule that sets it may depend on it, so one pass finds it.
+
+    Raises:
+        FleetError: it is not a number.
+    """
+    layers = [rule.args for _, _, rule in catalog.rules(model) if selects(rule.when, asked)]
+    merged: dict[str, Any] = {}
+    for layer in [*layers, overrides.args if overrides else {}]:
+        merged = merge(merged, {key: layer[key] for key in ("tensor-parallel-size",) if key in layer})
+    size = merged.get("tensor-parallel-size", 1)
+    if type(size) is not int:
+        raise FleetError(f"tensor-parallel-size is {size!r}", "give a whole number", key="args.tensor-parallel-size")
+    return size
+
+
 def _layers(
-    catalog: Catalog, host: SizedClass, engine: Engine, install: Install, model: Model, question: Question
+    catalog: Catalog, model: Model, asked: Combination, question: Question
 ) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any], Origin]]:
-    file = catalog.documents[model.name].file
-    for number, rule in enumerate(model.rules, start=1):
-        if selects(rule.when, host, engine, install, question.profile):
+    for file, number, rule in catalog.rules(model):
+        if selects(rule.when, asked):
             yield rule.args, rule.env, Origin(file, number, rule.why, rule.source)
     if question.overrides:
         own = question.overrides
         yield own.args, own.env, Origin(question.overrides_file, None, own.why, "the fleet's own override")
 
 
-def check_names(
-    names: EngineNames,
-    engine: Engine,
-    args: Mapping[str, Any],
-    env: Mapping[str, Any],
-    provenance: Mapping[str, Origin],
-) -> None:
-    """Proves every name against what the release reads.
+def _judge(catalog: Catalog, model: Model, final: Combination) -> tuple[str, ...]:
+    """What the rules say of the final deployment.
 
     Raises:
-        FleetError: a name that the release does not read, with the place that sets it.
+        FleetError: one of them refuses it.
     """
-
-    def unread(group: str, name: str, what: str) -> FleetError:
-        origin = next(
-            o for key, o in provenance.items() if key == f"{group}.{name}" or key.startswith(f"{group}.{name}.")
-        )
-        rule = f", rule {origin.rule}" if origin.rule else ""
-        return FleetError(
-            f"{engine.id} does not read the {what} {name!r}",
-            "see recipes/engines/names for what it reads",
-            origin.file + rule,
-            key=f"{group}.{name}",
-        )
-
-    for name in args:
-        if name in RENDERED_FLAGS:
-            fault = unread("args", name, "argument")
-            fault.message, fault.hint = f"{name!r} is set for each instance by the project", "take it out"
-            raise fault
-        if name not in names.flags:
-            raise unread("args", name, "flag")
-        if args[name] is False and not names.flags[name].get("negatable"):
-            fault = unread("args", name, "flag")
-            fault.message, fault.hint = f"{name!r} has no form that says false", "leave it out (null takes it away)"
-            raise fault
-    for key in (args.get("compilation-config") or {}).get("pass_config", {}):
-        if key not in names.pass_config:
-            raise unread("args", f"compilation-config.pass_config.{key}", "key")
-    for name in env:
-        if name not in names.env and name not in names.beside:
-            raise unread("env", name, "environment variable")
+    held: list[Rule] = [rule for _, _, rule in catalog.rules(model) if selects(rule.when, final)]
+    for rule in held:
+        if rule.refuse:
+            raise _refused(f"{model.name} on {final.host.id} with {final.engine.id}: {rule.refuse}", rule.why)
+    return tuple(rule.note for rule in held if rule.note)

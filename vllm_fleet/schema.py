@@ -10,7 +10,7 @@ import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Profile = Literal["max-throughput", "balanced", "min-latency"]
 Accelerator = Literal["cuda", "rocm", "cpu"]
@@ -18,6 +18,9 @@ Install = Literal["wheel", "docker"]
 Cloud = Literal["lab", "aws", "gcp", "azure", "oci", "digitalocean", "static"]
 Status = Literal["verified", "unverified", "unsupported"]
 Affinity = Literal["none", "prefix"]
+#: What a deployment is asked to be good for besides plain serving.
+Feature = Literal["function-calling", "structured-output", "eagle3", "benchmark"]
+Benchmark = Literal["gpqa", "aime25"]
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -59,11 +62,27 @@ class Strict(BaseModel):
 
 
 class FactChecks(Strict):
-    """What a host must be before anything is installed on it; a host that is not is refused, never bent."""
+    """What a host must be before anything is installed on it; a host that is not is refused, never bent.
+
+    The probe checks :data:`PROBED_FACTS` today. What concerns GPUs is recorded and stays out of manifests until the
+    probe can check it. The number of GPUs is the count of the class, their architecture is that of the class.
+    """
 
     cpu_count_min: int | None = None
     memory_gib_min: float | None = None
     machine: Literal["x86_64", "aarch64"] | None = None
+    #: What stands in the name that the driver reports.
+    gpu_name: str | None = None
+    #: Memory of one GPU as the driver reports it.
+    gpu_memory_gib_min: float | None = None
+    cuda_min: str | None = Field(default=None, pattern=r"^\d+\.\d+$")
+    rocm_min: str | None = Field(default=None, pattern=r"^\d+\.\d+$")
+    #: Below this MEC firmware the recipes' HSA_NO_SCRATCH_RECLAIM is needed; such a host is not refused.
+    mec_firmware_threshold: int | None = Field(default=None, gt=0)
+
+
+#: The facts that go into a manifest, because the probe reads them on the host.
+PROBED_FACTS = frozenset({"cpu_count_min", "memory_gib_min", "machine"})
 
 
 class HostClass(Strict):
@@ -86,10 +105,26 @@ class WheelInstall(Strict):
     """An engine as a virtual environment built from a complete, hash-locked list."""
 
     python: str = Field(pattern=r"^3\.\d+$")
-    #: File under ``recipes/engines/``.
-    lock: str
+    #: File under ``recipes/engines/``. None: not locked yet, so a recipe can be shown and no host can be built.
+    lock: str | None = None
+    #: Extras of the distribution that a lock must hold.
+    extras: list[str] | None = None
+    glibc_min: str | None = Field(default=None, pattern=r"^\d+\.\d+$")
+    rocm_min: str | None = Field(default=None, pattern=r"^\d+\.\d+$")
     #: A second name under which the installed distribution must be found.
     alias: dict[str, str] = {}
+
+
+class DockerInstall(Strict):
+    """An engine as an image. Without a digest it can be shown and not installed."""
+
+    image: str = Field(pattern=r"^[a-z0-9][a-z0-9./-]*$")
+    tag: str = Field(pattern=r"^[\w][\w.-]*$")
+    digest: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
+    #: What ``docker run`` needs to reach the devices, each word by itself.
+    options: list[str] = Field(min_length=1)
+    #: True where the image starts ``vllm serve`` by itself, so that the command is its arguments.
+    serves: bool
 
 
 class Engine(Strict):
@@ -101,6 +136,11 @@ class Engine(Strict):
     #: The generated file under ``recipes/engines/names`` that lists what this release reads.
     names: str
     wheel: WheelInstall | None = None
+    docker: DockerInstall | None = None
+    #: Entry of ``names/forks.yml``, for an image of a fork that reads more than its release.
+    fork: str | None = None
+    #: The device architectures that the build is for; None: all of its accelerator.
+    arch: list[str] | None = None
     source: str = Field(min_length=3)
 
 
@@ -115,7 +155,11 @@ class Flag(Strict):
 
 
 class When(Strict):
-    """The closed set of selectors of a rule; every one that is given must hold."""
+    """The closed set of selectors of a rule; every one that is given must hold.
+
+    ``tensor_parallel`` is the final one, overrides included. ``at_least`` and ``env_set`` look at the final arguments
+    and environment too, so only a refusal or a note may use them.
+    """
 
     accelerator: Accelerator | None = None
     arch: list[str] | None = None
@@ -124,16 +168,38 @@ class When(Strict):
     engine: str | None = Field(default=None, description="release range, such as '>=0.12,<0.32'")
     install: Install | None = None
     profile: list[Profile] | None = None
+    model: list[str] | None = None
+    feature: Feature | None = None
+    tensor_parallel: list[int] | None = None
+    #: Numeric arguments that are at least this large.
+    at_least: dict[str, float] | None = None
+    #: Variables that are all set.
+    env_set: list[str] | None = None
 
 
 class Rule(Strict):
-    """A step of a recipe: where it holds, what it sets, and why."""
+    """A step of a recipe: where it holds, what it sets, says or refuses, and why."""
 
     when: When = When()
     args: Args = {}
     env: Env = {}
+    #: Text that reaches the user.
+    note: str | None = Field(default=None, min_length=10)
+    #: The reason why such a deployment is refused; judged when everything else is set.
+    refuse: str | None = Field(default=None, min_length=10)
     why: str = Field(min_length=10)
     source: str = Field(min_length=3)
+
+    @model_validator(mode="after")
+    def _does_one_thing(self) -> Rule:
+        sets = bool(self.args or self.env)
+        if not (sets or self.note or self.refuse):
+            raise ValueError("a rule sets, notes or refuses something")
+        if sets and (self.refuse or self.when.at_least or self.when.env_set):
+            raise ValueError("a rule that refuses, or that looks at final values, sets nothing")
+        if self.when.tensor_parallel and "tensor-parallel-size" in self.args:
+            raise ValueError("a rule that selects by tensor_parallel cannot set it")
+        return self
 
 
 class Support(Strict):
@@ -157,13 +223,25 @@ class ModelShape(Strict):
     context_tokens: int = Field(gt=0)
 
 
+class Scores(Strict):
+    """Published accuracy in per cent, without tools, for each reasoning effort."""
+
+    low: float = Field(gt=0, le=100)
+    medium: float = Field(gt=0, le=100)
+    high: float = Field(gt=0, le=100)
+
+
 class Model(Strict):
     """One file of ``recipes/models/<org>``: the model's facts and its ordered rules."""
 
     name: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
     shape: ModelShape
     encodings: list[str]
+    scores: dict[Benchmark, Scores] = {}
+    scores_source: str | None = None
     support: list[Support]
+    #: A model whose rules come before this one's own.
+    rules_of: str | None = None
     rules: list[Rule]
 
 

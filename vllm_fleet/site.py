@@ -72,7 +72,13 @@ def load(directory: Path) -> Site:
 
 
 def build(plan: Plan, catalog: Catalog) -> Site:
-    """Joins a plan with its stack."""
+    """Joins a plan with its stack.
+
+    Raises:
+        FleetError: they do not agree, or a pool's engine cannot be installed yet (``refused``).
+    """
+    for host in plan.hosts:
+        _installable(plan, host)
     where = locations(plan)
     models = {name: _model(plan, name) for name in sorted({_deployed(host) for host in plan.hosts} - {""})}
     backends = [
@@ -91,6 +97,25 @@ def build(plan: Plan, catalog: Catalog) -> Site:
         common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}
         hosts.append(SiteHost(host, at, {**common, **variables}, manifest))
     return Site(plan, tuple(hosts))
+
+
+def _installable(plan: Plan, host: HostPlan) -> None:
+    deployment = host.deployment
+    if deployment is None:
+        return
+    at = ("pools", host.pool)
+    engine = deployment.engine
+    if deployment.install == "docker":
+        raise plan.document.error(
+            at, f"{engine.id} would be installed as an image, which no role does yet", "choose a wheel", "refused"
+        )
+    if engine.wheel is None or engine.wheel.lock is None:
+        raise plan.document.error(
+            at,
+            f"{engine.id} is not locked yet: its recipe can be shown, its packages cannot be verified",
+            "its lock is not made yet; 'vllm-fleet recipe' shows the deployment",
+            "refused",
+        )
 
 
 def _deployed(host: HostPlan) -> str:

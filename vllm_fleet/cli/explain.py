@@ -26,12 +26,15 @@ def command(
     record: dict[str, Any] = found.deployment.record()
     values = dict(leaves({"args": record["args"], "env": record["env"]}))
     keys = {key: {"value": values[key], **origin} for key, origin in record["provenance"].items()}
-    head = {key: record[key] for key in ("host_class", "model", "engine", "profile", "status", "evidence")}
+    head = {key: record[key] for key in ("host_class", "model", "engine", "profile", "status", "evidence", "notes")}
     if json:
         print_json({"host": host, "pool": found.pool, **head, "keys": keys})
         return
     stdout.print(f"{host}: {head['model']} on {head['host_class']}, {head['engine']}, {head['profile']}", markup=False)
-    stdout.print(f"status: {head['status']} ({head['evidence']})\n", markup=False)
+    stdout.print(f"status: {head['status']} ({head['evidence']})", markup=False)
+    for note in head["notes"]:
+        stdout.print(f"note: {note}", markup=False)
+    stdout.print()
     for key, entry in keys.items():
         rule = f" rule {entry['rule']}" if entry["rule"] else ""
         stdout.print(f"{key} = {entry['value']!r}", markup=False, style="bold")

@@ -10,9 +10,9 @@ from vllm_fleet import catalog, render
 from vllm_fleet.cli.output import JsonOption, print_json, stdout
 from vllm_fleet.errors import FleetError
 from vllm_fleet.resolve import Question, resolve
-from vllm_fleet.schema import Install, Profile
+from vllm_fleet.schema import Feature, Install, Profile
 
-EPILOG = "Example: vllm-fleet recipe --host-class cpu-2 --model vllm-fleet/lab-gpt-oss --json"
+EPILOG = "Example: vllm-fleet recipe --host-class b200-8 --model openai/gpt-oss-120b --json"
 
 
 def _one_of(kind: Any, option: str, value: str | None) -> Any:
@@ -27,6 +27,10 @@ def command(
     engine: Annotated[str | None, typer.Option("--engine", help="An engine; the newest verified without it.")] = None,
     profile: Annotated[str, typer.Option("--profile", help="max-throughput, balanced or min-latency.")] = "balanced",
     install: Annotated[str | None, typer.Option("--install", help="wheel or docker.")] = None,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option("--feature", help="function-calling, structured-output, eagle3 or benchmark; may be repeated."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Print what a host of a class would run: arguments, environment, config file and the vllm serve line."""
@@ -36,13 +40,16 @@ def command(
         profile=cast(Profile, _one_of(Profile, "--profile", profile)),
         engine=engine,
         install=cast(Install | None, _one_of(Install, "--install", install)),
+        features=tuple(cast(Feature, _one_of(Feature, "--feature", name)) for name in feature or ()),
     )
     deployment = resolve(catalog.load(), question)
     record = deployment.record()
-    config = render.config_text(deployment.args)
+    config = render.config_text(deployment.args, mappings_as_text=deployment.mappings_as_text)
     line = render.serve_line(deployment.model, deployment.args, deployment.env)
+    image = deployment.engine.docker
+    docker = render.docker_line(image, deployment.model, deployment.args, deployment.env) if image else None
     if json:
-        print_json({**record, "config": config, "serve": line})
+        print_json({**record, "config": config, "serve": line, "docker": docker})
         return
     fit = record["fit"]
     stdout.print(
@@ -64,3 +71,6 @@ def command(
     stdout.print(render.env_text(deployment.env), markup=False, end="")
     stdout.print("\n# the same by hand", markup=False)
     stdout.print(line, markup=False)
+    if docker:
+        stdout.print("\n# the same in the image", markup=False)
+        stdout.print(docker, markup=False)

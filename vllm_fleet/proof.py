@@ -1,0 +1,98 @@
+"""Every name of a deployment, proven against what the release reads; and where each value comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_fleet.errors import FleetError
+from vllm_fleet.names import EngineNames
+from vllm_fleet.schema import Engine
+
+#: Flags that the renderer sets for each instance; neither a rule nor an override may.
+RENDERED_FLAGS = frozenset({"model", "served-model-name", "host", "port", "api-key", "config"})
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value comes from. ``rule`` counts from 1; it is None for an override and for arithmetic."""
+
+    file: str
+    rule: int | None
+    why: str
+    source: str
+
+    def record(self) -> dict[str, Any]:
+        """The provenance entry of the JSON contract."""
+        return {"file": self.file, "rule": self.rule, "why": self.why, "source": self.source}
+
+
+def check_names(
+    names: EngineNames,
+    engine: Engine,
+    args: Mapping[str, Any],
+    env: Mapping[str, Any],
+    provenance: Mapping[str, Origin],
+) -> None:
+    """Proves every name, and every value that the release lists the choices of.
+
+    Raises:
+        FleetError: a name that the release does not read, with the place that sets it.
+    """
+
+    def unread(group: str, name: str, what: str) -> FleetError:
+        origin = next(
+            o for key, o in provenance.items() if key == f"{group}.{name}" or key.startswith(f"{group}.{name}.")
+        )
+        rule = f", rule {origin.rule}" if origin.rule else ""
+        return FleetError(
+            f"{engine.id} does not read the {what} {name!r}",
+            "see recipes/engines/names for what it reads",
+            origin.file + rule,
+            key=f"{group}.{name}",
+        )
+
+    for name, value in args.items():
+        if name in RENDERED_FLAGS:
+            fault = unread("args", name, "argument")
+            fault.message, fault.hint = f"{name!r} is set for each instance by the project", "take it out"
+            raise fault
+        if name not in names.flags:
+            raise unread("args", name, "flag")
+        flag = names.flags[name]
+        if value is False and not flag.get("negatable"):
+            fault = unread("args", name, "flag")
+            fault.message, fault.hint = f"{name!r} has no form that says false", "leave it out (null takes it away)"
+            raise fault
+        if flag["type"] in ("int", "float") and (isinstance(value, bool) or not isinstance(value, int | float)):
+            fault = unread("args", name, "flag")
+            fault.message, fault.hint = f"{name!r} is {value!r}, and not a number", "write a number without quotes"
+            raise fault
+        choices = names.tool_call_parsers if name == "tool-call-parser" else flag.get("choices")
+        if choices and flag["type"] != "list" and value not in choices:
+            fault = unread("args", name, "flag")
+            fault.message = f"{engine.id} does not take {value!r} for {name!r}"
+            fault.hint = f"it takes {', '.join(map(str, sorted(choices, key=str)))}"
+            raise fault
+    for key in _unknown_keys(names, args):
+        raise unread("args", key, "key")
+    for name in env:
+        if name in names.env:
+            continue
+        beside = names.beside.get(name)
+        if beside is None or engine.accelerator not in beside.get("accelerators", [engine.accelerator]):
+            raise unread("env", name, "environment variable")
+
+
+def _unknown_keys(names: EngineNames, args: Mapping[str, Any]) -> Iterator[str]:
+    """Dotted keys inside mappings that the release does not list."""
+    for flag, known in names.nested.items():
+        value = args.get(flag)
+        if isinstance(value, Mapping):
+            yield from (f"{flag}.{key}" for key in value if key not in known)
+    compilation = args.get("compilation-config")
+    if isinstance(compilation, Mapping):
+        for key in compilation.get("pass_config", {}):
+            if key not in names.pass_config:
+                yield f"compilation-config.pass_config.{key}"
