@@ -34,11 +34,10 @@ LARGE = "openai/gpt-oss-120b"
             "vocabulary-missing",
         ),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "h100-tp1-memory"),
-        ('{"message": {"content": null, "tool_calls": []}}', "vocabulary-empty-tool-calls"),
         ('"usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}', "usage-zeros"),
         ("RuntimeError: Error 802: system not yet initialized", "fabric-manager"),
         ("INFO: Application startup complete.", None),
-        ('"usage": {"prompt_tokens": 3, "total_tokens": 10}, "tool_calls": [{"id": "a"}]', None),
+        ('"finish_reason": "length", "tool_calls": [], "usage": {"prompt_tokens": 3, "total_tokens": 10}', None),
     ],
 )
 def test_a_symptom_shows_its_issue(catalog: Catalog, line: str, issue: str | None) -> None:
