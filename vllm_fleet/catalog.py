@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from vllm_fleet import paths, yamlfile
 from vllm_fleet.errors import FleetError
+from vllm_fleet.known_schema import KnownIssues
 from vllm_fleet.names import EngineNames, read_names
 from vllm_fleet.schema import Encodings, Engine, HostClass, Model, Profile, Profiles, Rule
 
@@ -45,6 +46,7 @@ class Catalog:
     models: Mapping[str, Model]
     profiles: Mapping[Profile, str]
     encodings: Encodings
+    known_issues: KnownIssues
     documents: Mapping[str, yamlfile.Document] = field(repr=False)
 
     def host_class(self, name: str) -> SizedClass:
@@ -158,16 +160,18 @@ def load(root: Path | None = None) -> Catalog:
     engines = records("engines/*.yml", Engine, "id")
     models = records("models/*/*.yml", Model, "name")
     singles: list[BaseModel] = []
-    for name, kind in (("profiles", Profiles), ("encodings", Encodings)):
+    for name, kind in (("profiles", Profiles), ("encodings", Encodings), ("known_issues", KnownIssues)):
         try:
-            singles.append(yamlfile.parse(yamlfile.read(base / f"{name}.yml"), kind))
+            documents[name] = yamlfile.read(base / f"{name}.yml")
+            singles.append(yamlfile.parse(documents[name], kind))
         except FleetError as fault:
             faults.extend([fault, *fault.others])
     raise_all(faults)
-    profiles, encodings = singles
+    profiles, encodings, known = singles
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
-    return Catalog(base, classes, engines, models, profiles.profiles, encodings, documents)
+    assert isinstance(known, KnownIssues)  # noqa: S101 - as above
+    return Catalog(base, classes, engines, models, profiles.profiles, encodings, known, documents)
 
 
 def raise_all(faults: list[FleetError]) -> None:

@@ -8,7 +8,7 @@ from typing import get_args
 from vllm_fleet.catalog import Catalog, in_range
 from vllm_fleet.errors import FleetError
 from vllm_fleet.resolve import Combination, Question, builds_for, installs, resolve, selects
-from vllm_fleet.schema import Engine, Feature, Model, Rule, When
+from vllm_fleet.schema import Engine, Feature, Model, When
 
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 
@@ -19,6 +19,7 @@ def faults(catalog: Catalog) -> Iterator[FleetError]:
         yield from _engine(catalog, engine)
     for model in catalog.models.values():
         yield from _model(catalog, model)
+    yield from known_faults(catalog)
 
 
 def _engine(catalog: Catalog, engine: Engine) -> Iterator[FleetError]:
@@ -56,7 +57,7 @@ def _model(catalog: Catalog, model: Model) -> Iterator[FleetError]:
     usable = list(combinations(catalog, model))
     for index, rule in enumerate(model.rules):
         try:
-            holds = any(could_hold(rule, combination) for combination in usable)
+            holds = any(could_hold(rule.when, combination) for combination in usable)
         except FleetError as fault:
             yield document.error(("rules", index, "when"), fault.message, fault.hint)
             continue
@@ -73,6 +74,32 @@ def _model(catalog: Catalog, model: Model) -> Iterator[FleetError]:
                 if fault.code != "refused" and str(fault) not in said:
                     said.add(str(fault))
                     yield fault
+
+
+def known_faults(catalog: Catalog) -> Iterator[FleetError]:
+    """What is wrong in ``recipes/known_issues.yml``: ranges, ids that stand twice, selectors that never hold."""
+    document = catalog.documents["known_issues"]
+    usable = [asked for model in catalog.models.values() for asked in combinations(catalog, model)]
+    seen: set[str] = set()
+    for index, issue in enumerate(catalog.known_issues.issues):
+        if issue.id in seen:
+            yield document.error(("issues", index, "id"), f"{issue.id!r} stands here twice", "rename one")
+        seen.add(issue.id)
+        try:
+            holds = any(could_hold(issue.when, asked) for asked in usable)
+        except FleetError as fault:
+            yield document.error(("issues", index, "when", "engine"), fault.message, fault.hint)
+            continue
+        if not holds:
+            yield document.error(("issues", index), "concerns no class, engine and profile", "correct its selectors")
+    try:
+        wanted = catalog.known_issues.harmony.engine
+        covered = any(in_range(engine.release, wanted) for engine in catalog.engines.values())
+    except FleetError as fault:
+        yield document.error(("harmony", "engine"), fault.message, fault.hint)
+        return
+    if not covered:
+        yield document.error(("harmony", "engine"), "no engine lies in it", "correct the range")
 
 
 def combinations(catalog: Catalog, model: Model) -> Iterator[Combination]:
@@ -94,10 +121,10 @@ def combinations(catalog: Catalog, model: Model) -> Iterator[Combination]:
                         yield Combination(host, engine, install, model.name, profile, FEATURES)
 
 
-def could_hold(rule: Rule, asked: Combination) -> bool:
-    """Whether a rule can hold for a combination, whatever the tensor parallelism and the final values."""
-    fixed = rule.when.model_copy(update={"tensor_parallel": None, "at_least": None, "env_set": None})
-    return _possible(rule.when, asked) and selects(fixed, asked)
+def could_hold(when: When, asked: Combination) -> bool:
+    """Whether selectors can hold for a combination, whatever the tensor parallelism and the final values."""
+    fixed = when.model_copy(update={"tensor_parallel": None, "at_least": None, "env_set": None})
+    return _possible(when, asked) and selects(fixed, asked)
 
 
 def _possible(when: When, asked: Combination) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from vllm_fleet import catalog, render
+from vllm_fleet import catalog, known, render
 from vllm_fleet.cli.output import JsonOption, print_json, stdout
 from vllm_fleet.errors import FleetError
 from vllm_fleet.resolve import Question, resolve
@@ -42,14 +42,17 @@ def command(
         install=cast(Install | None, _one_of(Install, "--install", install)),
         features=tuple(cast(Feature, _one_of(Feature, "--feature", name)) for name in feature or ()),
     )
-    deployment = resolve(catalog.load(), question)
+    recipes = catalog.load()
+    deployment = resolve(recipes, question)
+    issues = known.concerning(recipes, deployment, question.features)
     record = deployment.record()
     config = render.config_text(deployment.args, mappings_as_text=deployment.mappings_as_text)
     line = render.serve_line(deployment.model, deployment.args, deployment.env)
     image = deployment.engine.docker
     docker = render.docker_line(image, deployment.model, deployment.args, deployment.env) if image else None
     if json:
-        print_json({**record, "config": config, "serve": line, "docker": docker})
+        listed = [known.record(issue) for issue in issues]
+        print_json({**record, "config": config, "serve": line, "docker": docker, "known_issues": listed})
         return
     fit = record["fit"]
     stdout.print(
@@ -74,3 +77,6 @@ def command(
     if docker:
         stdout.print("\n# the same in the image", markup=False)
         stdout.print(docker, markup=False)
+    stdout.print("\n# known issues", markup=False)
+    for issue in issues:
+        stdout.print(f"{issue.id}: {issue.cause} Fix: {issue.fix}", markup=False)

@@ -1,0 +1,139 @@
+"""The known issues of the guides as data: whom they concern, what shows them, and which faults are caught."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from vllm_fleet import crosscheck, known
+from vllm_fleet.catalog import Catalog
+from vllm_fleet.cli import app
+from vllm_fleet.known_schema import Harmony, KnownIssue
+from vllm_fleet.resolve import Question, resolve
+from vllm_fleet.schema import When
+
+LARGE = "openai/gpt-oss-120b"
+
+
+@pytest.mark.parametrize(
+    ("line", "issue"),
+    [
+        ("AssertionError: Sinks must be of type float32", "sinks-dtype"),
+        ("NameError: tl.language is not defined", "triton-conflict"),
+        (
+            'The link interface of target "torch::nvtoolsext" contains: CUDA::nvToolsExt but the target was not found.',
+            "torch-without-cu128",
+        ),
+        (
+            "openai_harmony.HarmonyError: error downloading or loading vocab file: failed to download or load vocab",
+            "vocabulary-missing",
+        ),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "h100-tp1-memory"),
+        ('"usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}', "usage-zeros"),
+        ("RuntimeError: Error 802: system not yet initialized", "fabric-manager"),
+        ("INFO: Application startup complete.", None),
+        ('"finish_reason": "length", "tool_calls": [], "usage": {"prompt_tokens": 3, "total_tokens": 10}', None),
+    ],
+)
+def test_a_symptom_shows_its_issue(catalog: Catalog, line: str, issue: str | None) -> None:
+    shown = [found.id for found in known.shown_by(catalog.known_issues.issues, line)]
+    assert issue in shown if issue else shown == []
+
+
+@pytest.mark.parametrize(
+    ("host_class", "engine", "more", "there", "absent"),
+    [
+        (
+            "b200-8",
+            "vllm-0.12.0-cuda",
+            {},
+            {"sinks-dtype", "cuda-home-mismatch", "mxfp8-accuracy", "usage-zeros", "vocabulary-missing"},
+            {"h100-tp1-memory", "hopper-small-batch", "flashinfer-missing", "mec-firmware", "async-structured-output"},
+        ),
+        ("b200-8", "vllm-0.12.0-cuda", {"install": "docker"}, {"sinks-dtype"}, {"triton-conflict"}),
+        ("b200-8", "vllm-0.32.0-cuda", {}, {"vocabulary-missing"}, {"sinks-dtype", "usage-zeros"}),
+        ("h100-1", "vllm-0.12.0-cuda", {}, {"h100-tp1-memory", "hopper-small-batch"}, {"h100-tp2-memory"}),
+        ("h100-2", "vllm-0.10.1-cuda", {}, {"h100-tp2-memory", "openai-parser-missing"}, {"h100-tp1-memory"}),
+        ("mi300x-8", "vllm-0.14.1-rocm", {}, {"mec-firmware", "rocm-wheel-python"}, {"triton-conflict"}),
+        ("b200-8", "vllm-0.12.0-cuda", {"features": ("eagle3",)}, {"speculative-structured-output"}, set()),
+    ],
+    ids=["b200", "image", "b200 with 0.32", "one h100", "two h100", "mi300x", "eagle3"],
+)
+def test_an_issue_concerns_whom_it_can_meet(
+    catalog: Catalog, host_class: str, engine: str, more: dict[str, Any], there: set[str], absent: set[str]
+) -> None:
+    deployment = resolve(catalog, Question(host_class, LARGE, engine=engine, **more))
+    found = {issue.id for issue in known.concerning(catalog, deployment, more.get("features", ()))}
+    assert there <= found
+    assert not absent & found
+
+
+def test_recipe_lists_what_concerns_it() -> None:
+    asked = ["recipe", "--host-class", "b200-8", "--model", LARGE, "--engine", "vllm-0.12.0-cuda"]
+    told = CliRunner().invoke(app, [*asked, "--json"])
+    listed = {issue["id"]: issue for issue in json.loads(told.stdout)["known_issues"]}
+    assert "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8" in listed["sinks-dtype"]["fix"]
+    assert listed["sinks-dtype"]["cause"].startswith("On Blackwell")
+    text = CliRunner().invoke(app, asked).stdout
+    assert "# known issues" in text
+    assert all(f"{issue}: " in text for issue in listed)
+
+
+def test_the_known_issues_of_the_recipes_are_right(catalog: Catalog) -> None:
+    assert list(crosscheck.known_faults(catalog)) == []
+
+
+def test_the_matrix_of_the_guides(catalog: Catalog) -> None:
+    apis = catalog.known_issues.harmony.apis
+    not_there = {(api, name) for api, answers in apis.items() for name, works in answers.items() if not works}
+    assert not_there == {
+        ("responses-streaming", "function-calling"),
+        ("chat", "builtin-tools-demo"),
+        ("chat", "builtin-tools-mcp"),
+        ("chat-streaming", "builtin-tools-demo"),
+        ("chat-streaming", "builtin-tools-mcp"),
+    }
+
+
+def test_a_matrix_with_a_hole_is_refused(catalog: Catalog) -> None:
+    data = catalog.known_issues.harmony.model_dump()
+    del data["apis"]["chat"]["text"]
+    with pytest.raises(ValidationError, match=r"says nothing of chat\.text"):
+        Harmony.model_validate(data)
+
+
+def test_a_symptom_that_is_no_expression_is_refused() -> None:
+    with pytest.raises(ValidationError, match="is no regular expression"):
+        KnownIssue(id="broken", symptom="(unclosed", cause="a cause of a test", fix="a fix of a test", source="test")
+
+
+@pytest.mark.parametrize(
+    ("change", "says", "key"),
+    [
+        ({"when": When(engine="0.12 or so")}, "is not a range of releases", "issues.1.when.engine"),
+        ({"when": When(engine=">=9")}, "concerns no class", "issues.1"),
+        ({"when": When(arch=["sm_42"])}, "concerns no class", "issues.1"),
+        ({"id": "triton-conflict"}, "stands here twice", "issues.1.id"),
+    ],
+    ids=["no range", "no such release", "no such device", "twice"],
+)
+def test_a_mutated_issue_is_caught(catalog: Catalog, change: dict[str, Any], says: str, key: str) -> None:
+    first, second, *others = catalog.known_issues.issues
+    issues = [first, second.model_copy(update=change), *others]
+    mutated = dataclasses.replace(catalog, known_issues=catalog.known_issues.model_copy(update={"issues": issues}))
+    faults = list(crosscheck.known_faults(mutated))
+    assert [(fault.key, says in fault.message) for fault in faults] == [(key, True)]
+    assert [(fault.file, bool(fault.line)) for fault in faults] == [("recipes/known_issues.yml", True)]
+
+
+@pytest.mark.parametrize(("engine", "says"), [("new", "is not a range"), (">=9", "no engine lies in it")])
+def test_a_mutated_matrix_is_caught(catalog: Catalog, engine: str, says: str) -> None:
+    harmony = catalog.known_issues.harmony.model_copy(update={"engine": engine})
+    changed = catalog.known_issues.model_copy(update={"harmony": harmony})
+    faults = list(crosscheck.known_faults(dataclasses.replace(catalog, known_issues=changed)))
+    assert [says in fault.message for fault in faults] == [True]
