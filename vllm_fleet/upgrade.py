@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from vllm_fleet.catalog import Catalog, in_range
 from vllm_fleet.errors import FleetError
 from vllm_fleet.merge import leaves
-from vllm_fleet.names import EngineNames
+from vllm_fleet.names_diff import Default, Gone, defaults, gone
 from vllm_fleet.resolve import Combination, Deployment, Question, builds_for, combination, resolve, selects, supports
 from vllm_fleet.schema import Engine, Feature, Rule
-
-#: Stands for a default that the release makes at run time, so that no names file can give it.
-AT_RUN_TIME = "made at run time"
 
 
 @dataclass(frozen=True)
@@ -26,27 +21,6 @@ class Case:
     name: str
     question: Question
     rule_features: tuple[Feature, ...]
-
-
-@dataclass(frozen=True)
-class Gone:
-    """A name that is in use under the old engine and that the new one does not read."""
-
-    kind: str
-    name: str
-    used_by: tuple[str, ...]
-    why: str
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Default:
-    """A flag whose default is another one; ``used`` where a deployment or rule sets it anyway."""
-
-    flag: str
-    before: Any
-    after: Any
-    used: bool
 
 
 @dataclass(frozen=True)
@@ -168,8 +142,8 @@ def compare(catalog: Catalog, old: Engine, new: Engine, cases: Iterable[Case]) -
     return Report(
         old.id,
         new.id,
-        tuple(_gone(used, old_names, new_names, new.id, notes)),
-        tuple(_defaults(old_names, new_names, {key.split(".")[0] for group, key in used if group == "args"})),
+        tuple(gone(used, old_names, new_names, new.id, notes)),
+        tuple(defaults(old_names, new_names, {key.split(".")[0] for group, key in used if group == "args"})),
         tuple(_rules(pairs)),
         tuple(_effects(pairs)),
     )
@@ -202,52 +176,6 @@ def _uses(side: _Side) -> Iterator[tuple[str, str, str]]:
         if origin.rule is None:
             group, _, name = key.partition(".")
             yield group, name, origin.file
-
-
-def _gone(
-    used: Mapping[tuple[str, str], Iterable[str]], old: EngineNames, new: EngineNames, engine: str, notes: Iterable[str]
-) -> Iterator[Gone]:
-    for (group, key), places in sorted(used.items()):
-        found = _missing_env(key, old, new) if group == "env" else _missing_arg(key, old, new)
-        if found:
-            kind, name, why = found
-            told = tuple(note for note in notes if _speaks_of(note, name))
-            yield Gone(kind, name, tuple(places), f"{engine}: {why}", told)
-
-
-def _missing_env(name: str, old: EngineNames, new: EngineNames) -> tuple[str, str, str] | None:
-    if name not in old.env or name in new.env or name in new.beside:
-        return None
-    why = "declared, and used by nothing" if name in new.env_unused else "no longer read"
-    return "environment variable", name, why
-
-
-def _missing_arg(key: str, old: EngineNames, new: EngineNames) -> tuple[str, str, str] | None:
-    flag, _, rest = key.partition(".")
-    if flag not in old.flags:
-        return None
-    if flag not in new.flags:
-        alias = next((name for name, entry in new.flags.items() if f"--{flag}" in entry.get("aliases", ())), None)
-        return "flag", flag, f"another spelling of --{alias}" if alias else "no such flag"
-    if not rest:
-        return None
-    first, _, second = rest.partition(".")
-    if flag == "compilation-config" and first == "pass_config" and second:
-        name = second.split(".")[0]
-        return None if name in new.pass_config else ("key", f"{flag}.pass_config.{name}", "no such key of pass_config")
-    return None if first in new.nested.get(flag, {first}) else ("key", f"{flag}.{first}", f"no such key of {flag}")
-
-
-def _speaks_of(note: str, name: str) -> bool:
-    """Whether a note names it; a note may end a family of names with an asterisk."""
-    return any(fnmatchcase(name.rsplit(".", 1)[-1], word) for word in re.findall(r"[A-Za-z][\w-]+\*?", note))
-
-
-def _defaults(old: EngineNames, new: EngineNames, used: set[str]) -> Iterator[Default]:
-    for flag in sorted(old.flags.keys() & new.flags.keys()):
-        before, after = (names.flags[flag].get("default", AT_RUN_TIME) for names in (old, new))
-        if before != after or type(before) is not type(after):
-            yield Default(flag, before, after, flag in used)
 
 
 def _rules(pairs: Iterable[tuple[Case, _Side, _Side]]) -> Iterator[RuleChange]:

@@ -12,6 +12,7 @@ import typer
 from vllm_fleet import catalog, plan, upgrade
 from vllm_fleet.cli.output import DRIFT_EXIT, JsonOption, fleet_directory, print_json, stdout
 from vllm_fleet.crosscheck import FEATURES
+from vllm_fleet.names_diff import AT_RUN_TIME
 
 EPILOG = (
     "Examples: vllm-fleet upgrade-check --from vllm-0.12.0-cuda --to vllm-0.32.0-cuda | "
@@ -96,7 +97,7 @@ _REASONS: Mapping[str, str] = {
 
 
 def _value(value: Any) -> str:
-    return value if value == upgrade.AT_RUN_TIME else text_of.dumps(value)
+    return value if value == AT_RUN_TIME else text_of.dumps(value)
 
 
 def _grouped(cases: Iterable[str]) -> str:
