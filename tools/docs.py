@@ -1,4 +1,4 @@
-"""Writes what is generated from other files: the README of each role from its argument_specs."""
+"""Writes what is generated from other files: README of each role from its argument_specs, matrix from the recipes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vllm_fleet import paths
+from vllm_fleet import catalog, matrix, paths
 
 
 def role_readme(role: Path) -> str:
@@ -34,11 +34,18 @@ def _rows(options: dict[str, Any], prefix: str) -> list[str]:
     return rows
 
 
+def support_matrix() -> str:
+    """The text of docs/matrix.md."""
+    recipes = catalog.load()
+    return matrix.markdown(matrix.rows(recipes), recipes.profiles)
+
+
 def main() -> int:
     """Writes every generated file."""
     for role in sorted((paths.root() / "roles").iterdir()):
         if role.is_dir():
             (role / "README.md").write_text(role_readme(role), encoding="utf-8")
+    (paths.root() / "docs" / "matrix.md").write_text(support_matrix(), encoding="utf-8")
     return 0
 
 

@@ -22,6 +22,7 @@ class EngineNames:
         flags: each flag of ``vllm serve`` without its leading dashes, with type, default and choices.
         env: each environment variable that the release reads, with its default where it is static; a variable that
             is declared and used by nothing does not count.
+        env_unused: those that are declared and used by nothing.
         beside: environment variables that the libraries beside vLLM read, with the library.
         pass_config: the keys of ``compilation-config.pass_config``.
         nested: for each flag that takes a mapping whose keys are known, those keys.
@@ -32,6 +33,7 @@ class EngineNames:
 
     flags: Mapping[str, Mapping[str, Any]]
     env: Mapping[str, Any]
+    env_unused: frozenset[str]
     beside: Mapping[str, Any]
     pass_config: frozenset[str]
     nested: Mapping[str, frozenset[str]]
@@ -67,6 +69,7 @@ def read_names(path: Path, fork: str | None = None) -> EngineNames:
     return EngineNames(
         flags=data["flags"],
         env=env,
+        env_unused=frozenset(data.get("env_unused", ())) - frozenset(env),
         beside=beside["env"],
         pass_config=frozenset(data["pass_config"]),
         nested={

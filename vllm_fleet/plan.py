@@ -112,13 +112,16 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     return Plan(spec.fleet, directory, tuple(hosts), spec.access, spec.gateway, document, spec)
 
 
-def _serving_hosts(
-    name: str, pool: Pool, spec: Fleet, document: yamlfile.Document, catalog: Catalog
-) -> Iterator[HostPlan]:
+def question(name: str, pool: Pool, spec: Fleet, document: yamlfile.Document) -> Question:
+    """What a pool asks of the recipes.
+
+    Raises:
+        FleetError: neither the pool nor the defaults name a model.
+    """
     model = pool.model or spec.defaults.model
     if model is None:
         raise document.error(("pools", name), "names no model, nor do the defaults", "add 'model'")
-    question = Question(
+    return Question(
         host_class=pool.host_class,
         model=model,
         profile=pool.profile or spec.defaults.profile,
@@ -128,8 +131,14 @@ def _serving_hosts(
         overrides=pool.overrides,
         overrides_file=document.file,
     )
+
+
+def _serving_hosts(
+    name: str, pool: Pool, spec: Fleet, document: yamlfile.Document, catalog: Catalog
+) -> Iterator[HostPlan]:
+    asked = question(name, pool, spec, document)
     try:
-        deployment = resolve(catalog, question)
+        deployment = resolve(catalog, asked)
     except FleetError as fault:
         if fault.file is None:
             at = ("pools", name, fault.key) if fault.key else ("pools", name)

@@ -102,14 +102,8 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
     Raises:
         FleetError: an unknown name (``bad-input``), or a combination that the recipes refuse (``refused``).
     """
-    host = catalog.host_class(question.host_class)
-    model = catalog.model(question.model)
-    if host.family.status == "unsupported":
-        raise _refused(f"the class {host.id} is unsupported: {host.family.why}", f"source: {host.family.source}")
-    engine, support = _choose_engine(catalog, host, model, question.engine)
-    install = _choose_install(engine, question.install)
-    asked = Combination(host, engine, install, model.name, question.profile, question.features)
-    asked = replace(asked, tensor_parallel=_tensor_parallel(catalog, model, asked, question.overrides))
+    asked, support = combination(catalog, question)
+    host, engine, install, model = asked.host, asked.engine, asked.install, catalog.model(question.model)
     args: dict[str, Any] = {}
     env: dict[str, str] = {}
     provenance: dict[str, Origin] = {}
@@ -160,11 +154,27 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
     )
 
 
+def combination(catalog: Catalog, question: Question) -> tuple[Combination, Support]:
+    """What is asked with engine, install form and tensor parallelism chosen, and what is known of it.
+
+    Raises:
+        FleetError: an unknown name (``bad-input``), or nothing that serves it (``refused``).
+    """
+    host = catalog.host_class(question.host_class)
+    model = catalog.model(question.model)
+    if host.family.status == "unsupported":
+        raise _refused(f"the class {host.id} is unsupported: {host.family.why}", f"source: {host.family.source}")
+    engine, support = _choose_engine(catalog, host, model, question.engine)
+    form = _choose_install(engine, question.install)
+    asked = Combination(host, engine, form, model.name, question.profile, question.features)
+    return replace(asked, tensor_parallel=_tensor_parallel(catalog, model, asked, question.overrides)), support
+
+
 def _refused(message: str, hint: str) -> FleetError:
     return FleetError(message, hint, code="refused")
 
 
-def _supports(model: Model, host: SizedClass, engine: Engine) -> Support | None:
+def supports(model: Model, host: SizedClass, engine: Engine) -> Support | None:
     """The first entry for that family and release; the recipes list the special before the general."""
     for entry in model.support:
         if host.family.name in entry.host_class and in_range(engine.release, entry.engine):
@@ -178,18 +188,15 @@ def _choose_engine(catalog: Catalog, host: SizedClass, model: Model, wanted: str
     for engine in candidates:
         if not builds_for(engine, host):
             continue
-        support = _supports(model, host, engine)
+        support = supports(model, host, engine)
         if support and support.status != "unsupported":
             known.append((support.status == "verified", Version(engine.release), engine, support))
         elif support and wanted:
             raise _refused(f"{model.name} on {host.id} with {wanted} is unsupported: {support.evidence}", "")
     if not known:
         what = f"with {wanted}" if wanted else "with any engine"
-        usable = sorted(
-            engine.id
-            for engine in catalog.engines.values()
-            if builds_for(engine, host) and _supports(model, host, engine)
-        )
+        built = [engine for engine in catalog.engines.values() if builds_for(engine, host)]
+        usable = sorted(engine.id for engine in built if supports(model, host, engine))
         raise _refused(
             f"no recipe for {model.name} on {host.id} {what}",
             f"there are recipes with {', '.join(usable)}" if usable else "docs/adding-a-recipe.md tells how to add one",

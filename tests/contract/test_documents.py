@@ -1,0 +1,11 @@
+"""Documents that are made from other files say what those say."""
+
+from __future__ import annotations
+
+from tools import docs
+from vllm_fleet import paths
+
+
+def test_the_support_matrix_is_generated_from_the_recipes() -> None:
+    text = (paths.root() / "docs" / "matrix.md").read_text(encoding="utf-8")
+    assert text == docs.support_matrix(), "the recipes say something else: make golden"

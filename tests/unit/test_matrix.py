@@ -1,0 +1,88 @@
+"""The support matrix: what it says of each model, class and engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from vllm_fleet import matrix
+from vllm_fleet.catalog import Catalog
+from vllm_fleet.cli import app
+from vllm_fleet.matrix import Row
+from vllm_fleet.schema import Support
+
+LARGE, SMALL, LAB = "openai/gpt-oss-120b", "openai/gpt-oss-20b", "vllm-fleet/lab-gpt-oss"
+
+
+@pytest.fixture(scope="module")
+def rows(catalog: Catalog) -> list[Row]:
+    return list(matrix.rows(catalog))
+
+
+def row(rows: list[Row], model: str, host_class: str, engine: str | None) -> Row:
+    (found,) = [r for r in rows if (r.model, r.host_class, r.engine) == (model, host_class, engine)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "host_class", "engine", "status", "shapes"),
+    [
+        (LARGE, "b200-8", "vllm-0.12.0-cuda", "unverified", [(8, 1), (4, 2), (1, 8)]),
+        (LARGE, "gb200-4", "vllm-0.32.0-cuda", "unverified", [(4, 1), (2, 2), (1, 4)]),
+        (LARGE, "mi300x-8", "vllm-0.14.1-rocm", "unverified", [(1, 8), (1, 8), (1, 8)]),
+        (LAB, "cpu-8", "vllm-0.32.0-cpu", "verified", [(1, 1), (1, 1), (1, 1)]),
+        (LARGE, "cpu-8", "vllm-0.32.0-cpu", "no recipe", []),
+        (LARGE, "rtx5090-1", None, "unsupported", []),
+        (SMALL, "l40s-8", None, "unsupported", []),
+    ],
+    ids=["of eight", "the largest", "one size only", "verified", "no recipe", "unsupported, one size", "unsupported"],
+)
+def test_a_row(rows: list[Row], model: str, host_class: str, engine: str | None, status: str, shapes: Any) -> None:
+    found = row(rows, model, host_class, engine)
+    assert found.status == status
+    assert [(shape.instances, shape.tensor_parallel_size) for shape in found.shapes.values()] == shapes
+
+
+def test_every_model_stands_with_every_family(rows: list[Row], catalog: Catalog) -> None:
+    there = {(r.model, r.host_class.rpartition("-")[0]) for r in rows}
+    assert there == {(model, family) for model in catalog.models for family in catalog.classes}
+
+
+def test_an_engine_stands_only_with_devices_that_it_is_built_for(rows: list[Row]) -> None:
+    assert {r.engine for r in rows if r.host_class == "r9700-8"} == {"rocm-open-r9700"}
+
+
+def test_what_does_not_fit_is_refused_with_its_reason(rows: list[Row], catalog: Catalog) -> None:
+    found = row(rows, LARGE, "r9700-8", "rocm-open-r9700")
+    assert "does not fit: 1 x 31.0 GiB" in (found.shapes["max-throughput"].refused or "")
+    assert found.shapes["min-latency"].refused is None
+    text = matrix.markdown([found], catalog.profiles)
+    assert "| refused (1) | refused (2) | 1 x TP8 |" in text
+    assert "\n1. does not fit: 1 x" in text
+    assert "\n2. does not fit: 2 x" in text
+
+
+def test_engines_that_differ_in_nothing_share_a_line(rows: list[Row], catalog: Catalog) -> None:
+    text = matrix.markdown([r for r in rows if (r.model, r.host_class) == (LARGE, "mi300x-8")], catalog.profiles)
+    assert text.count("| `mi300x-8` |") == 2
+    assert "| `vllm-0.14.1-rocm`, `vllm-0.32.0-rocm` | unverified | 1 x TP8 |" in text
+
+
+def test_an_unsupported_entry_gives_its_evidence(catalog: Catalog) -> None:
+    entry = Support(host_class=["b200"], engine=">=0.32", status="unsupported", evidence="a test says that it breaks")
+    changed = catalog.models[LARGE].model_copy(update={"support": [entry, *catalog.models[LARGE].support]})
+    mutated = dataclasses.replace(catalog, models={LARGE: changed})
+    found = row(list(matrix.rows(mutated)), LARGE, "b200-8", "vllm-0.32.0-cuda")
+    assert (found.status, found.evidence, found.shapes) == ("unsupported", "a test says that it breaks", {})
+
+
+def test_the_command_prints_the_document_and_json(rows: list[Row], catalog: Catalog) -> None:
+    printed = CliRunner().invoke(app, ["matrix"])
+    assert (printed.exit_code, printed.stdout) == (0, matrix.markdown(rows, catalog.profiles))
+    data = json.loads(CliRunner().invoke(app, ["matrix", "--json"]).stdout)
+    assert data == {"rows": [r.record() for r in rows]}
+    assert data["rows"][0]["profiles"]["balanced"] == {"instances": 2, "tensor_parallel_size": 4}
