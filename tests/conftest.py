@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from vllm_fleet import catalog as catalogs
 from vllm_fleet import site as sites
@@ -13,6 +14,10 @@ from vllm_fleet.catalog import Catalog
 from vllm_fleet.site import Site
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+# No test fails for time: not for a slow example, and not for slow generation on a busy machine.
+settings.register_profile("fleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fleet")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
