@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import fleets, measure
-from lab import cleanup, host, keys, network, process, rootfs, shell, state
+from lab import cleanup, host, network, process, rootfs, shell, state
 from lab.progress import Heartbeat
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import ensure_tree, tree_digest
+from vllm_fleet.edge import keys
 from vllm_fleet.errors import FleetError
 from vllm_fleet.files import write_atomically
 

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import pulumi
 
 from infra import clouds
+from infra.access import AccessKeys
 from infra.files import TextFile
 from infra.hosts import CloudArgs, HostRecord, inventory_text
+from infra.zones import Zones
+from vllm_fleet.errors import FleetError
 from vllm_fleet.plan import Plan
+
+#: Names the hosts, with commas, that one run may replace or delete although the fleet protects its hosts.
+REPLACE_VARIABLE = "FLEET_REPLACE_SERVING"
+
+
+def unprotected(plan: Plan) -> frozenset[str]:
+    """The hosts that this run may replace or delete.
+
+    Raises:
+        FleetError: the environment names a host that the fleet does not have.
+    """
+    named = frozenset(filter(None, os.environ.get(REPLACE_VARIABLE, "").split(",")))
+    known = frozenset(host.name for host in plan.hosts)
+    if unknown := sorted(named - known):
+        raise FleetError(f"{REPLACE_VARIABLE} names {unknown[0]!r}, which is no host of {plan.fleet}", "correct it")
+    return named if plan.spec.protect else known
 
 
 @dataclass(frozen=True)
@@ -32,14 +52,25 @@ class Fleet(pulumi.ComponentResource):
     def __init__(self, name: str, args: FleetArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("fleet:infra:Fleet", name, None, opts)
         plan = args.plan
+        mine = pulumi.ResourceOptions(parent=self)
+        access = AccessKeys(f"{name}-access", plan, mine) if any(h.cloud != "static" for h in plan.hosts) else None
         hosts: dict[str, HostRecord] = {}
         parts: list[pulumi.Resource] = []
         for cloud in dict.fromkeys(host.cloud for host in plan.hosts):
-            mine = tuple(host for host in plan.hosts if host.cloud == cloud)
             part = clouds.component(cloud)(
                 f"{name}-{cloud}",
-                CloudArgs(plan.fleet, plan.directory, mine, plan.access, plan.document),
-                pulumi.ResourceOptions(parent=self),
+                CloudArgs(
+                    fleet=plan.fleet,
+                    directory=plan.directory,
+                    hosts=tuple(host for host in plan.hosts if host.cloud == cloud),
+                    access=plan.access,
+                    document=plan.document,
+                    authorised_keys=access.authorised_keys if access else "",
+                    zones=Zones(plan.directory),
+                    ports=(plan.gateway.port,),
+                    unprotected=unprotected(plan),
+                ),
+                mine,
             )
             hosts.update(part.hosts)
             parts.append(part)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pulumi
 
+from infra.zones import Zones
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Access
 from vllm_fleet.plan import HostPlan
@@ -26,6 +27,10 @@ class CloudArgs:
         hosts: the hosts of this cloud, in the plan's order.
         access: who may reach them.
         document: the fleet's file, for errors with their place.
+        authorised_keys: what a host's ``authorized_keys`` holds.
+        zones: which zone a new host is made in.
+        ports: where the gateway listens.
+        unprotected: the hosts that this run may replace or delete.
     """
 
     fleet: str
@@ -33,6 +38,10 @@ class CloudArgs:
     hosts: tuple[HostPlan, ...]
     access: Access
     document: Document
+    authorised_keys: pulumi.Input[str]
+    zones: Zones
+    ports: tuple[int, ...]
+    unprotected: frozenset[str]
 
     def error(self, host: HostPlan, key: str | None, fault: FleetError) -> FleetError:
         """A fault in the placement of a host's pool, at its place in the fleet's file."""
@@ -50,11 +59,13 @@ class HostRecord:
     user: pulumi.Input[str]
     ssh_host_key: pulumi.Input[str]
     zone: pulumi.Input[str]
+    private_address: pulumi.Input[str] | None = None
 
     def inputs(self) -> dict[str, pulumi.Input[str]]:
         """The record as a mapping that may still hold outputs."""
         return {
             "address": self.address,
+            **({"private_address": self.private_address} if self.private_address is not None else {}),
             "id": self.id,
             "user": self.user,
             "ssh_host_key": self.ssh_host_key,

@@ -109,40 +109,6 @@ class HostProvider(dynamic.ResourceProvider):
         host.delete(_props["bridge"], _props["name"])
 
 
-class SshKeyPairProvider(dynamic.ResourceProvider):
-    """An ed25519 key that is made once and stays."""
-
-    serialize_as_secret_always = False
-
-    def create(self, props: dict[str, Any]) -> dynamic.CreateResult:  # noqa: ARG002 - the engine's signature
-        """Makes the key."""
-        from lab import keys
-
-        private, public = keys.ssh_key_pair()
-        return dynamic.CreateResult(public.split()[1][-12:], {"private_key": private, "public_key": public})
-
-    def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> dynamic.DiffResult:
-        """There is nothing to change."""
-        return dynamic.DiffResult(changes=False)
-
-
-class ApiKeyProvider(dynamic.ResourceProvider):
-    """A random API key that is made once and stays."""
-
-    serialize_as_secret_always = False
-
-    def create(self, props: dict[str, Any]) -> dynamic.CreateResult:  # noqa: ARG002 - the engine's signature
-        """Makes the key."""
-        from lab import keys
-
-        key = keys.api_key()
-        return dynamic.CreateResult(keys.digest(key)[-12:], {"key": key, "digest": keys.digest(key)})
-
-    def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> dynamic.DiffResult:
-        """There is nothing to change."""
-        return dynamic.DiffResult(changes=False)
-
-
 class LabNetwork(dynamic.Resource, module="lab", name="Network"):
     """A bridge with NAT. Inputs: :class:`lab.spec.NetworkSpec`."""
 
@@ -162,27 +128,3 @@ class LabHost(dynamic.Resource, module="lab", name="Host"):
 
     def __init__(self, name: str, props: Mapping[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(HostProvider(), name, dict(props), opts)
-
-
-class SshKeyPair(dynamic.Resource, module="lab", name="SshKeyPair"):
-    """An ed25519 key; the private part is a secret of the stack."""
-
-    private_key: pulumi.Output[str]
-    public_key: pulumi.Output[str]
-
-    def __init__(self, name: str, opts: pulumi.ResourceOptions | None = None) -> None:
-        secret = pulumi.ResourceOptions(additional_secret_outputs=["private_key"])
-        props = {"private_key": None, "public_key": None}
-        super().__init__(SshKeyPairProvider(), name, props, pulumi.ResourceOptions.merge(opts, secret))
-
-
-class ApiKey(dynamic.Resource, module="lab", name="ApiKey"):
-    """An API key, a secret of the stack, with its digest for ``api-keys.yml``."""
-
-    key: pulumi.Output[str]
-    digest: pulumi.Output[str]
-
-    def __init__(self, name: str, opts: pulumi.ResourceOptions | None = None) -> None:
-        secret = pulumi.ResourceOptions(additional_secret_outputs=["key"])
-        props = {"key": None, "digest": None}
-        super().__init__(ApiKeyProvider(), name, props, pulumi.ResourceOptions.merge(opts, secret))

@@ -14,6 +14,7 @@ from packaging.version import Version
 from pydantic import BaseModel
 
 from vllm_fleet import paths, yamlfile
+from vllm_fleet.cloud_schema import CloudTable
 from vllm_fleet.errors import FleetError
 from vllm_fleet.known_schema import KnownIssues
 from vllm_fleet.names import EngineNames, read_names
@@ -44,6 +45,7 @@ class Catalog:
     classes: Mapping[str, HostClass]
     engines: Mapping[str, Engine]
     models: Mapping[str, Model]
+    clouds: Mapping[str, CloudTable]
     profiles: Mapping[Profile, str]
     encodings: Encodings
     known_issues: KnownIssues
@@ -159,6 +161,7 @@ def load(root: Path | None = None) -> Catalog:
     classes = records("host_classes/*.yml", HostClass, "name")
     engines = records("engines/*.yml", Engine, "id")
     models = records("models/*/*.yml", Model, "name")
+    clouds = records("clouds/*.yml", CloudTable, "name")
     singles: list[BaseModel] = []
     for name, kind in (("profiles", Profiles), ("encodings", Encodings), ("known_issues", KnownIssues)):
         try:
@@ -171,7 +174,7 @@ def load(root: Path | None = None) -> Catalog:
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
     assert isinstance(known, KnownIssues)  # noqa: S101 - as above
-    return Catalog(base, classes, engines, models, profiles.profiles, encodings, known, documents)
+    return Catalog(base, classes, engines, models, clouds, profiles.profiles, encodings, known, documents)
 
 
 def raise_all(faults: list[FleetError]) -> None:

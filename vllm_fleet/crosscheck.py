@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 from vllm_fleet.catalog import Catalog, in_range
+from vllm_fleet.cloud_schema import CloudTable
 from vllm_fleet.errors import FleetError
 from vllm_fleet.resolve import Combination, Question, builds_for, installs, resolve, selects
 from vllm_fleet.schema import Engine, Feature, Model, When
@@ -19,7 +20,17 @@ def faults(catalog: Catalog) -> Iterator[FleetError]:
         yield from _engine(catalog, engine)
     for model in catalog.models.values():
         yield from _model(catalog, model)
+    for cloud in catalog.clouds.values():
+        yield from _cloud(catalog, cloud)
     yield from known_faults(catalog)
+
+
+def _cloud(catalog: Catalog, cloud: CloudTable) -> Iterator[FleetError]:
+    for name, shape in cloud.shapes.items():
+        try:
+            catalog.host_class(shape.host_class)
+        except FleetError as fault:
+            yield catalog.documents[cloud.name].error(("shapes", name, "host_class"), fault.message, fault.hint)
 
 
 def _engine(catalog: Catalog, engine: Engine) -> Iterator[FleetError]:

@@ -29,7 +29,7 @@ def site_of_run(directory: Path) -> Site:
 def target(site: Site, host: SiteHost) -> Target:
     """A host as the fleet's own files reach it."""
     at = host.location
-    return Target(host.plan.name, at.address, at.port, at.user, at.ssh_host_key, site.private_key_file)
+    return Target(host.plan.name, at.address, at.port, at.user, at.ssh_host_keys, site.private_key_file)
 
 
 def faults(reports: Mapping[str, Report]) -> list[FleetError]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from vllm_fleet.cloud_schema import Prices
 from vllm_fleet.schema import Affinity, Args, Cloud, Env, Feature, Install, Name, Network, Profile, Strict
 
 
@@ -78,6 +79,10 @@ class Access(Strict):
     ssh_user: str | None = None
     #: Private key, relative to the fleet's folder; without it ssh's own configuration and agent decide.
     ssh_private_key_file: str | None = None
+    #: Public keys that may log in, ``type base64``. None: the stack makes a key, in ``ssh/id_ed25519``.
+    ssh_authorised_keys: list[Annotated[str, Field(pattern=r"^(ssh-|ecdsa-|sk-)\S+ \S+$")]] = []
+    #: ``generated``: the stack makes one key and writes its digest; ``file``: ``gateway.api_keys_file`` is yours.
+    api_keys: Literal["generated", "file"] = "generated"
 
 
 class Defaults(Strict):
@@ -103,6 +108,9 @@ class Fleet(Strict):
     gateway: Gateway = Gateway(hosts=0)
     access: Access = Access()
     artifacts: Artifacts = Artifacts()
+    #: Rented hosts and volumes cannot be deleted or replaced until this is false.
+    protect: bool = True
+    prices: Prices | None = None
 
 
 class ApiKeys(Strict):
@@ -115,6 +123,8 @@ class StackHost(Strict):
     """One host as the stack made it."""
 
     address: str
+    #: Where the other hosts of the fleet reach it; the same as ``address`` unless given.
+    private_address: str | None = None
     id: str
     user: str
     ssh_host_key: str = Field(pattern=r"^\S+ \S+")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vllm_fleet import paths, yamlfile
+from vllm_fleet import clouds, paths, yamlfile
 from vllm_fleet.catalog import Catalog, raise_all
 from vllm_fleet.catalog import load as load_catalog
+from vllm_fleet.clouds import Rented
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Access, Fleet, Gateway, Pool, StaticHost
 from vllm_fleet.resolve import Deployment, Question, resolve
@@ -20,12 +22,15 @@ Kind = Literal["serving", "gateway"]
 FIRST_PORT = 8000
 READINESS_OFFSET = 100
 GATEWAY_POOL = "gateway"
-_CLOUD_USERS = {"lab": "deploy", "aws": "ubuntu", "gcp": "deploy", "static": "root"}
+_USERS = {"lab": "deploy", "static": "root"}
 
 
 @dataclass(frozen=True)
 class HostPlan:
-    """One host of the To-Be. ``address`` and ``ssh_host_key`` are known only for static hosts."""
+    """One host of the To-Be.
+
+    ``address`` and ``ssh_host_key`` are known only for static hosts, ``rented`` is there only for rented ones.
+    """
 
     name: str
     kind: Kind
@@ -39,6 +44,7 @@ class HostPlan:
     port: int = 22
     ssh_host_key: str | None = None
     deployment: Deployment | None = None
+    rented: Rented | None = None
 
     @property
     def instances(self) -> tuple[tuple[str, int], ...]:
@@ -106,8 +112,12 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
             hosts.extend(_serving_hosts(name, pool, spec, document, recipes))
         except FleetError as fault:
             faults.append(fault)
-    hosts.extend(_gateway_hosts(spec))
+    try:
+        hosts.extend(_gateway_hosts(spec, document, recipes))
+    except FleetError as fault:
+        faults.append(fault)
     faults.extend(_duplicates(hosts, document))
+    faults.extend(_unreachable(hosts, spec, document))
     raise_all(faults)
     return Plan(spec.fleet, directory, tuple(hosts), spec.access, spec.gateway, document, spec)
 
@@ -144,7 +154,11 @@ def _serving_hosts(
             at = ("pools", name, fault.key) if fault.key else ("pools", name)
             raise document.error(at, fault.message, fault.hint, fault.code) from None
         raise
-    user = spec.access.ssh_user or _CLOUD_USERS.get(pool.cloud, "ubuntu")
+    rented = None
+    if clouds.rented(pool.cloud):
+        sized = catalog.host_class(pool.host_class)
+        rented = clouds.pool(catalog, pool.cloud, sized, pool.placement, document, name)
+    user = spec.access.ssh_user or (rented.table.user if rented else _USERS[pool.cloud])
     for ordinal, (host_name, static) in enumerate(_members(name, pool.hosts, pool.static)):
         yield HostPlan(
             name=host_name,
@@ -159,15 +173,20 @@ def _serving_hosts(
             port=static.port if static else 22,
             ssh_host_key=static.ssh_host_key if static else None,
             deployment=deployment,
+            rented=rented,
         )
 
 
-def _gateway_hosts(spec: Fleet) -> Iterator[HostPlan]:
+def _gateway_hosts(spec: Fleet, document: yamlfile.Document, catalog: Catalog) -> Iterator[HostPlan]:
     first_pool = next(iter(spec.pools.values()))
     gateway = spec.gateway
     cloud = gateway.cloud or ("static" if gateway.static else first_pool.cloud)
-    placement = {key: value for key, value in first_pool.placement.items() if key != "first"}
-    user = spec.access.ssh_user or _CLOUD_USERS.get(cloud, "ubuntu")
+    beside = first_pool.placement if cloud == first_pool.cloud else {}
+    placement = {key: value for key, value in beside.items() if key != "first"}
+    rented = None
+    if clouds.rented(cloud) and gateway.hosts:
+        rented = clouds.gateways(catalog, cloud, placement, gateway.placement, document)
+    user = spec.access.ssh_user or (catalog.clouds[cloud].user if clouds.rented(cloud) else _USERS[cloud])
     for ordinal, (name, static) in enumerate(_members(GATEWAY_POOL, gateway.hosts, gateway.static)):
         yield HostPlan(
             name=name,
@@ -181,7 +200,23 @@ def _gateway_hosts(spec: Fleet) -> Iterator[HostPlan]:
             address=static.address if static else None,
             port=static.port if static else 22,
             ssh_host_key=static.ssh_host_key if static else None,
+            rented=rented,
         )
+
+
+def _unreachable(hosts: list[HostPlan], spec: Fleet, document: yamlfile.Document) -> Iterator[FleetError]:
+    """Rented hosts that nobody could log in to, or the whole world could try."""
+    if not any(host.rented for host in hosts):
+        return
+    if not spec.access.ssh_from:
+        yield document.error(
+            ("access", "ssh_from"), "is empty: nobody could reach the rented hosts", "give the controller's network"
+        )
+    for index, network in enumerate(spec.access.ssh_from):
+        if ipaddress.ip_network(network).prefixlen == 0:
+            yield document.error(
+                ("access", "ssh_from", index), "opens SSH to the whole internet", "give the controller's network"
+            )
 
 
 def _members(pool: str, count: int | None, static: Mapping[str, StaticHost]) -> Iterator[tuple[str, StaticHost | None]]:

@@ -52,7 +52,7 @@ class Site:
         for host in self.hosts:
             at = host.location
             name = at.address if at.port == 22 else f"[{at.address}]:{at.port}"
-            lines.append(f"{name} {at.ssh_host_key}\n")
+            lines += [f"{name} {key}\n" for key in at.ssh_host_keys]
         return "".join(lines)
 
     @property
@@ -82,11 +82,11 @@ def build(plan: Plan, catalog: Catalog) -> Site:
     where = locations(plan)
     models = {name: _model(plan, name) for name in sorted({_deployed(host) for host in plan.hosts} - {""})}
     backends = [
-        gateway.Backend(host.name, name, where[host.name].address, port, _deployed(host))
+        gateway.Backend(host.name, name, where[host.name].service_address, port, _deployed(host))
         for host in plan.hosts
         for name, port in host.instances
     ]
-    gateways = [where[host.name].address for host in plan.hosts if host.kind == "gateway"]
+    gateways = [where[host.name].service_address for host in plan.hosts if host.kind == "gateway"]
     hosts = []
     for host in plan.hosts:
         at = where[host.name]
@@ -146,7 +146,7 @@ def _serving(
         for name in wanted
     ]
     instances = [
-        render.instance_files(host, name, port, at.address, model.revision, unit_digest())
+        render.instance_files(host, name, port, at.service_address, model.revision, unit_digest())
         for name, port in host.instances
     ]
     ports = [port for _, port in host.instances]

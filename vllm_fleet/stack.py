@@ -8,20 +8,30 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from vllm_fleet import paths
+from vllm_fleet import paths, yamlfile
+from vllm_fleet.cloud_schema import HostKeys
 from vllm_fleet.errors import FleetError
-from vllm_fleet.fleet_schema import Stack
+from vllm_fleet.fleet_schema import Stack, StackHost
 from vllm_fleet.plan import HostPlan, Plan
 
 
 @dataclass(frozen=True)
 class Location:
-    """How a host is reached."""
+    """How a host is reached.
+
+    Attributes:
+        address: by SSH, from the controller.
+        port: of its sshd.
+        user: who logs in.
+        ssh_host_keys: the keys that it may show; two while one takes the other's place.
+        service_address: by the other hosts of the fleet; what its services bind to.
+    """
 
     address: str
     port: int
     user: str
-    ssh_host_key: str
+    ssh_host_keys: tuple[str, ...]
+    service_address: str
 
 
 def locations(plan: Plan) -> Mapping[str, Location]:
@@ -39,18 +49,35 @@ def locations(plan: Plan) -> Mapping[str, Location]:
         told = [f"{name} is in {plan.document.file} but not in {file}" for name in missing]
         told += [f"{name} is in {file} but not in {plan.document.file}" for name in extra]
         raise FleetError("; ".join(told), "run 'pulumi up'", file)
+    own = _own_keys(plan)
     return {
-        host.name: _static(host)
+        host.name: _static(host, own.get(host.name))
         if host.cloud == "static"
-        else Location(made[host.name].address, 22, made[host.name].user, made[host.name].ssh_host_key)
+        else _made(made[host.name], own.get(host.name))
         for host in plan.hosts
     }
 
 
-def _static(host: HostPlan) -> Location:
+def _own_keys(plan: Plan) -> Mapping[str, tuple[str, ...]]:
+    """The keys that hosts made themselves; they stand in place of those that they were made with."""
+    path = plan.directory / "host-keys.yml"
+    if not path.is_file():
+        return {}
+    document = yamlfile.read(path)
+    keys = yamlfile.parse(document, HostKeys).keys
+    if unknown := sorted(set(keys) - {host.name for host in plan.hosts}):
+        raise document.error(("keys", unknown[0]), "the fleet has no such host", "take it out")
+    return {name: tuple(each) for name, each in keys.items()}
+
+
+def _static(host: HostPlan, own: tuple[str, ...] | None) -> Location:
     if host.address is None or host.ssh_host_key is None:
         raise FleetError("a static host has an address and an ssh_host_key", host=host.name)
-    return Location(host.address, host.port, host.user, host.ssh_host_key)
+    return Location(host.address, host.port, host.user, own or (host.ssh_host_key,), host.address)
+
+
+def _made(host: StackHost, own: tuple[str, ...] | None) -> Location:
+    return Location(host.address, 22, host.user, own or (host.ssh_host_key,), host.private_address or host.address)
 
 
 def _read(plan: Plan) -> Stack:

@@ -96,27 +96,34 @@ def _build(loader: Any, node: yaml.Node, at: Location, lines: dict[Location, int
     return loader.construct_object(node, deep=True)
 
 
-def parse(document: Document, model: type[Record]) -> Record:
-    """The file's data as a strict record.
+def parse(document: Document, model: type[Record], at: Location = (), data: Any = None) -> Record:
+    """The file's data, or a part of it, as a strict record.
+
+    Args:
+        document: the file.
+        model: the record.
+        at: the key path of the part.
+        data: the part, where it is not the whole file.
 
     Raises:
         FleetError: with every fault that the schema finds; the first one carries the others.
     """
-    if not isinstance(document.data, dict):
-        raise document.error((), "must be a mapping", "see docs/ for the format of this file")
+    given = document.data if data is None else data
+    if not isinstance(given, dict):
+        raise document.error(at, "must be a mapping", "see docs/ for the format of this file")
     try:
-        return model.model_validate(document.data)
+        return model.model_validate(given)
     except ValidationError as faults:
         # A misspelt key is also a missing one: the spelling comes first.
         found = sorted(faults.errors(), key=lambda fault: fault["type"] == "missing")
-        errors = [_translate(document, fault) for fault in found]
+        errors = [_translate(document, fault, at) for fault in found]
         first = errors[0]
         first.others = errors[1:]
         raise first from None
 
 
-def _translate(document: Document, fault: Any) -> FleetError:
-    location: Location = tuple(part for part in fault["loc"] if part != "[key]")
+def _translate(document: Document, fault: Any, at: Location) -> FleetError:
+    location: Location = (*at, *(part for part in fault["loc"] if part != "[key]"))
     if fault["type"] == "extra_forbidden":
         return document.error(location, "is not a key that may stand here", "check the spelling")
     if fault["type"] == "missing":

@@ -36,4 +36,14 @@ def component(cloud: str) -> Make:
             code="refused",
         )
     module, name = CLOUDS[cloud]
-    return cast(Make, getattr(import_module(module), name))
+    try:
+        return cast(Make, getattr(import_module(module), name))
+    except ModuleNotFoundError as missing:
+        if not str(missing.name).startswith("pulumi_"):
+            raise
+        raise FleetError(
+            f"the cloud {cloud!r} needs the Python package {str(missing.name).replace('_', '-')}",
+            f"uv sync --extra {cloud}, or: pip install 'vllm-fleet[{cloud}]'",
+            key="cloud",
+            code="refused",
+        ) from None

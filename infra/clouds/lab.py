@@ -1,4 +1,4 @@
-"""The lab: systemd hosts of this machine, with the keys that a real site would bring along."""
+"""The lab: systemd hosts of this machine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pulumi
 
-from infra.files import TextFile
 from infra.hosts import CloudArgs, CloudComponent, HostRecord
-from lab.provider import ApiKey, LabHost, LabNetwork, SshKeyPair
+from infra.keys import SshKeyPair
+from lab.provider import LabHost, LabNetwork
 from lab.spec import NetworkSpec, Placement
 from lab.tree import tree_digest
 from vllm_fleet import paths
@@ -68,19 +68,15 @@ def _place(host: HostPlan, others: list[Place]) -> Place:
 
 
 class LabCloud(CloudComponent):
-    """Bridges, hosts with their SSH host keys, and the deploy and API keys in the fleet's folder."""
+    """Bridges, and hosts with their SSH host keys."""
 
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("LabCloud", name, opts)
         self._mine = pulumi.ResourceOptions(parent=self)
         self._args = args
         everywhere = places(args)
-        deploy_key = SshKeyPair(f"{args.fleet}-deploy-key", self._mine)
         networks = {bridge: self._network(bridge, everywhere) for bridge in dict.fromkeys(p.bridge for p in everywhere)}
-        self.hosts = {
-            place.host.name: self._host(place, everywhere, networks[place.bridge], deploy_key) for place in everywhere
-        }
-        self._access_files(deploy_key)
+        self.hosts = {place.host.name: self._host(place, everywhere, networks[place.bridge]) for place in everywhere}
         self.register_outputs({"hosts": {name: record.address for name, record in self.hosts.items()}})
 
     def _network(self, bridge: str, everywhere: tuple[Place, ...]) -> LabNetwork:
@@ -93,9 +89,7 @@ class LabCloud(CloudComponent):
         )
         return LabNetwork(bridge, spec.properties(), self._mine)
 
-    def _host(
-        self, place: Place, everywhere: tuple[Place, ...], network: LabNetwork, deploy_key: SshKeyPair
-    ) -> HostRecord:
+    def _host(self, place: Place, everywhere: tuple[Place, ...], network: LabNetwork) -> HostRecord:
         host_key = SshKeyPair(f"{place.host.name}-host-key", self._mine)
         host = LabHost(
             place.host.name,
@@ -105,7 +99,7 @@ class LabCloud(CloudComponent):
                 "address": place.address,
                 "subnet": network.subnet,
                 "user": place.host.user,
-                "authorised_key": deploy_key.public_key,
+                "authorised_key": self._args.authorised_keys,
                 "host_key": host_key.public_key,
                 "private_host_key": host_key.private_key,
                 "tree": tree_digest(),
@@ -116,14 +110,3 @@ class LabCloud(CloudComponent):
             self._mine,
         )
         return HostRecord(place.address, host.id, place.host.user, host_key.public_key, place.bridge)
-
-    def _access_files(self, deploy_key: SshKeyPair) -> None:
-        api_key = ApiKey(f"{self._args.fleet}-api-key", self._mine)
-        digests = api_key.digest.apply(lambda digest: f'keys:\n  {self._args.fleet}: "{digest}"\n')
-        folder = self._args.directory
-        for file, text, mode in (
-            ("ssh/id_ed25519", deploy_key.private_key, 0o600),
-            ("api-key", api_key.key, 0o600),
-            ("api-keys.yml", digests, 0o644),
-        ):
-            TextFile(f"{self._args.fleet}-{file.replace('/', '-')}", folder / file, text, mode, self._mine)

@@ -67,7 +67,7 @@ class ActionModule(ActionBase):
             address=str(variables.get("ansible_host") or own.address),
             port=int(variables.get("ansible_port") or own.port),
             user=str(variables.get("ansible_user") or own.user),
-            host_key=own.host_key,
+            host_keys=own.host_keys,
             key_file=Path(str(key)).expanduser() if key else own.key_file,
             command=arguments if through_ssh else None,
         )

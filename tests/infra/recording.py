@@ -8,6 +8,8 @@ from typing import Any
 
 import pulumi
 
+from infra.hosts import CloudArgs
+from infra.zones import Zones
 from vllm_fleet import yamlfile
 from vllm_fleet.fleet_schema import Access, Fleet
 from vllm_fleet.plan import HostPlan, Plan
@@ -66,6 +68,21 @@ def make_plan(directory: Path, hosts: list[HostPlan], text: str = FLEET) -> Plan
     document = yamlfile.read(directory / "fleet.yml")
     spec = Fleet.model_validate({**document.data, "fleet": directory.name})
     return Plan(directory.name, directory, tuple(hosts), Access(), spec.gateway, document, spec)
+
+
+def make_args(plan: Plan, unprotected: frozenset[str] = frozenset()) -> CloudArgs:
+    """What a cloud's component of such a plan is made from."""
+    return CloudArgs(
+        fleet=plan.fleet,
+        directory=plan.directory,
+        hosts=plan.hosts,
+        access=plan.access,
+        document=plan.document,
+        authorised_keys="ssh-ed25519 DEPLOY",
+        zones=Zones(plan.directory),
+        ports=(plan.gateway.port,),
+        unprotected=unprotected,
+    )
 
 
 def make_host(name: str, ordinal: int = 0, **changes: Any) -> HostPlan:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pulumi
 import pytest
-from recording import Recorder, make_host, make_plan
+from recording import Recorder, make_args, make_host, make_plan
 
 from infra import clouds
 from infra.clouds.lab import places
@@ -151,8 +151,7 @@ def test_an_unknown_cloud_is_refused_with_those_that_are_known() -> None:
 
 
 def args_of(tmp_path: Path, hosts: list[HostPlan]) -> CloudArgs:
-    plan = make_plan(tmp_path / "demo", hosts)
-    return CloudArgs(plan.fleet, plan.directory, plan.hosts, plan.access, plan.document)
+    return make_args(make_plan(tmp_path / "demo", hosts))
 
 
 @pytest.mark.parametrize(

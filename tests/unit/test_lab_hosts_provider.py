@@ -11,8 +11,9 @@ from pulumi.dynamic import ResourceProvider
 from pulumi.dynamic.dynamic import serialize_provider
 
 from infra.files import TextFileProvider
+from infra.keys import ApiKeyProvider, SshKeyPairProvider
 from lab import cleanup, host, network, provider
-from lab.keys import digest, ssh_key_pair
+from vllm_fleet.edge.keys import digest, ssh_key_pair
 
 NETWORK = {"bridge": "vf-a", "subnet": "10.70.0.0/24", "owner": "/fleets/a", "disk_gib": 1.0, "damage": ""}
 HOST: dict[str, Any] = {
@@ -87,7 +88,7 @@ def test_a_network_goes_with_all_its_hosts(monkeypatch: pytest.MonkeyPatch) -> N
     assert gone == ["vf-a"]
 
 
-@pytest.mark.parametrize("made", [provider.SshKeyPairProvider, provider.ApiKeyProvider])
+@pytest.mark.parametrize("made", [SshKeyPairProvider, ApiKeyProvider])
 def test_keys_are_made_once(made: type[ResourceProvider]) -> None:
     first, second = made().create({}), made().create({})
     assert first.outs != second.outs
@@ -111,8 +112,8 @@ def test_the_digest_of_an_api_key_is_its_sha256() -> None:
     [
         provider.NetworkProvider,
         provider.HostProvider,
-        provider.SshKeyPairProvider,
-        provider.ApiKeyProvider,
+        SshKeyPairProvider,
+        ApiKeyProvider,
         TextFileProvider,
     ],
 )

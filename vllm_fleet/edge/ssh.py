@@ -28,7 +28,7 @@ class Target:
     """How one host is reached.
 
     Attributes:
-        host_key: the line of its public key, without the host's name; nothing else is taken.
+        host_keys: the lines of its public keys, without the host's name; nothing else is taken.
         key_file: the private key; None leaves it to the agent and the user's own SSH configuration.
         command: arguments of ``ssh`` itself, for hosts that need what asyncssh cannot do (ProxyCommand,
             GSSAPI, hardware keys); None for all others.
@@ -38,7 +38,7 @@ class Target:
     address: str
     port: int
     user: str
-    host_key: str
+    host_keys: tuple[str, ...]
     key_file: Path | None = None
     command: Sequence[str] | None = None
 
@@ -150,7 +150,7 @@ def _answer(target: Target, exit_status: int | None, out: str, err: str) -> str:
 async def _ask_asyncssh(target: Target, manifest: Manifest) -> str:
     import asyncssh
 
-    options: dict[str, Any] = {"known_hosts": ([asyncssh.import_public_key(target.host_key)], [], [])}
+    options: dict[str, Any] = {"known_hosts": ([asyncssh.import_public_key(key) for key in target.host_keys], [], [])}
     if target.key_file:
         if not target.key_file.is_file():
             raise _NoAnswerError(f"there is no private key {target.key_file}")

@@ -1,0 +1,36 @@
+"""Who may log in to a fleet's hosts and ask its gateway: keys of the stack, and their files in the fleet's folder."""
+
+from __future__ import annotations
+
+import pulumi
+
+from infra.files import TextFile
+from infra.keys import ApiKey, SshKeyPair
+from vllm_fleet.plan import Plan
+
+
+class AccessKeys(pulumi.ComponentResource):
+    """The deploy key, unless the fleet names keys of its own, and an API key, unless it keeps those itself.
+
+    Attributes:
+        authorised_keys: what a host's ``authorized_keys`` holds, a line for each key.
+    """
+
+    authorised_keys: pulumi.Output[str]
+
+    def __init__(self, name: str, plan: Plan, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("fleet:infra:AccessKeys", name, None, opts)
+        mine = pulumi.ResourceOptions(parent=self)
+        if plan.access.ssh_authorised_keys:
+            self.authorised_keys = pulumi.Output.from_input("\n".join(plan.access.ssh_authorised_keys))
+        else:
+            deploy = SshKeyPair(f"{plan.fleet}-deploy-key", mine)
+            self.authorised_keys = deploy.public_key
+            file = plan.directory / "ssh" / "id_ed25519"
+            TextFile(f"{plan.fleet}-ssh-id_ed25519", file, deploy.private_key, 0o600, mine)
+        if plan.access.api_keys == "generated":
+            api_key = ApiKey(f"{plan.fleet}-api-key", mine)
+            digests = api_key.digest.apply(lambda digest: f'keys:\n  {plan.fleet}: "{digest}"\n')
+            TextFile(f"{plan.fleet}-api-key", plan.directory / "api-key", api_key.key, 0o600, mine)
+            TextFile(f"{plan.fleet}-api-keys.yml", plan.directory / "api-keys.yml", digests, 0o644, mine)
+        self.register_outputs({"authorised_keys": self.authorised_keys})
