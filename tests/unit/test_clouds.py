@@ -1,0 +1,207 @@
+"""Where a class can be rented: every row of recipes/clouds, and every placement that a careless hand can write."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vllm_fleet import catalog as catalogs
+from vllm_fleet import clouds, crosscheck, plan, stack
+from vllm_fleet.catalog import Catalog
+from vllm_fleet.errors import FleetError
+
+MODEL = "openai/gpt-oss-120b"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "aws": {"region": "us-east-1", "zone": "us-east-1a"},
+    "gcp": {"region": "us-central1", "zone": "us-central1-b", "project": "demo-project"},
+    "azure": {"region": "westeurope"},
+    "oci": {"region": "us-chicago-1", "zone": "AD-1", "compartment": "ocid1.compartment.a", "image": "ocid1.image.a"},
+        "region": "us-chicago-1",
+        "zone": "AD-1",
+        "compartment": "ocid1.compartment.oc1..a",
+        "image": "ocid1.image.a",
+    },
+    "digitalocean": {"region": "nyc2"},
+}
+ROWS = [
+    (cloud, name, kind)
+    for cloud, table in sorted(catalogs.load().clouds.items())
+    for name, shape in table.shapes.items()
+    for kind in shape.capacity
+]
+
+
+def write(tmp_path: Path, change: dict[str, Any], placement: dict[str, Any] | None = None, cloud: str = "aws") -> Path:
+    """A fleet of two h100-8 in a cloud, after changes at dotted keys."""
+    fleet: dict[str, Any] = {
+        "fleet": "demo",
+        "defaults": {"model": MODEL},
+        "pools": {"main": {"host_class": "h100-8", "cloud": cloud, "placement": placement, "hosts": 2}},
+        "gateway": {"hosts": 1},
+        "access": {"ssh_from": ["203.0.113.0/24"]},
+    }
+    fleet["pools"]["main"]["placement"] = PLACEMENTS[cloud] if placement is None else placement
+    for key, value in change.items():
+        *parents, last = key.split(".")
+        at = fleet
+        for parent in parents:
+            at = at[parent]
+        at[last] = value
+    folder = tmp_path / "demo"
+    folder.mkdir(exist_ok=True)
+    (folder / "fleet.yml").write_text(yaml.safe_dump(fleet, sort_keys=False), encoding="utf-8")
+    return folder
+
+
+def capacity(kind: str) -> dict[str, Any]:
+    return {"kind": kind, **({"id": "r-1"} if kind in ("reservation", "capacity-block") else {})}
+
+
+@pytest.mark.parametrize(("cloud", "shape", "kind"), ROWS, ids=["-".join(row) for row in ROWS])
+def test_every_row_of_every_table_can_be_asked_for(cloud: str, shape: str, kind: str, tmp_path: Path) -> None:
+    catalog = catalogs.load()
+    entry = catalog.clouds[cloud].shapes[shape]
+    placement = {**PLACEMENTS[cloud], "shape": shape, "capacity": capacity(kind)}
+    if kind == "flex-start":
+        placement["run_hours"] = 24
+    change: dict[str, Any] = {"pools.main.host_class": entry.host_class}
+    if entry.host_class == "a100-40gb-1":  # the large model does not fit there
+        change["defaults.model"] = "openai/gpt-oss-20b"
+    image = "nvidia-aarch64" in catalog.clouds[cloud].images
+    if not image and catalog.host_class(entry.host_class).family.facts.machine == "aarch64":
+        placement["image"] = "an-image-of-the-tenant"
+    found = plan.load(write(tmp_path, change, placement, cloud))
+    rented = found.hosts[0].rented
+    assert rented is not None
+    assert (rented.shape, rented.placement.capacity.kind) == (shape, kind)
+    gateway = found.hosts[-1].rented
+    assert gateway is not None
+    assert (gateway.shape, gateway.image_kind) == (catalog.clouds[cloud].gateway_shape, "plain-x86_64")
+    assert gateway.placement.capacity.kind == "on-demand"
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "says"),
+    [
+        ({"host_class": "mi300x-8"}, "pools.main.host_class", "aws has no mi300x-8"),
+        ({"placement": {"region": "us-east-1"}}, "pools.main.placement", "names no zone"),
+        ({"placement.zones": ["us-east-1a"]}, "pools.main.placement", "gives 'zone' and 'zones'"),
+        ({"placement.zone": None, "placement.zones": ["a", "a"]}, "pools.main.placement", "names a zone twice"),
+        ({"placement.zon": "x"}, "pools.main.placement.zon", "is not a key that may stand here"),
+        ({"placement.shape": "p4d.24xlarge"}, "pools.main.placement.shape", "is no h100-8 of aws"),
+        ({"placement.capacity": {"kind": "flex-start"}}, "pools.main.placement.capacity.kind", "cannot be had as"),
+        ({"placement.capacity": {"kind": "reservation"}}, "pools.main.placement.capacity", "needs the 'id'"),
+        ({"placement.capacity": {"id": "cr-1"}}, "pools.main.placement.capacity", "on-demand takes no 'id'"),
+        (
+            {"placement.capacity": {"kind": "spot", "purchase": {"offering_id": "cb-1", "accept_cost_usd": 10.0}}},
+            "pools.main.placement.capacity",
+            "'purchase' buys a capacity block",
+        ),
+        (
+            {"placement.capacity": {"kind": "capacity-block", "id": "cr-1"}, "placement.placement_group": True},
+            "pools.main.placement",
+            "has its own placement",
+        ),
+        ({"placement.disk_gib": 10}, "pools.main.placement.disk_gib", "greater than or equal to 50"),
+    ],
+)
+def test_a_wrong_placement_is_told_with_its_place(change: dict[str, Any], key: str, says: str, tmp_path: Path) -> None:
+    folder = write(tmp_path, {f"pools.main.{name}": value for name, value in change.items()}, dict(PLACEMENTS["aws"]))
+    with pytest.raises(FleetError, match=says) as caught:
+        plan.load(folder)
+    found = {fault.key: fault for fault in (caught.value, *caught.value.others)}
+    assert key in found
+    assert found[key].exit_code == 2
+    assert found[key].line is not None
+
+
+def test_a_class_that_a_cloud_lacks_comes_with_where_it_can_be_had(tmp_path: Path) -> None:
+    with pytest.raises(FleetError) as caught:
+        plan.load(write(tmp_path, {"pools.main.host_class": "mi355x-8"}))
+    assert "oci (BM.GPU.MI355X.8)" in caught.value.hint
+    assert "digitalocean (gpu-mi355x8-2304gb-spot)" in caught.value.hint
+
+
+def test_the_first_shape_of_a_class_that_comes_in_the_wanted_way_is_taken(tmp_path: Path) -> None:
+    change = {"pools.main.host_class": "mi350x-8"}
+    placement = {**PLACEMENTS["digitalocean"], "capacity": {"kind": "spot"}}
+    rented = plan.load(write(tmp_path, change, placement, "digitalocean")).hosts[0].rented
+    assert rented is not None
+    assert rented.shape == "gpu-mi350x8-2304gb-spot"
+
+
+def test_a_gateway_stands_beside_the_first_pool_unless_it_says_otherwise(tmp_path: Path) -> None:
+    placement = {**PLACEMENTS["aws"], "zone": None, "zones": ["us-east-1a", "us-east-1b"], "disk_gib": 500}
+    beside = plan.load(write(tmp_path, {}, placement)).hosts[-1].rented
+    assert beside is not None
+    assert (beside.placement.all_zones, beside.placement.disk_gib) == (("us-east-1a", "us-east-1b"), 200)
+    own = {"gateway.placement": {"zone": "us-east-1c", "shape": "m7i.large"}}
+    elsewhere = plan.load(write(tmp_path, own, placement)).hosts[-1].rented
+    assert elsewhere is not None
+    assert (elsewhere.placement.all_zones, elsewhere.shape) == (("us-east-1c",), "m7i.large")
+
+
+@pytest.mark.parametrize(
+    ("networks", "key", "says"),
+    [([], "access.ssh_from", "nobody could reach"), (["0.0.0.0/0"], "access.ssh_from.0", "whole internet")],
+)
+def test_ssh_is_open_to_somebody_and_not_to_everybody(networks: list[str], key: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match=says) as caught:
+        plan.load(write(tmp_path, {"access.ssh_from": networks}))
+    assert caught.value.key == key
+
+
+def test_check_finds_a_shape_of_a_class_that_does_not_exist(catalog: Catalog) -> None:
+    aws = catalog.clouds["aws"]
+    shapes = {**aws.shapes, "p9.huge": aws.shapes["p5.48xlarge"].model_copy(update={"host_class": "x900-8"})}
+    broken = dataclasses.replace(catalog, clouds={"aws": aws.model_copy(update={"shapes": shapes})})
+    assert any("there is no host class 'x900-8'" in fault.message for fault in crosscheck.faults(broken))
+
+
+def test_every_supported_class_says_where_it_can_be_had(catalog: Catalog) -> None:
+    assert list(clouds.offers(catalog, "r9700-1")) == []
+    assert ("azure", "Standard_ND96isr_MI300X_v5") in [each[:2] for each in clouds.offers(catalog, "mi300x-8")]
+
+
+def located(tmp_path: Path, more: str = "") -> Path:
+    folder = write(tmp_path, {})
+    host = {"id": "i", "user": "ubuntu", "ssh_host_key": KEY, "zone": "us-east-1a"}
+    hosts = {
+        name: {"address": f"203.0.113.{n}", "private_address": f"10.0.0.{n}", **host}
+        for n, name in enumerate(("main-0", "main-1", "gateway-0"), start=1)
+    }
+    (folder / "stack.json").write_text(json.dumps({"version": 1, "fleet": "demo", "hosts": hosts}), encoding="utf-8")
+    if more:
+        (folder / "host-keys.yml").write_text(more, encoding="utf-8")
+    return folder
+
+
+def test_services_talk_over_private_addresses(tmp_path: Path) -> None:
+    found = stack.locations(plan.load(located(tmp_path)))["main-1"]
+    assert (found.address, found.service_address, found.ssh_host_keys) == ("203.0.113.2", "10.0.0.2", (KEY,))
+
+
+def test_a_key_that_a_host_made_itself_stands_in_place_of_the_stack_s(tmp_path: Path) -> None:
+    keys = "keys:\n  main-1: [ssh-ed25519 AAAAnew, ssh-ed25519 AAAAold]\n"
+    where = stack.locations(plan.load(located(tmp_path, keys)))
+    assert where["main-1"].ssh_host_keys == ("ssh-ed25519 AAAAnew", "ssh-ed25519 AAAAold")
+    assert where["main-0"].ssh_host_keys == (KEY,)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("keys: {main-9: [ssh-ed25519 A]}\n", "the fleet has no such host"),
+        ("keys: {main-1: []}\n", "at least 1 item"),
+        ("keys: {main-1: [not-a-key]}\n", "should match pattern"),
+    ],
+)
+def test_a_wrong_list_of_own_keys(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match=says):
+        stack.locations(plan.load(located(tmp_path, text)))
