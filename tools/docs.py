@@ -1,4 +1,4 @@
-"""Writes what is generated from other files: README of each role from its argument_specs, matrix from the recipes."""
+"""Writes what is generated from other files: README of each role from its argument_specs, matrix and clouds from the recipes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vllm_fleet import catalog, matrix, paths
+from vllm_fleet import catalog, matrix, offers, paths
 
 
 def role_readme(role: Path) -> str:
@@ -40,12 +40,18 @@ def support_matrix() -> str:
     return matrix.markdown(matrix.rows(recipes), recipes.profiles)
 
 
+def cloud_table() -> str:
+    """The text of docs/clouds.md."""
+    return offers.markdown(catalog.load())
+
+
 def main() -> int:
     """Writes every generated file."""
     for role in sorted((paths.root() / "roles").iterdir()):
         if role.is_dir():
             (role / "README.md").write_text(role_readme(role), encoding="utf-8")
     (paths.root() / "docs" / "matrix.md").write_text(support_matrix(), encoding="utf-8")
+    (paths.root() / "docs" / "clouds.md").write_text(cloud_table(), encoding="utf-8")
     return 0
 
 

@@ -22,11 +22,6 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "gcp": {"region": "us-central1", "zone": "us-central1-b", "project": "demo-project"},
     "azure": {"region": "westeurope"},
     "oci": {"region": "us-chicago-1", "zone": "AD-1", "compartment": "ocid1.compartment.a", "image": "ocid1.image.a"},
-        "region": "us-chicago-1",
-        "zone": "AD-1",
-        "compartment": "ocid1.compartment.oc1..a",
-        "image": "ocid1.image.a",
-    },
     "digitalocean": {"region": "nyc2"},
 }
 ROWS = [
