@@ -1,4 +1,4 @@
-"""Writes what is generated from other files: README of each role from its argument_specs, matrix and clouds from the recipes."""
+"""Writes what is generated from other files: the README of each role, and the tables of the recipes."""
 
 from __future__ import annotations
 
