@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import get_args
 
 from vllm_fleet.catalog import Catalog, in_range
 from vllm_fleet.errors import FleetError
 from vllm_fleet.resolve import Combination, Question, builds_for, installs, resolve, selects
 from vllm_fleet.schema import Engine, Feature, Model, When
+from vllm_fleet.spellings import applies
 
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 
@@ -20,6 +21,7 @@ def faults(catalog: Catalog) -> Iterator[FleetError]:
     for model in catalog.models.values():
         yield from _model(catalog, model)
     yield from known_faults(catalog)
+    yield from spelling_faults(catalog)
 
 
 def _engine(catalog: Catalog, engine: Engine) -> Iterator[FleetError]:
@@ -63,6 +65,8 @@ def _model(catalog: Catalog, model: Model) -> Iterator[FleetError]:
             continue
         if not holds:
             yield document.error(("rules", index), "never holds for any class, engine and profile", "take it out")
+        for at, message in _unread(catalog, rule.when, usable):
+            yield document.error(("rules", index, "when", *at), message, "correct the spelling")
     said: set[str] = set()
     for asked in usable:
         for features in ((), *((feature,) for feature in FEATURES)):
@@ -92,6 +96,8 @@ def known_faults(catalog: Catalog) -> Iterator[FleetError]:
             continue
         if not holds:
             yield document.error(("issues", index), "concerns no class, engine and profile", "correct its selectors")
+        for at, message in _unread(catalog, issue.when, usable):
+            yield document.error(("issues", index, "when", *at), message, "correct the spelling")
     try:
         wanted = catalog.known_issues.harmony.engine
         covered = any(in_range(engine.release, wanted) for engine in catalog.engines.values())
@@ -100,6 +106,49 @@ def known_faults(catalog: Catalog) -> Iterator[FleetError]:
         return
     if not covered:
         yield document.error(("harmony", "engine"), "no engine lies in it", "correct the range")
+
+
+def _unread(catalog: Catalog, when: When, usable: Iterable[Combination]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The names in selectors by final values that no release reads for which the rule could hold."""
+    if not (when.at_least or when.env_set):
+        return
+    engines = {asked.engine.id: asked.engine for asked in usable if could_hold(when, asked)}.values()
+    known = [(engine, catalog.names(engine)) for engine in engines]
+    for name in when.at_least or ():
+        if not any(names.reads(f"args.{name}", engine.accelerator) for engine, names in known):
+            yield ("at_least", name), f"no engine that this is for reads the flag {name!r}"
+        elif not any(names.flags.get(name, {}).get("type") in ("int", "float") for _, names in known):
+            yield ("at_least", name), f"the flag {name!r} takes no number"
+    for index, name in enumerate(when.env_set or ()):
+        if not any(names.reads(f"env.{name}", engine.accelerator) for engine, names in known):
+            yield ("env_set", index), f"no engine that this is for reads the variable {name!r}"
+
+
+def spelling_faults(catalog: Catalog) -> Iterator[FleetError]:
+    """What is wrong in ``recipes/spellings.yml``: entries that never apply, or that lead to no name of the release."""
+    document = catalog.documents["spellings"]
+    usable = [asked for model in catalog.models.values() for asked in combinations(catalog, model)]
+    engines = {asked.engine.id: asked.engine for asked in usable}
+    for index, spelling in enumerate(catalog.spellings.spellings):
+        at = ("spellings", index)
+        try:
+            within = [engine for engine in engines.values() if applies(spelling, engine)]
+        except FleetError as fault:
+            yield document.error((*at, "engine"), fault.message, fault.hint)
+            continue
+        if not within:
+            yield document.error(at, "applies to no class, engine and model", "take it out, or correct its range")
+        for engine in within:
+            names = catalog.names(engine)
+            others = [o for o in catalog.spellings.spellings if o is not spelling and applies(o, engine)]
+            if names.reads(spelling.name, engine.accelerator) and not names.deprecates(spelling.name):
+                yield document.error((*at, "name"), f"{engine.id} reads {spelling.name!r} itself", "narrow its range")
+            if spelling.to and not names.reads(spelling.to, engine.accelerator):
+                yield document.error((*at, "to"), f"{engine.id} does not read {spelling.to!r}", "correct the name")
+            if any(other.name == spelling.name for other in others):
+                yield document.error(at, f"{spelling.name!r} stands here twice for {engine.id}", "narrow its range")
+            if any(other.name == spelling.to for other in others):
+                yield document.error((*at, "to"), f"{spelling.to!r} is renamed itself for {engine.id}", "name the last")
 
 
 def combinations(catalog: Catalog, model: Model) -> Iterator[Combination]:

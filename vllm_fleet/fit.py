@@ -22,6 +22,12 @@ RESERVE_GIB = 3.0
 CPU_PROCESSES_GIB = 4.0
 #: vLLM's default of --max-num-seqs on devices with much memory, as the guide for 0.12.0 tells it.
 LARGEST_BATCH = 1024
+LARGEST_BATCH_IS = f"vLLM's large default, {LARGEST_BATCH}"
+#: The length of a sequence where neither fleet nor recipe says one: the 1024 tokens in and 1024 tokens out that the
+#: guide measures throughput with, and its own example of a max-model-len that fits the load. Longer sequences are
+#: still served: vLLM then runs fewer at a time.
+ASSUMED_TOKENS = 2048
+BATCH_SOURCE = "gpt-oss guide for 0.12.0, Balancing between Throughput and Latencies, and Benchmarking Performance"
 _BYTES = {"auto": 2, "bfloat16": 2, "float16": 2}
 
 
@@ -42,6 +48,34 @@ class Fit:
             "kv_per_sequence_gib": round(self.kv_per_sequence_gib, 4),
             "max_num_seqs": self.max_num_seqs,
         }
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How many sequences fill the KV cache; ``of`` says of which length, and who says so."""
+
+    sequences: int
+    of: str
+
+
+def batch(fit: Fit, shape: ModelShape, args: Mapping[str, Any], own_tokens: int | None) -> Batch:
+    """The largest batch that does not exceed the KV cache of an instance.
+
+    Args:
+        fit: the memory of the instance.
+        shape: the model.
+        args: vLLM's arguments; a recipe's ``max-model-len`` is a ceiling and says nothing of usual lengths.
+        own_tokens: the ``max-model-len`` that the fleet itself has set; None: :data:`ASSUMED_TOKENS` is taken.
+    """
+    ceiling = int(args.get("max-model-len", shape.context_tokens))
+    tokens = own_tokens or min(ASSUMED_TOKENS, ceiling)
+    said = "the fleet's own max-model-len" if own_tokens else "assumed: 1024 in and 1024 out, as the guide measures"
+    one = kv_per_sequence_gib(shape, tokens, _value_bytes(args))
+    return Batch(max(1, int(fit.kv_cache_gib / one)), f"{tokens} tokens ({said})")
+
+
+def _value_bytes(args: Mapping[str, Any]) -> int:
+    return _BYTES.get(str(args.get("kv-cache-dtype", "auto")), 1)
 
 
 def kv_per_sequence_gib(shape: ModelShape, tokens: int, bytes_per_value: int) -> float:
@@ -73,8 +107,7 @@ def fit(
         FleetError: it cannot fit (code ``refused``), with the arithmetic.
     """
     tokens = int(args.get("max-model-len", shape.context_tokens))
-    kv_type = str(args.get("kv-cache-dtype", "auto"))
-    per_sequence = kv_per_sequence_gib(shape, tokens, _BYTES.get(kv_type, 1))
+    per_sequence = kv_per_sequence_gib(shape, tokens, _value_bytes(args))
     if host.family.accelerator == "cpu":
         cache = float(env.get("VLLM_CPU_KVCACHE_SPACE", "4"))
         need = shape.weights_gib + cache + CPU_PROCESSES_GIB

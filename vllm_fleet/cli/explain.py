@@ -40,3 +40,6 @@ def command(
         stdout.print(f"{key} = {entry['value']!r}", markup=False, style="bold")
         stdout.print(f"  {entry['file']}{rule}: {entry['why']}", markup=False)
         stdout.print(f"  source: {entry['source']}", markup=False)
+        if spelled := entry.get("spelling"):
+            place = f"{spelled['file']} entry {spelled['entry']}"
+            stdout.print(f"  written {spelled['name']} there; {place}: {spelled['why']}", markup=False)
