@@ -9,6 +9,7 @@ from vllm_fleet.catalog import Catalog, in_range
 from vllm_fleet.errors import FleetError
 from vllm_fleet.resolve import Combination, Question, builds_for, installs, resolve, selects
 from vllm_fleet.schema import Engine, Feature, Model, When
+from vllm_fleet.spelling_schema import Spelling
 from vllm_fleet.spellings import applies
 
 FEATURES: tuple[Feature, ...] = get_args(Feature)
@@ -65,7 +66,8 @@ def _model(catalog: Catalog, model: Model) -> Iterator[FleetError]:
             continue
         if not holds:
             yield document.error(("rules", index), "never holds for any class, engine and profile", "take it out")
-        for at, message in _unread(catalog, rule.when, usable):
+            continue
+        for at, message in _misspelt(catalog, rule.when, usable):
             yield document.error(("rules", index, "when", *at), message, "correct the spelling")
     said: set[str] = set()
     for asked in usable:
@@ -96,7 +98,8 @@ def known_faults(catalog: Catalog) -> Iterator[FleetError]:
             continue
         if not holds:
             yield document.error(("issues", index), "concerns no class, engine and profile", "correct its selectors")
-        for at, message in _unread(catalog, issue.when, usable):
+            continue
+        for at, message in _misspelt(catalog, issue.when, usable):
             yield document.error(("issues", index, "when", *at), message, "correct the spelling")
     try:
         wanted = catalog.known_issues.harmony.engine
@@ -108,8 +111,18 @@ def known_faults(catalog: Catalog) -> Iterator[FleetError]:
         yield document.error(("harmony", "engine"), "no engine lies in it", "correct the range")
 
 
-def _unread(catalog: Catalog, when: When, usable: Iterable[Combination]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """The names in selectors by final values that no release reads for which the rule could hold."""
+def _misspelt(
+    catalog: Catalog, when: When, usable: Iterable[Combination]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The names in selectors that hold that are no names: a typo in a list, or beside others, selects nothing."""
+    for key, there in (
+        ("arch", {family.arch for family in catalog.classes.values()}),
+        ("host_class", set(catalog.classes)),
+        ("model", set(catalog.models)),
+    ):
+        for index, value in enumerate(getattr(when, key) or ()):
+            if value not in there:
+                yield (key, index), f"there is no {value!r}"
     if not (when.at_least or when.env_set):
         return
     engines = {asked.engine.id: asked.engine for asked in usable if could_hold(when, asked)}.values()
@@ -129,26 +142,36 @@ def spelling_faults(catalog: Catalog) -> Iterator[FleetError]:
     document = catalog.documents["spellings"]
     usable = [asked for model in catalog.models.values() for asked in combinations(catalog, model)]
     engines = {asked.engine.id: asked.engine for asked in usable}
+    reached: dict[int, list[Engine]] = {}
     for index, spelling in enumerate(catalog.spellings.spellings):
-        at = ("spellings", index)
         try:
-            within = [engine for engine in engines.values() if applies(spelling, engine)]
+            reached[index] = [engine for engine in engines.values() if applies(spelling, engine)]
         except FleetError as fault:
-            yield document.error((*at, "engine"), fault.message, fault.hint)
+            yield document.error(("spellings", index, "engine"), fault.message, fault.hint)
             continue
-        if not within:
-            yield document.error(at, "applies to no class, engine and model", "take it out, or correct its range")
+        if not reached[index]:
+            dead = "applies to no class, engine and model"
+            yield document.error(("spellings", index), dead, "take it out, or correct its range")
+    for index, within in reached.items():
+        others = {other: found for other, found in reached.items() if other != index}
         for engine in within:
-            names = catalog.names(engine)
-            others = [o for o in catalog.spellings.spellings if o is not spelling and applies(o, engine)]
-            if names.reads(spelling.name, engine.accelerator) and not names.deprecates(spelling.name):
-                yield document.error((*at, "name"), f"{engine.id} reads {spelling.name!r} itself", "narrow its range")
-            if spelling.to and not names.reads(spelling.to, engine.accelerator):
-                yield document.error((*at, "to"), f"{engine.id} does not read {spelling.to!r}", "correct the name")
-            if any(other.name == spelling.name for other in others):
-                yield document.error(at, f"{spelling.name!r} stands here twice for {engine.id}", "narrow its range")
-            if any(other.name == spelling.to for other in others):
-                yield document.error((*at, "to"), f"{spelling.to!r} is renamed itself for {engine.id}", "name the last")
+            there = {catalog.spellings.spellings[other].name for other, found in others.items() if engine in found}
+            for at, message in _spelling(catalog, catalog.spellings.spellings[index], engine, there):
+                yield document.error(("spellings", index, *at), message, "narrow its range, or correct the name")
+
+
+def _spelling(
+    catalog: Catalog, spelling: Spelling, engine: Engine, others: set[str]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    names = catalog.names(engine)
+    if names.reads(spelling.name, engine.accelerator) and not names.deprecates(spelling.name):
+        yield ("name",), f"{engine.id} reads {spelling.name!r} itself"
+    if spelling.to and not names.reads(spelling.to, engine.accelerator):
+        yield ("to",), f"{engine.id} does not read {spelling.to!r}"
+    if spelling.name in others:
+        yield (), f"{spelling.name!r} stands here twice for {engine.id}"
+    if spelling.to in others:
+        yield ("to",), f"{spelling.to!r} is renamed itself for {engine.id}"
 
 
 def combinations(catalog: Catalog, model: Model) -> Iterator[Combination]:

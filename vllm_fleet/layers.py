@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vllm_fleet.errors import FleetError
 from vllm_fleet.merge import leaves, merge
 from vllm_fleet.proof import Origin
 from vllm_fleet.schema import FactCondition
@@ -72,7 +73,11 @@ def stack(layers: Iterable[Layer], active: Mapping[str, Spelled]) -> Values:
 
 
 def _put(below: Values, layer: Layer, active: Mapping[str, Spelled]) -> Values:
-    own = translate(layer.args, layer.env, active)
+    try:
+        own = translate(layer.args, layer.env, active)
+    except FleetError as fault:
+        fault.file = layer.origin.place
+        raise
     provenance, dropped = dict(below.provenance), dict(below.dropped)
     for name, (spelled, value) in own.dropped.items():
         dropped.pop(name, None)

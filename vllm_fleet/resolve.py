@@ -76,6 +76,9 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
     announced = sorted(key.partition(".")[2] for key in values.provenance if names.deprecates(key))
     notes += tuple(f"{name} is deprecated in {engine.id}: it is read, and announced to go" for name in announced)
     alternatives = tuple(_alternatives(layers, values, active))
+    for other in alternatives:
+        origins = {**values.provenance, **other.provenance}
+        check_names(names, engine, merge(values.args, other.args), merge(values.env, other.env), origins)
     notes += tuple(alternative.note for alternative in alternatives)
     if not is_locked(engine, asked.install):
         notes += (f"{engine.id} has no lock or digest yet: its recipe can be shown, and a fleet with it is refused",)

@@ -49,4 +49,7 @@ def selects(when: When, asked: Combination) -> bool:
 
 
 def _reach(args: Mapping[str, Any] | None, limits: Mapping[str, float]) -> bool:
-    return args is not None and all(float(args.get(name, "-inf")) >= limit for name, limit in limits.items())
+    """Whether every number is that large; what is not set, or no number, reaches nothing."""
+    return args is not None and all(
+        isinstance(value := args.get(name), int | float) and value >= limit for name, limit in limits.items()
+    )

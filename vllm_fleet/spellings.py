@@ -51,11 +51,16 @@ def applying(catalog: Catalog, engine: Engine) -> dict[str, Spelled]:
     Raises:
         FleetError: an entry's range is none.
     """
-    return {
-        spelling.name: Spelled(number, spelling)
-        for number, spelling in enumerate(catalog.spellings.spellings, start=1)
-        if applies(spelling, engine)
-    }
+    found: dict[str, Spelled] = {}
+    for number, spelling in enumerate(catalog.spellings.spellings, start=1):
+        try:
+            if applies(spelling, engine):
+                found[spelling.name] = Spelled(number, spelling)
+        except FleetError as fault:
+            raise catalog.documents["spellings"].error(
+                ("spellings", number - 1, "engine"), fault.message, fault.hint
+            ) from None
+    return found
 
 
 def applies(spelling: Spelling, engine: Engine) -> bool:
