@@ -19,6 +19,7 @@ from vllm_fleet.errors import FleetError
 from vllm_fleet.known_schema import KnownIssues
 from vllm_fleet.names import EngineNames, read_names
 from vllm_fleet.schema import Encodings, Engine, HostClass, Model, Profile, Profiles, Rule
+from vllm_fleet.spelling_schema import Spellings
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -49,6 +50,7 @@ class Catalog:
     profiles: Mapping[Profile, str]
     encodings: Encodings
     known_issues: KnownIssues
+    spellings: Spellings
     documents: Mapping[str, yamlfile.Document] = field(repr=False)
 
     def host_class(self, name: str) -> SizedClass:
@@ -163,18 +165,26 @@ def load(root: Path | None = None) -> Catalog:
     models = records("models/*/*.yml", Model, "name")
     clouds = records("clouds/*.yml", CloudTable, "name")
     singles: list[BaseModel] = []
-    for name, kind in (("profiles", Profiles), ("encodings", Encodings), ("known_issues", KnownIssues)):
+    for name, kind in (
+        ("profiles", Profiles),
+        ("encodings", Encodings),
+        ("known_issues", KnownIssues),
+        ("spellings", Spellings),
+    ):
         try:
             documents[name] = yamlfile.read(base / f"{name}.yml")
             singles.append(yamlfile.parse(documents[name], kind))
         except FleetError as fault:
             faults.extend([fault, *fault.others])
     raise_all(faults)
-    profiles, encodings, known = singles
+    profiles, encodings, known, spellings = singles
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
     assert isinstance(known, KnownIssues)  # noqa: S101 - as above
-    return Catalog(base, classes, engines, models, clouds, profiles.profiles, encodings, known, documents)
+    assert isinstance(spellings, Spellings)  # noqa: S101 - as above
+    return Catalog(
+        base, classes, engines, models, clouds, profiles.profiles, encodings, known, spellings, documents
+    )
 
 
 def raise_all(faults: list[FleetError]) -> None:

@@ -36,6 +36,12 @@ class KnownIssue(Strict):
     when: When = When()
     source: str = Field(min_length=3)
 
+    @model_validator(mode="after")
+    def _concerns_a_deployment(self) -> KnownIssue:
+        if self.when.fact:
+            raise ValueError("an issue cannot look at the facts of a host, a rule can")
+        return self
+
 
 class Harmony(Strict):
     """What each endpoint does with the Harmony format."""

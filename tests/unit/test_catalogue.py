@@ -397,7 +397,7 @@ def test_what_is_not_locked_says_so(catalog: Catalog) -> None:
 def test_a_manifest_holds_only_what_the_probe_checks(catalog: Catalog) -> None:
     assert set(FactChecks.model_fields) > PROBED_FACTS
     facts = catalog.classes["mi300x"].facts
-    assert facts.mec_firmware_threshold == 177
+    assert facts.driver_min == "6.8.5"
     assert facts.model_dump(include=set(PROBED_FACTS), exclude_none=True) == {"machine": "x86_64"}
 
 

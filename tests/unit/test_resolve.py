@@ -88,9 +88,9 @@ def test_the_later_rule_wins(catalog: Catalog) -> None:
             "does not fit: 0.1 GiB of weights",
         ),
         (
-            {"overrides": overridden(args={"compilation-config": {"pass_config": {"enable_noop": True}}})},
+            {"overrides": overridden(args={"compilation-config": {"pass_config": {"enable_noops": True}}})},
             "bad-input",
-            "does not read the key 'compilation-config.pass_config.enable_noop'",
+            "does not read the key 'compilation-config.pass_config.enable_noops'",
         ),
     ],
 )
