@@ -149,8 +149,8 @@ def fit(
             )
         if cache < per_sequence:
             raise FleetError(
-                f"does not fit: one sequence of {tokens} tokens needs {per_sequence:.2f} GiB of KV cache, and there are "
-                f"{cache:.2f} GiB",
+                f"does not fit: one sequence of {tokens} tokens needs {per_sequence:.2f} GiB of KV cache, "
+                f"and there are {cache:.2f} GiB",
                 "set a larger VLLM_CPU_KVCACHE_SPACE or a smaller max-model-len",
                 code="refused",
             )

@@ -86,8 +86,10 @@ def _put(below: Values, layer: Layer, active: Mapping[str, Spelled]) -> Values:
     for name, value in leaves({"args": own.args, "env": own.env}):
         if name in ("args", "env"):
             continue
-        for gone in [known for known in provenance if known == name or known.startswith(f"{name}.")]:
+        below_it = f"{name}."
+        for gone in [known for known in provenance if known == name or known.startswith(below_it)]:
             del provenance[gone]
         if value is not None:
-            provenance[name] = replace(layer.origin, spelling=own.renamed.get(name))
+            entry = own.renamed.get(name)
+            provenance[name] = replace(layer.origin, spelling=entry) if entry else layer.origin
     return Values(merge(below.args, own.args), merge(below.env, own.env), provenance, dropped)

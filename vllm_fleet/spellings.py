@@ -21,6 +21,8 @@ class Spelled:
 
     entry: int
     spelling: Spelling
+    #: The guide's name in its parts: a layer has it only where it has the second, so most layers are passed by fast.
+    path: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
         """The mapping as the provenance of the JSON contract spells it."""
@@ -55,7 +57,7 @@ def applying(catalog: Catalog, engine: Engine) -> dict[str, Spelled]:
     for number, spelling in enumerate(catalog.spellings.spellings, start=1):
         try:
             if applies(spelling, engine):
-                found[spelling.name] = Spelled(number, spelling)
+                found[spelling.name] = Spelled(number, spelling, tuple(spelling.name.split(".")))
         except FleetError as fault:
             raise catalog.documents["spellings"].error(
                 ("spellings", number - 1, "engine"), fault.message, fault.hint
@@ -86,16 +88,17 @@ def translate(args: Mapping[str, Any], env: Mapping[str, Any], active: Mapping[s
     layer: dict[str, Any] = {"args": args, "env": env}
     renamed: dict[str, Spelled] = {}
     dropped: dict[str, tuple[Spelled, Any]] = {}
-    found = [name for name in active if _has(layer, name.split("."))]
+    found = [name for name, spelled in active.items() if spelled.path[1] in layer[spelled.path[0]]]
+    found = [name for name in found if _has(layer, active[name].path)]
     if found:
         layer = deepcopy(layer)
     for name in found:
         spelled = active[name]
-        value = _pop(layer, name.split("."))
+        value = _pop(layer, spelled.path)
         new = spelled.spelling.to
         if new is None:
             dropped[name] = (spelled, value)
-        elif _has(layer, new.split(".")):
+        elif _has(layer, tuple(new.split("."))):
             raise FleetError(
                 f"{name.partition('.')[2]!r} and {new.partition('.')[2]!r} are one name in this release",
                 "keep one of them",
@@ -107,7 +110,7 @@ def translate(args: Mapping[str, Any], env: Mapping[str, Any], active: Mapping[s
     return Translated(layer["args"], layer["env"], renamed, dropped)
 
 
-def _has(layer: Any, path: list[str]) -> bool:
+def _has(layer: Any, path: tuple[str, ...]) -> bool:
     for key in path:
         if not isinstance(layer, Mapping) or key not in layer:
             return False
@@ -115,7 +118,7 @@ def _has(layer: Any, path: list[str]) -> bool:
     return True
 
 
-def _pop(layer: Any, path: list[str]) -> Any:
+def _pop(layer: Any, path: tuple[str, ...]) -> Any:
     """Takes a value out, and the mappings around it that it leaves empty: an empty one would say something else."""
     if len(path) == 1:
         return layer.pop(path[0])

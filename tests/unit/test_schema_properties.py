@@ -46,9 +46,11 @@ strange_values = st.recursive(
 )
 
 
-# Files are dumped and parsed for each example on machines that do other work too: slow is no fault here.
 def few(count: int) -> Any:
-    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
+    # Each example dumps and parses a file, on machines that do other work too: slow is no fault here. The folder and
+    # the catalogue are shared by the examples, which change neither.
+    ignored = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much]
+    return settings(max_examples=count, deadline=None, suppress_health_check=ignored)
 
 
 @functools.cache
