@@ -17,7 +17,7 @@ from vllm_fleet import paths, yamlfile
 from vllm_fleet.errors import FleetError
 from vllm_fleet.known_schema import KnownIssues
 from vllm_fleet.names import EngineNames, read_names
-from vllm_fleet.schema import Encodings, Engine, HostClass, Model, Profile, Profiles, Rule
+from vllm_fleet.schema import Draft, Encodings, Engine, HostClass, Model, Profile, Profiles, Rule
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -44,6 +44,7 @@ class Catalog:
     classes: Mapping[str, HostClass]
     engines: Mapping[str, Engine]
     models: Mapping[str, Model]
+    drafts: Mapping[str, Draft]
     profiles: Mapping[Profile, str]
     encodings: Encodings
     known_issues: KnownIssues
@@ -87,8 +88,15 @@ class Catalog:
         """The model of that name.
 
         Raises:
-            FleetError: there is none.
+            FleetError: there is none, or it is a draft, which cannot be served (code ``refused``).
         """
+        if draft := self.drafts.get(name):
+            raise FleetError(
+                f"{name} is a draft: it proposes tokens for {', '.join(draft.draft_of)} and serves nothing by itself",
+                f"serve {draft.draft_of[0]} with the feature {draft.method}",
+                key="model",
+                code="refused",
+            )
         if name not in self.models:
             raise FleetError(
                 f"there is no model {name!r}", f"known models: {', '.join(sorted(self.models))}", key="model"
@@ -159,6 +167,7 @@ def load(root: Path | None = None) -> Catalog:
     classes = records("host_classes/*.yml", HostClass, "name")
     engines = records("engines/*.yml", Engine, "id")
     models = records("models/*/*.yml", Model, "name")
+    drafts = records("drafts/*/*.yml", Draft, "name")
     singles: list[BaseModel] = []
     for name, kind in (("profiles", Profiles), ("encodings", Encodings), ("known_issues", KnownIssues)):
         try:
@@ -171,7 +180,7 @@ def load(root: Path | None = None) -> Catalog:
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
     assert isinstance(known, KnownIssues)  # noqa: S101 - as above
-    return Catalog(base, classes, engines, models, profiles.profiles, encodings, known, documents)
+    return Catalog(base, classes, engines, models, drafts, profiles.profiles, encodings, known, documents)
 
 
 def raise_all(faults: list[FleetError]) -> None:

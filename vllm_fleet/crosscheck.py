@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
+from vllm_fleet import drafts
 from vllm_fleet.catalog import Catalog, in_range
 from vllm_fleet.errors import FleetError
 from vllm_fleet.resolve import Combination, Question, builds_for, installs, resolve, selects
@@ -19,6 +20,7 @@ def faults(catalog: Catalog) -> Iterator[FleetError]:
         yield from _engine(catalog, engine)
     for model in catalog.models.values():
         yield from _model(catalog, model)
+    yield from drafts.faults(catalog)
     yield from known_faults(catalog)
 
 

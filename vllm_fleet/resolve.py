@@ -8,6 +8,7 @@ from typing import Any
 
 from packaging.version import Version
 
+from vllm_fleet import drafts
 from vllm_fleet import fit as memory
 from vllm_fleet.catalog import Catalog, SizedClass, in_range
 from vllm_fleet.errors import FleetError
@@ -129,7 +130,8 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
             "choose a divisor",
         )
     utilization = float(names.flags["gpu-memory-utilization"]["default"])
-    fit = memory.fit(host, model.shape, args, env, tensor_parallel, utilization)
+    shape, draft_notes = drafts.shape_with_draft(catalog, model, args, tensor_parallel)
+    fit = memory.fit(host, shape, args, env, tensor_parallel, utilization)
     own = question.overrides.args if question.overrides else {}
     if question.profile == "max-throughput" and own.get("max-model-len") and "max-num-seqs" not in own:
         args["max-num-seqs"] = min(fit.max_num_seqs, args.get("max-num-seqs", memory.LARGEST_BATCH))
@@ -148,7 +150,7 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         fit=fit,
         status=support.status,
         evidence=support.evidence,
-        notes=notes,
+        notes=notes + draft_notes,
         mappings_as_text=names.mappings_as_text,
         provenance=provenance,
     )
@@ -185,22 +187,21 @@ def supports(model: Model, host: SizedClass, engine: Engine) -> Support | None:
 def _choose_engine(catalog: Catalog, host: SizedClass, model: Model, wanted: str | None) -> tuple[Engine, Support]:
     candidates = [catalog.engine(wanted)] if wanted else list(catalog.engines.values())
     known: list[tuple[bool, Version, Engine, Support]] = []
+    asked = f"{model.name} on {host.id} {f'with {wanted}' if wanted else 'with any engine'}"
+    reason = f"no recipe for {asked}"
     for engine in candidates:
         if not builds_for(engine, host):
             continue
         support = supports(model, host, engine)
         if support and support.status != "unsupported":
             known.append((support.status == "verified", Version(engine.release), engine, support))
-        elif support and wanted:
-            raise _refused(f"{model.name} on {host.id} with {wanted} is unsupported: {support.evidence}", "")
+        elif support:
+            reason = f"{asked} is unsupported: {support.evidence}"
     if not known:
-        what = f"with {wanted}" if wanted else "with any engine"
-        built = [engine for engine in catalog.engines.values() if builds_for(engine, host)]
-        usable = sorted(engine.id for engine in built if supports(model, host, engine))
-        raise _refused(
-            f"no recipe for {model.name} on {host.id} {what}",
-            f"there are recipes with {', '.join(usable)}" if usable else "docs/adding-a-recipe.md tells how to add one",
-        )
+        found = ((each.id, supports(model, host, each)) for each in catalog.engines.values() if builds_for(each, host))
+        usable = sorted(name for name, support in found if support and support.status != "unsupported")
+        hint = f"there are recipes with {', '.join(usable)}" if usable else "see docs/adding-a-recipe.md to add one"
+        raise _refused(reason, hint)
     _, _, engine, support = max(known, key=lambda entry: entry[:2])
     return engine, support
 
