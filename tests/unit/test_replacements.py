@@ -65,6 +65,31 @@ def test_on_the_way_forward_no_name_is_gone_without_a_replacement(catalog: Catal
     assert [gone.name for gone in everything(catalog, before, after).gone if not gone.instead] == []
 
 
+ENGINES = ("vllm-0.10.1-cuda", OLDER, OLD, ROCM, NEW)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "reads"),
+    [
+        ("env", "VLLM_ATTENTION_BACKEND", "yyyy-"),
+        ("flags", "attention-backend", "---yy"),
+        ("flags", "cuda-graph-sizes", "yyy--"),
+        ("flags", "max-cudagraph-capture-size", "--yyy"),
+        ("pass_config", "enable_fi_allreduce_fusion", "yyy--"),
+        ("pass_config", "enable_noop", "yyy--"),
+        ("pass_config", "fuse_allreduce_rms", "--yyy"),
+        ("pass_config", "eliminate_noops", "--yyy"),
+        ("env", "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8", "yyyy-"),
+        ("env", "VLLM_USE_FLASHINFER_MOE_MXFP4_BF16", "yyyy-"),
+        ("flags", "moe-backend", "----y"),
+        ("flags", "quantization-config", "----y"),
+    ],
+)
+def test_which_release_reads_it(catalog: Catalog, group: str, name: str, reads: str) -> None:
+    found = (name in getattr(catalog.names(catalog.engine(engine)), group) for engine in ENGINES)
+    assert "".join("y" if read else "-" for read in found) == reads
+
+
 @pytest.mark.parametrize("flag", ["attention-backend", "moe-backend", "quantization-config"])
 def test_a_flag_that_is_named_is_one_of_the_release(catalog: Catalog, flag: str) -> None:
     assert flag in catalog.names(catalog.engine(NEW)).flags
