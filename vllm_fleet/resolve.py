@@ -130,7 +130,7 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
             "choose a divisor",
         )
     utilization = float(names.flags["gpu-memory-utilization"]["default"])
-    shape, draft_notes = drafts.shape_with_draft(catalog, model, args, tensor_parallel)
+    shape, draft_notes = drafts.shape_with_draft(catalog, model, args, provenance, tensor_parallel)
     fit = memory.fit(host, shape, args, env, tensor_parallel, utilization)
     own = question.overrides.args if question.overrides else {}
     if question.profile == "max-throughput" and own.get("max-model-len") and "max-num-seqs" not in own:

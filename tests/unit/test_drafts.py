@@ -72,6 +72,13 @@ def test_a_draft_that_cannot_be(catalog: Catalog, model: str, name: str, code: s
         ask(catalog, model=model, overrides=speculating(name))
     assert caught.value.code == code
     assert says in caught.value.message
+    assert caught.value.file == "fleet.yml"
+
+
+@pytest.mark.parametrize("size", [0, "2", True])
+def test_a_draft_is_spread_over_a_number_of_devices(catalog: Catalog, size: Any) -> None:
+    with pytest.raises(FleetError, match="draft_tensor_parallel_size is"):
+        ask(catalog, overrides=speculating(DRAFT, draft_tensor_parallel_size=size))
 
 
 def test_a_draft_serves_nothing_by_itself() -> None:
@@ -86,6 +93,10 @@ def test_check_names_a_rule_whose_draft_is_not_there(catalog: Catalog) -> None:
     faults = list(crosscheck.faults(dataclasses.replace(catalog, drafts={})))
     assert faults
     assert all(f"there is no draft {DRAFT!r}" in fault.message for fault in faults)
+    assert {(fault.file or "").partition(", rule ")[0] for fault in faults} == {
+        "recipes/models/openai/gpt-oss-120b.yml"
+    }
+    assert all("rule" in (fault.file or "") for fault in faults)
 
 
 @pytest.mark.parametrize(

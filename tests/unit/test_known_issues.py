@@ -33,6 +33,15 @@ LARGE = "openai/gpt-oss-120b"
             "openai_harmony.HarmonyError: error downloading or loading vocab file: failed to download or load vocab",
             "vocabulary-missing",
         ),
+        (
+            "openai_harmony.HarmonyError: Unexpected token 12606 while expecting start token 200006",
+            "harmony-unexpected-token",
+        ),
+        ("Expected 2 output messages (reasoning and final), but got 7.", "harmony-unexpected-token"),
+        (
+            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+            "function-calling-flags",
+        ),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "h100-tp1-memory"),
         ('"usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}', "usage-zeros"),
         ("RuntimeError: Error 802: system not yet initialized", "fabric-manager"),
@@ -139,7 +148,14 @@ def test_a_mutated_matrix_is_caught(catalog: Catalog, engine: str, says: str) ->
     assert [says in fault.message for fault in faults] == [True]
 
 
-QUOTED = {"torch-without-cu128", "vocabulary-missing", "sinks-dtype", "sinks-dtype-flags", "function-calling-flags"}
+QUOTED = {
+    "torch-without-cu128",
+    "vocabulary-missing",
+    "harmony-unexpected-token",
+    "sinks-dtype",
+    "sinks-dtype-flags",
+    "function-calling-flags",
+}
 
 
 def test_a_symptom_that_no_source_quotes_says_so(catalog: Catalog) -> None:
@@ -190,3 +206,8 @@ def test_what_goes_beyond_the_guides_says_what_is_not_proven(catalog: Catalog) -
     for issue in catalog.known_issues.issues:
         if issue.id in {"tool-choice-auto", "streaming-item-ids", "hopper-no-fusion", "usage-zeros"}:
             assert "unverified" in issue.cause
+
+
+def test_a_parser_fault_is_no_missing_vocabulary(catalog: Catalog) -> None:
+    line = "openai_harmony.HarmonyError: Unexpected token 200002 while expecting start token 200006"
+    assert [found.id for found in known.shown_by(catalog.known_issues.issues, line)] == ["harmony-unexpected-token"]
