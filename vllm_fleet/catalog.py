@@ -14,10 +14,11 @@ from packaging.version import Version
 from pydantic import BaseModel
 
 from vllm_fleet import paths, yamlfile
+from vllm_fleet.draft_schema import Draft
 from vllm_fleet.errors import FleetError
 from vllm_fleet.known_schema import KnownIssues
 from vllm_fleet.names import EngineNames, read_names
-from vllm_fleet.schema import Draft, Encodings, Engine, HostClass, Model, Profile, Profiles, Rule
+from vllm_fleet.schema import Encodings, Engine, HostClass, Model, Profile, Profiles, Rule
 
 Record = TypeVar("Record", bound=BaseModel)
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vllm_fleet.catalog import Catalog
+from vllm_fleet.draft_schema import Draft
 from vllm_fleet.errors import FleetError
 from vllm_fleet.proof import Origin
-from vllm_fleet.schema import Draft, Model, ModelShape
+from vllm_fleet.schema import Model, ModelShape
 
 #: Where a deployment names its draft, among the keys of its provenance.
 _NAMED_AT = "args.speculative-config.model"
