@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from vllm_fleet import paths, yamlfile
 from vllm_fleet.cloud_schema import CloudTable
+from vllm_fleet.draft_schema import Draft
 from vllm_fleet.errors import FleetError
 from vllm_fleet.known_schema import KnownIssues
 from vllm_fleet.names import EngineNames, read_names
@@ -46,6 +47,7 @@ class Catalog:
     classes: Mapping[str, HostClass]
     engines: Mapping[str, Engine]
     models: Mapping[str, Model]
+    drafts: Mapping[str, Draft]
     clouds: Mapping[str, CloudTable]
     profiles: Mapping[Profile, str]
     encodings: Encodings
@@ -91,8 +93,15 @@ class Catalog:
         """The model of that name.
 
         Raises:
-            FleetError: there is none.
+            FleetError: there is none, or it is a draft, which cannot be served (code ``refused``).
         """
+        if draft := self.drafts.get(name):
+            raise FleetError(
+                f"{name} is a draft: it proposes tokens for {', '.join(draft.draft_of)} and serves nothing by itself",
+                f"serve {draft.draft_of[0]} with the feature {draft.method}",
+                key="model",
+                code="refused",
+            )
         if name not in self.models:
             raise FleetError(
                 f"there is no model {name!r}", f"known models: {', '.join(sorted(self.models))}", key="model"
@@ -163,6 +172,7 @@ def load(root: Path | None = None) -> Catalog:
     classes = records("host_classes/*.yml", HostClass, "name")
     engines = records("engines/*.yml", Engine, "id")
     models = records("models/*/*.yml", Model, "name")
+    drafts = records("drafts/*/*.yml", Draft, "name")
     clouds = records("clouds/*.yml", CloudTable, "name")
     singles: list[BaseModel] = []
     for name, kind in (
@@ -183,7 +193,7 @@ def load(root: Path | None = None) -> Catalog:
     assert isinstance(known, KnownIssues)  # noqa: S101 - as above
     assert isinstance(spellings, Spellings)  # noqa: S101 - as above
     return Catalog(
-        base, classes, engines, models, clouds, profiles.profiles, encodings, known, spellings, documents
+        base, classes, engines, models, drafts, clouds, profiles.profiles, encodings, known, spellings, documents
     )
 
 

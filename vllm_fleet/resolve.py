@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vllm_fleet import drafts, spellings
 from vllm_fleet import fit as memory
-from vllm_fleet import spellings
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.choice import (
     builds_for,
@@ -89,7 +89,8 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
             "choose a divisor",
         )
     utilization = float(names.flags["gpu-memory-utilization"]["default"])
-    fit = memory.fit(host, model.shape, values.args, values.env, tensor_parallel, utilization)
+    shape, draft_notes = drafts.shape_with_draft(catalog, model, values.args, values.provenance, tensor_parallel)
+    fit = memory.fit(host, shape, values.args, values.env, tensor_parallel, utilization)
     if question.profile == "max-throughput":
         values = _fill(values, fit, model, question)
     return Deployment(
@@ -106,7 +107,7 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         fit=fit,
         status=support.status,
         evidence=support.evidence,
-        notes=notes,
+        notes=notes + draft_notes,
         mappings_as_text=names.mappings_as_text,
         provenance=values.provenance,
         alternatives=alternatives,

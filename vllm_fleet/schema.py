@@ -214,14 +214,16 @@ class Rule(Strict):
     note: str | None = Field(default=None, min_length=10)
     #: The reason why such a deployment is refused; judged when everything else is set.
     refuse: str | None = Field(default=None, min_length=10)
+    #: Names that these releases no longer read, and what stands in their place; told when an engine is changed.
+    replaces: dict[str, str] = {}
     why: str = Field(min_length=10)
     source: str = Field(min_length=3)
 
     @model_validator(mode="after")
     def _does_one_thing(self) -> Rule:
         sets = bool(self.args or self.env)
-        if not (sets or self.note or self.refuse):
-            raise ValueError("a rule sets, notes or refuses something")
+        if not (sets or self.note or self.refuse or self.replaces):
+            raise ValueError("a rule sets, notes, refuses or replaces something")
         if sets and (self.refuse or self.when.at_least or self.when.env_set):
             raise ValueError("a rule that refuses, or that looks at final values, sets nothing")
         if self.when.tensor_parallel and "tensor-parallel-size" in self.args:

@@ -65,6 +65,15 @@ def applying(catalog: Catalog, engine: Engine) -> dict[str, Spelled]:
     return found
 
 
+def replacements(catalog: Catalog, engine: Engine) -> dict[str, str]:
+    """What the engine has in the place of each name that it spells in another way, by the name's last part."""
+    found: dict[str, str] = {}
+    for name, spelled in applying(catalog, engine).items():
+        instead = spelled.spelling.to.partition(".")[2] if spelled.spelling.to else "nothing"
+        found[name.rpartition(".")[2]] = f"{instead}. {spelled.spelling.why}"
+    return found
+
+
 def applies(spelling: Spelling, engine: Engine) -> bool:
     """Whether an entry is for an engine.
 
