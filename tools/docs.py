@@ -36,8 +36,7 @@ def _rows(options: dict[str, Any], prefix: str) -> list[str]:
 
 def support_matrix() -> str:
     """The text of docs/matrix.md."""
-    recipes = catalog.load()
-    return matrix.markdown(matrix.rows(recipes), recipes.profiles)
+    return matrix.document(catalog.load())
 
 
 def cloud_table() -> str:

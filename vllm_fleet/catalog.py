@@ -15,10 +15,12 @@ from pydantic import BaseModel
 
 from vllm_fleet import paths, yamlfile
 from vllm_fleet.cloud_schema import CloudTable
+from vllm_fleet.draft_schema import Draft
 from vllm_fleet.errors import FleetError
 from vllm_fleet.known_schema import KnownIssues
 from vllm_fleet.names import EngineNames, read_names
 from vllm_fleet.schema import Encodings, Engine, HostClass, Model, Profile, Profiles, Rule
+from vllm_fleet.spelling_schema import Spellings
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -45,10 +47,12 @@ class Catalog:
     classes: Mapping[str, HostClass]
     engines: Mapping[str, Engine]
     models: Mapping[str, Model]
+    drafts: Mapping[str, Draft]
     clouds: Mapping[str, CloudTable]
     profiles: Mapping[Profile, str]
     encodings: Encodings
     known_issues: KnownIssues
+    spellings: Spellings
     documents: Mapping[str, yamlfile.Document] = field(repr=False)
 
     def host_class(self, name: str) -> SizedClass:
@@ -89,8 +93,15 @@ class Catalog:
         """The model of that name.
 
         Raises:
-            FleetError: there is none.
+            FleetError: there is none, or it is a draft, which cannot be served (code ``refused``).
         """
+        if draft := self.drafts.get(name):
+            raise FleetError(
+                f"{name} is a draft: it proposes tokens for {', '.join(draft.draft_of)} and serves nothing by itself",
+                f"serve {draft.draft_of[0]} with the feature {draft.method}",
+                key="model",
+                code="refused",
+            )
         if name not in self.models:
             raise FleetError(
                 f"there is no model {name!r}", f"known models: {', '.join(sorted(self.models))}", key="model"
@@ -161,20 +172,29 @@ def load(root: Path | None = None) -> Catalog:
     classes = records("host_classes/*.yml", HostClass, "name")
     engines = records("engines/*.yml", Engine, "id")
     models = records("models/*/*.yml", Model, "name")
+    drafts = records("drafts/*/*.yml", Draft, "name")
     clouds = records("clouds/*.yml", CloudTable, "name")
     singles: list[BaseModel] = []
-    for name, kind in (("profiles", Profiles), ("encodings", Encodings), ("known_issues", KnownIssues)):
+    for name, kind in (
+        ("profiles", Profiles),
+        ("encodings", Encodings),
+        ("known_issues", KnownIssues),
+        ("spellings", Spellings),
+    ):
         try:
             documents[name] = yamlfile.read(base / f"{name}.yml")
             singles.append(yamlfile.parse(documents[name], kind))
         except FleetError as fault:
             faults.extend([fault, *fault.others])
     raise_all(faults)
-    profiles, encodings, known = singles
+    profiles, encodings, known, spellings = singles
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
     assert isinstance(known, KnownIssues)  # noqa: S101 - as above
-    return Catalog(base, classes, engines, models, clouds, profiles.profiles, encodings, known, documents)
+    assert isinstance(spellings, Spellings)  # noqa: S101 - as above
+    return Catalog(
+        base, classes, engines, models, drafts, clouds, profiles.profiles, encodings, known, spellings, documents
+    )
 
 
 def raise_all(faults: list[FleetError]) -> None:

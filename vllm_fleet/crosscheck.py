@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import get_args
 
+from vllm_fleet import drafts
 from vllm_fleet.catalog import Catalog, in_range
 from vllm_fleet.cloud_schema import CloudTable
 from vllm_fleet.errors import FleetError
 from vllm_fleet.resolve import Combination, Question, builds_for, installs, resolve, selects
 from vllm_fleet.schema import Engine, Feature, Model, When
+from vllm_fleet.spelling_schema import Spelling
+from vllm_fleet.spellings import applies
 
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 
@@ -22,7 +25,9 @@ def faults(catalog: Catalog) -> Iterator[FleetError]:
         yield from _model(catalog, model)
     for cloud in catalog.clouds.values():
         yield from _cloud(catalog, cloud)
+    yield from drafts.faults(catalog)
     yield from known_faults(catalog)
+    yield from spelling_faults(catalog)
 
 
 def _cloud(catalog: Catalog, cloud: CloudTable) -> Iterator[FleetError]:
@@ -74,6 +79,9 @@ def _model(catalog: Catalog, model: Model) -> Iterator[FleetError]:
             continue
         if not holds:
             yield document.error(("rules", index), "never holds for any class, engine and profile", "take it out")
+            continue
+        for at, message in _misspelt(catalog, rule.when, usable):
+            yield document.error(("rules", index, "when", *at), message, "correct the spelling")
     said: set[str] = set()
     for asked in usable:
         for features in ((), *((feature,) for feature in FEATURES)):
@@ -103,6 +111,9 @@ def known_faults(catalog: Catalog) -> Iterator[FleetError]:
             continue
         if not holds:
             yield document.error(("issues", index), "concerns no class, engine and profile", "correct its selectors")
+            continue
+        for at, message in _misspelt(catalog, issue.when, usable):
+            yield document.error(("issues", index, "when", *at), message, "correct the spelling")
     try:
         wanted = catalog.known_issues.harmony.engine
         covered = any(in_range(engine.release, wanted) for engine in catalog.engines.values())
@@ -111,6 +122,69 @@ def known_faults(catalog: Catalog) -> Iterator[FleetError]:
         return
     if not covered:
         yield document.error(("harmony", "engine"), "no engine lies in it", "correct the range")
+
+
+def _misspelt(
+    catalog: Catalog, when: When, usable: Iterable[Combination]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The names in selectors that hold that are no names: a typo in a list, or beside others, selects nothing."""
+    for key, there in (
+        ("arch", {family.arch for family in catalog.classes.values()}),
+        ("host_class", set(catalog.classes)),
+        ("model", set(catalog.models)),
+    ):
+        for index, value in enumerate(getattr(when, key) or ()):
+            if value not in there:
+                yield (key, index), f"there is no {value!r}"
+    if not (when.at_least or when.env_set):
+        return
+    engines = {asked.engine.id: asked.engine for asked in usable if could_hold(when, asked)}.values()
+    known = [(engine, catalog.names(engine)) for engine in engines]
+    for name in when.at_least or ():
+        if not any(names.reads(f"args.{name}", engine.accelerator) for engine, names in known):
+            yield ("at_least", name), f"no engine that this is for reads the flag {name!r}"
+        elif not any(names.flags.get(name, {}).get("type") in ("int", "float") for _, names in known):
+            yield ("at_least", name), f"the flag {name!r} takes no number"
+    for index, name in enumerate(when.env_set or ()):
+        if not any(names.reads(f"env.{name}", engine.accelerator) for engine, names in known):
+            yield ("env_set", index), f"no engine that this is for reads the variable {name!r}"
+
+
+def spelling_faults(catalog: Catalog) -> Iterator[FleetError]:
+    """What is wrong in ``recipes/spellings.yml``: entries that never apply, or that lead to no name of the release."""
+    document = catalog.documents["spellings"]
+    usable = [asked for model in catalog.models.values() for asked in combinations(catalog, model)]
+    engines = {asked.engine.id: asked.engine for asked in usable}
+    reached: dict[int, list[Engine]] = {}
+    for index, spelling in enumerate(catalog.spellings.spellings):
+        try:
+            reached[index] = [engine for engine in engines.values() if applies(spelling, engine)]
+        except FleetError as fault:
+            yield document.error(("spellings", index, "engine"), fault.message, fault.hint)
+            continue
+        if not reached[index]:
+            dead = "applies to no class, engine and model"
+            yield document.error(("spellings", index), dead, "take it out, or correct its range")
+    for index, within in reached.items():
+        others = {other: found for other, found in reached.items() if other != index}
+        for engine in within:
+            there = {catalog.spellings.spellings[other].name for other, found in others.items() if engine in found}
+            for at, message in _spelling(catalog, catalog.spellings.spellings[index], engine, there):
+                yield document.error(("spellings", index, *at), message, "narrow its range, or correct the name")
+
+
+def _spelling(
+    catalog: Catalog, spelling: Spelling, engine: Engine, others: set[str]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    names = catalog.names(engine)
+    if names.reads(spelling.name, engine.accelerator) and not names.deprecates(spelling.name):
+        yield ("name",), f"{engine.id} reads {spelling.name!r} itself"
+    if spelling.to and not names.reads(spelling.to, engine.accelerator):
+        yield ("to",), f"{engine.id} does not read {spelling.to!r}"
+    if spelling.name in others:
+        yield (), f"{spelling.name!r} stands here twice for {engine.id}"
+    if spelling.to in others:
+        yield ("to",), f"{spelling.to!r} is renamed itself for {engine.id}"
 
 
 def combinations(catalog: Catalog, model: Model) -> Iterator[Combination]:

@@ -6,6 +6,7 @@ engine measures when it starts is what counts, this refuses only what cannot wor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,13 @@ RESERVE_GIB = 3.0
 CPU_PROCESSES_GIB = 4.0
 #: vLLM's default of --max-num-seqs on devices with much memory, as the guide for 0.12.0 tells it.
 LARGEST_BATCH = 1024
+LARGEST_BATCH_IS = f"vLLM's large default, {LARGEST_BATCH}"
+#: The length of a sequence where neither fleet nor recipe says one: the 1024 tokens in and 1024 tokens out that the
+#: guide measures throughput with, and its own example of a max-model-len that fits the load. Longer sequences are
+#: still served: vLLM then runs fewer at a time.
+ASSUMED_TOKENS = 2048
+BATCH_SOURCE = "gpt-oss guide for 0.12.0, Balancing between Throughput and Latencies, and Benchmarking Performance"
+_LENGTH = "args.max-model-len"
 _BYTES = {"auto": 2, "bfloat16": 2, "float16": 2}
 
 
@@ -42,6 +50,61 @@ class Fit:
             "kv_per_sequence_gib": round(self.kv_per_sequence_gib, 4),
             "max_num_seqs": self.max_num_seqs,
         }
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How many sequences fill the KV cache; ``of`` says of which length, and who says so."""
+
+    sequences: int
+    of: str
+
+
+def batch(fit: Fit, shape: ModelShape, args: Mapping[str, Any], own_tokens: int | None) -> Batch:
+    """The largest batch that does not exceed the KV cache of an instance.
+
+    Args:
+        fit: the memory of the instance.
+        shape: the model.
+        args: vLLM's arguments; a recipe's ``max-model-len`` is a ceiling and says nothing of usual lengths.
+        own_tokens: the ``max-model-len`` that the fleet itself has set; None: :data:`ASSUMED_TOKENS` is taken.
+    """
+    ceiling = _tokens(args, shape)
+    tokens = own_tokens or min(ASSUMED_TOKENS, ceiling)
+    said = "the fleet's own max-model-len" if own_tokens else "assumed: 1024 in and 1024 out, as the guide measures"
+    one = kv_per_sequence_gib(shape, tokens, _value_bytes(args))
+    return Batch(max(1, int(fit.kv_cache_gib / one)), f"{tokens} tokens ({said})")
+
+
+def _tokens(args: Mapping[str, Any], shape: ModelShape) -> int:
+    """The longest sequence.
+
+    Raises:
+        FleetError: ``max-model-len`` is no number of tokens.
+    """
+    tokens = args.get("max-model-len", shape.context_tokens)
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise FleetError(
+            f"max-model-len is {tokens!r}", "give a whole number of tokens: memory is reckoned with it", key=_LENGTH
+        )
+    return tokens
+
+
+def _cpu_cache_gib(env: Mapping[str, str]) -> float:
+    text = env.get("VLLM_CPU_KVCACHE_SPACE", "4")
+    try:
+        cache = float(text)
+    except ValueError:
+        cache = math.nan
+    if not cache > 0:
+        raise FleetError(
+            f"VLLM_CPU_KVCACHE_SPACE is {text!r}", "give a number of GiB", key="env.VLLM_CPU_KVCACHE_SPACE"
+        )
+    return cache
+
+
+def _value_bytes(args: Mapping[str, Any]) -> int:
+    return _BYTES.get(str(args.get("kv-cache-dtype", "auto")), 1)
 
 
 def kv_per_sequence_gib(shape: ModelShape, tokens: int, bytes_per_value: int) -> float:
@@ -70,13 +133,12 @@ def fit(
         default_utilization: what the release takes when ``gpu-memory-utilization`` is not given.
 
     Raises:
-        FleetError: it cannot fit (code ``refused``), with the arithmetic.
+        FleetError: it cannot fit (code ``refused``), with the arithmetic; or a value is no size (``bad-input``).
     """
-    tokens = int(args.get("max-model-len", shape.context_tokens))
-    kv_type = str(args.get("kv-cache-dtype", "auto"))
-    per_sequence = kv_per_sequence_gib(shape, tokens, _BYTES.get(kv_type, 1))
+    tokens = _tokens(args, shape)
+    per_sequence = kv_per_sequence_gib(shape, tokens, _value_bytes(args))
     if host.family.accelerator == "cpu":
-        cache = float(env.get("VLLM_CPU_KVCACHE_SPACE", "4"))
+        cache = _cpu_cache_gib(env)
         need = shape.weights_gib + cache + CPU_PROCESSES_GIB
         if need > host.family.memory_gib:
             raise FleetError(
@@ -85,8 +147,18 @@ def fit(
                 "set a smaller VLLM_CPU_KVCACHE_SPACE or take a larger class",
                 code="refused",
             )
+        if cache < per_sequence:
+            raise FleetError(
+                f"does not fit: one sequence of {tokens} tokens needs {per_sequence:.2f} GiB of KV cache, "
+                f"and there are {cache:.2f} GiB",
+                "set a larger VLLM_CPU_KVCACHE_SPACE or a smaller max-model-len",
+                code="refused",
+            )
         return Fit(shape.weights_gib, cache, per_sequence, int(cache / per_sequence))
     utilization = float(args.get("gpu-memory-utilization", default_utilization))
+    if not 0 < utilization <= 1:
+        key = "args.gpu-memory-utilization"
+        raise FleetError(f"gpu-memory-utilization is {utilization}", "give a share above 0, at most 1", key=key)
     budget = tensor_parallel * host.family.memory_gib * utilization
     reserve = tensor_parallel * RESERVE_GIB
     cache = budget - shape.weights_gib - reserve

@@ -41,4 +41,4 @@ def shown_by(issues: Iterable[KnownIssue], text: str) -> list[KnownIssue]:
 
 def record(issue: KnownIssue) -> dict[str, Any]:
     """The issue as the JSON contract spells it."""
-    return issue.model_dump(include={"id", "kind", "symptom", "cause", "fix", "source"})
+    return issue.model_dump(include={"id", "kind", "symptom", "symptom_inferred", "cause", "fix", "source"})

@@ -30,11 +30,25 @@ class KnownIssue(Strict):
     kind: Kind = "issue"
     #: Searched for in a line of the log, in an answer or in an installer's output; None: it shows in no text.
     symptom: Annotated[str, AfterValidator(_expression)] | None = Field(default=None, min_length=3)
+    #: True where a part of the symptom is put together from descriptions; False where a source quotes all of it.
+    symptom_inferred: bool = False
     cause: str = Field(min_length=10)
     fix: str = Field(min_length=10)
     #: The same selectors as those of a rule; what is left out holds everywhere.
     when: When = When()
     source: str = Field(min_length=3)
+
+    @model_validator(mode="after")
+    def _concerns_a_deployment(self) -> KnownIssue:
+        if self.when.fact:
+            raise ValueError("an issue cannot look at the facts of a host, a rule can")
+        return self
+
+    @model_validator(mode="after")
+    def _infers_what_is_there(self) -> KnownIssue:
+        if self.symptom_inferred and self.symptom is None:
+            raise ValueError("symptom_inferred speaks of a symptom that is not there")
+        return self
 
 
 class Harmony(Strict):

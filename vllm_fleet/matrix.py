@@ -1,4 +1,4 @@
-"""The support matrix: each model on each family of hosts with each engine that is built for its devices."""
+"""The support matrix, and beside it what the endpoints do with the Harmony format and what is known to go wrong."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from packaging.version import Version
 
 from vllm_fleet.catalog import Catalog, SizedClass
 from vllm_fleet.errors import FleetError
+from vllm_fleet.known_schema import KnownIssues
 from vllm_fleet.resolve import Question, builds_for, resolve, supports
 from vllm_fleet.schema import Engine, HostClass, Model, Profile
 
@@ -22,7 +23,7 @@ Each model on each family of hosts, with each engine that is a build for its dev
 in its tests. `unverified`: there is a recipe with a source, not run on such hardware by this project. `unsupported` and
 `no recipe`: refused. The three profiles show instances x tensor parallelism for the size in the first column.
 """
-_TAIL = "\nMade from `recipes/` by `make golden`; `vllm-fleet matrix` prints it.\n"
+_TAIL = "Made from `recipes/` by `make golden`; `vllm-fleet matrix` prints it.\n"
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,57 @@ def _shape(catalog: Catalog, question: Question) -> Shape:
     return Shape(deployment.instances, deployment.tensor_parallel_size)
 
 
+def harmony_record(known: KnownIssues) -> dict[str, Any]:
+    """What each endpoint does with the Harmony format, as the JSON contract spells it."""
+    return known.harmony.model_dump()
+
+
+def issue_records(known: KnownIssues) -> list[dict[str, Any]]:
+    """The known issues as the JSON contract spells them, with the selectors that are given."""
+    return [issue.model_dump(exclude_none=True) for issue in known.issues]
+
+
+def document(catalog: Catalog) -> str:
+    """The whole of docs/matrix.md: support, Harmony, and what is known to go wrong."""
+    known = catalog.known_issues
+    parts = [markdown(rows(catalog), catalog.profiles), _harmony(known), _issues(known), _TAIL]
+    return "\n".join(parts)
+
+
+def _harmony(known: KnownIssues) -> str:
+    harmony = known.harmony
+    capabilities = list(next(iter(harmony.apis.values())))
+    lines = ["# Harmony format", "", f"What each endpoint does with it, for engines {harmony.engine}.", ""]
+    lines += [_line(("endpoint", *capabilities)), "|" + "---|" * (len(capabilities) + 1)]
+    for api, answers in harmony.apis.items():
+        lines.append(_line((f"`{api}`", *("yes" if answers[name] else "no" for name in capabilities))))
+    lines += [
+        "",
+        *(f"- {note}" for note in harmony.notes),
+        *[""] * bool(harmony.notes),
+        f"Source: {harmony.source}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _issues(known: KnownIssues) -> str:
+    lines = ["# Known issues", "", "`vllm-fleet recipe` prints those that concern its deployment.", ""]
+    lines += [_line(("issue", "kind", "where", "cause", "fix", "source")), "|" + "---|" * 6]
+    for issue in known.issues:
+        where = "; ".join(f"{key} {_plain(value)}" for key, value in issue.when.model_dump(exclude_none=True).items())
+        lines.append(_line((f"`{issue.id}`", issue.kind, where or "everywhere", issue.cause, issue.fix, issue.source)))
+    return "\n".join([*lines, ""])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def markdown(found: Iterable[Row], profiles: Iterable[Profile]) -> str:
-    """The rows as a document: a table for each model, the reasons of refusals under it."""
+    """The rows as the first part of the document: a table for each model, the reasons of refusals under it."""
     shown = tuple(profiles)
     titles = ("host class", "engine", "status", *shown, "evidence")
     lines = [_HEAD]
@@ -123,7 +173,7 @@ def markdown(found: Iterable[Row], profiles: Iterable[Profile]) -> str:
             engines = ", ".join(f"`{row.engine}`" if row.engine else "any" for row, _ in same)
             lines.append(_line((f"`{name}`", engines, status, *cells, evidence or "-")))
         lines += ["", *(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)), *[""] * bool(reasons)]
-    return "\n".join(lines).rstrip("\n") + "\n" + _TAIL
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,8 @@ import yaml
 
 from vllm_fleet import paths
 from vllm_fleet.errors import FleetError
+
+_NESTED = ("compilation-config", "speculative-config", "quantization-config")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class EngineNames:
         beside: environment variables that the libraries beside vLLM read, with the library.
         pass_config: the keys of ``compilation-config.pass_config``.
         nested: for each flag that takes a mapping whose keys are known, those keys.
+        deprecated: flags, and dotted keys below them, that the release still reads and announces to go.
         tool_call_parsers: what ``--tool-call-parser`` may name.
         mappings_as_text: whether a mapping must stand as JSON text in a file for ``--config``; a mapping is fatal
             there in releases before 0.32.
@@ -37,8 +40,31 @@ class EngineNames:
     beside: Mapping[str, Any]
     pass_config: frozenset[str]
     nested: Mapping[str, frozenset[str]]
+    deprecated: frozenset[str]
     tool_call_parsers: frozenset[str]
     mappings_as_text: bool
+
+    def reads(self, key: str, accelerator: str) -> bool:
+        """Whether the release reads a name.
+
+        Args:
+            key: ``env.`` with a variable, or ``args.`` with a flag and the keys below it, dotted.
+            accelerator: that of the engine; the libraries beside it are not the same for all.
+        """
+        group, _, name = key.partition(".")
+        if group == "env":
+            beside = self.beside.get(name)
+            there = beside is not None and accelerator in beside.get("accelerators", [accelerator])
+            return name in self.env or there
+        flag, _, rest = name.partition(".")
+        first, _, second = rest.partition(".")
+        if flag == "compilation-config" and first == "pass_config" and second:
+            return flag in self.flags and second.split(".")[0] in self.pass_config
+        return flag in self.flags and (not first or first in self.nested.get(flag, {first}))
+
+    def deprecates(self, key: str) -> bool:
+        """Whether the release reads a name, as :meth:`reads` takes it, and announces that it will go."""
+        return key.startswith("args.") and key.removeprefix("args.") in self.deprecated
 
 
 @cache
@@ -72,11 +98,15 @@ def read_names(path: Path, fork: str | None = None) -> EngineNames:
         env_unused=frozenset(data.get("env_unused", ())) - frozenset(env),
         beside=beside["env"],
         pass_config=frozenset(data["pass_config"]),
-        nested={
-            flag: frozenset(data[flag.replace("-", "_")])
-            for flag in ("compilation-config", "speculative-config", "quantization-config")
-            if flag.replace("-", "_") in data
-        },
+        nested={flag: frozenset(data[flag.replace("-", "_")]) for flag in _NESTED if flag.replace("-", "_") in data},
+        deprecated=frozenset(_deprecated(data)),
         tool_call_parsers=frozenset(data["tool_call_parsers"]),
         mappings_as_text=data["config_file"]["mapping"] != "json",
     )
+
+
+def _deprecated(data: Mapping[str, Any]) -> Iterator[str]:
+    yield from (flag for flag, entry in data["flags"].items() if entry.get("deprecated"))
+    for flag in _NESTED:
+        yield from (f"{flag}.{key}" for key in data.get(f"{flag.replace('-', '_')}_deprecated", ()))
+    yield from (f"compilation-config.pass_config.{key}" for key in data.get("pass_config_deprecated", ()))

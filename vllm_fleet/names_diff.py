@@ -16,12 +16,13 @@ AT_RUN_TIME = "made at run time"
 
 @dataclass(frozen=True)
 class Gone:
-    """A name that is in use under the old engine and that the new one does not read."""
+    """A name that is in use under the old engine and that the new one does not read; ``instead``: what replaces it."""
 
     kind: str
     name: str
     used_by: tuple[str, ...]
     why: str
+    instead: str | None
     notes: tuple[str, ...]
 
 
@@ -36,7 +37,12 @@ class Default:
 
 
 def gone(
-    used: Mapping[tuple[str, str], Iterable[str]], old: EngineNames, new: EngineNames, engine: str, notes: Iterable[str]
+    used: Mapping[tuple[str, str], Iterable[str]],
+    old: EngineNames,
+    new: EngineNames,
+    engine: str,
+    notes: Iterable[str],
+    replaced: Mapping[str, str],
 ) -> Iterator[Gone]:
     """The names in use that the old release reads and the new one does not.
 
@@ -46,6 +52,7 @@ def gone(
         new: what the new release reads.
         engine: the new engine's id, for the reason.
         notes: what the rules of the new engine say to users; those that speak of a name go with it.
+        replaced: what the rules of the new engine name in the place of a name that is gone.
     """
     found: dict[tuple[str, str, str], dict[str, None]] = {}
     for (group, key), places in sorted(used.items()):
@@ -53,7 +60,7 @@ def gone(
             found.setdefault(missing, {}).update(dict.fromkeys(places))
     for (kind, name, why), users in found.items():
         told = tuple(note for note in notes if _speaks_of(note, name))
-        yield Gone(kind, name, tuple(users), f"{engine}: {why}", told)
+        yield Gone(kind, name, tuple(users), f"{engine}: {why}", replaced.get(name.rsplit(".", 1)[-1]), told)
 
 
 def _missing_env(name: str, old: EngineNames, new: EngineNames) -> tuple[str, str, str] | None:

@@ -9,6 +9,7 @@ from typing import Any
 from vllm_fleet.errors import FleetError
 from vllm_fleet.names import EngineNames
 from vllm_fleet.schema import Engine
+from vllm_fleet.spellings import Spelled
 
 #: Flags that the renderer sets for each instance; neither a rule nor an override may.
 RENDERED_FLAGS = frozenset({"model", "served-model-name", "host", "port", "api-key", "config"})
@@ -22,10 +23,18 @@ class Origin:
     rule: int | None
     why: str
     source: str
+    #: The entry of the spelling map that gave the value another name than its rule or override uses.
+    spelling: Spelled | None = None
+
+    @property
+    def place(self) -> str:
+        """The file, and the rule in it where there is one."""
+        return f"{self.file}, rule {self.rule}" if self.rule else self.file
 
     def record(self) -> dict[str, Any]:
         """The provenance entry of the JSON contract."""
-        return {"file": self.file, "rule": self.rule, "why": self.why, "source": self.source}
+        found = {"file": self.file, "rule": self.rule, "why": self.why, "source": self.source}
+        return {**found, "spelling": self.spelling.record()} if self.spelling else found
 
 
 def check_names(
@@ -45,11 +54,10 @@ def check_names(
         origin = next(
             o for key, o in provenance.items() if key == f"{group}.{name}" or key.startswith(f"{group}.{name}.")
         )
-        rule = f", rule {origin.rule}" if origin.rule else ""
         return FleetError(
             f"{engine.id} does not read the {what} {name!r}",
             "see recipes/engines/names for what it reads",
-            origin.file + rule,
+            origin.place,
             key=f"{group}.{name}",
         )
 
@@ -78,10 +86,7 @@ def check_names(
     for key in _unknown_keys(names, args):
         raise unread("args", key, "key")
     for name in env:
-        if name in names.env:
-            continue
-        beside = names.beside.get(name)
-        if beside is None or engine.accelerator not in beside.get("accelerators", [engine.accelerator]):
+        if not names.reads(f"env.{name}", engine.accelerator):
             raise unread("env", name, "environment variable")
 
 

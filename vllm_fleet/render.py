@@ -19,6 +19,8 @@ ENGINES = "/opt/vllm/engines"
 ENCODINGS = "/var/lib/vllm/encodings"
 MODELS = "/var/lib/vllm/models"
 CACHE = "/var/cache/vllm"
+#: The tag that a host gives to the image of a digest, as the guides do.
+DEPLOY_TAG = "deploy"
 #: How long a start may take before it counts as failed: weights, compilation and CUDA graphs of a large model.
 START_TIMEOUT_SECONDS = 3600
 
@@ -158,13 +160,42 @@ def serve_line(model: str, args: Mapping[str, Any], env: Mapping[str, str]) -> s
 
 
 def docker_line(image: DockerInstall, model: str, args: Mapping[str, Any], env: Mapping[str, str]) -> str:
-    """The equivalent ``docker run``: by digest where it is known, with the caller's own token and model cache."""
-    reference = f"{image.image}:{image.tag}" + (f"@{image.digest}" if image.digest else "")
+    """The equivalent ``docker run``, with the caller's own model cache and, by its name alone, the caller's token.
+
+    Args:
+        image: the image. One with a digest runs under the tag :data:`DEPLOY_TAG`, which :func:`docker_lines` gives it.
+        model: the model.
+        args: vLLM's arguments.
+        env: vLLM's environment; its values stand in the line, so it must hold no secret.
+    """
     words = ["docker", "run", "--rm", "--ipc=host", "--network=host", *image.options]
-    words += ["-e", "HF_TOKEN", "-e", "HF_HOME"]
+    # The token by name only: docker takes its value from the caller, so that it stands in no list of processes.
+    words += ["-e", "HF_TOKEN", "-e", 'HF_HOME="$HF_HOME"', "-v", '"${HF_HOME:?}:$HF_HOME"']
     for name, value in sorted(env.items()):
         words += ["-e", shlex.quote(f"{name}={value}")]
     serve = serve_line(model, args, {})
     # The entry point of an image that serves by itself takes the model by flag; that of 0.10 takes it in no other way.
     command = serve.replace("vllm serve ", "--model ", 1) if image.serves else serve
-    return " ".join([*words, reference, command])
+    return " ".join([*words, f"{image.image}:{DEPLOY_TAG if image.digest else image.tag}", command])
+
+
+def docker_lines(image: DockerInstall, model: str, args: Mapping[str, Any], env: Mapping[str, str]) -> list[str]:
+    """All that a person would type, in this order: pull by digest, tag what was pulled, run it under that tag.
+
+    Without a digest there is nothing to pull that could not change, so only the ``docker run`` with the release's tag.
+    """
+    run = docker_line(image, model, args, env)
+    if image.digest is None:
+        return [run]
+    pinned = f"{image.image}@{image.digest}"
+    return [f"docker pull {pinned}", f"docker tag {pinned} {image.image}:{DEPLOY_TAG}", run]
+
+
+def docker_note(image: DockerInstall) -> str | None:
+    """What to say of an image that is not pinned; None where it is."""
+    if image.digest:
+        return None
+    return (
+        f"{image.image}:{image.tag} has no digest yet: the tag can come to name another image, and a fleet "
+        "refuses it without one"
+    )

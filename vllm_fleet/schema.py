@@ -18,6 +18,8 @@ Install = Literal["wheel", "docker"]
 Cloud = Literal["lab", "aws", "gcp", "azure", "oci", "digitalocean", "static"]
 Status = Literal["verified", "unverified", "unsupported"]
 Affinity = Literal["none", "prefix"]
+#: How the GPUs of a host reach each other. ``nvlink``: by direct links, ``nvswitch``: through switches.
+Interconnect = Literal["nvlink", "nvswitch", "pcie", "xgmi", "none"]
 #: What a deployment is asked to be good for besides plain serving.
 Feature = Literal["function-calling", "structured-output", "eagle3", "benchmark"]
 Benchmark = Literal["gpqa", "aime25"]
@@ -77,8 +79,8 @@ class FactChecks(Strict):
     gpu_memory_gib_min: float | None = None
     cuda_min: str | None = Field(default=None, pattern=r"^\d+\.\d+$")
     rocm_min: str | None = Field(default=None, pattern=r"^\d+\.\d+$")
-    #: Below this MEC firmware the recipes' HSA_NO_SCRATCH_RECLAIM is needed; such a host is not refused.
-    mec_firmware_threshold: int | None = Field(default=None, gt=0)
+    #: The oldest kernel driver, as the host itself reports its version: for AMD that of the amdgpu module.
+    driver_min: str | None = Field(default=None, pattern=r"^\d+(\.\d+)+$")
 
 
 #: The facts that go into a manifest, because the probe reads them on the host.
@@ -95,10 +97,14 @@ class HostClass(Strict):
     counts: list[int] = Field(min_length=1)
     #: Memory of one device; for a CPU class, of the whole host.
     memory_gib: float = Field(gt=0)
+    #: Of the sizes with more than one device.
+    interconnect: Interconnect
     facts: FactChecks = FactChecks()
     status: Literal["supported", "unsupported"] = "supported"
     why: str = Field(min_length=10)
     source: str = Field(min_length=3)
+    #: Where ``interconnect`` and ``facts.driver_min`` come from; says "unverified" of what no host has shown yet.
+    hardware_source: str = Field(min_length=10)
 
 
 class WheelInstall(Strict):
@@ -154,11 +160,31 @@ class Flag(Strict):
     aliases: list[str] = []
 
 
+#: Arguments and variables that the memory arithmetic and the number of instances depend on.
+FIT_READS = frozenset(
+    {
+        "gpu-memory-utilization",
+        "kv-cache-dtype",
+        "max-model-len",
+        "max-num-seqs",
+        "tensor-parallel-size",
+        "VLLM_CPU_KVCACHE_SPACE",
+    }
+)
+
+
+class FactCondition(Strict):
+    """What a host's own facts must say. It is judged on the host; where the fact is not known it counts as true."""
+
+    mec_firmware_below: int = Field(gt=0)
+
+
 class When(Strict):
     """The closed set of selectors of a rule; every one that is given must hold.
 
     ``tensor_parallel`` is the final one, overrides included. ``at_least`` and ``env_set`` look at the final arguments
-    and environment too, so only a refusal or a note may use them.
+    and environment too, so only a refusal or a note may use them. ``fact`` does not select: it makes what the rule
+    sets an alternative, which each host takes or leaves.
     """
 
     accelerator: Accelerator | None = None
@@ -175,6 +201,7 @@ class When(Strict):
     at_least: dict[str, float] | None = None
     #: Variables that are all set.
     env_set: list[str] | None = None
+    fact: FactCondition | None = None
 
 
 class Rule(Strict):
@@ -187,18 +214,24 @@ class Rule(Strict):
     note: str | None = Field(default=None, min_length=10)
     #: The reason why such a deployment is refused; judged when everything else is set.
     refuse: str | None = Field(default=None, min_length=10)
+    #: Names that these releases no longer read, and what stands in their place; told when an engine is changed.
+    replaces: dict[str, str] = {}
     why: str = Field(min_length=10)
     source: str = Field(min_length=3)
 
     @model_validator(mode="after")
     def _does_one_thing(self) -> Rule:
         sets = bool(self.args or self.env)
-        if not (sets or self.note or self.refuse):
-            raise ValueError("a rule sets, notes or refuses something")
+        if not (sets or self.note or self.refuse or self.replaces):
+            raise ValueError("a rule sets, notes, refuses or replaces something")
         if sets and (self.refuse or self.when.at_least or self.when.env_set):
             raise ValueError("a rule that refuses, or that looks at final values, sets nothing")
         if self.when.tensor_parallel and "tensor-parallel-size" in self.args:
             raise ValueError("a rule that selects by tensor_parallel cannot set it")
+        if self.when.fact and (self.note or not sets):
+            raise ValueError("a rule with a fact sets something, and its note is made from the fact")
+        if self.when.fact and (fitted := sorted(FIT_READS & {*self.args, *self.env})):
+            raise ValueError(f"a fact cannot choose {', '.join(fitted)}: the memory arithmetic reads it for all hosts")
         return self
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vllm_fleet import spellings
 from vllm_fleet.catalog import Catalog, in_range
 from vllm_fleet.errors import FleetError
 from vllm_fleet.merge import leaves
@@ -136,13 +137,17 @@ def compare(catalog: Catalog, old: Engine, new: Engine, cases: Iterable[Case]) -
     old_names, new_names = catalog.names(old), catalog.names(new)
     used: dict[tuple[str, str], dict[str, None]] = {}
     for _, side, _ in pairs:
-        for group, key, origin in _uses(side):
+        for group, key, origin in _uses(catalog, side):
             used.setdefault((group, key), {})[origin] = None
-    notes = {rule.note: None for _, _, side in pairs for rule in side.rules.values() if rule.note}
+    held = [rule for _, _, side in pairs for rule in side.rules.values()]
+    notes = {rule.note: None for rule in held if rule.note}
+    notes |= {note: None for _, _, side in pairs if side.deployment for note in side.deployment.notes}
+    replaced = spellings.replacements(catalog, new)
+    replaced |= {name: text for rule in held for name, text in rule.replaces.items()}
     return Report(
         old.id,
         new.id,
-        tuple(gone(used, old_names, new_names, new.id, notes)),
+        tuple(gone(used, old_names, new_names, new.id, notes, replaced)),
         tuple(defaults(old_names, new_names, {key.split(".")[0] for group, key in used if group == "args"})),
         tuple(_rules(pairs)),
         tuple(_effects(pairs)),
@@ -165,10 +170,15 @@ def _side(catalog: Catalog, case: Case, engine: Engine) -> _Side:
         return _Side(asked, None, str(fault), rules)
 
 
-def _uses(side: _Side) -> Iterator[tuple[str, str, str]]:
-    """Group, dotted key and place of every name that the rules or the deployment of a side speak of."""
+def _uses(catalog: Catalog, side: _Side) -> Iterator[tuple[str, str, str]]:
+    """Group, dotted key and place of every name that the rules or the deployment of a side speak of.
+
+    The names are those of the side's own release, whatever a rule calls them.
+    """
+    active = spellings.applying(catalog, side.asked.engine) if side.asked else {}
     for (file, number), rule in side.rules.items():
-        keys = [*(("args", key) for key, _ in leaves(rule.args)), *(("env", key) for key in rule.env)]
+        own = spellings.translate(rule.args, rule.env, active)
+        keys = [*(("args", key) for key, _ in leaves(own.args)), *(("env", key) for key in own.env)]
         keys += [("args", key) for key in rule.when.at_least or ()] + [("env", key) for key in rule.when.env_set or ()]
         for group, key in keys:
             yield group, key, f"{file}, rule {number}"
@@ -179,13 +189,15 @@ def _uses(side: _Side) -> Iterator[tuple[str, str, str]]:
 
 
 def _rules(pairs: Iterable[tuple[Case, _Side, _Side]]) -> Iterator[RuleChange]:
-    """Rules that hold on one side only, where both sides have a recipe."""
+    """Rules that hold on one side only, where both sides have a recipe; not those that just tell replacements."""
     found: dict[tuple[str, int, bool, str], tuple[Rule, list[str]]] = {}
     for case, old, new in pairs:
         if old.asked is None or new.asked is None:
             continue
         for place in old.rules.keys() ^ new.rules.keys():
             rule = new.rules.get(place) or old.rules[place]
+            if not (rule.args or rule.env or rule.note or rule.refuse):
+                continue
             because = _because(rule, old.asked, new.asked)
             entry = found.setdefault((*place, place in new.rules, because), (rule, []))
             entry[1].append(f"{case.question.model} {case.name}")

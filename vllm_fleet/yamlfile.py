@@ -63,6 +63,8 @@ def read(path: Path) -> Document:
     except yaml.MarkedYAMLError as fault:
         line = fault.problem_mark.line + 1 if fault.problem_mark else None
         raise FleetError(f"is not valid YAML: {fault.problem}", file=file, line=line) from None
+    except RecursionError:
+        raise FleetError("an anchor holds itself, or the file is nested too deeply", "write it out", file) from None
     finally:
         loader.dispose()
     return Document(file, data, lines)
@@ -78,8 +80,10 @@ def _build(loader: Any, node: yaml.Node, at: Location, lines: dict[Location, int
     if isinstance(node, yaml.MappingNode):
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise FleetError("a list or a mapping cannot be a key", "write a word", file, line)
+            key = loader.construct_object(key_node, deep=True)
             if key in result:
                 raise FleetError(
                     "the key stands here twice",

@@ -162,3 +162,12 @@ def test_forks_add_only_what_their_release_lacks(manifests: dict[str, dict[str, 
 def test_no_file_without_a_release() -> None:
     known = {f"{release.id}.yml" for release in RELEASES} | {"beside.yml", "forks.yml"}
     assert {path.name for path in Path(names_dir()).iterdir()} == known
+
+
+def test_the_keys_that_a_release_announces_to_go(manifests: dict[str, dict[str, Any]]) -> None:
+    found = {name: data.get("pass_config_deprecated", []) for name, data in manifests.items()}
+    assert {name for name, keys in found.items() if keys} == {"0.12.0"}
+    assert (
+        {"enable_fi_allreduce_fusion", "enable_noop"} <= set(found["0.12.0"]) < set(manifests["0.12.0"]["pass_config"])
+    )
+    assert "fi_allreduce_fusion_max_size_mb" not in found["0.12.0"]

@@ -269,3 +269,22 @@ class PassConfig:
     cls = configs.config_class(evaluator, "PassConfig")
     assert configs.extra(evaluator, cls) == answer
     assert configs.keys(evaluator, cls) == ["shown"]
+
+
+def test_a_key_whose_documentation_says_so_is_deprecated() -> None:
+    code = """
+from pydantic.dataclasses import dataclass
+@dataclass
+class PassConfig:
+    old: bool = False
+    '''Deprecated in: v1. Use new instead.'''
+    older: bool = False
+    '''[DEPRECATED] goes with v2.'''
+    new: bool = False
+    '''Stands in the place of old, which is deprecated.'''
+    bare: bool = False
+    _deprecated: bool = False
+    '''Deprecated, and no key.'''
+"""
+    evaluator = reader(vllm__config__compilation=code)
+    assert configs.deprecated(evaluator, configs.config_class(evaluator, "PassConfig")) == ["old", "older"]

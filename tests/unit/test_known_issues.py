@@ -33,6 +33,15 @@ LARGE = "openai/gpt-oss-120b"
             "openai_harmony.HarmonyError: error downloading or loading vocab file: failed to download or load vocab",
             "vocabulary-missing",
         ),
+        (
+            "openai_harmony.HarmonyError: Unexpected token 12606 while expecting start token 200006",
+            "harmony-unexpected-token",
+        ),
+        ("Expected 2 output messages (reasoning and final), but got 7.", "harmony-unexpected-token"),
+        (
+            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+            "function-calling-flags",
+        ),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "h100-tp1-memory"),
         ('"usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}', "usage-zeros"),
         ("RuntimeError: Error 802: system not yet initialized", "fabric-manager"),
@@ -137,3 +146,68 @@ def test_a_mutated_matrix_is_caught(catalog: Catalog, engine: str, says: str) ->
     changed = catalog.known_issues.model_copy(update={"harmony": harmony})
     faults = list(crosscheck.known_faults(dataclasses.replace(catalog, known_issues=changed)))
     assert [says in fault.message for fault in faults] == [True]
+
+
+QUOTED = {
+    "torch-without-cu128",
+    "vocabulary-missing",
+    "harmony-unexpected-token",
+    "sinks-dtype",
+    "sinks-dtype-flags",
+    "function-calling-flags",
+}
+
+
+def test_a_symptom_that_no_source_quotes_says_so(catalog: Catalog) -> None:
+    """These are written out in the guides or in the release; for every other one a part was inferred."""
+    with_symptom = {issue.id: issue.symptom_inferred for issue in catalog.known_issues.issues if issue.symptom}
+    assert {name for name, inferred in with_symptom.items() if not inferred} == QUOTED
+    told = CliRunner().invoke(app, ["recipe", "--host-class", "h100-1", "--model", LARGE, "--json"])
+    listed = {issue["id"]: issue["symptom_inferred"] for issue in json.loads(told.stdout)["known_issues"]}
+    assert (listed["h100-tp1-memory"], listed["vocabulary-missing"]) == (True, False)
+
+
+def test_an_inferred_symptom_must_be_there() -> None:
+    with pytest.raises(ValidationError, match="a symptom that is not there"):
+        KnownIssue(id="none", symptom_inferred=True, cause="a cause of a test", fix="a fix of a test", source="test")
+
+
+@pytest.mark.parametrize(
+    ("engine", "there", "absent"),
+    [
+        (
+            "vllm-0.10.1-cuda",
+            {"async-stability", "names-silently-unread", "responses-streaming-functions", "usage-zeros"},
+            {"function-calling-flags"},
+        ),
+        (
+            "vllm-0.12.0-cuda",
+            {"tool-choice-auto", "streaming-item-ids", "no-annotations", "chat-no-builtin-tools", "usage-zeros"},
+            {"async-stability", "openai-parser-missing"},
+        ),
+        (
+            "vllm-0.32.0-cuda",
+            {"no-annotations", "streaming-item-ids", "completions-untemplated", "mcp-instructions", "hopper-no-fusion"},
+            {"usage-zeros", "tool-choice-auto", "streaming-tools-batched", "responses-incomplete", "streaming-errors"},
+        ),
+    ],
+)
+def test_a_limitation_goes_as_far_as_the_evidence(
+    catalog: Catalog, engine: str, there: set[str], absent: set[str]
+) -> None:
+    found = {
+        issue.id for issue in known.concerning(catalog, resolve(catalog, Question("h200-8", LARGE, engine=engine)))
+    }
+    assert there <= found
+    assert not absent & found
+
+
+def test_what_goes_beyond_the_guides_says_what_is_not_proven(catalog: Catalog) -> None:
+    for issue in catalog.known_issues.issues:
+        if issue.id in {"tool-choice-auto", "streaming-item-ids", "hopper-no-fusion", "usage-zeros"}:
+            assert "unverified" in issue.cause
+
+
+def test_a_parser_fault_is_no_missing_vocabulary(catalog: Catalog) -> None:
+    line = "openai_harmony.HarmonyError: Unexpected token 200002 while expecting start token 200006"
+    assert [found.id for found in known.shown_by(catalog.known_issues.issues, line)] == ["harmony-unexpected-token"]

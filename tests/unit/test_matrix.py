@@ -82,7 +82,28 @@ def test_an_unsupported_entry_gives_its_evidence(catalog: Catalog) -> None:
 
 def test_the_command_prints_the_document_and_json(rows: list[Row], catalog: Catalog) -> None:
     printed = CliRunner().invoke(app, ["matrix"])
-    assert (printed.exit_code, printed.stdout) == (0, matrix.markdown(rows, catalog.profiles))
+    assert (printed.exit_code, printed.stdout) == (0, matrix.document(catalog))
     data = json.loads(CliRunner().invoke(app, ["matrix", "--json"]).stdout)
-    assert data == {"rows": [r.record() for r in rows]}
-    assert data["rows"][0]["profiles"]["balanced"] == {"instances": 2, "tensor_parallel_size": 4}
+    assert data["rows"] == [r.record() for r in rows]
+    first = next(found for found in data["rows"] if found["model"] == LARGE)
+    assert first["profiles"]["balanced"] == {"instances": 2, "tensor_parallel_size": 4}
+    assert data["harmony"]["apis"]["chat"]["builtin-tools-mcp"] is False
+    assert [issue["id"] for issue in data["known_issues"]] == [i.id for i in catalog.known_issues.issues]
+
+
+def test_the_document_has_the_harmony_table_of_the_guides(catalog: Catalog) -> None:
+    text = matrix.document(catalog)
+    head = "| endpoint | text | structured-output | builtin-tools-demo | builtin-tools-mcp | function-calling |"
+    assert head in text
+    assert "| `responses-streaming` | yes | yes | yes | yes | no |" in text
+    assert "| `chat` | yes | yes | no | no | yes |" in text
+    assert f"- {catalog.known_issues.harmony.notes[0]}" in text
+
+
+def test_the_document_has_every_known_issue_with_its_selectors(catalog: Catalog) -> None:
+    lines = matrix.document(catalog).splitlines()
+    for issue in catalog.known_issues.issues:
+        (line,) = [line for line in lines if line.startswith(f"| `{issue.id}` |")]
+        assert issue.fix.replace("|", "\\|") in line
+    assert any("| accelerator cuda; install wheel |" in line for line in lines)
+    assert any("| everywhere |" in line for line in lines)

@@ -88,9 +88,9 @@ def test_the_later_rule_wins(catalog: Catalog) -> None:
             "does not fit: 0.1 GiB of weights",
         ),
         (
-            {"overrides": overridden(args={"compilation-config": {"pass_config": {"enable_noop": True}}})},
+            {"overrides": overridden(args={"compilation-config": {"pass_config": {"enable_noops": True}}})},
             "bad-input",
-            "does not read the key 'compilation-config.pass_config.enable_noop'",
+            "does not read the key 'compilation-config.pass_config.enable_noops'",
         ),
     ],
 )
@@ -132,7 +132,7 @@ def test_every_combination_resolves_or_is_refused_with_a_reason(catalog: Catalog
 def test_every_rule_is_reached_and_explained(catalog: Catalog, rule_of: tuple[Model, int]) -> None:
     model, index = rule_of
     rule = model.rules[index]
-    assert rule.args or rule.env or rule.note or rule.refuse
+    assert rule.args or rule.env or rule.note or rule.refuse or rule.replaces
     assert len(rule.why.split()) >= 4
     assert any(crosscheck.could_hold(rule.when, asked) for asked in crosscheck.combinations(catalog, model))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ from tools.engines import fields
 from tools.engines.evaluate import Evaluator
 from tools.engines.values import Class, Function
 from vllm_fleet.errors import FleetError
+
+_DEPRECATED = re.compile(r"\[?deprecated\b", re.IGNORECASE)
 
 
 def config_class(evaluator: Evaluator, name: str) -> Class:
@@ -31,6 +34,16 @@ def keys(evaluator: Evaluator, cls: Class) -> list[str]:
     """The keys that the class takes, sorted; fields that only vLLM itself fills in are none."""
     return sorted(
         record.name for record in fields.records(evaluator, cls) if record.init and not record.name.startswith("_")
+    )
+
+
+def deprecated(evaluator: Evaluator, cls: Class) -> list[str]:
+    """The keys whose documentation begins by saying that they are deprecated, sorted."""
+    taken = set(keys(evaluator, cls))
+    return sorted(
+        record.name
+        for record in fields.records(evaluator, cls)
+        if record.name in taken and _DEPRECATED.match(record.doc)
     )
 
 

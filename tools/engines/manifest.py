@@ -27,6 +27,7 @@ _HEADER = """\
 #   text: plain text is taken in the place of JSON; deprecated: still read, announced to go.
 # env: each environment variable that the release reads, with the value that it takes when unset (null: none, or
 #   only known at run time). env_unused: those of them that vLLM declares and nothing in the wheel uses.
+# *_deprecated: the keys that are still read and announced to go; absent where there are none.
 # *_extra: what happens to a key that is not listed (forbid: fatal, ignore: dropped without a word).
 # config_file: what a --config file makes of a mapping and of `false`.
 """
@@ -74,6 +75,8 @@ def build(release: Release, sources: Sources) -> dict[str, Any]:
                 raise
             continue
         manifest[key] = configs.keys(evaluator, cls)
+        if announced := configs.deprecated(evaluator, cls):
+            manifest[f"{key}_deprecated"] = announced
         manifest[f"{key}_extra"] = configs.extra(evaluator, cls)
     manifest["tool_call_parsers"] = parsers.names(evaluator, "tool")
     manifest["reasoning_parsers"] = parsers.names(evaluator, "reasoning")

@@ -26,7 +26,8 @@ def command(
     record: dict[str, Any] = found.deployment.record()
     values = dict(leaves({"args": record["args"], "env": record["env"]}))
     keys = {key: {"value": values[key], **origin} for key, origin in record["provenance"].items()}
-    head = {key: record[key] for key in ("host_class", "model", "engine", "profile", "status", "evidence", "notes")}
+    told = ("host_class", "model", "engine", "profile", "status", "evidence", "notes", "alternatives")
+    head = {key: record[key] for key in told}
     if json:
         print_json({"host": host, "pool": found.pool, **head, "keys": keys})
         return
@@ -40,3 +41,6 @@ def command(
         stdout.print(f"{key} = {entry['value']!r}", markup=False, style="bold")
         stdout.print(f"  {entry['file']}{rule}: {entry['why']}", markup=False)
         stdout.print(f"  source: {entry['source']}", markup=False)
+        if spelled := entry.get("spelling"):
+            place = f"{spelled['file']} entry {spelled['entry']}"
+            stdout.print(f"  written {spelled['name']} there; {place}: {spelled['why']}", markup=False)

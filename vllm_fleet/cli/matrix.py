@@ -11,9 +11,16 @@ EPILOG = "Examples: vllm-fleet matrix | vllm-fleet matrix --json. docs/matrix.md
 
 
 def command(json: JsonOption = False) -> None:
-    """Print the support matrix in Markdown: model, host class and engine, with the shape of each profile."""
+    """Print in Markdown what can be served where, what the endpoints do with Harmony, and the known issues."""
     recipes = catalog.load()
     if json:
-        print_json({"rows": [row.record() for row in matrix.rows(recipes)]})
+        known = recipes.known_issues
+        print_json(
+            {
+                "rows": [row.record() for row in matrix.rows(recipes)],
+                "harmony": matrix.harmony_record(known),
+                "known_issues": matrix.issue_records(known),
+            }
+        )
     else:
-        typer.echo(matrix.markdown(matrix.rows(recipes), recipes.profiles), nl=False)
+        typer.echo(matrix.document(recipes), nl=False)

@@ -49,10 +49,13 @@ def command(
     config = render.config_text(deployment.args, mappings_as_text=deployment.mappings_as_text)
     line = render.serve_line(deployment.model, deployment.args, deployment.env)
     image = deployment.engine.docker
-    docker = render.docker_line(image, deployment.model, deployment.args, deployment.env) if image else None
+    lines = render.docker_lines(image, deployment.model, deployment.args, deployment.env) if image else []
+    docker = "\n".join(lines) or None
+    docker_note = render.docker_note(image) if image else None
     if json:
         listed = [known.record(issue) for issue in issues]
-        print_json({**record, "config": config, "serve": line, "docker": docker, "known_issues": listed})
+        shown = {"config": config, "serve": line, "docker": docker, "docker_note": docker_note, "known_issues": listed}
+        print_json({**record, **shown})
         return
     fit = record["fit"]
     stdout.print(
@@ -77,6 +80,8 @@ def command(
     if docker:
         stdout.print("\n# the same in the image", markup=False)
         stdout.print(docker, markup=False)
+        if docker_note:
+            stdout.print(f"note: {docker_note}", markup=False)
     stdout.print("\n# known issues", markup=False)
     for issue in issues:
         stdout.print(f"{issue.id}: {issue.cause} Fix: {issue.fix}", markup=False)

@@ -59,6 +59,8 @@ def _print(report: upgrade.Report) -> None:
     for gone in report.gone:
         _say(f"  {gone.kind} {gone.name} ({gone.why})")
         _say(f"    used by {'; '.join(gone.used_by)}")
+        if gone.instead:
+            _say(f"    in its place: {gone.instead}")
         for note in gone.notes:
             _say(f"    note: {note}")
     used = [default for default in report.defaults if default.used]

@@ -1,0 +1,95 @@
+"""The layers of a deployment, one on top of the other, with the origin of each value that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vllm_fleet.errors import FleetError
+from vllm_fleet.merge import leaves, merge
+from vllm_fleet.proof import Origin
+from vllm_fleet.schema import FactCondition
+from vllm_fleet.spellings import Spelled, translate
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one rule, or the fleet's override, sets. ``fact`` is None where it holds whatever the host says."""
+
+    args: Mapping[str, Any]
+    env: Mapping[str, Any]
+    origin: Origin
+    fact: FactCondition | None = None
+
+
+@dataclass(frozen=True)
+class Values:
+    """All layers merged. ``dropped`` holds the origin of each value that the release has no name for."""
+
+    args: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Origin] = field(default_factory=dict)
+    dropped: dict[str, Origin] = field(default_factory=dict)
+
+    def notes(self, engine: str) -> tuple[str, ...]:
+        """What became of the names that the release spells in another way, or does not know.
+
+        Args:
+            engine: the id of the engine.
+        """
+        said = [
+            f"{_bare(origin.spelling.spelling.name)} ({origin.place}) is {_bare(name)} with {engine}: "
+            f"{origin.spelling.spelling.why}"
+            for name, origin in sorted(self.provenance.items())
+            if origin.spelling
+        ]
+        said += [
+            f"{_bare(name)} ({origin.place}) is left out with {engine}: {origin.spelling.spelling.why}"
+            for name, origin in sorted(self.dropped.items())
+            if origin.spelling
+        ]
+        return tuple(said)
+
+
+def _bare(name: str) -> str:
+    return name.partition(".")[2]
+
+
+def stack(layers: Iterable[Layer], active: Mapping[str, Spelled]) -> Values:
+    """The layers from the first to the last; a later one wins.
+
+    Args:
+        layers: in their order.
+        active: the spellings of the engine.
+
+    Raises:
+        FleetError: a layer has a name under two spellings.
+    """
+    found = Values()
+    for layer in layers:
+        found = _put(found, layer, active)
+    return found
+
+
+def _put(below: Values, layer: Layer, active: Mapping[str, Spelled]) -> Values:
+    try:
+        own = translate(layer.args, layer.env, active)
+    except FleetError as fault:
+        fault.file = layer.origin.place
+        raise
+    provenance, dropped = dict(below.provenance), dict(below.dropped)
+    for name, (spelled, value) in own.dropped.items():
+        dropped.pop(name, None)
+        if value is not None:
+            dropped[name] = replace(layer.origin, spelling=spelled)
+    for name, value in leaves({"args": own.args, "env": own.env}):
+        if name in ("args", "env"):
+            continue
+        below_it = f"{name}."
+        for gone in [known for known in provenance if known == name or known.startswith(below_it)]:
+            del provenance[gone]
+        if value is not None:
+            entry = own.renamed.get(name)
+            provenance[name] = replace(layer.origin, spelling=entry) if entry else layer.origin
+    return Values(merge(below.args, own.args), merge(below.env, own.env), provenance, dropped)
