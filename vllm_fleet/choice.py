@@ -30,22 +30,21 @@ def choose_engine(catalog: Catalog, host: SizedClass, model: Model, wanted: str 
     """
     candidates = [catalog.engine(wanted)] if wanted else list(catalog.engines.values())
     known: list[tuple[bool, Version, Engine, Support]] = []
+    asked = f"{model.name} on {host.id} {f'with {wanted}' if wanted else 'with any engine'}"
+    reason = f"no recipe for {asked}"
     for engine in candidates:
         if not builds_for(engine, host):
             continue
         support = supports(model, host, engine)
         if support and support.status != "unsupported":
             known.append((support.status == "verified", Version(engine.release), engine, support))
-        elif support and wanted:
-            raise refused(f"{model.name} on {host.id} with {wanted} is unsupported: {support.evidence}", "")
+        elif support:
+            reason = f"{asked} is unsupported: {support.evidence}"
     if not known:
-        what = f"with {wanted}" if wanted else "with any engine"
-        built = [engine for engine in catalog.engines.values() if builds_for(engine, host)]
-        usable = sorted(engine.id for engine in built if supports(model, host, engine))
-        raise refused(
-            f"no recipe for {model.name} on {host.id} {what}",
-            f"there are recipes with {', '.join(usable)}" if usable else "docs/adding-a-recipe.md tells how to add one",
-        )
+        found = ((each.id, supports(model, host, each)) for each in catalog.engines.values() if builds_for(each, host))
+        usable = sorted(name for name, support in found if support and support.status != "unsupported")
+        hint = f"there are recipes with {', '.join(usable)}" if usable else "see docs/adding-a-recipe.md to add one"
+        raise refused(reason, hint)
     _, _, engine, support = max(known, key=lambda entry: entry[:2])
     return engine, support
 
