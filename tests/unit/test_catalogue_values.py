@@ -45,6 +45,7 @@ def test_a_mapping_is_json_text_where_a_mapping_is_fatal(catalog: Catalog, engin
         ({"max-num-seqs": "many"}, {}, "not a number"),
         ({"tensor-parallel-size": "2"}, {}, "tensor-parallel-size is '2'"),
         ({"compilation-config": {"full_cuda_graphs": True}}, {}, "compilation-config.full_cuda_graphs"),
+        ({"compilation-config": {"pass_config": 5}}, {}, "'compilation-config.pass_config' is 5, and no mapping"),
     ],
     ids=[
         "declared and used by nothing",
@@ -54,6 +55,7 @@ def test_a_mapping_is_json_text_where_a_mapping_is_fatal(catalog: Catalog, engin
         "no number",
         "no size",
         "nested key",
+        "no mapping",
     ],
 )
 def test_names_and_values_are_proven(catalog: Catalog, args: Any, env: Any, says: str) -> None:

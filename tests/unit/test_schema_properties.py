@@ -154,11 +154,14 @@ READ_BY_ARITHMETIC = [
     "env.VLLM_CPU_KVCACHE_SPACE",
     "args.compilation-config",
     "args.cuda-graph-sizes",
+    "args.disable-log-requests",
 ]
+#: What a mapping may hold where vLLM reads one.
+nearly = st.dictionaries(st.sampled_from(["pass_config", "full_cuda_graph", "enable_noop"]), strange_values, max_size=2)
 
 
 @pytest.mark.parametrize("name", READ_BY_ARITHMETIC)
-@given(value=strange_values | st.integers(-2, 2) | st.floats(-2, 2), where=st.sampled_from(["cpu", "gpu"]))
+@given(value=strange_values | nearly | st.integers(-2, 2) | st.floats(-2, 2), where=st.sampled_from(["cpu", "gpu"]))
 @few(30)
 def test_an_override_of_any_value_is_a_deployment_or_an_error(name: str, value: Any, where: str) -> None:
     group, _, key = name.partition(".")
