@@ -38,22 +38,8 @@ class Values:
         Args:
             engine: the id of the engine.
         """
-        said = [
-            f"{_bare(origin.spelling.spelling.name)} ({origin.place}) is {_bare(name)} with {engine}: "
-            f"{origin.spelling.spelling.why}"
-            for name, origin in sorted(self.provenance.items())
-            if origin.spelling
-        ]
-        said += [
-            f"{_bare(name)} ({origin.place}) is left out with {engine}: {origin.spelling.spelling.why}"
-            for name, origin in sorted(self.dropped.items())
-            if origin.spelling
-        ]
-        return tuple(said)
-
-
-def _bare(name: str) -> str:
-    return name.partition(".")[2]
+        origins = [origin for values in (self.provenance, self.dropped) for _, origin in sorted(values.items())]
+        return tuple(origin.spelling.told(engine, origin.place) for origin in origins if origin.spelling)
 
 
 def stack(layers: Iterable[Layer], active: Mapping[str, Spelled]) -> Values:

@@ -24,6 +24,18 @@ class Spelled:
     #: The guide's name in its parts: a layer has it only where it has the second, so most layers are passed by fast.
     path: tuple[str, ...]
 
+    def told(self, engine: str, place: str = "") -> str:
+        """What becomes of the name, as a sentence for the user.
+
+        Args:
+            engine: the id of the engine.
+            place: who uses the name; empty where nobody does yet.
+        """
+        name = self.spelling.name.partition(".")[2] + (f" ({place})" if place else "")
+        new = self.spelling.to
+        outcome = f"is {new.partition('.')[2]} with" if new else "is left out with"
+        return f"{name} {outcome} {engine}: {self.spelling.why}"
+
     def record(self) -> dict[str, Any]:
         """The mapping as the provenance of the JSON contract spells it."""
         found = self.spelling
