@@ -140,7 +140,7 @@ def compare(catalog: Catalog, old: Engine, new: Engine, cases: Iterable[Case]) -
         for group, key, origin in _uses(catalog, side):
             used.setdefault((group, key), {})[origin] = None
     notes = {rule.note: None for _, _, side in pairs for rule in side.rules.values() if rule.note}
-    notes |= {entry.told(new.id): None for entry in spellings.applying(catalog, new).values()}
+    notes |= {note: None for _, _, side in pairs if side.deployment for note in side.deployment.notes}
     return Report(
         old.id,
         new.id,

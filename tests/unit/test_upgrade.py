@@ -104,20 +104,6 @@ def test_a_renamed_variable_is_told_by_its_note(catalog: Catalog) -> None:
     assert "VLLM_ROCM_USE_AITER_UNIFIED_ATTENTION" in gone.notes[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("cuda-graph-sizes", f"cuda-graph-sizes is max-cudagraph-capture-size with {NEW}: "),
-        ("compilation-config.pass_config.enable_noop", f"is compilation-config.pass_config.eliminate_noops with {NEW}"),
-        ("VLLM_FLASHINFER_ALLREDUCE_FUSION_THRESHOLDS_MB", f"is left out with {NEW}: "),
-    ],
-)
-def test_the_map_of_spellings_tells_what_stands_in_its_place(catalog: Catalog, name: str, says: str) -> None:
-    (gone,) = [each for each in everything(catalog, "vllm-0.10.2-cuda", NEW).gone if each.name == name]
-    assert any(says in note for note in gone.notes)
-    assert all(place.startswith(RULES) for place in gone.used_by)
-
-
 def test_defaults_that_changed(report: Report) -> None:
     found = {default.flag: default for default in report.defaults}
     assert (found["gpu-memory-utilization"].before, found["gpu-memory-utilization"].after) == (0.9, 0.92)
