@@ -24,17 +24,16 @@ class Spelled:
     #: The guide's name in its parts: a layer has it only where it has the second, so most layers are passed by fast.
     path: tuple[str, ...]
 
-    def told(self, engine: str, place: str = "") -> str:
+    def told(self, engine: str, place: str) -> str:
         """What becomes of the name, as a sentence for the user.
 
         Args:
             engine: the id of the engine.
-            place: who uses the name; empty where nobody does yet.
+            place: the file and rule that use the name.
         """
-        name = self.spelling.name.partition(".")[2] + (f" ({place})" if place else "")
-        new = self.spelling.to
+        name, new = self.spelling.name.partition(".")[2], self.spelling.to
         outcome = f"is {new.partition('.')[2]} with" if new else "is left out with"
-        return f"{name} {outcome} {engine}: {self.spelling.why}"
+        return f"{name} ({place}) {outcome} {engine}: {self.spelling.why}"
 
     def record(self) -> dict[str, Any]:
         """The mapping as the provenance of the JSON contract spells it."""
