@@ -144,6 +144,14 @@ def test_the_fleets_own_length_is_said(catalog: Catalog) -> None:
     assert "32768 tokens (the fleet's own max-model-len)" in why
 
 
+@pytest.mark.parametrize("nothing", [None, {"a": None}], ids=["null", "a mapping of nothing"])
+def test_a_length_that_is_taken_away_is_none_of_the_fleets_own(catalog: Catalog, nothing: Any) -> None:
+    own = overridden(args={"max-model-len": nothing})
+    deployment = ask(catalog, "h100-8", "vllm-0.12.0-cuda", "max-throughput", overrides=own)
+    assert "max-model-len" not in deployment.args
+    assert deployment.args["max-num-seqs"] == 150
+
+
 def test_a_model_with_a_shorter_context_is_not_assumed_to_go_beyond_it(catalog: Catalog) -> None:
     found = resolve(catalog, Question("cpu-2", "vllm-fleet/lab-gpt-oss", "max-throughput"))
     assert found.args["max-num-seqs"] == 16
