@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from vllm_fleet import fit, render
 from vllm_fleet.catalog import Catalog
@@ -178,7 +180,17 @@ def test_what_is_no_size_is_an_error(
     assert (caught.value.code, says in caught.value.message) == (code, True)
 
 
-@pytest.mark.parametrize("value", [0, -0.5, 1.5, float("nan")])
+@pytest.mark.parametrize("value", [0, -0.5, 1.5])
 def test_a_utilization_is_a_share(catalog: Catalog, value: float) -> None:
     with pytest.raises(FleetError, match="gpu-memory-utilization is"):
         ask(catalog, "b200-8", None, overrides=overridden(args={"gpu-memory-utilization": value}))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [datetime.date(2026, 1, 1), b"x", float("nan"), float("inf"), {1: 2}, [{"a": b"x"}]],
+    ids=["a date", "bytes", "nan", "infinity", "a number as key", "below"],
+)
+def test_what_no_config_file_can_hold_is_no_argument(value: Any) -> None:
+    with pytest.raises(ValidationError, match="quote it"):
+        overridden(args={"max-model-len": value})
