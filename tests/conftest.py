@@ -30,8 +30,11 @@ def catalog() -> Catalog:
 
 
 @pytest.fixture
-def fleets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of fleets that a test may change, with the golden fleet in it."""
+def fleets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, catalog: Catalog) -> Path:
+    """A folder of fleets that a test may change, with the golden fleet in it.
+
+    The catalogue is read before the folder changes: its files are named as seen from where it was read.
+    """
     shutil.copytree(FIXTURES, tmp_path / "fixtures")
     folder = tmp_path / "fixtures" / "fleets"
     monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(folder))

@@ -38,22 +38,8 @@ class Values:
         Args:
             engine: the id of the engine.
         """
-        said = [
-            f"{_bare(origin.spelling.spelling.name)} ({origin.place}) is {_bare(name)} with {engine}: "
-            f"{origin.spelling.spelling.why}"
-            for name, origin in sorted(self.provenance.items())
-            if origin.spelling
-        ]
-        said += [
-            f"{_bare(name)} ({origin.place}) is left out with {engine}: {origin.spelling.spelling.why}"
-            for name, origin in sorted(self.dropped.items())
-            if origin.spelling
-        ]
-        return tuple(said)
-
-
-def _bare(name: str) -> str:
-    return name.partition(".")[2]
+        origins = [origin for values in (self.provenance, self.dropped) for _, origin in sorted(values.items())]
+        return tuple(origin.spelling.told(engine, origin.place) for origin in origins if origin.spelling)
 
 
 def stack(layers: Iterable[Layer], active: Mapping[str, Spelled]) -> Values:
@@ -69,7 +55,9 @@ def stack(layers: Iterable[Layer], active: Mapping[str, Spelled]) -> Values:
     found = Values()
     for layer in layers:
         found = _put(found, layer, active)
-    return found
+    # A mapping in the place of a plain value, or the other way round, leaves no origin of what stood there.
+    left = {name for name, _ in leaves({"args": found.args, "env": found.env})}
+    return replace(found, provenance={name: origin for name, origin in found.provenance.items() if name in left})
 
 
 def _put(below: Values, layer: Layer, active: Mapping[str, Spelled]) -> Values:
@@ -84,7 +72,7 @@ def _put(below: Values, layer: Layer, active: Mapping[str, Spelled]) -> Values:
         if value is not None:
             dropped[name] = replace(layer.origin, spelling=spelled)
     for name, value in leaves({"args": own.args, "env": own.env}):
-        if name in ("args", "env"):
+        if isinstance(value, Mapping):  # an empty one changes nothing below it
             continue
         below_it = f"{name}."
         for gone in [known for known in provenance if known == name or known.startswith(below_it)]:

@@ -13,6 +13,7 @@ from vllm_fleet.spellings import Spelled
 
 #: Flags that the renderer sets for each instance; neither a rule nor an override may.
 RENDERED_FLAGS = frozenset({"model", "served-model-name", "host", "port", "api-key", "config"})
+_PASSES = "compilation-config.pass_config"
 
 
 @dataclass(frozen=True)
@@ -83,21 +84,25 @@ def check_names(
             fault.message = f"{engine.id} does not take {value!r} for {name!r}"
             fault.hint = f"it takes {', '.join(map(str, sorted(choices, key=str)))}"
             raise fault
-    for key in _unknown_keys(names, args):
+    passes = args["compilation-config"].get("pass_config", {}) if _is_mapping(args, "compilation-config") else {}
+    if not isinstance(passes, Mapping):
+        fault = unread("args", _PASSES, "key")
+        fault.message, fault.hint = f"{_PASSES!r} is {passes!r}, and no mapping", "write its keys below it"
+        raise fault
+    for key in _unknown_keys(names, args, passes):
         raise unread("args", key, "key")
     for name in env:
         if not names.reads(f"env.{name}", engine.accelerator):
             raise unread("env", name, "environment variable")
 
 
-def _unknown_keys(names: EngineNames, args: Mapping[str, Any]) -> Iterator[str]:
+def _is_mapping(args: Mapping[str, Any], name: str) -> bool:
+    return isinstance(args.get(name), Mapping)
+
+
+def _unknown_keys(names: EngineNames, args: Mapping[str, Any], passes: Mapping[str, Any]) -> Iterator[str]:
     """Dotted keys inside mappings that the release does not list."""
     for flag, known in names.nested.items():
-        value = args.get(flag)
-        if isinstance(value, Mapping):
-            yield from (f"{flag}.{key}" for key in value if key not in known)
-    compilation = args.get("compilation-config")
-    if isinstance(compilation, Mapping):
-        for key in compilation.get("pass_config", {}):
-            if key not in names.pass_config:
-                yield f"compilation-config.pass_config.{key}"
+        if _is_mapping(args, flag):
+            yield from (f"{flag}.{key}" for key in args[flag] if key not in known)
+    yield from (f"{_PASSES}.{key}" for key in passes if key not in names.pass_config)

@@ -196,7 +196,9 @@ def _fill(values: Values, fit: memory.Fit, model: Model, question: Question) -> 
     own = question.overrides.args if question.overrides else {}
     if "max-num-seqs" in own:
         return values
-    batch = memory.batch(fit, model.shape, values.args, own.get("max-model-len"))
+    length = values.provenance.get("args.max-model-len")
+    own_tokens = values.args["max-model-len"] if length and length.rule is None else None
+    batch = memory.batch(fit, model.shape, values.args, own_tokens)
     limit = values.provenance.get(key)
     most = f"the {values.args['max-num-seqs']} of {limit.place}" if limit else memory.LARGEST_BATCH_IS
     size = min(batch.sequences, values.args.get("max-num-seqs", memory.LARGEST_BATCH))

@@ -6,11 +6,15 @@ An unknown key is an error; nothing is coerced. What several records must agree 
 
 from __future__ import annotations
 
-import ipaddress
-import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from vllm_fleet.values import Args as Args
+from vllm_fleet.values import Env as Env
+from vllm_fleet.values import Name as Name
+from vllm_fleet.values import Network as Network
+from vllm_fleet.values import Sha256 as Sha256
 
 Profile = Literal["max-throughput", "balanced", "min-latency"]
 Accelerator = Literal["cuda", "rocm", "cpu"]
@@ -23,38 +27,6 @@ Interconnect = Literal["nvlink", "nvswitch", "pcie", "xgmi", "none"]
 #: What a deployment is asked to be good for besides plain serving.
 Feature = Literal["function-calling", "structured-output", "eagle3", "benchmark"]
 Benchmark = Literal["gpqa", "aime25"]
-
-_NAME = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def _name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError(f"{value!r} is not a name: lower-case letters, digits and dashes, a letter first")
-    return value
-
-
-def _network(value: str) -> str:
-    try:
-        ipaddress.ip_network(value)
-    except ValueError as fault:
-        raise ValueError(f"{value!r} is not a network in CIDR form: {fault}") from None
-    return value
-
-
-def _sha256(value: str) -> str:
-    if not _SHA256.fullmatch(value):
-        raise ValueError(f"{value!r} is not a SHA-256 digest: 64 hexadecimal digits")
-    return value
-
-
-Name = Annotated[str, AfterValidator(_name)]
-Network = Annotated[str, AfterValidator(_network)]
-Sha256 = Annotated[str, AfterValidator(_sha256)]
-#: Names as vLLM's command line spells them, dashed; ``None`` takes a key away.
-Args = dict[str, Any]
-#: Environment values are strings, quoted in YAML, so that ``no`` and ``1`` stay what was written.
-Env = dict[str, str | None]
 
 
 class Strict(BaseModel):

@@ -24,6 +24,17 @@ class Spelled:
     #: The guide's name in its parts: a layer has it only where it has the second, so most layers are passed by fast.
     path: tuple[str, ...]
 
+    def told(self, engine: str, place: str) -> str:
+        """What becomes of the name, as a sentence for the user.
+
+        Args:
+            engine: the id of the engine.
+            place: the file and rule that use the name.
+        """
+        name, new = self.spelling.name.partition(".")[2], self.spelling.to
+        outcome = f"is {new.partition('.')[2]} with" if new else "is left out with"
+        return f"{name} ({place}) {outcome} {engine}: {self.spelling.why}"
+
     def record(self) -> dict[str, Any]:
         """The mapping as the provenance of the JSON contract spells it."""
         found = self.spelling

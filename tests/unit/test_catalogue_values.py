@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from vllm_fleet import fit, render
 from vllm_fleet.catalog import Catalog
@@ -45,6 +47,7 @@ def test_a_mapping_is_json_text_where_a_mapping_is_fatal(catalog: Catalog, engin
         ({"max-num-seqs": "many"}, {}, "not a number"),
         ({"tensor-parallel-size": "2"}, {}, "tensor-parallel-size is '2'"),
         ({"compilation-config": {"full_cuda_graphs": True}}, {}, "compilation-config.full_cuda_graphs"),
+        ({"compilation-config": {"pass_config": 5}}, {}, "'compilation-config.pass_config' is 5, and no mapping"),
     ],
     ids=[
         "declared and used by nothing",
@@ -54,6 +57,7 @@ def test_a_mapping_is_json_text_where_a_mapping_is_fatal(catalog: Catalog, engin
         "no number",
         "no size",
         "nested key",
+        "no mapping",
     ],
 )
 def test_names_and_values_are_proven(catalog: Catalog, args: Any, env: Any, says: str) -> None:
@@ -142,6 +146,14 @@ def test_the_fleets_own_length_is_said(catalog: Catalog) -> None:
     assert "32768 tokens (the fleet's own max-model-len)" in why
 
 
+@pytest.mark.parametrize("nothing", [None, {"a": None}], ids=["null", "a mapping of nothing"])
+def test_a_length_that_is_taken_away_is_none_of_the_fleets_own(catalog: Catalog, nothing: Any) -> None:
+    own = overridden(args={"max-model-len": nothing})
+    deployment = ask(catalog, "h100-8", "vllm-0.12.0-cuda", "max-throughput", overrides=own)
+    assert "max-model-len" not in deployment.args
+    assert deployment.args["max-num-seqs"] == 150
+
+
 def test_a_model_with_a_shorter_context_is_not_assumed_to_go_beyond_it(catalog: Catalog) -> None:
     found = resolve(catalog, Question("cpu-2", "vllm-fleet/lab-gpt-oss", "max-throughput"))
     assert found.args["max-num-seqs"] == 16
@@ -168,7 +180,17 @@ def test_what_is_no_size_is_an_error(
     assert (caught.value.code, says in caught.value.message) == (code, True)
 
 
-@pytest.mark.parametrize("value", [0, -0.5, 1.5, float("nan")])
+@pytest.mark.parametrize("value", [0, -0.5, 1.5])
 def test_a_utilization_is_a_share(catalog: Catalog, value: float) -> None:
     with pytest.raises(FleetError, match="gpu-memory-utilization is"):
         ask(catalog, "b200-8", None, overrides=overridden(args={"gpu-memory-utilization": value}))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [datetime.date(2026, 1, 1), b"x", float("nan"), float("inf"), {1: 2}, [{"a": b"x"}]],
+    ids=["a date", "bytes", "nan", "infinity", "a number as key", "below"],
+)
+def test_what_no_config_file_can_hold_is_no_argument(value: Any) -> None:
+    with pytest.raises(ValidationError, match="quote it"):
+        overridden(args={"max-model-len": value})

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_fleet.merge import leaves, merge
@@ -35,17 +35,20 @@ def test_merge(base: dict[str, Any], layer: dict[str, Any], result: dict[str, An
 
 
 @given(bases)
+@settings(max_examples=50)
 def test_nothing_on_top_changes_nothing(base: dict[str, Any]) -> None:
     assert merge(base, {}) == base
 
 
 @given(bases, layers)
+@settings(max_examples=50)
 def test_twice_is_once(base: dict[str, Any], layer: dict[str, Any]) -> None:
     once = merge(base, layer)
     assert merge(once, layer) == once
 
 
 @given(bases, layers)
+@settings(max_examples=50)
 def test_no_null_is_left_and_nothing_is_altered_in_place(base: dict[str, Any], layer: dict[str, Any]) -> None:
     before = repr((base, layer))
     result = merge(base, layer)
@@ -54,6 +57,7 @@ def test_no_null_is_left_and_nothing_is_altered_in_place(base: dict[str, Any], l
 
 
 @given(bases, layers)
+@settings(max_examples=50)
 def test_every_value_of_the_layer_that_is_no_null_wins(base: dict[str, Any], layer: dict[str, Any]) -> None:
     result = dict(leaves(merge(base, layer)))
     for key, value in leaves(layer):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -191,7 +193,21 @@ def test_a_mapping_that_is_left_empty_goes_too(catalog: Catalog) -> None:
     assert (found.args, set(found.dropped)) == ({}, {f"args.{PASSES}.full_cuda_graph"})
 
 
-def test_explain_and_recipe_tell_of_the_map(catalog: Catalog) -> None:
+def test_explain_tells_rule_map_and_what_a_fact_chooses(fleets: Path) -> None:
+    path = fleets / "golden" / "fleet.yml"
+    spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    pool = {**spec["pools"]["lab"], "host_class": "mi355x-8", "model": LARGE, "engine": "vllm-0.14.1-rocm", "hosts": 1}
+    path.write_text(yaml.safe_dump({**spec, "pools": {"amd": pool}}), encoding="utf-8")
+    record = json.loads(CliRunner().invoke(app, ["explain", "amd-0", "--fleet", "golden", "--json"]).stdout)
+    told = record["keys"]["env.VLLM_ROCM_USE_AITER_UNIFIED_ATTENTION"]
+    assert (told["file"], told["spelling"]["name"]) == (RULES, "env.VLLM_USE_AITER_UNIFIED_ATTENTION")
+    assert [entry["unless"] for entry in record["alternatives"]] == [{"mec_firmware_below": 177}]
+    text = CliRunner().invoke(app, ["explain", "amd-0", "--fleet", "golden"]).stdout
+    assert "written env.VLLM_USE_AITER_UNIFIED_ATTENTION there; recipes/spellings.yml entry" in " ".join(text.split())
+    assert "note: VLLM_ROCM_USE_AITER_FUSED_MOE_A16W4 (" in text
+
+
+def test_recipe_tells_of_the_map(catalog: Catalog) -> None:
     asked = ["recipe", "--host-class", "b200-8", "--model", LARGE, "--engine", "vllm-0.10.1-cuda"]
     record = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
     told = record["provenance"]["env.VLLM_USE_FLASHINFER_MOE_MXFP4_BF16"]

@@ -1,0 +1,57 @@
+"""The kinds of values that records hold: names, networks, digests, arguments and environment."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is not a name: lower-case letters, digits and dashes, a letter first")
+    return value
+
+
+def _network(value: str) -> str:
+    try:
+        ipaddress.ip_network(value)
+    except ValueError as fault:
+        raise ValueError(f"{value!r} is not a network in CIDR form: {fault}") from None
+    return value
+
+
+def _sha256(value: str) -> str:
+    if not _SHA256.fullmatch(value):
+        raise ValueError(f"{value!r} is not a SHA-256 digest: 64 hexadecimal digits")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """YAML makes dates and bytes of what stands without quotes; neither a config file nor JSON holds them."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r} is no text: quote it")  # noqa: TRY004 - a fault to pydantic
+            _plain(item)
+    elif isinstance(value, list):
+        for item in value:
+            _plain(item)
+    elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{value!r} is no number, text, truth value, list or mapping: quote it if it is a text")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Network = Annotated[str, AfterValidator(_network)]
+Sha256 = Annotated[str, AfterValidator(_sha256)]
+#: Names as vLLM's command line spells them, dashed; ``None`` takes a key away.
+Args = Annotated[dict[str, Any], AfterValidator(_plain)]
+#: Environment values are strings, quoted in YAML, so that ``no`` and ``1`` stay what was written.
+Env = dict[str, str | None]
