@@ -11,10 +11,21 @@ from typing import Any
 import pulumi
 
 from infra.zones import Zones
+from vllm_fleet.clouds import Rented
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Access
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.plan import FIRST_PORT, READINESS_OFFSET, HostPlan
 from vllm_fleet.yamlfile import Document
+
+#: The ports of vLLM and of its readiness, as the plan counts them.
+SERVICE_PORTS = (FIRST_PORT, FIRST_PORT + READINESS_OFFSET + 99)
+
+
+def rented(host: HostPlan) -> Rented:
+    """How a host is rented; the plan has it for every host of a cloud."""
+    if host.rented is None:
+        raise FleetError("is not a host that can be rented", host=host.name)
+    return host.rented
 
 
 @dataclass(frozen=True)

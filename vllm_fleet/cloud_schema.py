@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -46,6 +47,8 @@ class Purchase(Strict):
     """An order for capacity, which costs money the moment the stack is made. Nothing is bought without it."""
 
     offering_id: str = Field(min_length=3)
+    #: How long the block is, hours: whole days.
+    duration_hours: int = Field(gt=0, le=4368, multiple_of=24)
     #: The whole price of the offering in US dollars, as its seller gave it; another price is refused.
     accept_cost_usd: float = Field(gt=0)
 
@@ -116,6 +119,15 @@ class AwsPlacement(_Zoned):
 
     #: Instances close together in one zone. A capacity block has its own placement and forbids it.
     placement_group: bool = False
+    #: An EFA interface on each network card, for traffic between hosts; serving within hosts needs none.
+    fabric: bool = False
+
+    @model_validator(mode="after")
+    def _zones_of_the_region(self) -> AwsPlacement:
+        for zone in self.all_zones:
+            if not re.fullmatch(rf"{re.escape(self.region)}[a-p]", zone):
+                raise ValueError(f"{zone!r} is no zone of {self.region}: write for example {self.region}a")
+        return self
 
     @model_validator(mode="after")
     def _no_group_in_a_block(self) -> AwsPlacement:
@@ -132,6 +144,13 @@ class GcpPlacement(_Zoned):
     secure_boot: bool = False
     #: How long flex-start hosts may live, hours; 168 at most.
     run_hours: int | None = Field(default=None, gt=0, le=168)
+
+    @model_validator(mode="after")
+    def _zones_of_the_region(self) -> GcpPlacement:
+        for zone in self.all_zones:
+            if not re.fullmatch(rf"{re.escape(self.region)}-[a-z]", zone):
+                raise ValueError(f"{zone!r} is no zone of {self.region}: write for example {self.region}-b")
+        return self
 
     @model_validator(mode="after")
     def _flex_is_finite(self) -> GcpPlacement:

@@ -11,7 +11,17 @@ from vllm_fleet.catalog import Catalog, SizedClass
 from vllm_fleet.cloud_schema import PLACEMENTS, CloudTable, ImageKind, Placement
 
 #: What a placement says of a pool's hosts and not of a gateway beside them.
-_POOL_ONLY = ("capacity", "shape", "image", "disk_gib", "model_disk_gib", "placement_group", "run_hours", "first")
+_POOL_ONLY = (
+    "capacity",
+    "shape",
+    "image",
+    "disk_gib",
+    "model_disk_gib",
+    "placement_group",
+    "fabric",
+    "run_hours",
+    "first",
+)
 
 
 @dataclass(frozen=True)

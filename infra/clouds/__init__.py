@@ -14,6 +14,7 @@ from vllm_fleet.errors import FleetError
 #: cloud -> its component, as module and class: a new cloud is one more line and one more module.
 CLOUDS: Mapping[str, tuple[str, str]] = {
     "lab": ("infra.clouds.lab", "LabCloud"),
+    "aws": ("infra.clouds.aws", "AwsCloud"),
     "static": ("infra.clouds.static", "StaticCloud"),
 }
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pulumi
 import pytest
+from pulumi.runtime import settings
 from recording import Recorder
 
 
 @pytest.fixture
-def recorder() -> Recorder:
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     found = Recorder()
     pulumi.runtime.set_mocks(found, project="vllm-fleet", stack="demo")
+    # The SDK's mocks know no hooks: these are written down, and the engine's part is left out.
+    monkeypatch.setattr(settings.SETTINGS, "callbacks", found, raising=False)
     return found

@@ -27,6 +27,13 @@ gateway:
 """
 
 
+#: What the real providers compute of a resource, as far as the program reads it.
+_COMPUTED = {
+    "aws:ec2/instance:Instance": ("publicIp", "privateIp", "availabilityZone"),
+    "aws:ec2/eip:Eip": ("publicIp",),
+}
+
+
 @dataclass(frozen=True)
 class Recorded:
     """One resource as the program asked for it."""
@@ -41,6 +48,10 @@ class Recorder(pulumi.runtime.Mocks):
     """Answers like the real providers, as far as outputs go, and keeps what was asked."""
 
     resources: list[Recorded] = field(default_factory=list)
+    #: Outputs of a function by its token; a function that is not here may not be called.
+    functions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    hooks: list[str] = field(default_factory=list)
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[str, Any]]:
         inputs = {key: value for key, value in args.inputs.items() if key != "__provider"}
@@ -50,15 +61,33 @@ class Recorder(pulumi.runtime.Mocks):
         elif args.typ.endswith(":ApiKey"):
             outputs = {"key": "KEY", "digest": f"sha256:{'0' * 64}"}
         else:
-            outputs = {}
+            outputs = {key: f"{args.name}/{key}" for key in _COMPUTED.get(args.typ, ()) if key not in inputs}
         return f"id-of-{args.name}", {**inputs, **outputs}
 
     def call(self, args: pulumi.runtime.MockCallArgs) -> dict[str, Any]:
-        raise AssertionError(f"the program called {args.token}")
+        self.calls.append((args.token, dict(args.args)))
+        if args.token not in self.functions:
+            raise AssertionError(f"the program called {args.token}")
+        return self.functions[args.token]
+
+    def register_resource_hook(self, hook: pulumi.ResourceHook) -> None:
+        """Keeps a hook, as the engine's callback server would."""
+        self.hooks.append(hook.name)
 
     def of(self, kind: str) -> dict[str, dict[str, Any]]:
         """Name -> inputs of the resources whose type ends with a word."""
         return {each.name: each.inputs for each in self.resources if each.type.endswith(f":{kind}")}
+
+
+#: How a secret is marked on the wire.
+_SECRET = "1b47061264138c4ac30d75fd1eb44270"
+
+
+def secret(value: Any) -> Any:
+    """What a secret input holds; an input in plain is an error."""
+    assert isinstance(value, dict)
+    assert value["4dabf18193072939515e22adb298388d"] == _SECRET
+    return value["value"]
 
 
 def make_plan(directory: Path, hosts: list[HostPlan], text: str = FLEET) -> Plan:

@@ -17,6 +17,7 @@ from vllm_fleet.errors import FleetError
 
 MODEL = "openai/gpt-oss-120b"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
+ORDER = {"offering_id": "cb-1", "duration_hours": 24, "accept_cost_usd": 10.0}
 PLACEMENTS: dict[str, dict[str, Any]] = {
     "aws": {"region": "us-east-1", "zone": "us-east-1a"},
     "gcp": {"region": "us-central1", "zone": "us-central1-b", "project": "demo-project"},
@@ -87,14 +88,24 @@ def test_every_row_of_every_table_can_be_asked_for(cloud: str, shape: str, kind:
         ({"host_class": "mi300x-8"}, "pools.main.host_class", "aws has no mi300x-8"),
         ({"placement": {"region": "us-east-1"}}, "pools.main.placement", "names no zone"),
         ({"placement.zones": ["us-east-1a"]}, "pools.main.placement", "gives 'zone' and 'zones'"),
-        ({"placement.zone": None, "placement.zones": ["a", "a"]}, "pools.main.placement", "names a zone twice"),
+        (
+            {"placement.zone": None, "placement.zones": ["us-east-1a", "us-east-1a"]},
+            "pools.main.placement",
+            "names a zone twice",
+        ),
+        ({"placement.zone": "us-west-2a"}, "pools.main.placement", "is no zone of us-east-1"),
         ({"placement.zon": "x"}, "pools.main.placement.zon", "is not a key that may stand here"),
         ({"placement.shape": "p4d.24xlarge"}, "pools.main.placement.shape", "is no h100-8 of aws"),
         ({"placement.capacity": {"kind": "flex-start"}}, "pools.main.placement.capacity.kind", "cannot be had as"),
         ({"placement.capacity": {"kind": "reservation"}}, "pools.main.placement.capacity", "needs the 'id'"),
         ({"placement.capacity": {"id": "cr-1"}}, "pools.main.placement.capacity", "on-demand takes no 'id'"),
         (
-            {"placement.capacity": {"kind": "spot", "purchase": {"offering_id": "cb-1", "accept_cost_usd": 10.0}}},
+            {
+                "placement.capacity": {
+                    "kind": "spot",
+                    "purchase": {"offering_id": "cb-1", "duration_hours": 24, "accept_cost_usd": 10.0},
+                }
+            },
             "pools.main.placement.capacity",
             "'purchase' buys a capacity block",
         ),

@@ -1,0 +1,44 @@
+"""Amazon Web Services: a network in each region, and hosts in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pulumi
+import pulumi_aws as aws
+
+from infra.clouds.aws.capacity import Capacity
+from infra.clouds.aws.host import AwsHost
+from infra.clouds.aws.network import AwsNetwork
+from infra.hosts import CloudArgs, CloudComponent, rented
+from vllm_fleet.plan import HostPlan
+
+
+class AwsCloud(CloudComponent):
+    """One provider and one network a region; account and credentials are those of the AWS SDK."""
+
+    def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("AwsCloud", name, opts)
+        self.hosts = {}
+        for region in dict.fromkeys(rented(host).placement.region for host in args.hosts):
+            mine = tuple(host for host in args.hosts if rented(host).placement.region == region)
+            self._region(args, region, mine)
+        self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
+
+    def _region(self, args: CloudArgs, region: str, hosts: tuple[HostPlan, ...]) -> None:
+        name = f"{args.fleet}-{region}"
+        tags = {"fleet": args.fleet, "managed-by": "vllm-fleet"}
+        provider = aws.Provider(
+            name, region=region, default_tags={"tags": tags}, opts=pulumi.ResourceOptions(parent=self)
+        )
+        below = pulumi.ResourceOptions(parent=self, provider=provider)
+        zones = dict.fromkeys(zone for host in hosts for zone in rented(host).placement.all_zones)
+        network = AwsNetwork(name, args, tuple(zones), below)
+        capacity = {pool: Capacity(f"{args.fleet}-{pool}", members, below) for pool, members in _pools(hosts)}
+        made = {host.name: AwsHost(host, args, network, capacity[host.pool], below) for host in hosts}
+        self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}
+
+
+def _pools(hosts: tuple[HostPlan, ...]) -> Iterator[tuple[str, tuple[HostPlan, ...]]]:
+    for pool in dict.fromkeys(host.pool for host in hosts):
+        yield pool, tuple(host for host in hosts if host.pool == pool)

@@ -1,0 +1,88 @@
+"""How the hosts of a pool are got: on demand, spot, from a reservation or a capacity block, which may be bought here.
+
+A block is bought only where the fleet names the offering and the price that it accepts: making the resource is the
+purchase, and nothing gives the money back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pulumi
+import pulumi_aws as aws
+
+from infra.hosts import rented
+from vllm_fleet.cloud_schema import AwsPlacement, Purchase
+from vllm_fleet.plan import HostPlan
+
+
+class Capacity:
+    """What the hosts of one pool have in common: their market, their reservation, their placement group."""
+
+    def __init__(self, name: str, hosts: tuple[HostPlan, ...], opts: pulumi.ResourceOptions) -> None:
+        self._name = name
+        self._opts = opts
+        where = rented(hosts[0])
+        if not isinstance(where.placement, AwsPlacement):
+            raise TypeError("a pool in AWS has a placement of AWS")
+        capacity = where.placement.capacity
+        self._kind = capacity.kind
+        self._id: pulumi.Input[str] | None = capacity.id
+        if capacity.purchase:
+            self._id = self._buy(capacity.purchase, where.shape, len(hosts))
+        self._group = None
+        if where.placement.placement_group:
+            self._group = aws.ec2.PlacementGroup(name, name=name, strategy="cluster", opts=opts).name
+
+    def arguments(self) -> dict[str, Any]:
+        """What it adds to an instance."""
+        found: dict[str, Any] = {}
+        if self._kind == "spot":
+            spot = {"spot_instance_type": "one-time", "instance_interruption_behavior": "terminate"}
+            found["instance_market_options"] = {"market_type": "spot", "spot_options": spot}
+        if self._kind == "capacity-block":
+            found["instance_market_options"] = {"market_type": "capacity-block"}
+        if self._id is not None:
+            found["capacity_reservation_specification"] = {
+                "capacity_reservation_target": {"capacity_reservation_id": self._id}
+            }
+        if self._group is not None:
+            found["placement_group"] = self._group
+        return found
+
+    def _buy(self, purchase: Purchase, shape: str, count: int) -> pulumi.Output[str]:
+        offering = aws.ec2.get_capacity_block_offering_output(
+            capacity_duration_hours=purchase.duration_hours,
+            instance_count=count,
+            instance_type=shape,
+            opts=pulumi.InvokeOptions(parent=self._opts.parent, provider=self._opts.provider),
+        )
+        accepted = pulumi.Output.all(offering.capacity_block_offering_id, offering.upfront_fee).apply(
+            lambda found: _accepted(purchase, str(found[0]), str(found[1]))
+        )
+        block = aws.ec2.CapacityBlockReservation(
+            f"{self._name}-block",
+            capacity_block_offering_id=accepted,
+            instance_platform="Linux/UNIX",
+            opts=pulumi.ResourceOptions.merge(
+                self._opts,
+                # What is paid for stays bought, whatever happens to the stack; another offering is another order.
+                pulumi.ResourceOptions(protect=True, retain_on_delete=True, ignore_changes=["capacityBlockOfferingId"]),
+            ),
+        )
+        return block.id
+
+
+def _accepted(purchase: Purchase, offering: str, fee: str) -> str:
+    """The offering, if it is the one that the fleet accepts at the price that it accepts."""
+    if offering != purchase.offering_id:
+        raise pulumi.RunError(
+            f"the capacity block that AWS offers now is {offering} for {fee} USD, and the fleet accepts "
+            f"{purchase.offering_id}: nothing was bought (look at the offer, then correct purchase.offering_id)"
+        )
+    if float(fee) > purchase.accept_cost_usd:
+        raise pulumi.RunError(
+            f"the capacity block {offering} costs {fee} USD, and the fleet accepts {purchase.accept_cost_usd:g} USD: "
+            "nothing was bought (correct purchase.accept_cost_usd)"
+        )
+    return offering

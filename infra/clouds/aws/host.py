@@ -1,0 +1,140 @@
+"""One host of AWS: an instance with its host key, its disk and, where the fleet wants one, its disk for models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pulumi
+import pulumi_aws as aws
+
+from infra.cloud_init import user_data
+from infra.clouds.aws.capacity import Capacity
+from infra.clouds.aws.network import AwsNetwork
+from infra.hosts import CloudArgs, HostRecord, rented
+from infra.keys import SshKeyPair
+from vllm_fleet.cloud_schema import AwsPlacement
+from vllm_fleet.clouds import Rented
+from vllm_fleet.plan import HostPlan
+
+#: What a host keeps that exists: a change of these would stop or replace it.
+_KEPT = ["userData", "subnetId", "availabilityZone", "associatePublicIpAddress"]
+
+
+class AwsHost(pulumi.ComponentResource):
+    """An instance. It has no instance profile: nothing on it talks to AWS, so it has no right to take away.
+
+    Attributes:
+        record: how it stands in ``stack.json``.
+    """
+
+    record: HostRecord
+
+    def __init__(
+        self, host: HostPlan, args: CloudArgs, network: AwsNetwork, capacity: Capacity, opts: pulumi.ResourceOptions
+    ) -> None:
+        super().__init__("fleet:infra:AwsHost", host.name, None, opts)
+        self._host = host
+        self._mine = pulumi.ResourceOptions(parent=self, provider=opts.provider)
+        where = rented(host)
+        zone = args.zones.choose(host.name, where.placement.all_zones)
+        key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self))
+        protect = host.name not in args.unprotected
+        instance = aws.ec2.Instance(
+            host.name,
+            instance_type=where.shape,
+            ami=self._image(where),
+            user_data=user_data(host.user, args.authorised_keys, key),
+            metadata_options={"http_tokens": "required", "http_put_response_hop_limit": 1, "http_endpoint": "enabled"},
+            root_block_device={"encrypted": True, "volume_type": "gp3", "volume_size": where.placement.disk_gib},
+            tags=self._tags(),
+            **self._interfaces(where, network, zone),
+            **capacity.arguments(),
+            opts=pulumi.ResourceOptions.merge(
+                self._mine,
+                pulumi.ResourceOptions(
+                    protect=protect,
+                    ignore_changes=[*_KEPT, *([] if where.placement.image else ["ami"])],
+                    hooks=args.zones.hooks(host.name, zone),
+                ),
+            ),
+        )
+        if where.placement.model_disk_gib:
+            self._model_disk(instance, where.placement.model_disk_gib, protect)
+        address = self._address(instance, where.placement)
+        self.record = HostRecord(
+            address, instance.id, host.user, key.public_key, instance.availability_zone, instance.private_ip
+        )
+        self.register_outputs({"address": address})
+
+    def _tags(self) -> dict[str, str]:
+        return {"Name": self._host.name, "host": self._host.name, "pool": self._host.pool}
+
+    def _image(self, where: Rented) -> pulumi.Input[str]:
+        """The fleet's own image, or what the parameter of the cloud's table names today."""
+        image = where.placement.image
+        if image and image != "latest":
+            return image
+        found = aws.ssm.get_parameter_output(
+            name=where.table.images[where.image_kind],
+            opts=pulumi.InvokeOptions(parent=self, provider=self._mine.provider),
+        )
+        return found.apply(lambda parameter: str(parameter.value))
+
+    def _interfaces(self, where: Rented, network: AwsNetwork, zone: str) -> dict[str, Any]:
+        """The network of the instance: one interface, or one for each card where the fleet wants the fabric."""
+        groups = [network.groups[self._host.kind]]
+        placement = where.placement
+        if not (isinstance(placement, AwsPlacement) and placement.fabric and where.fabric_cards):
+            return {
+                "subnet_id": network.subnets[zone],
+                "vpc_security_group_ids": groups,
+                # Gateways have an address that stays; see _address.
+                "associate_public_ip_address": placement.public_address and self._host.kind == "serving",
+            }
+        cards = [
+            aws.ec2.NetworkInterface(
+                f"{self._host.name}-card-{card}",
+                subnet_id=network.subnets[zone],
+                security_groups=groups,
+                interface_type="efa" if card == 0 else "efa-only",
+                tags=self._tags(),
+                opts=pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(ignore_changes=["subnetId"])),
+            )
+            for card in range(where.fabric_cards)
+        ]
+        return {
+            "network_interfaces": [
+                {"network_interface_id": each.id, "device_index": min(card, 1), "network_card_index": card}
+                for card, each in enumerate(cards)
+            ]
+        }
+
+    def _address(self, instance: aws.ec2.Instance, placement: Any) -> pulumi.Output[str]:
+        """Where SSH reaches it.
+
+        Gateways have an elastic address, which clients know by name; so have hosts with several interfaces, which AWS
+        gives no other. An account has few of them, so other hosts take what they get: it stays until they are stopped.
+        """
+        if not placement.public_address:
+            return instance.private_ip
+        if self._host.kind == "serving" and not getattr(placement, "fabric", False):
+            return instance.public_ip
+        return aws.ec2.Eip(
+            self._host.name, domain="vpc", instance=instance.id, tags=self._tags(), opts=self._mine
+        ).public_ip
+
+    def _model_disk(self, instance: aws.ec2.Instance, size_gib: int, protect: bool) -> None:
+        name = f"{self._host.name}-models"
+        kept = pulumi.ResourceOptions(protect=protect, ignore_changes=["availabilityZone"])
+        volume = aws.ebs.Volume(
+            name,
+            availability_zone=instance.availability_zone,
+            size=size_gib,
+            type="gp3",
+            encrypted=True,
+            tags={**self._tags(), "Name": name},
+            opts=pulumi.ResourceOptions.merge(self._mine, kept),
+        )
+        aws.ec2.VolumeAttachment(
+            name, device_name="/dev/sdf", instance_id=instance.id, volume_id=volume.id, opts=self._mine
+        )

@@ -1,0 +1,34 @@
+"""Fleets in clouds for the tests of their components: the real plan of a real fleet.yml, and what is asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import yaml
+
+from infra.fleet import Fleet, FleetArgs
+from vllm_fleet import plan
+
+
+def write(folder: Path, cloud: str, pool: dict[str, Any], **more: Any) -> plan.Plan:
+    """The plan of a fleet ``demo`` with one pool, ``main``, and a gateway."""
+    fleet = {
+        "fleet": "demo",
+        "defaults": {"model": "openai/gpt-oss-20b"},
+        "pools": {"main": {"cloud": cloud, "hosts": 2, **pool}},
+        "gateway": {"hosts": 1},
+        "access": {"ssh_from": ["203.0.113.0/24"], "api_from": ["198.51.100.0/24", "0.0.0.0/0"]},
+        **more,
+    }
+    directory = folder / "demo"
+    directory.mkdir(exist_ok=True)
+    (directory / "fleet.yml").write_text(yaml.safe_dump(fleet, sort_keys=False), encoding="utf-8")
+    return plan.load(directory)
+
+
+def built(found: plan.Plan, check: Callable[[Any], None]) -> pulumi.Output[Any]:
+    """Runs the program for a plan, and the check when it is through."""
+    return Fleet("demo", FleetArgs(found)).inventory.apply(check)

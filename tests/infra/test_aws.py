@@ -1,0 +1,231 @@
+"""AWS, by what the program asks of the engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+from cloud_fleets import built, write
+from recording import Recorder, secret
+
+PARAMETER = "aws:ssm/getParameter:getParameter"
+OFFERING = "aws:ec2/getCapacityBlockOffering:getCapacityBlockOffering"
+REGION = {"region": "us-east-1", "zones": ["us-east-1a", "us-east-1c"]}
+POOL: dict[str, Any] = {"host_class": "h100-8", "placement": REGION}
+ORDER = {"offering_id": "cb-1", "duration_hours": 48, "accept_cost_usd": 1000.0}
+
+
+@pytest.fixture
+def aws(recorder: Recorder) -> Recorder:
+    recorder.functions[PARAMETER] = {"value": "ami-1", "name": "p", "type": "String", "version": 1}
+    recorder.functions[OFFERING] = {"capacityBlockOfferingId": "cb-1", "upfrontFee": "900"}
+    return recorder
+
+
+def placed(**more: Any) -> dict[str, Any]:
+    return {**POOL, "placement": {**REGION, **more}}
+
+
+@pulumi.runtime.test
+def test_hosts_are_named_by_pool_and_ordinal_and_stand_in_the_stack(tmp_path: Path, aws: Recorder) -> Any:
+    def check(inventory: Any) -> None:
+        assert sorted(aws.of("Instance")) == ["gateway-0", "main-0", "main-1"]
+        assert inventory["hosts"]["main-1"] == {
+            "address": "main-1/publicIp",
+            "private_address": "main-1/privateIp",
+            "id": "id-of-main-1",
+            "user": "ubuntu",
+            "ssh_host_key": "ssh-ed25519 main-1-host-key",
+            "zone": "main-1/availabilityZone",
+        }
+        assert inventory["hosts"]["gateway-0"]["address"] == "gateway-0/publicIp"
+        assert sorted(aws.of("Eip")) == ["gateway-0"]
+
+    return built(write(tmp_path, "aws", POOL), check)
+
+
+@pulumi.runtime.test
+def test_an_instance_is_closed_and_encrypted(tmp_path: Path, aws: Recorder) -> Any:
+    def check(_: Any) -> None:
+        host = aws.of("Instance")["main-0"]
+        assert host["instanceType"] == "p5.48xlarge"
+        assert host["ami"] == "ami-1"
+        assert host["metadataOptions"]["httpTokens"] == "required"
+        assert host["metadataOptions"]["httpPutResponseHopLimit"] == 1
+        assert host["rootBlockDevice"]["encrypted"] is True
+        assert "iamInstanceProfile" not in host
+        assert "keyName" not in host
+        text = secret(host["userData"])
+        assert text.startswith("#cloud-config\n")
+        assert json.loads(text.split("\n", 1)[1])["ssh_keys"]["ed25519_private"] == "PRIVATE main-0-host-key"
+        assert host["tags"]["pool"] == "main"
+
+    return built(write(tmp_path, "aws", POOL), check)
+
+
+@pulumi.runtime.test
+def test_the_network_lets_in_what_the_fleet_says(tmp_path: Path, aws: Recorder) -> Any:
+    def check(_: Any) -> None:
+        rules = aws.of("SecurityGroupIngressRule")
+        open_to_all = {name for name, each in rules.items() if each.get("cidrIpv4") == "0.0.0.0/0"}
+        assert open_to_all == {"demo-us-east-1-gateway-api-0.0.0.0-0"}
+        assert {(each["fromPort"], each["cidrIpv4"]) for name, each in rules.items() if "-ssh-" in name} == {
+            (22, "203.0.113.0/24")
+        }
+        vllm = rules["demo-us-east-1-serving-vllm"]
+        assert (vllm["fromPort"], vllm["toPort"]) == (8000, 8199)
+        assert vllm["referencedSecurityGroupId"] == "id-of-demo-us-east-1-gateway"
+        assert {each["cidrBlock"] for each in aws.of("Subnet").values()} == {"10.60.0.0/20", "10.60.32.0/20"}
+
+    return built(write(tmp_path, "aws", POOL), check)
+
+
+@pytest.mark.parametrize(
+    ("host_class", "more", "wanted"),
+    [
+        ("h100-8", {"kind": "on-demand"}, {}),
+        (
+            "h100-8",
+            {"kind": "spot"},
+            {
+                "instanceMarketOptions": {
+                    "marketType": "spot",
+                    "spotOptions": {"spotInstanceType": "one-time", "instanceInterruptionBehavior": "terminate"},
+                }
+            },
+        ),
+        (
+            "h200-8",
+            {"kind": "reservation", "id": "cr-7"},
+            {"capacityReservationSpecification": {"capacityReservationTarget": {"capacityReservationId": "cr-7"}}},
+        ),
+        (
+            "b200-8",
+            {"kind": "capacity-block", "id": "cr-9"},
+            {
+                "instanceMarketOptions": {"marketType": "capacity-block"},
+                "capacityReservationSpecification": {"capacityReservationTarget": {"capacityReservationId": "cr-9"}},
+            },
+        ),
+    ],
+    ids=["on-demand", "spot", "reservation", "capacity-block"],
+)
+def test_capacity(host_class: str, more: dict[str, Any], wanted: dict[str, Any], tmp_path: Path, aws: Recorder) -> None:
+    found = write(tmp_path, "aws", {"host_class": host_class, "placement": {**REGION, "capacity": more}})
+
+    def check(_: Any) -> None:
+        host = aws.of("Instance")["main-0"]
+        keys = ("instanceMarketOptions", "capacityReservationSpecification", "placementGroup")
+        assert {key: host[key] for key in keys if key in host} == wanted
+        assert "instanceMarketOptions" not in aws.of("Instance")["gateway-0"]
+        assert not aws.of("CapacityBlockReservation")
+
+    pulumi.runtime.test(lambda: built(found, check))()
+
+
+@pulumi.runtime.test
+def test_a_block_is_bought_only_on_an_order(tmp_path: Path, aws: Recorder) -> Any:
+    def check(_: Any) -> None:
+        assert aws.of("CapacityBlockReservation") == {
+            "demo-main-block": {"capacityBlockOfferingId": "cb-1", "instancePlatform": "Linux/UNIX"}
+        }
+        asked = next(args for token, args in aws.calls if token == OFFERING)
+        assert (asked["capacityDurationHours"], asked["instanceCount"], asked["instanceType"]) == (48, 2, "p5.48xlarge")
+
+    return built(write(tmp_path, "aws", placed(capacity={"kind": "capacity-block", "purchase": ORDER})), check)
+
+
+@pytest.mark.parametrize(
+    ("offer", "says"),
+    [
+        ({"capacityBlockOfferingId": "cb-1", "upfrontFee": "1000.01"}, "costs 1000.01 USD"),
+        ({"capacityBlockOfferingId": "cb-2", "upfrontFee": "1"}, "offers now is cb-2"),
+    ],
+)
+def test_another_offer_than_the_accepted_one_is_not_bought(
+    offer: dict[str, str], says: str, tmp_path: Path, aws: Recorder
+) -> None:
+    aws.functions[OFFERING] = offer
+    found = write(tmp_path, "aws", placed(capacity={"kind": "capacity-block", "purchase": ORDER}))
+    with pytest.raises(pulumi.RunError, match=says):
+        pulumi.runtime.test(lambda: built(found, lambda _: None))()
+    assert not aws.of("CapacityBlockReservation")
+
+
+@pulumi.runtime.test
+def test_a_host_out_of_the_middle_changes_no_other(tmp_path: Path, aws: Recorder) -> Any:
+    def check(_: Any) -> None:
+        names = [each.name for each in aws.resources]
+        for number in range(5):
+            mine = [name for name in names if name.startswith(f"main-{number}")]
+            assert mine == [f"main-{number}", f"main-{number}-host-key", f"main-{number}"] or set(mine) == {
+                f"main-{number}",
+                f"main-{number}-host-key",
+            }
+        # Nothing that hosts share names one of them.
+        shared = [each for each in aws.resources if not each.name.startswith(("main-", "gateway-", "demo-inventory"))]
+        assert not [each.name for each in shared if "main-3" in str(each.inputs)]
+
+    return built(write(tmp_path, "aws", {**POOL, "hosts": 5}), check)
+
+
+def test_models_may_have_a_disk_of_their_own(tmp_path: Path, aws: Recorder) -> None:
+    found = write(tmp_path, "aws", placed(model_disk_gib=500))
+    pulumi.runtime.test(lambda: built(found, lambda _: None))()
+    assert sorted(aws.of("Volume")) == ["main-0-models", "main-1-models"]
+    disk = aws.of("Volume")["main-0-models"]
+    assert (disk["size"], disk["encrypted"], disk["availabilityZone"]) == (500, True, "main-0/availabilityZone")
+    assert aws.of("VolumeAttachment")["main-0-models"]["volumeId"] == "id-of-main-0-models"
+
+
+@pulumi.runtime.test
+def test_the_fabric_has_an_interface_on_each_card(tmp_path: Path, aws: Recorder) -> Any:
+    def check(inventory: Any) -> None:
+        host = aws.of("Instance")["main-0"]
+        assert len(host["networkInterfaces"]) == 32
+        assert [each["networkCardIndex"] for each in host["networkInterfaces"]][:3] == [0, 1, 2]
+        assert "subnetId" not in host
+        kinds = [aws.of("NetworkInterface")[f"main-0-card-{card}"]["interfaceType"] for card in (0, 1)]
+        assert kinds == ["efa", "efa-only"]
+        assert sorted(aws.of("Eip")) == ["gateway-0", "main-0", "main-1"]
+        assert inventory["hosts"]["main-0"]["address"] == "main-0/publicIp"
+
+    return built(write(tmp_path, "aws", placed(fabric=True)), check)
+
+
+@pytest.mark.parametrize(
+    ("host_class", "placement", "parameter"),
+    [
+        ("gb200-4", {"capacity": {"kind": "capacity-block", "id": "cr-1"}}, "/arm64/"),
+        ("h100-1", {}, "/x86_64/"),
+    ],
+)
+def test_each_processor_has_its_image(
+    host_class: str, placement: dict[str, Any], parameter: str, tmp_path: Path, aws: Recorder
+) -> None:
+    found = write(tmp_path, "aws", {"host_class": host_class, "placement": {**REGION, **placement}})
+    pulumi.runtime.test(lambda: built(found, lambda _: None))()
+    asked = [args["name"] for token, args in aws.calls if token == PARAMETER]
+    assert any(parameter in name for name in asked)
+    assert any("canonical" in name for name in asked), "a gateway has a plain image"
+
+
+@pulumi.runtime.test
+def test_an_image_of_one_s_own_is_not_looked_up(tmp_path: Path, aws: Recorder) -> Any:
+    def check(_: Any) -> None:
+        assert aws.of("Instance")["main-0"]["ami"] == "ami-own"
+
+    return built(write(tmp_path, "aws", placed(image="ami-own")), check)
+
+
+@pulumi.runtime.test
+def test_private_hosts_have_no_public_address(tmp_path: Path, aws: Recorder) -> Any:
+    def check(inventory: Any) -> None:
+        assert not aws.of("Eip")
+        assert aws.of("Instance")["main-0"]["associatePublicIpAddress"] is False
+        assert inventory["hosts"]["main-0"]["address"] == "main-0/privateIp"
+
+    return built(write(tmp_path, "aws", placed(public_address=False)), check)
