@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pulumi
 
 from infra.zones import Zones
+from vllm_fleet.cloud_schema import Placement
 from vllm_fleet.clouds import Rented
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Access
@@ -26,6 +27,17 @@ def rented(host: HostPlan) -> Rented:
     if host.rented is None:
         raise FleetError("is not a host that can be rented", host=host.name)
     return host.rented
+
+
+P = TypeVar("P", bound=Placement)
+
+
+def placed(host: HostPlan, kind: type[P]) -> P:
+    """Where a host is, in the terms of its cloud; the plan has checked that they are this cloud's."""
+    placement = rented(host).placement
+    if not isinstance(placement, kind):
+        raise FleetError(f"has a placement that is no {kind.__name__}", host=host.name)
+    return placement
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from vllm_fleet.errors import FleetError
 CLOUDS: Mapping[str, tuple[str, str]] = {
     "lab": ("infra.clouds.lab", "LabCloud"),
     "aws": ("infra.clouds.aws", "AwsCloud"),
+    "gcp": ("infra.clouds.gcp", "GcpCloud"),
     "static": ("infra.clouds.static", "StaticCloud"),
 }
 

@@ -31,6 +31,7 @@ gateway:
 _COMPUTED = {
     "aws:ec2/instance:Instance": ("publicIp", "privateIp", "availabilityZone"),
     "aws:ec2/eip:Eip": ("publicIp",),
+    "gcp:compute/address:Address": ("address",),
 }
 
 
@@ -60,6 +61,13 @@ class Recorder(pulumi.runtime.Mocks):
             outputs = {"private_key": f"PRIVATE {args.name}", "public_key": f"ssh-ed25519 {args.name}"}
         elif args.typ.endswith(":ApiKey"):
             outputs = {"key": "KEY", "digest": f"sha256:{'0' * 64}"}
+        elif args.typ == "gcp:compute/instance:Instance":
+            (interface,) = inputs["networkInterfaces"]
+            public = [{"natIp": "198.51.100.9", **each} for each in interface.get("accessConfigs", [])]
+            outputs = {
+                "networkInterfaces": [{**interface, "networkIp": f"{args.name}/private", "accessConfigs": public}],
+                "instanceId": f"number-of-{args.name}",
+            }
         else:
             outputs = {key: f"{args.name}/{key}" for key in _COMPUTED.get(args.typ, ()) if key not in inputs}
         return f"id-of-{args.name}", {**inputs, **outputs}

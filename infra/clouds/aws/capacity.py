@@ -11,7 +11,7 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
-from infra.hosts import rented
+from infra.hosts import placed, rented
 from vllm_fleet.cloud_schema import AwsPlacement, Purchase
 from vllm_fleet.plan import HostPlan
 
@@ -22,16 +22,14 @@ class Capacity:
     def __init__(self, name: str, hosts: tuple[HostPlan, ...], opts: pulumi.ResourceOptions) -> None:
         self._name = name
         self._opts = opts
-        where = rented(hosts[0])
-        if not isinstance(where.placement, AwsPlacement):
-            raise TypeError("a pool in AWS has a placement of AWS")
-        capacity = where.placement.capacity
+        placement = placed(hosts[0], AwsPlacement)
+        capacity = placement.capacity
         self._kind = capacity.kind
         self._id: pulumi.Input[str] | None = capacity.id
         if capacity.purchase:
-            self._id = self._buy(capacity.purchase, where.shape, len(hosts))
+            self._id = self._buy(capacity.purchase, rented(hosts[0]).shape, len(hosts))
         self._group = None
-        if where.placement.placement_group:
+        if placement.placement_group:
             self._group = aws.ec2.PlacementGroup(name, name=name, strategy="cluster", opts=opts).name
 
     def arguments(self) -> dict[str, Any]:

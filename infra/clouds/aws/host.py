@@ -10,7 +10,7 @@ import pulumi_aws as aws
 from infra.cloud_init import user_data
 from infra.clouds.aws.capacity import Capacity
 from infra.clouds.aws.network import AwsNetwork
-from infra.hosts import CloudArgs, HostRecord, rented
+from infra.hosts import CloudArgs, HostRecord, placed, rented
 from infra.keys import SshKeyPair
 from vllm_fleet.cloud_schema import AwsPlacement
 from vllm_fleet.clouds import Rented
@@ -60,7 +60,7 @@ class AwsHost(pulumi.ComponentResource):
         )
         if where.placement.model_disk_gib:
             self._model_disk(instance, where.placement.model_disk_gib, protect)
-        address = self._address(instance, where.placement)
+        address = self._address(instance)
         self.record = HostRecord(
             address, instance.id, host.user, key.public_key, instance.availability_zone, instance.private_ip
         )
@@ -83,8 +83,8 @@ class AwsHost(pulumi.ComponentResource):
     def _interfaces(self, where: Rented, network: AwsNetwork, zone: str) -> dict[str, Any]:
         """The network of the instance: one interface, or one for each card where the fleet wants the fabric."""
         groups = [network.groups[self._host.kind]]
-        placement = where.placement
-        if not (isinstance(placement, AwsPlacement) and placement.fabric and where.fabric_cards):
+        placement = placed(self._host, AwsPlacement)
+        if not (placement.fabric and where.fabric_cards):
             return {
                 "subnet_id": network.subnets[zone],
                 "vpc_security_group_ids": groups,
@@ -109,15 +109,16 @@ class AwsHost(pulumi.ComponentResource):
             ]
         }
 
-    def _address(self, instance: aws.ec2.Instance, placement: Any) -> pulumi.Output[str]:
+    def _address(self, instance: aws.ec2.Instance) -> pulumi.Output[str]:
         """Where SSH reaches it.
 
         Gateways have an elastic address, which clients know by name; so have hosts with several interfaces, which AWS
         gives no other. An account has few of them, so other hosts take what they get: it stays until they are stopped.
         """
+        placement = placed(self._host, AwsPlacement)
         if not placement.public_address:
             return instance.private_ip
-        if self._host.kind == "serving" and not getattr(placement, "fabric", False):
+        if self._host.kind == "serving" and not placement.fabric:
             return instance.public_ip
         return aws.ec2.Eip(
             self._host.name, domain="vpc", instance=instance.id, tags=self._tags(), opts=self._mine

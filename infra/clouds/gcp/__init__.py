@@ -1,0 +1,41 @@
+"""Google Cloud: a network in each project and region, and hosts in it."""
+
+from __future__ import annotations
+
+import pulumi
+import pulumi_gcp as gcp
+
+from infra.clouds.gcp.host import GcpHost
+from infra.clouds.gcp.network import GcpNetwork
+from infra.hosts import CloudArgs, CloudComponent, placed
+from vllm_fleet.cloud_schema import GcpPlacement
+from vllm_fleet.plan import HostPlan
+
+
+class GcpCloud(CloudComponent):
+    """One provider and one network a project and region; credentials are those of the SDK."""
+
+    def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("GcpCloud", name, opts)
+        self.hosts = {}
+        where = [(placed(host, GcpPlacement), host) for host in args.hosts]
+        places = dict.fromkeys((placement.project, placement.region) for placement, _ in where)
+        several = len({project for project, _ in places}) > 1
+        for project, region in places:
+            mine = tuple(host for at, host in where if (at.project, at.region) == (project, region))
+            self._region(args, f"{args.fleet}-{project}-{region}" if several else f"{args.fleet}-{region}", mine)
+        self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
+
+    def _region(self, args: CloudArgs, name: str, hosts: tuple[HostPlan, ...]) -> None:
+        placement = placed(hosts[0], GcpPlacement)
+        provider = gcp.Provider(
+            name,
+            project=placement.project,
+            region=placement.region,
+            default_labels={"fleet": args.fleet, "managed-by": "vllm-fleet"},
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        below = pulumi.ResourceOptions(parent=self, provider=provider)
+        network = GcpNetwork(name, args, placement.region, below)
+        made = {host.name: GcpHost(host, args, network, below) for host in hosts}
+        self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}

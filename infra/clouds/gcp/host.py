@@ -1,0 +1,169 @@
+"""One host of Google Cloud: an instance with its host key and, where the fleet wants one, its disk for models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pulumi
+import pulumi_gcp as gcp
+
+from infra.cloud_init import user_data
+from infra.clouds.gcp.network import GcpNetwork, tag
+from infra.hosts import CloudArgs, HostRecord, placed, rented
+from infra.keys import SshKeyPair
+from vllm_fleet.cloud_schema import GcpPlacement
+from vllm_fleet.clouds import Rented
+from vllm_fleet.plan import HostPlan
+
+#: Machine series that boot from Hyperdisk only (Google's page on disk types, unverified).
+_HYPERDISK = ("a3-ultragpu", "a4-", "a4x-")
+#: Series whose reservations are used by the provisioning model RESERVATION_BOUND.
+_BOUND = ("a3-ultragpu", "a4-", "a4x-")
+
+
+class GcpHost(pulumi.ComponentResource):
+    """An instance. It has no service account: nothing on it talks to Google, so it has no right to take away.
+
+    Attributes:
+        record: how it stands in ``stack.json``.
+    """
+
+    record: HostRecord
+
+    def __init__(self, host: HostPlan, args: CloudArgs, network: GcpNetwork, opts: pulumi.ResourceOptions) -> None:
+        super().__init__("fleet:infra:GcpHost", host.name, None, opts)
+        self._host = host
+        self._mine = pulumi.ResourceOptions(parent=self, provider=opts.provider)
+        where, placement = rented(host), placed(host, GcpPlacement)
+        zone = args.zones.choose(host.name, placement.all_zones)
+        key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self))
+        protect = host.name not in args.unprotected
+        # Names are unique in a project, where other fleets are too.
+        name = f"{args.fleet}-{host.name}"
+        kept = ["zone", "metadata", *([] if placement.image else ["bootDisk.initializeParams.image"])]
+        instance = gcp.compute.Instance(
+            host.name,
+            name=name,
+            machine_type=where.shape,
+            zone=zone,
+            boot_disk=self._boot_disk(where),
+            network_interfaces=[self._interface(name, placement, network)],
+            metadata={
+                "user-data": user_data(host.user, args.authorised_keys, key),
+                # Who may log in stands in the fleet, and not in the project or in an account of Google.
+                "enable-oslogin": "FALSE",
+                "block-project-ssh-keys": "TRUE",
+                "serial-port-enable": "FALSE",
+            },
+            shielded_instance_config={
+                "enable_secure_boot": placement.secure_boot,
+                "enable_vtpm": True,
+                "enable_integrity_monitoring": True,
+            },
+            tags=[tag(args.fleet, host.kind)],
+            labels={"host": host.name, "pool": host.pool},
+            **capacity(placement, where.shape),
+            opts=pulumi.ResourceOptions.merge(
+                self._mine,
+                pulumi.ResourceOptions(protect=protect, ignore_changes=kept, hooks=args.zones.hooks(host.name, zone)),
+            ),
+        )
+        if placement.model_disk_gib:
+            self._model_disk(f"{name}-models", instance, placement.model_disk_gib, protect)
+        private = instance.network_interfaces.apply(lambda found: str(found[0].network_ip))
+        address = private
+        if placement.public_address:
+            address = instance.network_interfaces.apply(_public_address)
+        self.record = HostRecord(address, instance.instance_id, host.user, key.public_key, instance.zone, private)
+        self.register_outputs({"address": address})
+
+    def _boot_disk(self, where: Rented) -> gcp.compute.InstanceBootDiskArgs:
+        return gcp.compute.InstanceBootDiskArgs(
+            auto_delete=True,
+            initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(
+                image=self._image(where),
+                size=where.placement.disk_gib,
+                type="hyperdisk-balanced" if where.shape.startswith(_HYPERDISK) else "pd-balanced",
+            ),
+        )
+
+    def _image(self, where: Rented) -> pulumi.Input[str]:
+        """The fleet's own image, or the newest of the family that the cloud's table names."""
+        image = where.placement.image
+        if image and image != "latest":
+            return image
+        project, family = where.table.images[where.image_kind].split("/")
+        found = gcp.compute.get_image_output(
+            project=project,
+            family=family,
+            opts=pulumi.InvokeOptions(parent=self, provider=self._mine.provider),
+        )
+        return found.apply(lambda newest: str(newest.self_link))
+
+    def _interface(
+        self, name: str, placement: GcpPlacement, network: GcpNetwork
+    ) -> gcp.compute.InstanceNetworkInterfaceArgs:
+        """The interface, with a public address: one that stays for gateways, which clients know by name.
+
+        That of other hosts stays until they are stopped; a project has few addresses to keep.
+        """
+        if not placement.public_address:
+            return gcp.compute.InstanceNetworkInterfaceArgs(subnetwork=network.subnet)
+        config = gcp.compute.InstanceNetworkInterfaceAccessConfigArgs()
+        if self._host.kind == "gateway":
+            kept = gcp.compute.Address(
+                self._host.name, name=name, region=placement.region, address_type="EXTERNAL", opts=self._mine
+            )
+            config = gcp.compute.InstanceNetworkInterfaceAccessConfigArgs(nat_ip=kept.address)
+        return gcp.compute.InstanceNetworkInterfaceArgs(subnetwork=network.subnet, access_configs=[config])
+
+    def _model_disk(self, name: str, instance: gcp.compute.Instance, size_gib: int, protect: bool) -> None:
+        logical = f"{self._host.name}-models"
+        kept = pulumi.ResourceOptions(protect=protect, ignore_changes=["zone"])
+        disk = gcp.compute.Disk(
+            logical,
+            name=name,
+            zone=instance.zone,
+            size=size_gib,
+            type="hyperdisk-balanced" if rented(self._host).shape.startswith(_HYPERDISK) else "pd-ssd",
+            opts=pulumi.ResourceOptions.merge(self._mine, kept),
+        )
+        gcp.compute.AttachedDisk(logical, disk=disk.id, instance=instance.id, device_name="models", opts=self._mine)
+
+
+def _public_address(interfaces: Sequence[Any]) -> str:
+    configs = interfaces[0].access_configs or []
+    return str(configs[0].nat_ip) if configs else ""
+
+
+def capacity(placement: GcpPlacement, shape: str) -> dict[str, Any]:
+    """Scheduling and reservation of an instance; one with GPUs cannot be moved, so it ends for maintenance.
+
+    Args:
+        placement: where, and how it is got.
+        shape: the machine type.
+    """
+    kind = placement.capacity.kind
+    scheduling: dict[str, Any] = {"on_host_maintenance": "TERMINATE", "automatic_restart": True}
+    found: dict[str, Any] = {"scheduling": scheduling}
+    if kind in ("spot", "flex-start"):
+        scheduling |= {"automatic_restart": False, "instance_termination_action": "STOP"}
+        scheduling["provisioning_model"] = kind.upper().replace("-", "_")
+    if kind == "spot":
+        scheduling["preemptible"] = True
+    if kind == "flex-start":
+        scheduling["max_run_duration"] = {"seconds": (placement.run_hours or 0) * 3600}
+        found["reservation_affinity"] = {"type": "NO_RESERVATION"}
+    if kind == "reservation":
+        if shape.startswith(_BOUND):
+            scheduling |= {"provisioning_model": "RESERVATION_BOUND", "automatic_restart": False}
+            scheduling["instance_termination_action"] = "STOP"
+        found["reservation_affinity"] = {
+            "type": "SPECIFIC_RESERVATION",
+            "specific_reservation": {
+                "key": "compute.googleapis.com/reservation-name",
+                "values": [placement.capacity.id],
+            },
+        }
+    return found

@@ -1,0 +1,65 @@
+"""A region's network: one subnet, SSH and the API only from where the fleet says, vLLM only from the gateways."""
+
+from __future__ import annotations
+
+import pulumi
+import pulumi_gcp as gcp
+
+from infra.hosts import SERVICE_PORTS, CloudArgs
+
+_NETWORK = "10.60.0.0/16"
+
+
+def tag(fleet: str, kind: str) -> str:
+    """The network tag of a kind of host: what firewall rules speak of."""
+    return f"{fleet}-{kind}"
+
+
+class GcpNetwork(pulumi.ComponentResource):
+    """Network, subnet and firewall. What no rule lets in, the network's own last rule keeps out.
+
+    Attributes:
+        subnet: the id of the subnet, which lies in every zone of the region.
+    """
+
+    subnet: pulumi.Output[str]
+
+    def __init__(self, name: str, args: CloudArgs, region: str, opts: pulumi.ResourceOptions) -> None:
+        super().__init__("fleet:infra:GcpNetwork", name, None, opts)
+        self._name = name
+        self._mine = pulumi.ResourceOptions(parent=self, provider=opts.provider)
+        network = gcp.compute.Network(name, name=name, auto_create_subnetworks=False, opts=self._mine)
+        self._network = network.id
+        self.subnet = gcp.compute.Subnetwork(
+            name, name=name, network=network.id, region=region, ip_cidr_range=_NETWORK, opts=self._mine
+        ).id
+        serving, gateway = tag(args.fleet, "serving"), tag(args.fleet, "gateway")
+        self._allow("ssh", [serving, gateway], ["22"], args.access.ssh_from)
+        self._allow("api", [gateway], [str(port) for port in args.ports], args.access.api_from)
+        gcp.compute.Firewall(
+            f"{name}-vllm",
+            name=f"{name}-vllm",
+            network=self._network,
+            allows=[{"protocol": "tcp", "ports": [f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}"]}],
+            source_tags=[gateway],
+            target_tags=[serving],
+            opts=self._mine,
+        )
+        self.register_outputs({"network": network.id})
+
+    def _allow(self, what: str, targets: list[str], ports: list[str], networks: list[str]) -> None:
+        """Lets TCP in from networks. A rule takes addresses of one family only."""
+        for suffix, members in (
+            ("", [each for each in networks if ":" not in each]),
+            ("-ipv6", [each for each in networks if ":" in each]),
+        ):
+            if members:
+                gcp.compute.Firewall(
+                    f"{self._name}-{what}{suffix}",
+                    name=f"{self._name}-{what}{suffix}",
+                    network=self._network,
+                    allows=[{"protocol": "tcp", "ports": ports}],
+                    source_ranges=members,
+                    target_tags=targets,
+                    opts=self._mine,
+                )

@@ -1,0 +1,173 @@
+"""Google Cloud, by what the program asks of the engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+from cloud_fleets import built, write
+from recording import Recorder, secret
+
+from infra.clouds.gcp.host import capacity
+from vllm_fleet.cloud_schema import GcpPlacement
+
+IMAGE = "gcp:compute/getImage:getImage"
+REGION = {"region": "us-central1", "zones": ["us-central1-b", "us-central1-c"], "project": "demo-project"}
+POOL: dict[str, Any] = {"host_class": "h100-8", "placement": {**REGION, "capacity": {"kind": "spot"}}}
+TERMINATE = {"on_host_maintenance": "TERMINATE"}
+STOP = {"automatic_restart": False, "instance_termination_action": "STOP"}
+
+
+def specific(name: str) -> dict[str, Any]:
+    return {
+        "type": "SPECIFIC_RESERVATION",
+        "specific_reservation": {"key": "compute.googleapis.com/reservation-name", "values": [name]},
+    }
+
+
+@pytest.fixture
+def gcp(recorder: Recorder) -> Recorder:
+    recorder.functions[IMAGE] = {"selfLink": "projects/p/global/images/i-1", "name": "i-1"}
+    return recorder
+
+
+def placed(**more: Any) -> dict[str, Any]:
+    return {**POOL, "placement": {**POOL["placement"], **more}}
+
+
+@pulumi.runtime.test
+def test_hosts_stand_in_the_stack(tmp_path: Path, gcp: Recorder) -> Any:
+    def check(inventory: Any) -> None:
+        assert sorted(gcp.of("Instance")) == ["gateway-0", "main-0", "main-1"]
+        assert inventory["hosts"]["main-1"] == {
+            "address": "198.51.100.9",
+            "private_address": "main-1/private",
+            "id": "number-of-main-1",
+            "user": "deploy",
+            "ssh_host_key": "ssh-ed25519 main-1-host-key",
+            "zone": "us-central1-b",
+        }
+        assert inventory["hosts"]["gateway-0"]["address"] == "gateway-0/address"
+        assert sorted(gcp.of("Address")) == ["gateway-0"]
+
+    return built(write(tmp_path, "gcp", POOL), check)
+
+
+@pulumi.runtime.test
+def test_an_instance_is_shielded_and_has_no_rights(tmp_path: Path, gcp: Recorder) -> Any:
+    def check(_: Any) -> None:
+        host = gcp.of("Instance")["main-0"]
+        assert host["machineType"] == "a3-highgpu-8g"
+        assert host["name"] == "demo-main-0"
+        assert "serviceAccount" not in host
+        assert host["shieldedInstanceConfig"] == {
+            "enableSecureBoot": False,
+            "enableVtpm": True,
+            "enableIntegrityMonitoring": True,
+        }
+        metadata = secret(host["metadata"])
+        assert metadata["block-project-ssh-keys"] == "TRUE"
+        assert metadata["serial-port-enable"] == "FALSE"
+        config = json.loads(metadata["user-data"].split("\n", 1)[1])
+        assert config["ssh_keys"]["ed25519_private"] == "PRIVATE main-0-host-key"
+        assert host["scheduling"]["onHostMaintenance"] == "TERMINATE"
+        assert host["bootDisk"]["initializeParams"]["image"] == "projects/p/global/images/i-1"
+
+    return built(write(tmp_path, "gcp", POOL), check)
+
+
+@pulumi.runtime.test
+def test_the_network_lets_in_what_the_fleet_says(tmp_path: Path, gcp: Recorder) -> Any:
+    def check(_: Any) -> None:
+        rules = gcp.of("Firewall")
+        assert {name for name, each in rules.items() if "0.0.0.0/0" in each.get("sourceRanges", [])} == {
+            "demo-us-central1-api"
+        }
+        assert rules["demo-us-central1-api"]["targetTags"] == ["demo-gateway"]
+        assert rules["demo-us-central1-ssh"]["sourceRanges"] == ["203.0.113.0/24"]
+        vllm = rules["demo-us-central1-vllm"]
+        assert vllm["allows"] == [{"protocol": "tcp", "ports": ["8000-8199"]}]
+        assert (vllm["sourceTags"], vllm["targetTags"]) == (["demo-gateway"], ["demo-serving"])
+
+    return built(write(tmp_path, "gcp", POOL), check)
+
+
+@pytest.mark.parametrize(
+    ("more", "shape", "scheduling", "affinity"),
+    [
+        ({}, "a3-highgpu-8g", {**TERMINATE, "automatic_restart": True}, None),
+        (
+            {"capacity": {"kind": "spot"}},
+            "a4-highgpu-8g",
+            {**TERMINATE, **STOP, "provisioning_model": "SPOT", "preemptible": True},
+            None,
+        ),
+        (
+            {"capacity": {"kind": "flex-start"}, "run_hours": 48},
+            "a4-highgpu-8g",
+            {**TERMINATE, **STOP, "provisioning_model": "FLEX_START", "max_run_duration": {"seconds": 172800}},
+            {"type": "NO_RESERVATION"},
+        ),
+        (
+            {"capacity": {"kind": "reservation", "id": "mine"}},
+            "a4-highgpu-8g",
+            {**TERMINATE, **STOP, "provisioning_model": "RESERVATION_BOUND"},
+            specific("mine"),
+        ),
+        (
+            {"capacity": {"kind": "reservation", "id": "mine"}},
+            "a2-ultragpu-8g",
+            {**TERMINATE, "automatic_restart": True},
+            specific("mine"),
+        ),
+    ],
+    ids=["on-demand", "spot", "flex-start", "reservation-bound", "reservation"],
+)
+def test_capacity(more: dict[str, Any], shape: str, scheduling: dict[str, Any], affinity: Any) -> None:
+    found = capacity(GcpPlacement.model_validate({**REGION, **more}), shape)
+    assert found["scheduling"] == scheduling
+    assert found.get("reservation_affinity") == affinity
+
+
+@pytest.mark.parametrize(
+    ("host_class", "kind", "family"),
+    [("gb200-4", {"kind": "reservation", "id": "r"}, "arm64-with-nvidia"), ("b200-8", {"kind": "spot"}, "amd64-with")],
+)
+def test_each_processor_has_its_image(
+    host_class: str, kind: dict[str, Any], family: str, tmp_path: Path, gcp: Recorder
+) -> None:
+    pool = {"host_class": host_class, "placement": {**REGION, "capacity": kind}}
+    pulumi.runtime.test(lambda: built(write(tmp_path, "gcp", pool), lambda _: None))()
+    asked = {args["family"] for token, args in gcp.calls if token == IMAGE}
+    assert any(family in each for each in asked)
+    assert "ubuntu-2404-lts-amd64" in asked
+    assert gcp.of("Instance")["main-0"]["bootDisk"]["initializeParams"]["type"] == "hyperdisk-balanced"
+
+
+def test_models_may_have_a_disk_of_their_own(tmp_path: Path, gcp: Recorder) -> None:
+    found = write(tmp_path, "gcp", placed(model_disk_gib=500))
+    pulumi.runtime.test(lambda: built(found, lambda _: None))()
+    assert gcp.of("Disk")["main-0-models"]["size"] == 500
+    assert gcp.of("AttachedDisk")["main-0-models"]["disk"] == "id-of-main-0-models"
+
+
+@pulumi.runtime.test
+def test_private_hosts_have_no_public_address(tmp_path: Path, gcp: Recorder) -> Any:
+    def check(inventory: Any) -> None:
+        assert not gcp.of("Address")
+        assert "accessConfigs" not in gcp.of("Instance")["main-0"]["networkInterfaces"][0]
+        assert inventory["hosts"]["main-0"]["address"] == "main-0/private"
+
+    return built(write(tmp_path, "gcp", placed(public_address=False)), check)
+
+
+@pulumi.runtime.test
+def test_two_projects_have_a_network_each(tmp_path: Path, gcp: Recorder) -> Any:
+    def check(_: Any) -> None:
+        assert sorted(gcp.of("Network")) == ["demo-demo-project-us-central1", "demo-other-project-us-central1"]
+
+    gateway = {"hosts": 1, "placement": {"project": "other-project"}}
+    return built(write(tmp_path, "gcp", POOL, gateway=gateway), check)
