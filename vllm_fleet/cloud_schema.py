@@ -168,6 +168,12 @@ class OciPlacement(_Zoned):
 
     compartment: Annotated[str, Field(pattern=r"^ocid1\.")]
 
+    @model_validator(mode="after")
+    def _no_model_disk(self) -> OciPlacement:
+        if self.model_disk_gib:
+            raise ValueError("hosts of Oracle bring NVMe: take 'model_disk_gib' out")
+        return self
+
 
 class DigitalOceanPlacement(Placement):
     """DigitalOcean: a region has no zones."""
@@ -176,6 +182,12 @@ class DigitalOceanPlacement(Placement):
     def _no_zones(self) -> DigitalOceanPlacement:
         if self.all_zones:
             raise ValueError("a region of DigitalOcean has no zones: take 'zone' and 'zones' out")
+        return self
+
+    @model_validator(mode="after")
+    def _disks_are_the_size_s(self) -> DigitalOceanPlacement:
+        if {"disk_gib", "model_disk_gib"} & self.model_fields_set:
+            raise ValueError("a size of DigitalOcean has its disks: take 'disk_gib' and 'model_disk_gib' out")
         return self
 
 

@@ -118,6 +118,7 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
         faults.append(fault)
     faults.extend(_duplicates(hosts, document))
     faults.extend(_unreachable(hosts, spec, document))
+    faults.extend(_apart(hosts, spec, document))
     raise_all(faults)
     return Plan(spec.fleet, directory, tuple(hosts), spec.access, spec.gateway, document, spec)
 
@@ -217,6 +218,25 @@ def _unreachable(hosts: list[HostPlan], spec: Fleet, document: yamlfile.Document
             yield document.error(
                 ("access", "ssh_from", index), "opens SSH to the whole internet", "give the controller's network"
             )
+
+
+def _apart(hosts: list[HostPlan], spec: Fleet, document: yamlfile.Document) -> Iterator[FleetError]:
+    """Pools that the gateways do not reach: their requests would go over the internet, in plain text."""
+    gateways = {_network_of(host) for host in hosts if host.kind == "gateway"}
+    if spec.access.joined_networks or not gateways:
+        return
+    for pool in dict.fromkeys(host.pool for host in hosts if host.kind == "serving"):
+        network = next(_network_of(host) for host in hosts if host.pool == pool)
+        if network not in gateways:
+            yield document.error(
+                ("pools", pool),
+                f"is in {network}, and the gateway is in {', '.join(sorted(gateways))}",
+                "make it a fleet of its own, or join the networks and set access.joined_networks",
+            )
+
+
+def _network_of(host: HostPlan) -> str:
+    return f"{host.cloud} {host.rented.placement.region}" if host.rented else "your own network"
 
 
 def _members(pool: str, count: int | None, static: Mapping[str, StaticHost]) -> Iterator[tuple[str, StaticHost | None]]:

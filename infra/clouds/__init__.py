@@ -16,6 +16,9 @@ CLOUDS: Mapping[str, tuple[str, str]] = {
     "lab": ("infra.clouds.lab", "LabCloud"),
     "aws": ("infra.clouds.aws", "AwsCloud"),
     "gcp": ("infra.clouds.gcp", "GcpCloud"),
+    "azure": ("infra.clouds.azure", "AzureCloud"),
+    "oci": ("infra.clouds.oci", "OciCloud"),
+    "digitalocean": ("infra.clouds.digitalocean", "DigitalOceanCloud"),
     "static": ("infra.clouds.static", "StaticCloud"),
 }
 

@@ -32,6 +32,10 @@ _COMPUTED = {
     "aws:ec2/instance:Instance": ("publicIp", "privateIp", "availabilityZone"),
     "aws:ec2/eip:Eip": ("publicIp",),
     "gcp:compute/address:Address": ("address",),
+    "digitalocean:index/droplet:Droplet": ("ipv4Address", "ipv4AddressPrivate"),
+    "digitalocean:index/sshKey:SshKey": ("fingerprint",),
+    "oci:Core/instance:Instance": ("publicIp", "privateIp"),
+    "azure-native:network:PublicIPAddress": ("ipAddress",),
 }
 
 
@@ -61,6 +65,9 @@ class Recorder(pulumi.runtime.Mocks):
             outputs = {"private_key": f"PRIVATE {args.name}", "public_key": f"ssh-ed25519 {args.name}"}
         elif args.typ.endswith(":ApiKey"):
             outputs = {"key": "KEY", "digest": f"sha256:{'0' * 64}"}
+        elif args.typ == "azure-native:network:NetworkInterface":
+            (address,) = inputs["ipConfigurations"]
+            outputs = {"ipConfigurations": [{**address, "privateIPAddress": f"{args.name}/private"}]}
         elif args.typ == "gcp:compute/instance:Instance":
             (interface,) = inputs["networkInterfaces"]
             public = [{"natIp": "198.51.100.9", **each} for each in interface.get("accessConfigs", [])]

@@ -163,6 +163,14 @@ def test_ssh_is_open_to_somebody_and_not_to_everybody(networks: list[str], key: 
     assert caught.value.key == key
 
 
+def test_a_gateway_reaches_only_its_own_region_unless_the_networks_are_joined(tmp_path: Path) -> None:
+    elsewhere = {"gateway.placement": {"region": "us-west-2", "zone": "us-west-2a"}}
+    with pytest.raises(FleetError, match="is in aws us-east-1, and the gateway is in aws us-west-2") as caught:
+        plan.load(write(tmp_path, elsewhere))
+    assert caught.value.key == "pools.main"
+    plan.load(write(tmp_path, {**elsewhere, "access.joined_networks": True}))
+
+
 def test_check_finds_a_shape_of_a_class_that_does_not_exist(catalog: Catalog) -> None:
     aws = catalog.clouds["aws"]
     shapes = {**aws.shapes, "p9.huge": aws.shapes["p5.48xlarge"].model_copy(update={"host_class": "x900-8"})}

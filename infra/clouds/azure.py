@@ -1,0 +1,219 @@
+"""Microsoft Azure: a resource group with a network in each region, and virtual machines in it."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pulumi
+import pulumi_azure_native as azure
+
+from infra.cloud_init import user_data
+from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, placed, rented
+from infra.keys import SshKeyPair
+from vllm_fleet.cloud_schema import AzurePlacement
+from vllm_fleet.clouds import Rented
+from vllm_fleet.plan import HostPlan
+
+_NETWORK = "10.60.0.0/16"
+
+
+class AzureCloud(CloudComponent):
+    """One provider and one resource group a region; subscription and credentials are those of the Azure CLI."""
+
+    def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("AzureCloud", name, opts)
+        self.hosts = {}
+        for region in dict.fromkeys(rented(host).placement.region for host in args.hosts):
+            made = _Region(f"{args.fleet}-{region}", args, region, self)
+            mine = [host for host in args.hosts if rented(host).placement.region == region]
+            self.hosts = {**self.hosts, **{host.name: made.host(host) for host in mine}}
+        self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
+
+
+class _Region:
+    """The resource group and network of one region, and the hosts in it."""
+
+    def __init__(self, name: str, args: CloudArgs, region: str, parent: pulumi.Resource) -> None:
+        self._args, self._parent = args, parent
+        provider = azure.Provider(name, location=region, opts=pulumi.ResourceOptions(parent=parent))
+        self._mine = pulumi.ResourceOptions(parent=parent, provider=provider)
+        tags = {"fleet": args.fleet, "managed-by": "vllm-fleet"}
+        group = azure.resources.ResourceGroup(
+            name, resource_group_name=name, location=region, tags=tags, opts=self._mine
+        )
+        self._common: dict[str, Any] = {"resource_group_name": group.name, "location": region, "tags": tags}
+        network = azure.network.VirtualNetwork(
+            name,
+            virtual_network_name=name,
+            address_space={"address_prefixes": [_NETWORK]},
+            **self._common,
+            opts=self._mine,
+        )
+        self._subnet = azure.network.Subnet(
+            name,
+            subnet_name="hosts",
+            resource_group_name=group.name,
+            virtual_network_name=network.name,
+            address_prefix=_NETWORK,
+            opts=self._mine,
+        ).id
+        self._members = {
+            kind: azure.network.ApplicationSecurityGroup(
+                f"{name}-{kind}",
+                application_security_group_name=f"{name}-{kind}",
+                **self._common,
+                opts=self._mine,
+            ).id
+            for kind in ("serving", "gateway")
+        }
+        self._groups = {kind: self._rules(f"{name}-{kind}", kind) for kind in self._members}
+
+    def _rules(self, name: str, kind: str) -> pulumi.Output[str]:
+        access = self._args.access
+        rules: list[Any] = [_allow("ssh", 100, "22", access.ssh_from)]
+        if kind == "gateway" and access.api_from:
+            rules += [_allow(f"api-{port}", 200 + port % 100, str(port), access.api_from) for port in self._args.ports]
+        if kind == "serving":
+            ports = f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}"
+            origin = {"source_application_security_groups": [{"id": self._members["gateway"]}]}
+            rules.append({**_allow("vllm", 300, ports, []), **origin})
+        # Azure's own last rules let everything of the virtual network in.
+        rules.append({**_allow("rest", 4096, "*", ["*"]), "access": "Deny", "protocol": "*"})
+        return azure.network.NetworkSecurityGroup(
+            name, network_security_group_name=name, security_rules=rules, **self._common, opts=self._mine
+        ).id
+
+    def host(self, host: HostPlan) -> HostRecord:
+        """Makes one host."""
+        where, placement = rented(host), placed(host, AzurePlacement)
+        zone = self._args.zones.choose(host.name, placement.all_zones) if placement.all_zones else None
+        key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self._parent))
+        zoned: dict[str, Any] = {"zones": [zone]} if zone else {}
+        kept = pulumi.ResourceOptions(ignore_changes=["zones"])
+        public = None
+        if placement.public_address:
+            public = azure.network.PublicIPAddress(
+                host.name,
+                public_ip_address_name=host.name,
+                sku={"name": "Standard"},
+                public_ip_allocation_method="Static",
+                **zoned,
+                **self._common,
+                opts=pulumi.ResourceOptions.merge(self._mine, kept),
+            )
+        card = self._card(host, public)
+        cards: Any = {"network_interfaces": [{"id": card.id, "primary": True}]}
+        machine = azure.compute.VirtualMachine(
+            host.name,
+            vm_name=host.name,
+            hardware_profile={"vm_size": where.shape},
+            network_profile=cards,
+            os_profile=self._account(host, key),
+            storage_profile=_disks(where),
+            security_profile={"encryption_at_host": True},
+            **zoned,
+            **_capacity(placement),
+            **self._common,
+            opts=pulumi.ResourceOptions.merge(
+                self._mine,
+                pulumi.ResourceOptions(
+                    protect=host.name not in self._args.unprotected,
+                    ignore_changes=[
+                        "zones",
+                        "osProfile",
+                        *([] if placement.image else ["storageProfile.imageReference"]),
+                    ],
+                    hooks=self._args.zones.hooks(host.name, zone) if zone else None,
+                ),
+            ),
+        )
+        private = card.ip_configurations.apply(lambda found: str(found[0].private_ip_address) if found else "")
+        address = public.ip_address.apply(str) if public else private
+        return HostRecord(address, machine.id, host.user, key.public_key, zone or placement.region, private)
+
+    def _card(self, host: HostPlan, public: azure.network.PublicIPAddress | None) -> azure.network.NetworkInterface:
+        address: Any = {
+            "name": "main",
+            "subnet": {"id": self._subnet},
+            "application_security_groups": [{"id": self._members[host.kind]}],
+        }
+        if public:
+            address["public_ip_address"] = {"id": public.id}
+        return azure.network.NetworkInterface(
+            host.name,
+            network_interface_name=host.name,
+            ip_configurations=[address],
+            network_security_group={"id": self._groups[host.kind]},
+            **self._common,
+            opts=self._mine,
+        )
+
+    def _account(self, host: HostPlan, key: SshKeyPair) -> Any:
+        keys = pulumi.Output.from_input(self._args.authorised_keys)
+        path = f"/home/{host.user}/.ssh/authorized_keys"
+        text = user_data(host.user, self._args.authorised_keys, key)
+        return {
+            "computer_name": host.name,
+            "admin_username": host.user,
+            "custom_data": text.apply(lambda plain: base64.b64encode(plain.encode()).decode()),
+            "linux_configuration": {
+                "disable_password_authentication": True,
+                "ssh": {
+                    "public_keys": keys.apply(
+                        lambda lines: [{"key_data": line, "path": path} for line in lines.splitlines()]
+                    )
+                },
+            },
+        }
+
+
+def _allow(name: str, priority: int, ports: str, networks: list[str]) -> Any:
+    rule: dict[str, Any] = {
+        "name": name,
+        "priority": priority,
+        "direction": "Inbound",
+        "access": "Allow",
+        "protocol": "Tcp",
+        "source_port_range": "*",
+        "destination_address_prefix": "*",
+        "destination_port_range": ports,
+    }
+    if networks == ["*"]:
+        return {**rule, "source_address_prefix": "*"}
+    return {**rule, "source_address_prefixes": networks} if networks else rule
+
+
+def _disks(where: Rented) -> Any:
+    image = where.placement.image
+    if image and image != "latest":
+        reference = {"id": image}
+    else:
+        publisher, offer, sku = where.table.images[where.image_kind].split(":")
+        reference = {"publisher": publisher, "offer": offer, "sku": sku, "version": "latest"}
+    models = {
+        "create_option": "Empty",
+        "lun": 0,
+        "disk_size_gb": where.placement.model_disk_gib,
+        "managed_disk": {"storage_account_type": "Premium_LRS"},
+        "delete_option": "Detach",
+    }
+    return {
+        "image_reference": reference,
+        "os_disk": {
+            "create_option": "FromImage",
+            "disk_size_gb": where.placement.disk_gib,
+            "managed_disk": {"storage_account_type": "Premium_LRS"},
+            "delete_option": "Delete",
+        },
+        "data_disks": [models] if where.placement.model_disk_gib else [],
+    }
+
+
+def _capacity(placement: AzurePlacement) -> dict[str, Any]:
+    """What a way to get capacity adds to a machine. A maximum price of -1 is the price on demand."""
+    if placement.capacity.kind == "spot":
+        return {"priority": "Spot", "eviction_policy": "Deallocate", "billing_profile": {"max_price": -1}}
+    if placement.capacity.kind == "reservation":
+        return {"capacity_reservation": {"capacity_reservation_group": {"id": placement.capacity.id}}}
+    return {}

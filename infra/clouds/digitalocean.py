@@ -1,0 +1,125 @@
+"""DigitalOcean: a network in each region, droplets in it. Which region offers a size is asked, at every preview."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pulumi
+import pulumi_digitalocean as do
+
+from infra.cloud_init import user_data
+from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, placed, rented
+from infra.keys import SshKeyPair
+from vllm_fleet.cloud_schema import DigitalOceanPlacement
+from vllm_fleet.plan import HostPlan
+
+_NETWORK = "10.60.0.0/20"
+_EVERYWHERE = ["0.0.0.0/0", "::/0"]
+
+
+class DigitalOceanCloud(CloudComponent):
+    """One provider; its token is that of ``DIGITALOCEAN_TOKEN``."""
+
+    def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("DigitalOceanCloud", name, opts)
+        self._args = args
+        self._provider = do.Provider(name, opts=pulumi.ResourceOptions(parent=self))
+        self._mine = pulumi.ResourceOptions(parent=self, provider=self._provider)
+        # Without a key of the account a droplet's root password goes out by mail.
+        first = pulumi.Output.from_input(args.authorised_keys).apply(lambda keys: keys.splitlines()[0])
+        self._key = do.SshKey(f"{args.fleet}-deploy", name=f"{args.fleet}-deploy", public_key=first, opts=self._mine)
+        self._tags = {
+            kind: do.Tag(f"{args.fleet}-{kind}", name=f"{args.fleet}-{kind}", opts=self._mine).name
+            for kind in ("serving", "gateway")
+        }
+        self._firewalls()
+        regions = dict.fromkeys(rented(host).placement.region for host in args.hosts)
+        networks = {region: self._network(region) for region in regions}
+        self.hosts = {host.name: self._host(host, networks) for host in args.hosts}
+        self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
+
+    def _network(self, region: str) -> pulumi.Output[str]:
+        name = f"{self._args.fleet}-{region}"
+        return do.Vpc(name, name=name, region=region, ip_range=_NETWORK, opts=self._mine).id
+
+    def _firewalls(self) -> None:
+        """By tag, so that a host that goes changes no rule."""
+        access = self._args.access
+        ssh = {"protocol": "tcp", "port_range": "22", "source_addresses": access.ssh_from}
+        vllm = {
+            "protocol": "tcp",
+            "port_range": f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}",
+            "source_tags": [self._tags["gateway"]],
+        }
+        api = [
+            {"protocol": "tcp", "port_range": str(port), "source_addresses": access.api_from}
+            for port in self._args.ports
+            if access.api_from
+        ]
+        rules: dict[str, list[Any]] = {"serving": [ssh, vllm], "gateway": [ssh, *api]}
+        for kind, inbound in rules.items():
+            do.Firewall(
+                f"{self._args.fleet}-{kind}",
+                name=f"{self._args.fleet}-{kind}",
+                tags=[self._tags[kind]],
+                inbound_rules=inbound,
+                outbound_rules=[
+                    {"protocol": protocol, "port_range": "1-65535", "destination_addresses": _EVERYWHERE}
+                    for protocol in ("tcp", "udp")
+                ],
+                opts=self._mine,
+            )
+
+    def _host(self, host: HostPlan, networks: dict[str, pulumi.Output[str]]) -> HostRecord:
+        where, placement = rented(host), placed(host, DigitalOceanPlacement)
+        key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self))
+        own = placement.image if placement.image not in (None, "latest") else None
+        droplet = do.Droplet(
+            host.name,
+            name=f"{self._args.fleet}-{host.name}",
+            size=self._offered(where.shape, placement.region),
+            image=own or where.table.images[where.image_kind],
+            region=placement.region,
+            vpc_uuid=networks[placement.region],
+            public_networking=placement.public_address,
+            ssh_keys=[self._key.fingerprint],
+            user_data=user_data(host.user, self._args.authorised_keys, key),
+            tags=[self._tags[host.kind]],
+            opts=pulumi.ResourceOptions.merge(
+                self._mine,
+                pulumi.ResourceOptions(
+                    protect=host.name not in self._args.unprotected,
+                    ignore_changes=["userData", "sshKeys", *([] if placement.image else ["image"])],
+                ),
+            ),
+        )
+        private = droplet.ipv4_address_private
+        address = droplet.ipv4_address if placement.public_address else private
+        return HostRecord(address, droplet.id, host.user, key.public_key, placement.region, private)
+
+    def _offered(self, size: str, region: str) -> pulumi.Output[str]:
+        """The size, once the region is known to have it today."""
+        found = do.get_sizes_output(
+            filters=[{"key": "slug", "values": [size]}],
+            opts=pulumi.InvokeOptions(parent=self, provider=self._provider),
+        )
+        return found.sizes.apply(lambda sizes: check_offer(size, region, sizes[0].regions if sizes else None))
+
+
+def check_offer(size: str, region: str, offered: Any) -> str:
+    """The size, if a region offers it.
+
+    Args:
+        size: the size.
+        region: where it is wanted.
+        offered: the regions that have it; None where the account does not see the size at all.
+
+    Raises:
+        pulumi.RunError: it does not, with the regions that do.
+    """
+    if offered is None:
+        raise pulumi.RunError(f"DigitalOcean shows this account no size {size} (contract sizes need one: ask for it)")
+    if region not in offered:
+        told = ", ".join(sorted(offered)) or "no region at the moment"
+        raise pulumi.RunError(f"DigitalOcean offers {size} not in {region} but in: {told}")
+    return size
