@@ -28,7 +28,7 @@ test: ## Set everything up and run every test, end to end on real hosts
 	@tools/setup; $(ACTIVATE); tools/lint; pytest
 
 check: venv ## Lint, types, unit, golden and contract tests
-	@$(ACTIVATE); tools/lint; pytest -q -n 2 -m "not network and not root" tests/unit tests/golden tests/contract tests/infra tests/ansible
+	@$(ACTIVATE); tools/lint; pytest -q -n 2 -m "not network and not root"
 
 bench: ## Time the unchanged fleet beside its peers
 	@tools/setup; $(ACTIVATE); python -m bench.run

@@ -9,9 +9,9 @@ import urllib.request
 
 import pytest
 from openai import AuthenticationError, OpenAI
+from running_lab import Lab
 
 from lab.artifacts.model.questions import Questions
-from tests.e2e.conftest import Lab
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from running_lab import Lab
 
 from lab import job
-from tests.e2e.conftest import Lab
 
 PLAYS = re.compile(r"^TASK \[(\w+) : ", re.MULTILINE)
 
