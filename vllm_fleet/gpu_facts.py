@@ -235,6 +235,9 @@ def read_amd() -> tuple[dict[str, Any], str]:
         firmware = min(images_of_kernel)
     if not gpus:
         return {}, why
+    if driver == os.uname().release:
+        # The kernel's own amdgpu has no version; the tools print the kernel's.
+        driver = None
     facts = {"gpus": gpus, "driver": driver, "rocm": read_rocm(), "mec_firmware": firmware}
     return dict(facts, ecc_uncorrected=read_ras()), ""
 

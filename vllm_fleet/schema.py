@@ -64,8 +64,8 @@ class Strict(BaseModel):
 class FactChecks(Strict):
     """What a host must be before anything is installed on it; a host that is not is refused, never bent.
 
-    The probe checks :data:`PROBED_FACTS` today. What concerns GPUs is recorded and stays out of manifests until the
-    probe can check it. The number of GPUs is the count of the class, their architecture is that of the class.
+    All of it goes into the manifest, with the vendor, the architecture and the count of the class;
+    :mod:`vllm_fleet.vetoes` judges it.
     """
 
     cpu_count_min: int | None = None
@@ -79,10 +79,6 @@ class FactChecks(Strict):
     rocm_min: str | None = Field(default=None, pattern=r"^\d+\.\d+$")
     #: Below this MEC firmware the recipes' HSA_NO_SCRATCH_RECLAIM is needed; such a host is not refused.
     mec_firmware_threshold: int | None = Field(default=None, gt=0)
-
-
-#: The facts that go into a manifest, because the probe reads them on the host.
-PROBED_FACTS = frozenset({"cpu_count_min", "memory_gib_min", "machine"})
 
 
 class HostClass(Strict):

@@ -14,7 +14,7 @@ from vllm_fleet.catalog import Catalog
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Overrides
 from vllm_fleet.resolve import Deployment, Question, resolve
-from vllm_fleet.schema import PROBED_FACTS, FactChecks, Rule, When
+from vllm_fleet.schema import Rule, When
 
 LARGE, SMALL = "openai/gpt-oss-120b", "openai/gpt-oss-20b"
 MXFP8, BF16 = "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8", "VLLM_USE_FLASHINFER_MOE_MXFP4_BF16"
@@ -392,13 +392,6 @@ def test_the_image_of_a_release_takes_the_model_by_flag(catalog: Catalog) -> Non
 def test_what_is_not_locked_says_so(catalog: Catalog) -> None:
     assert "no lock or digest yet" in ask(catalog, "h200-8", None).notes[-1]
     assert resolve(catalog, Question("cpu-2", "vllm-fleet/lab-gpt-oss")).notes == ()
-
-
-def test_a_manifest_holds_only_what_the_probe_checks(catalog: Catalog) -> None:
-    assert set(FactChecks.model_fields) > PROBED_FACTS
-    facts = catalog.classes["mi300x"].facts
-    assert facts.mec_firmware_threshold == 177
-    assert facts.model_dump(include=set(PROBED_FACTS), exclude_none=True) == {"machine": "x86_64"}
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pytest
 
 from lab import gpu
 from lab.rootfs import write_files
-from vllm_fleet import catalog, gpu_facts
+from vllm_fleet import catalog, gpu_facts, vetoes
 from vllm_fleet.errors import FleetError
+from vllm_fleet.manifest import wanted_facts
 
 CLASSES = [sized.id for sized in catalog.load().sized_classes() if sized.family.vendor != "cpu"]
 
@@ -44,6 +45,7 @@ def test_the_facts_are_those_of_the_class(tmp_path: Path, name: str) -> None:
     assert len(facts["gpus"]) == wanted.count
     assert {each["arch"] for each in facts["gpus"]} == {wanted.family.arch}
     assert facts["driver"]
+    assert vetoes.vetoes(wanted_facts(wanted), facts) == ()
 
 
 @pytest.mark.parametrize("missing", ["rocm-smi", "amd-smi"])
