@@ -12,9 +12,10 @@ from typing import Any
 from vllm_fleet import gateway, render
 from vllm_fleet.artifacts import ModelFiles
 from vllm_fleet.assets import role_file_sha256
-from vllm_fleet.catalog import Catalog
+from vllm_fleet.catalog import Catalog, SizedClass
 from vllm_fleet.plan import HostPlan
-from vllm_fleet.schema import PROBED_FACTS
+from vllm_fleet.schema import WheelInstall
+from vllm_fleet.vetoes import version_key
 
 Item = dict[str, Any]
 RELEASES = "/opt/vllm/releases"
@@ -126,10 +127,25 @@ def serving_manifest(
                 "sha256": render.sha256(instance.loaded),
             }
         )
-    facts = catalog.host_class(deployment.host_class).family.facts.model_dump(
-        include=set(PROBED_FACTS), exclude_none=True
-    )
+    facts = wanted_facts(catalog.host_class(deployment.host_class), deployment.engine.wheel)
     return Manifest(host.name, tuple(items), facts)
+
+
+def wanted_facts(sized: SizedClass, wheel: WheelInstall | None = None) -> dict[str, Any]:
+    """What a host of a class must be before anything is done to it; the engine's wheel may ask for more.
+
+    ``gpu_vendor``, ``gpu_arch`` and ``gpu_count`` are there only for classes with GPUs: without them no tool of a
+    vendor is asked.
+    """
+    family = sized.family
+    facts = family.facts.model_dump(exclude_none=True)
+    if family.vendor == "cpu":
+        return facts
+    if wheel:
+        asked = wheel.model_dump(include={"glibc_min", "rocm_min"}, exclude_none=True)
+        floors = [version for version in (facts.get("rocm_min"), asked.get("rocm_min")) if version]
+        facts |= asked | ({"rocm_min": max(floors, key=version_key)} if floors else {})
+    return facts | {"gpu_vendor": family.vendor, "gpu_arch": family.arch, "gpu_count": sized.count}
 
 
 def gateway_manifest(host: HostPlan, config: str, keys: str, certificate: Path | None) -> Manifest:

@@ -179,7 +179,11 @@ def what(item: dict[str, Any]) -> str:
 
 
 def probe(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The drift of this host: ``{"drift": [{role, kind, what, why}], "veto": [text]}``."""
+    """The drift of this host: ``{"drift": [{role, kind, what, why}], "veto": [text]}``.
+
+    Where the manifest says that there are GPUs, ``facts`` holds what the host says of them; what they veto is judged
+    on the controller.
+    """
     items = manifest["items"]
     states = unit_states([item["name"] for item in items if item["kind"] == "unit"])
     packages = installed_packages([item["name"] for item in items if item["kind"] == "package"])
@@ -201,7 +205,14 @@ def probe(manifest: dict[str, Any]) -> dict[str, Any]:
             why = "cannot be read: %s" % fault
         if why:
             drift.append({"role": item["role"], "kind": item["kind"], "what": what(item), "why": why})
-    return {"drift": drift, "veto": check_facts(manifest.get("facts") or {})}
+    facts = manifest.get("facts") or {}
+    report: dict[str, Any] = {"drift": drift, "veto": check_facts(facts)}
+    if "gpu_vendor" in facts:
+        # Only the program for hosts with GPUs carries this module.
+        from vllm_fleet import gpu_facts
+
+        report["facts"] = gpu_facts.read_facts(facts["gpu_vendor"])
+    return report
 
 
 def main() -> None:

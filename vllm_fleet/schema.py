@@ -38,8 +38,8 @@ class Strict(BaseModel):
 class FactChecks(Strict):
     """What a host must be before anything is installed on it; a host that is not is refused, never bent.
 
-    The probe checks :data:`PROBED_FACTS` today. What concerns GPUs is recorded and stays out of manifests until the
-    probe can check it. The number of GPUs is the count of the class, their architecture is that of the class.
+    All of it goes into the manifest, with the vendor, the architecture and the count of the class;
+    :mod:`vllm_fleet.vetoes` judges it.
     """
 
     cpu_count_min: int | None = None
@@ -53,10 +53,6 @@ class FactChecks(Strict):
     rocm_min: str | None = Field(default=None, pattern=r"^\d+\.\d+$")
     #: The oldest kernel driver, as the host itself reports its version: for AMD that of the amdgpu module.
     driver_min: str | None = Field(default=None, pattern=r"^\d+(\.\d+)+$")
-
-
-#: The facts that go into a manifest, because the probe reads them on the host.
-PROBED_FACTS = frozenset({"cpu_count_min", "memory_gib_min", "machine"})
 
 
 class HostClass(Strict):

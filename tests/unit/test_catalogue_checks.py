@@ -15,7 +15,7 @@ from vllm_fleet import crosscheck, plan, site
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.errors import FleetError
 from vllm_fleet.resolve import Deployment, Question, resolve
-from vllm_fleet.schema import PROBED_FACTS, FactChecks, HostClass, Rule, When
+from vllm_fleet.schema import HostClass, Rule, When
 
 LARGE, SMALL = "openai/gpt-oss-120b", "openai/gpt-oss-20b"
 
@@ -50,13 +50,6 @@ def test_a_fleet_with_an_engine_that_is_not_locked_is_refused(catalog: Catalog, 
 def test_what_is_not_locked_says_so(catalog: Catalog) -> None:
     assert "no lock or digest yet" in ask(catalog, "h200-8", None).notes[-1]
     assert resolve(catalog, Question("cpu-2", "vllm-fleet/lab-gpt-oss")).notes == ()
-
-
-def test_a_manifest_holds_only_what_the_probe_checks(catalog: Catalog) -> None:
-    assert set(FactChecks.model_fields) > PROBED_FACTS
-    facts = catalog.classes["mi300x"].facts
-    assert facts.driver_min == "6.8.5"
-    assert facts.model_dump(include=set(PROBED_FACTS), exclude_none=True) == {"machine": "x86_64"}
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ import json
 import shlex
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vllm_fleet import vetoes
 from vllm_fleet.manifest import Manifest
 
 #: Hosts that are asked at the same time.
@@ -63,12 +64,19 @@ class Drift:
 
 @dataclass(frozen=True)
 class Report:
-    """What the probe of one host found; ``error`` when there was no answer, ``veto`` when it must not be touched."""
+    """What the probe of one host found.
+
+    Attributes:
+        veto: why the host must not be touched; empty when it may be.
+        error: why there was no answer; empty when there was one.
+        facts: what a host with GPUs says of itself, as :func:`vllm_fleet.gpu_facts.read_facts` spells it.
+    """
 
     host: str
     drift: tuple[Drift, ...] = ()
     veto: tuple[str, ...] = ()
     error: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def roles(self) -> frozenset[str]:
@@ -77,21 +85,42 @@ class Report:
 
 
 @cache
-def _program() -> str:
-    """The probe as one shell word: compressed source that Python unpacks and runs."""
-    source = (Path(__file__).parent.parent / "probe.py").read_bytes()
-    packed = base64.b64encode(zlib.compress(source, 9)).decode()
-    return shlex.quote(f"import base64,zlib;exec(zlib.decompress(base64.b64decode('{packed}')))")
+def program(name: str, *modules: str) -> str:
+    """A module of this package as one shell word: compressed source that Python unpacks and runs.
+
+    Args:
+        name: the module that runs, as ``__main__``.
+        modules: others that it may import from ``vllm_fleet``.
+    """
+    code = "import base64,sys,types,zlib;u=lambda t:zlib.decompress(base64.b64decode(t))"
+    for module in modules:
+        code += (
+            f";m=types.ModuleType('{module}');exec(u('{_packed(module)}'),m.__dict__)"
+            f";p=sys.modules.setdefault('vllm_fleet',types.ModuleType('vllm_fleet'));p.{module}=m"
+        )
+    return shlex.quote(f"{code};exec(u('{_packed(name)}'))")
 
 
-def _question(manifest: Manifest) -> str:
+def _packed(module: str) -> str:
+    source = (Path(__file__).parent.parent / f"{module}.py").read_bytes()
+    return base64.b64encode(zlib.compress(source, 9)).decode()
+
+
+def question(manifest: Manifest) -> str:
     """What the probe reads: compact JSON, which Python encodes in C; the manifest's own text is for people."""
     return json.dumps({"facts": dict(manifest.facts), "items": manifest.items}, separators=(",", ":"))
 
 
-def _remote_command(user: str) -> str:
+def python(user: str, source: str) -> str:
+    """The command that runs a :func:`program` on a host, as root."""
     sudo = "" if user == "root" else "sudo -n "
-    return f"{sudo}/usr/bin/python3 -IS -c {_program()}"
+    return f"{sudo}/usr/bin/python3 -IS -c {source}"
+
+
+def remote_command(user: str, manifest: Manifest) -> str:
+    """The command that probes a host; only one with GPUs is sent what asks for them."""
+    modules = ("gpu_facts",) if "gpu_vendor" in manifest.facts else ()
+    return python(user, program("probe", *modules))
 
 
 def probe(
@@ -116,12 +145,13 @@ async def _probe_all(
 
     async def one(target: Target, manifest: Manifest) -> Report:
         async with gate:
-            ask = _ask_openssh if target.command else _ask_asyncssh
+            way = _ask_openssh if target.command else _ask_asyncssh
             try:
-                report = _report(target.name, await asyncio.wait_for(ask(target, manifest), PROBE_SECONDS))
+                answer = await asyncio.wait_for(way(target, manifest), PROBE_SECONDS)
+                report = report_of(target.name, manifest, answer)
             except TimeoutError:
                 report = Report(target.name, error=f"no answer from {target.address} within {PROBE_SECONDS:.0f} s")
-            except _NoAnswerError as fault:
+            except NoAnswerError as fault:
                 report = Report(target.name, error=str(fault))
         on_report(report)
         return report
@@ -130,30 +160,49 @@ async def _probe_all(
     return {report.host: report for report in reports}
 
 
-class _NoAnswerError(Exception):
+class NoAnswerError(Exception):
     """A host that cannot be asked, with the reason as a user would read it."""
 
 
-def _report(host: str, answer: str) -> Report:
+def report_of(host: str, manifest: Manifest, answer: str) -> Report:
+    """The probe's answer as a report, with what the facts in it veto."""
     data: dict[str, Any] = json.loads(answer)
     drift = tuple(Drift(host, d["role"], d["kind"], d["what"], d["why"]) for d in data["drift"])
-    return Report(host, drift, tuple(data["veto"]))
+    facts: Mapping[str, Any] = data.get("facts") or {}
+    return Report(host, drift, (*data["veto"], *vetoes.vetoes(manifest.facts, facts)), facts=facts)
 
 
 def _answer(target: Target, exit_status: int | None, out: str, err: str) -> str:
     if exit_status == 0 and out.startswith("{"):
         return out
     last = err.strip().splitlines()[-1] if err.strip() else f"exit status {exit_status}"
-    raise _NoAnswerError(f"the probe failed on {target.address}: {last}")
+    raise NoAnswerError(f"the probe failed on {target.address}: {last}")
 
 
 async def _ask_asyncssh(target: Target, manifest: Manifest) -> str:
+    return await ask(target, remote_command(target.user, manifest), question(manifest))
+
+
+async def ask(target: Target, command: str, text: str = "") -> str:
+    """Runs a command that prints one JSON object on a host that shows just the key that it should.
+
+    Args:
+        target: the host.
+        command: the command, as its shell reads it.
+        text: what the command reads from its standard input.
+
+    Returns:
+        The JSON.
+
+    Raises:
+        NoAnswerError: the host cannot be reached, shows another key, refuses the user, or the command failed.
+    """
     import asyncssh
 
     options: dict[str, Any] = {"known_hosts": ([asyncssh.import_public_key(key) for key in target.host_keys], [], [])}
     if target.key_file:
         if not target.key_file.is_file():
-            raise _NoAnswerError(f"there is no private key {target.key_file}")
+            raise NoAnswerError(f"there is no private key {target.key_file}")
         options |= {
             "client_keys": [_private_key(target.key_file)],
             "agent_path": None,
@@ -169,17 +218,17 @@ async def _ask_asyncssh(target: Target, manifest: Manifest) -> str:
             gss_host=None,
             **options,
         ) as connection:
-            done = await connection.run(_remote_command(target.user), input=_question(manifest))
+            done = await connection.run(command, input=text)
     except asyncssh.HostKeyNotVerifiable:
-        raise _NoAnswerError(
+        raise NoAnswerError(
             f"{target.address} shows another SSH host key than stack.json gives: it is another machine, or it was made "
             "again without 'pulumi up'"
         ) from None
     except asyncssh.PermissionDenied:
-        raise _NoAnswerError(f"{target.user}@{target.address} refuses the key") from None
+        raise NoAnswerError(f"{target.user}@{target.address} refuses the key") from None
     except (asyncssh.Error, OSError, TimeoutError) as fault:
         reason = str(fault) or type(fault).__name__
-        raise _NoAnswerError(f"cannot be reached at {target.address} port {target.port}: {reason}") from None
+        raise NoAnswerError(f"cannot be reached at {target.address} port {target.port}: {reason}") from None
     return _answer(target, done.exit_status, str(done.stdout), str(done.stderr))
 
 
@@ -204,9 +253,9 @@ async def _ask_openssh(target: Target, manifest: Manifest) -> str:
         str(target.port),
         *(("-i", str(target.key_file)) if target.key_file else ()),
         f"{target.user}@{target.address}",
-        _remote_command(target.user),
+        remote_command(target.user, manifest),
     ]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe)
-    out, err = await process.communicate(_question(manifest).encode())
+    out, err = await process.communicate(question(manifest).encode())
     return _answer(target, process.returncode, out.decode(), err.decode())

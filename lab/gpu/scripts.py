@@ -1,0 +1,106 @@
+"""The stand-ins' text: shell without any other tool, so that they run wherever there is ``/bin/sh``.
+
+The shape of the answers is that of published outputs of the real tools. ``unverified``: the exact words of
+``amd-smi``'s refusal, and its firmware list on releases after 6.4.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vllm_fleet import gpu_facts
+
+if TYPE_CHECKING:
+    from lab.gpu import Gpus
+
+_NVIDIA_BROKEN_EXIT = 9
+_RULE = "+" + "-" * 89 + "+"
+
+
+def nvidia_smi(host: Gpus) -> str:
+    """``nvidia-smi``: the query of the facts, the header, and a refusal for all else."""
+    if host.broken:
+        return _script("nvidia-smi", {}, [f"printf '%s\\n' {shlex.quote(host.broken)}", f"exit {_NVIDIA_BROKEN_EXIT}"])
+    ecc = "[N/A]" if host.ecc_uncorrected is None else "0"
+    rows = [[host.name, str(host.memory_bytes >> 20), host.arch, host.driver, ecc] for _ in range(host.count)]
+    if host.ecc_uncorrected:
+        rows[0][-1] = str(host.ecc_uncorrected)
+    named = f"NVIDIA-SMI {host.driver:<22} Driver Version: {host.driver:<14} CUDA Version: {host.cuda:<8}"
+    header = ["Tue Nov 24 05:00:00 2026", _RULE, f"| {named} |", _RULE]
+    answers = {
+        f"--query-gpu={','.join(gpu_facts.NVIDIA_FIELDS)} {gpu_facts.NVIDIA_FORMAT}": [", ".join(row) for row in rows],
+        "": header,
+    }
+    refusal = [
+        'case "$1" in',
+        "--query-gpu=*) for field in $(IFS=,; printf '%s ' ${1#*=}); do",
+        '    printf \'Field "%s" is not a valid field to query.\\n\\n\' "$field"; exit 2; done ;;',
+        "esac",
+        "printf '%s\\n' \"Invalid combination of input arguments. Please run 'nvidia-smi -h' for help.\" >&2",
+        "exit 2",
+    ]
+    return _script("nvidia-smi", answers, refusal)
+
+
+def dmesg(host: Gpus) -> str:
+    """``dmesg``: a driver that was loaded, and the Xid errors that it reported."""
+    lines = [f"[    9.431] NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  {host.driver}"]
+    lines += [f"[ 7421.877] NVRM: Xid (PCI:0000:1b:00): {code}, pid='<unknown>', name=<unknown>" for code in host.xid]
+    return _script("dmesg", {"": lines}, ["printf 'dmesg: bad usage\\n' >&2", "exit 1"])
+
+
+def rocm_smi(host: Gpus) -> str:
+    """``rocm-smi``: one JSON object with a key for each card, and a refusal for all else."""
+    card = {
+        "VRAM Total Memory (B)": str(host.memory_bytes),
+        "VRAM Total Used Memory (B)": "301989888",
+        "MEC firmware version": str(host.mec),
+        "MEC2 firmware version": str(host.mec),
+        "Card Series": host.name,
+        "Card Vendor": "Advanced Micro Devices, Inc. [AMD/ATI]",
+        "GFX Version": host.arch,
+    }
+    cards: dict[str, Any] = {f"card{number}": card for number in range(host.count)}
+    cards["system"] = {"Driver version": host.driver}
+    words = " ".join(gpu_facts.ROCM_SMI)
+    usage = ["printf '%s\\n' \"rocm-smi: error: unrecognized arguments: $*\" >&2", "exit 2"]
+    return _amd("rocm-smi", host, {words: [json.dumps(cards)]}, usage)
+
+
+def amd_smi(host: Gpus) -> str:
+    """``amd-smi``: its static facts and its firmware list as JSON, and a refusal for all else."""
+    static = [
+        {
+            "gpu": number,
+            "asic": {"market_name": host.name, "vendor_id": "0x1002", "target_graphics_version": host.arch},
+            "driver": {"name": "amdgpu", "version": host.driver},
+            "vram": {"size": {"value": host.memory_bytes >> 20, "unit": "MB"}},
+        }
+        for number in range(host.count)
+    ]
+    images = [{"fw_id": "CP_MEC1", "fw_version": str(host.mec)}, {"fw_id": "CP_MEC2", "fw_version": str(host.mec)}]
+    firmware = [{"gpu": number, "fw_list": images} for number in range(host.count)]
+    answers = {
+        " ".join(gpu_facts.AMD_SMI_STATIC): [json.dumps({"gpu_data": static})],
+        " ".join(gpu_facts.AMD_SMI_FIRMWARE): [json.dumps(firmware)],
+    }
+    usage = ["printf '%s\\n' \"Command '$1' is invalid. Run 'help' for more info.\" >&2", "exit 255"]
+    return _amd("amd-smi", host, answers, usage)
+
+
+def _amd(tool: str, host: Gpus, answers: Mapping[str, list[str]], refusal: list[str]) -> str:
+    if host.broken:
+        return _script(tool, {}, [f"printf '%s\\n' {shlex.quote(host.broken)} >&2", "exit 1"])
+    return _script(tool, answers, refusal)
+
+
+def _script(tool: str, answers: Mapping[str, list[str]], refusal: list[str]) -> str:
+    """A script that compares all its arguments with each question."""
+    lines = ["#!/bin/sh", f"# Stands in for {tool} on a lab host; no GPU is behind it.", 'case "$*" in']
+    for question, answer in answers.items():
+        told = " ".join(shlex.quote(line) for line in answer)
+        lines += [f"{shlex.quote(question)}) printf '%s\\n' {told}; exit 0 ;;"]
+    return "\n".join([*lines, "esac", *refusal]) + "\n"

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpu_stand_ins import CLASSES, facts_of
+
+from lab import gpu
+from vllm_fleet.catalog import Catalog
+from vllm_fleet.errors import FleetError
+from vllm_fleet.recognise import recognise
+
+
+def a_gpu(name: str | None, memory_mib: int | None, arch: str | None) -> dict[str, Any]:
+    return {"name": name, "memory_mib": memory_mib, "arch": arch}
+
+
+def of(vendor: str | None, *gpus: dict[str, Any]) -> dict[str, Any]:
+    return {"vendor": vendor, "gpus": list(gpus), "problems": {}}
+
+
+H200 = a_gpu("NVIDIA H200", 143771, "sm_90")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_is_recognised(tmp_path: Path, catalog: Catalog, name: str) -> None:
+    assert recognise(facts_of(tmp_path, gpu.gpus(name)), catalog).id == name
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        (of("nvidia", a_gpu("NVIDIA A100-SXM4-80GB", 81920, "sm_80")), "a100-80gb-1"),
+        (of("nvidia", a_gpu("NVIDIA A100-PCIE-40GB", 40960, "sm_80")), "a100-40gb-1"),
+        (of("nvidia", a_gpu("NVIDIA H100 NVL", 95830, "sm_90")), "h100-1"),
+        (of("nvidia", *[a_gpu("NVIDIA GB200", 189471, "sm_100")] * 4), "gb200-4"),
+        (of("amd", a_gpu("AMD Instinct MI325X VF", 262128, "gfx942")), "mi325x-1"),
+        (
+            of(
+                "amd",
+                a_gpu("AMD Radeon AI PRO R9700", 32624, "gfx1201"),
+                a_gpu("AMD Radeon Graphics", 512, "gfx1036"),
+            ),
+            "r9700-1",
+        ),
+    ],
+    ids=["80gb", "40gb", "nvl", "not-b200", "virtual-function", "integrated-graphics"],
+)
+def test_what_comes_in_more_than_one_form(catalog: Catalog, facts: dict[str, Any], name: str) -> None:
+    assert recognise(facts, catalog).id == name
+
+
+@pytest.mark.parametrize(
+    ("facts", "says", "hint"),
+    [
+        (of("nvidia", a_gpu("NVIDIA H20", 97871, "sm_90")), "1 x NVIDIA H20 (sm_90, 95.6 GiB)", ": h100, h200"),
+        (of("nvidia", a_gpu("Tesla T4", 15360, "sm_75")), "Tesla T4", "rtx5090"),
+        (of("nvidia", *[H200] * 3), "this number of GPUs: 3 x NVIDIA H200", "h200-1, h200-2, h200-4, h200-8"),
+        (of("nvidia", H200, a_gpu("NVIDIA L40S", 46068, "sm_89")), "1 x NVIDIA H200 (sm_90, 140.4 GiB), 1 x", "l40s"),
+        (of("nvidia", a_gpu("NVIDIA A100-SXM4-80GB MIG 1g", 9856, "sm_80")), "9.6 GiB", "a100-40gb, a100-80gb"),
+        (of("nvidia", a_gpu(None, None, None)), "a GPU without a name (architecture unknown, memory unknown)", "h200"),
+        (of("amd", a_gpu("AMD Instinct MI250X", 65520, "gfx90a")), "MI250X", "mi300x"),
+        (
+            {"vendor": None, "gpus": [], "problems": {"nvidia": "nvidia-smi not found"}},
+            "no tool names a GPU that a model can run on: nvidia-smi not found",
+            "install the vendor's driver",
+        ),
+        (of("amd", a_gpu("AMD Radeon Graphics", 512, "gfx1036")), "no tool names a GPU that a model can run on", ""),
+    ],
+    ids=["near-arch", "old", "three", "mixed", "partition", "unknown", "other-amd", "none", "integrated-only"],
+)
+def test_what_is_no_class_says_what_was_seen(catalog: Catalog, facts: dict[str, Any], says: str, hint: str) -> None:
+    with pytest.raises(FleetError) as caught:
+        recognise(facts, catalog)
+    assert says in caught.value.message
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2

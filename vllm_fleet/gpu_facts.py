@@ -1,0 +1,294 @@
+"""Runs on a host: what it says of its GPUs, its driver and itself, as one JSON object.
+
+Standard library only, for the Python that the host has (3.8 or later); it changes nothing. Unknown is ``null``, never
+a guess. :func:`read_facts` names the keys.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from typing import Any, Iterable
+
+#: A tool that hangs on a broken GPU cannot always be killed; nobody waits for it.
+TOOL_SECONDS = 40.0
+ROCM = os.environ.get("ROCM_PATH", "/opt/rocm")
+#: A session without a login shell, and sudo, may leave it out of PATH.
+_MORE_FOLDER = os.path.join(ROCM, "bin")
+NVIDIA_FIELDS = ("name", "memory.total", "compute_cap", "driver_version", "ecc.errors.uncorrected.volatile.total")
+NVIDIA_FORMAT = "--format=csv,noheader,nounits"
+#: What the tools of AMD are asked, without their names.
+ROCM_SMI = ("--showproductname", "--showmeminfo", "vram", "--showdriverversion", "--showfwinfo", "--json")
+AMD_SMI_STATIC = ("static", "--asic", "--vram", "--driver", "--json")
+AMD_SMI_FIRMWARE = ("firmware", "--json")
+#: From driver 610 on the header says "CUDA UMD Version".
+_CUDA = re.compile(r"CUDA(?: UMD)? Version\s*:\s*(\d+\.\d+)")
+_XID = re.compile(r"NVRM: Xid \([^)]*\): (\d+)")
+_INVALID_FIELD = re.compile(r'Field "([^"]+)" is not a valid field to query')
+
+
+class Answer:
+    """What a tool said: ``found``, ``ok``, its output, and one line on why it failed."""
+
+    def __init__(self, found: bool, ok: bool = False, out: str = "", why: str = "") -> None:
+        self.found, self.ok, self.out, self.why = found, ok, out, why
+
+
+def start(*words: str) -> subprocess.Popen[str] | None:
+    """Starts a tool; None when the host does not have it."""
+    folders = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    path = shutil.which(words[0], path=os.pathsep.join([*folders, _MORE_FOLDER]))
+    if path is None:
+        return None
+    environment = dict(os.environ, LC_ALL="C")
+    pipe = subprocess.PIPE
+    return subprocess.Popen([path, *words[1:]], stdout=pipe, stderr=pipe, text=True, errors="replace", env=environment)
+
+
+def finish(process: subprocess.Popen[str] | None) -> Answer:
+    """Waits for a tool that :func:`start` began."""
+    if process is None:
+        return Answer(False, why="not found")
+    try:
+        out, err = process.communicate(timeout=TOOL_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return Answer(True, why="no answer within %.0f s" % TOOL_SECONDS)
+    lines = [line.strip() for line in (out + "\n" + err).splitlines() if line.strip()]
+    why = "" if process.returncode == 0 else (lines or ["exit status %d" % process.returncode])[0]
+    return Answer(True, process.returncode == 0, out, why)
+
+
+def whole(text: Any) -> int | None:
+    """A number as tools print it, decimal or hexadecimal; None for ``[N/A]`` and the like."""
+    try:
+        return int(str(text).strip(), 0)
+    except ValueError:
+        return None
+
+
+def said(text: Any) -> str | None:
+    """A text as tools print it; None for ``N/A`` and the like."""
+    value = str(text or "").strip()
+    return None if value.strip("[]").lower() in ("", "n/a", "not supported", "unknown error") else value
+
+
+def nvidia_gpus(rows: str, fields: Iterable[str]) -> tuple[list[dict[str, Any]], str | None, int | None]:
+    """The CSV of ``nvidia-smi --query-gpu``: the GPUs, the driver and the uncorrected ECC errors of all of them."""
+    names = list(fields)
+    gpus = []
+    driver = None
+    errors: list[int] = []
+    for line in rows.splitlines():
+        values = [value.strip() for value in line.rsplit(",", len(names) - 1)]
+        if len(values) != len(names):
+            continue
+        row = dict(zip(names, values))
+        capability = re.match(r"(\d+)\.(\d+)$", row.get("compute_cap", ""))
+        arch = "sm_%s%s" % capability.groups() if capability else None
+        gpus.append({"name": said(row["name"]), "memory_mib": whole(row["memory.total"]), "arch": arch})
+        driver = said(row.get("driver_version")) or driver
+        count = whole(row.get(NVIDIA_FIELDS[4]))
+        errors += [] if count is None else [count]
+    return gpus, driver, sum(errors) if errors else None
+
+
+def read_xid() -> list[int] | None:
+    """The Xid errors that the kernel has logged since it started; None when its log cannot be read."""
+    log = finish(start("dmesg"))
+    if not log.ok:
+        log = finish(start("journalctl", "--dmesg", "--boot", "--quiet", "--output=cat", "--no-pager"))
+    return sorted({int(number) for number in _XID.findall(log.out)}) if log.ok else None
+
+
+def read_nvidia() -> tuple[dict[str, Any], str]:
+    """What ``nvidia-smi`` says, and why it says nothing."""
+    fields = list(NVIDIA_FIELDS)
+    # The header alone names the CUDA version; the two calls run side by side.
+    table = start("nvidia-smi", "--query-gpu=" + ",".join(fields), NVIDIA_FORMAT)
+    header = start("nvidia-smi")
+    rows, banner = finish(table), finish(header)
+    while not rows.ok:
+        unknown = _INVALID_FIELD.search(rows.out + rows.why)
+        if not unknown or unknown.group(1) not in fields:
+            break
+        # An old driver does not know every field; it still says the others.
+        fields.remove(unknown.group(1))
+        rows = finish(start("nvidia-smi", "--query-gpu=" + ",".join(fields), NVIDIA_FORMAT))
+    if not rows.ok:
+        return {}, "nvidia-smi %s%s" % ("says: " if rows.found and rows.why else "", rows.why)
+    gpus, driver, errors = nvidia_gpus(rows.out, fields)
+    cuda = _CUDA.search(banner.out)
+    facts = {"gpus": gpus, "driver": driver, "cuda": cuda.group(1) if cuda else None, "ecc_uncorrected": errors}
+    return dict(facts, xid=read_xid()), "" if gpus else "nvidia-smi lists no GPU"
+
+
+def _json(text: str) -> Any:
+    """The JSON in an answer; tools print warnings before it."""
+    begin = min((at for at in (text.find("{"), text.find("[{")) if at >= 0), default=-1)
+    try:
+        return json.loads(text[begin:]) if begin >= 0 else None
+    except ValueError:
+        return None
+
+
+def rocm_smi_gpus(text: str) -> tuple[list[dict[str, Any]], str | None, int | None]:
+    """The JSON of ``rocm-smi``: the GPUs, the driver and the lowest MEC firmware."""
+    read = _json(text)
+    data = read if isinstance(read, dict) else {}
+    names = sorted((name for name in data if re.match(r"card\d+$", name)), key=lambda name: int(name[4:]))
+    gpus, firmware = [], []
+    for card in (data[name] for name in names):
+        size = whole(card.get("VRAM Total Memory (B)"))
+        names_of_card = (said(card.get(key)) for key in ("Card Series", "Card series", "Device Name"))
+        name = next((text for text in names_of_card if text and not text.startswith("0x")), None)
+        arch = said(card.get("GFX Version"))
+        gpus.append({"name": name, "memory_mib": size >> 20 if size else None, "arch": arch})
+        firmware.append(whole(card.get("MEC firmware version")))
+    known = [version for version in firmware if version is not None]
+    return gpus, said((data.get("system") or {}).get("Driver version")), min(known) if known else None
+
+
+def amd_smi_gpus(static: str, firmware: str) -> tuple[list[dict[str, Any]], str | None, int | None]:
+    """The JSON of ``amd-smi static`` and ``amd-smi firmware``: as :func:`rocm_smi_gpus`."""
+    gpus, driver, versions = [], None, []
+    for gpu in _amd_smi_list(static):
+        asic, size = gpu.get("asic") or {}, (gpu.get("vram") or {}).get("size")
+        amount = whole(size.get("value") if isinstance(size, dict) else str(size or "-").split()[0])
+        arch = said(asic.get("target_graphics_version"))
+        gpus.append({"name": said(asic.get("market_name")), "memory_mib": amount, "arch": arch})
+        driver = said((gpu.get("driver") or {}).get("version")) or driver
+    for gpu in _amd_smi_list(firmware):
+        listed = {entry.get("fw_id"): entry.get("fw_version") for entry in gpu.get("fw_list") or []}
+        versions.append(whole(listed.get("CP_MEC1")))
+    known = [version for version in versions if version is not None]
+    return gpus, driver, min(known) if known else None
+
+
+def _amd_smi_list(text: str) -> list[dict[str, Any]]:
+    """The GPUs of an answer: a list, from release 7 on under ``gpu_data``."""
+    data = _json(text)
+    listed = data.get("gpu_data") if isinstance(data, dict) else data
+    return [gpu for gpu in listed or [] if isinstance(gpu, dict)]
+
+
+def kfd_gpus(root: str = "/sys/class/kfd/kfd/topology/nodes") -> tuple[list[str], list[int]]:
+    """The architecture and the MEC firmware of each GPU, as the kernel's compute driver knows them."""
+    archs, firmware = [], []
+    for path in sorted(glob.glob(os.path.join(root, "*", "properties"))):
+        try:
+            with open(path) as file:
+                values = dict(line.split(None, 1) for line in file if len(line.split(None, 1)) == 2)
+        except OSError:
+            continue
+        version = whole(values.get("gfx_target_version"))
+        if version:
+            # 90402 is gfx942, 90010 is gfx90a: minor and step are hexadecimal digits in the name.
+            archs.append("gfx%d%x%x" % (version // 10000, version // 100 % 100, version % 100))
+            firmware.append(whole(values.get("fw_version")) or 0)
+    return archs, [number for number in firmware if number]
+
+
+def read_ras(pattern: str = "/sys/class/drm/card*/device/ras/umc_err_count") -> int | None:
+    """Uncorrectable memory errors of all AMD GPUs; None where the driver counts none."""
+    counts = []
+    for path in glob.glob(pattern):
+        try:
+            with open(path) as file:
+                counts += [int(number) for number in re.findall(r"ue:\s*(\d+)", file.read())]
+        except OSError:
+            continue
+    return sum(counts) if counts else None
+
+
+def read_rocm(folder: str = ROCM) -> str | None:
+    """The version of ROCm in its folder, without its build number."""
+    try:
+        with open(os.path.join(folder, ".info", "version")) as file:
+            return said(file.read().split("-")[0])
+    except OSError:
+        return None
+
+
+def read_amd() -> tuple[dict[str, Any], str]:
+    """What ``rocm-smi`` or ``amd-smi`` and the kernel say, and why they say nothing."""
+    old = finish(start("rocm-smi", *ROCM_SMI))
+    gpus, driver, firmware = rocm_smi_gpus(old.out)
+    why = "rocm-smi says: " + (old.why or "no GPU") if old.found else "rocm-smi and amd-smi not found"
+    if not gpus or any(gpu["name"] is None or gpu["memory_mib"] is None for gpu in gpus):
+        static = start("amd-smi", *AMD_SMI_STATIC)
+        images = start("amd-smi", *AMD_SMI_FIRMWARE)
+        new, fw = finish(static), finish(images)
+        if new.ok and len(amd_smi_gpus(new.out, "")[0]) >= len(gpus):
+            gpus, driver, firmware = amd_smi_gpus(new.out, fw.out)
+        elif new.found:
+            why = "amd-smi says: " + (new.why or "no GPU")
+    archs, images_of_kernel = kfd_gpus()
+    if len(archs) == len(gpus):
+        gpus = [dict(gpu, arch=arch) for gpu, arch in zip(gpus, archs)]
+    if firmware is None and images_of_kernel:
+        firmware = min(images_of_kernel)
+    if not gpus:
+        return {}, why
+    if driver == os.uname().release:
+        # The kernel's own amdgpu has no version; the tools print the kernel's.
+        driver = None
+    facts = {"gpus": gpus, "driver": driver, "rocm": read_rocm(), "mec_firmware": firmware}
+    return dict(facts, ecc_uncorrected=read_ras()), ""
+
+
+def read_host() -> dict[str, Any]:
+    """What the host is besides its GPUs."""
+    release: dict[str, str] = {}
+    try:
+        with open("/etc/os-release") as file:
+            pairs = (line.strip().split("=", 1) for line in file if "=" in line)
+            release = {key: value.strip("\"'") for key, value in pairs}
+    except OSError:
+        release = {}
+    try:
+        glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+    except (ValueError, OSError):
+        glibc = []
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2.0**30
+    return {
+        "machine": os.uname().machine,
+        "cpu_count": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory, 1),
+        "glibc": glibc[-1] if glibc else None,
+        "os": {"id": release.get("ID"), "version": release.get("VERSION_ID")},
+    }
+
+
+def read_facts(vendor: str | None = None) -> dict[str, Any]:
+    """All facts of this host; the tools of ``vendor`` are asked first, and the others only when those name no GPU.
+
+    ``vendor``, ``gpus`` (``name``, ``memory_mib``, ``arch`` of each), ``driver``, ``cuda`` (the highest that the driver
+    supports), ``rocm``, ``mec_firmware``, ``ecc_uncorrected``, ``xid`` and those of :func:`read_host`; ``problems``
+    says for each vendor why its tools name no GPU.
+    """
+    unknown = ("driver", "cuda", "rocm", "mec_firmware", "ecc_uncorrected", "xid")
+    facts: dict[str, Any] = dict(dict.fromkeys(unknown), vendor=None, gpus=[], problems={})
+    readers = {"nvidia": read_nvidia, "amd": read_amd}
+    for name in sorted(readers, key=lambda each: (each != vendor, each != "nvidia")):
+        found, why = readers[name]()
+        if found.get("gpus"):
+            facts.update(found, vendor=name)
+            break
+        facts["problems"][name] = why
+    facts.update(read_host())
+    return facts
+
+
+def main() -> None:
+    """Prints the facts."""
+    json.dump(read_facts(), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
