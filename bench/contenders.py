@@ -112,9 +112,7 @@ def contenders(target: Target, work: Path, counts: list[int], fleets_folder: Pat
         Contender(
             SITE,
             site_command(fleets_folder),
-            lambda count, output: site_fault(
-                count, output, paths.root() / ".fleet" / fleets.fleet_name(count) / "drift.json"
-            ),
+            lambda count, output: site_fault(count, output, paths.run_dir(fleets.fleet_name(count)) / "drift.json"),
             site_environment(),
         ),
         Contender(

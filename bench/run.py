@@ -148,7 +148,7 @@ def _bench(hosts: list[int], slow_hosts: list[int], runs: int) -> report.Report:
                 parts = _measure_parts(bench, hosts[0], runs)
             finally:
                 for count in counts:
-                    shutil.rmtree(paths.root() / ".fleet" / fleets.fleet_name(count), ignore_errors=True)
+                    shutil.rmtree(paths.run_dir(fleets.fleet_name(count)), ignore_errors=True)
             rows = [results.Row(name, count, tuple(each)) for (name, count), each in bench.samples.items()]
             own = next(row for row in rows if row.name == contenders.DRIFT and row.hosts == hosts[0])
             parts.append(results.Row(steps.PROBE, own.hosts, own.samples))

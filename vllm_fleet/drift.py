@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
-from vllm_fleet import paths
+from vllm_fleet import host_facts, paths
+from vllm_fleet.edge import ssh
 from vllm_fleet.edge.ssh import Report, Target
 from vllm_fleet.errors import FleetError
 from vllm_fleet.files import write_atomically
@@ -16,14 +17,47 @@ from vllm_fleet.site import Site, SiteHost
 from vllm_fleet.site import load as load_site
 
 
-@cache
 def site_of_run(directory: Path) -> Site:
     """The fleet as this process found it first: the inventory, its refresh and the probe see one plan, read once.
+
+    Only what hosts say of themselves may change it, since a rule may depend on that.
 
     Raises:
         FleetError: the files of the fleet are missing or do not agree.
     """
+    return _site(directory, json.dumps(host_facts.load(directory.name), sort_keys=True))
+
+
+@cache
+def _site(directory: Path, facts: str) -> Site:
+    del facts
     return load_site(directory)
+
+
+def examine(
+    site: Site, targets: Mapping[str, Target], on_report: Callable[[Report], None] = lambda _: None
+) -> Mapping[str, Report]:
+    """Probes hosts; one whose own facts give it another plan is probed for that one too.
+
+    Args:
+        site: the fleet.
+        targets: the hosts to ask, by name, as they are reached.
+        on_report: called as each host answers, for progress.
+
+    Returns:
+        A report for each host.
+
+    Raises:
+        FleetError: the fleet's files changed in the meantime and are wrong now.
+    """
+    asked = {host.plan.name: host.manifest for host in site.hosts if host.plan.name in targets}
+    reports = dict(ssh.probe([(targets[name], manifest) for name, manifest in asked.items()], on_report))
+    said = {name: report.facts for name, report in reports.items() if report.facts}
+    if host_facts.keep(site.plan.fleet, said):
+        now = site_of_run(site.plan.directory)
+        changed = [each for each in now.hosts if each.plan.name in asked and each.manifest != asked[each.plan.name]]
+        reports |= ssh.probe([(targets[each.plan.name], each.manifest) for each in changed])
+    return reports
 
 
 def target(site: Site, host: SiteHost) -> Target:
@@ -53,7 +87,7 @@ def _process_identity(pid: int) -> str:
 
 
 def _file(fleet: str) -> Path:
-    return paths.root() / ".fleet" / fleet / "drift.json"
+    return paths.run_dir(fleet) / "drift.json"
 
 
 def keep(fleet: str, reports: Mapping[str, Report], run_pid: int) -> None:

@@ -28,6 +28,11 @@ def inventories_dir() -> Path:
     return Path(explicit) if explicit else root() / "inventories"
 
 
+def run_dir(fleet: str) -> Path:
+    """What runs on a fleet leave for each other on this controller; deleting it loses nothing."""
+    return root() / ".fleet" / fleet
+
+
 def display(path: Path) -> str:
     """The path as a user would type it: relative to the working directory where that is shorter."""
     try:

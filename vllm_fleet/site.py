@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet import gateway, paths, render, yamlfile
+from vllm_fleet import gateway, host_facts, paths, render, yamlfile
 from vllm_fleet.artifacts import ModelFiles, model_files
 from vllm_fleet.assets import unit_digest
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.catalog import load as load_catalog
+from vllm_fleet.deployment import choose
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import ApiKeys
 from vllm_fleet.manifest import Manifest, gateway_manifest, serving_manifest
@@ -63,20 +64,27 @@ class Site:
 
 
 def load(directory: Path) -> Site:
-    """Reads a fleet's folder: plan, stack, keys and artifacts.
+    """Reads a fleet's folder: plan, stack, keys and artifacts, and what its hosts have said of themselves.
 
     Raises:
         FleetError: any of them is missing or does not agree with the others.
     """
-    return build(load_plan(directory), load_catalog())
+    plan = load_plan(directory)
+    return build(plan, load_catalog(), host_facts.load(plan.fleet))
 
 
-def build(plan: Plan, catalog: Catalog) -> Site:
+def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -> Site:
     """Joins a plan with its stack.
+
+    Args:
+        plan: the To-Be.
+        catalog: the recipes.
+        facts: host -> what it has said of itself, for rules that depend on it.
 
     Raises:
         FleetError: they do not agree, or a pool's engine cannot be installed yet (``refused``).
     """
+    plan = _chosen(plan, facts or {})
     for host in plan.hosts:
         _installable(plan, host)
     where = locations(plan)
@@ -97,6 +105,18 @@ def build(plan: Plan, catalog: Catalog) -> Site:
         common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}
         hosts.append(SiteHost(host, at, {**common, **variables}, manifest))
     return Site(plan, tuple(hosts))
+
+
+def _chosen(plan: Plan, facts: host_facts.Facts) -> Plan:
+    return replace(
+        plan,
+        hosts=tuple(
+            replace(host, deployment=choose(host.deployment, facts[host.name]))
+            if host.deployment and host.name in facts
+            else host
+            for host in plan.hosts
+        ),
+    )
 
 
 def _installable(plan: Plan, host: HostPlan) -> None:

@@ -31,12 +31,10 @@ class ActionModule(ActionBase):
         try:
             fleet = drift.site_of_run(Path(str(given["inventory_dir"])).resolve())
             members = {host.plan.name: host for host in fleet.hosts}
-            targets = [
-                (self._target(fleet, members[name], given["hostvars"][name]), members[name].manifest)
-                for name in names
-                if name in members
-            ]
-            reports = ssh.probe(targets)
+            targets = {
+                name: self._target(fleet, members[name], given["hostvars"][name]) for name in names if name in members
+            }
+            reports = drift.examine(fleet, targets)
             bad = drift.faults(reports)
         except FleetError as fault:
             return {**result, "failed": True, "msg": str(fault)}

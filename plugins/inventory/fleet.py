@@ -52,7 +52,7 @@ class InventoryModule(BaseInventoryPlugin):
             for each in (fault, *fault.others):
                 Display().error(str(each), wrap_text=False)
             raise SystemExit(fault.exit_code) from None
-        known_hosts = paths.root() / ".fleet" / fleet.plan.fleet / "known_hosts"
+        known_hosts = paths.run_dir(fleet.plan.fleet) / "known_hosts"
         write_atomically(known_hosts, fleet.known_hosts)
         probing = str(load_extra_vars(loader).get("fleet_probe", True)).lower() not in ("false", "no", "0")
         needs = drift.kept(fleet.plan.fleet)

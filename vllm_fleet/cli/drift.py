@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_fleet import drift, site
+from vllm_fleet import drift
 from vllm_fleet.catalog import raise_all
 from vllm_fleet.cli.output import DRIFT_EXIT, FleetOption, JsonOption, fleet_directory, print_json, stderr, stdout
 from vllm_fleet.edge import ssh
@@ -22,7 +22,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Probe the hosts and print what differs from their manifests, with the role that owns it."""
-    found = site.load(fleet_directory(fleet))
+    found = drift.site_of_run(fleet_directory(fleet))
     for name in host or ():
         found.plan.host(name)
     asked = [each for each in found.hosts if not host or each.plan.name in host]
@@ -35,7 +35,7 @@ def command(
             stderr.print(f"\r{done} of {len(asked)} hosts", end="\n" if done == len(asked) else "", markup=False)
         del report
 
-    reports = ssh.probe([(drift.target(found, each), each.manifest) for each in asked], progress)
+    reports = drift.examine(found, {each.plan.name: drift.target(found, each) for each in asked}, progress)
     items = [item for report in reports.values() for item in report.drift]
     faults = drift.faults(reports)
     if json and not faults:
