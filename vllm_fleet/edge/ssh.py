@@ -160,6 +160,28 @@ async def _probe_all(
     return {report.host: report for report in reports}
 
 
+def facts(targets: Sequence[Target]) -> list[Mapping[str, Any] | str]:
+    """What each host says of itself, as :func:`vllm_fleet.gpu_facts.read_facts` spells it, or why it says nothing."""
+    return asyncio.run(_facts_of_all(targets))
+
+
+async def _facts_of_all(targets: Sequence[Target]) -> list[Mapping[str, Any] | str]:
+    gate = asyncio.Semaphore(CONCURRENCY)
+
+    async def one(target: Target) -> Mapping[str, Any] | str:
+        async with gate:
+            try:
+                answer = await asyncio.wait_for(ask(target, python(target.user, program("gpu_facts"))), PROBE_SECONDS)
+            except TimeoutError:
+                return f"no answer from {target.address} within {PROBE_SECONDS:.0f} s"
+            except NoAnswerError as fault:
+                return str(fault)
+        found: Mapping[str, Any] = json.loads(answer)
+        return found
+
+    return await asyncio.gather(*(one(target) for target in targets))
+
+
 class NoAnswerError(Exception):
     """A host that cannot be asked, with the reason as a user would read it."""
 

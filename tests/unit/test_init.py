@@ -1,0 +1,228 @@
+"""``vllm-fleet init`` on a real SSH server, with the stand-ins of the lab as the tools of its host."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncssh
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from lab import gpu
+from lab.rootfs import write_files
+from vllm_fleet import plan
+from vllm_fleet.cli import app
+from vllm_fleet.edge.hostkeys import fingerprint
+from vllm_fleet.errors import FleetError
+
+ADDRESS = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Server:
+    """An sshd of a host: where it listens, its key, and the key that opens it."""
+
+    port: int
+    fingerprint: str
+    key_file: Path
+
+    @property
+    def arguments(self) -> list[str]:
+        return ["--host", f"root@{ADDRESS}:{self.port}", "--fingerprint", f"{ADDRESS}:{self.port}={self.fingerprint}"]
+
+
+async def serve(key: asyncssh.SSHKey, client: asyncssh.SSHKey, tools: Path) -> asyncssh.SSHAcceptor:
+    environment = {"PATH": f"{tools}/usr/local/bin:/usr/bin:/bin", "ROCM_PATH": f"{tools}/opt/rocm"}
+
+    async def handle(process: asyncssh.SSHServerProcess[str]) -> None:
+        pipe = asyncio.subprocess.PIPE
+        command = await asyncio.create_subprocess_shell(
+            str(process.command), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment
+        )
+        out, err = await command.communicate()
+        process.stdout.write(out.decode())
+        process.stderr.write(err.decode())
+        process.exit(command.returncode or 0)
+
+    allowed = asyncssh.import_authorized_keys(client.export_public_key().decode())
+    return await asyncssh.listen(
+        ADDRESS, 0, server_host_keys=[key], authorized_client_keys=allowed, process_factory=handle
+    )
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop beside the test: the command under test has its own."""
+    beside = asyncio.new_event_loop()
+    thread = threading.Thread(target=beside.run_forever)
+    thread.start()
+    yield beside
+    beside.call_soon_threadsafe(beside.stop)
+    thread.join()
+
+
+@pytest.fixture
+def start(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> Iterator[object]:
+    """Starts the sshd of a host of a class, or of one without GPUs."""
+    running: list[asyncssh.SSHAcceptor] = []
+    client = asyncssh.generate_private_key("ssh-ed25519")
+    key_file = tmp_path / "id_ed25519"
+    client.write_private_key(key_file)
+
+    def one(sized_class: str | None, kind: str = "ssh-ed25519") -> Server:
+        root = tmp_path / f"host-{len(running)}"
+        (root / "usr/local/bin").mkdir(parents=True)
+        if sized_class:
+            write_files(root, gpu.tools(sized_class))
+        key = asyncssh.generate_private_key(kind)
+        acceptor = asyncio.run_coroutine_threadsafe(serve(key, client, root), loop).result(20)
+        running.append(acceptor)
+        public = " ".join(key.export_public_key().decode().split()[:2])
+        return Server(acceptor.get_port(), fingerprint(public), key_file)
+
+    yield one
+    for acceptor in running:
+        loop.call_soon_threadsafe(acceptor.close)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(tmp_path / "inventories"))
+    return tmp_path / "inventories"
+
+
+def init(*arguments: str) -> tuple[int, str]:
+    """Exit code and what is told: the text, or the errors."""
+    result = CliRunner().invoke(app, ["init", *arguments])
+    if isinstance(result.exception, FleetError):
+        faults = (result.exception, *result.exception.others)
+        return result.exception.exit_code, "\n".join(str(fault) for fault in faults)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout
+
+
+def test_a_rack_of_several_classes_becomes_a_fleet(start, home: Path) -> None:
+    h200, same, amd, gateway = start("h200-8"), start("h200-8"), start("r9700-1"), start(None, "ecdsa-sha2-nistp256")
+    arguments = [*h200.arguments, *same.arguments, *amd.arguments, "--gateway", f"root@{ADDRESS}:{gateway.port}"]
+    arguments += ["--fingerprint", f"{ADDRESS}:{gateway.port}={gateway.fingerprint}", "--key", str(h200.key_file)]
+    code, told = init("rack", *arguments, "--json")
+    assert code == 0, told
+    assert [host["host_class"] for host in json.loads(told)["hosts"]] == ["h200-8", "h200-8", "r9700-1", None]
+    planned = plan.load(home / "rack")
+    assert [(host.name, host.kind, host.host_class) for host in planned.hosts] == [
+        ("h200-0", "serving", "h200-8"),
+        ("h200-1", "serving", "h200-8"),
+        ("r9700-0", "serving", "r9700-1"),
+        ("gateway-0", "gateway", None),
+    ]
+    serving = planned.hosts[0].deployment, planned.hosts[2].deployment
+    assert [each.model for each in serving if each] == ["openai/gpt-oss-120b", "openai/gpt-oss-20b"]
+    text = (home / "rack" / "fleet.yml").read_text(encoding="utf-8")
+    assert "# 8 x NVIDIA H200 (sm_90, 140.4 GiB), driver 580.159.03, CUDA up to 13.0" in text
+    assert (home / "rack" / "api-key").stat().st_mode & 0o777 == 0o600
+    assert planned.hosts[3].ssh_host_key.startswith("ecdsa-sha2-nistp256 ")
+
+
+def test_hosts_are_added_and_comments_stay(start, home: Path) -> None:
+    first, second, third = start("h200-8"), start("h200-8"), start("h200-4")
+    assert init("rack", *first.arguments, "--key", str(first.key_file))[0] == 0
+    file = home / "rack" / "fleet.yml"
+    file.write_text(file.read_text().replace("    model:", "    # a comment of ours\n    model:"), encoding="utf-8")
+    before = file.read_text()
+    code, told = init("rack", *second.arguments)
+    assert code == 2
+    assert "there is such a fleet already" in told
+    assert file.read_text() == before
+    code, told = init("rack", "--add", *second.arguments, *third.arguments)
+    assert code == 0, told
+    after = file.read_text()
+    assert "# a comment of ours" in after
+    assert "+      h200-1:" in told
+    assert {name: set(pool["static"]) for name, pool in yaml.safe_load(after)["pools"].items()} == {
+        "h200": {"h200-0", "h200-1"},
+        "h200-4": {"h200-4-0"},
+    }
+    code, told = init("rack", "--add", *second.arguments)
+    assert (code, "is in the fleet already, as h200-1" in told) == (2, True)
+    assert file.read_text() == after
+
+
+def test_nobody_to_ask_trusts_nothing(start, home: Path) -> None:
+    host = start("h200-8")
+    code, told = init("rack", "--host", f"root@{ADDRESS}:{host.port}", "--key", str(host.key_file))
+    assert code == 2
+    assert "nothing was written" in told
+    assert not home.exists()
+
+
+def test_another_key_is_refused_before_the_host_is_asked(start, home: Path) -> None:
+    host = start("h200-8")
+    wrong = "SHA256:" + "A" * 43
+    code, told = init("rack", "--host", f"{ADDRESS}:{host.port}", "--fingerprint", f"{ADDRESS}={wrong}")
+    assert code == 2
+    assert f"shows the host key {host.fingerprint}, not {wrong}" in told
+    assert not home.exists()
+
+
+def test_a_person_is_asked_and_may_say_no(
+    start, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = start("h200-8")
+    asked: list[str] = []
+    monkeypatch.setattr("vllm_fleet.cli.init.typer.confirm", lambda text, **_: bool(asked.append(text)))
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": staticmethod(lambda: True)})())
+    with pytest.raises(FleetError, match="were not confirmed"):
+        app(["init", "rack", "--host", f"root@{ADDRESS}:{host.port}"], standalone_mode=False)
+    assert asked == ["Are these the keys of your hosts?"]
+    assert host.fingerprint in capsys.readouterr().err
+    assert not home.exists()
+
+
+def test_every_host_that_is_wrong_is_told_at_once(start, home: Path) -> None:
+    without, odd, stranger = start(None), start("h200-8"), start("h200-8")
+    write_files(odd.key_file.parent / "host-1", gpu.files(gpu.Gpus("nvidia", "NVIDIA T4", 16 << 30, "7.5", 1, "580.1")))
+    other = odd.key_file.parent / "other"
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(other)
+    code, told = init("rack", *without.arguments, *odd.arguments, "--key", str(odd.key_file))
+    assert code == 2
+    assert "nvidia-smi not found" in told
+    assert "NVIDIA T4 (sm_75, 16.0 GiB)" in told
+    code, told = init("rack", *stranger.arguments, "--key", str(other))
+    assert (code, "refuses the key" in told) == (2, True)
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "no host is named"),
+        (("--host", "root@10.0.0.5; reboot"), "is no address"),
+        (("--host", "root@10.0.0.500"), "'root@10.0.0.500' '10.0.0.500' does not appear to be an IPv4"),
+        (("--host", "root@10.0.0.5:99999"), "has a port that does not exist"),
+        (("--host", "10.0.0.5", "--gateway", "root@10.0.0.5"), "10.0.0.5 is given twice"),
+        (("--host", "10.0.0.5", "--fingerprint", "10.0.0.5=MD5:00"), "holds no fingerprint"),
+        (("--host", "10.0.0.5", "--fingerprint", f"10.0.0.6=SHA256:{'A' * 43}"), "is of no one host that is asked"),
+        (("--host", "10.0.0.5", "--key", "/nowhere/id"), "there is no private key /nowhere/id"),
+        (("--host", f"{ADDRESS}:1"), "cannot be reached at port 1"),
+    ],
+)
+def test_bad_input_is_one_clear_error(home: Path, arguments: tuple[str, ...], says: str) -> None:
+    code, told = init("rack", *arguments)
+    assert code == 2
+    assert says in told
+    assert not home.exists()
+
+
+def test_a_fingerprint_is_what_ssh_keygen_prints(tmp_path: Path) -> None:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    file = tmp_path / "key.pub"
+    key.write_public_key(file)
+    printed = subprocess.run(["ssh-keygen", "-lf", file], capture_output=True, text=True, check=True).stdout
+    assert fingerprint(file.read_text()) == printed.split()[1]

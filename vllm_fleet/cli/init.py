@@ -1,0 +1,131 @@
+"""``vllm-fleet init``: hosts that exist become a fleet, after a person has seen their keys."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from vllm_fleet import catalog, enrol, newfleet, paths, plan, yamlfile
+from vllm_fleet.catalog import raise_all
+from vllm_fleet.cli.output import JsonOption, print_json, stderr, stdout
+from vllm_fleet.edge import hostkeys, keys
+from vllm_fleet.enrol import Asked, asked_hosts
+from vllm_fleet.errors import FleetError
+from vllm_fleet.files import write_atomically
+from vllm_fleet.values import Name
+
+EPILOG = (
+    "Examples: vllm-fleet init rack --host root@10.0.0.5 --host root@10.0.0.6 --gateway root@10.0.0.9 | "
+    "vllm-fleet init rack --add --host root@10.0.0.7 | "
+    "vllm-fleet init rack --host root@10.0.0.5 --fingerprint 10.0.0.5=SHA256:…  (without a terminal)"
+)
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="The new fleet: a folder under inventories/.")],
+    host: Annotated[list[str] | None, typer.Option(help="USER@ADDRESS[:PORT] of a GPU host; repeat it.")] = None,
+    gateway: Annotated[list[str] | None, typer.Option(help="USER@ADDRESS[:PORT] of a gateway; repeat it.")] = None,
+    fingerprint: Annotated[
+        list[str] | None, typer.Option(help="ADDRESS=SHA256:…, the host key that you know; repeat it.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="The private key that opens the hosts; else ssh's own.")] = None,
+    model: Annotated[str | None, typer.Option(help="What they serve; else the largest that each class can.")] = None,
+    add: Annotated[bool, typer.Option("--add", help="Add the hosts to a fleet that exists.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Look at hosts over SSH, recognise their classes and write a commented fleet.yml for them."""
+    _name(name)
+    recipes = catalog.load()
+    folder = paths.inventories_dir() / name
+    old = _existing(folder, add)
+    wanted = asked_hosts(host or (), gateway or (), newfleet.addresses(old.data) if old else {})
+    private = _private_key(key, folder, old)
+    fingerprints = enrol.known_fingerprints(fingerprint or (), wanted)
+    shown = enrol.shown_keys(wanted)
+    _confirm(shown, fingerprints)
+    found = enrol.look(shown, private, recipes)
+    if old:
+        before = (folder / "fleet.yml").read_text(encoding="utf-8")
+        text = newfleet.with_hosts(before, found, recipes, model)
+    else:
+        before = ""
+        text = newfleet.text(name, found, recipes, model, str(private) if private else None)
+    _write(folder, text, has_gateway=any(each.sized is None for each in found))
+    if json:
+        print_json({"fleet": name, "file": str(folder / "fleet.yml"), "hosts": [enrol.record(each) for each in found]})
+        return
+    lines = difflib.unified_diff(before.splitlines(True), text.splitlines(True), "fleet.yml", "fleet.yml", n=2)
+    stdout.print("".join(lines) if old else text, markup=False, end="")
+    stdout.print(f"\nwrote {paths.display(folder / 'fleet.yml')}; next: vllm-fleet plan --fleet {name}", markup=False)
+
+
+def _name(name: str) -> None:
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError as fault:
+        raise FleetError(str(fault.errors()[0]["ctx"]["error"]), "choose another name", key="NAME") from None
+
+
+def _existing(folder: Path, add: bool) -> yamlfile.Document | None:
+    file = folder / "fleet.yml"
+    if not add:
+        if file.exists():
+            hint = "choose another name, or give --add to add the hosts to it"
+            raise FleetError("there is such a fleet already", hint, paths.display(file))
+        return None
+    plan.load(folder)
+    return yamlfile.read(file)
+
+
+def _private_key(key: Path | None, folder: Path, old: yamlfile.Document | None) -> Path | None:
+    if old and key:
+        raise FleetError("--key is for a new fleet", "with --add the fleet's own key is used", key="--key")
+    own = (old.data.get("access") or {}).get("ssh_private_key_file") if old else None
+    file = key.expanduser().resolve() if key else (folder / own).resolve() if own else None
+    if file and not file.is_file():
+        raise FleetError(f"there is no private key {paths.display(file)}", "correct the path", key="--key")
+    return file
+
+
+def _confirm(shown: list[tuple[Asked, str]], known: dict[hostkeys.Address, str]) -> None:
+    """Compares the keys with the fingerprints that were given, and asks a person about the others.
+
+    Raises:
+        FleetError: a key is another one, nobody can be asked, or the person says no.
+    """
+    faults, unknown = [], []
+    for asked, public in shown:
+        seen = hostkeys.fingerprint(public)
+        given = known.get((asked.address, asked.port))
+        if given and given != seen:
+            text = f"shows the host key {seen}, not {given}: it is another machine, or someone is between"
+            faults.append(FleetError(text, "compare on the host's console", host=asked.address, code="refused"))
+        elif not given:
+            unknown.append((asked, public.split()[0], seen))
+    raise_all(faults)
+    if not unknown:
+        return
+    stderr.print("The hosts show these SSH host keys. Compare each on the host's own console with")
+    stderr.print("  ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub")
+    for asked, kind, seen in unknown:
+        stderr.print(f"  {asked.address} port {asked.port}  {seen}  ({kind})", markup=False)
+    if not sys.stdin.isatty():
+        hint = "give --fingerprint ADDRESS=SHA256:… for each, from a source that you trust; no option skips this"
+        raise FleetError("nobody is here to confirm the host keys, so nothing was written", hint, code="refused")
+    if not typer.confirm("Are these the keys of your hosts?", default=False, err=True):
+        raise FleetError("the host keys were not confirmed, so nothing was written", code="refused")
+
+
+def _write(folder: Path, text: str, *, has_gateway: bool) -> None:
+    """Writes the fleet and, where it has a gateway of its own now, a first API key for it."""
+    enrol.validate(folder.name, text, folder)
+    if has_gateway and not (folder / "api-keys.yml").exists():
+        secret = keys.api_key()
+        write_atomically(folder / "api-key", secret, 0o600)
+        write_atomically(folder / "api-keys.yml", f'keys:\n  {folder.name}: "{keys.digest(secret)}"\n')
+    write_atomically(folder / "fleet.yml", text)
