@@ -10,8 +10,8 @@ from typing import Any
 from vllm_fleet import paths
 from vllm_fleet.files import write_atomically
 
-#: The facts that a rule's ``when.fact`` can ask for.
-ASKED = ("mec_firmware",)
+#: What a rule's ``when.fact`` can ask for, and the driver, whose compiler makes part of the caches of a start.
+ASKED = ("mec_firmware", "driver")
 Facts = Mapping[str, Mapping[str, Any]]
 
 

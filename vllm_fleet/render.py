@@ -92,7 +92,7 @@ def env_text(env: Mapping[str, str]) -> str:
 
 
 def instance_files(
-    host: HostPlan, name: str, port: int, address: str, revision: str, unit_digest: str
+    host: HostPlan, name: str, port: int, address: str, revision: str, unit_digest: str, cache: str
 ) -> InstanceFiles:
     """The two data files of one instance.
 
@@ -103,6 +103,7 @@ def instance_files(
         address: the address that it binds to.
         revision: the model's revision.
         unit_digest: digest of the unit and its program, so that another unit means another release.
+        cache: the directory of what the engine and the libraries beside it compile.
     """
     if host.deployment is None:
         raise FleetError("a gateway has no instances", host=host.name)
@@ -121,7 +122,9 @@ def instance_files(
         {
             **deployment.env,
             "TIKTOKEN_ENCODINGS_BASE": ENCODINGS,
-            "VLLM_CACHE_ROOT": f"{CACHE}/{deployment.engine_directory_id}",
+            # Triton, FlashInfer and the drivers' compilers put their caches below the home.
+            "HOME": cache,
+            "VLLM_CACHE_ROOT": f"{cache}/vllm",
             "VLLM_FLEET_ENGINE": f"{ENGINES}/{deployment.engine_directory_id}",
             "VLLM_FLEET_MODEL": deployment.model,
             "VLLM_FLEET_URL": f"http://{address}:{port}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet import gateway, host_facts, paths, render, yamlfile
+from vllm_fleet import gateway, host_facts, paths, render, startcache, yamlfile
 from vllm_fleet.artifacts import ModelFiles, model_files
 from vllm_fleet.assets import unit_digest
 from vllm_fleet.catalog import Catalog
@@ -101,7 +101,8 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
         if host.kind == "gateway":
             variables, manifest = _gateway(plan, host, backends)
         else:
-            variables, manifest = _serving(plan, catalog, host, at, models[_deployed(host)], gateways)
+            said = (facts or {}).get(host.name, {})
+            variables, manifest = _serving(plan, catalog, host, at, models[_deployed(host)], gateways, said)
         common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}
         hosts.append(SiteHost(host, at, {**common, **variables}, manifest))
     return Site(plan, tuple(hosts))
@@ -152,7 +153,13 @@ def _model(plan: Plan, name: str) -> ModelFiles:
 
 
 def _serving(
-    plan: Plan, catalog: Catalog, host: HostPlan, at: Location, model: ModelFiles, gateways: list[str]
+    plan: Plan,
+    catalog: Catalog,
+    host: HostPlan,
+    at: Location,
+    model: ModelFiles,
+    gateways: list[str],
+    facts: Mapping[str, Any],
 ) -> tuple[dict[str, Any], Manifest]:
     deployment = host.deployment
     if deployment is None or deployment.engine.wheel is None:
@@ -165,8 +172,11 @@ def _serving(
         {"name": name, "sha256": catalog.encodings.encodings[name].sha256, "source": str(source / name)}
         for name in wanted
     ]
+    arch = catalog.host_class(deployment.host_class).family.arch
+    cache = startcache.key(deployment, model.revision, arch, facts.get("driver"))
+    kept = startcache.directory(cache)
     instances = [
-        render.instance_files(host, name, port, at.service_address, model.revision, unit_digest())
+        render.instance_files(host, name, port, at.service_address, model.revision, unit_digest(), kept)
         for name, port in host.instances
     ]
     ports = [port for _, port in host.instances]
@@ -197,6 +207,8 @@ def _serving(
         "vllm_service_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
         "vllm_service_instances": [{"name": each.name, "loaded": each.loaded} for each in instances],
         "vllm_service_firewall_rules": firewall,
+        "vllm_service_cache_key": cache,
+        "vllm_service_cache_store": str(paths.cache_dir() / "start-caches"),
     }
     return variables, manifest
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vllm_fleet import paths
 from vllm_fleet.site import Site
 
 COPIES = Path(__file__).parent / "copies"
@@ -31,7 +32,8 @@ def rendered(site: Site) -> dict[str, str]:
         text = json.dumps(variables, indent=1, sort_keys=True) + "\n"
         files[f"{name}/variables.json"] = text
     root = str(Path(__file__).resolve().parents[2])
-    return {name: text.replace(root, "ROOT") for name, text in files.items()}
+    cache = str(paths.cache_dir())
+    return {name: text.replace(root, "ROOT").replace(cache, "CACHE") for name, text in files.items()}
 
 
 def test_what_is_rendered_is_what_was_reviewed(golden_site: Site, request: pytest.FixtureRequest) -> None:

@@ -76,7 +76,7 @@ def test_a_run_probes_a_host_for_the_plan_that_its_facts_give(
     def answer(targets: Any, on_report: Any = None) -> dict[str, Report]:
         asked.append({target.name: manifest for target, manifest in targets})
         firmware = {"old": 176, "new": 185}
-        return {name: Report(name, facts={"mec_firmware": firmware[name], "driver": "6.14"}) for name in asked[-1]}
+        return {name: Report(name, facts={"mec_firmware": firmware[name], "cpu_count": 8}) for name in asked[-1]}
 
     monkeypatch.setattr(ssh, "probe", answer)
     before = drift.site_of_run(folder)
