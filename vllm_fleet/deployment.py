@@ -84,6 +84,14 @@ class Deployment:
     #: What the facts of a host still choose between; ``args`` and ``env`` hold the safe side.
     alternatives: tuple[Alternative, ...] = ()
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Packages of the distribution that a wheel needs beside it: Triton and Inductor compile against Python."""
+        wheel = self.engine.wheel
+        if wheel is None or (self.engine.accelerator == "cpu" and self.args.get("enforce-eager")):
+            return ()
+        return ("g++", f"python{wheel.python}-dev")
+
     def record(self) -> dict[str, Any]:
         """The deployment as the JSON contract spells it."""
         return {

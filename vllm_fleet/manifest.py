@@ -101,6 +101,7 @@ def serving_manifest(
             "files": dict(model.sha256),
         }
     )
+    items += [_package("vllm_engine", name) for name in deployment.packages]
     engine = f"{render.ENGINES}/{deployment.engine_directory_id}"
     items.append({"role": "vllm_engine", "kind": "file", "path": f"{engine}/bin/vllm", "mode": "0755"})
     items.append(file_item("vllm_engine", f"{engine}/.complete", render.sha256(f"{deployment.engine_directory_id}\n")))

@@ -202,6 +202,7 @@ def _serving(
         "vllm_engine_directory_id": deployment.engine_directory_id,
         "vllm_engine_lock_file": str(lock),
         "vllm_engine_python_version": deployment.engine.wheel.python,
+        "vllm_engine_packages": list(deployment.packages),
         "vllm_engine_alias": dict(deployment.engine.wheel.alias),
         "vllm_service_release": release,
         "vllm_service_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
