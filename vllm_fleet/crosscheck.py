@@ -21,10 +21,10 @@ def faults(catalog: Catalog) -> Iterator[FleetError]:
     """Every disagreement: names that do not exist, rules that never hold, combinations that do not resolve."""
     for engine in catalog.engines.values():
         yield from _engine(catalog, engine)
-    for model in catalog.models.values():
-        yield from _model(catalog, model)
     for cloud in catalog.clouds.values():
         yield from _cloud(catalog, cloud)
+    for model in catalog.models.values():
+        yield from _model(catalog, model)
     yield from drafts.faults(catalog)
     yield from known_faults(catalog)
     yield from spelling_faults(catalog)
@@ -70,6 +70,13 @@ def _model(catalog: Catalog, model: Model) -> Iterator[FleetError]:
             continue
         if not engines:
             yield document.error(("support", index, "engine"), f"no engine lies in {entry.engine!r}", "correct it")
+    yield from rule_faults(catalog, model)
+    yield from _resolutions(catalog, model)
+
+
+def rule_faults(catalog: Catalog, model: Model) -> Iterator[FleetError]:
+    """What is wrong in a model's rules: ranges, selectors that never hold, names in them that are none."""
+    document = catalog.documents[model.name]
     usable = list(combinations(catalog, model))
     for index, rule in enumerate(model.rules):
         try:
@@ -82,9 +89,16 @@ def _model(catalog: Catalog, model: Model) -> Iterator[FleetError]:
             continue
         for at, message in _misspelt(catalog, rule.when, usable):
             yield document.error(("rules", index, "when", *at), message, "correct the spelling")
+
+
+def _resolutions(catalog: Catalog, model: Model) -> Iterator[FleetError]:
+    """Every combination that neither resolves nor is refused for a reason."""
     said: set[str] = set()
-    for asked in usable:
-        for features in ((), *((feature,) for feature in FEATURES)):
+    featured = [rule.when for _, _, rule in catalog.rules(model) if rule.when.feature]
+    for asked in combinations(catalog, model):
+        # A feature that no rule looks at here changes nothing.
+        told = dict.fromkeys(when.feature for when in featured if could_hold(when, asked))
+        for features in ((), *((feature,) for feature in told if feature)):
             question = Question(asked.host.id, asked.model, asked.profile, asked.engine.id, asked.install, features)
             try:
                 resolve(catalog, question)

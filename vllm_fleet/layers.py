@@ -74,8 +74,9 @@ def _put(below: Values, layer: Layer, active: Mapping[str, Spelled]) -> Values:
     for name, value in leaves({"args": own.args, "env": own.env}):
         if isinstance(value, Mapping):  # an empty one changes nothing below it
             continue
+        provenance.pop(name, None)
         below_it = f"{name}."
-        for gone in [known for known in provenance if known == name or known.startswith(below_it)]:
+        for gone in [known for known in provenance if known.startswith(below_it)]:
             del provenance[gone]
         if value is not None:
             entry = own.renamed.get(name)

@@ -35,7 +35,7 @@ def test_a_typo_in_a_rule_is_an_error(catalog: Catalog, when: dict[str, Any], ke
     wrong = Rule(when=When(**when), note="a note of a test", why="a rule of a test", source="test")
     changed = model.model_copy(update={"rules": [*model.rules, wrong]})
     mutated = dataclasses.replace(catalog, models={LARGE: changed})
-    faults = [fault for fault in crosscheck.faults(mutated) if fault.key == f"rules.{len(model.rules)}.{key}"]
+    faults = [f for f in crosscheck.rule_faults(mutated, changed) if f.key == f"rules.{len(model.rules)}.{key}"]
     assert [says in fault.message for fault in faults] == [True]
     assert faults[0].file == "recipes/models/openai/gpt-oss-120b.yml"
 
