@@ -25,7 +25,7 @@ lab-down: ## Remove the lab: pulumi destroy, then whatever a killed run left
 	@tools/venv; $(ACTIVATE); python -m lab.job --down
 
 test: ## Set everything up and run every test, end to end on real hosts
-	@tools/setup; $(ACTIVATE); tools/lint; pytest
+	@tools/setup; $(ACTIVATE); tools/lint; pytest -q -n 3 --dist loadgroup
 
 check: venv ## Lint, types, unit, golden and contract tests
 	@$(ACTIVATE); tools/lint; pytest -q -n 2 -m "not network and not root"

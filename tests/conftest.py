@@ -24,6 +24,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden copies again")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on real hosts stay with their lab in one worker, beside which the others run the rest."""
+    for item in items:
+        if item.get_closest_marker("root"):
+            shared = "lab of the end-to-end tests" if item.path.parent.name == "e2e" else item.path.stem
+            item.add_marker(pytest.mark.xdist_group(shared))
+
+
 @pytest.fixture(scope="session")
 def catalog() -> Catalog:
     return catalogs.load()
