@@ -30,8 +30,8 @@ test: ## Set everything up and run every test, end to end on real hosts
 check: venv ## Lint, types, unit, golden and contract tests
 	@$(ACTIVATE); tools/lint; pytest -q -n 2 -m "not network and not root"
 
-bench: ## Time the unchanged fleet beside its peers
-	@tools/setup; $(ACTIVATE); python -m bench.run
+bench: ## Time the unchanged fleet beside its peers, and the start of a new host
+	@tools/setup; $(ACTIVATE); python -m bench.run; python -m bench.coldstart
 
 engines: ## Generate recipes/engines/names again from the published wheels
 	@tools/venv; $(ACTIVATE); python -m tools.engines generate

@@ -23,7 +23,7 @@ def describe(root: Path, pyinfra: Path) -> dict[str, str]:
     system = os_name((root / "etc/os-release").read_text(encoding="utf-8"))
     status = (root / "var/lib/dpkg/status").read_text(encoding="utf-8")
     return {
-        "processors": f"{len(os.sched_getaffinity(0))} ({_processor()}), for the controller and all targets together",
+        "processors": f"{processors()}, for the controller and all targets together",
         "memory": f"{memory:.0f} GiB",
         "kernel": f"Linux {platform.release().split('-')[0]}, {platform.machine()}",
         "controller": f"Python {platform.python_version()}, ansible-core {version('ansible-core')}, "
@@ -33,6 +33,11 @@ def describe(root: Path, pyinfra: Path) -> dict[str, str]:
         "target": f"{system}, OpenSSH {package_version(status, 'openssh-server')}, "
         f"Python {package_version(status, 'python3')}",
     }
+
+
+def processors() -> str:
+    """How many processors of which kind."""
+    return f"{len(os.sched_getaffinity(0))} ({_processor()})"
 
 
 def os_name(text: str) -> str:

@@ -1,0 +1,133 @@
+"""``python -m bench.coldstart``: the first start of a vLLM on a new host, with and without what an equal host compiled.
+
+Makes a lab of two equal hosts and rolls them out, one after the other, with nothing kept from earlier runs: the first
+compiles for itself, the second gets what the first has compiled. Then the second starts again with what it has.
+Writes ``docs/cold-start.md``; leaves no host behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import machine
+from lab import job, state
+from vllm_fleet import paths, site
+from vllm_fleet.errors import FleetError
+from vllm_fleet.files import write_atomically
+
+FLEET = "coldstart"
+#: The lab's recipe leaves compilation out, since its hosts are made for tests; here it is what is measured.
+_FLEET = """\
+fleet: coldstart
+defaults: {model: vllm-fleet/lab-gpt-oss, profile: balanced}
+pools:
+  lab:
+    host_class: cpu-2
+    cloud: lab
+    placement: {bridge: vf-start, subnet: 10.77.8.0/24}
+    hosts: 2
+    overrides: {args: {enforce-eager: null}, why: a start that compiles is what the benchmark measures}
+gateway: {hosts: 0}
+access:
+  ssh_private_key_file: ssh/id_ed25519
+artifacts:
+  models: {vllm-fleet/lab-gpt-oss: "{cache}/lab-model/current"}
+  encodings: "{cache}/encodings"
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; the exit code is 0 when it is done, else that of its error."""
+    parser = argparse.ArgumentParser(prog="python -m bench.coldstart", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print data instead of the table")
+    parser.add_argument("--no-write", action="store_true", help="leave docs/cold-start.md as it is")
+    chosen = parser.parse_args(arguments)
+    try:
+        found = _measure()
+    except FleetError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return fault.exit_code
+    if not chosen.no_write:
+        write_atomically(paths.root() / "docs" / "cold-start.md", _document(found))
+    print(json.dumps(found, indent=2) if chosen.json else "\n".join(_table(found)))
+    return 0
+
+
+def _measure() -> dict[str, float]:
+    """Start -> seconds to the first completion."""
+    base = paths.cache_dir() / "bench" / FLEET
+    folder = base / "inventories" / FLEET
+    with state.locked(f"bench-{FLEET}"):
+        shutil.rmtree(base, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (base / "pulumi").mkdir()
+        (folder / "fleet.yml").write_text(_FLEET, encoding="utf-8")
+        os.environ |= {
+            "VLLM_FLEET_INVENTORIES": str(base / "inventories"),
+            "PULUMI_BACKEND_URL": f"file://{base / 'pulumi'}",
+        }
+        try:
+            job.stack_down(FLEET)  # what a killed run left
+            job.stack_up(FLEET)
+            key = site.load(folder).hosts[0].variables["vllm_service_cache_key"]
+            (paths.cache_dir() / "start-caches" / f"{key}.json").unlink(missing_ok=True)
+            job.roll_out(FLEET)
+            first = _started(folder)
+            _ansible(folder, "lab-1", "systemctl restart vllm@0.service")
+            return {
+                "nothing compiled": first["lab-0"],
+                "compiled by an equal host": first["lab-1"],
+                "compiled by itself or an equal host, started again": _started(folder)["lab-1"],
+            }
+        finally:
+            job.stack_down(FLEET)
+            (paths.root() / f"Pulumi.{FLEET}.yaml").unlink(missing_ok=True)
+            shutil.rmtree(base, ignore_errors=True)
+
+
+def _started(folder: Path) -> dict[str, float]:
+    """Host -> seconds that its instance took."""
+    said = _ansible(folder, "serving", "cat /run/vllm-0/started")
+    return {host: float(seconds) for host, seconds in re.findall(r"^(\S+) \|.*\(stdout\) ([\d.]+)", said, re.MULTILINE)}
+
+
+def _ansible(folder: Path, hosts: str, command: str) -> str:
+    words = ["ansible", "-i", str(folder / "fleet.yml"), hosts, "--become", "--one-line", "--args", command]
+    done = subprocess.run(words, cwd=paths.root(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FleetError(f"{command!r} on {hosts} failed: {done.stdout[-500:]}", code="work-failed")
+    return done.stdout
+
+
+def _table(found: dict[str, float]) -> list[str]:
+    cold = next(iter(found.values()))
+    lines = ["| what the host has    | to the first completion [s] | of the cold start |", "| --- | ---: | ---: |"]
+    return [*lines, *(f"| {name} | {seconds:.1f} | {seconds / cold:.0%} |" for name, seconds in found.items())]
+
+
+def _document(found: dict[str, float]) -> str:
+    lines = [
+        "# The start of a new host",
+        "",
+        "Written by `make bench`; run it again instead of editing this file.",
+        "",
+        "One run of the lab's model on vLLM's CPU build, two equal hosts one after the other. What the first has",
+        "compiled is kept on the controller, verified by its digest, and brought to the second before its start.",
+        "",
+        *_table(found),
+        "",
+        f"Machine: {machine.processors()}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
