@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from vllm_fleet.assets import role_file_sha256
 from vllm_fleet.catalog import Catalog, SizedClass
@@ -185,9 +185,10 @@ def _repository(
 
 def _preferences(sources: Sequence[Mapping[str, Any]], packages: Mapping[str, str]) -> str:
     """Pins for apt: just these versions whatever else is on offer, and the vendor before the distribution."""
-    hosts = {urlsplit(source["uri"]).hostname for each in sources for source in each["systems"].values()}
+    uris = [source["uri"] for each in sources for source in each["systems"].values()]
+    hosts = sorted({found[1] for found in (re.match(r"https?://([^/:]+)", uri) for uri in uris) if found})
     stanzas = [f"# {_MADE}"]
-    stanzas += [f'Package: *\nPin: origin "{host}"\nPin-Priority: 600' for host in sorted(hosts - {None, ""}, key=str)]
+    stanzas += [f'Package: *\nPin: origin "{host}"\nPin-Priority: 600' for host in hosts]
     # Above 1000, so that apt goes back to an older version, too.
     stanzas += [f"Package: {name}\nPin: version {packages[name]}\nPin-Priority: 1001" for name in sorted(packages)]
     return "\n\n".join(stanzas) + "\n"
