@@ -172,7 +172,8 @@ def _repository(
     if mirror:
         own, key_file = mirror
         source = AptSource(uri=own.uri, suites=own.suites, components=own.components)
-        key = {"file": str(key_file), "sha256": hashlib.sha256(key_file.read_bytes()).hexdigest()}
+        # A key is named after itself: two repositories of one key have one file, and another key is another file.
+        key = {"name": hashlib.sha256(key_file.read_bytes()).hexdigest()[:16], "file": str(key_file)}
         return {"name": name, "systems": {ANY_SYSTEM: source.model_dump()}, "key": key}
     repository = catalog.drivers.repositories[name]
     machine = repository.machines[sized.family.facts.machine or "x86_64"]
@@ -180,7 +181,8 @@ def _repository(
         system: {**source.model_dump(), "uri": source.uri.replace("{machine}", machine)}
         for system, source in repository.systems.items()
     }
-    return {"name": name, "systems": systems, "key": repository.key.model_dump(exclude_none=True)}
+    key = {"name": repository.key.fingerprint, **repository.key.model_dump(exclude_none=True)}
+    return {"name": name, "systems": systems, "key": key}
 
 
 def _preferences(sources: Sequence[Mapping[str, Any]], packages: Mapping[str, str]) -> str:
