@@ -24,7 +24,7 @@ BRIDGE = "vf-drivers"
 SUBNET = "10.79.251"
 ADDRESSES = {"gateway-0": f"{SUBNET}.2", "gpu-0": f"{SUBNET}.11", "gpu-1": f"{SUBNET}.12"}
 REPOSITORY = "/srv/stand-ins"
-KEY = "a key of this test"
+KEY = "a-key-of-this-test"
 MODEL = "stand-in"
 #: Serves where vLLM would: an answer of three seconds in thirty pieces, and its readiness on a port of its own.
 INSTANCE = """\
