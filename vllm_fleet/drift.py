@@ -94,11 +94,12 @@ def _file(fleet: str) -> Path:
 
 
 def keep(fleet: str, reports: Mapping[str, Report], run_pid: int) -> None:
-    """Leaves the drift for the inventory of the same run; no other run takes it for its own."""
-    data = {
-        "run": _process_identity(run_pid),
-        "hosts": {host: [item.record() for item in report.drift] for host, report in reports.items()},
-    }
+    """Leaves the drift for the inventory of the same run; no other run takes it for its own.
+
+    A run may ask some hosts again: what it has found of the others stays.
+    """
+    now = {host: [item.record() for item in report.drift] for host, report in reports.items()}
+    data = {"run": _process_identity(run_pid), "hosts": {**_kept(fleet, run_pid), **now}}
     write_atomically(_file(fleet), json.dumps(data, indent=1) + "\n")
 
 
@@ -120,12 +121,12 @@ def idle(site: Site) -> frozenset[str]:
     )
 
 
-def _kept(fleet: str) -> Mapping[str, list[dict[str, str]]]:
+def _kept(fleet: str, run_pid: int | None = None) -> Mapping[str, list[dict[str, str]]]:
     try:
         data = json.loads(_file(fleet).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    if data["run"] != _process_identity(os.getpid()):
+    if data["run"] != _process_identity(run_pid or os.getpid()):
         return {}
     hosts: Mapping[str, list[dict[str, str]]] = data["hosts"]
     return hosts

@@ -87,6 +87,8 @@ class ClassDriver(Strict):
     driver_below: str | None = Field(default=None, pattern=r"^\d+(\.\d+)*$")
     #: Sizes of the class whose hosts have NVSwitches of their own.
     fabric_manager: list[int] = []
+    #: What those need besides.
+    fabric_packages: dict[Name, VersionPattern] = {}
     why: str = Field(min_length=10)
     source: str = Field(min_length=3)
 

@@ -106,7 +106,7 @@ def for_host(
     switches = sized.count in row.fabric_manager
     packages = dict(chosen.packages)
     if switches and chosen.fabric_manager:
-        packages |= chosen.fabric_manager.packages
+        packages |= {**chosen.fabric_manager.packages, **row.fabric_packages}
     sources = [_repository(catalog, name, sized, mirrors.get(name)) for name in chosen.repositories]
     holds = [*catalog.drivers.holds[vendor].packages, *catalog.drivers.kernel.packages]
     pins = _preferences(sources, packages)

@@ -193,7 +193,10 @@ def _serving(
         for name in wanted
     ]
     arch = catalog.host_class(deployment.host_class).family.arch
-    cache = startcache.key(deployment, model.revision, arch, facts.get("driver"))
+    driver = _driver(plan, catalog, host)
+    # A driver that is installed from here is known before the host can say it.
+    known = driver.facts.get("driver_version") if driver else None
+    cache = startcache.key(deployment, model.revision, arch, known or facts.get("driver"))
     kept = startcache.directory(cache)
     instances = [
         render.instance_files(host, name, port, at.service_address, model.revision, unit_digest(), kept)
@@ -205,7 +208,6 @@ def _serving(
     files |= {f"{each.name}.env": each.env for each in instances}
     release = render.release_digest(files)
     manifest = serving_manifest(host, catalog, encodings, model, instances, files, release, firewall)
-    driver = _driver(plan, catalog, host)
     manifest = driver.extend(manifest) if driver else manifest
     files["manifest.json"] = manifest.text
     lock = catalog.lock_file(deployment.engine)

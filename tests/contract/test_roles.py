@@ -84,7 +84,9 @@ def test_every_item_of_a_manifest_is_owned_by_a_role_of_the_host(golden_site: Si
 def test_every_role_has_its_play_and_every_play_its_group() -> None:
     run: dict[str, set[str]] = {}
     for play in (play for path in (paths.root() / "playbooks").glob("*.yml") for play in read(path)):
-        tasks = [task.get(f"ansible.builtin.{how}_role") for task in play.get("tasks", ()) for how in ("include", "import")]
+        tasks = [
+            task.get(f"ansible.builtin.{how}_role") for task in play.get("tasks", ()) for how in ("include", "import")
+        ]
         for role in (*play.get("roles", ()), *(each["name"] for each in tasks if each)):
             run.setdefault(role, set()).add(play["hosts"])
     drivers = {"nvidia_driver", "amd_driver"}

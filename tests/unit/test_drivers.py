@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def test_the_fabric_manager_is_for_hosts_with_switches(catalog: Catalog, name: s
     found = got(catalog, name)
     named = {each["name"]: each["version"] for each in found.variables["driver_packages_versions"]}
     assert ("nvidia-fabricmanager-580" in named) == has
+    assert named.pop("nvlsm", "*") == "*"
     assert set(named.values()) == {"580.159.03-*"}
     assert ("nvidia-fabricmanager.service" in {item.get("name") for item in found.items}) == has
     assert found.facts.get("fabric_manager", False) == has
@@ -232,6 +234,16 @@ def test_only_a_host_without_a_running_instance_is_idle(golden_site: sites.Site,
     found = {"lab-0": unit("is not known to systemd"), "lab-1": unit("was changed on disk since systemd read it")}
     monkeypatch.setattr(drift, "_kept", lambda _: found)
     assert drift.idle(golden_site) == {"lab-0"}
+
+
+def test_a_host_that_is_asked_again_leaves_the_others_as_they_were(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(drift, "_file", lambda _: tmp_path / "drift.json")
+    drifted = ssh.Drift("a", "nvidia_driver", "driver", "driver", "is missing")
+    drift.keep(
+        "f", {"a": ssh.Report("a", (drifted,)), "b": ssh.Report("b", (replace(drifted, host="b"),))}, os.getpid()
+    )
+    drift.keep("f", {"a": ssh.Report("a")}, os.getpid())
+    assert drift.kept("f") == {"a": frozenset(), "b": frozenset({"nvidia_driver"})}
 
 
 def test_a_repository_that_the_recipes_do_not_know_is_an_error(fleets: Path) -> None:
