@@ -14,6 +14,7 @@ from vllm_fleet.catalog import Catalog, SizedClass
 from vllm_fleet.driver_schema import AptSource, ClassDriver, DriverMode, DriverRelease, RepositoryMirror
 from vllm_fleet.errors import FleetError
 from vllm_fleet.manifest import Item, Manifest, file_item
+from vllm_fleet.plan import HostPlan, Plan
 from vllm_fleet.render import sha256
 from vllm_fleet.schema import Engine
 from vllm_fleet.vetoes import version_key
@@ -138,6 +139,34 @@ def for_host(
         facts |= {"rocm_version": chosen.rocm} if chosen.rocm else {}
     items += _nvidia_items(managed, switches, chosen) if vendor == "nvidia" else _amd_items(lab)
     return HostDriver(role, variables, tuple(items), facts)
+
+
+def of_host(plan: Plan, catalog: Catalog, host: HostPlan) -> HostDriver | None:
+    """The driver of a host of a fleet; None for one that has none.
+
+    Raises:
+        FleetError: the fleet names a repository or a key that is not there, or no release fits the engine.
+    """
+    deployment = host.deployment
+    if deployment is None:
+        return None
+    mirrors = {
+        name: (mirror, plan.artifact(f"repositories.{name}", mirror.signing_key_file))
+        for name, mirror in plan.spec.artifacts.repositories.items()
+    }
+    if unknown := sorted(set(mirrors) - set(catalog.drivers.repositories)):
+        known = ", ".join(catalog.drivers.repositories)
+        at = ("artifacts", "repositories", unknown[0])
+        raise plan.document.error(at, "is no repository of recipes/drivers.yml", f"it knows {known}")
+    return for_host(
+        catalog,
+        catalog.host_class(deployment.host_class),
+        plan.spec.pools[host.pool].driver or default_mode(host.cloud),
+        deployment.engine,
+        mirrors,
+        reboot=plan.access.reboot,
+        lab=host.cloud == "lab",
+    )
 
 
 def _nvidia_items(managed: bool, switches: bool, chosen: DriverRelease) -> list[Item]:

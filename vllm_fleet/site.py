@@ -193,7 +193,7 @@ def _serving(
         for name in wanted
     ]
     arch = catalog.host_class(deployment.host_class).family.arch
-    driver = _driver(plan, catalog, host)
+    driver = drivers.of_host(plan, catalog, host)
     # A driver that is installed from here is known before the host can say it.
     known = driver.facts.get("driver_version") if driver else None
     cache = startcache.key(deployment, model.revision, arch, known or facts.get("driver"))
@@ -236,29 +236,6 @@ def _serving(
         "vllm_service_cache_store": str(paths.cache_dir() / "start-caches"),
     }
     return {**(driver.variables if driver else {}), **variables}, manifest
-
-
-def _driver(plan: Plan, catalog: Catalog, host: HostPlan) -> drivers.HostDriver | None:
-    deployment = host.deployment
-    if deployment is None:
-        return None
-    mirrors = {
-        name: (mirror, plan.artifact(f"repositories.{name}", mirror.signing_key_file))
-        for name, mirror in plan.spec.artifacts.repositories.items()
-    }
-    if unknown := sorted(set(mirrors) - set(catalog.drivers.repositories)):
-        known = ", ".join(catalog.drivers.repositories)
-        at = ("artifacts", "repositories", unknown[0])
-        raise plan.document.error(at, "is no repository of recipes/drivers.yml", f"it knows {known}")
-    return drivers.for_host(
-        catalog,
-        catalog.host_class(deployment.host_class),
-        plan.spec.pools[host.pool].driver or drivers.default_mode(host.cloud),
-        deployment.engine,
-        mirrors,
-        reboot=plan.access.reboot,
-        lab=host.cloud == "lab",
-    )
 
 
 def _gateway(plan: Plan, host: HostPlan, backends: list[gateway.Backend]) -> tuple[dict[str, Any], Manifest]:
