@@ -13,8 +13,8 @@ Vendor = Literal["nvidia", "amd"]
 #: ``managed``: the project installs it. ``verified``: the image's own is judged and held, never replaced.
 DriverMode = Literal["managed", "verified"]
 Version = Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
-#: A Debian version with ``*`` for what the packagers count.
-VersionPattern = Annotated[str, Field(pattern=r"^[0-9A-Za-z.+:~*-]+$")]
+#: A Debian version, at its end perhaps ``*`` for what the packagers count: apt takes it nowhere else.
+VersionPattern = Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.+:~-]*\*?$")]
 #: ``ID-VERSION_ID`` of /etc/os-release.
 System = Annotated[str, Field(pattern=r"^[a-z]+-[0-9.]+$")]
 
@@ -87,8 +87,8 @@ class ClassDriver(Strict):
     driver_below: str | None = Field(default=None, pattern=r"^\d+(\.\d+)*$")
     #: Sizes of the class whose hosts have NVSwitches of their own.
     fabric_manager: list[int] = []
-    #: What those need besides.
-    fabric_packages: dict[Name, VersionPattern] = {}
+    #: What those need besides, whose version follows no driver's: the newest is taken once, and held.
+    fabric_packages: list[Name] = []
     why: str = Field(min_length=10)
     source: str = Field(min_length=3)
 

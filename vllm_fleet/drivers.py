@@ -107,7 +107,8 @@ def for_host(
     switches = sized.count in row.fabric_manager
     packages = dict(chosen.packages)
     if switches and chosen.fabric_manager:
-        packages |= {**chosen.fabric_manager.packages, **row.fabric_packages}
+        packages |= chosen.fabric_manager.packages
+    others = row.fabric_packages if switches else []
     sources = [_repository(catalog, name, sized, mirrors.get(name)) for name in chosen.repositories]
     holds = [*catalog.drivers.holds[vendor].packages, *catalog.drivers.kernel.packages]
     pins = _preferences(sources, packages)
@@ -115,7 +116,7 @@ def for_host(
     variables: dict[str, Any] = {
         "driver_packages_managed": managed,
         "driver_packages_repositories": sources if managed else [],
-        "driver_packages_versions": [{"name": name, "version": packages[name]} for name in sorted(packages)],
+        "driver_packages_names": [*(f"{name}={packages[name]}" for name in sorted(packages)), *others],
         "driver_packages_preferences": pins,
         "driver_packages_unattended": blacklist,
         "driver_packages_holds": holds,
@@ -135,6 +136,7 @@ def for_host(
     if managed:
         items.append(file_item(role, PREFERENCES, sha256(pins)))
         items += [{"role": role, "kind": "package", "name": n, "version": packages[n]} for n in sorted(packages)]
+        items += [{"role": role, "kind": "package", "name": name} for name in others]
         facts |= {"driver_role": role, "driver_version": chosen.version}
         facts |= {"rocm_version": chosen.rocm} if chosen.rocm else {}
     items += _nvidia_items(managed, switches, chosen) if vendor == "nvidia" else _amd_items(lab)
