@@ -70,7 +70,7 @@ def _add(folder: Path, package: Package) -> str:
         **package.relations,
     }
     control = "".join(f"{name}: {value}\n" for name, value in fields.items())
-    file = folder / f"{package.name}_{package.version.replace(':', '%3a')}_all.deb"
+    file = folder / f"{package.name}_{package.version.replace(':', '_')}_all.deb"
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         root.chmod(0o755)
@@ -78,7 +78,7 @@ def _add(folder: Path, package: Package) -> str:
         shell.run("dpkg-deb", "--root-owner-group", "-Znone", "--build", root, file)
     content = file.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    return f"{control}Filename: ./{file.name.replace('%', '%25')}\nSize: {len(content)}\nSHA256: {digest}\n"
+    return f"{control}Filename: ./{file.name}\nSize: {len(content)}\nSHA256: {digest}\n"
 
 
 def _sign(folder: Path) -> Path:

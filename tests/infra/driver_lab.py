@@ -15,7 +15,7 @@ from lab import host, network
 from lab.rootfs import File, write_files
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import ensure_tree, tree_digest
-from vllm_fleet import gateway, paths
+from vllm_fleet import gateway, paths, render
 from vllm_fleet.edge import ssh
 from vllm_fleet.fleet_schema import Gateway
 from vllm_fleet.manifest import Item, Manifest
@@ -42,6 +42,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 ready = http.server.ThreadingHTTPServer(("", 8100), Handler)
 threading.Thread(target=ready.serve_forever, daemon=True).start()
+http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
+"""
+#: The same under the project's own unit and program: a vLLM that ends at once when it is told to.
+ENGINE = """\
+#!/usr/bin/python3
+import http.server, json, os, time
+os.makedirs(os.environ["HOME"], exist_ok=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        if asked.get("max_tokens") == 1:
+            self.send_header("Content-Length", "18"); self.end_headers(); self.wfile.write(b'{"choices": ["a"]}')
+            return
+        self.send_header("Transfer-Encoding", "chunked"); self.end_headers()
+        for _ in range(30):
+            self.wfile.write(b"6\\r\\npiece\\n\\r\\n"); self.wfile.flush(); time.sleep(0.1)
+        self.wfile.write(b"0\\r\\n\\r\\n")
+    def log_message(self, *_): pass
 http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 """
 UNIT = "[Service]\nExecStart=/usr/bin/python3 /usr/local/lib/instance.py\n[Install]\nWantedBy=multi-user.target\n"
@@ -80,9 +102,15 @@ class DriverLab:
 
     def play(self, name: str, *roles: str, arguments: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         """Runs roles on one host, as the rollout does."""
-        (self.folder / "play.yml").write_text(
-            json.dumps([{"hosts": name, "become": True, "gather_facts": False, "roles": list(roles)}]), encoding="utf-8"
-        )
+        book = self.folder / "play.yml"
+        plays = [{"hosts": name, "become": True, "gather_facts": False, "roles": list(roles)}]
+        book.write_text(json.dumps(plays), encoding="utf-8")
+        return self.playbook(book, {}, *arguments)
+
+    def playbook(
+        self, book: Path, groups: Mapping[str, tuple[str, ...]], *arguments: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a playbook with hosts in groups, as the inventory of a fleet would put them there."""
         common = {
             "ansible_user": "deploy",
             "ansible_ssh_private_key_file": str(self.key_file),
@@ -91,9 +119,11 @@ class DriverLab:
         }
         hosts = {each: {"ansible_host": at, **self.variables.get(each, {})} for each, at in ADDRESSES.items()}
         inventory = self.folder / "hosts.yml"
-        inventory.write_text(json.dumps({"all": {"hosts": hosts, "vars": common}}), encoding="utf-8")
+        children = {group: {"hosts": dict.fromkeys(members)} for group, members in groups.items()}
+        data = {"all": {"hosts": hosts, "vars": common, "children": children}}
+        inventory.write_text(json.dumps(data), encoding="utf-8")
         return subprocess.run(
-            ["ansible-playbook", "-i", str(inventory), str(self.folder / "play.yml"), *arguments],
+            ["ansible-playbook", "-i", str(inventory), str(book), *arguments],
             cwd=paths.root(),
             capture_output=True,
             text=True,
@@ -142,6 +172,33 @@ def start(folder: Path) -> DriverLab:
         ),
     }
     return lab
+
+
+def release(lab: DriverLab, name: str, note: str) -> dict[str, Any]:
+    """What vllm_service gets for a release with the stand-in engine; another note is another release."""
+    at = ADDRESSES[name]
+    cache = "/var/cache/vllm/stand-in"
+    env = render.env_text(
+        {
+            "HOME": cache,
+            "VLLM_FLEET_ENGINE": "/opt/vllm/engines/stand-in",
+            "VLLM_FLEET_MODEL": MODEL,
+            "VLLM_FLEET_URL": f"http://{at}:8000",
+            "VLLM_FLEET_READINESS": f"{at}:8100",
+            "VLLM_FLEET_START_TIMEOUT_SECONDS": "60",
+        }
+    )
+    digest = f'VLLM_FLEET_ENV_DIGEST="{render.sha256(env)}"\n'
+    files = render.InstanceFiles("0", 8000, f"# {note}\nmodel: {MODEL}\n", env + digest)
+    content = {"0.yaml": files.config, "0.env": files.env}
+    return {
+        "vllm_service_release": render.release_digest(content),
+        "vllm_service_files": [{"name": each, "content": text} for each, text in content.items()],
+        "vllm_service_instances": [{"name": "0", "loaded": files.loaded}],
+        "vllm_service_firewall_rules": gateway.firewall_text([8000, 8100], [ADDRESSES["gateway-0"]]),
+        "vllm_service_cache_key": "stand-in",
+        "vllm_service_cache_store": str(lab.folder / "caches"),
+    }
 
 
 def _key(path: Path) -> str:

@@ -15,6 +15,7 @@ from driver_lab import DriverLab, Streams
 
 from lab import apt, cleanup, gpu, state
 from lab.gpu import packages
+from lab.rootfs import File, write_files
 from vllm_fleet import catalog as catalogs
 from vllm_fleet import paths
 from vllm_fleet.catalog import Catalog
@@ -27,6 +28,7 @@ pytestmark = [pytest.mark.root, pytest.mark.network]
 NOW, NEWER, GREEDY = "580.159.03", "580.178.04", "580.200.01"
 AMD_NOW, AMD_OLD = ("6.14.14", "7.0.2"), ("6.12.12", "6.4.3")
 KERNEL = "linux-image-6.1.0-1-amd64"
+SERVING = ("gpu-0", "gpu-1")
 
 
 def with_nvidia(version: str) -> Catalog:
@@ -235,6 +237,23 @@ def test_amd_gets_driver_and_rocm_with_groups_and_numa(lab: DriverLab) -> None:
     assert lab.on("gpu-1", "id -nG vllm").split()[1:] == ["video", "render"]
     assert "kernel.numa_balancing = 0" in lab.on("gpu-1", "cat /etc/sysctl.d/61-vllm-fleet-amd.conf")
     again = lab.play("gpu-1", "amd_driver", "gateway_traffic")
+    assert (again.returncode, changed(again.stdout)) == (0, 0), again.stdout
+
+
+def test_a_release_is_rolled_out_batch_by_batch_without_losing_a_request(lab: DriverLab) -> None:
+    for name in SERVING:
+        root = state.host_dir(driver_lab.BRIDGE, name) / "root"
+        write_files(root, {"opt/vllm/engines/stand-in/bin/vllm": File(driver_lab.ENGINE, 0o755)})
+        lab.on(name, "mkdir -p /var/lib/vllm")
+        lab.variables[name] = driver_lab.release(lab, name, "the first")
+    groups = {"needs_nvidia_driver": (), "needs_amd_driver": (), "needs_gateway": (), "needs_vllm_service": SERVING}
+    book = paths.root() / "playbooks" / "rollout.yml"
+    with Streams() as streams:
+        done = lab.playbook(book, groups)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (streams.count["cut"], streams.count["failed"]) == (0, 0)
+    assert streams.count["whole"] > 8
+    again = lab.playbook(book, groups)
     assert (again.returncode, changed(again.stdout)) == (0, 0), again.stdout
 
 
