@@ -123,6 +123,8 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
             said = (facts or {}).get(host.name, {})
             variables, manifest = _serving(plan, catalog, host, at, models[_deployed(host)], gateways, said)
             variables["gateway_traffic_gateways"] = [each.name for each in plan.hosts if each.kind == "gateway"]
+            own = [each for each in backends if each.host == host.name]
+            variables["gateway_traffic_servers"] = [f"{b.host}_{b.instance}={b.address}:{b.port}" for b in own]
         common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}
         hosts.append(SiteHost(host, at, {**common, **variables}, manifest))
     return Site(plan, tuple(hosts))

@@ -32,10 +32,17 @@ options:
   state:
     description:
       - C(drained) gives a server no new session and waits for the end of those that it has.
-      - C(ready) gives it traffic again, and waits until its health check has seen that it is up.
+      - C(ready) gives it traffic again, and waits until the health check has seen that those of I(expected) are up.
     type: str
     choices: [drained, ready]
     required: true
+  expected:
+    description:
+      - Servers that must come up, as NAME=ADDRESS:PORT.
+      - One that HAProxy knows otherwise, or not yet, is not waited for; its next configuration brings it.
+    type: list
+    elements: str
+    default: []
   wait_seconds:
     description: How long to wait; 0 sets the state and returns.
     type: int
@@ -74,13 +81,13 @@ def ask(path, command):
 
 
 def matching(path, patterns):
-    """The servers that match: backend/server -> whether a drain was asked for."""
+    """The servers that match: backend/server -> (whether a drain was asked for, NAME=ADDRESS:PORT)."""
     found = {}
     for line in ask(path, "show servers state").splitlines():
         row = line.split()
-        # be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state ...
-        if len(row) > 6 and row[6].isdigit() and any(fnmatch.fnmatchcase(row[3], pattern) for pattern in patterns):
-            found[f"{row[1]}/{row[3]}"] = bool(int(row[6]) & FORCED_DRAIN)
+        # be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state ... the nineteenth is srv_port
+        if len(row) > 18 and row[6].isdigit() and any(fnmatch.fnmatchcase(row[3], pattern) for pattern in patterns):
+            found[f"{row[1]}/{row[3]}"] = (bool(int(row[6]) & FORCED_DRAIN), f"{row[3]}={row[4]}:{row[18]}")
     return found
 
 
@@ -112,6 +119,7 @@ def main():
             "path": {"type": "path", "required": True},
             "servers": {"type": "list", "elements": "str", "required": True},
             "state": {"type": "str", "choices": ["drained", "ready"], "required": True},
+            "expected": {"type": "list", "elements": "str", "default": []},
             "wait_seconds": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
@@ -121,7 +129,9 @@ def main():
         module.exit_json(changed=False, servers=[], msg="there is no HAProxy yet")
     try:
         servers = matching(path, module.params["servers"])
-        wrong = [name for name, drained in sorted(servers.items()) if drained != (state == "drained")]
+        wrong = [name for name, (drained, _) in sorted(servers.items()) if drained != (state == "drained")]
+        expected = set(module.params["expected"])
+        awaited = [name for name, (_, place) in sorted(servers.items()) if state == "drained" or place in expected]
         if module.check_mode:
             module.exit_json(changed=bool(wrong), servers=sorted(servers))
         for name in wrong:
@@ -129,10 +139,10 @@ def main():
             if said:
                 module.fail_json(msg=f"HAProxy says of {name}: {said}")
         deadline = time.monotonic() + module.params["wait_seconds"]
-        left = unfinished(path, servers, state)
+        left = unfinished(path, awaited, state)
         while left and time.monotonic() < deadline:
             time.sleep(0.2)
-            left = unfinished(path, servers, state)
+            left = unfinished(path, awaited, state)
     except OSError as fault:
         module.fail_json(msg=f"HAProxy does not answer at {path}: {fault}")
     if left and module.params["wait_seconds"]:

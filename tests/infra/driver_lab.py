@@ -117,7 +117,14 @@ class DriverLab:
             "ansible_ssh_common_args": self._options(),
             "gateway_traffic_gateways": ["gateway-0"],
         }
-        hosts = {each: {"ansible_host": at, **self.variables.get(each, {})} for each, at in ADDRESSES.items()}
+        hosts = {
+            each: {
+                "ansible_host": at,
+                "gateway_traffic_servers": [f"{each}_0={at}:8000"],
+                **self.variables.get(each, {}),
+            }
+            for each, at in ADDRESSES.items()
+        }
         inventory = self.folder / "hosts.yml"
         children = {group: {"hosts": dict.fromkeys(members)} for group, members in groups.items()}
         data = {"all": {"hosts": hosts, "vars": common, "children": children}}
