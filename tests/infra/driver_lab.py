@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import subprocess
@@ -86,7 +87,10 @@ class DriverLab:
         return ssh.Target(name, ADDRESSES[name], 22, "deploy", (self.host_keys[name],), self.key_file)
 
     def probe(self, name: str, items: tuple[Item, ...], facts: Mapping[str, Any]) -> ssh.Report:
-        return ssh.probe([(self.target(name), Manifest(name, items, facts))])[name]
+        report = ssh.probe([(self.target(name), Manifest(name, items, facts))])[name]
+        # asyncio.run leaves the thread without a loop, and the mocks of Pulumi in the next module want one.
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        return report
 
     def on(self, name: str, command: str) -> str:
         """The output of a command that root runs on a host."""
