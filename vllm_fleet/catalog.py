@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from vllm_fleet import paths, yamlfile
 from vllm_fleet.cloud_schema import CloudTable
 from vllm_fleet.draft_schema import Draft
+from vllm_fleet.driver_schema import Drivers
 from vllm_fleet.errors import FleetError
 from vllm_fleet.known_schema import KnownIssues
 from vllm_fleet.names import EngineNames, read_names
@@ -53,6 +54,7 @@ class Catalog:
     encodings: Encodings
     known_issues: KnownIssues
     spellings: Spellings
+    drivers: Drivers
     documents: Mapping[str, yamlfile.Document] = field(repr=False)
 
     def host_class(self, name: str) -> SizedClass:
@@ -180,6 +182,7 @@ def load(root: Path | None = None) -> Catalog:
         ("encodings", Encodings),
         ("known_issues", KnownIssues),
         ("spellings", Spellings),
+        ("drivers", Drivers),
     ):
         try:
             documents[name] = yamlfile.read(base / f"{name}.yml")
@@ -187,13 +190,25 @@ def load(root: Path | None = None) -> Catalog:
         except FleetError as fault:
             faults.extend([fault, *fault.others])
     raise_all(faults)
-    profiles, encodings, known, spellings = singles
+    profiles, encodings, known, spellings, drivers = singles
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
     assert isinstance(known, KnownIssues)  # noqa: S101 - as above
     assert isinstance(spellings, Spellings)  # noqa: S101 - as above
+    assert isinstance(drivers, Drivers)  # noqa: S101 - as above
     return Catalog(
-        base, classes, engines, models, drafts, clouds, profiles.profiles, encodings, known, spellings, documents
+        base,
+        classes,
+        engines,
+        models,
+        drafts,
+        clouds,
+        profiles.profiles,
+        encodings,
+        known,
+        spellings,
+        drivers,
+        documents,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import get_args
 
-from vllm_fleet import drafts
+from vllm_fleet import drafts, driver_check
 from vllm_fleet.catalog import Catalog, in_range
 from vllm_fleet.cloud_schema import CloudTable
 from vllm_fleet.errors import FleetError
@@ -26,6 +26,7 @@ def faults(catalog: Catalog) -> Iterator[FleetError]:
     for model in catalog.models.values():
         yield from _model(catalog, model)
     yield from drafts.faults(catalog)
+    yield from driver_check.faults(catalog)
     yield from known_faults(catalog)
     yield from spelling_faults(catalog)
 

@@ -16,6 +16,9 @@ from vllm_fleet.files import write_atomically
 from vllm_fleet.site import Site, SiteHost
 from vllm_fleet.site import load as load_site
 
+#: As the probe words it; a unit of which other things are wrong may serve all the same.
+_NOT_RUNNING = ("is inactive", "is failed", "is not known")
+
 
 def site_of_run(directory: Path) -> Site:
     """The fleet as this process found it first: the inventory, its refresh and the probe see one plan, read once.
@@ -91,20 +94,39 @@ def _file(fleet: str) -> Path:
 
 
 def keep(fleet: str, reports: Mapping[str, Report], run_pid: int) -> None:
-    """Leaves the drift for the inventory of the same run; no other run takes it for its own."""
-    data = {
-        "run": _process_identity(run_pid),
-        "hosts": {host: [item.record() for item in report.drift] for host, report in reports.items()},
-    }
+    """Leaves the drift for the inventory of the same run; no other run takes it for its own.
+
+    A run may ask some hosts again: what it has found of the others stays.
+    """
+    now = {host: [item.record() for item in report.drift] for host, report in reports.items()}
+    data = {"run": _process_identity(run_pid), "hosts": {**_kept(fleet, run_pid), **now}}
     write_atomically(_file(fleet), json.dumps(data, indent=1) + "\n")
 
 
 def kept(fleet: str) -> Mapping[str, frozenset[str]]:
     """Host -> roles that it needs, as this very process has found; empty when it has not probed."""
+    return {host: frozenset(item["role"] for item in items) for host, items in _kept(fleet).items()}
+
+
+def idle(site: Site) -> frozenset[str]:
+    """The serving hosts on which no instance runs, as this very process has found: nobody misses them."""
+    found = _kept(site.plan.fleet)
+    return frozenset(
+        host.plan.name
+        for host in site.hosts
+        if host.plan.name in found
+        and (instances := {i["name"] for i in host.manifest.items if i["kind"] == "unit" and "@" in i["name"]})
+        and instances
+        <= {i["what"] for i in found[host.plan.name] if i["kind"] == "unit" and i["why"].startswith(_NOT_RUNNING)}
+    )
+
+
+def _kept(fleet: str, run_pid: int | None = None) -> Mapping[str, list[dict[str, str]]]:
     try:
         data = json.loads(_file(fleet).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    if data["run"] != _process_identity(os.getpid()):
+    if data["run"] != _process_identity(run_pid or os.getpid()):
         return {}
-    return {host: frozenset(item["role"] for item in items) for host, items in data["hosts"].items()}
+    hosts: Mapping[str, list[dict[str, str]]] = data["hosts"]
+    return hosts

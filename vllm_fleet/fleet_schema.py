@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vllm_fleet.cloud_schema import Prices
+from vllm_fleet.driver_schema import DriverMode, RepositoryMirror
 from vllm_fleet.schema import Affinity, Args, Cloud, Env, Feature, Install, Name, Network, Profile, Strict
 
 
@@ -41,6 +42,8 @@ class Pool(Strict):
     install: Install | None = None
     features: list[Feature] = []
     overrides: Overrides | None = None
+    #: Who brings the GPU driver. None: ``verified`` on rented hosts, whose images bring one, ``managed`` on others.
+    driver: DriverMode | None = None
 
     @model_validator(mode="after")
     def _one_kind_of_hosts(self) -> Pool:
@@ -85,6 +88,8 @@ class Access(Strict):
     ssh_authorised_keys: list[Annotated[str, Field(pattern=r"^(ssh-|ecdsa-|sk-)\S+ \S+$")]] = []
     #: ``generated``: the stack makes one key and writes its digest; ``file``: ``gateway.api_keys_file`` is yours.
     api_keys: Literal["generated", "file"] = "generated"
+    #: Whether a run may restart a host, drained first, where a driver needs it; also ``-e fleet_reboot=true``.
+    reboot: bool = False
 
 
 class Defaults(Strict):
@@ -99,6 +104,8 @@ class Artifacts(Strict):
 
     models: dict[str, str] = {}
     encodings: str | None = None
+    #: Repository of ``recipes/drivers.yml`` -> the fleet's own copy of it.
+    repositories: dict[str, RepositoryMirror] = {}
 
 
 class Fleet(Strict):

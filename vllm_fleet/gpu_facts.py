@@ -28,6 +28,7 @@ AMD_SMI_STATIC = ("static", "--asic", "--vram", "--driver", "--json")
 AMD_SMI_FIRMWARE = ("firmware", "--json")
 #: From driver 610 on the header says "CUDA UMD Version".
 _CUDA = re.compile(r"CUDA(?: UMD)? Version\s*:\s*(\d+\.\d+)")
+_VERSION = re.compile(r"\d+(\.\d+)+")
 _XID = re.compile(r"NVRM: Xid \([^)]*\): (\d+)")
 _INVALID_FIELD = re.compile(r'Field "([^"]+)" is not a valid field to query')
 
@@ -123,8 +124,10 @@ def read_nvidia() -> tuple[dict[str, Any], str]:
     if not rows.ok:
         return {}, "nvidia-smi %s%s" % ("says: " if rows.found and rows.why else "", rows.why)
     gpus, driver, errors = nvidia_gpus(rows.out, fields)
+    manager = _VERSION.search(finish(start("nv-fabricmanager", "--version")).out)
     cuda = _CUDA.search(banner.out)
     facts = {"gpus": gpus, "driver": driver, "cuda": cuda.group(1) if cuda else None, "ecc_uncorrected": errors}
+    facts["fabric_manager"] = manager.group() if manager else None
     return dict(facts, xid=read_xid()), "" if gpus else "nvidia-smi lists no GPU"
 
 
@@ -269,10 +272,10 @@ def read_facts(vendor: str | None = None) -> dict[str, Any]:
     """All facts of this host; the tools of ``vendor`` are asked first, and the others only when those name no GPU.
 
     ``vendor``, ``gpus`` (``name``, ``memory_mib``, ``arch`` of each), ``driver``, ``cuda`` (the highest that the driver
-    supports), ``rocm``, ``mec_firmware``, ``ecc_uncorrected``, ``xid`` and those of :func:`read_host`; ``problems``
-    says for each vendor why its tools name no GPU.
+    supports), ``fabric_manager``, ``rocm``, ``mec_firmware``, ``ecc_uncorrected``, ``xid`` and those of
+    :func:`read_host`; ``problems`` says for each vendor why its tools name no GPU.
     """
-    unknown = ("driver", "cuda", "rocm", "mec_firmware", "ecc_uncorrected", "xid")
+    unknown = ("driver", "cuda", "rocm", "mec_firmware", "ecc_uncorrected", "xid", "fabric_manager")
     facts: dict[str, Any] = dict(dict.fromkeys(unknown), vendor=None, gpus=[], problems={})
     readers = {"nvidia": read_nvidia, "amd": read_amd}
     for name in sorted(readers, key=lambda each: (each != vendor, each != "nvidia")):

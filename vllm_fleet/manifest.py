@@ -163,6 +163,7 @@ def gateway_manifest(host: HostPlan, config: str, keys: str, certificate: Path |
             role_file_sha256(role, "haproxy.service.d.conf"),
         ),
         _unit(role, "haproxy.service", active=True, enabled=True),
+        {"role": role, "kind": "traffic", "path": gateway.ADMIN_SOCKET},
     ]
     if certificate:
         digest = hashlib.sha256(certificate.read_bytes()).hexdigest()

@@ -6,11 +6,13 @@ source and run by ``python3 -IS``.
 
 from __future__ import annotations
 
+import fnmatch
 import grp
 import hashlib
 import json
 import os
 import pwd
+import socket
 import stat
 import subprocess
 import sys
@@ -110,7 +112,16 @@ def check_user(item: dict[str, Any]) -> str | None:
     for key, value in (("home", entry.pw_dir), ("shell", entry.pw_shell)):
         if key in item and item[key] != value:
             return "%s is %s, not %s" % (key, value, item[key])
-    return None
+    missing = [name for name in item.get("groups", ()) if not _is_member(item["name"], entry.pw_gid, name)]
+    return "is not in %s" % ", ".join(missing) if missing else None
+
+
+def _is_member(user: str, own: int, group: str) -> bool:
+    try:
+        entry = grp.getgrnam(group)
+    except KeyError:
+        return False
+    return user in entry.gr_mem or entry.gr_gid == own
 
 
 def check_sysctl(item: dict[str, Any]) -> str | None:
@@ -119,7 +130,7 @@ def check_sysctl(item: dict[str, Any]) -> str | None:
         with open("/proc/sys/" + item["name"].replace(".", "/")) as file:
             value = " ".join(file.read().split())
     except OSError:
-        return "does not exist"
+        return None if item.get("may_be_missing") else "does not exist"
     return None if value == item["value"] else "is %s, not %s" % (value, item["value"])
 
 
@@ -150,13 +161,52 @@ def check_unit(item: dict[str, Any], states: dict[str, dict[str, str]]) -> str |
     return None
 
 
-def installed_packages(names: list[str]) -> set[str]:
-    """Which of the packages are installed, from dpkg's own database."""
-    if not names:
-        return set()
-    command = ["dpkg-query", "-W", "-f=${Package} ${db:Status-Status}\\n", *names]
+def installed_packages(patterns: list[str]) -> dict[str, tuple[str, bool]]:
+    """The installed packages of these names or patterns, from dpkg's own database: name -> version, whether held."""
+    if not patterns:
+        return {}
+    command = ["dpkg-query", "-W", "-f=${Package} ${Version} ${db:Status-Want} ${db:Status-Status}\\n", *patterns]
     out = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-    return {line.split()[0] for line in out.splitlines() if line.endswith(" installed")}
+    rows = [line.split() for line in out.splitlines() if line.endswith(" installed")]
+    return {row[0]: (row[1], row[2] == "hold") for row in rows if len(row) == 4}
+
+
+def check_package(item: dict[str, Any], packages: dict[str, tuple[str, bool]]) -> str | None:
+    """A package that is installed, at a version where one is given (``*`` stands for anything)."""
+    if item["name"] not in packages:
+        return "is not installed"
+    version = packages[item["name"]][0]
+    if "version" in item and not fnmatch.fnmatchcase(version, item["version"]):
+        return "is at %s, not %s" % (version, item["version"])
+    return None
+
+
+def check_holds(item: dict[str, Any], packages: dict[str, tuple[str, bool]]) -> str | None:
+    """Whatever is installed of some patterns of names is on hold."""
+    loose = [
+        name
+        for name, (_, held) in sorted(packages.items())
+        if not held and any(fnmatch.fnmatchcase(name, pattern) for pattern in item["patterns"])
+    ]
+    return "do not include %s" % ", ".join(loose) if loose else None
+
+
+def check_traffic(item: dict[str, Any]) -> str | None:
+    """No server of HAProxy is left in drain; where HAProxy does not answer its unit is what has drifted."""
+    text = b""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+            channel.settimeout(10)
+            channel.connect(item["path"])
+            channel.sendall(b"show servers state\n")
+            while block := channel.recv(1 << 16):
+                text += block
+    except OSError:
+        return None
+    rows = [line.split() for line in text.decode().splitlines()]
+    # The seventh column is the administrative state, in which 8 is a drain that was asked for.
+    left = sorted(row[3] for row in rows if len(row) > 6 and row[6].isdigit() and int(row[6]) & 8)
+    return "gives no traffic to %s" % ", ".join(left) if left else None
 
 
 def check_facts(facts: dict[str, Any]) -> list[str]:
@@ -186,7 +236,9 @@ def probe(manifest: dict[str, Any]) -> dict[str, Any]:
     """
     items = manifest["items"]
     states = unit_states([item["name"] for item in items if item["kind"] == "unit"])
-    packages = installed_packages([item["name"] for item in items if item["kind"] == "package"])
+    names = [item["name"] for item in items if item["kind"] == "package"]
+    patterns = [pattern for item in items if item["kind"] == "holds" for pattern in item["patterns"]]
+    packages = installed_packages([*names, *patterns])
     checks: dict[str, Callable[[dict[str, Any]], str | None]] = {
         "file": check_file,
         "directory": check_directory,
@@ -195,7 +247,9 @@ def probe(manifest: dict[str, Any]) -> dict[str, Any]:
         "user": check_user,
         "sysctl": check_sysctl,
         "unit": lambda item: check_unit(item, states),
-        "package": lambda item: None if item["name"] in packages else "is not installed",
+        "package": lambda item: check_package(item, packages),
+        "holds": lambda item: check_holds(item, packages),
+        "traffic": check_traffic,
     }
     drift = []
     for item in items:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet import gateway, host_facts, paths, render, startcache, yamlfile
+from vllm_fleet import drivers, gateway, host_facts, paths, render, startcache, yamlfile
 from vllm_fleet.artifacts import ModelFiles, model_files
 from vllm_fleet.assets import unit_digest
 from vllm_fleet.catalog import Catalog
@@ -23,10 +23,29 @@ from vllm_fleet.stack import Location, locations
 
 #: The roles that bring about each kind of host, in their order.
 ROLES = {
-    "serving": ("host_baseline", "harmony_encodings", "model_store", "vllm_engine", "vllm_service"),
+    "serving": (
+        "host_baseline",
+        "nvidia_driver",
+        "amd_driver",
+        "harmony_encodings",
+        "model_store",
+        "vllm_engine",
+        "vllm_service",
+    ),
     "gateway": ("host_baseline", "gateway"),
 }
-ALL_ROLES = ("host_baseline", "harmony_encodings", "model_store", "vllm_engine", "vllm_service", "gateway")
+#: Roles that others use on a serving host; they own nothing of a manifest.
+HELPERS = ("driver_packages", "host_reboot", "gateway_traffic")
+ALL_ROLES = (
+    "host_baseline",
+    "nvidia_driver",
+    "amd_driver",
+    "harmony_encodings",
+    "model_store",
+    "vllm_engine",
+    "vllm_service",
+    "gateway",
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +122,9 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
         else:
             said = (facts or {}).get(host.name, {})
             variables, manifest = _serving(plan, catalog, host, at, models[_deployed(host)], gateways, said)
+            variables["gateway_traffic_gateways"] = [each.name for each in plan.hosts if each.kind == "gateway"]
+            own = [each for each in backends if each.host == host.name]
+            variables["gateway_traffic_servers"] = [f"{b.host}_{b.instance}={b.address}:{b.port}" for b in own]
         common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}
         hosts.append(SiteHost(host, at, {**common, **variables}, manifest))
     return Site(plan, tuple(hosts))
@@ -173,7 +195,10 @@ def _serving(
         for name in wanted
     ]
     arch = catalog.host_class(deployment.host_class).family.arch
-    cache = startcache.key(deployment, model.revision, arch, facts.get("driver"))
+    driver = drivers.of_host(plan, catalog, host)
+    # A driver that is installed from here is known before the host can say it.
+    known = driver.facts.get("driver_version") if driver else None
+    cache = startcache.key(deployment, model.revision, arch, known or facts.get("driver"))
     kept = startcache.directory(cache)
     instances = [
         render.instance_files(host, name, port, at.service_address, model.revision, unit_digest(), kept)
@@ -185,6 +210,7 @@ def _serving(
     files |= {f"{each.name}.env": each.env for each in instances}
     release = render.release_digest(files)
     manifest = serving_manifest(host, catalog, encodings, model, instances, files, release, firewall)
+    manifest = driver.extend(manifest) if driver else manifest
     files["manifest.json"] = manifest.text
     lock = catalog.lock_file(deployment.engine)
     variables: dict[str, Any] = {
@@ -211,7 +237,7 @@ def _serving(
         "vllm_service_cache_key": cache,
         "vllm_service_cache_store": str(paths.cache_dir() / "start-caches"),
     }
-    return variables, manifest
+    return {**(driver.variables if driver else {}), **variables}, manifest
 
 
 def _gateway(plan: Plan, host: HostPlan, backends: list[gateway.Backend]) -> tuple[dict[str, Any], Manifest]:

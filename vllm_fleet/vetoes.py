@@ -46,9 +46,57 @@ def vetoes(wanted: Facts, facts: Facts) -> tuple[str, ...]:
     if "gpu_vendor" not in wanted:
         return ()
     if facts.get("vendor") != wanted["gpu_vendor"]:
-        return (_no_gpus(wanted, facts),)
+        return () if _is_repairable(wanted, facts) else (_no_gpus(wanted, facts),)
     gpus = counted_gpus(facts)
-    return (*_kind(wanted, gpus), *_software(wanted, facts), *_health(facts))
+    software = () if wanted.get("driver_role") else driver_faults(wanted, facts)
+    return (*_kind(wanted, gpus), *software, *_system(wanted, facts), *_health(facts))
+
+
+def repairs(wanted: Facts, facts: Facts) -> tuple[str, ...]:
+    """What the role of ``driver_role`` has to bring about; empty where the fleet leaves the driver to the image.
+
+    Args:
+        wanted: what the host's class says.
+        facts: what the host says.
+    """
+    if not wanted.get("driver_role"):
+        return ()
+    if facts.get("vendor") != wanted["gpu_vendor"]:
+        return (_no_gpus(wanted, facts),) if _is_repairable(wanted, facts) else ()
+    return driver_faults(wanted, facts)
+
+
+def _is_repairable(wanted: Facts, facts: Facts) -> bool:
+    """Whether a host that shows no GPU may lack just the driver that a role installs."""
+    return bool(wanted.get("driver_role")) and not facts.get("vendor")
+
+
+def driver_faults(wanted: Facts, facts: Facts) -> tuple[str, ...]:
+    """What is wrong with the driver and with what comes with it."""
+    return (*_exact(wanted, facts), *_software(wanted, facts), *_fabric(wanted, facts))
+
+
+def _exact(wanted: Facts, facts: Facts) -> Iterator[str]:
+    """Whether what runs is what was installed; a driver of a managed host has one version and no range."""
+    for key, name, fix in (
+        ("driver", "driver", "install it, and restart the host so that it is loaded"),
+        ("rocm", "ROCm", "install it"),
+    ):
+        exact, found = wanted.get(f"{key}_version"), facts.get(key)
+        if exact and found != exact:
+            yield f"its {name} is {found or 'unknown'}, planned is {exact}: {fix}"
+
+
+def _fabric(wanted: Facts, facts: Facts) -> Iterator[str]:
+    """Whether the fabric manager of a host with NVSwitches is that of the driver."""
+    if not wanted.get("fabric_manager"):
+        return
+    found, driver = facts.get("fabric_manager"), facts["driver"]
+    if found != driver:
+        yield (
+            f"its fabric manager is {found or 'missing'}, its driver is {driver}: CUDA fails with error 802; "
+            "install the fabric manager of exactly the driver's version"
+        )
 
 
 def _no_gpus(wanted: Facts, facts: Facts) -> str:
@@ -104,6 +152,12 @@ def _software(wanted: Facts, facts: Facts) -> Iterator[str]:
         yield f"needs the driver {floor} or newer: the version of its own is unknown; {_install(wanted)}"
     elif floor and version_key(driver) < version_key(floor):
         yield f"needs the driver {floor} or newer: it has {driver}; install driver >= {floor}"
+    ceiling = wanted.get("driver_below")
+    if ceiling and driver and version_key(driver) >= version_key(ceiling):
+        yield (
+            f"needs a driver below {ceiling}: it has {driver}, with which no engine has been judged (errors 803, 804); "
+            f"install an older driver, or raise driver_below in recipes/drivers.yml"
+        )
     cuda = wanted.get("cuda_min")
     if cuda and wanted["gpu_vendor"] == "nvidia":
         supported = facts["cuda"]
@@ -112,11 +166,16 @@ def _software(wanted: Facts, facts: Facts) -> Iterator[str]:
             yield f"needs CUDA {cuda} or newer: nvidia-smi does not say what the driver {driver} supports; {fix}"
         elif version_key(supported) < version_key(cuda):
             yield f"needs CUDA {cuda} or newer: the driver {driver} supports {supported}; {fix}"
-    for key, name, place in (("rocm", "ROCm", "none in /opt/rocm"), ("glibc", "glibc", "none")):
-        least, found = wanted.get(f"{key}_min"), facts.get(key)
-        if least and (not found or version_key(found) < version_key(least)):
-            fix = f"install ROCm >= {least}" if key == "rocm" else "use a newer release of the operating system"
-            yield f"needs {name} {least} or newer: it has {found or place}; {fix}"
+    least, rocm = wanted.get("rocm_min"), facts.get("rocm")
+    if least and (not rocm or version_key(rocm) < version_key(least)):
+        yield f"needs ROCm {least} or newer: it has {rocm or 'none in /opt/rocm'}; install ROCm >= {least}"
+
+
+def _system(wanted: Facts, facts: Facts) -> Iterator[str]:
+    """Whether the operating system is new enough."""
+    least, found = wanted.get("glibc_min"), facts.get("glibc")
+    if least and (not found or version_key(found) < version_key(least)):
+        yield f"needs glibc {least} or newer: it has {found or 'none'}; use a newer release of the operating system"
 
 
 def _health(facts: Facts) -> Iterator[str]:

@@ -16,9 +16,12 @@ import yaml
 
 from lab.gpu import scripts
 from lab.rootfs import File
+from vllm_fleet import catalog
 from vllm_fleet.errors import FleetError
 
 _FOLDER = "usr/local/bin"
+#: NVIDIA's driver on a healthy host.
+DRIVER = "580.159.03"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Gpus:
         ecc_uncorrected: such errors on the first GPU; None where the GPU has no ECC. NVIDIA only.
         xid: codes in the kernel's log; NVIDIA only.
         mec: the MEC firmware; AMD only.
+        fabric_manager: the version of NVIDIA's fabric manager; None: there is none.
         broken: what the tool says, and nothing else, where its driver does not work.
     """
 
@@ -51,6 +55,7 @@ class Gpus:
     ecc_uncorrected: int | None = 0
     xid: tuple[int, ...] = ()
     mec: int = 0
+    fabric_manager: str | None = None
     broken: str = ""
 
 
@@ -81,8 +86,9 @@ def gpus(sized_class: str) -> Gpus:
             memory_bytes=row["memory_mib"] << 20,
             arch=row["compute_cap"],
             count=int(count),
-            driver="580.159.03",
+            driver=DRIVER,
             ecc_uncorrected=0 if row.get("ecc", True) else None,
+            fabric_manager=DRIVER if int(count) in catalog.load().drivers.classes[family].fabric_manager else None,
         )
     if row := _table()["amd"].get(family):
         return Gpus(
@@ -100,11 +106,14 @@ def gpus(sized_class: str) -> Gpus:
 def files(host: Gpus) -> dict[str, File]:
     """Path on the host -> file: the tools that say this, and what ROCm leaves on the disk."""
     if host.vendor == "nvidia":
-        return {
+        found = {
             f"{_FOLDER}/nvidia-smi": File(scripts.nvidia_smi(host), 0o755),
             # A container sees the log of the machine that it runs on, whose GPUs are not these.
             f"{_FOLDER}/dmesg": File(scripts.dmesg(host), 0o755),
         }
+        if host.fabric_manager:
+            found[f"{_FOLDER}/nv-fabricmanager"] = File(scripts.fabric_manager(host), 0o755)
+        return found
     found = {
         f"{_FOLDER}/rocm-smi": File(scripts.rocm_smi(host), 0o755),
         f"{_FOLDER}/amd-smi": File(scripts.amd_smi(host), 0o755),

@@ -33,6 +33,7 @@ def nvidia_smi(host: Gpus) -> str:
     answers = {
         f"--query-gpu={','.join(gpu_facts.NVIDIA_FIELDS)} {gpu_facts.NVIDIA_FORMAT}": [", ".join(row) for row in rows],
         "": header,
+        "--query-gpu=driver_version --format=csv,noheader": [host.driver] * host.count,
     }
     refusal = [
         'case "$1" in',
@@ -43,6 +44,12 @@ def nvidia_smi(host: Gpus) -> str:
         "exit 2",
     ]
     return _script("nvidia-smi", answers, refusal)
+
+
+def fabric_manager(host: Gpus) -> str:
+    """``nv-fabricmanager``: its version, and a refusal for all else."""
+    said = f"Fabric Manager version is : {host.fabric_manager}"
+    return _script("nv-fabricmanager", {"--version": [said]}, ["exit 1"])
 
 
 def dmesg(host: Gpus) -> str:
@@ -67,7 +74,8 @@ def rocm_smi(host: Gpus) -> str:
     cards["system"] = {"Driver version": host.driver}
     words = " ".join(gpu_facts.ROCM_SMI)
     usage = ["printf '%s\\n' \"rocm-smi: error: unrecognized arguments: $*\" >&2", "exit 2"]
-    return _amd("rocm-smi", host, {words: [json.dumps(cards)]}, usage)
+    answers = {words: [json.dumps(cards)], "--showdriverversion --json": [json.dumps({"system": cards["system"]})]}
+    return _amd("rocm-smi", host, answers, usage)
 
 
 def amd_smi(host: Gpus) -> str:

@@ -56,11 +56,21 @@ class InventoryModule(BaseInventoryPlugin):
         write_atomically(known_hosts, fleet.known_hosts)
         probing = str(load_extra_vars(loader).get("fleet_probe", True)).lower() not in ("false", "no", "0")
         needs = drift.kept(fleet.plan.fleet)
-        for group in ("fleet", "serving", "gateway", "needs_any", *(f"needs_{role}" for role in site.ALL_ROLES)):
+        idle = drift.idle(fleet) if probing else frozenset()
+        for group in (
+            "fleet",
+            "serving",
+            "gateway",
+            "idle",
+            "needs_any",
+            *(f"needs_{role}" for role in site.ALL_ROLES),
+        ):
             inventory.add_group(group)
         for host in fleet.hosts:
-            roles = needs.get(host.plan.name, frozenset()) if probing else frozenset(site.ROLES[host.plan.kind])
+            roles = needs.get(host.plan.name, frozenset()) if probing else frozenset(host.manifest.roles)
             self._add(host, roles, known_hosts, fleet.private_key_file)
+            if host.plan.name in idle:
+                inventory.add_child("idle", host.plan.name)
 
     def _add(self, host: site.SiteHost, roles: frozenset[str], known_hosts: Path, key: Path | None) -> None:
         name = self.inventory.add_host(host.plan.name)

@@ -44,7 +44,10 @@ def follow(recipes: Path) -> None:
             continue
         data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
         entries = yaml.safe_load(block)
-        data[key] = [*entries, *data[key]] if key == "support" else [*data[key], *entries]
+        if isinstance(entries, dict):
+            data[key] |= entries
+        else:
+            data[key] = [*entries, *data[key]] if key == "support" else [*data[key], *entries]
         path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
 
 
@@ -63,8 +66,13 @@ def changed(recipes: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
     return found
 
 
-def test_the_page_has_a_class_an_entry_and_a_rule() -> None:
-    assert [block.splitlines()[0].partition(", in ")[2] for block in blocks("yaml")] == ["", "support", "rules"]
+def test_the_page_has_a_class_its_driver_an_entry_and_a_rule() -> None:
+    assert [block.splitlines()[0].partition(", in ")[2] for block in blocks("yaml")] == [
+        "",
+        "classes",
+        "support",
+        "rules",
+    ]
 
 
 def test_the_class_is_new_and_refused_before(catalog: Catalog) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from vllm_fleet import paths
-from vllm_fleet.site import ALL_ROLES, ROLES, Site
+from vllm_fleet.site import ALL_ROLES, HELPERS, ROLES, Site
 
 ROLE_FOLDERS = sorted(path for path in (paths.root() / "roles").iterdir() if path.is_dir())
 
@@ -61,28 +61,42 @@ class TestRole:
 
 
 def test_every_variable_of_a_host_is_specified_by_just_one_of_its_roles(golden_site: Site) -> None:
-    specs = {role: options(paths.root() / "roles" / role) for role in ALL_ROLES}
+    specs = {role: options(paths.root() / "roles" / role) for role in (*ALL_ROLES, *HELPERS)}
     for host in golden_site.hosts:
         for name in host.variables:
-            owners = [role for role in ROLES[host.plan.kind] if name in specs[role]]
+            owners = [role for role in (*host.manifest.roles, *HELPERS) if name in specs[role]]
             assert name.startswith("fleet_") or len(owners) == 1, (host.plan.name, name, owners)
 
 
 def test_every_required_variable_is_given_to_every_host_of_the_role(golden_site: Site) -> None:
     for host in golden_site.hosts:
-        for role in ROLES[host.plan.kind]:
+        for role in host.manifest.roles:
             for name, spec in options(paths.root() / "roles" / role).items():
                 assert name in host.variables or not spec.get("required"), (host.plan.name, name)
 
 
 def test_every_item_of_a_manifest_is_owned_by_a_role_of_the_host(golden_site: Site) -> None:
     for host in golden_site.hosts:
-        assert host.manifest.roles == ROLES[host.plan.kind]
+        drivers = {"nvidia_driver", "amd_driver"} - set(host.manifest.roles)
+        assert host.manifest.roles == tuple(role for role in ROLES[host.plan.kind] if role not in drivers)
 
 
 def test_every_role_has_its_play_and_every_play_its_group() -> None:
-    plays = [play for path in (paths.root() / "playbooks").glob("*.yml") for play in read(path) if "roles" in play]
-    assert {play["roles"][0]: play["hosts"] for play in plays} == {role: f"needs_{role}" for role in ALL_ROLES}
+    run: dict[str, set[str]] = {}
+    for play in (play for path in (paths.root() / "playbooks").glob("*.yml") for play in read(path)):
+        tasks = [
+            task.get(f"ansible.builtin.{how}_role") for task in play.get("tasks", ()) for how in ("include", "import")
+        ]
+        for role in (*play.get("roles", ()), *(each["name"] for each in tasks if each)):
+            run.setdefault(role, set()).add(play["hosts"])
+    drivers = {"nvidia_driver", "amd_driver"}
+    rollout = "needs_vllm_service:needs_nvidia_driver:needs_amd_driver"
+    assert run == {
+        "gateway_traffic": {rollout},
+        "vllm_service": {rollout},
+        **{role: {f"needs_{role}:&idle", rollout} for role in drivers},
+        **{role: {f"needs_{role}"} for role in ALL_ROLES if role not in drivers | {"vllm_service"}},
+    }
 
 
 @pytest.mark.parametrize("path", sorted((paths.root() / "playbooks").glob("*.yml")), ids=lambda path: path.name)

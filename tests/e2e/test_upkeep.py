@@ -34,7 +34,7 @@ def test_every_role_run_again_changes_nothing(lab: Lab) -> None:
     done = lab.playbook("-e", "fleet_probe=false")
     assert done.returncode == 0, done.stdout + done.stderr
     assert changed(done.stdout) == 0, done.stdout
-    assert len(roles_run(done.stdout)) == 6
+    assert len(roles_run(done.stdout)) == 7
 
 
 def test_drift_is_named_and_just_that_is_repaired(lab: Lab) -> None:
@@ -66,7 +66,7 @@ def test_drift_is_named_and_just_that_is_repaired(lab: Lab) -> None:
     }
     repaired = lab.playbook()
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
-    assert roles_run(repaired.stdout) == {"vllm_service", "harmony_encodings", "gateway"}
+    assert roles_run(repaired.stdout) == {"vllm_service", "gateway_traffic", "harmony_encodings", "gateway"}
     assert lab.drift()[0] == 0
     for host, since in started.items():
         now = lab.on(host, "systemctl show -p ActiveEnterTimestamp vllm@0").stdout
@@ -95,7 +95,7 @@ def test_a_stopped_instance_loses_no_answer_and_is_started_again(lab: Lab) -> No
     }
     done = lab.playbook()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert roles_run(done.stdout) == {"vllm_service"}
+    assert roles_run(done.stdout) == {"vllm_service", "gateway_traffic"}
     assert lab.drift()[0] == 0
 
 

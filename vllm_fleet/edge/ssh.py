@@ -191,6 +191,8 @@ def report_of(host: str, manifest: Manifest, answer: str) -> Report:
     data: dict[str, Any] = json.loads(answer)
     drift = tuple(Drift(host, d["role"], d["kind"], d["what"], d["why"]) for d in data["drift"])
     facts: Mapping[str, Any] = data.get("facts") or {}
+    role = str(manifest.facts.get("driver_role"))
+    drift += tuple(Drift(host, role, "driver", "driver", why) for why in vetoes.repairs(manifest.facts, facts))
     return Report(host, drift, (*data["veto"], *vetoes.vetoes(manifest.facts, facts)), facts=facts)
 
 

@@ -1,0 +1,96 @@
+"""Stand-ins of the vendors' driver packages: their names and versions, and tools that know what is loaded.
+
+A real installation builds a kernel module, which a start of the host (or the first use) loads; until then the tools of
+another version do not work with it. Here the "module" is a file with a version, and ``/run``, which is empty after a
+start, holds the one that is loaded. ``unverified``: that udev starts NVIDIA's persistence daemon without persistence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from lab.apt import Package
+from lab.gpu import Gpus, scripts
+from lab.rootfs import File
+
+_MODULE = "usr/lib/lab-gpu/module"
+_MARK = "@LOADED@"
+_LOADED = """\
+#!/bin/sh
+# Stands in for a driver's tool on a lab host: says what is loaded, which is what was installed when it was first used.
+[ -e /usr/lib/lab-gpu/module ] || { echo 'no driver is installed' >&2; exit 9; }
+mkdir -p /run/lab-gpu
+[ -e /run/lab-gpu/loaded ] || cp /usr/lib/lab-gpu/module /run/lab-gpu/loaded
+loaded=$(cat /run/lab-gpu/loaded)
+"""
+_NVIDIA = """\
+[ "$loaded" = VERSION ] || { echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18; }
+"""
+_RUN = """\
+said=$(/usr/lib/lab-gpu/TOOL "$@") || { code=$?; printf '%s\\n' "$said"; exit $code; }
+printf '%s\\n' "$said" | sed "s/@LOADED@/$loaded/g"
+"""
+_SLEEPER = "#!/bin/sh\n# Stands in for a daemon.\nexec sleep infinity\n"
+
+
+def nvidia(host: Gpus, version: str, packages: Mapping[str, str]) -> Iterator[Package]:
+    """NVIDIA's packages of one driver version.
+
+    Args:
+        host: what the tools say besides the version.
+        version: the driver's.
+        packages: name -> pattern of the Debian version, as the recipe has them.
+    """
+    tool = File(scripts.nvidia_smi(replace(host, driver=_MARK)), 0o755)
+    unit = "[Unit]\nDescription=stand-in\n[Service]\nExecStart={}\n[Install]\nWantedBy=multi-user.target\n"
+    files: dict[str, dict[str, File]] = {
+        "nvidia-dkms": {_MODULE: File(f"{version}\n")},
+        "nvidia-utils": {
+            "usr/bin/nvidia-smi": File(_LOADED + _NVIDIA.replace("VERSION", version) + _tool("nvidia-smi"), 0o755),
+            "usr/lib/lab-gpu/nvidia-smi": tool,
+            # A container sees the log of the machine that it runs on, whose GPUs are not these.
+            "usr/local/bin/dmesg": File(scripts.dmesg(replace(host, driver=version)), 0o755),
+        },
+        "nvidia-compute-utils": {
+            "usr/bin/nvidia-persistenced": File(_SLEEPER, 0o755),
+            # Without [Install], as udev starts it.
+            "lib/systemd/system/nvidia-persistenced.service": File(
+                unit.format("/usr/bin/nvidia-persistenced --no-persistence-mode").split("[Install]")[0]
+            ),
+        },
+        "nvidia-fabricmanager": {
+            "usr/bin/nv-fabricmanager": File(
+                scripts.fabric_manager(replace(host, fabric_manager=version)).replace("exit 1", "exec sleep infinity"),
+                0o755,
+            ),
+            "lib/systemd/system/nvidia-fabricmanager.service": File(unit.format("/usr/bin/nv-fabricmanager -c x")),
+        },
+    }
+    for name, pattern in packages.items():
+        kind = next((each for each in files if name.startswith(f"{each}-")), "")
+        yield Package(name, pattern.replace("*", "1ubuntu1"), files.get(kind, {}))
+
+
+def amd(host: Gpus, version: str, rocm: str, packages: Mapping[str, str]) -> Iterator[Package]:
+    """AMD's packages of one driver version with one ROCm; the arguments are those of :func:`nvidia`."""
+    unloaded = replace(host, driver=_MARK)
+    files: dict[str, dict[str, File]] = {
+        "amdgpu-dkms": {_MODULE: File(f"{version}\n")},
+        "rocm-core": {"opt/rocm/.info/version": File(f"{rocm}-56\n")},
+        "rocm-smi-lib": {
+            "opt/rocm/bin/rocm-smi": File(_LOADED + _tool("rocm-smi"), 0o755),
+            "usr/lib/lab-gpu/rocm-smi": File(scripts.rocm_smi(unloaded), 0o755),
+        },
+        "amd-smi-lib": {
+            "opt/rocm/bin/amd-smi": File(_LOADED + _tool("amd-smi"), 0o755),
+            "usr/lib/lab-gpu/amd-smi": File(scripts.amd_smi(unloaded), 0o755),
+        },
+    }
+    for name, pattern in packages.items():
+        before, star, after = pattern.partition("*")
+        yield Package(name, (before or "1") + ("0" if star else "") + after.replace("*", "56"), files.get(name, {}))
+
+
+def _tool(name: str) -> str:
+    return _RUN.replace("TOOL", name)

@@ -1,0 +1,256 @@
+"""Three lab hosts for the driver roles: two with stand-in GPUs that serve through a real HAProxy on the third."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab import host, network
+from lab.rootfs import File, write_files
+from lab.spec import HostSpec, NetworkSpec
+from lab.tree import ensure_tree, tree_digest
+from vllm_fleet import gateway, paths, render
+from vllm_fleet.edge import ssh
+from vllm_fleet.fleet_schema import Gateway
+from vllm_fleet.manifest import Item, Manifest
+
+BRIDGE = "vf-drivers"
+SUBNET = "10.79.251"
+ADDRESSES = {"gateway-0": f"{SUBNET}.2", "gpu-0": f"{SUBNET}.11", "gpu-1": f"{SUBNET}.12"}
+REPOSITORY = "/srv/stand-ins"
+KEY = "a-key-of-this-test"
+MODEL = "stand-in"
+#: Serves where vLLM would: an answer of three seconds in thirty pieces, and its readiness on a port of its own.
+INSTANCE = """\
+import http.server, threading, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200); self.send_header("Transfer-Encoding", "chunked"); self.end_headers()
+        for _ in range(30):
+            self.wfile.write(b"6\\r\\npiece\\n\\r\\n"); self.wfile.flush(); time.sleep(0.1)
+        self.wfile.write(b"0\\r\\n\\r\\n")
+    def log_message(self, *_): pass
+ready = http.server.ThreadingHTTPServer(("", 8100), Handler)
+threading.Thread(target=ready.serve_forever, daemon=True).start()
+http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
+"""
+#: The same under the project's own unit and program: a vLLM that ends at once when it is told to.
+ENGINE = """\
+#!/usr/bin/python3
+import http.server, json, os, time
+os.makedirs(os.environ["HOME"], exist_ok=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        if asked.get("max_tokens") == 1:
+            self.send_header("Content-Length", "18"); self.end_headers(); self.wfile.write(b'{"choices": ["a"]}')
+            return
+        self.send_header("Transfer-Encoding", "chunked"); self.end_headers()
+        for _ in range(30):
+            self.wfile.write(b"6\\r\\npiece\\n\\r\\n"); self.wfile.flush(); time.sleep(0.1)
+        self.wfile.write(b"0\\r\\n\\r\\n")
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
+"""
+UNIT = "[Service]\nExecStart=/usr/bin/python3 /usr/local/lib/instance.py\n[Install]\nWantedBy=multi-user.target\n"
+
+
+@dataclass
+class DriverLab:
+    """The hosts, their keys, and what a playbook is run with."""
+
+    folder: Path
+    key_file: Path
+    host_keys: Mapping[str, str]
+    variables: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def repository(self) -> Path:
+        return self.folder / "repository"
+
+    def target(self, name: str) -> ssh.Target:
+        return ssh.Target(name, ADDRESSES[name], 22, "deploy", (self.host_keys[name],), self.key_file)
+
+    def probe(self, name: str, items: tuple[Item, ...], facts: Mapping[str, Any]) -> ssh.Report:
+        report = ssh.probe([(self.target(name), Manifest(name, items, facts))])[name]
+        # asyncio.run leaves the thread without a loop, and the mocks of Pulumi in the next module want one.
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        return report
+
+    def on(self, name: str, command: str) -> str:
+        """The output of a command that root runs on a host."""
+        done = subprocess.run(
+            ["ssh", *self._options().split(), "-i", str(self.key_file), f"deploy@{ADDRESSES[name]}", "sudo sh"],
+            input=command,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def play(self, name: str, *roles: str, arguments: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        """Runs roles on one host, as the rollout does."""
+        book = self.folder / "play.yml"
+        plays = [{"hosts": name, "become": True, "gather_facts": False, "roles": list(roles)}]
+        book.write_text(json.dumps(plays), encoding="utf-8")
+        return self.playbook(book, {}, *arguments)
+
+    def playbook(
+        self, book: Path, groups: Mapping[str, tuple[str, ...]], *arguments: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a playbook with hosts in groups, as the inventory of a fleet would put them there."""
+        common = {
+            "ansible_user": "deploy",
+            "ansible_ssh_private_key_file": str(self.key_file),
+            "ansible_ssh_common_args": self._options(),
+            "gateway_traffic_gateways": ["gateway-0"],
+        }
+        hosts = {
+            each: {
+                "ansible_host": at,
+                "gateway_traffic_servers": [f"{each}_0={at}:8000"],
+                **self.variables.get(each, {}),
+            }
+            for each, at in ADDRESSES.items()
+        }
+        inventory = self.folder / "hosts.yml"
+        children = {group: {"hosts": dict.fromkeys(members)} for group, members in groups.items()}
+        data = {"all": {"hosts": hosts, "vars": common, "children": children}}
+        inventory.write_text(json.dumps(data), encoding="utf-8")
+        return subprocess.run(
+            ["ansible-playbook", "-i", str(inventory), str(book), *arguments],
+            cwd=paths.root(),
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
+    def _options(self) -> str:
+        known = self.folder / "known_hosts"
+        known.write_text("".join(f"{ADDRESSES[name]} {key}\n" for name, key in self.host_keys.items()))
+        return f"-F none -o BatchMode=yes -o StrictHostKeyChecking=yes -o UserKnownHostsFile={known}"
+
+
+def start(folder: Path) -> DriverLab:
+    """Makes the network and the hosts; the instances are enabled, and the gateway knows both of them."""
+    network.create(NetworkSpec(BRIDGE, f"{SUBNET}.0/24", str(folder), 2))
+    ensure_tree()
+    keys = {name: _key(folder / name) for name in ("login", *ADDRESSES)}
+    lab = DriverLab(folder, folder / "login", {name: keys[name] for name in ADDRESSES})
+    (folder / "repository").mkdir()
+    for name, address in ADDRESSES.items():
+        spec = HostSpec.from_properties(
+            {
+                "bridge": BRIDGE,
+                "name": name,
+                "address": address,
+                "subnet": f"{SUBNET}.0/24",
+                "user": "deploy",
+                "authorised_key": keys["login"],
+                "host_key": keys[name],
+                "tree": tree_digest(),
+                "peers": ADDRESSES,
+                "binds": {str(folder / "repository"): REPOSITORY},
+                "disk_gib": 1,
+            }
+        )
+        host.create(spec, (folder / name).read_text(encoding="utf-8"))
+    for name in ("gpu-0", "gpu-1"):
+        files = {"usr/local/lib/instance.py": File(INSTANCE), "etc/systemd/system/vllm@.service": File(UNIT)}
+        write_files(paths.cache_dir() / "lab" / "state" / BRIDGE / name / "root", files)
+        lab.on(name, "systemctl daemon-reload; systemctl enable --now vllm@0; groupadd -f render; useradd -r vllm")
+    backends = [gateway.Backend(name, "0", ADDRESSES[name], 8000, MODEL) for name in ("gpu-0", "gpu-1")]
+    lab.variables["gateway-0"] = {
+        "gateway_config": gateway.haproxy_config(Gateway(), backends),
+        "gateway_api_key_digests": gateway.api_keys_text(
+            {"test": f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()}"}
+        ),
+    }
+    return lab
+
+
+def release(lab: DriverLab, name: str, note: str) -> dict[str, Any]:
+    """What vllm_service gets for a release with the stand-in engine; another note is another release."""
+    at = ADDRESSES[name]
+    cache = "/var/cache/vllm/stand-in"
+    env = render.env_text(
+        {
+            "HOME": cache,
+            "VLLM_FLEET_ENGINE": "/opt/vllm/engines/stand-in",
+            "VLLM_FLEET_MODEL": MODEL,
+            "VLLM_FLEET_URL": f"http://{at}:8000",
+            "VLLM_FLEET_READINESS": f"{at}:8100",
+            "VLLM_FLEET_START_TIMEOUT_SECONDS": "60",
+        }
+    )
+    digest = f'VLLM_FLEET_ENV_DIGEST="{render.sha256(env)}"\n'
+    files = render.InstanceFiles("0", 8000, f"# {note}\nmodel: {MODEL}\n", env + digest)
+    content = {"0.yaml": files.config, "0.env": files.env}
+    return {
+        "vllm_service_release": render.release_digest(content),
+        "vllm_service_files": [{"name": each, "content": text} for each, text in content.items()],
+        "vllm_service_instances": [{"name": "0", "loaded": files.loaded}],
+        "vllm_service_firewall_rules": gateway.firewall_text([8000, 8100], [ADDRESSES["gateway-0"]]),
+        "vllm_service_cache_key": "stand-in",
+        "vllm_service_cache_store": str(lab.folder / "caches"),
+    }
+
+
+def _key(path: Path) -> str:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
+    return " ".join(path.with_name(f"{path.name}.pub").read_text(encoding="utf-8").split()[:2])
+
+
+CLIENT = """\
+import json, sys, threading, time, urllib.request
+url, key, end = sys.argv[1], sys.argv[2], threading.Event()
+count = {"whole": 0, "cut": 0, "failed": 0}
+def stream():
+    while not end.is_set():
+        request = urllib.request.Request(url, b"{}", {"Authorization": "Bearer " + key})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                text = answer.read()
+            count["whole" if text.count(b"piece") == 30 else "cut"] += 1
+        except Exception as fault:
+            count["cut" if "IncompleteRead" in repr(fault) else "failed"] += 1
+            time.sleep(0.1)
+threads = [threading.Thread(target=stream) for _ in range(8)]
+[thread.start() for thread in threads]
+sys.stdin.read()
+end.set()
+[thread.join() for thread in threads]
+print(json.dumps(count))
+"""
+
+
+class Streams:
+    """Eight clients that ask through the gateway without a pause; afterwards ``count`` says how it went."""
+
+    def __enter__(self) -> Streams:
+        url = f"http://{ADDRESSES['gateway-0']}:8080/v1/completions"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT, url, KEY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.count: dict[str, int] = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        out, _err = self._process.communicate("")
+        self.count = json.loads(out)

@@ -1,0 +1,257 @@
+"""Drivers as data: every class has one or a reason, and what a host gets follows from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_fleet import drift, driver_check, drivers, probe
+from vllm_fleet import site as sites
+from vllm_fleet.catalog import Catalog
+from vllm_fleet.driver_schema import RepositoryMirror
+from vllm_fleet.edge import ssh
+from vllm_fleet.errors import FleetError
+from vllm_fleet.manifest import Manifest, wanted_facts
+
+H100 = {"name": "NVIDIA H100 80GB HBM3", "memory_mib": 81559, "arch": "sm_90"}
+HEALTHY = {
+    "vendor": "nvidia",
+    "gpus": [H100] * 8,
+    "driver": "580.159.03",
+    "cuda": "13.0",
+    "rocm": None,
+    "fabric_manager": "580.159.03",
+    "glibc": "2.39",
+}
+NO_DRIVER = {"vendor": None, "gpus": [], "problems": {"nvidia": "nvidia-smi not found"}, "driver": None}
+
+
+def families(catalog: Catalog) -> list[str]:
+    return sorted(catalog.classes)
+
+
+def got(catalog: Catalog, name: str, **options: Any) -> drivers.HostDriver:
+    found = drivers.for_host(catalog, catalog.host_class(name), options.pop("mode", "managed"), **options)
+    assert found
+    return found
+
+
+def test_every_class_has_a_driver_or_a_reason(catalog: Catalog) -> None:
+    assert list(driver_check.faults(catalog)) == []
+    for sized in catalog.sized_classes():
+        row = catalog.drivers.classes[sized.family.name]
+        found = drivers.for_host(catalog, sized, "managed")
+        assert (found is None) == (sized.family.vendor == "cpu")
+        assert row.why
+        assert row.source
+
+
+def changed(catalog: Catalog, name: str, **changes: Any) -> list[str]:
+    row = catalog.drivers.classes[name].model_copy(update=changes)
+    recipes = catalog.drivers.model_copy(update={"classes": {**catalog.drivers.classes, name: row}})
+    return [fault.message for fault in driver_check.faults(replace(catalog, drivers=recipes))]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("h100", {"releases": ["nvidia-1"]}, "there is no release 'nvidia-1'"),
+        ("h100", {"releases": ["amdgpu-30.10.2"]}, "amdgpu-30.10.2 is a driver of amd"),
+        ("h100", {"driver_below": "580.100"}, "580.159.03 is not below the ceiling 580.100"),
+        ("h100", {"fabric_manager": [1]}, "has no size 1 with more than one GPU"),
+        ("l40s", {"fabric_manager": [8]}, "its GPUs are joined by pcie: there is no NVSwitch"),
+        ("cpu", {"releases": ["nvidia-580"], "driver_below": "620"}, "a class has a driver just when it has GPUs"),
+    ],
+)
+def test_what_does_not_agree_is_a_fault(catalog: Catalog, name: str, changes: dict[str, Any], says: str) -> None:
+    assert any(says in message for message in changed(catalog, name, **changes))
+
+
+def test_a_class_without_a_row_is_a_fault(catalog: Catalog) -> None:
+    rows = {name: row for name, row in catalog.drivers.classes.items() if name != "h100"}
+    recipes = catalog.drivers.model_copy(update={"classes": rows})
+    (fault,) = driver_check.faults(replace(catalog, drivers=recipes))
+    assert "says nothing of the class 'h100'" in fault.message
+
+
+@pytest.mark.parametrize(
+    ("name", "has"),
+    [("h100-8", True), ("h100-4", False), ("h100-1", False), ("b200-8", True), ("gb200-4", False), ("l40s-8", False)],
+)
+def test_the_fabric_manager_is_for_hosts_with_switches(catalog: Catalog, name: str, has: bool) -> None:
+    found = got(catalog, name)
+    named = dict(f"{each}=*".split("=")[:2] for each in found.variables["driver_packages_names"])
+    assert ("nvidia-fabricmanager-580" in named) == has
+    assert named.pop("nvlsm", "*") == "*"
+    assert set(named.values()) == {"580.159.03-*"}
+    assert ("nvidia-fabricmanager.service" in {item.get("name") for item in found.items}) == has
+    assert found.facts.get("fabric_manager", False) == has
+
+
+def test_every_package_is_pinned_and_the_vendor_comes_before_the_distribution(catalog: Catalog) -> None:
+    text = got(catalog, "mi300x-8").variables["driver_packages_preferences"]
+    assert 'Package: *\nPin: origin "repo.radeon.com"\nPin-Priority: 600' in text
+    assert "Package: amdgpu-dkms\nPin: version 1:6.14.14.30100200-*\nPin-Priority: 1001" in text
+
+
+def test_an_arm_host_has_packages_of_its_own(catalog: Catalog) -> None:
+    (repository,) = got(catalog, "gb200-4").variables["driver_packages_repositories"]
+    assert repository["systems"]["ubuntu-24.04"]["uri"].endswith("/ubuntu2404/sbsa")
+    (repository,) = got(catalog, "b200-8").variables["driver_packages_repositories"]
+    assert repository["systems"]["ubuntu-24.04"]["uri"].endswith("/ubuntu2404/x86_64")
+
+
+def test_a_fleets_own_repository_stands_in_place_of_the_vendors(catalog: Catalog, tmp_path: Path) -> None:
+    key = tmp_path / "mirror.asc"
+    key.write_text("a key", encoding="utf-8")
+    mirror = RepositoryMirror(uri="http://10.0.0.5/apt/cuda", signing_key_file="mirror.asc")
+    found = got(catalog, "h100-8", mirrors={"nvidia-cuda": (mirror, key)})
+    (repository,) = found.variables["driver_packages_repositories"]
+    assert repository["systems"] == {"any": {"uri": "http://10.0.0.5/apt/cuda", "suites": ["/"], "components": []}}
+    assert repository["key"]["file"] == str(key)
+    assert 'Pin: origin "10.0.0.5"' in found.variables["driver_packages_preferences"]
+
+
+def test_the_engine_decides_which_rocm(catalog: Catalog) -> None:
+    engine = catalog.engines["vllm-0.32.0-rocm"]
+    assert engine.wheel
+    newer = engine.model_copy(update={"wheel": engine.wheel.model_copy(update={"rocm_min": "9.0"})})
+    assert got(catalog, "mi300x-8", engine=engine).facts["rocm_version"] == "7.0.2"
+    with pytest.raises(FleetError, match=r"no driver of recipes/drivers.yml has ROCm 9\.0"):
+        got(catalog, "mi300x-8", engine=newer)
+
+
+def judged(catalog: Catalog, mode: str, facts: dict[str, Any]) -> ssh.Report:
+    found = got(catalog, "h100-8", mode=mode)
+    manifest = Manifest("gpu-0", (), {**wanted_facts(catalog.host_class("h100-8")), **found.facts})
+    return ssh.report_of("gpu-0", manifest, json.dumps({"drift": [], "veto": [], "facts": facts}))
+
+
+@pytest.mark.parametrize("mode", ["managed", "verified"])
+def test_a_host_that_is_right_is_left_alone(catalog: Catalog, mode: str) -> None:
+    report = judged(catalog, mode, HEALTHY)
+    assert (report.veto, report.drift) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (NO_DRIVER, "nvidia-smi not found: install the driver"),
+        ({**NO_DRIVER, "problems": {"nvidia": "nvidia-smi says: Driver/library version mismatch"}}, "restart the host"),
+        ({"driver": "535.183.01", "fabric_manager": "535.183.01"}, "needs the driver 570.26 or newer"),
+        ({"driver": "620.10", "fabric_manager": "620.10"}, "needs a driver below 620: it has 620.10"),
+        ({"fabric_manager": "580.126.20"}, "its fabric manager is 580.126.20, its driver is 580.159.03: CUDA fails"),
+        ({"fabric_manager": None}, "its fabric manager is missing"),
+    ],
+)
+def test_a_driver_that_is_managed_is_drift_and_one_of_an_image_a_veto(
+    catalog: Catalog, changes: dict[str, Any], says: str
+) -> None:
+    managed, verified = (judged(catalog, mode, {**HEALTHY, **changes}) for mode in ("managed", "verified"))
+    assert managed.veto == ()
+    assert managed.roles == {"nvidia_driver"}
+    assert any(says in item.why for item in managed.drift)
+    assert verified.drift == ()
+    assert any(says in text for text in verified.veto)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gpus": [H100] * 7},
+        {"gpus": [{**H100, "name": "NVIDIA A100-SXM4-80GB"}] * 8},
+        {"vendor": "amd"},
+        {"ecc_uncorrected": 3},
+        {"xid": [79]},
+    ],
+)
+def test_no_driver_mends_the_hardware(catalog: Catalog, changes: dict[str, Any]) -> None:
+    report = judged(catalog, "managed", {**HEALTHY, **changes})
+    assert len(report.veto) == 1
+    assert report.drift == ()
+
+
+def test_an_image_may_bring_another_driver_within_the_bounds(catalog: Catalog) -> None:
+    other = {"driver": "570.195.03", "fabric_manager": "570.195.03", "cuda": "12.8"}
+    assert judged(catalog, "verified", {**HEALTHY, **other}).veto == ()
+    assert "planned is 580.159.03" in judged(catalog, "managed", {**HEALTHY, **other}).drift[0].why
+
+
+def test_an_image_is_held_and_gets_no_repository(catalog: Catalog) -> None:
+    found = got(catalog, "h100-8", mode="verified")
+    assert found.variables["driver_packages_repositories"] == []
+    assert {item["kind"] for item in found.items} == {"file", "holds", "unit"}
+
+
+@pytest.mark.parametrize(
+    ("cloud", "mode"), [("static", "managed"), ("lab", "managed"), ("aws", "verified"), ("oci", "verified")]
+)
+def test_who_brings_the_driver(cloud: str, mode: str) -> None:
+    assert drivers.default_mode(cloud) == mode
+
+
+def test_it_stands_after_the_operating_system_in_the_manifest(catalog: Catalog, golden_site: sites.Site) -> None:
+    manifest = next(host.manifest for host in golden_site.hosts if host.plan.kind == "serving")
+    assert got(catalog, "h100-8").extend(manifest).roles[:3] == ("host_baseline", "nvidia_driver", "harmony_encodings")
+
+
+PACKAGES = {"nvidia-utils-580": ("580.159.03-1ubuntu1", True), "linux-image-6.8": ("6.8.0-1", False)}
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        ({"name": "nvidia-utils-580"}, None),
+        ({"name": "nvidia-utils-580", "version": "580.159.03-*"}, None),
+        ({"name": "nvidia-utils-580", "version": "580.159.*1"}, None),
+        ({"name": "nvidia-utils-580", "version": "580.126.20-*"}, "is at 580.159.03-1ubuntu1, not 580.126.20-*"),
+        ({"name": "nvidia-utils-570"}, "is not installed"),
+    ],
+)
+def test_a_package_at_its_version(item: dict[str, Any], says: str | None) -> None:
+    assert probe.check_package(item, PACKAGES) == says
+
+
+def test_what_is_installed_of_a_pattern_is_held() -> None:
+    assert probe.check_holds({"patterns": ["nvidia-*"]}, PACKAGES) is None
+    said = probe.check_holds({"patterns": ["nvidia-*", "linux-image-*"]}, PACKAGES)
+    assert said == "do not include linux-image-6.8"
+
+
+def test_a_gateway_that_does_not_run_has_nobody_in_drain(tmp_path: Path) -> None:
+    assert probe.check_traffic({"path": str(tmp_path / "admin.sock")}) is None
+
+
+def test_only_a_host_without_a_running_instance_is_idle(golden_site: sites.Site, monkeypatch: Any) -> None:
+    def unit(why: str) -> list[dict[str, str]]:
+        return [{"role": "vllm_service", "kind": "unit", "what": "vllm@0.service", "why": why}]
+
+    found = {"lab-0": unit("is not known to systemd"), "lab-1": unit("was changed on disk since systemd read it")}
+    monkeypatch.setattr(drift, "_kept", lambda _: found)
+    assert drift.idle(golden_site) == {"lab-0"}
+
+
+def test_a_host_that_is_asked_again_leaves_the_others_as_they_were(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(drift, "_file", lambda _: tmp_path / "drift.json")
+    drifted = ssh.Drift("a", "nvidia_driver", "driver", "driver", "is missing")
+    drift.keep(
+        "f", {"a": ssh.Report("a", (drifted,)), "b": ssh.Report("b", (replace(drifted, host="b"),))}, os.getpid()
+    )
+    drift.keep("f", {"a": ssh.Report("a")}, os.getpid())
+    assert drift.kept("f") == {"a": frozenset(), "b": frozenset({"nvidia_driver"})}
+
+
+def test_a_repository_that_the_recipes_do_not_know_is_an_error(fleets: Path) -> None:
+    path = fleets / "golden" / "fleet.yml"
+    text = path.read_text(encoding="utf-8").replace(
+        "artifacts:\n",
+        "artifacts:\n  repositories: {cuda: {uri: 'http://10.0.0.5/cuda', signing_key_file: fleet.yml}}\n",
+    )
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(FleetError, match=r"is no repository of recipes/drivers\.yml"):
+        sites.load(fleets / "golden")
