@@ -6,11 +6,11 @@ import base64
 from typing import Any
 
 import pulumi
-import pulumi_azure_native as azure
 
 from infra.cloud_init import user_data
 from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, placed, rented
 from infra.keys import SshKeyPair
+from infra.sdk import azure
 from vllm_fleet.cloud_schema import AzurePlacement
 from vllm_fleet.clouds import Rented
 from vllm_fleet.plan import HostPlan

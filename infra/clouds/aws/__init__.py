@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pulumi
-import pulumi_aws as aws
 
 from infra.clouds.aws.capacity import Capacity
 from infra.clouds.aws.host import AwsHost
 from infra.clouds.aws.network import AwsNetwork
 from infra.hosts import CloudArgs, CloudComponent, rented
+from infra.sdk import aws
 from vllm_fleet.plan import HostPlan
 
 

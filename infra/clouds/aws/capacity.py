@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import pulumi
-import pulumi_aws as aws
 
 from infra.hosts import placed, rented
+from infra.sdk import aws
 from vllm_fleet.cloud_schema import AwsPlacement, Purchase
 from vllm_fleet.plan import HostPlan
 

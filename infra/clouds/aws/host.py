@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pulumi
-import pulumi_aws as aws
 
 from infra.cloud_init import user_data
 from infra.clouds.aws.capacity import Capacity
 from infra.clouds.aws.network import AwsNetwork
 from infra.hosts import CloudArgs, HostRecord, placed, rented
 from infra.keys import SshKeyPair
+from infra.sdk import aws
 from vllm_fleet.cloud_schema import AwsPlacement
 from vllm_fleet.clouds import Rented
 from vllm_fleet.plan import HostPlan

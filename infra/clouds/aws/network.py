@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pulumi
-import pulumi_aws as aws
 
 from infra.hosts import SERVICE_PORTS, CloudArgs
+from infra.sdk import aws
 
 _NETWORK = "10.60.0.0/16"
 _EVERYWHERE = "0.0.0.0/0"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pulumi
-import pulumi_gcp as gcp
 
 from infra.clouds.gcp.host import GcpHost
 from infra.clouds.gcp.network import GcpNetwork
 from infra.hosts import CloudArgs, CloudComponent, placed
+from infra.sdk import gcp
 from vllm_fleet.cloud_schema import GcpPlacement
 from vllm_fleet.plan import HostPlan
 

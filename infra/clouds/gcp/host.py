@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pulumi
-import pulumi_gcp as gcp
 
 from infra.cloud_init import user_data
 from infra.clouds.gcp.network import GcpNetwork, tag
 from infra.hosts import CloudArgs, HostRecord, placed, rented
 from infra.keys import SshKeyPair
+from infra.sdk import gcp
 from vllm_fleet.cloud_schema import GcpPlacement
 from vllm_fleet.clouds import Rented
 from vllm_fleet.plan import HostPlan

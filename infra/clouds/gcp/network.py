@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pulumi
-import pulumi_gcp as gcp
 
 from infra.hosts import SERVICE_PORTS, CloudArgs
+from infra.sdk import gcp
 
 _NETWORK = "10.60.0.0/16"
 

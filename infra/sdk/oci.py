@@ -1,0 +1,4 @@
+"""The SDK of Oracle Cloud, an optional part of the package."""
+
+from pulumi_oci import core as core
+from pulumi_oci.provider import Provider as Provider
