@@ -7,7 +7,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vllm_fleet.cloud_schema import Prices
-from vllm_fleet.schema import Affinity, Args, Cloud, Env, Feature, Install, Name, Network, Profile, Strict
+from vllm_fleet.schema import (
+    Affinity,
+    Args,
+    Cloud,
+    Digest,
+    Env,
+    Feature,
+    Install,
+    Machine,
+    Name,
+    Network,
+    Profile,
+    Strict,
+)
 
 
 class Overrides(Strict):
@@ -99,6 +112,17 @@ class Artifacts(Strict):
 
     models: dict[str, str] = {}
     encodings: str | None = None
+    #: Engine -> digest of its image: of a list of platforms, or of the platform of each kind of machine.
+    images: dict[str, Digest | dict[Machine, Digest]] = {}
+
+
+class Mirror(Strict):
+    """Where the hosts of the fleet fetch what else comes from the internet."""
+
+    #: ``host:port`` of a registry that has every image under its own name.
+    registry: str | None = Field(default=None, pattern=r"^[a-zA-Z0-9.-]+:\d{1,5}$")
+    #: PEM file of who signs its certificate, relative to the fleet's folder. None: it is asked without TLS.
+    registry_ca_file: str | None = None
 
 
 class Fleet(Strict):
@@ -110,6 +134,7 @@ class Fleet(Strict):
     gateway: Gateway = Gateway(hosts=0)
     access: Access = Access()
     artifacts: Artifacts = Artifacts()
+    mirror: Mirror = Mirror()
     #: Rented hosts and volumes cannot be deleted or replaced until this is false.
     protect: bool = True
     prices: Prices | None = None
