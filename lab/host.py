@@ -20,6 +20,9 @@ _RIGHTS = (
     "--rlimit=RLIMIT_NOFILE=1024:1048576",
     "--rlimit=RLIMIT_MEMLOCK=infinity",
 )
+#: What a container engine needs beyond them, with a folder for its images that is no overlay.
+_CONTAINER_RIGHTS = ("--capability=all", "--system-call-filter=add_key keyctl bpf")
+_IMAGES = "/var/lib/docker"
 
 
 def create(spec: HostSpec, private_host_key: str) -> str:
@@ -49,7 +52,7 @@ def create(spec: HostSpec, private_host_key: str) -> str:
             state.write_json(folder / "host.json", {**spec.properties(), "id": machine_id})
             root = _mount(folder, tree)
             _fill(root, spec, private_host_key, machine_id)
-            process.start(root, spec.machine, _arguments(spec), folder / "boot.log")
+            process.start(root, spec.machine, _arguments(spec, folder), folder / "boot.log")
             _wait(spec, folder)
         except BaseException:
             _remove(spec.bridge, spec.name)
@@ -103,6 +106,9 @@ def host_key_at(address: str, port: int = 22) -> str | None:
 def _remove(bridge: str, name: str) -> None:
     folder = state.host_dir(bridge, name)
     process.end(folder / "root", f"{bridge}-{name}")
+    if (folder / "images").is_dir():
+        # A container engine names the cgroups of its containers as it names their folders.
+        process.remove_container_cgroups(each.name for each in (folder / "images" / "containers").glob("*"))
     state.remove_tree(folder)
 
 
@@ -125,11 +131,14 @@ def _fill(root: Path, spec: HostSpec, private_host_key: str, machine_id: str) ->
     rootfs.add_user(root, spec.user)
     rootfs.write_files(root, {path: rootfs.File(text) for path, text in site_files(read_site()).items()})
     rootfs.write_files(root, rootfs.host_files(spec, private_host_key, machine_id))
-    rootfs.write_links(root, rootfs.host_links())
+    rootfs.write_links(root, rootfs.host_links(spec))
 
 
-def _arguments(spec: HostSpec) -> list[str]:
-    for source in spec.binds:
+def _arguments(spec: HostSpec, folder: Path) -> list[str]:
+    binds = dict(spec.binds)
+    if spec.containers:
+        binds[str(folder / "images")] = _IMAGES
+    for source in binds:
         Path(source).mkdir(parents=True, exist_ok=True)
     return [
         f"--machine={spec.machine}",
@@ -139,7 +148,8 @@ def _arguments(spec: HostSpec) -> list[str]:
         "--timezone=off",
         "--link-journal=no",
         *_RIGHTS,
-        *(f"--bind={source}:{target}" for source, target in spec.binds.items()),
+        *(_CONTAINER_RIGHTS if spec.containers else ()),
+        *(f"--bind={source}:{target}" for source, target in binds.items()),
         "--boot",
     ]
 

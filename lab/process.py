@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,6 +214,18 @@ def _remove_cgroups(machine: str) -> None:
                 time.sleep(0.02)
         with contextlib.suppress(OSError):  # the cgroups of other hosts may be in it
             group.parent.rmdir()
+
+
+def remove_container_cgroups(containers: Iterable[str]) -> None:
+    """Removes the groups of containers that ended with their host; with cgroup v1 they are outside of the host's own.
+
+    Args:
+        containers: their ids.
+    """
+    groups = [group for identity in containers for group in _CGROUPS.glob(f"*/docker/{identity}")]
+    for group in (*groups, *_CGROUPS.glob("*/docker")):
+        with contextlib.suppress(OSError):  # those of other hosts may be in it
+            group.rmdir()
 
 
 def _remove_interface(machine: str) -> None:

@@ -13,13 +13,14 @@ import pulumi
 from pulumi import dynamic
 
 _NETWORK_REPLACES = ("bridge", "subnet")
-_HOST_REPLACES = ("bridge", "name", "address", "subnet", "user", "host_key", "tree", "binds")
+_HOST_REPLACES = ("bridge", "name", "address", "subnet", "user", "host_key", "tree", "binds", "containers")
 _HOST_UPDATES = ("authorised_key", "peers")
 _GONE = dynamic.ReadResult("", {})
 
 
 def _changed(keys: tuple[str, ...], olds: Mapping[str, Any], news: Mapping[str, Any]) -> list[str]:
-    return [key for key in keys if olds.get(key) != news.get(key)]
+    # What is not there is what a release that knew no such key has written: as good as false or empty.
+    return [key for key in keys if (olds.get(key) or None) != (news.get(key) or None)]
 
 
 class NetworkProvider(dynamic.ResourceProvider):

@@ -13,6 +13,25 @@ from vllm_fleet.files import write_atomically
 _USER_ID = 1000
 _HOST_KEY = "etc/ssh/ssh_host_ed25519_key"
 _NETWORKD = "etc/systemd/system/multi-user.target.wants/systemd-networkd.service"
+_CGROUPS_UNIT = "etc/systemd/system/lab-cgroups.service"
+#: nspawn gives the controllers of cgroup v1 for reading only; a container engine makes groups in them.
+_CGROUPS = """\
+[Unit]
+Description=Let a container engine make cgroups
+Before=docker.service containerd.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/local/sbin/lab-cgroups
+"""
+_CGROUPS_PROGRAM = """\
+#!/bin/sh
+mount -o remount,rw /sys/fs/cgroup
+while read -r _ at kind _; do
+    [ "$kind" != cgroup ] || mount -o remount,rw,bind "$at"
+done </proc/self/mounts
+"""
 #: They would take dpkg's lock while a playbook installs something.
 _MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer")
 
@@ -48,8 +67,14 @@ def host_files(spec: HostSpec, private_host_key: str, machine_id: str) -> dict[s
         _HOST_KEY: File(private_host_key, 0o600),
         f"{_HOST_KEY}.pub": File(f"{spec.host_key}\n"),
         "etc/sudoers.d/10-lab": File(f"{spec.user} ALL=(ALL) NOPASSWD: ALL\n", 0o440),
+        **(container_files() if spec.containers else {}),
         **changeable_files(spec),
     }
+
+
+def container_files() -> dict[str, File]:
+    """The part of :func:`host_files` that lets a container engine run."""
+    return {_CGROUPS_UNIT: File(_CGROUPS), "usr/local/sbin/lab-cgroups": File(_CGROUPS_PROGRAM, 0o755)}
 
 
 def changeable_files(spec: HostSpec) -> dict[str, File]:
@@ -61,10 +86,13 @@ def changeable_files(spec: HostSpec) -> dict[str, File]:
     }
 
 
-def host_links() -> dict[str, str]:
+def host_links(spec: HostSpec) -> dict[str, str]:
     """Path -> target of the host's symbolic links: units that are on or off from the start."""
     masked = {f"etc/systemd/system/{unit}": "/dev/null" for unit in _MASKED}
-    return {_NETWORKD: "/lib/systemd/system/systemd-networkd.service", **masked}
+    wanted = {_NETWORKD: "/lib/systemd/system/systemd-networkd.service"}
+    if spec.containers:
+        wanted["etc/systemd/system/multi-user.target.wants/lab-cgroups.service"] = f"/{_CGROUPS_UNIT}"
+    return {**wanted, **masked}
 
 
 def with_user(user: str, passwd: str, shadow: str, group: str) -> tuple[str, str, str]:

@@ -71,6 +71,7 @@ class HostSpec:
         peers: host name -> address of every host of the lab.
         binds: folder on this machine -> folder on the host, writable.
         disk_gib: what it will need, in GiB.
+        containers: whether a container engine may run in it.
     """
 
     bridge: str
@@ -84,6 +85,7 @@ class HostSpec:
     peers: Mapping[str, str]
     binds: Mapping[str, str]
     disk_gib: int
+    containers: bool = False
 
     @property
     def machine(self) -> str:
@@ -105,6 +107,8 @@ class HostSpec:
             peers=dict(properties["peers"]),
             binds=dict(properties["binds"]),
             disk_gib=int(properties["disk_gib"]),
+            # A host of an earlier release has no such key.
+            containers=bool(properties.get("containers")),
         )
 
     def properties(self) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, settings
 
 from vllm_fleet import catalog as catalogs
+from vllm_fleet import plan as plans
 from vllm_fleet import site as sites
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.site import Site
@@ -49,6 +51,19 @@ def fleets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, catalog: Catalog) ->
     monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(folder))
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def image_site(fleets: Path, catalog: Catalog) -> Site:
+    """The golden fleet with every engine as an image, from a registry of its own."""
+    file = fleets / "golden" / "fleet.yml"
+    spec = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for pool in spec["pools"].values():
+        pool["install"] = "docker"
+    spec["artifacts"]["images"] = {"vllm-0.32.0-cpu": f"sha256:{'1' * 64}"}
+    spec["mirror"] = {"registry": "192.0.2.1:5000"}
+    file.write_text(yaml.safe_dump(spec), encoding="utf-8")
+    return sites.build(plans.load(file.parent, catalog), catalog)
 
 
 @pytest.fixture

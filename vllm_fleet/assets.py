@@ -19,7 +19,18 @@ def role_file_sha256(role: str, name: str) -> str:
     return hashlib.sha256(role_file(role, name)).hexdigest()
 
 
-def unit_digest() -> str:
-    """A digest of the vLLM unit and of the program that it starts: another one means another release."""
-    both = role_file("vllm_service", "vllm@.service") + role_file("vllm_service", "vllm-instance")
-    return hashlib.sha256(both).hexdigest()[:16]
+#: The unit of each install form, and the programs that it starts.
+_UNIT_FILES = {
+    "wheel": ("vllm@.service", "vllm-instance"),
+    "docker": ("vllm-docker@.service", "vllm-instance", "vllm-container"),
+}
+
+
+def unit_digest(install: str) -> str:
+    """A digest of the vLLM unit and of the programs that it starts: another one means another release.
+
+    Args:
+        install: the install form, ``wheel`` or ``docker``.
+    """
+    files = [role_file("vllm_service", name) for name in _UNIT_FILES[install]]
+    return hashlib.sha256(b"".join(files)).hexdigest()[:16]

@@ -88,7 +88,8 @@ class Deployment:
     def packages(self) -> tuple[str, ...]:
         """Packages of the distribution that a wheel needs beside it: Triton and Inductor compile against Python."""
         wheel = self.engine.wheel
-        if wheel is None or (self.engine.accelerator == "cpu" and self.args.get("enforce-eager")):
+        compiles = self.engine.accelerator != "cpu" or not self.args.get("enforce-eager")
+        if wheel is None or self.install != "wheel" or not compiles:
             return ()
         return ("g++", f"python{wheel.python}-dev")
 

@@ -8,7 +8,20 @@ from pydantic import Field, model_validator
 
 from vllm_fleet.cloud_schema import Prices
 from vllm_fleet.driver_schema import DriverMode, RepositoryMirror
-from vllm_fleet.schema import Affinity, Args, Cloud, Env, Feature, Install, Name, Network, Profile, Strict
+from vllm_fleet.schema import (
+    Affinity,
+    Args,
+    Cloud,
+    Digest,
+    Env,
+    Feature,
+    Install,
+    Machine,
+    Name,
+    Network,
+    Profile,
+    Strict,
+)
 
 
 class Overrides(Strict):
@@ -106,6 +119,17 @@ class Artifacts(Strict):
     encodings: str | None = None
     #: Repository of ``recipes/drivers.yml`` -> the fleet's own copy of it.
     repositories: dict[str, RepositoryMirror] = {}
+    #: Engine -> digest of its image: of a list of platforms, or of the platform of each kind of machine.
+    images: dict[str, Digest | dict[Machine, Digest]] = {}
+
+
+class Mirror(Strict):
+    """Where the hosts of the fleet fetch what else comes from the internet."""
+
+    #: ``host:port`` of a registry that has every image under its own name.
+    registry: str | None = Field(default=None, pattern=r"^[a-zA-Z0-9.-]+:\d{1,5}$")
+    #: PEM file of who signs its certificate, relative to the fleet's folder. None: it is asked without TLS.
+    registry_ca_file: str | None = None
 
 
 class Fleet(Strict):
@@ -117,6 +141,7 @@ class Fleet(Strict):
     gateway: Gateway = Gateway(hosts=0)
     access: Access = Access()
     artifacts: Artifacts = Artifacts()
+    mirror: Mirror = Mirror()
     #: Rented hosts and volumes cannot be deleted or replaced until this is false.
     protect: bool = True
     prices: Prices | None = None

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet import gateway, render
+from vllm_fleet import gateway, images, render
 from vllm_fleet.artifacts import ModelFiles
 from vllm_fleet.assets import role_file_sha256
 from vllm_fleet.catalog import Catalog, SizedClass
+from vllm_fleet.deployment import Deployment
 from vllm_fleet.plan import HostPlan
 from vllm_fleet.schema import WheelInstall
 from vllm_fleet.vetoes import version_key
@@ -21,6 +22,8 @@ Item = dict[str, Any]
 RELEASES = "/opt/vllm/releases"
 CURRENT = "/opt/vllm/current"
 STAMP = ".verified.json"
+#: The unit of each install form; the part after the @ is the instance.
+UNITS = {"wheel": "vllm", "docker": "vllm-docker"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,13 @@ def baseline_items() -> Iterable[Item]:
     yield _unit(role, "systemd-timesyncd.service", enabled=True)
 
 
+def _engine_items(deployment: Deployment) -> Iterable[Item]:
+    role, engine = "vllm_engine", f"{render.ENGINES}/{deployment.engine_directory_id}"
+    yield from (_package(role, name) for name in deployment.packages)
+    yield {"role": role, "kind": "file", "path": f"{engine}/bin/vllm", "mode": "0755"}
+    yield file_item(role, f"{engine}/.complete", render.sha256(f"{deployment.engine_directory_id}\n"))
+
+
 def serving_manifest(
     host: HostPlan,
     catalog: Catalog,
@@ -84,8 +94,9 @@ def serving_manifest(
     files: Mapping[str, str],
     release: str,
     firewall: str,
+    image: images.Image | None = None,
 ) -> Manifest:
-    """The manifest of a host that serves."""
+    """The manifest of a host that serves; with an image, one that serves from a container."""
     deployment = host.deployment
     if deployment is None:
         raise ValueError(f"{host.name} serves nothing")
@@ -101,15 +112,14 @@ def serving_manifest(
             "files": dict(model.sha256),
         }
     )
-    items += [_package("vllm_engine", name) for name in deployment.packages]
-    engine = f"{render.ENGINES}/{deployment.engine_directory_id}"
-    items.append({"role": "vllm_engine", "kind": "file", "path": f"{engine}/bin/vllm", "mode": "0755"})
-    items.append(file_item("vllm_engine", f"{engine}/.complete", render.sha256(f"{deployment.engine_directory_id}\n")))
+    items += images.items(image) if image else _engine_items(deployment)
     role = "vllm_service"
     for path, name, mode in (
         ("/etc/systemd/system/vllm@.service", "vllm@.service", "0644"),
+        ("/etc/systemd/system/vllm-docker@.service", "vllm-docker@.service", "0644"),
         ("/etc/systemd/system/vllm-firewall.service", "vllm-firewall.service", "0644"),
         ("/usr/local/libexec/vllm-instance", "vllm-instance", "0755"),
+        ("/usr/local/libexec/vllm-container", "vllm-container", "0755"),
     ):
         items.append(file_item(role, path, role_file_sha256(role, name), mode))
     items.append(file_item(role, "/etc/vllm/firewall.nft", render.sha256(firewall)))
@@ -119,7 +129,7 @@ def serving_manifest(
     ]
     items.append({"role": role, "kind": "link", "path": CURRENT, "target": f"releases/{release}"})
     for instance in instances:
-        items.append(_unit(role, f"vllm@{instance.name}.service", active=True, enabled=True))
+        items.append(_unit(role, f"{UNITS[deployment.install]}@{instance.name}.service", active=True, enabled=True))
         items.append(
             {
                 "role": role,
@@ -128,7 +138,8 @@ def serving_manifest(
                 "sha256": render.sha256(instance.loaded),
             }
         )
-    facts = wanted_facts(catalog.host_class(deployment.host_class), deployment.engine.wheel)
+    wheel = deployment.engine.wheel if deployment.install == "wheel" else None
+    facts = wanted_facts(catalog.host_class(deployment.host_class), wheel)
     return Manifest(host.name, tuple(items), facts)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vllm_fleet import clouds, paths, yamlfile
+from vllm_fleet import clouds, image_choice, paths, yamlfile
 from vllm_fleet.catalog import Catalog, raise_all
 from vllm_fleet.catalog import load as load_catalog
 from vllm_fleet.clouds import Rented
@@ -116,6 +116,7 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
         hosts.extend(_gateway_hosts(spec, document, recipes))
     except FleetError as fault:
         faults.append(fault)
+    faults.extend(image_choice.faults(spec.artifacts.images, recipes, document))
     faults.extend(_duplicates(hosts, document))
     faults.extend(_unreachable(hosts, spec, document))
     faults.extend(_apart(hosts, spec, document))
@@ -141,6 +142,7 @@ def question(name: str, pool: Pool, spec: Fleet, document: yamlfile.Document) ->
         features=tuple(pool.features),
         overrides=pool.overrides,
         overrides_file=document.file,
+        images=spec.artifacts.images,
     )
 
 

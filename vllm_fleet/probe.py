@@ -209,6 +209,22 @@ def check_traffic(item: dict[str, Any]) -> str | None:
     return "gives no traffic to %s" % ", ".join(left) if left else None
 
 
+def check_image(item: dict[str, Any]) -> str | None:
+    """An image that was pulled by its digest, and that its tag names."""
+    command = ["docker", "image", "inspect", "--format={{.Id}}", item["name"], item["tag"]]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "is not there, nor is docker"
+    if "annot connect" in done.stderr:
+        return "is unknown: docker does not answer"
+    if item["name"] in done.stderr:
+        return "is not there"
+    if item["tag"] in done.stderr or len(set(done.stdout.split())) != 1:
+        return "is not what %s names" % item["tag"]
+    return None
+
+
 def check_facts(facts: dict[str, Any]) -> list[str]:
     """What a host must be before anything is done to it; each fault is a veto."""
     faults = []
@@ -244,6 +260,7 @@ def probe(manifest: dict[str, Any]) -> dict[str, Any]:
         "directory": check_directory,
         "link": check_link,
         "store": check_store,
+        "image": check_image,
         "user": check_user,
         "sysctl": check_sysctl,
         "unit": lambda item: check_unit(item, states),

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from vllm_fleet.deployment import Deployment
 from vllm_fleet.errors import FleetError
 from vllm_fleet.plan import READINESS_OFFSET, HostPlan
 from vllm_fleet.schema import DockerInstall
@@ -21,6 +22,8 @@ MODELS = "/var/lib/vllm/models"
 CACHE = "/var/cache/vllm"
 #: The tag that a host gives to the image of a digest, as the guides do.
 DEPLOY_TAG = "deploy"
+#: What every container of vLLM gets, by hand or by the unit: its workers share memory, and it listens as the host.
+RUN_OPTIONS = ("--ipc=host", "--network=host")
 #: How long a start may take before it counts as failed: weights, compilation and CUDA graphs of a large model.
 START_TIMEOUT_SECONDS = 3600
 
@@ -91,8 +94,35 @@ def env_text(env: Mapping[str, str]) -> str:
     return "".join(lines)
 
 
+def serving_env(deployment: Deployment, cache: str, name: str = "0") -> dict[str, str]:
+    """The variables that every vLLM gets besides those of its recipe.
+
+    Args:
+        deployment: what the host runs.
+        cache: the directory of what the engine and the libraries beside it compile.
+        name: the instance; which devices are its own follows from it.
+    """
+    size = deployment.tensor_parallel_size
+    devices = ",".join(str(int(name) * size + number) for number in range(size))
+    return {
+        # ROCm reads it too. Without it every instance would take the first devices.
+        **({"CUDA_VISIBLE_DEVICES": devices} if deployment.instances > 1 else {}),
+        "TIKTOKEN_ENCODINGS_BASE": ENCODINGS,
+        # Triton, FlashInfer and the drivers' compilers put their caches below the home.
+        "HOME": cache,
+        "VLLM_CACHE_ROOT": f"{cache}/vllm",
+    }
+
+
 def instance_files(
-    host: HostPlan, name: str, port: int, address: str, revision: str, unit_digest: str, cache: str
+    host: HostPlan,
+    name: str,
+    port: int,
+    address: str,
+    revision: str,
+    unit_digest: str,
+    cache: str,
+    start: Mapping[str, str],
 ) -> InstanceFiles:
     """The two data files of one instance.
 
@@ -104,6 +134,7 @@ def instance_files(
         revision: the model's revision.
         unit_digest: digest of the unit and its program, so that another unit means another release.
         cache: the directory of what the engine and the libraries beside it compile.
+        start: what the unit starts vLLM from, as the program that it runs reads it.
     """
     if host.deployment is None:
         raise FleetError("a gateway has no instances", host=host.name)
@@ -121,11 +152,8 @@ def instance_files(
     env = env_text(
         {
             **deployment.env,
-            "TIKTOKEN_ENCODINGS_BASE": ENCODINGS,
-            # Triton, FlashInfer and the drivers' compilers put their caches below the home.
-            "HOME": cache,
-            "VLLM_CACHE_ROOT": f"{cache}/vllm",
-            "VLLM_FLEET_ENGINE": f"{ENGINES}/{deployment.engine_directory_id}",
+            **serving_env(deployment, cache, name),
+            **start,
             "VLLM_FLEET_MODEL": deployment.model,
             "VLLM_FLEET_URL": f"http://{address}:{port}",
             "VLLM_FLEET_READINESS": f"{address}:{port + READINESS_OFFSET}",
@@ -171,7 +199,7 @@ def docker_line(image: DockerInstall, model: str, args: Mapping[str, Any], env: 
         args: vLLM's arguments.
         env: vLLM's environment; its values stand in the line, so it must hold no secret.
     """
-    words = ["docker", "run", "--rm", "--ipc=host", "--network=host", *image.options]
+    words = ["docker", "run", "--rm", *RUN_OPTIONS, *image.options]
     # The token by name only: docker takes its value from the caller, so that it stands in no list of processes.
     words += ["-e", "HF_TOKEN", "-e", 'HF_HOME="$HF_HOME"', "-v", '"${HF_HOME:?}:$HF_HOME"']
     for name, value in sorted(env.items()):
@@ -186,7 +214,10 @@ def docker_lines(image: DockerInstall, model: str, args: Mapping[str, Any], env:
     """All that a person would type, in this order: pull by digest, tag what was pulled, run it under that tag.
 
     Without a digest there is nothing to pull that could not change, so only the ``docker run`` with the release's tag.
+    Nothing at all for an image that no registry has.
     """
+    if not image.published:
+        return []
     run = docker_line(image, model, args, env)
     if image.digest is None:
         return [run]
@@ -196,6 +227,8 @@ def docker_lines(image: DockerInstall, model: str, args: Mapping[str, Any], env:
 
 def docker_note(image: DockerInstall) -> str | None:
     """What to say of an image that is not pinned; None where it is."""
+    if not image.published:
+        return f"{image.image} is in no registry: a fleet that has built it names its own registry and the digest"
     if image.digest:
         return None
     return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm_fleet import drafts, spellings
@@ -21,6 +21,7 @@ from vllm_fleet.choice import (
 from vllm_fleet.deployment import Alternative, Deployment, choose
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Overrides
+from vllm_fleet.image_choice import Digests, only, pinned
 from vllm_fleet.layers import Layer, Values, stack
 from vllm_fleet.merge import leaves, merge
 from vllm_fleet.proof import Origin, check_names
@@ -56,6 +57,7 @@ class Question:
     features: tuple[Feature, ...] = ()
     overrides: Overrides | None = None
     overrides_file: str = "fleet.yml"
+    images: Digests = field(default_factory=dict)
 
 
 def resolve(catalog: Catalog, question: Question) -> Deployment:
@@ -65,7 +67,8 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         FleetError: an unknown name (``bad-input``), or a combination that the recipes refuse (``refused``).
     """
     asked, support = combination(catalog, question)
-    host, engine, model = asked.host, asked.engine, catalog.model(question.model)
+    host, model = asked.host, catalog.model(question.model)
+    engine = pinned(asked.engine, question.images, host.family.facts.machine)
     layers = list(_layers(catalog, model, asked, question))
     active = spellings.applying(catalog, engine)
     values = stack(layers, active)
@@ -97,7 +100,7 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         host_class=host.id,
         model=model.name,
         engine=engine,
-        engine_directory_id=catalog.engine_directory_id(engine),
+        engine_directory_id=catalog.engine_directory_id(only(engine, asked.install)),
         profile=question.profile,
         install=asked.install,
         instances=host.devices // tensor_parallel,

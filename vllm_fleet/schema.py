@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vllm_fleet.values import Args as Args
+from vllm_fleet.values import Digest as Digest
 from vllm_fleet.values import Env as Env
 from vllm_fleet.values import Name as Name
 from vllm_fleet.values import Network as Network
@@ -26,6 +27,8 @@ Affinity = Literal["none", "prefix"]
 Interconnect = Literal["nvlink", "nvswitch", "pcie", "xgmi", "none"]
 #: What a deployment is asked to be good for besides plain serving.
 Feature = Literal["function-calling", "structured-output", "eagle3", "benchmark"]
+#: The kind of a host's processors, as its kernel names it.
+Machine = Literal["x86_64", "aarch64"]
 Benchmark = Literal["gpqa", "aime25"]
 
 
@@ -44,7 +47,7 @@ class FactChecks(Strict):
 
     cpu_count_min: int | None = None
     memory_gib_min: float | None = None
-    machine: Literal["x86_64", "aarch64"] | None = None
+    machine: Machine | None = None
     #: What stands in the name that the driver reports.
     gpu_name: str | None = None
     #: Memory of one GPU as the driver reports it.
@@ -94,7 +97,9 @@ class DockerInstall(Strict):
 
     image: str = Field(pattern=r"^[a-z0-9][a-z0-9./-]*$")
     tag: str = Field(pattern=r"^[\w][\w.-]*$")
-    digest: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
+    digest: Digest | None = None
+    #: False where no registry has it: a fleet that uses it names its own and the digest.
+    published: bool = True
     #: What ``docker run`` needs to reach the devices, each word by itself.
     options: list[str] = Field(min_length=1)
     #: True where the image starts ``vllm serve`` by itself, so that the command is its arguments.

@@ -8,44 +8,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet import drivers, gateway, host_facts, paths, render, startcache, yamlfile
+from vllm_fleet import drivers, gateway, host_facts, image_choice, images, paths, render, startcache, yamlfile
 from vllm_fleet.artifacts import ModelFiles, model_files
 from vllm_fleet.assets import unit_digest
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.catalog import load as load_catalog
-from vllm_fleet.deployment import choose
+from vllm_fleet.deployment import Deployment, choose
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import ApiKeys
-from vllm_fleet.manifest import Manifest, gateway_manifest, serving_manifest
+from vllm_fleet.manifest import UNITS, Manifest, gateway_manifest, serving_manifest
 from vllm_fleet.plan import READINESS_OFFSET, HostPlan, Plan
 from vllm_fleet.plan import load as load_plan
 from vllm_fleet.stack import Location, locations
 
-#: The roles that bring about each kind of host, in their order.
+#: The roles that may bring about each kind of host, in their order; those of one host are in its manifest.
 ROLES = {
     "serving": (
-        "host_baseline",
-        "nvidia_driver",
-        "amd_driver",
-        "harmony_encodings",
-        "model_store",
-        "vllm_engine",
-        "vllm_service",
+        *("host_baseline", "nvidia_driver", "amd_driver", "harmony_encodings", "model_store"),
+        *("vllm_engine", "container_engine", "vllm_image", "vllm_service"),
     ),
     "gateway": ("host_baseline", "gateway"),
 }
 #: Roles that others use on a serving host; they own nothing of a manifest.
 HELPERS = ("driver_packages", "host_reboot", "gateway_traffic")
-ALL_ROLES = (
-    "host_baseline",
-    "nvidia_driver",
-    "amd_driver",
-    "harmony_encodings",
-    "model_store",
-    "vllm_engine",
-    "vllm_service",
-    "gateway",
-)
+ALL_ROLES = (*ROLES["serving"], "gateway")
 
 
 @dataclass(frozen=True)
@@ -149,9 +135,9 @@ def _installable(plan: Plan, host: HostPlan) -> None:
     at = ("pools", host.pool)
     engine = deployment.engine
     if deployment.install == "docker":
-        raise plan.document.error(
-            at, f"{engine.id} would be installed as an image, which no role does yet", "choose a wheel", "refused"
-        )
+        if fault := image_choice.refusal(engine, plan.spec.mirror.registry):
+            raise plan.document.error(at, *fault, "refused")
+        return
     if engine.wheel is None or engine.wheel.lock is None:
         raise plan.document.error(
             at,
@@ -184,8 +170,8 @@ def _serving(
     facts: Mapping[str, Any],
 ) -> tuple[dict[str, Any], Manifest]:
     deployment = host.deployment
-    if deployment is None or deployment.engine.wheel is None:
-        raise FleetError("a serving host has a deployment with a wheel", host=host.name)
+    if deployment is None:
+        raise FleetError("a serving host has a deployment", host=host.name)
     if plan.spec.artifacts.encodings is None:
         raise plan.document.error(("artifacts",), "names no folder of encodings", "add 'encodings'")
     source = plan.artifact("encodings", plan.spec.artifacts.encodings)
@@ -200,8 +186,16 @@ def _serving(
     known = driver.facts.get("driver_version") if driver else None
     cache = startcache.key(deployment, model.revision, arch, known or facts.get("driver"))
     kept = startcache.directory(cache)
+    image = _image(plan, catalog, deployment)
+    model_at = render.model_directory(deployment.model, model.revision)
+    start = (
+        images.start_env(image, deployment, model_at, kept, render.serving_env(deployment, kept))
+        if image
+        else {"VLLM_FLEET_ENGINE": f"{render.ENGINES}/{deployment.engine_directory_id}"}
+    )
+    unit = unit_digest(deployment.install)
     instances = [
-        render.instance_files(host, name, port, at.service_address, model.revision, unit_digest(), kept)
+        render.instance_files(host, name, port, at.service_address, model.revision, unit, kept, start)
         for name, port in host.instances
     ]
     ports = [port for _, port in host.instances]
@@ -209,10 +203,9 @@ def _serving(
     files = {f"{each.name}.yaml": each.config for each in instances}
     files |= {f"{each.name}.env": each.env for each in instances}
     release = render.release_digest(files)
-    manifest = serving_manifest(host, catalog, encodings, model, instances, files, release, firewall)
+    manifest = serving_manifest(host, catalog, encodings, model, instances, files, release, firewall, image)
     manifest = driver.extend(manifest) if driver else manifest
     files["manifest.json"] = manifest.text
-    lock = catalog.lock_file(deployment.engine)
     variables: dict[str, Any] = {
         "fleet_host_class": deployment.host_class,
         "harmony_encodings_files": encodings,
@@ -220,16 +213,13 @@ def _serving(
             {
                 "name": deployment.model,
                 "revision": model.revision,
-                "directory": render.model_directory(deployment.model, model.revision),
+                "directory": model_at,
                 "source": str(model.directory),
                 "files": [{"name": name, "sha256": digest} for name, digest in sorted(model.sha256.items())],
             }
         ],
-        "vllm_engine_directory_id": deployment.engine_directory_id,
-        "vllm_engine_lock_file": str(lock),
-        "vllm_engine_python_version": deployment.engine.wheel.python,
-        "vllm_engine_packages": list(deployment.packages),
-        "vllm_engine_alias": dict(deployment.engine.wheel.alias),
+        **(images.variables(image) if image else _wheel_variables(catalog, deployment)),
+        "vllm_service_unit": UNITS[deployment.install],
         "vllm_service_release": release,
         "vllm_service_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
         "vllm_service_instances": [{"name": each.name, "loaded": each.loaded} for each in instances],
@@ -238,6 +228,31 @@ def _serving(
         "vllm_service_cache_store": str(paths.cache_dir() / "start-caches"),
     }
     return {**(driver.variables if driver else {}), **variables}, manifest
+
+
+def _image(plan: Plan, catalog: Catalog, deployment: Deployment) -> images.Image | None:
+    install = deployment.engine.docker
+    if deployment.install != "docker" or install is None:
+        return None
+    family = catalog.host_class(deployment.host_class).family
+    ca = plan.spec.mirror.registry_ca_file
+    if ca and not (plan.directory / ca).is_file():
+        at = ("mirror", "registry_ca_file")
+        raise plan.document.error(at, f"there is no {paths.display(plan.directory / ca)}", "correct the path")
+    return images.image_of(install, family.facts.machine, family.vendor, plan.spec.mirror, plan.directory)
+
+
+def _wheel_variables(catalog: Catalog, deployment: Deployment) -> dict[str, Any]:
+    wheel = deployment.engine.wheel
+    if wheel is None:
+        raise FleetError(f"{deployment.engine.id} does not come as a wheel")
+    return {
+        "vllm_engine_directory_id": deployment.engine_directory_id,
+        "vllm_engine_lock_file": str(catalog.lock_file(deployment.engine)),
+        "vllm_engine_python_version": wheel.python,
+        "vllm_engine_packages": list(deployment.packages),
+        "vllm_engine_alias": dict(wheel.alias),
+    }
 
 
 def _gateway(plan: Plan, host: HostPlan, backends: list[gateway.Backend]) -> tuple[dict[str, Any], Manifest]:

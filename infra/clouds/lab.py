@@ -19,6 +19,8 @@ from vllm_fleet.plan import HostPlan
 _FIRST = {"gateway": 2, "serving": 11}
 #: What a host takes on this machine's disk: an engine's virtual environment and a model, or a package or two.
 _DISK_GIB = {"gateway": 1, "serving": 7}
+#: The same for a host that gets its engine as an image: packed while it is fetched, then unpacked.
+_DISK_OF_IMAGES_GIB = 14
 #: The package cache that controller and hosts share: a stand-in for a mirror in the site's network.
 _SHARED_CACHE = "/var/cache/uv"
 
@@ -31,6 +33,16 @@ class Place:
     bridge: str
     subnet: str
     address: str
+
+    @property
+    def containers(self) -> bool:
+        """Whether a container engine will run on it."""
+        return self.host.deployment is not None and self.host.deployment.install == "docker"
+
+    @property
+    def disk_gib(self) -> int:
+        """What the host takes on this machine's disk."""
+        return _DISK_OF_IMAGES_GIB if self.containers else _DISK_GIB[self.host.kind]
 
 
 def places(args: CloudArgs) -> tuple[Place, ...]:
@@ -85,7 +97,7 @@ class LabCloud(CloudComponent):
             bridge=bridge,
             subnet=mine[0].subnet,
             owner=str(self._args.directory.resolve()),
-            disk_gib=sum(_DISK_GIB[place.host.kind] for place in mine),
+            disk_gib=sum(place.disk_gib for place in mine),
         )
         return LabNetwork(bridge, spec.properties(), self._mine)
 
@@ -105,7 +117,8 @@ class LabCloud(CloudComponent):
                 "tree": tree_digest(),
                 "peers": {each.host.name: each.address for each in everywhere if each.bridge == place.bridge},
                 "binds": {str(paths.cache_dir() / "uv"): _SHARED_CACHE},
-                "disk_gib": _DISK_GIB[place.host.kind],
+                "disk_gib": place.disk_gib,
+                "containers": place.containers,
             },
             self._mine,
         )

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from vllm_fleet import paths
-from vllm_fleet.site import ALL_ROLES, HELPERS, ROLES, Site
+from vllm_fleet.site import ALL_ROLES, HELPERS, ROLES, Site, SiteHost
 
 ROLE_FOLDERS = sorted(path for path in (paths.root() / "roles").iterdir() if path.is_dir())
 
@@ -60,25 +60,33 @@ class TestRole:
         assert (role / "README.md").read_text(encoding="utf-8") == role_readme(role)
 
 
-def test_every_variable_of_a_host_is_specified_by_just_one_of_its_roles(golden_site: Site) -> None:
+@pytest.fixture
+def hosts(golden_site: Site, image_site: Site) -> list[SiteHost]:
+    return [*golden_site.hosts, *image_site.hosts]
+
+
+def test_every_variable_of_a_host_is_specified_by_just_one_of_its_roles(hosts: list[SiteHost]) -> None:
     specs = {role: options(paths.root() / "roles" / role) for role in (*ALL_ROLES, *HELPERS)}
-    for host in golden_site.hosts:
+    for host in hosts:
         for name in host.variables:
             owners = [role for role in (*host.manifest.roles, *HELPERS) if name in specs[role]]
             assert name.startswith("fleet_") or len(owners) == 1, (host.plan.name, name, owners)
 
 
-def test_every_required_variable_is_given_to_every_host_of_the_role(golden_site: Site) -> None:
-    for host in golden_site.hosts:
+def test_every_required_variable_is_given_to_every_host_of_the_role(hosts: list[SiteHost]) -> None:
+    for host in hosts:
         for role in host.manifest.roles:
             for name, spec in options(paths.root() / "roles" / role).items():
                 assert name in host.variables or not spec.get("required"), (host.plan.name, name)
 
 
-def test_every_item_of_a_manifest_is_owned_by_a_role_of_the_host(golden_site: Site) -> None:
-    for host in golden_site.hosts:
-        drivers = {"nvidia_driver", "amd_driver"} - set(host.manifest.roles)
-        assert host.manifest.roles == tuple(role for role in ROLES[host.plan.kind] if role not in drivers)
+def test_every_item_of_a_manifest_is_owned_by_a_role_of_the_host_in_their_order(hosts: list[SiteHost]) -> None:
+    for host in hosts:
+        assert host.manifest.roles == tuple(role for role in ROLES[host.plan.kind] if role in host.manifest.roles)
+
+
+def test_every_role_is_some_host_s(hosts: list[SiteHost]) -> None:
+    assert {role for host in hosts for role in host.manifest.roles} == set(ALL_ROLES) - {"nvidia_driver", "amd_driver"}
 
 
 def test_every_role_has_its_play_and_every_play_its_group() -> None:

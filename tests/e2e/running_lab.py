@@ -1,14 +1,21 @@
-"""A running lab as the tests use it: its gateway, its hosts over SSH, its playbook and its drift."""
+"""A lab as the tests use it: made and removed; its gateway, its hosts over SSH, its playbook and its drift."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import job
+import pytest
+
+from lab import cleanup, job, state
 from vllm_fleet import paths, site
 from vllm_fleet.site import Site
 
@@ -63,3 +70,29 @@ class Lab:
             timeout=120,
         )
         return done.returncode, json.loads(done.stdout)
+
+
+@contextmanager
+def folder_of(fleet: str, bridge: str) -> Iterator[Path]:
+    """A fleet's folder with all that its stack needs, whatever a killed run has left; its lab is gone at the end."""
+    if os.geteuid() != 0:
+        pytest.skip("systemd-nspawn hosts need root")
+    base = paths.root() / ".fleet" / f"test-{fleet}"
+    paths.cache_dir().mkdir(parents=True, exist_ok=True)
+    with (paths.cache_dir() / f"test-{fleet}.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if bridge in state.labs():
+            cleanup.down(bridge)
+        shutil.rmtree(base, ignore_errors=True)
+        shutil.copytree(Path(__file__).parent / "fleets", base / "inventories")
+        (base / "pulumi").mkdir()
+        patch.setenv("VLLM_FLEET_INVENTORIES", str(base / "inventories"))
+        patch.setenv("PULUMI_BACKEND_URL", f"file://{base / 'pulumi'}")
+        patch.setenv("PULUMI_CONFIG_PASSPHRASE", "a passphrase of the tests")
+        patch.setenv("ANSIBLE_CONFIG", str(paths.root() / "ansible.cfg"))
+        try:
+            yield base / "inventories" / fleet
+        finally:
+            job.stack_down(fleet)
+            (paths.root() / f"Pulumi.{fleet}.yaml").unlink(missing_ok=True)
+            shutil.rmtree(base)

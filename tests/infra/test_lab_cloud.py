@@ -14,10 +14,13 @@ from infra import clouds
 from infra.clouds.lab import places
 from infra.fleet import Fleet, FleetArgs
 from infra.hosts import CloudArgs, inventory_text
+from vllm_fleet.catalog import load
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Stack
 from vllm_fleet.plan import HostPlan
+from vllm_fleet.resolve import Question, resolve
 
+PLACE_OF_BOXES = {"bridge": "vf-demo", "subnet": "10.70.0.0/24", "first": 41}
 HOSTS = [make_host("lab-0"), make_host("lab-1", 1), make_host("gateway-0")]
 
 
@@ -66,6 +69,19 @@ def test_every_host_knows_all_names(tmp_path: Path, recorder: Recorder) -> Any:
         assert [each["peers"] for each in recorder.of("Host").values()] == [names] * 3
 
     return finished(build(tmp_path, HOSTS)).apply(check)
+
+
+@pulumi.runtime.test
+def test_a_pool_of_images_gets_hosts_that_run_containers(tmp_path: Path, recorder: Recorder) -> Any:
+    asked = Question("cpu-2", "vllm-fleet/lab-gpt-oss", install="docker")
+    hosts = [*HOSTS, make_host("box-0", placement=PLACE_OF_BOXES, deployment=resolve(load(), asked))]
+
+    def check(_: Any) -> None:
+        made = recorder.of("Host")
+        assert [name for name, each in made.items() if each["containers"]] == ["box-0"]
+        assert made["box-0"]["disk_gib"] > made["lab-0"]["disk_gib"]
+
+    return finished(build(tmp_path, hosts)).apply(check)
 
 
 @pulumi.runtime.test

@@ -33,7 +33,7 @@ def test_nothing_unverified_calls_itself_verified(catalog: Catalog) -> None:
 def test_a_fleet_with_an_engine_that_is_not_locked_is_refused(catalog: Catalog, fleets: Any) -> None:
     path = fleets / "golden" / "fleet.yml"
     text = path.read_text(encoding="utf-8")
-    for host_class, model, says in (("b200-8", LARGE, "is not locked yet"), ("r9700-1", SMALL, "as an image")):
+    for host_class, model, says in (("b200-8", LARGE, "is not locked yet"), ("r9700-1", SMALL, "has no digest yet")):
         spec = yaml.safe_load(text)
         for pool in spec["pools"].values():
             pool |= {"host_class": host_class, "model": model}

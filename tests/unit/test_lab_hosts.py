@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lab import rootfs, surroundings
+from lab import host, rootfs, surroundings
 from lab.spec import HostSpec, NetworkSpec, Placement
 from lab.tree import PACKAGES, require_disk, tree_digest
 from vllm_fleet.errors import FleetError
@@ -71,6 +72,29 @@ def test_property_bags_come_back_as_they_went() -> None:
     network = NetworkSpec("vf-a", "10.70.0.0/28", "/fleets/a", 15)
     assert NetworkSpec.from_properties({**network.properties(), "disk_gib": 15.0, "damage": ""}) == network
     assert network.gateway == "10.70.0.1"
+
+
+def test_a_host_of_an_earlier_release_runs_no_containers() -> None:
+    bag = HOST.properties()
+    del bag["containers"]
+    assert HostSpec.from_properties(bag) == HOST
+    with_docker = HostSpec.from_properties({**bag, "containers": True})
+    assert HostSpec.from_properties(with_docker.properties()) == with_docker
+
+
+def test_only_a_host_of_containers_may_do_what_they_need(tmp_path: Path) -> None:
+    with_docker = replace(HOST, binds={}, containers=True)
+    plain, special = (host._arguments(spec, tmp_path) for spec in (replace(HOST, binds={}), with_docker))
+    assert set(special) - set(plain) == {
+        "--capability=all",
+        "--system-call-filter=add_key keyctl bpf",
+        f"--bind={tmp_path / 'images'}:/var/lib/docker",
+    }
+    assert (tmp_path / "images").is_dir()
+    more = set(rootfs.host_files(with_docker, "", "")) - set(rootfs.host_files(HOST, "", ""))
+    assert more == set(rootfs.container_files())
+    (link,) = set(rootfs.host_links(with_docker)) - set(rootfs.host_links(HOST))
+    assert rootfs.host_links(with_docker)[link].removeprefix("/") in more
 
 
 def test_the_private_host_key_is_in_one_file_that_only_root_reads() -> None:

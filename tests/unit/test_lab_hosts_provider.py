@@ -57,6 +57,8 @@ def test_network_diff(olds: dict[str, Any], news: dict[str, Any], changes: bool,
         ({"peers": {}}, True, []),
         *(({key: "other"}, True, [key]) for key in ("address", "tree", "host_key", "user", "name")),
         ({"binds": {"/a": "/b"}}, True, ["binds"]),
+        ({"containers": False}, False, []),
+        ({"containers": True}, True, ["containers"]),
         ({"disk_gib": 9.0}, False, []),
     ],
 )

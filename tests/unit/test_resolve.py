@@ -75,7 +75,16 @@ def test_the_later_rule_wins(catalog: Catalog) -> None:
         ({"host_class": "cpu-3"}, "bad-input", "has no size 3"),
         ({"model": "openai/gpt-oss-9b"}, "bad-input", "there is no model"),
         ({"engine": "vllm-9"}, "bad-input", "there is no engine"),
-        ({"install": "docker"}, "refused", "cannot be installed as 'docker'"),
+        (
+            {
+                "host_class": "mi300x-8",
+                "model": "openai/gpt-oss-120b",
+                "engine": "vllm-0.14.1-rocm",
+                "install": "docker",
+            },
+            "refused",
+            "cannot be installed as 'docker'",
+        ),
         ({"overrides": overridden(args={"max-modle-len": 1})}, "bad-input", "does not read the flag 'max-modle-len'"),
         ({"overrides": overridden(args={"max_model_len": 1})}, "bad-input", "does not read the flag 'max_model_len'"),
         ({"overrides": overridden(env={"VLLM_NO_SUCH": "1"})}, "bad-input", "environment variable 'VLLM_NO_SUCH'"),

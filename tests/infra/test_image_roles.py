@@ -1,0 +1,233 @@
+"""The roles container_engine and vllm_image on a real host with real docker and a real registry; no vLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lab import cleanup, host, network
+from lab.artifacts import image
+from lab.registry import serving
+from lab.spec import HostSpec, NetworkSpec
+from lab.tree import tree_digest
+from vllm_fleet import images, paths
+from vllm_fleet.fleet_schema import Mirror
+from vllm_fleet.schema import DockerInstall
+
+pytestmark = [pytest.mark.root, pytest.mark.network]
+
+BRIDGE = f"vfi{os.getpid() % 1_000_000}"
+ADDRESS = "10.79.62.11"
+REGISTRY = "10.79.62.1:5000"
+#: Stands in for the toolkit, which needs a driver: it writes a CDI file that names no device.
+TOOLKIT = """\
+#!/bin/sh
+[ "$1 $2" = "cdi generate" ] || exit 1
+mkdir -p /etc/cdi
+echo '{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": []}' > "${3#--output=}"
+"""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A host, a registry, and the digests of two builds of one image and of one for another machine."""
+
+    folder: Path
+    storage: Path
+    first: str
+    second: str
+    arm: str
+
+    def on(self, command: str, check: bool = True) -> str:
+        """What a command says on the host."""
+        options = ("BatchMode=yes", "StrictHostKeyChecking=yes", f"UserKnownHostsFile={self.folder / 'known_hosts'}")
+        return subprocess.run(
+            [
+                *("ssh", "-F", "none", "-i", str(self.folder / "login")),
+                *(word for option in options for word in ("-o", option)),
+                *(f"root@{ADDRESS}", command),
+            ],
+            check=check,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        ).stdout.strip()
+
+    def image(self, digest: str, vendor: str = "cpu") -> images.Image:
+        """What the plan would make of such an image."""
+        install = DockerInstall(image=image.NAME, tag="1", digest=digest, options=["--ipc=host"], serves=False)
+        return images.image_of(install, "x86_64", vendor, Mirror(registry=REGISTRY), self.folder)
+
+    def play(self, wanted: images.Image, *roles: str) -> tuple[int, dict[str, int], str]:
+        """Exit code, counts and output of a run of the roles."""
+        variables = {
+            "ansible_host": ADDRESS,
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(self.folder / "login"),
+            "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.folder / 'known_hosts'}",
+            **images.variables(wanted),
+        }
+        (self.folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": {"box": variables}}}))
+        play = {"hosts": "all", "gather_facts": False, "roles": list(roles or ("container_engine", "vllm_image"))}
+        (self.folder / "play.yml").write_text(yaml.safe_dump([play]))
+        done = subprocess.run(
+            ["ansible-playbook", "-i", self.folder / "hosts.yml", self.folder / "play.yml"],
+            env={
+                **os.environ,
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "ANSIBLE_CONFIG": str(paths.root() / "ansible.cfg"),
+                "ANSIBLE_ROLES_PATH": str(paths.root() / "roles"),
+                "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        words = done.stdout.rsplit("\nbox ", 1)[-1].split()
+        counts = {name: int(count) for name, _, count in (word.partition("=") for word in words) if count.isdigit()}
+        return done.returncode, counts, done.stdout + done.stderr
+
+    def digests(self) -> set[str]:
+        """The images that the host has."""
+        return set(self.on('docker image ls --digests --no-trunc --format "{{.Digest}}"').split()) - {"<none>"}
+
+
+def key(folder: Path, name: str) -> tuple[str, str]:
+    """A new SSH key: private and public."""
+    path = folder / name
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path], check=True)
+    public = path.with_suffix(".pub").read_text(encoding="utf-8").split()
+    return path.read_text(encoding="utf-8"), " ".join(public[:2])
+
+
+def store(folder: Path) -> tuple[str, str, str]:
+    """A storage with small images: an empty file system is enough to be pulled."""
+    layer, content = image.add_layer(folder, folder.parent / "nothing", ())
+    found = []
+    for architecture, build in (("amd64", "1"), ("amd64", "2"), ("arm64", "1")):
+        config: dict[str, Any] = {
+            "architecture": architecture,
+            "os": "linux",
+            "config": {"Labels": {"build": build}},
+            "rootfs": {"type": "layers", "diff_ids": [content]},
+            "history": [{"created_by": "test"}],
+        }
+        found.append(image.add_image(folder, config, [layer]))
+    return found[0], found[1], found[2]
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    folder = tmp_path_factory.mktemp("box")
+    for name in ("storage", "nothing"):
+        (folder / name).mkdir()
+    private, public = key(folder, "host")
+    _, login = key(folder, "login")
+    (folder / "known_hosts").write_text(f"{ADDRESS} {public}\n", encoding="utf-8")
+    spec = HostSpec(
+        bridge=BRIDGE,
+        name="box",
+        address=ADDRESS,
+        subnet="10.79.62.0/24",
+        user="root",
+        authorised_key=login,
+        host_key=public,
+        tree=tree_digest(),
+        peers={},
+        binds={},
+        disk_gib=2,
+        containers=True,
+    )
+    try:
+        network.create(NetworkSpec(BRIDGE, spec.subnet, str(folder), 2))
+        host.create(spec, private)
+        found = Box(folder, folder / "storage", *store(folder / "storage"))
+        with serving(folder / "storage", REGISTRY):
+            code, _, said = found.play(found.image(found.first))
+            assert code == 0, said
+            yield found
+    finally:
+        cleanup.down(BRIDGE)
+
+
+def test_a_second_run_changes_nothing(box: Box) -> None:
+    code, counts, said = box.play(box.image(box.first))
+    assert (code, counts["changed"]) == (0, 0), said
+    assert box.on("systemctl is-active docker; systemctl is-enabled docker").split() == ["active", "enabled"]
+
+
+def test_images_are_on_a_file_system_of_their_own_kind(box: Box) -> None:
+    assert box.on('docker info --format "{{.Driver}} {{.LiveRestoreEnabled}}"') == "overlay2 true"
+
+
+def test_settings_that_the_daemon_has_not_read_are_read_by_the_next_run(box: Box) -> None:
+    before = box.on("systemctl show --value -p ActiveEnterTimestampMonotonic docker")
+    box.on("rm /etc/docker/vllm-fleet.loaded")
+    code, _, said = box.play(box.image(box.first))
+    assert code == 0, said
+    assert box.on("systemctl show --value -p ActiveEnterTimestampMonotonic docker") != before
+
+
+def test_an_image_that_a_release_names_is_kept_and_others_go(box: Box) -> None:
+    box.on(f"mkdir -p /opt/vllm/releases/a; echo VLLM_FLEET_IMAGE=r/i@{box.first} > /opt/vllm/releases/a/0.env")
+    code, _, said = box.play(box.image(box.second))
+    assert code == 0, said
+    assert box.digests() == {box.first, box.second}
+    box.on("rm -r /opt/vllm/releases/a")
+    code, _, said = box.play(box.image(box.second))
+    assert code == 0, said
+    assert box.digests() == {box.second}
+
+
+def test_an_image_for_another_machine_is_refused(box: Box) -> None:
+    code, _, said = box.play(box.image(box.arm))
+    assert code != 0
+    assert "is for linux/arm64, this host needs linux/amd64" in said
+    assert box.on('docker image inspect --format "{{.RepoDigests}}" vllm-fleet/lab:deploy') != f"[{box.arm}]"
+
+
+def test_other_bytes_under_the_digest_are_refused(box: Box) -> None:
+    wrong = f"sha256:{'0' * 64}"
+    place = image.blob(box.storage, wrong)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(image.blob(box.storage, box.first).read_bytes())
+    image.link(box.storage, "_manifests/revisions", wrong)
+    code, _, said = box.play(box.image(wrong))
+    assert code != 0
+    assert "Pull it by its digest" in said
+    assert wrong not in box.digests()
+
+
+def test_an_nvidia_host_without_the_toolkit_is_told_how_to_get_it(box: Box) -> None:
+    code, _, said = box.play(box.image(box.second, "nvidia"), "container_engine")
+    assert code != 0
+    assert "give container_engine_toolkit_key in group_vars of the fleet" in said
+
+
+def test_an_nvidia_host_with_the_toolkit_names_its_gpus_for_containers(box: Box) -> None:
+    control = (
+        "Package: nvidia-container-toolkit\nVersion: 1.18.0-1\nArchitecture: all\nMaintainer: test\nDescription: x"
+    )
+    for path, text in (("DEBIAN/control", f"{control}\n"), ("usr/bin/nvidia-ctk", TOOLKIT)):
+        box.on(f"mkdir -p /root/toolkit/$(dirname {path}); cat > /root/toolkit/{path} <<'END'\n{text}END")
+    box.on("chmod 755 /root/toolkit/usr/bin/nvidia-ctk; dpkg-deb -b /root/toolkit /root/t.deb; dpkg -i /root/t.deb")
+    wanted = box.image(box.second, "nvidia")
+    code, _, said = box.play(wanted, "container_engine")
+    assert code == 0, said
+    code, counts, said = box.play(wanted, "container_engine")
+    assert (code, counts["changed"]) == (0, 0), said
+    assert json.loads(box.on("cat /etc/cdi/nvidia.yaml"))["kind"] == "nvidia.com/gpu"
+    assert box.on("systemctl is-enabled nvidia-cdi.service") == "enabled"
+    assert "nvidia" in box.on('docker info --format "{{json .Runtimes}}"')
