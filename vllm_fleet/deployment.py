@@ -90,7 +90,7 @@ class Deployment:
         wheel = self.engine.wheel
         if wheel is None or (self.engine.accelerator == "cpu" and self.args.get("enforce-eager")):
             return ()
-        return ("g++", f"python{wheel.python}-dev")
+        return ("g++", "python3-dev")
 
     def record(self) -> dict[str, Any]:
         """The deployment as the JSON contract spells it."""

@@ -99,6 +99,8 @@ class Artifacts(Strict):
 
     models: dict[str, str] = {}
     encodings: str | None = None
+    #: Engine id -> a lock of your own; ``{machine}`` stands for x86_64 or aarch64. tools.locks makes it.
+    locks: dict[str, str] = {}
 
 
 class Fleet(Strict):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet import gateway, host_facts, paths, render, startcache, yamlfile
+from vllm_fleet import gateway, host_facts, installable, locks, paths, render, startcache, yamlfile
 from vllm_fleet.artifacts import ModelFiles, model_files
 from vllm_fleet.assets import unit_digest
 from vllm_fleet.catalog import Catalog
@@ -84,9 +84,9 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
     Raises:
         FleetError: they do not agree, or a pool's engine cannot be installed yet (``refused``).
     """
-    plan = _chosen(plan, facts or {})
     for host in plan.hosts:
         _installable(plan, host)
+    plan = _chosen(installable.locked(plan, catalog), facts or {})
     where = locations(plan)
     models = {name: _model(plan, name) for name in sorted({_deployed(host) for host in plan.hosts} - {""})}
     backends = [
@@ -102,7 +102,8 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
             variables, manifest = _gateway(plan, host, backends)
         else:
             said = (facts or {}).get(host.name, {})
-            variables, manifest = _serving(plan, catalog, host, at, models[_deployed(host)], gateways, said)
+            lock = installable.lock_of(plan, catalog, host)
+            variables, manifest = _serving(plan, catalog, host, at, models[_deployed(host)], gateways, said, lock)
         common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}
         hosts.append(SiteHost(host, at, {**common, **variables}, manifest))
     return Site(plan, tuple(hosts))
@@ -130,13 +131,6 @@ def _installable(plan: Plan, host: HostPlan) -> None:
         raise plan.document.error(
             at, f"{engine.id} would be installed as an image, which no role does yet", "choose a wheel", "refused"
         )
-    if engine.wheel is None or engine.wheel.lock is None:
-        raise plan.document.error(
-            at,
-            f"{engine.id} is not locked yet: its recipe can be shown, its packages cannot be verified",
-            "its lock is not made yet; 'vllm-fleet recipe' shows the deployment",
-            "refused",
-        )
 
 
 def _deployed(host: HostPlan) -> str:
@@ -160,9 +154,10 @@ def _serving(
     model: ModelFiles,
     gateways: list[str],
     facts: Mapping[str, Any],
+    lock: locks.Lock | None,
 ) -> tuple[dict[str, Any], Manifest]:
     deployment = host.deployment
-    if deployment is None or deployment.engine.wheel is None:
+    if deployment is None or deployment.engine.wheel is None or lock is None:
         raise FleetError("a serving host has a deployment with a wheel", host=host.name)
     if plan.spec.artifacts.encodings is None:
         raise plan.document.error(("artifacts",), "names no folder of encodings", "add 'encodings'")
@@ -184,9 +179,9 @@ def _serving(
     files = {f"{each.name}.yaml": each.config for each in instances}
     files |= {f"{each.name}.env": each.env for each in instances}
     release = render.release_digest(files)
-    manifest = serving_manifest(host, catalog, encodings, model, instances, files, release, firewall)
+    asked = locks.asked_facts(deployment.engine, lock)
+    manifest = serving_manifest(host, catalog, encodings, model, instances, files, release, firewall, asked)
     files["manifest.json"] = manifest.text
-    lock = catalog.lock_file(deployment.engine)
     variables: dict[str, Any] = {
         "fleet_host_class": deployment.host_class,
         "harmony_encodings_files": encodings,
@@ -199,11 +194,7 @@ def _serving(
                 "files": [{"name": name, "sha256": digest} for name, digest in sorted(model.sha256.items())],
             }
         ],
-        "vllm_engine_directory_id": deployment.engine_directory_id,
-        "vllm_engine_lock_file": str(lock),
-        "vllm_engine_python_version": deployment.engine.wheel.python,
-        "vllm_engine_packages": list(deployment.packages),
-        "vllm_engine_alias": dict(deployment.engine.wheel.alias),
+        **installable.variables(deployment, lock),
         "vllm_service_release": release,
         "vllm_service_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
         "vllm_service_instances": [{"name": each.name, "loaded": each.loaded} for each in instances],
