@@ -56,10 +56,12 @@ def _compile(engine: Engine, wheel: WheelInstall, machine: Machine, python: str,
         *(word for name in wheel.sources for word in ("--no-binary", name)),
         *("--preview-features", "index-exclude-newer"),
     ]
+    # With this one uv would leave out what the project's file says.
+    environment = {name: value for name, value in os.environ.items() if name != "UV_NO_CONFIG"}
     done = subprocess.run(
         [uv_program(), *words],
         cwd=output.parent,
-        env={**os.environ, "UV_CACHE_DIR": str(cache_dir() / "uv")},
+        env={**environment, "UV_CACHE_DIR": str(cache_dir() / "uv")},
         capture_output=True,
         text=True,
         timeout=_TIMEOUT_SECONDS,
