@@ -110,7 +110,7 @@ def serving(address: str = "127.0.0.1") -> Iterator[Indexes]:
             page = {"meta": {"api-version": "1.1"}, "name": rest[0], "files": files}
             self._say(json.dumps(page).encode(), "application/vnd.pypi.simple.v1+json")
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815 - the name that http.server looks for
 
         def _file(self, shelf: str, name: str, content: bytes) -> dict[str, Any]:
             dated = {"upload-time": "2026-01-20T00:00:00Z"} if shelf == "cuda" else {}
