@@ -31,10 +31,14 @@ ROCM = {
     "triton-3.5.1+rocm7.0-cp312-cp312-linux_x86_64.whl": {"triton/__init__.py": ""},
 }
 CUDA = {"vllm-0.14.1-cp38-abi3-manylinux_2_31_x86_64.whl": {"vllm/platforms.py": _PLATFORM}}
+OLDER = "triton-3.5.0+rocm7.0-py3-none-linux_x86_64.whl"
 #: The same builds for the Python of a lab host, for what comes after the installation.
 ANY_PYTHON = {
     name.replace("cp312-cp312", "py3-none"): files for name, files in ROCM.items() if not name.startswith("vllm")
-} | {"vllm-0.14.1+rocm700-py3-none-manylinux_2_35_x86_64.whl": {"vllm/platforms.py": _PLATFORM}}
+} | {
+    "vllm-0.14.1+rocm700-py3-none-manylinux_2_35_x86_64.whl": {"vllm/platforms.py": _PLATFORM},
+    OLDER: {"triton/__init__.py": "OLDER = True\n"},
+}
 
 
 def wheel(file: str, files: Mapping[str, str]) -> bytes:

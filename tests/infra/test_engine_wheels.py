@@ -215,3 +215,36 @@ def test_the_rocm_build_is_proven_after_its_installation(
     assert code == 2
     assert "is built for None, not for cuda 12.8" in " ".join(said.split())
     assert not (gpu_host.engine("another") / ".complete").exists()
+
+
+def test_an_upgrade_of_the_rocm_build_replaces_files_and_writes_into_none(
+    gpu_host: EngineHost, catalog: Catalog, rocm: Lock, indexes: stand_in_index.Indexes, tmp_path: Path
+) -> None:
+    """The same upgrade as that of the CUDA build, small enough to look at every byte."""
+    digest = hashlib.sha256(stand_in_index.wheel(stand_in_index.OLDER, stand_in_index.ANY_PYTHON[stand_in_index.OLDER]))
+    text = re.sub(
+        r"triton==\S+ \\\n    --hash=\S+",
+        lambda _: f"triton==3.5.0+rocm7.0 \\\n    --hash=sha256:{digest.hexdigest()}",
+        rocm.text,
+    )
+    (tmp_path / "second.txt").write_text(text, encoding="utf-8")
+    more = {"vllm_engine_python_versions": ["3.11"], "vllm_engine_index_url": indexes.cuda}
+    first = variables(catalog, "mi300x-8", ROCM, rocm, **more)
+    second = variables(catalog, "mi300x-8", ROCM, locks.read(tmp_path / "second.txt"), **more)
+    old, new = (gpu_host.engine(each["vllm_engine_directory_id"]) for each in (first, second))
+    before = snapshot(old)
+    fetched = len(indexes.fetched)
+    code, said = gpu_host.run(second)
+    assert code == 0, said
+    assert [file.replace("%2B", "+") for file in indexes.fetched[fetched:]] == [stand_in_index.OLDER]
+    assert snapshot(old) == before
+    (changed,) = new.glob("lib/python3.*/site-packages/triton/__init__.py")
+    assert changed.read_text(encoding="utf-8") == "OLDER = True\n"
+    assert (new / "pyvenv.cfg").samefile(old / "pyvenv.cfg")
+    assert (new / "bin/vllm").samefile(old / "bin/vllm")
+    own = {
+        path.name for path in new.rglob("*") if path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1
+    }
+    assert own <= {".complete", ".lock", "__init__.py", "__init__.cpython-311.pyc"} | {
+        *("METADATA", "WHEEL", "RECORD", "INSTALLER", "REQUESTED", "uv_cache.json")
+    }, own
