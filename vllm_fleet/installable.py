@@ -52,8 +52,12 @@ def locked(plan: Plan, catalog: Catalog) -> Plan:
     """The plan with each engine's directory named by the lock that its hosts really install.
 
     Raises:
-        FleetError: as :func:`lock_of`.
+        FleetError: as :func:`lock_of`, or the fleet brings a lock for an engine that there is not.
     """
+    for name in plan.spec.artifacts.locks:
+        if name not in catalog.engines:
+            known = ", ".join(sorted(catalog.engines))
+            raise plan.document.error(("artifacts", "locks", name), "is no engine", f"known engines: {known}")
     return replace(plan, hosts=tuple(_with_directory(plan, catalog, host) for host in plan.hosts))
 
 

@@ -119,6 +119,14 @@ def test_a_fleet_brings_the_lock_of_its_engine(fleet: Path, catalog: Catalog, in
     assert all(host.variables["vllm_engine_directory_id"] in path for path in paths_of_engine)
 
 
+def test_a_lock_for_an_engine_that_there_is_not_is_refused(fleet: Path, catalog: Catalog) -> None:
+    spec = yaml.safe_load((fleet / "fleet.yml").read_text(encoding="utf-8"))
+    spec["artifacts"]["locks"]["vllm-9-rocm"] = "locks/rocm-x86_64.txt"
+    (fleet / "fleet.yml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    with pytest.raises(FleetError, match="is no engine"):
+        site.build(plan.load(fleet, catalog), catalog)
+
+
 def test_a_lock_for_another_engine_is_refused(fleet: Path, catalog: Catalog) -> None:
     other = paths.root() / "recipes" / "engines" / "locks" / "vllm-0.12.0-cuda-x86_64.txt"
     (fleet / "locks" / "rocm-x86_64.txt").write_bytes(other.read_bytes())
