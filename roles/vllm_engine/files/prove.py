@@ -26,7 +26,7 @@ def check(holds, fault):
 
 
 def incomplete(record):
-    """The files of one package that are missing or empty; no more, as pynvvideocodec 2.0.4 lists sizes that are wrong."""
+    """The files of one package that are missing or empty; no more, as pynvvideocodec 2.0.4 lists wrong sizes."""
     with record.open(newline="", encoding="utf-8") as file:
         for name, _, size in csv.reader(file):
             path = os.path.join(site, name)
