@@ -6,7 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 ACTIVATE := . ./activate
 
-.PHONY: help setup lab lab-down test check bench engines golden docs venv
+.PHONY: help setup lab lab-down test check bench engines locks golden docs venv
 
 help: ## Print what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -35,6 +35,9 @@ bench: ## Time the unchanged fleet beside its peers, and the start of a new host
 
 engines: ## Generate recipes/engines/names again from the published wheels
 	@tools/venv; $(ACTIVATE); python -m tools.engines generate
+
+locks: ## Make the locks of the engines again from the package index
+	@tools/venv; $(ACTIVATE); python -m tools.locks
 
 golden: ## Write the golden copies and generated documents again; look at the diff before you commit
 	@$(ACTIVATE); python -m tools.docs; pytest -q tests/golden --update-golden

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,14 +12,15 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 from pydantic import BaseModel
 
-from vllm_fleet import paths, yamlfile
+from vllm_fleet import locks, paths, yamlfile
 from vllm_fleet.cloud_schema import CloudTable
 from vllm_fleet.draft_schema import Draft
 from vllm_fleet.driver_schema import Drivers
 from vllm_fleet.errors import FleetError
 from vllm_fleet.known_schema import KnownIssues
+from vllm_fleet.locks import Lock
 from vllm_fleet.names import EngineNames, read_names
-from vllm_fleet.schema import Encodings, Engine, HostClass, Model, Profile, Profiles, Rule
+from vllm_fleet.schema import Encodings, Engine, HostClass, Machine, Model, Profile, Profiles, Rule
 from vllm_fleet.spelling_schema import Spellings
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -33,6 +33,11 @@ class SizedClass:
     id: str
     family: HostClass
     count: int
+
+    @property
+    def machine(self) -> Machine:
+        """The processors of its hosts, as locks are told apart by."""
+        return self.family.facts.machine or "x86_64"
 
     @property
     def devices(self) -> int:
@@ -131,16 +136,19 @@ class Catalog:
         for number, rule in enumerate(model.rules, start=1):
             yield file, number, rule
 
-    def lock_file(self, engine: Engine) -> Path | None:
-        """The engine's hash-locked list of packages, where it has a wheel form that is locked."""
-        return self.root / "engines" / engine.wheel.lock if engine.wheel and engine.wheel.lock else None
+    def lock_file(self, engine: Engine, machine: Machine) -> Path | None:
+        """The engine's hash-locked list of packages for a machine, where it has a wheel form that is locked."""
+        name = engine.wheel.locks.get(machine) if engine.wheel else None
+        return self.root / "engines" / name if name else None
 
-    def engine_directory_id(self, engine: Engine) -> str:
-        """The engine's directory name on a host: its id and a digest of all that is installed in it."""
-        digest = hashlib.sha256(engine.model_dump_json(exclude_none=True).encode())
-        if lock := self.lock_file(engine):
-            digest.update(lock.read_bytes())
-        return f"{engine.id}-{digest.hexdigest()[:12]}"
+    def lock(self, engine: Engine, machine: Machine) -> Lock | None:
+        """The engine's lock for a machine; None where it has none.
+
+        Raises:
+            FleetError: it cannot be read, or is no lock.
+        """
+        path = self.lock_file(engine, machine)
+        return locks.read(path) if path else None
 
 
 @cache

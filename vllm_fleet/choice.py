@@ -6,7 +6,7 @@ from packaging.version import Version
 
 from vllm_fleet.catalog import Catalog, SizedClass, in_range
 from vllm_fleet.errors import FleetError
-from vllm_fleet.schema import Engine, Install, Model, Support
+from vllm_fleet.schema import Engine, Install, Machine, Model, Support
 
 
 def refused(message: str, hint: str) -> FleetError:
@@ -60,11 +60,11 @@ def installs(engine: Engine) -> list[Install]:
     return [*forms, "docker"] if engine.docker else forms
 
 
-def is_locked(engine: Engine, install: Install) -> bool:
+def is_locked(engine: Engine, install: Install, machine: Machine) -> bool:
     """Whether what would be installed is pinned by digests, so that a host can be built from it."""
     if install == "docker":
         return engine.docker is not None and engine.docker.digest is not None
-    return engine.wheel is not None and engine.wheel.lock is not None
+    return engine.wheel is not None and machine in engine.wheel.locks
 
 
 def choose_install(engine: Engine, wanted: Install | None) -> Install:

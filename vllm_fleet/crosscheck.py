@@ -9,8 +9,10 @@ from vllm_fleet import drafts, driver_check
 from vllm_fleet.catalog import Catalog, in_range
 from vllm_fleet.cloud_schema import CloudTable
 from vllm_fleet.errors import FleetError
+from vllm_fleet.installable import command, unfit
+from vllm_fleet.locks import faults as faults_of_lock
 from vllm_fleet.resolve import Combination, Question, builds_for, installs, resolve, selects
-from vllm_fleet.schema import Engine, Feature, Model, When
+from vllm_fleet.schema import Engine, Feature, Machine, Model, When
 from vllm_fleet.spelling_schema import Spelling
 from vllm_fleet.spellings import applies
 
@@ -41,13 +43,30 @@ def _cloud(catalog: Catalog, cloud: CloudTable) -> Iterator[FleetError]:
 
 def _engine(catalog: Catalog, engine: Engine) -> Iterator[FleetError]:
     document = catalog.documents[engine.id]
-    lock = catalog.lock_file(engine)
-    if lock and not lock.is_file():
-        yield document.error(("wheel", "lock"), f"there is no recipes/engines/{lock.name}", "correct the name")
+    for machine in engine.wheel.locks if engine.wheel else ():
+        yield from _lock(catalog, engine, machine)
     try:
         catalog.names(engine)
     except FleetError as fault:
         yield document.error(("names",), f"{fault.file}: {fault.message}", fault.hint)
+
+
+def _lock(catalog: Catalog, engine: Engine, machine: Machine) -> Iterator[FleetError]:
+    document, at = catalog.documents[engine.id], ("wheel", "locks", machine)
+    again = f"make it again with {command(engine, machine)}"
+    try:
+        lock = catalog.lock(engine, machine)
+    except FleetError as fault:
+        yield document.error(at, f"{fault.file}: {fault.message}", fault.hint)
+        return
+    if lock is None:
+        return
+    for wrong in faults_of_lock(lock, engine, machine):
+        yield document.error(at, f"{lock.file} {wrong}", again)
+    for sized in catalog.sized_classes():
+        if builds_for(engine, sized) and sized.machine == machine:
+            for message, hint in unfit(lock, engine, sized):
+                yield document.error(at, message, hint)
 
 
 def _model(catalog: Catalog, model: Model) -> Iterator[FleetError]:

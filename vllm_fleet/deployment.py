@@ -91,7 +91,7 @@ class Deployment:
         compiles = self.engine.accelerator != "cpu" or not self.args.get("enforce-eager")
         if wheel is None or self.install != "wheel" or not compiles:
             return ()
-        return ("g++", f"python{wheel.python}-dev")
+        return ("g++", "python3-dev")
 
     def record(self) -> dict[str, Any]:
         """The deployment as the JSON contract spells it."""

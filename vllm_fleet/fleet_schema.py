@@ -117,6 +117,8 @@ class Artifacts(Strict):
 
     models: dict[str, str] = {}
     encodings: str | None = None
+    #: Engine id -> a lock of your own; ``{machine}`` stands for x86_64 or aarch64. tools.locks makes it.
+    locks: dict[str, str] = {}
     #: Repository of ``recipes/drivers.yml`` -> the fleet's own copy of it.
     repositories: dict[str, RepositoryMirror] = {}
     #: Engine -> digest of its image: of a list of platforms, or of the platform of each kind of machine.

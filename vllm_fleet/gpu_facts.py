@@ -264,6 +264,7 @@ def read_host() -> dict[str, Any]:
         "cpu_count": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory, 1),
         "glibc": glibc[-1] if glibc else None,
+        "python": sorted(re.findall(r"3\.\d+", " ".join(glob.glob("/usr/bin/python3.[0-9]*[0-9]")))),
         "os": {"id": release.get("ID"), "version": release.get("VERSION_ID")},
     }
 

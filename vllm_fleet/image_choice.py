@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.errors import FleetError
-from vllm_fleet.schema import Engine, Install, Machine
+from vllm_fleet.schema import Engine, Machine
 from vllm_fleet.yamlfile import Document
 
 #: Engine -> digest, or the digest for each kind of machine, as ``artifacts.images`` spells it.
@@ -28,9 +29,10 @@ def pinned(engine: Engine, digests: Digests, machine: Machine | None) -> Engine:
     return engine.model_copy(update={"docker": engine.docker.model_copy(update={"digest": digest})})
 
 
-def only(engine: Engine, install: Install) -> Engine:
-    """The engine in one install form, so that what is installed has a name that the other form does not change."""
-    return engine.model_copy(update={"docker" if install == "wheel" else "wheel": None})
+def directory_id(engine: Engine) -> str:
+    """What names all that an engine as an image consists of: its id and a digest of the image and its options."""
+    image = engine.docker.model_dump_json() if engine.docker else ""
+    return f"{engine.id}-{hashlib.sha256(image.encode()).hexdigest()[:12]}"
 
 
 def faults(digests: Digests, catalog: Catalog, document: Document) -> Iterator[FleetError]:

@@ -15,7 +15,6 @@ from vllm_fleet.assets import role_file_sha256
 from vllm_fleet.catalog import Catalog, SizedClass
 from vllm_fleet.deployment import Deployment
 from vllm_fleet.plan import HostPlan
-from vllm_fleet.schema import WheelInstall
 from vllm_fleet.vetoes import version_key
 
 Item = dict[str, Any]
@@ -95,8 +94,12 @@ def serving_manifest(
     release: str,
     firewall: str,
     image: images.Image | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """The manifest of a host that serves; with an image, one that serves from a container."""
+    """The manifest of a host that serves.
+
+    With an image it serves from a container; ``asked`` is what the lock of its engine asks of it.
+    """
     deployment = host.deployment
     if deployment is None:
         raise ValueError(f"{host.name} serves nothing")
@@ -138,13 +141,12 @@ def serving_manifest(
                 "sha256": render.sha256(instance.loaded),
             }
         )
-    wheel = deployment.engine.wheel if deployment.install == "wheel" else None
-    facts = wanted_facts(catalog.host_class(deployment.host_class), wheel)
+    facts = wanted_facts(catalog.host_class(deployment.host_class), asked)
     return Manifest(host.name, tuple(items), facts)
 
 
-def wanted_facts(sized: SizedClass, wheel: WheelInstall | None = None) -> dict[str, Any]:
-    """What a host of a class must be before anything is done to it; the engine's wheel may ask for more.
+def wanted_facts(sized: SizedClass, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a host of a class must be before anything is done to it; the engine's lock may ask for more.
 
     ``gpu_vendor``, ``gpu_arch`` and ``gpu_count`` are there only for classes with GPUs: without them no tool of a
     vendor is asked.
@@ -153,10 +155,8 @@ def wanted_facts(sized: SizedClass, wheel: WheelInstall | None = None) -> dict[s
     facts = family.facts.model_dump(exclude_none=True)
     if family.vendor == "cpu":
         return facts
-    if wheel:
-        asked = wheel.model_dump(include={"glibc_min", "rocm_min"}, exclude_none=True)
-        floors = [version for version in (facts.get("rocm_min"), asked.get("rocm_min")) if version]
-        facts |= asked | ({"rocm_min": max(floors, key=version_key)} if floors else {})
+    for key, value in (asked or {}).items():
+        facts[key] = max(facts[key], value, key=version_key) if key.endswith("_min") and key in facts else value
     return facts | {"gpu_vendor": family.vendor, "gpu_arch": family.arch, "gpu_count": sized.count}
 
 

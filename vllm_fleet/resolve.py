@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vllm_fleet import drafts, spellings
+from vllm_fleet import drafts, image_choice, locks, spellings
 from vllm_fleet import fit as memory
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.choice import (
@@ -21,7 +21,7 @@ from vllm_fleet.choice import (
 from vllm_fleet.deployment import Alternative, Deployment, choose
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Overrides
-from vllm_fleet.image_choice import Digests, only, pinned
+from vllm_fleet.image_choice import Digests, pinned
 from vllm_fleet.layers import Layer, Values, stack
 from vllm_fleet.merge import leaves, merge
 from vllm_fleet.proof import Origin, check_names
@@ -83,7 +83,7 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         origins = {**values.provenance, **other.provenance}
         check_names(names, engine, merge(values.args, other.args), merge(values.env, other.env), origins)
     notes += tuple(alternative.note for alternative in alternatives)
-    if not is_locked(engine, asked.install):
+    if not is_locked(engine, asked.install, host.machine):
         notes += (f"{engine.id} has no lock or digest yet: its recipe can be shown, and a fleet with it is refused",)
     tensor_parallel = asked.tensor_parallel or 1
     if tensor_parallel < 1 or host.devices % tensor_parallel:
@@ -100,7 +100,9 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         host_class=host.id,
         model=model.name,
         engine=engine,
-        engine_directory_id=catalog.engine_directory_id(only(engine, asked.install)),
+        engine_directory_id=image_choice.directory_id(engine)
+        if asked.install == "docker"
+        else locks.directory_id(engine, catalog.lock(engine, host.machine)),
         profile=question.profile,
         install=asked.install,
         instances=host.devices // tensor_parallel,

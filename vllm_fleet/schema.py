@@ -6,7 +6,7 @@ An unknown key is an error; nothing is coerced. What several records must agree 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,6 +20,7 @@ from vllm_fleet.values import Sha256 as Sha256
 Profile = Literal["max-throughput", "balanced", "min-latency"]
 Accelerator = Literal["cuda", "rocm", "cpu"]
 Install = Literal["wheel", "docker"]
+Machine = Literal["x86_64", "aarch64"]
 Cloud = Literal["lab", "aws", "gcp", "azure", "oci", "digitalocean", "static"]
 Status = Literal["verified", "unverified", "unsupported"]
 Affinity = Literal["none", "prefix"]
@@ -79,17 +80,40 @@ class HostClass(Strict):
 
 
 class WheelInstall(Strict):
-    """An engine as a virtual environment built from a complete, hash-locked list."""
+    """An engine as a virtual environment from a complete, hash-locked list, which ``tools.locks`` makes from this."""
 
-    python: str = Field(pattern=r"^3\.\d+$")
-    #: File under ``recipes/engines/``. None: not locked yet, so a recipe can be shown and no host can be built.
-    lock: str | None = None
+    distribution: str = "vllm"
+    #: The versions of Python that a lock holds for; a host has one of them.
+    python: list[Annotated[str, Field(pattern=r"^3\.\d+$")]] = Field(min_length=1)
+    #: File under ``recipes/engines/`` by machine. None: not locked, so a recipe can be shown and no host can be built.
+    locks: dict[Machine, str] = {}
+    #: Why there is no lock for a machine.
+    unlocked: dict[Machine, Annotated[str, Field(min_length=10)]] = {}
     #: Extras of the distribution that a lock must hold.
-    extras: list[str] | None = None
-    glibc_min: str | None = Field(default=None, pattern=r"^\d+\.\d+$")
+    extras: list[str] = []
+    #: Further requirements.
+    beside: list[str] = []
+    #: Requirements in place of those that packages have.
+    overrides: list[str] = []
+    #: Packages that are left out, whoever asks for them.
+    without: list[str] = []
+    #: Packages that are published as sources only, so that each host builds them.
+    sources: list[str] = []
+    #: Only what the package index had before this day is locked: what the release was made for.
+    as_of: str = Field(pattern=r"^\d{4}-\d\d-\d\d$")
+    #: An index that has this build, in front of the package index.
+    index: str | None = Field(default=None, pattern=r"^https://")
+    #: The oldest glibc of the hosts; wheels are locked for it. That of Ubuntu 22.04; Debian 12 has 2.36.
+    glibc_min: str = Field(default="2.35", pattern=r"^\d+\.\d+$")
     rocm_min: str | None = Field(default=None, pattern=r"^\d+\.\d+$")
     #: A second name under which the installed distribution must be found.
     alias: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _locked_or_not(self) -> WheelInstall:
+        if both := sorted(set(self.locks) & set(self.unlocked)):
+            raise ValueError(f"{', '.join(both)} is in 'locks' and in 'unlocked'")
+        return self
 
 
 class DockerInstall(Strict):

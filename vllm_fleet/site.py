@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet import drivers, gateway, host_facts, image_choice, images, paths, render, startcache, yamlfile
+from vllm_fleet import drivers, gateway, host_facts, images, installable, locks, paths, render, startcache, yamlfile
 from vllm_fleet.artifacts import ModelFiles, model_files
 from vllm_fleet.assets import unit_digest
 from vllm_fleet.catalog import Catalog
@@ -89,9 +89,7 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
     Raises:
         FleetError: they do not agree, or a pool's engine cannot be installed yet (``refused``).
     """
-    plan = _chosen(plan, facts or {})
-    for host in plan.hosts:
-        _installable(plan, host)
+    plan = _chosen(installable.locked(plan, catalog), facts or {})
     where = locations(plan)
     models = {name: _model(plan, name) for name in sorted({_deployed(host) for host in plan.hosts} - {""})}
     backends = [
@@ -107,7 +105,8 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
             variables, manifest = _gateway(plan, host, backends)
         else:
             said = (facts or {}).get(host.name, {})
-            variables, manifest = _serving(plan, catalog, host, at, models[_deployed(host)], gateways, said)
+            lock = installable.lock_of(plan, catalog, host)
+            variables, manifest = _serving(plan, catalog, host, at, models[_deployed(host)], gateways, said, lock)
             variables["gateway_traffic_gateways"] = [each.name for each in plan.hosts if each.kind == "gateway"]
             own = [each for each in backends if each.host == host.name]
             variables["gateway_traffic_servers"] = [f"{b.host}_{b.instance}={b.address}:{b.port}" for b in own]
@@ -126,25 +125,6 @@ def _chosen(plan: Plan, facts: host_facts.Facts) -> Plan:
             for host in plan.hosts
         ),
     )
-
-
-def _installable(plan: Plan, host: HostPlan) -> None:
-    deployment = host.deployment
-    if deployment is None:
-        return
-    at = ("pools", host.pool)
-    engine = deployment.engine
-    if deployment.install == "docker":
-        if fault := image_choice.refusal(engine, plan.spec.mirror.registry):
-            raise plan.document.error(at, *fault, "refused")
-        return
-    if engine.wheel is None or engine.wheel.lock is None:
-        raise plan.document.error(
-            at,
-            f"{engine.id} is not locked yet: its recipe can be shown, its packages cannot be verified",
-            "its lock is not made yet; 'vllm-fleet recipe' shows the deployment",
-            "refused",
-        )
 
 
 def _deployed(host: HostPlan) -> str:
@@ -168,6 +148,7 @@ def _serving(
     model: ModelFiles,
     gateways: list[str],
     facts: Mapping[str, Any],
+    lock: locks.Lock | None,
 ) -> tuple[dict[str, Any], Manifest]:
     deployment = host.deployment
     if deployment is None:
@@ -203,7 +184,8 @@ def _serving(
     files = {f"{each.name}.yaml": each.config for each in instances}
     files |= {f"{each.name}.env": each.env for each in instances}
     release = render.release_digest(files)
-    manifest = serving_manifest(host, catalog, encodings, model, instances, files, release, firewall, image)
+    asked = locks.asked_facts(deployment.engine, lock) if lock else None
+    manifest = serving_manifest(host, catalog, encodings, model, instances, files, release, firewall, image, asked)
     manifest = driver.extend(manifest) if driver else manifest
     files["manifest.json"] = manifest.text
     variables: dict[str, Any] = {
@@ -218,7 +200,8 @@ def _serving(
                 "files": [{"name": name, "sha256": digest} for name, digest in sorted(model.sha256.items())],
             }
         ],
-        **(images.variables(image) if image else _wheel_variables(catalog, deployment)),
+        **(images.variables(image) if image else {}),
+        **(installable.variables(deployment, lock) if lock else {}),
         "vllm_service_unit": UNITS[deployment.install],
         "vllm_service_release": release,
         "vllm_service_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
@@ -240,19 +223,6 @@ def _image(plan: Plan, catalog: Catalog, deployment: Deployment) -> images.Image
         at = ("mirror", "registry_ca_file")
         raise plan.document.error(at, f"there is no {paths.display(plan.directory / ca)}", "correct the path")
     return images.image_of(install, family.facts.machine, family.vendor, plan.spec.mirror, plan.directory)
-
-
-def _wheel_variables(catalog: Catalog, deployment: Deployment) -> dict[str, Any]:
-    wheel = deployment.engine.wheel
-    if wheel is None:
-        raise FleetError(f"{deployment.engine.id} does not come as a wheel")
-    return {
-        "vllm_engine_directory_id": deployment.engine_directory_id,
-        "vllm_engine_lock_file": str(catalog.lock_file(deployment.engine)),
-        "vllm_engine_python_version": wheel.python,
-        "vllm_engine_packages": list(deployment.packages),
-        "vllm_engine_alias": dict(wheel.alias),
-    }
 
 
 def _gateway(plan: Plan, host: HostPlan, backends: list[gateway.Backend]) -> tuple[dict[str, Any], Manifest]:

@@ -177,6 +177,13 @@ def _system(wanted: Facts, facts: Facts) -> Iterator[str]:
     if least and (not found or version_key(found) < version_key(least)):
         yield f"needs glibc {least} or newer: it has {found or 'none'}; use a newer release of the operating system"
 
+    pythons, had = wanted.get("python"), facts.get("python")
+    if pythons and had is not None and not set(pythons) & set(had):
+        yield (
+            f"needs Python {' or '.join(pythons)}: it has {', '.join(had) or 'none'} in /usr/bin; use an image of a "
+            "distribution that brings one, or install it"
+        )
+
 
 def _health(facts: Facts) -> Iterator[str]:
     """Whether the GPUs work; what a GPU cannot count, or a log cannot show, is no fault."""

@@ -26,7 +26,7 @@ ALIAS_FILES = {
 
 def lock_file() -> Path:
     """The hash-locked requirements of the engine."""
-    return root() / "recipes" / "engines" / "locks" / f"{ENGINE}.txt"
+    return root() / "recipes" / "engines" / "locks" / f"{ENGINE}-x86_64.txt"
 
 
 def engine_dir() -> Path:

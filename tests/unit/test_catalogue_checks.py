@@ -33,12 +33,18 @@ def test_nothing_unverified_calls_itself_verified(catalog: Catalog) -> None:
 def test_a_fleet_with_an_engine_that_is_not_locked_is_refused(catalog: Catalog, fleets: Any) -> None:
     path = fleets / "golden" / "fleet.yml"
     text = path.read_text(encoding="utf-8")
-    for host_class, model, says in (("b200-8", LARGE, "is not locked yet"), ("r9700-1", SMALL, "has no digest yet")):
+    for host_class, model, says in (
+        ("gb200-4", LARGE, "is not locked for aarch64"),
+        ("mi300x-8", LARGE, "on an index of its own"),
+        ("r9700-1", SMALL, "has no digest yet"),
+    ):
         spec = yaml.safe_load(text)
         for pool in spec["pools"].values():
             pool |= {"host_class": host_class, "model": model}
             for key in ("engine", "overrides", "profile"):
                 pool.pop(key, None)
+            if host_class == "gb200-4":
+                pool["engine"] = "vllm-0.12.0-cuda"
         path.write_text(yaml.safe_dump(spec), encoding="utf-8")
         planned = plan.load(path.parent, catalog)
         with pytest.raises(FleetError) as caught:
@@ -48,7 +54,7 @@ def test_a_fleet_with_an_engine_that_is_not_locked_is_refused(catalog: Catalog, 
 
 
 def test_what_is_not_locked_says_so(catalog: Catalog) -> None:
-    assert "no lock or digest yet" in ask(catalog, "h200-8", None).notes[-1]
+    assert "no lock or digest yet" in ask(catalog, "mi300x-8", None, install="wheel").notes[-1]
     assert resolve(catalog, Question("cpu-2", "vllm-fleet/lab-gpt-oss")).notes == ()
 
 

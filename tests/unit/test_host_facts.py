@@ -42,7 +42,7 @@ def locked(catalog: Catalog) -> Catalog:
     engine = catalog.engines[ENGINE]
     cpu = catalog.engines["vllm-0.32.0-cpu"].wheel
     assert engine.wheel and cpu
-    wheel = engine.wheel.model_copy(update={"lock": cpu.lock})
+    wheel = engine.wheel.model_copy(update={"locks": cpu.locks, "unlocked": {}})
     return dataclasses.replace(catalog, engines={**catalog.engines, ENGINE: engine.model_copy(update={"wheel": wheel})})
 
 

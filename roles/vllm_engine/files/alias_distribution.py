@@ -7,6 +7,8 @@ import sysconfig
 name, version = sys.argv[1:]
 folder = pathlib.Path(sysconfig.get_paths()["purelib"]) / f"{name}-{version}.dist-info"
 folder.mkdir(exist_ok=True)
-(folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-(folder / "INSTALLER").write_text("vllm-fleet\n")
-(folder / "RECORD").write_text("")
+metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+for file, text in (("METADATA", metadata), ("INSTALLER", "vllm-fleet\n"), ("RECORD", "")):
+    # A clone shares it with another engine, so it is replaced and never written into.
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).write_text(text)

@@ -1,0 +1,82 @@
+"""``python -m tools.locks``: makes the locks of engines; on what is locked already it changes nothing.
+
+A lock holds what the package index had on the engine's day (``as_of``), so the same recipe gives the same lock. Builds
+that are on an index of their own (ROCm, another CUDA) are locked where that index can be reached, with ``--index``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from tools.locks.compile import packages
+from tools.locks.text import lock_text
+from vllm_fleet import locks
+from vllm_fleet.catalog import Catalog, load
+from vllm_fleet.errors import FleetError
+from vllm_fleet.files import write_atomically
+from vllm_fleet.paths import display
+from vllm_fleet.schema import Engine, Machine
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; 0 done, 1 a lock differs (with ``--check``) or the work failed, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m tools.locks", description=__doc__)
+    parser.add_argument("--engine", metavar="ID", action="append", help="default: every engine that has locks")
+    parser.add_argument("--machine", choices=get_args(Machine), help="default: every one that is locked, else x86_64")
+    parser.add_argument("--index", metavar="URL", action="append", help="in front of the package index")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="default: the file that the recipe names")
+    parser.add_argument("--check", action="store_true", help="write nothing, say what differs")
+    options = parser.parse_args(arguments)
+    if options.output and (len(options.engine or ()) != 1 or not options.machine):
+        parser.error("--output is for one lock: name one engine and one machine")
+    try:
+        catalog = load()
+        chosen = _chosen(catalog, options.engine, options.machine)
+        same = [_one(catalog, engine, machine, options) for engine, machine in chosen]
+    except FleetError as fault:
+        sys.stderr.write(f"locks: {fault}\n")
+        return fault.exit_code
+    return 1 if options.check and not all(same) else 0
+
+
+def _chosen(catalog: Catalog, names: list[str] | None, machine: Machine | None) -> Iterator[tuple[Engine, Machine]]:
+    for engine in [catalog.engine(name) for name in names] if names else catalog.engines.values():
+        if engine.wheel is None:
+            if names:
+                raise FleetError(f"{engine.id} is installed as an image only", "name an engine with a wheel")
+            continue
+        locked: list[Machine] = list(engine.wheel.locks) or (["x86_64"] if names else [])
+        for each in [machine] if machine and (names or machine in locked) else locked:
+            yield engine, each
+
+
+def _one(catalog: Catalog, engine: Engine, machine: Machine, options: argparse.Namespace) -> bool:
+    """Makes one lock; returns whether the file held it already."""
+    wheel = engine.wheel
+    assert wheel is not None  # noqa: S101 - narrows a type; _chosen has ruled it out
+    path = options.output or catalog.root / "engines" / wheel.locks.get(machine, f"locks/{engine.id}-{machine}.txt")
+    indexes = options.index or ([wheel.index] if wheel.index else [])
+    command = f"python -m tools.locks --engine {engine.id} --machine {machine}"
+    command += "".join(f" --index {url}" for url in options.index or ())
+    text = lock_text(engine, wheel, machine, packages(engine, wheel, machine, indexes), indexes, command)
+    if wrong := list(locks.faults(locks.parse(text, display(path)), engine, machine)):
+        raise FleetError(
+            f"the lock of {engine.id} for {machine} {'; '.join(wrong)}",
+            "name the index that has the right build with --index",
+            code="work-failed",
+        )
+    same = path.is_file() and path.read_text(encoding="utf-8") == text
+    if not same and not options.check:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    state = "is as the index says" if same else "differs from the index" if options.check else "written"
+    sys.stderr.write(f"locks: {display(path)} {state}\n")
+    return same
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

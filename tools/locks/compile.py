@@ -1,0 +1,90 @@
+"""Asks uv which packages an engine needs on one machine, for each of its Pythons."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lab.artifacts.uv import uv_program
+from vllm_fleet import locks
+from vllm_fleet.errors import FleetError
+from vllm_fleet.paths import cache_dir
+from vllm_fleet.schema import Engine, Machine, WheelInstall
+
+_TIMEOUT_SECONDS = 1800
+
+
+def packages(
+    engine: Engine, wheel: WheelInstall, machine: Machine, indexes: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Python -> every package of the engine, as ``pylock.toml`` lists it: name, version, and a wheel or an sdist.
+
+    One Python after the other, not all at once (``--universal``): then uv takes what wheels ask for from any one of
+    a package's wheels, and a package whose wheels differ in that loses requirements.
+
+    Args:
+        engine: the engine.
+        wheel: its wheel form, which says what is asked for.
+        machine: the machine that it is for.
+        indexes: indexes in front of the package index.
+
+    Raises:
+        FleetError: uv finds no packages that fit each other, or cannot reach an index.
+    """
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "pyproject.toml").write_text(_project(engine, machine, indexes), encoding="utf-8")
+        output = Path(folder) / "pylock.toml"
+        for python in wheel.python:
+            # What the Python before took is in the output file already, and taken again where it fits.
+            _compile(engine, wheel, machine, python, output)
+            found[python] = list(tomllib.loads(output.read_text(encoding="utf-8"))["packages"])
+    return found
+
+
+def _compile(engine: Engine, wheel: WheelInstall, machine: Machine, python: str, output: Path) -> None:
+    words = [
+        *("pip", "compile", "pyproject.toml", "--output-file", output.name, "--format", "pylock.toml"),
+        *("--python-version", python, "--python-platform", f"{machine}-manylinux_{wheel.glibc_min.replace('.', '_')}"),
+        *("--generate-hashes", "--no-header", "--quiet", "--only-binary", ":all:"),
+        *(word for name in wheel.sources for word in ("--no-binary", name)),
+        *("--preview-features", "index-exclude-newer"),
+    ]
+    # With this one uv would leave out what the project's file says.
+    environment = {name: value for name, value in os.environ.items() if name != "UV_NO_CONFIG"}
+    done = subprocess.run(
+        [uv_program(), *words],
+        cwd=output.parent,
+        env={**environment, "UV_CACHE_DIR": str(cache_dir() / "uv")},
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise FleetError(
+            f"no lock for {engine.id}, Python {python}, {machine}: {done.stderr.strip()}",
+            "where a build is on an index of its own, name that with --index",
+            code="work-failed",
+        )
+
+
+def _project(engine: Engine, machine: Machine, indexes: Sequence[str]) -> str:
+    """A project that asks for just the engine. A JSON list of strings is a TOML array too."""
+    asked = locks.inputs(engine, machine)
+    text = (
+        f'[project]\nname = "engine"\nversion = "0"\ndependencies = {json.dumps(asked["requirements"])}\n\n'
+        f"[tool.uv]\noverride-dependencies = {json.dumps(asked['overrides'])}\n"
+        f"exclude-dependencies = {json.dumps(asked['without'])}\n"
+        f'exclude-newer = "{asked["as_of"]}T00:00:00Z"\n'
+    )
+    for number, url in enumerate(indexes):
+        # An index that says no days is not judged by them; the digests pin what it gave.
+        text += f'\n[[tool.uv.index]]\nname = "engine-{number}"\nurl = {json.dumps(url)}\nexclude-newer = false\n'
+    return text
