@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from vllm_fleet.clouds import Rented
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Access
 from vllm_fleet.plan import FIRST_PORT, READINESS_OFFSET, HostPlan
+from vllm_fleet.reach import is_private
 from vllm_fleet.yamlfile import Document
 
 #: The ports of vLLM and of its readiness, as the plan counts them.
@@ -38,6 +39,16 @@ def placed(host: HostPlan, kind: type[P]) -> P:
     if not isinstance(placement, kind):
         raise FleetError(f"has a placement that is no {kind.__name__}", host=host.name)
     return placement
+
+
+def has_private(hosts: Iterable[HostPlan]) -> bool:
+    """Whether any of them has no public address, so that SSH must come from the gateways."""
+    return any(is_private(host) for host in hosts)
+
+
+def needs_nat(hosts: Iterable[HostPlan]) -> bool:
+    """Whether any of them has no public address and still wants to reach out."""
+    return any(is_private(host) and rented(host).placement.outbound == "nat" for host in hosts)
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,9 @@ class Access(Strict):
     ssh_user: str | None = None
     #: The networks of several clouds or regions are joined by means of your own, so gateways reach all of them.
     joined_networks: bool = False
+    #: How the controller reaches hosts without a public address: through a gateway of their network, or straight, from
+    #: inside (VPN, peering, a controller in the same network).
+    ssh_through: Literal["gateway", "direct"] = "gateway"
     #: Private key, relative to the fleet's folder; without it ssh's own configuration and agent decide.
     ssh_private_key_file: str | None = None
     #: Public keys that may log in, ``type base64``. None: the stack makes a key, in ``ssh/id_ed25519``.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet import gateway, host_facts, paths, render, startcache, yamlfile
+from vllm_fleet import gateway, host_facts, paths, reach, render, startcache, yamlfile
 from vllm_fleet.artifacts import ModelFiles, model_files
 from vllm_fleet.assets import unit_digest
 from vllm_fleet.catalog import Catalog
@@ -55,6 +56,25 @@ class Site:
             name = at.address if at.port == 22 else f"[{at.address}]:{at.port}"
             lines += [f"{name} {key}\n" for key in at.ssh_host_keys]
         return "".join(lines)
+
+    @property
+    def known_hosts_file(self) -> Path:
+        """Where :attr:`known_hosts` is written for ``ssh``."""
+        return paths.run_dir(self.plan.fleet) / "known_hosts"
+
+    def ssh_arguments(self, host: SiteHost) -> str:
+        """What ``ssh`` needs to reach a host, beside address, port and user."""
+        door = next((each.location for each in self.hosts if each.plan.name == host.location.jump), None)
+        jump = (door.user, door.address, door.port) if door else None
+        return reach.arguments(self.known_hosts_file, jump, self.private_key_file)
+
+    @property
+    def control_path_dir(self) -> str:
+        """Where ``ssh`` keeps shared connections to hosts behind a gateway.
+
+        Two fleets may give hosts the same private address, and Ansible names a connection by the address.
+        """
+        return f"~/.ansible/cp/{hashlib.sha256(str(self.plan.directory.resolve()).encode()).hexdigest()[:8]}"
 
     @property
     def private_key_file(self) -> Path | None:

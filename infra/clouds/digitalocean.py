@@ -8,7 +8,7 @@ import pulumi
 import pulumi_digitalocean as do
 
 from infra.cloud_init import user_data
-from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, placed, rented
+from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, has_private, needs_nat, placed, rented
 from infra.keys import SshKeyPair
 from vllm_fleet.cloud_schema import DigitalOceanPlacement
 from vllm_fleet.plan import HostPlan
@@ -40,12 +40,26 @@ class DigitalOceanCloud(CloudComponent):
 
     def _network(self, region: str) -> pulumi.Output[str]:
         name = f"{self._args.fleet}-{region}"
-        return do.Vpc(name, name=name, region=region, ip_range=_NETWORK, opts=self._mine).id
+        network = do.Vpc(name, name=name, region=region, ip_range=_NETWORK, opts=self._mine).id
+        if not needs_nat(host for host in self._args.hosts if rented(host).placement.region == region):
+            return network
+        nat = do.VpcNatGateway(
+            name,
+            name=name,
+            region=region,
+            type="PUBLIC",
+            size=1,
+            vpcs=[{"vpc_uuid": network, "default_gateway": True}],
+            opts=self._mine,
+        )
+        # Droplets learn their route at their birth: the way out must be there before them.
+        return pulumi.Output.all(network, nat.id).apply(lambda found: str(found[0]))
 
     def _firewalls(self) -> None:
         """By tag, so that a host that goes changes no rule."""
         access = self._args.access
         ssh = {"protocol": "tcp", "port_range": "22", "source_addresses": access.ssh_from}
+        inside = {"protocol": "tcp", "port_range": "22", "source_tags": [self._tags["gateway"]]}
         vllm = {
             "protocol": "tcp",
             "port_range": f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}",
@@ -56,7 +70,10 @@ class DigitalOceanCloud(CloudComponent):
             for port in self._args.ports
             if access.api_from
         ]
-        rules: dict[str, list[Any]] = {"serving": [ssh, vllm], "gateway": [ssh, *api]}
+        rules: dict[str, list[Any]] = {
+            "serving": [ssh, vllm, *([inside] if has_private(self._args.hosts) else [])],
+            "gateway": [ssh, *api],
+        }
         for kind, inbound in rules.items():
             do.Firewall(
                 f"{self._args.fleet}-{kind}",

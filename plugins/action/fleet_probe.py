@@ -57,6 +57,8 @@ class ActionModule(ActionBase):
         """The host as Ansible would reach it: inventory variables win over the fleet's own files."""
         own = drift.target(fleet, host)
         extra = str(variables.get("ansible_ssh_common_args") or "")
+        if extra == fleet.ssh_arguments(host):
+            extra = ""  # the fleet's own gateway, which needs no 'ssh' of its own for each host
         arguments = shlex.split(extra) + shlex.split(str(variables.get("ansible_ssh_extra_args") or ""))
         through_ssh = any(word.lower().startswith(("proxycommand", "-j", "gssapi")) for word in arguments)
         key = variables.get("ansible_ssh_private_key_file") or variables.get("ansible_private_key_file")
@@ -68,4 +70,5 @@ class ActionModule(ActionBase):
             host_keys=own.host_keys,
             key_file=Path(str(key)).expanduser() if key else own.key_file,
             command=arguments if through_ssh else None,
+            jump=None if through_ssh else own.jump,
         )

@@ -32,8 +32,7 @@ class AwsCloud(CloudComponent):
             name, region=region, default_tags={"tags": tags}, opts=pulumi.ResourceOptions(parent=self)
         )
         below = pulumi.ResourceOptions(parent=self, provider=provider)
-        zones = dict.fromkeys(zone for host in hosts for zone in rented(host).placement.all_zones)
-        network = AwsNetwork(name, args, tuple(zones), below)
+        network = AwsNetwork(name, args, hosts, below)
         capacity = {pool: Capacity(f"{args.fleet}-{pool}", members, below) for pool, members in _pools(hosts)}
         made = {host.name: AwsHost(host, args, network, capacity[host.pool], below) for host in hosts}
         self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}

@@ -84,9 +84,10 @@ class AwsHost(pulumi.ComponentResource):
         """The network of the instance: one interface, or one for each card where the fleet wants the fabric."""
         groups = [network.groups[self._host.kind]]
         placement = placed(self._host, AwsPlacement)
+        subnet = (network.subnets if placement.public_address else network.inner)[zone]
         if not (placement.fabric and where.fabric_cards):
             return {
-                "subnet_id": network.subnets[zone],
+                "subnet_id": subnet,
                 "vpc_security_group_ids": groups,
                 # Gateways have an address that stays; see _address.
                 "associate_public_ip_address": placement.public_address and self._host.kind == "serving",
@@ -94,7 +95,7 @@ class AwsHost(pulumi.ComponentResource):
         cards = [
             aws.ec2.NetworkInterface(
                 f"{self._host.name}-card-{card}",
-                subnet_id=network.subnets[zone],
+                subnet_id=subnet,
                 security_groups=groups,
                 interface_type="efa" if card == 0 else "efa-only",
                 tags=self._tags(),

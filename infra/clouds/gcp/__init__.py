@@ -36,6 +36,6 @@ class GcpCloud(CloudComponent):
             opts=pulumi.ResourceOptions(parent=self),
         )
         below = pulumi.ResourceOptions(parent=self, provider=provider)
-        network = GcpNetwork(name, args, placement.region, below)
+        network = GcpNetwork(name, args, hosts, below)
         made = {host.name: GcpHost(host, args, network, below) for host in hosts}
         self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}
