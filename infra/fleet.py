@@ -13,15 +13,16 @@ from infra.access import AccessKeys
 from infra.files import TextFile
 from infra.hosts import CloudArgs, HostRecord, inventory_text
 from infra.zones import Zones
+from vllm_fleet import replacing
 from vllm_fleet.errors import FleetError
 from vllm_fleet.plan import Plan
 
-#: Names the hosts, with commas, that one run may replace or delete although the fleet protects its hosts.
-REPLACE_VARIABLE = "FLEET_REPLACE_SERVING"
+#: Names the hosts, with commas, that one run may replace although the fleet protects its hosts.
+REPLACE_VARIABLE = replacing.VARIABLE
 
 
 def unprotected(plan: Plan) -> frozenset[str]:
-    """The hosts that this run may replace or delete.
+    """The hosts that this run may replace or delete; one that is not in the plan any more only the state can let go.
 
     Raises:
         FleetError: the environment names a host that the fleet does not have.
@@ -29,7 +30,10 @@ def unprotected(plan: Plan) -> frozenset[str]:
     named = frozenset(filter(None, os.environ.get(REPLACE_VARIABLE, "").split(",")))
     known = frozenset(host.name for host in plan.hosts)
     if unknown := sorted(named - known):
-        raise FleetError(f"{REPLACE_VARIABLE} names {unknown[0]!r}, which is no host of {plan.fleet}", "correct it")
+        raise FleetError(
+            f"{REPLACE_VARIABLE} names {unknown[0]!r}, which is no host of {plan.fleet}",
+            f"vllm-fleet plan --fleet {plan.fleet} --replace-serving HOST prints what to run",
+        )
     return named if plan.spec.protect else known
 
 

@@ -61,6 +61,15 @@ def locations(plan: Plan) -> Mapping[str, Location]:
     }
 
 
+def made(plan: Plan) -> tuple[str, ...]:
+    """The hosts that the stack has; none where it has written nothing yet.
+
+    Raises:
+        FleetError: its file is there and cannot be read.
+    """
+    return tuple(_read(plan).hosts) if (plan.directory / "stack.json").is_file() else ()
+
+
 def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[str, ...]]:
     """The keys that hosts made themselves; they stand in place of those that they were made with."""
     path = plan.directory / hostkeys.FILE

@@ -62,11 +62,20 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+MADE: dict[str, list[Recorded]] = {}
+
+
 @pytest.fixture(params=[*EXAMPLES, *sorted(POOLS)])
-def made(request: pytest.FixtureRequest, tmp_path: Path, recorder: Recorder) -> list[Recorded]:
-    """Everything that the program asks for, for one fleet."""
-    recorder.functions.update(FUNCTIONS)
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> list[Recorded]:
+    """Everything that the program asks for, for one fleet; it is run once for all rules."""
     name = request.param
+    if name not in MADE:
+        MADE[name] = _run(name, tmp_path, request.getfixturevalue("recorder"))
+    return MADE[name]
+
+
+def _run(name: str, tmp_path: Path, recorder: Recorder) -> list[Recorded]:
+    recorder.functions.update(FUNCTIONS)
     if name in POOLS:
         found = write(tmp_path, name, POOLS[name], access={"ssh_from": ["203.0.113.0/24"], "api_from": ["0.0.0.0/0"]})
     else:
