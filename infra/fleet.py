@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,12 @@ import pulumi
 from infra import clouds
 from infra.access import AccessKeys
 from infra.files import TextFile
-from infra.hosts import CloudArgs, HostRecord, inventory_text
+from infra.hosts import CloudArgs, HostRecord, inventory, inventory_text
 from infra.zones import Zones
-from vllm_fleet import replacing
+from vllm_fleet import paths, replacing
 from vllm_fleet.errors import FleetError
 from vllm_fleet.plan import Plan
+from vllm_fleet.plan import load as load_plan
 
 #: Names the hosts, with commas, that one run may replace although the fleet protects its hosts.
 REPLACE_VARIABLE = replacing.VARIABLE
@@ -78,9 +80,7 @@ class Fleet(pulumi.ComponentResource):
             )
             hosts.update(part.hosts)
             parts.append(part)
-        self.inventory = pulumi.Output.from_input(
-            {"version": 1, "fleet": plan.fleet, "hosts": {host: record.inputs() for host, record in hosts.items()}}
-        )
+        self.inventory = inventory(plan.fleet, hosts)
         TextFile(
             f"{name}-inventory",
             path=plan.directory / "stack.json",
@@ -89,3 +89,20 @@ class Fleet(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self, depends_on=parts),
         )
         self.register_outputs({"inventory": self.inventory})
+
+
+def program(stack: str) -> Fleet:
+    """The whole program.
+
+    Args:
+        stack: its stack, which is called like its fleet.
+
+    Raises:
+        pulumi.RunError: a fault of the fleet, told in one line.
+    """
+    # Nearly all objects live to the end: at 1000 hosts, looking for garbage among them took half of the time.
+    gc.set_threshold(50_000, 20, 20)
+    try:
+        return Fleet(stack, FleetArgs(load_plan(paths.inventories_dir() / stack)))
+    except FleetError as fault:
+        raise pulumi.RunError(str(fault)) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,6 +118,31 @@ class CloudComponent(pulumi.ComponentResource):
 
     def __init__(self, kind: str, name: str, opts: pulumi.ResourceOptions | None) -> None:
         super().__init__(f"fleet:infra:{kind}", name, None, opts)
+
+
+def inventory(fleet: str, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict[str, Any]]:
+    """The As-Is, once everything in it is known.
+
+    Args:
+        fleet: the fleet's name.
+        hosts: its hosts by name.
+    """
+    records: dict[str, dict[str, Any]] = {name: dict(record.inputs()) for name, record in hosts.items()}
+    # One wait for all of them: an output for every value, as a nested mapping would make, is dear at 1000 hosts.
+    open_ = [
+        (name, key, value)
+        for name, record in records.items()
+        for key, value in record.items()
+        if isinstance(value, pulumi.Output)
+    ]
+
+    def fill(found: Sequence[Any]) -> dict[str, Any]:
+        known = {name: dict(record) for name, record in records.items()}
+        for (name, key, _), value in zip(open_, found, strict=True):
+            known[name][key] = value
+        return {"version": 1, "fleet": fleet, "hosts": known}
+
+    return pulumi.Output.all(*(value for _, _, value in open_)).apply(fill)
 
 
 def inventory_text(inventory: Mapping[str, Any]) -> str:

@@ -60,6 +60,8 @@ class Tls(Strict):
 class Gateway(Strict):
     """The hosts that clients talk to."""
 
+    #: What their names begin with; another one where two fleets are in one inventory.
+    name: Name = "gateway"
     hosts: int | None = Field(default=None, ge=0)
     static: dict[Name, StaticHost] = {}
     cloud: Cloud | None = None

@@ -190,7 +190,7 @@ def _gateway_hosts(spec: Fleet, document: yamlfile.Document, catalog: Catalog) -
     if clouds.rented(cloud) and gateway.hosts:
         rented = clouds.gateways(catalog, cloud, placement, gateway.placement, document)
     user = spec.access.ssh_user or (catalog.clouds[cloud].user if clouds.rented(cloud) else _USERS[cloud])
-    for ordinal, (name, static) in enumerate(_members(GATEWAY_POOL, gateway.hosts, gateway.static)):
+    for ordinal, (name, static) in enumerate(_members(gateway.name, gateway.hosts, gateway.static)):
         yield HostPlan(
             name=name,
             kind="gateway",

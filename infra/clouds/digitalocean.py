@@ -23,6 +23,7 @@ class DigitalOceanCloud(CloudComponent):
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("DigitalOceanCloud", name, opts)
         self._args = args
+        self._sizes: dict[tuple[str, str], pulumi.Output[str]] = {}
         self._provider = do.Provider(name, opts=pulumi.ResourceOptions(parent=self))
         self._mine = pulumi.ResourceOptions(parent=self, provider=self._provider)
         # Without a key of the account a droplet's root password goes out by mail.
@@ -116,11 +117,15 @@ class DigitalOceanCloud(CloudComponent):
 
     def _offered(self, size: str, region: str) -> pulumi.Output[str]:
         """The size, once the region is known to have it today."""
-        found = do.get_sizes_output(
-            filters=[{"key": "slug", "values": [size]}],
-            opts=pulumi.InvokeOptions(parent=self, provider=self._provider),
-        )
-        return found.sizes.apply(lambda sizes: check_offer(size, region, sizes[0].regions if sizes else None))
+        if (size, region) not in self._sizes:
+            found = do.get_sizes_output(
+                filters=[{"key": "slug", "values": [size]}],
+                opts=pulumi.InvokeOptions(parent=self, provider=self._provider),
+            )
+            self._sizes[size, region] = found.sizes.apply(
+                lambda sizes: check_offer(size, region, sizes[0].regions if sizes else None)
+            )
+        return self._sizes[size, region]
 
 
 def check_offer(size: str, region: str, offered: Any) -> str:

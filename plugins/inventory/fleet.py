@@ -47,22 +47,32 @@ class InventoryModule(BaseInventoryPlugin):
         super().parse(inventory, loader, path, cache)
         try:
             fleet = drift.site_of_run(Path(path).resolve().parent)
+            self._fill(fleet, loader)
         except FleetError as fault:
             # Not AnsibleParserError: Ansible would try its other plugins on the same file and bury this under theirs.
             for each in (fault, *fault.others):
                 Display().error(str(each), wrap_text=False)
             raise SystemExit(fault.exit_code) from None
+
+    def _fill(self, fleet: site.Site, loader: DataLoader) -> None:
         write_atomically(fleet.known_hosts_file, fleet.known_hosts)
         probing = str(load_extra_vars(loader).get("fleet_probe", True)).lower() not in ("false", "no", "0")
         needs = drift.kept(fleet.plan.fleet)
         for group in ("fleet", "serving", "gateway", "needs_any", *(f"needs_{role}" for role in site.ALL_ROLES)):
-            inventory.add_group(group)
+            self.inventory.add_group(group)
         for host in fleet.hosts:
             roles = needs.get(host.plan.name, frozenset()) if probing else frozenset(site.ROLES[host.plan.kind])
             self._add(host, roles, fleet)
 
     def _add(self, host: site.SiteHost, roles: frozenset[str], fleet: site.Site) -> None:
         key = fleet.private_key_file
+        if other := self.inventory.hosts.get(host.plan.name):
+            raise FleetError(
+                f"the host {host.plan.name} is in the fleet {other.vars.get('fleet_name', '?')} too, which is read "
+                "before",
+                "give pools other names, or gateways another gateway.name, in one of them",
+                fleet.plan.document.file,
+            )
         name = self.inventory.add_host(host.plan.name)
         pool = f"pool_{host.plan.pool.replace('-', '_')}"
         self.inventory.add_group(pool)

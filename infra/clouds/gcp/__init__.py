@@ -5,6 +5,7 @@ from __future__ import annotations
 import pulumi
 
 from infra.clouds.gcp.host import GcpHost
+from infra.clouds.gcp.images import GcpImages
 from infra.clouds.gcp.network import GcpNetwork
 from infra.hosts import CloudArgs, CloudComponent, placed
 from infra.sdk import gcp
@@ -37,5 +38,6 @@ class GcpCloud(CloudComponent):
         )
         below = pulumi.ResourceOptions(parent=self, provider=provider)
         network = GcpNetwork(name, args, hosts, below)
-        made = {host.name: GcpHost(host, args, network, below) for host in hosts}
+        images = GcpImages(below)
+        made = {host.name: GcpHost(host, args, network, images, below) for host in hosts}
         self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}
