@@ -48,10 +48,18 @@ class Loop:
         async def handle(process: asyncssh.SSHServerProcess[bytes]) -> None:
             pipe = asyncio.subprocess.PIPE
             command = await asyncio.create_subprocess_shell(str(process.command), stdin=pipe, stdout=pipe, stderr=pipe)
-            out, err = await command.communicate(await process.stdin.read())
-            process.stdout.write(out)
-            process.stderr.write(err)
-            process.exit(command.returncode or 0)
+            assert command.stdin and command.stdout and command.stderr
+            sink, source = command.stdin, command.stdout
+
+            async def feed() -> None:
+                sink.write(await process.stdin.read())
+                sink.close()
+
+            feeding = asyncio.ensure_future(feed())
+            process.stdout.write(await source.read())
+            process.stderr.write(await command.stderr.read())
+            feeding.cancel()  # a client that has nothing to say need not end its input
+            process.exit(await command.wait())
 
         listener = await asyncssh.listen(
             ADDRESS,

@@ -26,6 +26,7 @@ class Location:
         ssh_host_keys: the keys that it may show; two while one takes the other's place.
         service_address: by the other hosts of the fleet; what its services bind to.
         jump: the gateway that it is reached through; None: straight.
+        id: of the machine, in its cloud; empty for static hosts.
     """
 
     address: str
@@ -34,6 +35,7 @@ class Location:
     ssh_host_keys: tuple[str, ...]
     service_address: str
     jump: str | None = None
+    id: str = ""
 
 
 def locations(plan: Plan) -> Mapping[str, Location]:
@@ -90,7 +92,7 @@ def _static(host: HostPlan, own: tuple[str, ...] | None) -> Location:
 
 def _made(host: StackHost, own: tuple[str, ...] | None, jump: str | None) -> Location:
     service = host.private_address or host.address
-    return Location(host.address, 22, host.user, own or (host.ssh_host_key,), service, jump)
+    return Location(host.address, 22, host.user, own or (host.ssh_host_key,), service, jump, host.id)
 
 
 def _read(plan: Plan) -> Stack:

@@ -80,7 +80,7 @@ def test_one_inventory_has_the_hosts_of_both_with_their_own_keys(two: tuple[list
     assert found["serving"]["hosts"] == names
     for name, file, server in zip(names, files, made, strict=True):
         variables = found["_meta"]["hostvars"][name]
-        assert variables["fleet_name"] == file.parent.name
+        assert variables["fleet_name"]["__ansible_unsafe"] == file.parent.name
         known = Path(variables["ansible_ssh_common_args"].split("UserKnownHostsFile=")[1])
         assert server.key in known.read_text(encoding="utf-8")
         others = {each.key for each in made} - {server.key}

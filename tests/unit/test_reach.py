@@ -120,7 +120,7 @@ def test_a_host_behind_a_gateway_must_show_its_own_key(servers: Loop, key_file: 
 def test_a_gateway_that_is_not_itself_is_told_as_the_way(servers: Loop, key_file: Path) -> None:
     door, inner = servers.server(), servers.server()
     false = ssh.Target("gateway-0", ADDRESS, door.port, "root", (inner.key,), key_file)
-    with pytest.raises(NoAnswerError, match="cannot be reached through gateway-0: .* shows another SSH host key"):
+    with pytest.raises(NoAnswerError, match=r"cannot be reached through gateway-0: .* shows another SSH host key"):
         asyncio.run(ssh.ask(target("main-0", inner, key_file, false), "echo '{}'"))
     assert not inner.logins
 
@@ -132,10 +132,10 @@ def test_ssh_itself_comes_through_with_the_same_keys(servers: Loop, key_file: Pa
     arguments = reach.arguments(known, ("root", ADDRESS, door.port), key_file)
     words = ["ssh", "-F", "none", *shlex.split(arguments), "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes"]
     words += ["-i", str(key_file), "-p", str(inner.port), f"root@{ADDRESS}", "echo through"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "through\n", done.stderr
     assert door.passed == [(ADDRESS, inner.port)]
     known.write_text(f"[{ADDRESS}]:{inner.port} {inner.key}\n", encoding="utf-8")
-    refused = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    refused = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode != 0
     assert "Host key verification failed" in refused.stderr
