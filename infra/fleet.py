@@ -62,6 +62,8 @@ class Fleet(pulumi.ComponentResource):
         access = AccessKeys(f"{name}-access", plan, mine) if any(h.cloud != "static" for h in plan.hosts) else None
         hosts: dict[str, HostRecord] = {}
         parts: list[pulumi.Resource] = []
+        # One for all clouds: they share its file and its hooks.
+        zones = Zones(plan.directory)
         for cloud in dict.fromkeys(host.cloud for host in plan.hosts):
             part = clouds.component(cloud)(
                 f"{name}-{cloud}",
@@ -72,7 +74,7 @@ class Fleet(pulumi.ComponentResource):
                     access=plan.access,
                     document=plan.document,
                     authorised_keys=access.authorised_keys if access else "",
-                    zones=Zones(plan.directory),
+                    zones=zones,
                     ports=(plan.gateway.port,),
                     unprotected=unprotected(plan),
                 ),

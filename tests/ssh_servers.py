@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import asyncssh
 
@@ -24,7 +25,9 @@ class Server:
 class Loop:
     """SSH servers in a thread of their own."""
 
-    def __init__(self, client: asyncssh.SSHKey) -> None:
+    def __init__(self, client: asyncssh.SSHKey, tools: Path | None = None) -> None:
+        path = f"{tools}:/usr/sbin:/usr/bin:/sbin:/bin" if tools else "/usr/sbin:/usr/bin:/sbin:/bin"
+        self._environment = {"PATH": path}
         self._loop = asyncio.new_event_loop()
         self._client = asyncssh.import_authorized_keys(client.export_public_key().decode())
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -47,7 +50,9 @@ class Loop:
 
         async def handle(process: asyncssh.SSHServerProcess[bytes]) -> None:
             pipe = asyncio.subprocess.PIPE
-            command = await asyncio.create_subprocess_shell(str(process.command), stdin=pipe, stdout=pipe, stderr=pipe)
+            command = await asyncio.create_subprocess_shell(
+                str(process.command), stdin=pipe, stdout=pipe, stderr=pipe, env=self._environment
+            )
             assert command.stdin and command.stdout and command.stderr
             sink, source = command.stdin, command.stdout
 

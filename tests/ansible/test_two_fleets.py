@@ -27,8 +27,13 @@ def client(tmp_path: Path) -> asyncssh.SSHKey:
 
 
 @pytest.fixture
-def servers(client: asyncssh.SSHKey) -> Iterator[Loop]:
-    loop = Loop(client)
+def servers(client: asyncssh.SSHKey, tmp_path: Path) -> Iterator[Loop]:
+    # The machine of a test may run no systemd: 'systemctl show' of units that are not there.
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "systemctl").write_text("#!/bin/sh\nexit 0\n", encoding="utf-8")
+    (tools / "systemctl").chmod(0o755)
+    loop = Loop(client, tools)
     yield loop
     loop.stop()
 
@@ -81,7 +86,7 @@ def test_one_inventory_has_the_hosts_of_both_with_their_own_keys(two: tuple[list
     for name, file, server in zip(names, files, made, strict=True):
         variables = found["_meta"]["hostvars"][name]
         assert variables["fleet_name"]["__ansible_unsafe"] == file.parent.name
-        known = Path(variables["ansible_ssh_common_args"].split("UserKnownHostsFile=")[1])
+        known = Path(variables["ansible_ssh_common_args"]["__ansible_unsafe"].split("UserKnownHostsFile=")[1])
         assert server.key in known.read_text(encoding="utf-8")
         others = {each.key for each in made} - {server.key}
         assert not [key for key in others if key in known.read_text(encoding="utf-8")]
@@ -101,7 +106,7 @@ def test_a_name_in_both_is_an_error_that_says_what_to_rename(two: tuple[list[Pat
 def test_one_probe_asks_the_hosts_of_both_and_keeps_the_drift_of_each(two: tuple[list[Path], list[Server]]) -> None:
     files, made = two
     done = run("ansible-playbook", files, "playbooks/probe.yml")
-    assert "2 hosts probed" in done.stdout or done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert all(server.logins == ["root"] for server in made)
     for file in files:
         kept = json.loads((paths.run_dir(file.parent.name) / "drift.json").read_text(encoding="utf-8"))
