@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,18 @@ class Site:
         """Where :attr:`known_hosts` is written for ``ssh``."""
         return paths.run_dir(self.plan.fleet) / "known_hosts"
 
+    @cached_property
+    def _gateways(self) -> Mapping[str, SiteHost]:
+        return {host.plan.name: host for host in self.hosts if host.plan.kind == "gateway"}
+
+    def door(self, host: SiteHost) -> SiteHost | None:
+        """The gateway that a host is reached through; None: straight."""
+        return self._gateways[host.location.jump] if host.location.jump else None
+
     def ssh_arguments(self, host: SiteHost) -> str:
         """What ``ssh`` needs to reach a host, beside address, port and user."""
-        door = next((each.location for each in self.hosts if each.plan.name == host.location.jump), None)
-        jump = (door.user, door.address, door.port) if door else None
+        door = self.door(host)
+        jump = (door.location.user, door.location.address, door.location.port) if door else None
         return reach.arguments(self.known_hosts_file, jump, self.private_key_file)
 
     @property

@@ -7,6 +7,7 @@ import json
 import shlex
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 import yaml
 from ssh_servers import ADDRESS, Loop
 
-from vllm_fleet import plan, reach, stack
+from vllm_fleet import drift, plan, reach, stack
 from vllm_fleet.edge import ssh
 from vllm_fleet.edge.connection import NoAnswerError, Ways
 from vllm_fleet.errors import FleetError
+from vllm_fleet.site import Site
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
 
@@ -74,6 +76,22 @@ def test_a_private_host_without_a_gateway_is_refused_with_its_place(tmp_path: Pa
     assert "public_address: true" in caught.value.hint
     plan.load(write(tmp_path, {"public_address": True}, gateway={"hosts": 0}))
     plan.load(write(tmp_path, gateway={"hosts": 0}, access={"ssh_through": "direct"}))
+
+
+def test_ansible_and_the_probe_take_the_same_way(golden_site: Site) -> None:
+    behind = [
+        replace(each, location=replace(each.location, jump="gateway-0")) if each.plan.kind == "serving" else each
+        for each in golden_site.hosts
+    ]
+    found = replace(golden_site, hosts=tuple(behind))
+    way = drift.target(found, found.hosts[0]).jump
+    assert way is not None
+    assert (way.name, way.jump) == ("gateway-0", None)
+    words = shlex.split(found.ssh_arguments(found.hosts[0]))
+    command = next(word for word in words if word.startswith("ProxyCommand="))
+    assert command.endswith(f" {way.user}@{way.address}")
+    assert f"UserKnownHostsFile={found.known_hosts_file}" in command
+    assert "ProxyCommand" not in found.ssh_arguments(found.hosts[-1])
 
 
 @pytest.fixture
