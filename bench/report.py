@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench import contenders
+from bench import contenders, scale, scale_report
+from bench.markdown import markdown, paragraph
 from bench.results import Growth, Row, differences, growths
 
 GOAL_HOSTS = 100
@@ -27,6 +27,7 @@ class Report:
         parts: the steps of one probe, each containing the one before it; measured on one number of hosts.
         machine: what -> which.
         checks: how many checks each host gets.
+        scale: Pulumi programs of many hosts; empty where they were not run.
     """
 
     sizes: Sequence[int]
@@ -34,6 +35,7 @@ class Report:
     parts: Sequence[Row]
     machine: Mapping[str, str]
     checks: int
+    scale: Sequence[scale.Row] = ()
 
 
 def goals(rows: Sequence[Row]) -> list[str]:
@@ -87,7 +89,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         lines.append(
             (str(row.hosts), row.name, f"{row.wall:.1f}{spread}", f"{row.controller_per_host:.1f}", of_target, factor)
         )
-    return _markdown(lines, right={0, 2, 3, 4, 5})
+    return markdown(lines, right={0, 2, 3, 4, 5})
 
 
 def growth_table(found: Sequence[Growth]) -> list[str]:
@@ -104,7 +106,7 @@ def growth_table(found: Sequence[Growth]) -> list[str]:
                 f"{each.controller_ms_per_added_host:.1f}",
             )
         )
-    return _markdown(lines, right={1, 2, 3, 4})
+    return markdown(lines, right={1, 2, 3, 4})
 
 
 def extrapolations(found: Sequence[Growth]) -> list[str]:
@@ -121,7 +123,7 @@ def parts_table(parts: Sequence[Row]) -> list[str]:
     """The steps of a probe as a table in Markdown."""
     lines = [("step", "target CPU [ms/host]")]
     lines += [(name, "-" if own is None else f"{own:.0f}") for name, own in differences(parts)]
-    return _markdown(lines, right={1})
+    return markdown(lines, right={1})
 
 
 def text(report: Report) -> str:
@@ -133,6 +135,8 @@ def text(report: Report) -> str:
     if report.parts:
         blocks.append(parts_table(report.parts))
     blocks.append([_runs(report), _noise(report)])
+    if report.scale:
+        blocks.append(scale_report.text(report.scale))
     return "\n\n".join("\n".join(block).replace("**", "") for block in blocks if block) + "\n"
 
 
@@ -142,7 +146,7 @@ def document(report: Report) -> str:
     blocks = [
         ["# Speed of the unchanged fleet"],
         ["Written by `make bench`; run it again instead of editing this file."],
-        _paragraph(
+        paragraph(
             f"Every host is as planned, and every contender finds that out with the same {report.checks} checks "
             "(packages, account, directories, files with content, mode and owner, units). The hosts are loopback "
             "addresses (127.0.1.x, 127.0.2.x) of one real Debian host with a real OpenSSH server; logins are by key "
@@ -150,7 +154,7 @@ def document(report: Report) -> str:
             "run. A run counts only when the contender told that it reached every host and found nothing to change."
         ),
         table(report.rows),
-        _paragraph(
+        paragraph(
             f"{_runs(report)} {_noise(report)} CPU of the controller is that of its whole process tree, with what it "
             "leaves running. The targets share the processors with the controller: in a real fleet the target CPU is "
             "divided by the number of hosts, and the controller is the bound."
@@ -164,7 +168,9 @@ def document(report: Report) -> str:
     if grown:
         blocks += [["## Growth"], growth_table(grown)]
     blocks += [["## Where the time goes"], *_whereabouts(report, grown)]
-    blocks += [["## The machine"], _markdown([("", ""), *report.machine.items()], right=set())]
+    if report.scale:
+        blocks += scale_report.section(report.scale)
+    blocks += [["## The machine"], markdown([("", ""), *report.machine.items()], right=set())]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
@@ -174,7 +180,7 @@ def _whereabouts(report: Report, grown: Sequence[Growth]) -> list[list[str]]:
     blocks = []
     if own and drift:
         blocks.append(
-            _paragraph(
+            paragraph(
                 f"On the controller, `site.yml` pays {own.controller_fixed:.1f} s of CPU before the first host and "
                 f"{own.controller_ms_per_added_host:.1f} ms for each; `vllm-fleet drift`, which is the probe without "
                 f"Ansible, {drift.controller_fixed:.1f} s and {drift.controller_ms_per_added_host:.1f} ms. The fixed "
@@ -205,20 +211,3 @@ def _noise(report: Report) -> str:
     if worst < _NOISE:
         return "Nothing else ran on the machine."
     return f"Other processes took up to {worst:.1f} processors meanwhile, so the wall times are too long."
-
-
-def _paragraph(words: str) -> list[str]:
-    return textwrap.wrap(words, 118, break_on_hyphens=False, break_long_words=False)
-
-
-def _markdown(lines: Sequence[tuple[str, ...]], right: set[int]) -> list[str]:
-    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
-    rule = ["-" * (width - 1) + ":" if column in right else "-" * width for column, width in enumerate(widths)]
-    cells = [
-        [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    ]
-    return [f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:])]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from bench import contenders, fleets, machine, measure, report, results, steps, target
+from bench import contenders, fleets, machine, measure, report, results, scale, scale_report, steps, target
 from bench.contenders import Contender
 from lab import state
 from lab.progress import Heartbeat
@@ -99,7 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=_RUNS, help=f"of each fast contender (default: {_RUNS})")
     parser.add_argument("--json", action="store_true", help="print data instead of the table")
     parser.add_argument("--no-write", action="store_true", help="leave docs/performance.md as it is")
+    parser.add_argument("--scale-only", action="store_true", help="only Pulumi programs of 1000 hosts, without root")
     chosen = parser.parse_args(arguments)
+    if chosen.scale_only:
+        return _scale_only(chosen.runs, chosen.json, not chosen.no_write)
     slow = chosen.hosts if os.environ.get("BENCH_FULL") == "1" else chosen.task_hosts
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
@@ -115,6 +118,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (paths.root() / "docs").mkdir(exist_ok=True)
         write_atomically(paths.root() / "docs" / "performance.md", report.document(found))
     print(json.dumps(_record(found), indent=2) if chosen.json else report.text(found))
+    return 0
+
+
+def _tell(line: str) -> None:
+    print(f"bench: {line}", file=sys.stderr)
+
+
+def _scale_only(runs: int, as_json: bool, write: bool) -> int:
+    """Measures Pulumi programs alone and puts them into the document that is there."""
+    try:
+        rows = scale.measured(scale.HOSTS, runs, _tell)
+    except FleetError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return fault.exit_code
+    file = paths.root() / "docs" / "performance.md"
+    if write:
+        write_atomically(file, scale_report.replaced(file.read_text(encoding="utf-8"), rows))
+    record = [row.record() for row in rows]
+    print(json.dumps(record, indent=2) if as_json else "\n".join(scale_report.text(rows)).replace("**", ""))
     return 0
 
 
@@ -153,7 +175,9 @@ def _bench(hosts: list[int], slow_hosts: list[int], runs: int) -> report.Report:
             own = next(row for row in rows if row.name == contenders.DRIFT and row.hosts == hosts[0])
             parts.append(results.Row(steps.PROBE, own.hosts, own.samples))
             checks = (work / "deploy.py").read_text(encoding="utf-8").count("_sudo=True")
-            return report.Report(hosts, rows, parts, machine.describe(found.root, venv / "bin/pyinfra"), checks)
+            described = machine.describe(found.root, venv / "bin/pyinfra")
+        programs = scale.measured(scale.HOSTS, runs, _tell)
+        return report.Report(hosts, rows, parts, described, checks, programs)
 
 
 @contextmanager
@@ -217,6 +241,7 @@ def _record(found: report.Report) -> dict[str, object]:
     return {
         "rows": [row.record() for row in found.rows],
         "growth": [each.record() for each in results.growths(found.rows, found.sizes)],
+        "scale": [row.record() for row in found.scale],
         "steps": [row.record() for row in found.parts],
         "goals": [text.replace("**", "") for text in report.goals(found.rows)],
         "machine": dict(found.machine),

@@ -2,12 +2,6 @@
 
 import pulumi
 
-from infra.fleet import Fleet, FleetArgs
-from vllm_fleet import paths, plan
-from vllm_fleet.errors import FleetError
+from infra.fleet import program
 
-try:
-    fleet = Fleet(pulumi.get_stack(), FleetArgs(plan.load(paths.inventories_dir() / pulumi.get_stack())))
-except FleetError as fault:
-    raise pulumi.RunError(str(fault)) from None
-pulumi.export("inventory", fleet.inventory)
+pulumi.export("inventory", program(pulumi.get_stack()).inventory)

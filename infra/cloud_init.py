@@ -1,6 +1,6 @@
 """What a rented host is told at its first boot: its SSH host key and who may log in. Nothing else is done there.
 
-The host key stands in the user data, which processes on the host can read: 'playbooks/rotate-host-keys.yml' has each
+The host key stands in the user data, which processes on the host can read: playbooks/rotate-host-keys.yml has each
 host make a key of its own after the first contact.
 """
 

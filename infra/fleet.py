@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -11,17 +12,19 @@ import pulumi
 from infra import clouds
 from infra.access import AccessKeys
 from infra.files import TextFile
-from infra.hosts import CloudArgs, HostRecord, inventory_text
+from infra.hosts import CloudArgs, HostRecord, inventory, inventory_text
 from infra.zones import Zones
+from vllm_fleet import paths, replacing
 from vllm_fleet.errors import FleetError
 from vllm_fleet.plan import Plan
+from vllm_fleet.plan import load as load_plan
 
-#: Names the hosts, with commas, that one run may replace or delete although the fleet protects its hosts.
-REPLACE_VARIABLE = "FLEET_REPLACE_SERVING"
+#: Names the hosts, with commas, that one run may replace although the fleet protects its hosts.
+REPLACE_VARIABLE = replacing.VARIABLE
 
 
 def unprotected(plan: Plan) -> frozenset[str]:
-    """The hosts that this run may replace or delete.
+    """The hosts that this run may replace or delete; one that is not in the plan any more only the state can let go.
 
     Raises:
         FleetError: the environment names a host that the fleet does not have.
@@ -29,7 +32,10 @@ def unprotected(plan: Plan) -> frozenset[str]:
     named = frozenset(filter(None, os.environ.get(REPLACE_VARIABLE, "").split(",")))
     known = frozenset(host.name for host in plan.hosts)
     if unknown := sorted(named - known):
-        raise FleetError(f"{REPLACE_VARIABLE} names {unknown[0]!r}, which is no host of {plan.fleet}", "correct it")
+        raise FleetError(
+            f"{REPLACE_VARIABLE} names {unknown[0]!r}, which is no host of {plan.fleet}",
+            f"vllm-fleet plan --fleet {plan.fleet} --replace-serving HOST prints what to run",
+        )
     return named if plan.spec.protect else known
 
 
@@ -56,6 +62,8 @@ class Fleet(pulumi.ComponentResource):
         access = AccessKeys(f"{name}-access", plan, mine) if any(h.cloud != "static" for h in plan.hosts) else None
         hosts: dict[str, HostRecord] = {}
         parts: list[pulumi.Resource] = []
+        # One for all clouds: they share its file and its hooks.
+        zones = Zones(plan.directory)
         for cloud in dict.fromkeys(host.cloud for host in plan.hosts):
             part = clouds.component(cloud)(
                 f"{name}-{cloud}",
@@ -66,7 +74,7 @@ class Fleet(pulumi.ComponentResource):
                     access=plan.access,
                     document=plan.document,
                     authorised_keys=access.authorised_keys if access else "",
-                    zones=Zones(plan.directory),
+                    zones=zones,
                     ports=(plan.gateway.port,),
                     unprotected=unprotected(plan),
                 ),
@@ -74,9 +82,7 @@ class Fleet(pulumi.ComponentResource):
             )
             hosts.update(part.hosts)
             parts.append(part)
-        self.inventory = pulumi.Output.from_input(
-            {"version": 1, "fleet": plan.fleet, "hosts": {host: record.inputs() for host, record in hosts.items()}}
-        )
+        self.inventory = inventory(plan.fleet, hosts)
         TextFile(
             f"{name}-inventory",
             path=plan.directory / "stack.json",
@@ -85,3 +91,20 @@ class Fleet(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self, depends_on=parts),
         )
         self.register_outputs({"inventory": self.inventory})
+
+
+def program(stack: str) -> Fleet:
+    """The whole program.
+
+    Args:
+        stack: its stack, which is called like its fleet.
+
+    Raises:
+        pulumi.RunError: a fault of the fleet, told in one line.
+    """
+    # Nearly all objects live to the end: at 1000 hosts, looking for garbage among them took half of the time.
+    gc.set_threshold(50_000, 20, 20)
+    try:
+        return Fleet(stack, FleetArgs(load_plan(paths.inventories_dir() / stack)))
+    except FleetError as fault:
+        raise pulumi.RunError(str(fault)) from None

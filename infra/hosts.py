@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from vllm_fleet.clouds import Rented
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Access
 from vllm_fleet.plan import FIRST_PORT, READINESS_OFFSET, HostPlan
+from vllm_fleet.reach import is_private
 from vllm_fleet.yamlfile import Document
 
 #: The ports of vLLM and of its readiness, as the plan counts them.
@@ -38,6 +39,16 @@ def placed(host: HostPlan, kind: type[P]) -> P:
     if not isinstance(placement, kind):
         raise FleetError(f"has a placement that is no {kind.__name__}", host=host.name)
     return placement
+
+
+def has_private(hosts: Iterable[HostPlan]) -> bool:
+    """Whether any of them has no public address, so that SSH must come from the gateways."""
+    return any(is_private(host) for host in hosts)
+
+
+def needs_nat(hosts: Iterable[HostPlan]) -> bool:
+    """Whether any of them has no public address and still wants to reach out."""
+    return any(is_private(host) and rented(host).placement.outbound == "nat" for host in hosts)
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,31 @@ class CloudComponent(pulumi.ComponentResource):
 
     def __init__(self, kind: str, name: str, opts: pulumi.ResourceOptions | None) -> None:
         super().__init__(f"fleet:infra:{kind}", name, None, opts)
+
+
+def inventory(fleet: str, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict[str, Any]]:
+    """The As-Is, once everything in it is known.
+
+    Args:
+        fleet: the fleet's name.
+        hosts: its hosts by name.
+    """
+    records: dict[str, dict[str, Any]] = {name: dict(record.inputs()) for name, record in hosts.items()}
+    # One wait for all of them: an output for every value, as a nested mapping would make, is dear at 1000 hosts.
+    open_ = [
+        (name, key, value)
+        for name, record in records.items()
+        for key, value in record.items()
+        if isinstance(value, pulumi.Output)
+    ]
+
+    def fill(found: Sequence[Any]) -> dict[str, Any]:
+        known = {name: dict(record) for name, record in records.items()}
+        for (name, key, _), value in zip(open_, found, strict=True):
+            known[name][key] = value
+        return {"version": 1, "fleet": fleet, "hosts": known}
+
+    return pulumi.Output.all(*(value for _, _, value in open_)).apply(fill)
 
 
 def inventory_text(inventory: Mapping[str, Any]) -> str:

@@ -20,6 +20,8 @@ class Zones:
     def __init__(self, directory: Path) -> None:
         self._file = directory / "zones.json"
         self._tries: dict[str, dict[str, object]] = {}
+        self._chosen: dict[str, str] = {}
+        self._binding: pulumi.ResourceHookBinding | None = None
         if self._file.is_file():
             self._tries = json.loads(self._file.read_text(encoding="utf-8"))
 
@@ -37,19 +39,21 @@ class Zones:
         return zone if last.get("made") else zones[(zones.index(zone) + 1) % len(zones)]
 
     def hooks(self, host: str, zone: str) -> pulumi.ResourceHookBinding:
-        """What writes the try down, for the options of the resource that may find no capacity."""
+        """What writes the try down, for the options of the resource that may find no capacity.
 
-        def note(made: bool) -> None:
-            self._tries[host] = {"zone": zone, "made": made}
-            write_atomically(self._file, json.dumps(self._tries, indent=2, sort_keys=True) + "\n")
+        Args:
+            host: its name, which is the resource's.
+            zone: where it is tried.
+        """
+        self._chosen[host] = zone
+        if self._binding is None:
+            # One pair for all hosts: each hook is a message to the engine.
+            self._binding = pulumi.ResourceHookBinding(
+                before_create=[pulumi.ResourceHook("zone-tried", lambda args: self._note(args.name, made=False))],
+                after_create=[pulumi.ResourceHook("zone-taken", lambda args: self._note(args.name, made=True))],
+            )
+        return self._binding
 
-        def before(_args: pulumi.ResourceHookArgs) -> None:
-            note(False)
-
-        def after(_args: pulumi.ResourceHookArgs) -> None:
-            note(True)
-
-        return pulumi.ResourceHookBinding(
-            before_create=[pulumi.ResourceHook(f"{host}-zone-tried", before)],
-            after_create=[pulumi.ResourceHook(f"{host}-zone-taken", after)],
-        )
+    def _note(self, host: str, made: bool) -> None:
+        self._tries[host] = {"zone": self._chosen[host], "made": made}
+        write_atomically(self._file, json.dumps(self._tries, indent=2, sort_keys=True) + "\n")

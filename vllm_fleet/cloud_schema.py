@@ -89,8 +89,12 @@ class Placement(Strict):
     model_disk_gib: int = Field(default=0, ge=0, le=65536)
     #: ``latest`` moves hosts to the newest image; an image's id pins it; else what was newest when a host was made.
     image: str | None = None
-    #: False where the controller reaches the hosts' private addresses (VPN, bastion).
-    public_address: bool = True
+    #: True gives each host an address of its own on the internet. Gateways have one unless they say no; other hosts
+    #: have none and are reached through a gateway, or as ``access.ssh_through`` says.
+    public_address: bool = False
+    #: How hosts without a public address reach out, for packages: the cloud's NAT, which is paid, or not at all, where
+    #: a mirror inside has everything.
+    outbound: Literal["nat", "none"] = "nat"
 
     @model_validator(mode="after")
     def _one_list(self) -> Placement:
@@ -213,7 +217,14 @@ class Prices(Strict):
 class HostKeys(Strict):
     """``host-keys.yml``: SSH host keys that hosts made themselves after their first contact, by host.
 
-    Two keys stand there while one takes the other's place.
+    Two keys stand there while one takes the other's place, the new one first.
     """
 
-    keys: dict[Name, Annotated[list[Annotated[str, Field(pattern=r"^ssh-ed25519 \S+$")]], Field(min_length=1)]]
+    #: The id in ``stack.json`` of the host that made the key: a host that was made again shows the stack's key.
+    hosts: dict[Name, str] = {}
+    keys: dict[
+        Name,
+        Annotated[
+            list[Annotated[str, Field(pattern=r"^(ssh-ed25519|ecdsa-sha2-\S+|ssh-rsa) \S+$")]], Field(min_length=1)
+        ],
+    ]

@@ -17,6 +17,7 @@ _POOL_ONLY = (
     "image",
     "disk_gib",
     "model_disk_gib",
+    "public_address",
     "placement_group",
     "fabric",
     "run_hours",
@@ -97,7 +98,7 @@ def gateways(
     if "zone" in own or "zones" in own:
         beside = {key: value for key, value in beside.items() if key not in ("zone", "zones")}
     at = ("gateway", "placement") if own else ("gateway",)
-    found = yamlfile.parse(document, PLACEMENTS[cloud], at, {**beside, **own})
+    found = yamlfile.parse(document, PLACEMENTS[cloud], at, {"public_address": True, **beside, **own})
     table = catalog.clouds[cloud]
     return Rented(table, found, found.shape or table.gateway_shape, "plain-x86_64")
 

@@ -66,7 +66,9 @@ def examine(
 def target(site: Site, host: SiteHost) -> Target:
     """A host as the fleet's own files reach it."""
     at = host.location
-    return Target(host.plan.name, at.address, at.port, at.user, at.ssh_host_keys, site.private_key_file)
+    door = site.door(host)
+    jump = target(site, door) if door else None
+    return Target(host.plan.name, at.address, at.port, at.user, at.ssh_host_keys, site.private_key_file, jump=jump)
 
 
 def faults(reports: Mapping[str, Report]) -> list[FleetError]:

@@ -76,6 +76,8 @@ class Tls(Strict):
 class Gateway(Strict):
     """The hosts that clients talk to."""
 
+    #: What their names begin with; another one where two fleets are in one inventory.
+    name: Name = "gateway"
     hosts: int | None = Field(default=None, ge=0)
     static: dict[Name, StaticHost] = {}
     cloud: Cloud | None = None
@@ -95,6 +97,9 @@ class Access(Strict):
     ssh_user: str | None = None
     #: The networks of several clouds or regions are joined by means of your own, so gateways reach all of them.
     joined_networks: bool = False
+    #: How the controller reaches hosts without a public address: through a gateway of their network, or straight, from
+    #: inside (VPN, peering, a controller in the same network).
+    ssh_through: Literal["gateway", "direct"] = "gateway"
     #: Private key, relative to the fleet's folder; without it ssh's own configuration and agent decide.
     ssh_private_key_file: str | None = None
     #: Public keys that may log in, ``type base64``. None: the stack makes a key, in ``ssh/id_ed25519``.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vllm_fleet import clouds, image_choice, paths, yamlfile
+from vllm_fleet import clouds, disks, image_choice, paths, reach, yamlfile
 from vllm_fleet.catalog import Catalog, raise_all
 from vllm_fleet.catalog import load as load_catalog
 from vllm_fleet.clouds import Rented
@@ -120,6 +120,7 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     faults.extend(_duplicates(hosts, document))
     faults.extend(_unreachable(hosts, spec, document))
     faults.extend(_apart(hosts, spec, document))
+    faults.extend(reach.unreachable(hosts, spec.access, document))
     raise_all(faults)
     return Plan(spec.fleet, directory, tuple(hosts), spec.access, spec.gateway, document, spec)
 
@@ -161,6 +162,7 @@ def _serving_hosts(
     if clouds.rented(pool.cloud):
         sized = catalog.host_class(pool.host_class)
         rented = clouds.pool(catalog, pool.cloud, sized, pool.placement, document, name)
+        disks.check(rented, deployment.model, deployment.fit.weights_gib, document, name)
     user = spec.access.ssh_user or (rented.table.user if rented else _USERS[pool.cloud])
     for ordinal, (host_name, static) in enumerate(_members(name, pool.hosts, pool.static)):
         yield HostPlan(
@@ -190,7 +192,7 @@ def _gateway_hosts(spec: Fleet, document: yamlfile.Document, catalog: Catalog) -
     if clouds.rented(cloud) and gateway.hosts:
         rented = clouds.gateways(catalog, cloud, placement, gateway.placement, document)
     user = spec.access.ssh_user or (catalog.clouds[cloud].user if clouds.rented(cloud) else _USERS[cloud])
-    for ordinal, (name, static) in enumerate(_members(GATEWAY_POOL, gateway.hosts, gateway.static)):
+    for ordinal, (name, static) in enumerate(_members(gateway.name, gateway.hosts, gateway.static)):
         yield HostPlan(
             name=name,
             kind="gateway",
@@ -224,21 +226,17 @@ def _unreachable(hosts: list[HostPlan], spec: Fleet, document: yamlfile.Document
 
 def _apart(hosts: list[HostPlan], spec: Fleet, document: yamlfile.Document) -> Iterator[FleetError]:
     """Pools that the gateways do not reach: their requests would go over the internet, in plain text."""
-    gateways = {_network_of(host) for host in hosts if host.kind == "gateway"}
+    gateways = {reach.network_of(host) for host in hosts if host.kind == "gateway"}
     if spec.access.joined_networks or not gateways:
         return
     for pool in dict.fromkeys(host.pool for host in hosts if host.kind == "serving"):
-        network = next(_network_of(host) for host in hosts if host.pool == pool)
+        network = next(reach.network_of(host) for host in hosts if host.pool == pool)
         if network not in gateways:
             yield document.error(
                 ("pools", pool),
                 f"is in {network}, and the gateway is in {', '.join(sorted(gateways))}",
                 "make it a fleet of its own, or join the networks and set access.joined_networks",
             )
-
-
-def _network_of(host: HostPlan) -> str:
-    return f"{host.cloud} {host.rented.placement.region}" if host.rented else "your own network"
 
 
 def _members(pool: str, count: int | None, static: Mapping[str, StaticHost]) -> Iterator[tuple[str, StaticHost | None]]:

@@ -20,7 +20,6 @@ from vllm_fleet.values import Sha256 as Sha256
 Profile = Literal["max-throughput", "balanced", "min-latency"]
 Accelerator = Literal["cuda", "rocm", "cpu"]
 Install = Literal["wheel", "docker"]
-Machine = Literal["x86_64", "aarch64"]
 Cloud = Literal["lab", "aws", "gcp", "azure", "oci", "digitalocean", "static"]
 Status = Literal["verified", "unverified", "unsupported"]
 Affinity = Literal["none", "prefix"]

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet import drivers, gateway, host_facts, images, installable, locks, paths, render, startcache, yamlfile
+from vllm_fleet import (
+    drivers,
+    gateway,
+    host_facts,
+    images,
+    installable,
+    locks,
+    paths,
+    reach,
+    render,
+    startcache,
+    yamlfile,
+)
 from vllm_fleet.artifacts import ModelFiles, model_files
 from vllm_fleet.assets import unit_digest
 from vllm_fleet.catalog import Catalog
@@ -60,6 +74,33 @@ class Site:
             name = at.address if at.port == 22 else f"[{at.address}]:{at.port}"
             lines += [f"{name} {key}\n" for key in at.ssh_host_keys]
         return "".join(lines)
+
+    @property
+    def known_hosts_file(self) -> Path:
+        """Where :attr:`known_hosts` is written for ``ssh``."""
+        return paths.run_dir(self.plan.fleet) / "known_hosts"
+
+    @cached_property
+    def _gateways(self) -> Mapping[str, SiteHost]:
+        return {host.plan.name: host for host in self.hosts if host.plan.kind == "gateway"}
+
+    def door(self, host: SiteHost) -> SiteHost | None:
+        """The gateway that a host is reached through; None: straight."""
+        return self._gateways[host.location.jump] if host.location.jump else None
+
+    def ssh_arguments(self, host: SiteHost) -> str:
+        """What ``ssh`` needs to reach a host, beside address, port and user."""
+        door = self.door(host)
+        jump = (door.location.user, door.location.address, door.location.port) if door else None
+        return reach.arguments(self.known_hosts_file, jump, self.private_key_file)
+
+    @property
+    def control_path_dir(self) -> str:
+        """Where ``ssh`` keeps shared connections to hosts behind a gateway.
+
+        Two fleets may give hosts the same private address, and Ansible names a connection by the address.
+        """
+        return f"~/.ansible/cp/{hashlib.sha256(str(self.plan.directory.resolve()).encode()).hexdigest()[:8]}"
 
     @property
     def private_key_file(self) -> Path | None:

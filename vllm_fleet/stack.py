@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from vllm_fleet import paths, yamlfile
+from vllm_fleet import hostkeys, paths, reach, yamlfile
 from vllm_fleet.cloud_schema import HostKeys
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Stack, StackHost
@@ -25,6 +25,8 @@ class Location:
         user: who logs in.
         ssh_host_keys: the keys that it may show; two while one takes the other's place.
         service_address: by the other hosts of the fleet; what its services bind to.
+        jump: the gateway that it is reached through; None: straight.
+        id: of the machine, in its cloud; empty for static hosts.
     """
 
     address: str
@@ -32,6 +34,8 @@ class Location:
     user: str
     ssh_host_keys: tuple[str, ...]
     service_address: str
+    jump: str | None = None
+    id: str = ""
 
 
 def locations(plan: Plan) -> Mapping[str, Location]:
@@ -49,25 +53,35 @@ def locations(plan: Plan) -> Mapping[str, Location]:
         told = [f"{name} is in {plan.document.file} but not in {file}" for name in missing]
         told += [f"{name} is in {file} but not in {plan.document.file}" for name in extra]
         raise FleetError("; ".join(told), "run 'pulumi up'", file)
-    own = _own_keys(plan)
+    own = _own_keys(plan, made)
+    jumps = reach.jumps(plan.hosts, plan.access)
     return {
         host.name: _static(host, own.get(host.name))
         if host.cloud == "static"
-        else _made(made[host.name], own.get(host.name))
+        else _made(made[host.name], own.get(host.name), jumps.get(host.name))
         for host in plan.hosts
     }
 
 
-def _own_keys(plan: Plan) -> Mapping[str, tuple[str, ...]]:
+def made(plan: Plan) -> tuple[str, ...]:
+    """The hosts that the stack has; none where it has written nothing yet.
+
+    Raises:
+        FleetError: its file is there and cannot be read.
+    """
+    return tuple(_read(plan).hosts) if (plan.directory / "stack.json").is_file() else ()
+
+
+def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[str, ...]]:
     """The keys that hosts made themselves; they stand in place of those that they were made with."""
-    path = plan.directory / "host-keys.yml"
+    path = plan.directory / hostkeys.FILE
     if not path.is_file():
         return {}
     document = yamlfile.read(path)
-    keys = yamlfile.parse(document, HostKeys).keys
-    if unknown := sorted(set(keys) - {host.name for host in plan.hosts}):
+    found = yamlfile.parse(document, HostKeys)
+    if unknown := sorted(set(found.keys) - {host.name for host in plan.hosts}):
         raise document.error(("keys", unknown[0]), "the fleet has no such host", "take it out")
-    return {name: tuple(each) for name, each in keys.items()}
+    return hostkeys.standing(found, {name: host.id for name, host in made.items()})
 
 
 def _static(host: HostPlan, own: tuple[str, ...] | None) -> Location:
@@ -76,8 +90,9 @@ def _static(host: HostPlan, own: tuple[str, ...] | None) -> Location:
     return Location(host.address, host.port, host.user, own or (host.ssh_host_key,), host.address)
 
 
-def _made(host: StackHost, own: tuple[str, ...] | None) -> Location:
-    return Location(host.address, 22, host.user, own or (host.ssh_host_key,), host.private_address or host.address)
+def _made(host: StackHost, own: tuple[str, ...] | None, jump: str | None) -> Location:
+    service = host.private_address or host.address
+    return Location(host.address, 22, host.user, own or (host.ssh_host_key,), service, jump, host.id)
 
 
 def _read(plan: Plan) -> Stack:

@@ -8,7 +8,7 @@ from typing import Any
 import pulumi
 
 from infra.cloud_init import user_data
-from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, placed, rented
+from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, has_private, needs_nat, placed, rented
 from infra.keys import SshKeyPair
 from infra.sdk import azure
 from vllm_fleet.cloud_schema import AzurePlacement
@@ -25,8 +25,8 @@ class AzureCloud(CloudComponent):
         super().__init__("AzureCloud", name, opts)
         self.hosts = {}
         for region in dict.fromkeys(rented(host).placement.region for host in args.hosts):
-            made = _Region(f"{args.fleet}-{region}", args, region, self)
             mine = [host for host in args.hosts if rented(host).placement.region == region]
+            made = _Region(f"{args.fleet}-{region}", args, region, mine, self)
             self.hosts = {**self.hosts, **{host.name: made.host(host) for host in mine}}
         self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
 
@@ -34,8 +34,8 @@ class AzureCloud(CloudComponent):
 class _Region:
     """The resource group and network of one region, and the hosts in it."""
 
-    def __init__(self, name: str, args: CloudArgs, region: str, parent: pulumi.Resource) -> None:
-        self._args, self._parent = args, parent
+    def __init__(self, name: str, args: CloudArgs, region: str, hosts: list[HostPlan], parent: pulumi.Resource) -> None:
+        self._args, self._parent, self._inside = args, parent, has_private(hosts)
         provider = azure.Provider(name, location=region, opts=pulumi.ResourceOptions(parent=parent))
         self._mine = pulumi.ResourceOptions(parent=parent, provider=provider)
         tags = {"fleet": args.fleet, "managed-by": "vllm-fleet"}
@@ -56,6 +56,9 @@ class _Region:
             resource_group_name=group.name,
             virtual_network_name=network.name,
             address_prefix=_NETWORK,
+            nat_gateway={"id": self._nat(f"{name}-nat")} if needs_nat(hosts) else None,
+            # Nothing reaches out but by that NAT and by addresses that the fleet asks for.
+            default_outbound_access=False,
             opts=self._mine,
         ).id
         self._members = {
@@ -69,6 +72,25 @@ class _Region:
         }
         self._groups = {kind: self._rules(f"{name}-{kind}", kind) for kind in self._members}
 
+    def _nat(self, name: str) -> pulumi.Output[str]:
+        """The way out of hosts without a public address."""
+        address = azure.network.PublicIPAddress(
+            name,
+            public_ip_address_name=name,
+            sku={"name": "Standard"},
+            public_ip_allocation_method="Static",
+            **self._common,
+            opts=self._mine,
+        )
+        return azure.network.NatGateway(
+            name,
+            nat_gateway_name=name,
+            sku={"name": "Standard"},
+            public_ip_addresses=[{"id": address.id}],
+            **self._common,
+            opts=self._mine,
+        ).id
+
     def _rules(self, name: str, kind: str) -> pulumi.Output[str]:
         access = self._args.access
         rules: list[Any] = [_allow("ssh", 100, "22", access.ssh_from)]
@@ -78,6 +100,8 @@ class _Region:
             ports = f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}"
             origin = {"source_application_security_groups": [{"id": self._members["gateway"]}]}
             rules.append({**_allow("vllm", 300, ports, []), **origin})
+            if self._inside:
+                rules.append({**_allow("ssh-inside", 301, "22", []), **origin})
         # Azure's own last rules let everything of the virtual network in.
         rules.append({**_allow("rest", 4096, "*", ["*"]), "access": "Deny", "protocol": "*"})
         return azure.network.NetworkSecurityGroup(

@@ -8,7 +8,7 @@ import pulumi
 import pulumi_digitalocean as do
 
 from infra.cloud_init import user_data
-from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, placed, rented
+from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, has_private, needs_nat, placed, rented
 from infra.keys import SshKeyPair
 from vllm_fleet.cloud_schema import DigitalOceanPlacement
 from vllm_fleet.plan import HostPlan
@@ -23,6 +23,7 @@ class DigitalOceanCloud(CloudComponent):
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("DigitalOceanCloud", name, opts)
         self._args = args
+        self._sizes: dict[tuple[str, str], pulumi.Output[str]] = {}
         self._provider = do.Provider(name, opts=pulumi.ResourceOptions(parent=self))
         self._mine = pulumi.ResourceOptions(parent=self, provider=self._provider)
         # Without a key of the account a droplet's root password goes out by mail.
@@ -40,12 +41,26 @@ class DigitalOceanCloud(CloudComponent):
 
     def _network(self, region: str) -> pulumi.Output[str]:
         name = f"{self._args.fleet}-{region}"
-        return do.Vpc(name, name=name, region=region, ip_range=_NETWORK, opts=self._mine).id
+        network = do.Vpc(name, name=name, region=region, ip_range=_NETWORK, opts=self._mine).id
+        if not needs_nat(host for host in self._args.hosts if rented(host).placement.region == region):
+            return network
+        nat = do.VpcNatGateway(
+            name,
+            name=name,
+            region=region,
+            type="PUBLIC",
+            size=1,
+            vpcs=[{"vpc_uuid": network, "default_gateway": True}],
+            opts=self._mine,
+        )
+        # Droplets learn their route at their birth: the way out must be there before them.
+        return pulumi.Output.all(network, nat.id).apply(lambda found: str(found[0]))
 
     def _firewalls(self) -> None:
         """By tag, so that a host that goes changes no rule."""
         access = self._args.access
         ssh = {"protocol": "tcp", "port_range": "22", "source_addresses": access.ssh_from}
+        inside = {"protocol": "tcp", "port_range": "22", "source_tags": [self._tags["gateway"]]}
         vllm = {
             "protocol": "tcp",
             "port_range": f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}",
@@ -56,7 +71,10 @@ class DigitalOceanCloud(CloudComponent):
             for port in self._args.ports
             if access.api_from
         ]
-        rules: dict[str, list[Any]] = {"serving": [ssh, vllm], "gateway": [ssh, *api]}
+        rules: dict[str, list[Any]] = {
+            "serving": [ssh, vllm, *([inside] if has_private(self._args.hosts) else [])],
+            "gateway": [ssh, *api],
+        }
         for kind, inbound in rules.items():
             do.Firewall(
                 f"{self._args.fleet}-{kind}",
@@ -99,11 +117,15 @@ class DigitalOceanCloud(CloudComponent):
 
     def _offered(self, size: str, region: str) -> pulumi.Output[str]:
         """The size, once the region is known to have it today."""
-        found = do.get_sizes_output(
-            filters=[{"key": "slug", "values": [size]}],
-            opts=pulumi.InvokeOptions(parent=self, provider=self._provider),
-        )
-        return found.sizes.apply(lambda sizes: check_offer(size, region, sizes[0].regions if sizes else None))
+        if (size, region) not in self._sizes:
+            found = do.get_sizes_output(
+                filters=[{"key": "slug", "values": [size]}],
+                opts=pulumi.InvokeOptions(parent=self, provider=self._provider),
+            )
+            self._sizes[size, region] = found.sizes.apply(
+                lambda sizes: check_offer(size, region, sizes[0].regions if sizes else None)
+            )
+        return self._sizes[size, region]
 
 
 def check_offer(size: str, region: str, offered: Any) -> str:

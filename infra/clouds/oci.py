@@ -8,7 +8,7 @@ from typing import Any
 import pulumi
 
 from infra.cloud_init import user_data
-from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, placed, rented
+from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, has_private, needs_nat, placed, rented
 from infra.keys import SshKeyPair
 from infra.sdk import oci
 from vllm_fleet.cloud_schema import OciPlacement
@@ -16,6 +16,8 @@ from vllm_fleet.clouds import Rented
 from vllm_fleet.plan import HostPlan
 
 _NETWORK = "10.60.0.0/16"
+#: Hosts with and without a public address, which need different routes.
+_OUTER, _INNER = "10.60.0.0/17", "10.60.128.0/17"
 _EVERYWHERE = "0.0.0.0/0"
 _TCP = "6"
 
@@ -55,7 +57,16 @@ class _Region:
             "freeform_tags": {"fleet": args.fleet, "managed-by": "vllm-fleet"},
         }
         vcn = oci.core.Vcn(name, cidr_blocks=[_NETWORK], display_name=name, **self._common, opts=self._mine)
-        self._subnet = self._make_subnet(vcn)
+        hosts = [host for host in args.hosts if _place(host) == place]
+        closed = self._closed(vcn)
+        way_out = oci.core.InternetGateway(name, vcn_id=vcn.id, **self._common, opts=self._mine).id
+        self._outer = self._subnet(name, vcn, closed, _OUTER, way_out)
+        self._inside = has_private(hosts)
+        if self._inside:
+            nat = None
+            if needs_nat(hosts):
+                nat = oci.core.NatGateway(name, vcn_id=vcn.id, display_name=name, **self._common, opts=self._mine).id
+            self._inner = self._subnet(f"{name}-inner", vcn, closed, _INNER, nat)
         self._groups = {
             kind: oci.core.NetworkSecurityGroup(
                 f"{name}-{kind}", vcn_id=vcn.id, display_name=f"{name}-{kind}", **self._common, opts=self._mine
@@ -64,31 +75,40 @@ class _Region:
         }
         self._rules()
 
-    def _make_subnet(self, vcn: oci.core.Vcn) -> pulumi.Output[str]:
-        gateway = oci.core.InternetGateway(self._name, vcn_id=vcn.id, **self._common, opts=self._mine)
-        table = oci.core.RouteTable(
-            self._name,
-            vcn_id=vcn.id,
-            route_rules=[{"network_entity_id": gateway.id, "destination": _EVERYWHERE}],
-            **self._common,
-            opts=self._mine,
-        )
+    def _closed(self, vcn: oci.core.Vcn) -> pulumi.Output[str]:
         # A network's own list of rules opens SSH to everybody; this one lets nothing in.
-        closed = oci.core.SecurityList(
+        return oci.core.SecurityList(
             self._name,
             vcn_id=vcn.id,
             display_name=f"{self._name}-closed",
             egress_security_rules=[{"protocol": "all", "destination": _EVERYWHERE}],
             **self._common,
             opts=self._mine,
+        ).id
+
+    def _subnet(
+        self,
+        name: str,
+        vcn: oci.core.Vcn,
+        closed: pulumi.Output[str],
+        block: str,
+        way_out: pulumi.Output[str] | None,
+    ) -> pulumi.Output[str]:
+        table = oci.core.RouteTable(
+            name,
+            vcn_id=vcn.id,
+            route_rules=[{"network_entity_id": way_out, "destination": _EVERYWHERE}] if way_out is not None else [],
+            **self._common,
+            opts=self._mine,
         )
         return oci.core.Subnet(
-            self._name,
+            name,
             vcn_id=vcn.id,
-            cidr_block=_NETWORK,
+            cidr_block=block,
             route_table_id=table.id,
-            security_list_ids=[closed.id],
-            display_name=self._name,
+            security_list_ids=[closed],
+            prohibit_public_ip_on_vnic=block == _INNER,
+            display_name=name,
             **self._common,
             opts=self._mine,
         ).id
@@ -101,6 +121,8 @@ class _Region:
             for network in self._args.access.api_from:
                 self._allow("gateway", "api", (port, port), network)
         self._allow("serving", "vllm", SERVICE_PORTS, None)
+        if self._inside:
+            self._allow("serving", "ssh", (22, 22), None)
 
     def _allow(self, kind: str, what: str, ports: tuple[int, int], network: str | None) -> None:
         """Lets TCP in from a network, or from the gateways where none is given."""
@@ -137,7 +159,7 @@ class _Region:
                 "boot_volume_size_in_gbs": str(where.placement.disk_gib),
             },
             create_vnic_details={
-                "subnet_id": self._subnet,
+                "subnet_id": self._outer if placement.public_address else self._inner,
                 "nsg_ids": [self._groups[host.kind]],
                 "assign_public_ip": str(placement.public_address).lower(),
             },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,20 @@ from ansible.utils.display import Display
 from vllm_fleet import drift, site
 from vllm_fleet.edge import ssh
 from vllm_fleet.errors import FleetError
+
+
+def hosts_by_fleet(task_vars: Mapping[str, Any]) -> Iterator[tuple[site.Site, dict[str, Any]]]:
+    """Each fleet of the play with the variables of its hosts: one run may have several fleets, a stack each.
+
+    Args:
+        task_vars: the variables of the task.
+    """
+    folders: dict[str, dict[str, Any]] = {}
+    for name in map(str, task_vars["ansible_play_hosts_all"]):
+        own = task_vars["hostvars"][name]
+        folders.setdefault(str(own["inventory_dir"]), {})[name] = own
+    for folder, variables in folders.items():
+        yield drift.site_of_run(Path(folder).resolve()), variables
 
 
 class ActionModule(ActionBase):
@@ -27,23 +42,21 @@ class ActionModule(ActionBase):
         """Reports the drift of the play's hosts and leaves it for the inventory of this run."""
         result = super().run(tmp, task_vars)
         given = task_vars or {}
-        names = [str(name) for name in given["ansible_play_hosts_all"]]
         try:
-            fleet = drift.site_of_run(Path(str(given["inventory_dir"])).resolve())
-            members = {host.plan.name: host for host in fleet.hosts}
-            targets = {
-                name: self._target(fleet, members[name], given["hostvars"][name]) for name in names if name in members
-            }
-            reports = drift.examine(fleet, targets)
-            bad = drift.faults(reports)
+            probed = [
+                (fleet.plan.fleet, drift.examine(fleet, self._targets(fleet, variables)))
+                for fleet, variables in hosts_by_fleet(given)
+            ]
         except FleetError as fault:
             return {**result, "failed": True, "msg": str(fault)}
-        if bad:
+        reports = {host: report for _, answers in probed for host, report in answers.items()}
+        if bad := drift.faults(reports):
             return {**result, "failed": True, "msg": "\n".join(str(fault) for fault in bad)}
         found = [item for report in reports.values() for item in report.drift]
         for item in found:
             Display().display(f"  {item}", color="yellow")
-        drift.keep(fleet.plan.fleet, reports, os.getppid())
+        for name, answers in probed:
+            drift.keep(name, answers, os.getppid())
         result |= {"changed": False, "drift": [item.record() for item in found]}
         if found and self._task.args.get("expect_clean"):
             roles = sorted({item.role for item in found})
@@ -53,10 +66,16 @@ class ActionModule(ActionBase):
             result["msg"] = f"{len(reports)} hosts probed, {len(found)} items of {len({i.host for i in found})} drifted"
         return result
 
+    def _targets(self, fleet: site.Site, variables: Mapping[str, Any]) -> dict[str, ssh.Target]:
+        members = {host.plan.name: host for host in fleet.hosts}
+        return {name: self._target(fleet, members[name], own) for name, own in variables.items() if name in members}
+
     def _target(self, fleet: site.Site, host: site.SiteHost, variables: Any) -> ssh.Target:
         """The host as Ansible would reach it: inventory variables win over the fleet's own files."""
         own = drift.target(fleet, host)
         extra = str(variables.get("ansible_ssh_common_args") or "")
+        if extra == fleet.ssh_arguments(host):
+            extra = ""  # the fleet's own gateway, which needs no 'ssh' of its own for each host
         arguments = shlex.split(extra) + shlex.split(str(variables.get("ansible_ssh_extra_args") or ""))
         through_ssh = any(word.lower().startswith(("proxycommand", "-j", "gssapi")) for word in arguments)
         key = variables.get("ansible_ssh_private_key_file") or variables.get("ansible_private_key_file")
@@ -68,4 +87,5 @@ class ActionModule(ActionBase):
             host_keys=own.host_keys,
             key_file=Path(str(key)).expanduser() if key else own.key_file,
             command=arguments if through_ssh else None,
+            jump=None if through_ssh else own.jump,
         )

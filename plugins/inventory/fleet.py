@@ -12,7 +12,7 @@ from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
 try:
-    from vllm_fleet import drift, paths, site
+    from vllm_fleet import drift, site
     from vllm_fleet.errors import FleetError
     from vllm_fleet.files import write_atomically
 except ImportError as fault:
@@ -47,32 +47,36 @@ class InventoryModule(BaseInventoryPlugin):
         super().parse(inventory, loader, path, cache)
         try:
             fleet = drift.site_of_run(Path(path).resolve().parent)
+            self._fill(fleet, loader)
         except FleetError as fault:
             # Not AnsibleParserError: Ansible would try its other plugins on the same file and bury this under theirs.
             for each in (fault, *fault.others):
                 Display().error(str(each), wrap_text=False)
             raise SystemExit(fault.exit_code) from None
-        known_hosts = paths.run_dir(fleet.plan.fleet) / "known_hosts"
-        write_atomically(known_hosts, fleet.known_hosts)
+
+    def _fill(self, fleet: site.Site, loader: DataLoader) -> None:
+        write_atomically(fleet.known_hosts_file, fleet.known_hosts)
         probing = str(load_extra_vars(loader).get("fleet_probe", True)).lower() not in ("false", "no", "0")
         needs = drift.kept(fleet.plan.fleet)
         idle = drift.idle(fleet) if probing else frozenset()
-        for group in (
-            "fleet",
-            "serving",
-            "gateway",
-            "idle",
-            "needs_any",
-            *(f"needs_{role}" for role in site.ALL_ROLES),
-        ):
-            inventory.add_group(group)
+        fixed = ("fleet", "serving", "gateway", "idle", "needs_any")
+        for group in (*fixed, *(f"needs_{role}" for role in site.ALL_ROLES)):
+            self.inventory.add_group(group)
         for host in fleet.hosts:
             roles = needs.get(host.plan.name, frozenset()) if probing else frozenset(host.manifest.roles)
-            self._add(host, roles, known_hosts, fleet.private_key_file)
+            self._add(host, roles, fleet)
             if host.plan.name in idle:
-                inventory.add_child("idle", host.plan.name)
+                self.inventory.add_child("idle", host.plan.name)
 
-    def _add(self, host: site.SiteHost, roles: frozenset[str], known_hosts: Path, key: Path | None) -> None:
+    def _add(self, host: site.SiteHost, roles: frozenset[str], fleet: site.Site) -> None:
+        key = fleet.private_key_file
+        if other := self.inventory.hosts.get(host.plan.name):
+            raise FleetError(
+                f"the host {host.plan.name} is in the fleet {other.vars.get('fleet_name', '?')} too, which is read "
+                "before",
+                "give pools other names, or gateways another gateway.name, in one of them",
+                fleet.plan.document.file,
+            )
         name = self.inventory.add_host(host.plan.name)
         pool = f"pool_{host.plan.pool.replace('-', '_')}"
         self.inventory.add_group(pool)
@@ -83,7 +87,8 @@ class InventoryModule(BaseInventoryPlugin):
             "ansible_host": host.location.address,
             "ansible_port": host.location.port,
             "ansible_user": host.location.user,
-            "ansible_ssh_common_args": f"-o UserKnownHostsFile={known_hosts}",
+            "ansible_ssh_common_args": fleet.ssh_arguments(host),
+            **({"ansible_control_path_dir": fleet.control_path_dir} if host.location.jump else {}),
             **({"ansible_ssh_private_key_file": str(key)} if key else {}),
             **host.variables,
         }

@@ -51,7 +51,7 @@ def run(tmp_path: Path, cloud: str, found: dict[str, Any], **more: Any) -> Any:
 
 @pytest.mark.parametrize("cloud", sorted(POOLS))
 def test_each_planned_host_is_one_machine(cloud: str, tmp_path: Path, clouds: Recorder) -> None:
-    inventory = run(tmp_path, cloud, POOLS[cloud])
+    inventory = run(tmp_path, cloud, pool(cloud, public_address=True))
     assert sorted(clouds.of(MACHINES[cloud])) == ["gateway-0", "main-0", "main-1"]
     for name, host in inventory["hosts"].items():
         assert host["address"]
@@ -62,10 +62,16 @@ def test_each_planned_host_is_one_machine(cloud: str, tmp_path: Path, clouds: Re
 
 @pytest.mark.parametrize("cloud", sorted(POOLS))
 def test_private_hosts_are_reached_at_their_private_address(cloud: str, tmp_path: Path, clouds: Recorder) -> None:
-    inventory = run(tmp_path, cloud, pool(cloud, public_address=False))
-    for host in inventory["hosts"].values():
-        assert host["address"] == host["private_address"]
-    assert not clouds.of("PublicIPAddress")
+    inventory = run(tmp_path, cloud, POOLS[cloud])
+    reached = {name: host["address"] == host["private_address"] for name, host in inventory["hosts"].items()}
+    assert reached == {"main-0": True, "main-1": True, "gateway-0": False}
+    assert len(clouds.of("NatGateway") | clouds.of("VpcNatGateway")) == 1
+
+
+@pytest.mark.parametrize("cloud", sorted(POOLS))
+def test_hosts_that_reach_out_by_no_means_pay_for_none(cloud: str, tmp_path: Path, clouds: Recorder) -> None:
+    run(tmp_path, cloud, pool(cloud, outbound="none"))
+    assert not clouds.of("NatGateway") | clouds.of("VpcNatGateway")
 
 
 def user_data(cloud: str, machine: dict[str, Any]) -> str:

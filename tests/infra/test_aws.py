@@ -34,7 +34,7 @@ def test_hosts_are_named_by_pool_and_ordinal_and_stand_in_the_stack(tmp_path: Pa
     def check(inventory: Any) -> None:
         assert sorted(aws.of("Instance")) == ["gateway-0", "main-0", "main-1"]
         assert inventory["hosts"]["main-1"] == {
-            "address": "main-1/publicIp",
+            "address": "main-1/privateIp",
             "private_address": "main-1/privateIp",
             "id": "id-of-main-1",
             "user": "ubuntu",
@@ -42,7 +42,7 @@ def test_hosts_are_named_by_pool_and_ordinal_and_stand_in_the_stack(tmp_path: Pa
             "zone": "main-1/availabilityZone",
         }
         assert inventory["hosts"]["gateway-0"]["address"] == "gateway-0/publicIp"
-        assert sorted(aws.of("Eip")) == ["gateway-0"]
+        assert sorted(aws.of("Eip")) == ["demo-us-east-1-nat", "gateway-0"]
 
     return built(write(tmp_path, "aws", POOL), check)
 
@@ -70,6 +70,8 @@ def test_an_instance_is_closed_and_encrypted(tmp_path: Path, aws: Recorder) -> A
 def test_the_network_lets_in_what_the_fleet_says(tmp_path: Path, aws: Recorder) -> Any:
     def check(_: Any) -> None:
         rules = aws.of("SecurityGroupIngressRule")
+        inside = rules["demo-us-east-1-serving-ssh"]
+        assert (inside["fromPort"], inside["referencedSecurityGroupId"]) == (22, "id-of-demo-us-east-1-gateway")
         open_to_all = {name for name, each in rules.items() if each.get("cidrIpv4") == "0.0.0.0/0"}
         assert open_to_all == {"demo-us-east-1-gateway-api-0.0.0.0-0"}
         assert {(each["fromPort"], each["cidrIpv4"]) for name, each in rules.items() if "-ssh-" in name} == {
@@ -78,7 +80,10 @@ def test_the_network_lets_in_what_the_fleet_says(tmp_path: Path, aws: Recorder) 
         vllm = rules["demo-us-east-1-serving-vllm"]
         assert (vllm["fromPort"], vllm["toPort"]) == (8000, 8199)
         assert vllm["referencedSecurityGroupId"] == "id-of-demo-us-east-1-gateway"
-        assert {each["cidrBlock"] for each in aws.of("Subnet").values()} == {"10.60.0.0/20", "10.60.32.0/20"}
+        assert {each["cidrBlock"] for each in aws.of("Subnet").values()} == {
+            *("10.60.8.0/21", "10.60.40.0/21"),
+            *("10.60.0.0/21", "10.60.32.0/21"),
+        }
 
     return built(write(tmp_path, "aws", POOL), check)
 
@@ -191,9 +196,10 @@ def test_the_fabric_has_an_interface_on_each_card(tmp_path: Path, aws: Recorder)
         kinds = [aws.of("NetworkInterface")[f"main-0-card-{card}"]["interfaceType"] for card in (0, 1)]
         assert kinds == ["efa", "efa-only"]
         assert sorted(aws.of("Eip")) == ["gateway-0", "main-0", "main-1"]
+        assert not aws.of("NatGateway")
         assert inventory["hosts"]["main-0"]["address"] == "main-0/publicIp"
 
-    return built(write(tmp_path, "aws", placed(fabric=True)), check)
+    return built(write(tmp_path, "aws", placed(fabric=True, public_address=True)), check)
 
 
 @pytest.mark.parametrize(
@@ -222,10 +228,23 @@ def test_an_image_of_one_s_own_is_not_looked_up(tmp_path: Path, aws: Recorder) -
 
 
 @pulumi.runtime.test
-def test_private_hosts_have_no_public_address(tmp_path: Path, aws: Recorder) -> Any:
-    def check(inventory: Any) -> None:
-        assert not aws.of("Eip")
-        assert aws.of("Instance")["main-0"]["associatePublicIpAddress"] is False
-        assert inventory["hosts"]["main-0"]["address"] == "main-0/privateIp"
+def test_private_hosts_are_in_a_subnet_whose_way_out_is_a_nat(tmp_path: Path, aws: Recorder) -> Any:
+    def check(_: Any) -> None:
+        host = aws.of("Instance")["main-0"]
+        assert (host["associatePublicIpAddress"], host["subnetId"]) == (False, "id-of-demo-us-east-1-a-inner")
+        assert aws.of("Instance")["gateway-0"]["subnetId"] == "id-of-demo-us-east-1-a"
+        (route,) = aws.of("RouteTable")["demo-us-east-1-inner"]["routes"]
+        assert route == {"cidrBlock": "0.0.0.0/0", "natGatewayId": "id-of-demo-us-east-1-nat"}
+        assert aws.of("NatGateway")["demo-us-east-1-nat"]["subnetId"] == "id-of-demo-us-east-1-a"
 
-    return built(write(tmp_path, "aws", placed(public_address=False)), check)
+    return built(write(tmp_path, "aws", POOL), check)
+
+
+@pulumi.runtime.test
+def test_a_public_address_is_given_where_it_is_asked_for(tmp_path: Path, aws: Recorder) -> Any:
+    def check(inventory: Any) -> None:
+        assert aws.of("Instance")["main-0"]["associatePublicIpAddress"] is True
+        assert inventory["hosts"]["main-0"]["address"] == "main-0/publicIp"
+        assert not aws.of("NatGateway")
+
+    return built(write(tmp_path, "aws", placed(public_address=True)), check)

@@ -43,7 +43,7 @@ def test_hosts_stand_in_the_stack(tmp_path: Path, gcp: Recorder) -> Any:
     def check(inventory: Any) -> None:
         assert sorted(gcp.of("Instance")) == ["gateway-0", "main-0", "main-1"]
         assert inventory["hosts"]["main-1"] == {
-            "address": "198.51.100.9",
+            "address": "main-1/private",
             "private_address": "main-1/private",
             "id": "number-of-main-1",
             "user": "deploy",
@@ -88,6 +88,8 @@ def test_the_network_lets_in_what_the_fleet_says(tmp_path: Path, gcp: Recorder) 
         }
         assert rules["demo-us-central1-api"]["targetTags"] == ["demo-gateway"]
         assert rules["demo-us-central1-ssh"]["sourceRanges"] == ["203.0.113.0/24"]
+        inside = rules["demo-us-central1-ssh-inside"]
+        assert (inside["allows"], inside["sourceTags"]) == ([{"protocol": "tcp", "ports": ["22"]}], ["demo-gateway"])
         vllm = rules["demo-us-central1-vllm"]
         assert vllm["allows"] == [{"protocol": "tcp", "ports": ["8000-8199"]}]
         assert (vllm["sourceTags"], vllm["targetTags"]) == (["demo-gateway"], ["demo-serving"])
@@ -155,13 +157,21 @@ def test_models_may_have_a_disk_of_their_own(tmp_path: Path, gcp: Recorder) -> N
 
 
 @pulumi.runtime.test
-def test_private_hosts_have_no_public_address(tmp_path: Path, gcp: Recorder) -> Any:
-    def check(inventory: Any) -> None:
-        assert not gcp.of("Address")
+def test_private_hosts_reach_out_by_a_nat(tmp_path: Path, gcp: Recorder) -> Any:
+    def check(_: Any) -> None:
         assert "accessConfigs" not in gcp.of("Instance")["main-0"]["networkInterfaces"][0]
-        assert inventory["hosts"]["main-0"]["address"] == "main-0/private"
+        assert gcp.of("RouterNat")["demo-us-central1"]["natIpAllocateOption"] == "AUTO_ONLY"
 
-    return built(write(tmp_path, "gcp", placed(public_address=False)), check)
+    return built(write(tmp_path, "gcp", POOL), check)
+
+
+@pulumi.runtime.test
+def test_a_public_address_is_given_where_it_is_asked_for(tmp_path: Path, gcp: Recorder) -> Any:
+    def check(inventory: Any) -> None:
+        assert inventory["hosts"]["main-0"]["address"] == "198.51.100.9"
+        assert not gcp.of("RouterNat")
+
+    return built(write(tmp_path, "gcp", placed(public_address=True)), check)
 
 
 @pulumi.runtime.test
@@ -170,4 +180,4 @@ def test_two_projects_have_a_network_each(tmp_path: Path, gcp: Recorder) -> Any:
         assert sorted(gcp.of("Network")) == ["demo-demo-project-us-central1", "demo-other-project-us-central1"]
 
     gateway = {"hosts": 1, "placement": {"project": "other-project"}}
-    return built(write(tmp_path, "gcp", POOL, gateway=gateway), check)
+    return built(write(tmp_path, "gcp", placed(public_address=True), gateway=gateway), check)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from infra import repair
 from lab import cleanup, process, state
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.root, pytest.mark.network]
 FLEET = "engine-test"
 BRIDGE = f"vft{os.getpid() % 1_000_000}"
 SUBNET = "10.79.253"
+ARTIFACTS = paths.root() / "tests" / "fixtures" / "artifacts"
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         "defaults: {model: vllm-fleet/lab-gpt-oss}\n"
         "pools:\n"
         f"  lab: {{host_class: cpu-2, cloud: lab, hosts: 1, placement: {{bridge: {BRIDGE}, subnet: {SUBNET}.0/24}}}}\n"
-        "gateway: {hosts: 1}\n",
+        "gateway: {hosts: 1}\n"
+        "access: {ssh_private_key_file: ssh/id_ed25519}\n"
+        f"artifacts: {{models: {{vllm-fleet/lab-gpt-oss: {ARTIFACTS}/model}}, encodings: {ARTIFACTS}/encodings}}\n",
         encoding="utf-8",
     )
     shutil.copy(paths.root() / "Pulumi.yaml", project)
@@ -155,6 +159,62 @@ def test_no_secret_is_in_the_state_in_plain_text(lab: Lab) -> None:
 def test_secret_files_are_for_their_owner_alone(lab: Lab) -> None:
     for name in ("api-key", "ssh/id_ed25519"):
         assert (lab.inventory / name).stat().st_mode & 0o777 == 0o600
+
+
+def rotate(lab: Lab, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["ansible-playbook", "-i", str(lab.inventory / "fleet.yml"), "playbooks/rotate-host-keys.yml", *more],
+        cwd=paths.root(),
+        env=lab.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def shown(lab: Lab, host: str) -> str:
+    """The key that a host shows to somebody who trusts nothing yet."""
+    address = lab.stack()["hosts"][host]["address"]
+    words = ["ssh-keyscan", "-T", "10", "-t", "ed25519", address]
+    line = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
+    return " ".join(line.split()[1:3])
+
+
+def own_keys(lab: Lab) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = yaml.safe_load((lab.inventory / "host-keys.yml").read_text(encoding="utf-8"))["keys"]
+    return found
+
+
+def test_hosts_rotate_their_keys_and_a_run_that_was_cut_off_is_ended(lab: Lab) -> None:
+    made = {name: at["ssh_host_key"] for name, at in lab.stack()["hosts"].items()}
+    done = rotate(lab)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first = own_keys(lab)
+    for host, old in made.items():
+        assert first[host] == [shown(lab, host)]
+        assert old not in first[host]
+    # Cut off after both keys were written and the host took the new one: what stands is new, old.
+    again = rotate(lab, "--limit", "lab-0")
+    assert again.returncode == 0, again.stdout + again.stderr
+    second = own_keys(lab)
+    assert (second["gateway-0"], second["lab-0"] != first["lab-0"]) == (first["gateway-0"], True)
+    file = lab.inventory / "host-keys.yml"
+    text = file.read_text(encoding="utf-8")
+    now = second["lab-0"][0]
+    file.write_text(text.replace(f"    - {now}\n", f"    - {now}\n    - {first['lab-0'][0]}\n"), encoding="utf-8")
+    ended = rotate(lab, "--limit", "lab-0")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert own_keys(lab)["lab-0"] == [now] == [shown(lab, "lab-0")]
+    assert rotate(lab, "--check").returncode == 0
+    assert own_keys(lab)["lab-0"] == [now]
+    file.unlink()
+    # The stack's own keys again, for the tests after this one: a host that is made again shows them.
+    for host in made:
+        for each in process.find(state.host_dir(BRIDGE, host) / "root"):
+            os.kill(each.pid, signal.SIGKILL)
+    lab.pulumi("refresh", "--yes", "--skip-preview")
+    lab.up()
+    assert {host: shown(lab, host) for host in made} == made
 
 
 def test_a_host_that_was_killed_is_seen_and_made_again(lab: Lab) -> None:

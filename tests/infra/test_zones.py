@@ -5,11 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pulumi
 import pytest
+from recording import Recorder
 
 from infra.zones import Zones
 
 ZONES = ("a", "b", "c")
+
+
+def test_the_hosts_of_a_fleet_share_two_hooks_which_note_each_by_its_name(tmp_path: Path, recorder: Recorder) -> None:
+    zones = Zones(tmp_path)
+    bindings = [zones.hooks(host, zone) for host, zone in (("h-0", "a"), ("h-1", "b"))]
+    assert bindings[0] is bindings[1]
+    (before,), (after,) = bindings[0].before_create, bindings[0].after_create
+    assert (before.name, after.name) == ("zone-tried", "zone-taken")
+    for hook, host in ((before, "h-0"), (before, "h-1"), (after, "h-1")):
+        hook.callback(pulumi.ResourceHookArgs(urn="", id="", name=host, type=""))
+    noted = json.loads((tmp_path / "zones.json").read_text(encoding="utf-8"))
+    assert noted == {"h-0": {"zone": "a", "made": False}, "h-1": {"zone": "b", "made": True}}
+    assert Zones(tmp_path).choose("h-0", ZONES) == "b"
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ def test_every_row_of_every_table_can_be_asked_for(cloud: str, shape: str, kind:
             "pools.main.placement.capacity",
             "'purchase' buys a capacity block",
         ),
+        ({"placement.model_disk_gib": 100}, "pools.main.placement.model_disk_gib", "100 GiB cannot hold the weights"),
         (
             {"placement.capacity": {"kind": "capacity-block", "id": "cr-1"}, "placement.placement_group": True},
             "pools.main.placement",
@@ -164,11 +165,41 @@ def test_ssh_is_open_to_somebody_and_not_to_everybody(networks: list[str], key: 
 
 
 def test_a_gateway_reaches_only_its_own_region_unless_the_networks_are_joined(tmp_path: Path) -> None:
-    elsewhere = {"gateway.placement": {"region": "us-west-2", "zone": "us-west-2a"}}
+    elsewhere: dict[str, Any] = {
+        "gateway.placement": {"region": "us-west-2", "zone": "us-west-2a"},
+        "access.ssh_through": "direct",
+    }
     with pytest.raises(FleetError, match="is in aws us-east-1, and the gateway is in aws us-west-2") as caught:
         plan.load(write(tmp_path, elsewhere))
     assert caught.value.key == "pools.main"
     plan.load(write(tmp_path, {**elsewhere, "access.joined_networks": True}))
+
+
+@pytest.mark.parametrize(
+    ("cloud", "change", "fine"),
+    [
+        ("azure", {"disk_gib": 100}, False),
+        ("azure", {"disk_gib": 122}, True),
+        ("azure", {"disk_gib": 100, "model_disk_gib": 122}, True),
+        ("aws", {"disk_gib": 100}, True),
+    ],
+    ids=["root disk too small", "root disk", "model disk", "disks of the instance"],
+)
+def test_the_weights_fit_twice_on_the_disk_that_they_are_on(
+    cloud: str, change: dict[str, Any], fine: bool, tmp_path: Path
+) -> None:
+    placement = {**PLACEMENTS[cloud], **change}
+    more: dict[str, Any] = {}
+    if cloud == "azure":  # its GB200 hosts have no disk in the table
+        placement |= {"capacity": capacity("reservation"), "image": "own"}
+        more["pools.main.host_class"] = "gb200-4"
+    folder = write(tmp_path, more, placement, cloud)
+    if fine:
+        plan.load(folder)
+        return
+    with pytest.raises(FleetError, match=r"100 GiB cannot hold the weights of openai/gpt-oss-120b twice") as caught:
+        plan.load(folder)
+    assert (caught.value.key, caught.value.exit_code) == ("pools.main.placement.disk_gib", 2)
 
 
 def test_check_finds_a_shape_of_a_class_that_does_not_exist(catalog: Catalog) -> None:

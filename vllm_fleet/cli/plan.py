@@ -1,51 +1,109 @@
-"""``vllm-fleet plan``: hosts, instances, memory, and what differs from the stack."""
+"""``vllm-fleet plan``: hosts, instances, memory, price, and what differs from the stack."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from rich.table import Table
+import typer
 
+from vllm_fleet import catalog, cost, replacing, stack
 from vllm_fleet import plan as plans
-from vllm_fleet import stack
-from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, stdout
+from vllm_fleet.cli import plan_tables
+from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, stderr, stdout
+from vllm_fleet.edge import price_catalogue, pulumi_cli
 from vllm_fleet.errors import FleetError
 
-EPILOG = "Examples: vllm-fleet plan | vllm-fleet plan --fleet prod --json"
+EPILOG = (
+    "Examples: vllm-fleet plan | vllm-fleet plan --fleet prod --preview | "
+    "vllm-fleet plan --fleet prod --replace-serving h100-1,h100-3"
+)
+PreviewOption = Annotated[
+    bool, typer.Option("--preview", help="Ask Pulumi too: only it knows which hosts would be replaced.")
+]
+ReplaceOption = Annotated[
+    str,
+    typer.Option("--replace-serving", metavar="HOST[,HOST]", help="Hosts that may go; prints what to run for them."),
+]
+PricesOption = Annotated[
+    Literal["fleet", "gpuhunt"],
+    typer.Option("--prices", help="The table in fleet.yml, or gpuhunt's catalogue before it."),
+]
 
 
-def command(fleet: FleetOption = "lab", json: JsonOption = False) -> None:
-    """Print the To-Be of a fleet: its hosts, what each runs and how it fits, and what the stack lacks."""
+def command(
+    fleet: FleetOption = "lab",
+    json: JsonOption = False,
+    preview: PreviewOption = False,
+    replace_serving: ReplaceOption = "",
+    prices: PricesOption = "fleet",
+) -> None:
+    """Print the To-Be of a fleet: what each host runs, what it costs, and what would change against the stack."""
     plan = plans.load(fleet_directory(fleet))
+    allowed = list(dict.fromkeys(filter(None, (name.strip() for name in replace_serving.split(",")))))
+    bill = cost.bill(plan, catalog.load(), *_price_lists(plan, prices))
+    as_is, changes = _changes(plan, preview or bool(allowed))
+    replacing.check(plan, changes, allowed)
+    run = replacing.commands(plan, changes, allowed) if allowed else ()
+    refused = replacing.refusal(plan, changes, allowed)
+    if json:
+        _print_record(plan, bill, as_is, changes, run, refused)
+    else:
+        stdout.print(plan_tables.hosts([_record(host) for host in plan.hosts]))
+        stdout.print(plan_tables.costs(bill))
+        stdout.print(f"cost: {bill.summary()}", markup=False)
+        stdout.print(f"stack: {as_is}", markup=False)
+        for line in plan_tables.told(changes, run):
+            stdout.print(line, markup=False)
+    if refused:
+        if not json:
+            stderr.print(f"error: {refused}", markup=False)
+        raise typer.Exit(refused.exit_code)
+
+
+def _price_lists(plan: plans.Plan, prices: str) -> list[cost.PriceList]:
+    lists = [cost.own(plan)]
+    if prices == "gpuhunt":
+        try:
+            lists.insert(0, price_catalogue.load(host.cloud for host in plan.hosts if host.rented))
+        except FleetError as fault:
+            if fault.code != "work-failed":
+                raise
+            # A plan is worth printing without prices too.
+            stderr.print(f"prices: {fault}", markup=False)
+    return lists
+
+
+def _changes(plan: plans.Plan, ask_pulumi: bool) -> tuple[str, tuple[replacing.Change, ...]]:
+    """What the stack has, in words, and what would change in it."""
     try:
         stack.locations(plan)
         as_is = "the stack has just these hosts"
     except FleetError as fault:
         as_is = str(fault)
-    records = [_record(host) for host in plan.hosts]
-    if json:
-        print_json({"fleet": plan.fleet, "hosts": records, "stack": as_is})
-        return
-    table = Table(box=None, pad_edge=False)
-    for title in ("host", "class", "model", "engine", "profile", "instances", "sequences", "status"):
-        table.add_column(title)
-    for record in records:
-        first = record["instances"][0] if record["instances"] else None
-        if first is None:
-            table.add_row(record["host"], "-", "gateway", "-", "-", "-", "-", "-")
-            continue
-        table.add_row(
-            record["host"],
-            first["host_class"],
-            first["model"],
-            first["engine"],
-            first["profile"],
-            f"{first['instances']} x TP{first['tensor_parallel_size']}",
-            str(first["fit"]["max_num_seqs"]),
-            first["status"],
-        )
-    stdout.print(table)
-    stdout.print(f"stack: {as_is}", markup=False)
+    if ask_pulumi:
+        return as_is, replacing.previewed(pulumi_cli.preview(plan.fleet))
+    return as_is, replacing.known(plan, stack.made(plan))
+
+
+def _print_record(
+    plan: plans.Plan,
+    bill: cost.Bill,
+    as_is: str,
+    changes: tuple[replacing.Change, ...],
+    run: tuple[str, ...],
+    refused: FleetError | None,
+) -> None:
+    print_json(
+        {
+            "fleet": plan.fleet,
+            "hosts": [_record(host) for host in plan.hosts],
+            "cost": bill.record(),
+            "stack": as_is,
+            "changes": [change.record() for change in changes],
+            "run": list(run),
+            **({"error": refused.record()} if refused else {}),
+        }
+    )
 
 
 def _record(host: plans.HostPlan) -> dict[str, Any]:

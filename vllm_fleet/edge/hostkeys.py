@@ -7,7 +7,8 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from vllm_fleet.edge.ssh import CONCURRENCY, CONNECT_SECONDS
+from vllm_fleet.edge.connection import CONNECT_SECONDS
+from vllm_fleet.edge.ssh import CONCURRENCY
 
 #: In this order: the first kind that a host has.
 _KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512")

@@ -8,19 +8,18 @@ import json
 import shlex
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vllm_fleet import vetoes
+from vllm_fleet.edge.connection import CONNECT_SECONDS, NoAnswerError, Ways, connected
 from vllm_fleet.manifest import Manifest
 
 #: Hosts that are asked at the same time.
 CONCURRENCY = 64
-CONNECT_SECONDS = 15.0
-#: Asked for first: a sixth less CPU for each host than ChaCha20, most of which asyncssh does in Python.
-_CIPHERS = "^aes128-gcm@openssh.com"
 PROBE_SECONDS = 120.0
 
 
@@ -33,6 +32,7 @@ class Target:
         key_file: the private key; None leaves it to the agent and the user's own SSH configuration.
         command: arguments of ``ssh`` itself, for hosts that need what asyncssh cannot do (ProxyCommand,
             GSSAPI, hardware keys); None for all others.
+        jump: the gateway that it is reached through; None: straight.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Target:
     host_keys: tuple[str, ...]
     key_file: Path | None = None
     command: Sequence[str] | None = None
+    jump: Target | None = None
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ async def _probe_all(
 
     async def one(target: Target, manifest: Manifest) -> Report:
         async with gate:
-            way = _ask_openssh if target.command else _ask_asyncssh
+            asked = _ask_openssh(target, manifest) if target.command else _ask_asyncssh(target, manifest, ways)
             try:
-                answer = await asyncio.wait_for(way(target, manifest), PROBE_SECONDS)
+                answer = await asyncio.wait_for(asked, PROBE_SECONDS)
                 report = report_of(target.name, manifest, answer)
             except TimeoutError:
                 report = Report(target.name, error=f"no answer from {target.address} within {PROBE_SECONDS:.0f} s")
@@ -156,7 +157,8 @@ async def _probe_all(
         on_report(report)
         return report
 
-    reports = await asyncio.gather(*(one(target, manifest) for target, manifest in targets))
+    async with Ways() as ways:
+        reports = await asyncio.gather(*(one(target, manifest) for target, manifest in targets))
     return {report.host: report for report in reports}
 
 
@@ -182,10 +184,6 @@ async def _facts_of_all(targets: Sequence[Target]) -> list[Mapping[str, Any] | s
     return await asyncio.gather(*(one(target) for target in targets))
 
 
-class NoAnswerError(Exception):
-    """A host that cannot be asked, with the reason as a user would read it."""
-
-
 def report_of(host: str, manifest: Manifest, answer: str) -> Report:
     """The probe's answer as a report, with what the facts in it veto."""
     data: dict[str, Any] = json.loads(answer)
@@ -203,17 +201,18 @@ def _answer(target: Target, exit_status: int | None, out: str, err: str) -> str:
     raise NoAnswerError(f"the probe failed on {target.address}: {last}")
 
 
-async def _ask_asyncssh(target: Target, manifest: Manifest) -> str:
-    return await ask(target, remote_command(target.user, manifest), question(manifest))
+async def _ask_asyncssh(target: Target, manifest: Manifest, ways: Ways) -> str:
+    return await ask(target, remote_command(target.user, manifest), question(manifest), ways)
 
 
-async def ask(target: Target, command: str, text: str = "") -> str:
+async def ask(target: Target, command: str, text: str = "", ways: Ways | None = None) -> str:
     """Runs a command that prints one JSON object on a host that shows just the key that it should.
 
     Args:
         target: the host.
         command: the command, as its shell reads it.
         text: what the command reads from its standard input.
+        ways: the gateways that other hosts of this run come through too.
 
     Returns:
         The JSON.
@@ -221,46 +220,11 @@ async def ask(target: Target, command: str, text: str = "") -> str:
     Raises:
         NoAnswerError: the host cannot be reached, shows another key, refuses the user, or the command failed.
     """
-    import asyncssh
-
-    options: dict[str, Any] = {"known_hosts": ([asyncssh.import_public_key(key) for key in target.host_keys], [], [])}
-    if target.key_file:
-        if not target.key_file.is_file():
-            raise NoAnswerError(f"there is no private key {target.key_file}")
-        options |= {
-            "client_keys": [_private_key(target.key_file)],
-            "agent_path": None,
-            "config": None,
-            "encryption_algs": _CIPHERS,
-        }
-    try:
-        async with asyncssh.connect(
-            target.address,
-            target.port,
-            username=target.user,
-            connect_timeout=CONNECT_SECONDS,
-            gss_host=None,
-            **options,
-        ) as connection:
-            done = await connection.run(command, input=text)
-    except asyncssh.HostKeyNotVerifiable:
-        raise NoAnswerError(
-            f"{target.address} shows another SSH host key than stack.json gives: it is another machine, or it was made "
-            "again without 'pulumi up'"
-        ) from None
-    except asyncssh.PermissionDenied:
-        raise NoAnswerError(f"{target.user}@{target.address} refuses the key") from None
-    except (asyncssh.Error, OSError, TimeoutError) as fault:
-        reason = str(fault) or type(fault).__name__
-        raise NoAnswerError(f"cannot be reached at {target.address} port {target.port}: {reason}") from None
+    async with AsyncExitStack() as stack:
+        through = ways if ways else await stack.enter_async_context(Ways())
+        connection = await stack.enter_async_context(connected(target, through))
+        done = await connection.run(command, input=text)
     return _answer(target, done.exit_status, str(done.stdout), str(done.stderr))
-
-
-@cache
-def _private_key(file: Path) -> Any:
-    import asyncssh
-
-    return asyncssh.read_private_key(str(file))
 
 
 async def _ask_openssh(target: Target, manifest: Manifest) -> str:

@@ -8,6 +8,7 @@ import pulumi
 
 from infra.clouds.aws.capacity import Capacity
 from infra.clouds.aws.host import AwsHost
+from infra.clouds.aws.images import AwsImages
 from infra.clouds.aws.network import AwsNetwork
 from infra.hosts import CloudArgs, CloudComponent, rented
 from infra.sdk import aws
@@ -32,10 +33,10 @@ class AwsCloud(CloudComponent):
             name, region=region, default_tags={"tags": tags}, opts=pulumi.ResourceOptions(parent=self)
         )
         below = pulumi.ResourceOptions(parent=self, provider=provider)
-        zones = dict.fromkeys(zone for host in hosts for zone in rented(host).placement.all_zones)
-        network = AwsNetwork(name, args, tuple(zones), below)
+        network = AwsNetwork(name, args, hosts, below)
         capacity = {pool: Capacity(f"{args.fleet}-{pool}", members, below) for pool, members in _pools(hosts)}
-        made = {host.name: AwsHost(host, args, network, capacity[host.pool], below) for host in hosts}
+        images = AwsImages(below)
+        made = {host.name: AwsHost(host, args, network, capacity[host.pool], images, below) for host in hosts}
         self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}
 
 

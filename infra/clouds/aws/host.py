@@ -8,6 +8,7 @@ import pulumi
 
 from infra.cloud_init import user_data
 from infra.clouds.aws.capacity import Capacity
+from infra.clouds.aws.images import AwsImages
 from infra.clouds.aws.network import AwsNetwork
 from infra.hosts import CloudArgs, HostRecord, placed, rented
 from infra.keys import SshKeyPair
@@ -30,7 +31,13 @@ class AwsHost(pulumi.ComponentResource):
     record: HostRecord
 
     def __init__(
-        self, host: HostPlan, args: CloudArgs, network: AwsNetwork, capacity: Capacity, opts: pulumi.ResourceOptions
+        self,
+        host: HostPlan,
+        args: CloudArgs,
+        network: AwsNetwork,
+        capacity: Capacity,
+        images: AwsImages,
+        opts: pulumi.ResourceOptions,
     ) -> None:
         super().__init__("fleet:infra:AwsHost", host.name, None, opts)
         self._host = host
@@ -42,7 +49,7 @@ class AwsHost(pulumi.ComponentResource):
         instance = aws.ec2.Instance(
             host.name,
             instance_type=where.shape,
-            ami=self._image(where),
+            ami=images.of(where),
             user_data=user_data(host.user, args.authorised_keys, key),
             metadata_options={"http_tokens": "required", "http_put_response_hop_limit": 1, "http_endpoint": "enabled"},
             root_block_device={"encrypted": True, "volume_type": "gp3", "volume_size": where.placement.disk_gib},
@@ -69,24 +76,14 @@ class AwsHost(pulumi.ComponentResource):
     def _tags(self) -> dict[str, str]:
         return {"Name": self._host.name, "host": self._host.name, "pool": self._host.pool}
 
-    def _image(self, where: Rented) -> pulumi.Input[str]:
-        """The fleet's own image, or what the parameter of the cloud's table names today."""
-        image = where.placement.image
-        if image and image != "latest":
-            return image
-        found = aws.ssm.get_parameter_output(
-            name=where.table.images[where.image_kind],
-            opts=pulumi.InvokeOptions(parent=self, provider=self._mine.provider),
-        )
-        return found.apply(lambda parameter: str(parameter.value))
-
     def _interfaces(self, where: Rented, network: AwsNetwork, zone: str) -> dict[str, Any]:
         """The network of the instance: one interface, or one for each card where the fleet wants the fabric."""
         groups = [network.groups[self._host.kind]]
         placement = placed(self._host, AwsPlacement)
+        subnet = (network.subnets if placement.public_address else network.inner)[zone]
         if not (placement.fabric and where.fabric_cards):
             return {
-                "subnet_id": network.subnets[zone],
+                "subnet_id": subnet,
                 "vpc_security_group_ids": groups,
                 # Gateways have an address that stays; see _address.
                 "associate_public_ip_address": placement.public_address and self._host.kind == "serving",
@@ -94,7 +91,7 @@ class AwsHost(pulumi.ComponentResource):
         cards = [
             aws.ec2.NetworkInterface(
                 f"{self._host.name}-card-{card}",
-                subnet_id=network.subnets[zone],
+                subnet_id=subnet,
                 security_groups=groups,
                 interface_type="efa" if card == 0 else "efa-only",
                 tags=self._tags(),

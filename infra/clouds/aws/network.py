@@ -1,11 +1,14 @@
-"""A region's network: a subnet a zone, SSH and the API only from where the fleet says, vLLM only from the gateways."""
+"""A region's network: subnets a zone, SSH and the API only from where the fleet says, vLLM only from the gateways."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pulumi
 
-from infra.hosts import SERVICE_PORTS, CloudArgs
+from infra.hosts import SERVICE_PORTS, CloudArgs, has_private, needs_nat, rented
 from infra.sdk import aws
+from vllm_fleet.plan import HostPlan
 
 _NETWORK = "10.60.0.0/16"
 _EVERYWHERE = "0.0.0.0/0"
@@ -15,14 +18,16 @@ class AwsNetwork(pulumi.ComponentResource):
     """VPC, subnets, route and security groups.
 
     Attributes:
-        subnets: zone -> the id of its subnet.
+        subnets: zone -> the id of its subnet with a way to and from the internet.
+        inner: zone -> the id of its subnet for hosts without a public address.
         groups: kind of host -> the id of its security group.
     """
 
     subnets: dict[str, pulumi.Output[str]]
+    inner: dict[str, pulumi.Output[str]]
     groups: dict[str, pulumi.Output[str]]
 
-    def __init__(self, name: str, args: CloudArgs, zones: tuple[str, ...], opts: pulumi.ResourceOptions) -> None:
+    def __init__(self, name: str, args: CloudArgs, hosts: tuple[HostPlan, ...], opts: pulumi.ResourceOptions) -> None:
         super().__init__("fleet:infra:AwsNetwork", name, None, opts)
         self._name = name
         self._mine = pulumi.ResourceOptions(parent=self, provider=opts.provider)
@@ -34,29 +39,45 @@ class AwsNetwork(pulumi.ComponentResource):
             tags={"Name": name},
             opts=self._mine,
         )
-        self.subnets = self._subnets(zones)
+        gateway = aws.ec2.InternetGateway(name, vpc_id=self._vpc.id, tags={"Name": name}, opts=self._mine)
+        self.subnets = self._subnets("", _zones(hosts), [{"cidr_block": _EVERYWHERE, "gateway_id": gateway.id}])
+        inner = tuple(host for host in hosts if has_private([host]))
+        self.inner = self._subnets("-inner", _zones(inner), [self._nat()] if needs_nat(hosts) else [])
         self.groups = {kind: self._group(kind) for kind in ("serving", "gateway")}
         self._rules(args)
+        if inner:
+            self._allow("serving", "ssh", (22, 22), None)
         self.register_outputs({"vpc": self._vpc.id})
 
-    def _subnets(self, zones: tuple[str, ...]) -> dict[str, pulumi.Output[str]]:
-        gateway = aws.ec2.InternetGateway(self._name, vpc_id=self._vpc.id, tags={"Name": self._name}, opts=self._mine)
-        table = aws.ec2.RouteTable(
-            self._name,
-            vpc_id=self._vpc.id,
-            routes=[{"cidr_block": _EVERYWHERE, "gateway_id": gateway.id}],
-            tags={"Name": self._name},
-            opts=self._mine,
+    def _nat(self) -> Any:
+        """The route of hosts without a public address: one NAT a region, in the first of its zones."""
+        name = f"{self._name}-nat"
+        address = aws.ec2.Eip(name, domain="vpc", tags={"Name": name}, opts=self._mine)
+        nat = aws.ec2.NatGateway(
+            name,
+            allocation_id=address.id,
+            subnet_id=self.subnets[min(self.subnets)],
+            tags={"Name": name},
+            # Another zone in the list does not move it: that would cut every host off for a while.
+            opts=pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(ignore_changes=["subnetId"])),
         )
+        return {"cidr_block": _EVERYWHERE, "nat_gateway_id": nat.id}
+
+    def _subnets(self, suffix: str, zones: tuple[str, ...], routes: list[Any]) -> dict[str, pulumi.Output[str]]:
+        if not zones:
+            return {}
+        label = f"{self._name}{suffix}"
+        table = aws.ec2.RouteTable(label, vpc_id=self._vpc.id, routes=routes, tags={"Name": label}, opts=self._mine)
         found = {}
         for zone in zones:
-            name = f"{self._name}-{zone[-1]}"
+            name = f"{self._name}-{zone[-1]}{suffix}"
+            # By the letter of the zone, so that another zone in the list moves no subnet.
+            third = (ord(zone[-1]) - ord("a")) * 16 + (8 if suffix else 0)
             subnet = aws.ec2.Subnet(
                 name,
                 vpc_id=self._vpc.id,
                 availability_zone=zone,
-                # By the letter of the zone, so that another zone in the list moves no subnet.
-                cidr_block=f"10.60.{(ord(zone[-1]) - ord('a')) * 16}.0/20",
+                cidr_block=f"10.60.{third}.0/21",
                 tags={"Name": name},
                 opts=self._mine,
             )
@@ -112,3 +133,7 @@ class AwsNetwork(pulumi.ComponentResource):
             **origin,  # type: ignore[arg-type]
             opts=self._mine,
         )
+
+
+def _zones(hosts: tuple[HostPlan, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(zone for host in hosts for zone in rented(host).placement.all_zones))

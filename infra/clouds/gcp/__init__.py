@@ -5,6 +5,7 @@ from __future__ import annotations
 import pulumi
 
 from infra.clouds.gcp.host import GcpHost
+from infra.clouds.gcp.images import GcpImages
 from infra.clouds.gcp.network import GcpNetwork
 from infra.hosts import CloudArgs, CloudComponent, placed
 from infra.sdk import gcp
@@ -36,6 +37,7 @@ class GcpCloud(CloudComponent):
             opts=pulumi.ResourceOptions(parent=self),
         )
         below = pulumi.ResourceOptions(parent=self, provider=provider)
-        network = GcpNetwork(name, args, placement.region, below)
-        made = {host.name: GcpHost(host, args, network, below) for host in hosts}
+        network = GcpNetwork(name, args, hosts, below)
+        images = GcpImages(below)
+        made = {host.name: GcpHost(host, args, network, images, below) for host in hosts}
         self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}

@@ -8,6 +8,7 @@ from typing import Any
 import pulumi
 
 from infra.cloud_init import user_data
+from infra.clouds.gcp.images import GcpImages
 from infra.clouds.gcp.network import GcpNetwork, tag
 from infra.hosts import CloudArgs, HostRecord, placed, rented
 from infra.keys import SshKeyPair
@@ -31,7 +32,14 @@ class GcpHost(pulumi.ComponentResource):
 
     record: HostRecord
 
-    def __init__(self, host: HostPlan, args: CloudArgs, network: GcpNetwork, opts: pulumi.ResourceOptions) -> None:
+    def __init__(
+        self,
+        host: HostPlan,
+        args: CloudArgs,
+        network: GcpNetwork,
+        images: GcpImages,
+        opts: pulumi.ResourceOptions,
+    ) -> None:
         super().__init__("fleet:infra:GcpHost", host.name, None, opts)
         self._host = host
         self._mine = pulumi.ResourceOptions(parent=self, provider=opts.provider)
@@ -47,7 +55,7 @@ class GcpHost(pulumi.ComponentResource):
             name=name,
             machine_type=where.shape,
             zone=zone,
-            boot_disk=self._boot_disk(where),
+            boot_disk=_boot_disk(where, images.of(where)),
             network_interfaces=[self._interface(name, placement, network)],
             metadata={
                 "user-data": user_data(host.user, args.authorised_keys, key),
@@ -78,29 +86,6 @@ class GcpHost(pulumi.ComponentResource):
         self.record = HostRecord(address, instance.instance_id, host.user, key.public_key, instance.zone, private)
         self.register_outputs({"address": address})
 
-    def _boot_disk(self, where: Rented) -> gcp.compute.InstanceBootDiskArgs:
-        return gcp.compute.InstanceBootDiskArgs(
-            auto_delete=True,
-            initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(
-                image=self._image(where),
-                size=where.placement.disk_gib,
-                type="hyperdisk-balanced" if where.shape.startswith(_HYPERDISK) else "pd-balanced",
-            ),
-        )
-
-    def _image(self, where: Rented) -> pulumi.Input[str]:
-        """The fleet's own image, or the newest of the family that the cloud's table names."""
-        image = where.placement.image
-        if image and image != "latest":
-            return image
-        project, family = where.table.images[where.image_kind].split("/")
-        found = gcp.compute.get_image_output(
-            project=project,
-            family=family,
-            opts=pulumi.InvokeOptions(parent=self, provider=self._mine.provider),
-        )
-        return found.apply(lambda newest: str(newest.self_link))
-
     def _interface(
         self, name: str, placement: GcpPlacement, network: GcpNetwork
     ) -> gcp.compute.InstanceNetworkInterfaceArgs:
@@ -130,6 +115,17 @@ class GcpHost(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions.merge(self._mine, kept),
         )
         gcp.compute.AttachedDisk(logical, disk=disk.id, instance=instance.id, device_name="models", opts=self._mine)
+
+
+def _boot_disk(where: Rented, image: pulumi.Input[str]) -> gcp.compute.InstanceBootDiskArgs:
+    return gcp.compute.InstanceBootDiskArgs(
+        auto_delete=True,
+        initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(
+            image=image,
+            size=where.placement.disk_gib,
+            type="hyperdisk-balanced" if where.shape.startswith(_HYPERDISK) else "pd-balanced",
+        ),
+    )
 
 
 def _public_address(interfaces: Sequence[Any]) -> str:

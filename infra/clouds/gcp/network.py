@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pulumi
 
-from infra.hosts import SERVICE_PORTS, CloudArgs
+from infra.hosts import SERVICE_PORTS, CloudArgs, has_private, needs_nat, rented
 from infra.sdk import gcp
+from vllm_fleet.plan import HostPlan
 
 _NETWORK = "10.60.0.0/16"
 
@@ -24,28 +25,49 @@ class GcpNetwork(pulumi.ComponentResource):
 
     subnet: pulumi.Output[str]
 
-    def __init__(self, name: str, args: CloudArgs, region: str, opts: pulumi.ResourceOptions) -> None:
+    def __init__(self, name: str, args: CloudArgs, hosts: tuple[HostPlan, ...], opts: pulumi.ResourceOptions) -> None:
         super().__init__("fleet:infra:GcpNetwork", name, None, opts)
         self._name = name
         self._mine = pulumi.ResourceOptions(parent=self, provider=opts.provider)
         network = gcp.compute.Network(name, name=name, auto_create_subnetworks=False, opts=self._mine)
         self._network = network.id
+        region = rented(hosts[0]).placement.region
         self.subnet = gcp.compute.Subnetwork(
             name, name=name, network=network.id, region=region, ip_cidr_range=_NETWORK, opts=self._mine
         ).id
         serving, gateway = tag(args.fleet, "serving"), tag(args.fleet, "gateway")
         self._allow("ssh", [serving, gateway], ["22"], args.access.ssh_from)
         self._allow("api", [gateway], [str(port) for port in args.ports], args.access.api_from)
+        self._from_gateways("vllm", f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}", gateway, serving)
+        if has_private(hosts):
+            self._from_gateways("ssh-inside", "22", gateway, serving)
+        if needs_nat(hosts):
+            self._nat(region)
+        self.register_outputs({"network": network.id})
+
+    def _nat(self, region: str) -> None:
+        """The way out of hosts without a public address."""
+        router = gcp.compute.Router(self._name, name=self._name, network=self._network, region=region, opts=self._mine)
+        gcp.compute.RouterNat(
+            self._name,
+            name=self._name,
+            router=router.name,
+            region=region,
+            nat_ip_allocate_option="AUTO_ONLY",
+            source_subnetwork_ip_ranges_to_nat="ALL_SUBNETWORKS_ALL_IP_RANGES",
+            opts=self._mine,
+        )
+
+    def _from_gateways(self, what: str, ports: str, gateway: str, serving: str) -> None:
         gcp.compute.Firewall(
-            f"{name}-vllm",
-            name=f"{name}-vllm",
+            f"{self._name}-{what}",
+            name=f"{self._name}-{what}",
             network=self._network,
-            allows=[{"protocol": "tcp", "ports": [f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}"]}],
+            allows=[{"protocol": "tcp", "ports": [ports]}],
             source_tags=[gateway],
             target_tags=[serving],
             opts=self._mine,
         )
-        self.register_outputs({"network": network.id})
 
     def _allow(self, what: str, targets: list[str], ports: list[str], networks: list[str]) -> None:
         """Lets TCP in from networks. A rule takes addresses of one family only."""

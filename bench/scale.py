@@ -1,0 +1,256 @@
+"""One Pulumi program of N hosts under recording mocks, for a fresh process: ``python -m bench.scale WHAT N``.
+
+Prints the seconds of the program, those of the import before it, its peak memory and how many resources it asked for.
+``plain`` is the peer: N instances of the SDK and nothing of this project.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from vllm_fleet import paths
+from vllm_fleet.errors import FleetError
+
+HOSTS = 1000
+GOAL_SECONDS = 10.0
+GOAL_MIB = 400.0
+#: What is measured -> how a table names it. The first is the peer of all others.
+WHATS: Mapping[str, str] = {
+    "plain": "{0} x aws.ec2.Instance, no components",
+    "aws": "fleet of {0} AWS hosts",
+    "gcp": "fleet of {0} Google Cloud hosts",
+}
+_PLACEMENTS: Mapping[str, Mapping[str, Any]] = {
+    "aws": {"region": "us-east-1", "zones": ["us-east-1a", "us-east-1b"]},
+    "gcp": {"region": "us-central1", "zone": "us-central1-b", "project": "demo-project", "capacity": {"kind": "spot"}},
+}
+_FUNCTIONS: Mapping[str, Mapping[str, Any]] = {
+    "aws:ssm/getParameter:getParameter": {"value": "ami-1", "name": "p", "type": "String", "version": 1},
+    "gcp:compute/getImage:getImage": {"selfLink": "projects/p/global/images/i-1", "name": "i-1"},
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One program in a process of its own.
+
+    Attributes:
+        seconds: of the program, from its first resource to the last answer.
+        cpu_seconds: the same as CPU of the process, which a busy machine makes longer too, but by less.
+        import_seconds: of the modules that it needs, before.
+        peak_mib: the most memory that the process had.
+        resources: what it asked for.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    import_seconds: float
+    peak_mib: float
+    resources: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """All runs of one program.
+
+    Attributes:
+        name: the program.
+        hosts: how many hosts.
+        samples: its runs, at least one.
+    """
+
+    name: str
+    hosts: int
+    samples: tuple[Sample, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Median seconds of the program."""
+        return median(sample.seconds for sample in self.samples)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Median CPU seconds of the program."""
+        return median(sample.cpu_seconds for sample in self.samples)
+
+    @property
+    def import_seconds(self) -> float:
+        """Median seconds of the imports."""
+        return median(sample.import_seconds for sample in self.samples)
+
+    @property
+    def peak_mib(self) -> float:
+        """The most memory of all runs."""
+        return max(sample.peak_mib for sample in self.samples)
+
+    @property
+    def resources(self) -> int:
+        """What the program asked for."""
+        return self.samples[0].resources
+
+    @property
+    def ms_per_resource(self) -> float:
+        """Milliseconds of one resource."""
+        return self.seconds / self.resources * 1000
+
+    @property
+    def reaches_goal(self) -> bool:
+        """Whether time and memory are below those to reach."""
+        return self.seconds < GOAL_SECONDS and self.peak_mib < GOAL_MIB
+
+    def record(self) -> dict[str, Any]:
+        """The row as plain data."""
+        return {
+            "name": self.name,
+            "hosts": self.hosts,
+            "runs": len(self.samples),
+            "resources": self.resources,
+            "seconds": round(self.seconds, 2),
+            "cpu_seconds": round(self.cpu_seconds, 2),
+            "import_seconds": round(self.import_seconds, 2),
+            "peak_mib": round(self.peak_mib),
+        }
+
+
+def measured(hosts: int, runs: int, told: Callable[[str], None]) -> list[Row]:
+    """All programs, in turns, each in a process of its own.
+
+    Args:
+        hosts: how many hosts each has.
+        runs: how often.
+        told: is told of each run.
+
+    Raises:
+        FleetError: a program failed.
+    """
+    samples: dict[str, list[Sample]] = {what: [] for what in WHATS}
+    for number in range(1, runs + 1):
+        for what, name in WHATS.items():
+            sample = _sample(what, hosts)
+            samples[what].append(sample)
+            told(
+                f"run {number} of {runs}, {name.format(hosts)}: {sample.seconds:.1f} s, {sample.peak_mib:.0f} MiB, "
+                f"{sample.resources} resources"
+            )
+    return [Row(name.format(hosts), hosts, tuple(samples[what])) for what, name in WHATS.items()]
+
+
+def _sample(what: str, hosts: int) -> Sample:
+    words = [sys.executable, "-m", "bench.scale", what, str(hosts)]
+    done = subprocess.run(words, cwd=paths.root(), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        print("\n".join(done.stderr.splitlines()[-25:]), file=sys.stderr)
+        raise FleetError(f"{' '.join(words[1:])} ended with {done.returncode}", "see above", code="work-failed")
+    return Sample(**json.loads(done.stdout))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one program and prints its sample."""
+    what, hosts = arguments[0], int(arguments[1])
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        program, asked = _program(what, hosts, Path(folder))
+        ready = time.monotonic()
+        cpu = time.process_time()
+        program()
+        seconds, cpu = time.monotonic() - ready, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(Sample(seconds, cpu, ready - began, peak, len(asked)).__dict__))
+    return 0
+
+
+def _program(what: str, hosts: int, folder: Path) -> tuple[Callable[[], Any], list[str]]:
+    """The program and the list that it fills with the names of its resources; everything is imported after it."""
+    import pulumi
+    from pulumi.runtime import settings
+
+    asked: list[str] = []
+
+    class Mocks(pulumi.runtime.Mocks):
+        """Answers with what the program reads of a real provider's outputs, and keeps each name."""
+
+        def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[str, Any]]:
+            asked.append(args.name)
+            if args.typ.endswith(":SshKeyPair"):
+                return args.name, {"private_key": "PRIVATE", "public_key": "ssh-ed25519 PUBLIC"}
+            outputs = {"privateIp": "10.0.0.1", "publicIp": "192.0.2.1", "address": "192.0.2.1", "instanceId": "1"}
+            if args.typ.startswith("gcp:compute/instance"):
+                interface = args.inputs["networkInterfaces"][0]
+                outputs["networkInterfaces"] = [{**interface, "networkIp": "10.0.0.1"}]  # type: ignore[assignment]
+            return args.name, {**args.inputs, **outputs}
+
+        def call(self, args: pulumi.runtime.MockCallArgs) -> dict[str, Any]:
+            return dict(_FUNCTIONS[args.token])
+
+        def register_resource_hook(self, hook: pulumi.ResourceHook) -> None:
+            """The engine's part of a hook, which mocks do not have."""
+
+    found = Mocks()
+    pulumi.runtime.set_mocks(found, project="bench", stack="demo")
+    settings.SETTINGS.callbacks = found
+    run = _plain(hosts) if what == "plain" else _fleet(what, hosts, folder)
+    return pulumi.runtime.test(run), asked
+
+
+def _plain(hosts: int) -> Callable[[], Any]:
+    import pulumi
+    import pulumi_aws as aws
+
+    def run() -> Any:
+        made = [
+            aws.ec2.Instance(
+                f"main-{number}",
+                ami="ami-1",
+                instance_type="p5.48xlarge",
+                subnet_id="subnet-1",
+                vpc_security_group_ids=["sg-1"],
+                user_data="#cloud-config\n",
+                metadata_options={"http_tokens": "required", "http_put_response_hop_limit": 1},
+                root_block_device={"encrypted": True, "volume_type": "gp3", "volume_size": 300},
+                tags={"Name": f"main-{number}"},
+            )
+            for number in range(hosts)
+        ]
+        return pulumi.Output.all(*(each.private_ip for each in made))
+
+    return run
+
+
+def _fleet(cloud: str, hosts: int, folder: Path) -> Callable[[], Any]:
+    from infra import clouds
+    from infra.fleet import program
+
+    clouds.component(cloud)  # imports the cloud's SDK
+    directory = folder / "demo"
+    directory.mkdir()
+    fleet = {
+        "fleet": "demo",
+        "defaults": {"model": "openai/gpt-oss-120b"},
+        "pools": {"main": {"host_class": "h100-8", "cloud": cloud, "hosts": hosts, "placement": _PLACEMENTS[cloud]}},
+        "gateway": {"hosts": 2},
+        "access": {"ssh_from": ["203.0.113.0/24"], "api_from": ["198.51.100.0/24"]},
+    }
+    # JSON is YAML.
+    (directory / "fleet.yml").write_text(json.dumps(fleet), encoding="utf-8")
+
+    os.environ["VLLM_FLEET_INVENTORIES"] = str(folder)
+
+    def run() -> Any:
+        return program("demo").inventory
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

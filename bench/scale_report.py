@@ -1,0 +1,78 @@
+"""Pulumi programs of many hosts as a section of ``docs/performance.md`` and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench import scale
+from bench.markdown import markdown, paragraph
+
+TITLE = "## Pulumi at scale"
+
+
+def table(rows: Sequence[scale.Row]) -> list[str]:
+    """The rows; the first is what the SDK alone takes."""
+    lines = [("program", "resources", "seconds", "CPU [s]", "CPU [ms/resource]", "imports [s]", "peak [MiB]")]
+    for row in rows:
+        each = row.cpu_seconds / row.resources * 1000
+        lines.append(
+            (
+                row.name,
+                str(row.resources),
+                f"{row.seconds:.1f}",
+                f"{row.cpu_seconds:.1f}",
+                f"{each:.1f}",
+                f"{row.import_seconds:.1f}",
+                f"{row.peak_mib:.0f}",
+            )
+        )
+    return markdown(lines, right={1, 2, 3, 4, 5, 6})
+
+
+def goals(rows: Sequence[scale.Row]) -> list[str]:
+    """The goals with what was reached, for each program of this project."""
+    return [_verdict(row) for row in rows[1:]]
+
+
+def _verdict(row: scale.Row) -> str:
+    goal = f"{row.name} in {scale.GOAL_SECONDS:g} s and {scale.GOAL_MIB:g} MiB"
+    told = f"{row.seconds:.1f} s ({row.cpu_seconds:.1f} s of CPU), {row.peak_mib:.0f} MiB"
+    return f"{goal}: {'reached' if row.reaches_goal else '**missed**'}, {told}"
+
+
+def section(rows: Sequence[scale.Row]) -> list[list[str]]:
+    """The section as blocks of lines."""
+    runs = len(rows[0].samples)
+    return [
+        [TITLE],
+        paragraph(
+            f"The whole program of a fleet under recording mocks, which answer at once, each in a process of its own; "
+            f"{'one run' if runs == 1 else f'median of {runs} runs, in turns'}. The first row is the peer: that many "
+            "instances of the SDK, with the inputs of one host and nothing else. A host of a fleet is three resources: "
+            "its component, its SSH host key, its instance. On a machine with other work the seconds are too long, "
+            "those of the peer as well."
+        ),
+        table(rows),
+        [f"- {each}" for each in goals(rows)],
+    ]
+
+
+def text(rows: Sequence[scale.Row]) -> list[str]:
+    """The section for the terminal."""
+    return [*table(rows), "", *goals(rows)]
+
+
+def replaced(document: str, rows: Sequence[scale.Row]) -> str:
+    """A document with this section in place of the one that it has, or before its last one.
+
+    Args:
+        document: the text of ``docs/performance.md``.
+        rows: what was measured.
+    """
+    own = "\n\n".join("\n".join(block) for block in section(rows)) + "\n\n"
+    before, found, after = document.partition(f"{TITLE}\n")
+    if not found:
+        before, _, after = document.rpartition("## ")
+        return f"{before}{own}## {after}"
+    _, _, rest = after.partition("\n## ")
+    return f"{before}{own}" + (f"## {rest}" if rest else "")

@@ -1,0 +1,48 @@
+"""Action plugin: gives every host of the play a new SSH host key, in one task and one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from vllm_fleet import drift
+from vllm_fleet.edge import rotation
+from vllm_fleet.edge.hostkeys import fingerprint
+from vllm_fleet.errors import FleetError
+
+
+class ActionModule(ActionBase):
+    """``fleet_host_keys:`` rotates the keys of the play's hosts; with ``--check`` it says whose."""
+
+    BYPASS_HOST_LOOP = True
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _VALID_ARGS = frozenset[str]()
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Rotates, fleet by fleet."""
+        result = super().run(tmp, task_vars)
+        given = task_vars or {}
+        names = {str(name) for name in given["ansible_play_hosts_all"]}
+        folders = {str(given["hostvars"][name]["inventory_dir"]) for name in names}
+        if self._task.check_mode:
+            return {**result, "changed": True, "msg": f"would rotate the keys of {', '.join(sorted(names))}"}
+        faults: list[FleetError] = []
+        done: dict[str, str] = {}
+        try:
+            for site in map(drift.site_of_run, [Path(folder).resolve() for folder in sorted(folders)]):
+                targets = {each.plan.name: drift.target(site, each) for each in site.hosts if each.plan.name in names}
+                outcome = rotation.rotate(site, targets)
+                done |= outcome.rotated
+                faults += outcome.faults
+        except FleetError as fault:
+            faults.append(fault)
+        for name, key in sorted(done.items()):
+            Display().display(f"  {name}: {fingerprint(key)}", color="yellow")
+        result |= {"changed": bool(done), "rotated": sorted(done), "msg": f"{len(done)} hosts have new keys"}
+        if faults:
+            result |= {"failed": True, "msg": "\n".join(str(fault) for fault in faults)}
+        return result

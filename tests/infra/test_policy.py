@@ -1,0 +1,235 @@
+"""What holds in every cloud, on plain dicts of what the program asks for: the example fleets and their opposites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+from cloud_fleets import built, write
+from recording import Recorded, Recorder
+
+from infra.hosts import SERVICE_PORTS
+from vllm_fleet import paths, plan
+
+#: The mark of a secret on the wire.
+SECRET = "4dabf18193072939515e22adb298388d"
+WORLD = {"0.0.0.0/0", "::/0", "*", "Internet"}
+MACHINES = (
+    "ec2/instance:Instance",
+    "compute/instance:Instance",
+    ":VirtualMachine",
+    "Core/instance:Instance",
+    ":Droplet",
+)
+EXAMPLES = sorted(path.parent.name for path in (paths.root() / "inventories").glob("example-*/fleet.yml"))
+#: A pool of each cloud with everything that costs safety where it is forgotten: disks of its own, a fabric.
+POOLS: dict[str, dict[str, Any]] = {
+    "aws": {
+        "host_class": "h100-8",
+        "placement": {"region": "us-east-1", "zone": "us-east-1a", "model_disk_gib": 500, "fabric": True},
+    },
+    "gcp": {
+        "host_class": "b200-8",
+        "placement": {
+            "region": "us-central1",
+            "zone": "us-central1-b",
+            "project": "demo-project",
+            "capacity": {"kind": "spot"},
+            "model_disk_gib": 500,
+        },
+    },
+    "azure": {"host_class": "mi300x-8", "placement": {"region": "westeurope", "model_disk_gib": 500}},
+    "oci": {
+        "host_class": "mi355x-8",
+        "placement": {
+            "region": "us-chicago-1",
+            "zone": "AD-1",
+            "compartment": "ocid1.compartment.oc1..demo",
+            "image": "ocid1.image.oc1..rocm",
+        },
+    },
+    "digitalocean": {"host_class": "mi325x-8", "placement": {"region": "nyc2"}},
+}
+FUNCTIONS: dict[str, dict[str, Any]] = {
+    "aws:ssm/getParameter:getParameter": {"value": "ami-1", "name": "p", "type": "String", "version": 1},
+    "gcp:compute/getImage:getImage": {"selfLink": "projects/p/global/images/i-1", "name": "i-1"},
+    "digitalocean:index/getSizes:getSizes": {"sizes": [{"slug": "s", "regions": ["nyc2"]}], "id": "x"},
+    "oci:Core/getImages:getImages": {"images": [{"id": "ocid1.image.oc1..plain"}], "id": "x"},
+}
+
+
+MADE: dict[str, list[Recorded]] = {}
+
+
+@pytest.fixture(params=[*EXAMPLES, *sorted(POOLS)])
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> list[Recorded]:
+    """Everything that the program asks for, for one fleet; it is run once for all rules."""
+    name = request.param
+    if name not in MADE:
+        MADE[name] = _run(name, tmp_path, request.getfixturevalue("recorder"))
+    return MADE[name]
+
+
+def _run(name: str, tmp_path: Path, recorder: Recorder) -> list[Recorded]:
+    recorder.functions.update(FUNCTIONS)
+    if name in POOLS:
+        found = write(tmp_path, name, POOLS[name], access={"ssh_from": ["203.0.113.0/24"], "api_from": ["0.0.0.0/0"]})
+    else:
+        found = plan.load(paths.root() / "inventories" / name)
+    pulumi.runtime.test(lambda: built(found, lambda _: None))()
+    return recorder.resources
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One way in: who lets whom in on which ports."""
+
+    rule: str
+    ports: tuple[int, int]
+    sources: tuple[str, ...]
+
+
+def _range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    return (0, 65535) if text == "*" else (int(low), int(high or low))
+
+
+def openings(made: list[Recorded]) -> Iterator[Opening]:
+    """Every rule of every cloud that lets something in."""
+    for each in made:
+        at, kind = each.inputs, each.type.rsplit(":", 1)[1]
+        if kind == "SecurityGroupIngressRule":
+            sources = [at.get(key) for key in ("cidrIpv4", "cidrIpv6", "referencedSecurityGroupId")]
+            ports = (int(at.get("fromPort", 0)), int(at.get("toPort", 65535)))
+            yield Opening(each.name, ports, tuple(source for source in sources if source))
+        elif each.type == "gcp:compute/firewall:Firewall":
+            for allow in at["allows"]:
+                for ports_text in allow["ports"]:
+                    sources = [*at.get("sourceRanges", []), *at.get("sourceTags", [])]
+                    yield Opening(each.name, _range(ports_text), tuple(sources))
+        elif kind == "NetworkSecurityGroup" and "securityRules" in at:
+            for rule in at["securityRules"]:
+                if rule["access"] == "Allow":
+                    sources = [*rule.get("sourceAddressPrefixes", []), *filter(None, [rule.get("sourceAddressPrefix")])]
+                    sources += [group["id"] for group in rule.get("sourceApplicationSecurityGroups", [])]
+                    yield Opening(f"{each.name}/{rule['name']}", _range(rule["destinationPortRange"]), tuple(sources))
+        elif kind == "NetworkSecurityGroupSecurityRule":
+            span = at["tcpOptions"]["destinationPortRange"]
+            yield Opening(each.name, (int(span["min"]), int(span["max"])), (at["source"],))
+        elif each.type == "digitalocean:index/firewall:Firewall":
+            for rule in at["inboundRules"]:
+                sources = [*rule.get("sourceAddresses", []), *rule.get("sourceTags", [])]
+                yield Opening(f"{each.name}/{rule['portRange']}", _range(rule["portRange"]), tuple(sources))
+        elif kind in ("SecurityGroup", "DefaultSecurityGroup", "SecurityList"):
+            assert not at.get("ingress"), each.name
+            assert not at.get("ingressSecurityRules"), each.name
+
+
+def machines(made: list[Recorded]) -> list[Recorded]:
+    return [each for each in made if each.type.endswith(MACHINES)]
+
+
+def test_neither_ssh_nor_vllm_is_open_to_the_world(made: list[Recorded]) -> None:
+    found = list(openings(made))
+    assert any(low <= 22 <= high for low, high in (each.ports for each in found))
+    for each in found:
+        assert each.sources, f"{each.rule} names nobody, which some clouds read as everybody"
+        if WORLD & set(each.sources):
+            assert each.ports == (8080, 8080), each
+            assert "gateway" in each.rule or "api" in each.rule, each
+        low, high = each.ports
+        if each.ports == (8080, 8080) and ("gateway" in each.rule or "api" in each.rule):
+            continue  # the API, on the gateways
+        inside = low <= SERVICE_PORTS[1] and SERVICE_PORTS[0] <= high
+        assert not inside or not any("/" in source for source in each.sources), f"{each.rule}: vLLM only from gateways"
+
+
+def test_every_disk_is_encrypted(made: list[Recorded]) -> None:
+    for each in made:
+        at = each.inputs
+        if each.type == "aws:ec2/instance:Instance":
+            assert at["rootBlockDevice"]["encrypted"] is True, each.name
+            assert "ebsBlockDevices" not in at
+        elif each.type == "aws:ebs/volume:Volume":
+            assert at["encrypted"] is True, each.name
+        elif each.type == "azure-native:compute:VirtualMachine":
+            assert at["securityProfile"]["encryptionAtHost"] is True, each.name
+        # Google, Oracle and DigitalOcean encrypt every disk and have no switch for it.
+
+
+def test_metadata_needs_a_token_and_stays_on_the_host(made: list[Recorded]) -> None:
+    for each in made:
+        if each.type == "aws:ec2/instance:Instance":
+            options = each.inputs["metadataOptions"]
+            assert (options["httpTokens"], options["httpPutResponseHopLimit"]) == ("required", 1), each.name
+        if each.type == "oci:Core/instance:Instance":
+            assert each.inputs["instanceOptions"]["areLegacyImdsEndpointsDisabled"] is True, each.name
+
+
+def test_no_host_has_rights_in_its_cloud(made: list[Recorded]) -> None:
+    for each in machines(made):
+        assert not {"iamInstanceProfile", "serviceAccount", "identity"} & set(each.inputs), each.name
+
+
+#: What cannot carry tags: parts of other resources, and names by themselves.
+UNTAGGED = (
+    *("RouteTableAssociation", "VolumeAttachment", "AttachedDisk", "Subnetwork", "Network", "Router", "RouterNat"),
+    *("NetworkSecurityGroupSecurityRule", "Tag", "SshKey", "Vpc", "VpcNatGateway"),
+)
+
+
+def test_everything_says_whose_it_is(made: list[Recorded]) -> None:
+    by_provider = {"aws": "defaultTags", "gcp": "defaultLabels"}
+    for each in made:
+        cloud, kind = each.type.split(":")[0], each.type.rsplit(":", 1)[1]
+        if each.type.startswith("pulumi:providers:") and kind in by_provider:
+            default = each.inputs[by_provider[kind]]
+            assert "vllm-fleet" in str(default), each.name
+            assert "fleet" in str(default), each.name
+        if cloud == "azure-native" and kind != "Subnet":
+            assert each.inputs["tags"]["managed-by"] == "vllm-fleet", each.name
+        if cloud == "oci" and kind not in UNTAGGED:
+            assert each.inputs["freeformTags"]["managed-by"] == "vllm-fleet", each.name
+        if cloud == "digitalocean" and kind not in UNTAGGED:
+            assert each.inputs["tags"], each.name
+        if cloud == "aws" and kind in ("Instance", "Volume", "Vpc", "Subnet", "Eip", "NatGateway", "SecurityGroup"):
+            assert each.inputs["tags"]["Name"], each.name
+
+
+def test_hosts_with_gpus_have_no_address_on_the_internet(made: list[Recorded]) -> None:
+    names = {each.name for each in machines(made)}
+    serving = {name for name in names if not name.startswith("gateway-")}
+    assert serving
+    for each in made:
+        at = each.inputs
+        if each.name not in serving and each.name.split("-models")[0] not in serving:
+            continue
+        assert not each.type.endswith((":Eip", ":Address", ":PublicIPAddress")), each.name
+        assert at.get("associatePublicIpAddress") in (None, False), each.name
+        assert at.get("publicNetworking") in (None, False), each.name
+        assert at.get("createVnicDetails", {}).get("assignPublicIp", "false") == "false", each.name
+        for interface in at.get("networkInterfaces", []):
+            assert not interface.get("accessConfigs"), each.name
+
+
+def test_what_is_told_to_a_host_is_a_secret(made: list[Recorded]) -> None:
+    """The private host key is in no input in plain; on the state of a real engine: test_lab_engine."""
+    for each in machines(made):
+        assert SECRET in str(each.inputs), each.name
+        plain = str(_plain(each.inputs))
+        assert not [word for word in ("PRIVATE", "userData", "customData", "user_data", "user-data") if word in plain]
+
+
+def _plain(value: Any) -> Any:
+    """The part of an input that is in plain in the state."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items() if not (isinstance(each, dict) and SECRET in each)}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
+
+
+def test_a_block_is_bought_by_no_example(made: list[Recorded]) -> None:
+    assert not [each.name for each in made if "Reservation" in each.type]

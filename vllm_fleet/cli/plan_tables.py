@@ -1,0 +1,79 @@
+"""How ``vllm-fleet plan`` shows hosts, cost and changes to a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from vllm_fleet.cost import Bill, Row
+from vllm_fleet.replacing import Change
+
+_UNKNOWN = "unknown"
+#: Hosts of one change that are told one by one; a new fleet is told as a number.
+_SHOWN = 20
+
+
+def hosts(records: Sequence[Mapping[str, Any]]) -> Table:
+    """What each host runs."""
+    table = _table("host", "class", "model", "engine", "profile", "instances", "sequences", "status")
+    for record in records:
+        first = record["instances"][0] if record["instances"] else None
+        if first is None:
+            table.add_row(record["host"], "-", "gateway", "-", "-", "-", "-", "-")
+            continue
+        table.add_row(
+            record["host"],
+            first["host_class"],
+            first["model"],
+            first["engine"],
+            first["profile"],
+            f"{first['instances']} x TP{first['tensor_parallel_size']}",
+            str(first["fit"]["max_num_seqs"]),
+            first["status"],
+        )
+    return table
+
+
+def costs(bill: Bill) -> Table:
+    """What is rented, where, how, and for how much."""
+    table = _table("pool", "hosts", "GPUs", "type", "capacity", "region", "zones", "USD/h each", "USD/h", "price from")
+    for row in bill.rows:
+        table.add_row(row.pool, str(row.hosts), str(row.gpus), *_rent(row))
+    return table
+
+
+def _rent(row: Row) -> tuple[str, ...]:
+    if row.rented is None:
+        return (f"{row.cloud}: hosts of your own", "-", "-", "-", "-", "-", "-")
+    placement = row.rented.placement
+    source = row.price.source if row.price else "-"
+    each = f"{row.price.usd_per_hour:,.2f}" if row.price else _UNKNOWN
+    both = f"{row.usd_per_hour:,.2f}" if row.usd_per_hour is not None else _UNKNOWN
+    if row.once_usd is not None:
+        each, both, source = "-", f"once {row.once_usd:,.2f}", "accept_cost_usd of the order"
+    capacity = f"{placement.capacity.kind} {placement.capacity.id or ''}".strip()
+    zones = ", ".join(placement.all_zones) or "any"
+    return (f"{row.cloud} {row.rented.shape}", capacity, placement.region, zones, each, both, source)
+
+
+def told(changes: Sequence[Change], run: Sequence[str]) -> Iterator[str]:
+    """What would change, and what to run for it, line by line."""
+    for what in dict.fromkeys(change.what for change in changes):
+        mine = [change for change in changes if change.what == what]
+        if len(mine) > _SHOWN and not mine[0].ends_it:
+            yield f"would {what} {len(mine)} hosts"
+            continue
+        for change in mine:
+            yield f"would {change}"
+    if run:
+        yield "run, in this order:"
+        yield from (f"  {line}" for line in run)
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in titles:
+        table.add_column(title)
+    return table
