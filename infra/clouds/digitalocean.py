@@ -13,7 +13,6 @@ from infra.keys import SshKeyPair
 from vllm_fleet.cloud_schema import DigitalOceanPlacement
 from vllm_fleet.plan import HostPlan
 
-_NETWORK = "10.60.0.0/20"
 _EVERYWHERE = ["0.0.0.0/0", "::/0"]
 
 
@@ -40,7 +39,8 @@ class DigitalOceanCloud(CloudComponent):
 
     def _network(self, region: str) -> pulumi.Output[str]:
         name = f"{self._args.fleet}-{region}"
-        return do.Vpc(name, name=name, region=region, ip_range=_NETWORK, opts=self._mine).id
+        # Networks of one account may not overlap, of whatever fleet: DigitalOcean gives each a range that is free.
+        return do.Vpc(name, name=name, region=region, opts=self._mine).id
 
     def _firewalls(self) -> None:
         """By tag, so that a host that goes changes no rule."""
@@ -90,6 +90,7 @@ class DigitalOceanCloud(CloudComponent):
                 pulumi.ResourceOptions(
                     protect=host.name not in self._args.unprotected,
                     ignore_changes=["userData", "sshKeys", *([] if placement.image else ["image"])],
+                    hooks=self._args.zones.hooks(host.name, placement.region),
                 ),
             ),
         )

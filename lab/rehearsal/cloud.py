@@ -165,7 +165,9 @@ class Cloud:
         """An address that nothing has."""
         prefix = self._prefixes[0 if public else 1]
         with self.lock:
-            taken = {each.address for each in self._records.values()} | {each.private for each in self._records.values()}
+            taken = {each.address for each in self._records.values()} | {
+                each.private for each in self._records.values()
+            }
             found = next(address for address in _addresses(prefix) if address not in taken)
         return found
 

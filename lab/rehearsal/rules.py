@@ -58,7 +58,9 @@ def refuse_deletion(table: Table, cloud: Cloud, record: Record) -> None:
 def _names(table: Table, inputs: Inputs) -> None:
     name = inputs.get(table.names.get("property", ""))
     if name is not None and not re.fullmatch(table.names["pattern"], str(name)):
-        raise RefusedError(f"Invalid value for field 'resource.name': '{name}'. Must be a match of {table.names['pattern']}")
+        raise RefusedError(
+            f"Invalid value for field 'resource.name': '{name}'. Must be a match of {table.names['pattern']}"
+        )
 
 
 def _exists(table: Table, cloud: Cloud, target: str, output: str, value: Any) -> None:
@@ -85,9 +87,7 @@ def _subnet_fits(cloud: Cloud, inputs: Inputs, itself: str | None) -> Iterator[s
 
 def _block_has_a_target(_cloud: Cloud, inputs: Inputs, _itself: str | None) -> Iterator[str]:
     block = wire.value(inputs, "instanceMarketOptions.marketType") == "capacity-block"
-    target = wire.value(
-        inputs, "capacityReservationSpecification.capacityReservationTarget.capacityReservationId"
-    )
+    target = wire.value(inputs, "capacityReservationSpecification.capacityReservationTarget.capacityReservationId")
     if block and not target:
         yield "InvalidParameterCombination: a capacity block needs a capacity reservation target"
     if block and inputs.get("placementGroup"):

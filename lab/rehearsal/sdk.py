@@ -55,11 +55,9 @@ def arguments(package: str, token: str) -> type:
 def shape(arguments_class: type) -> Shape:
     """What a class of arguments holds."""
     names = _types.input_type_py_to_pulumi_names(arguments_class)
-    parameters = inspect.signature(arguments_class.__init__).parameters
+    parameters = inspect.signature(arguments_class).parameters
     needed = {name for name, each in parameters.items() if each.default is inspect.Parameter.empty}
-    documents = {
-        wire: inspect.getdoc(getattr(arguments_class, python, None)) or "" for python, wire in names.items()
-    }
+    documents = {wire: inspect.getdoc(getattr(arguments_class, python, None)) or "" for python, wire in names.items()}
     return Shape(
         types=_types.input_type_types(arguments_class),
         required=frozenset(names[name] for name in needed if name in names),
@@ -67,7 +65,9 @@ def shape(arguments_class: type) -> Shape:
     )
 
 
-def faults(arguments_class: type, inputs: Mapping[str, Any], open_lists: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+def faults(
+    arguments_class: type, inputs: Mapping[str, Any], open_lists: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
     """What is wrong with inputs by the SDK's types, as (path, reason).
 
     Args:
@@ -86,9 +86,7 @@ def _mapping(kind: type, data: Mapping[str, Any], at: str, open_lists: frozenset
         path = _at(at, name)
         if name not in known.types:
             yield path, f"is no property of {kind.__name__.removesuffix('Args')}"
-        elif each is not None and not is_unknown(each):
-            yield from _value(known.types[name], each, path, open_lists)
-        elif isinstance(each, (dict, list)):
+        elif each is not None:
             yield from _value(known.types[name], each, path, open_lists)
 
 

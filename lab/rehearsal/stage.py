@@ -114,7 +114,7 @@ def account_of(folder: Path) -> Account:
             continue
         placement = host.rented.placement
         found["reservations"] += [placement.capacity.id] if placement.capacity.id else []
-        found["images"] += [placement.image] if placement.image not in (None, "latest") else []  # type: ignore[list-item]
+        found["images"] += [placement.image] if placement.image not in (None, "latest") else []
         found["compartments"] += [str(placement.compartment)] if hasattr(placement, "compartment") else []
     return Account(have={kind: sorted(set(ids)) for kind, ids in found.items()})
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
-from google.protobuf import json_format, struct_pb2
+from google.protobuf import json_format, struct_pb2  # type: ignore[import-untyped]
 
 #: What stands for a value that a preview cannot know.
 UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
@@ -106,6 +106,4 @@ def changed(olds: Any, news: Any, path: str = "") -> Iterator[str]:
 def matches(path: str, pattern: str) -> bool:
     """Whether a path is, or lies below, one that a table names; ``*`` stands for any place in a list."""
     parts, wanted = path.split("."), pattern.split(".")
-    return len(parts) >= len(wanted) and all(
-        each in ("*", part) for part, each in zip(parts, wanted, strict=False)
-    )
+    return len(parts) >= len(wanted) and all(each in ("*", part) for part, each in zip(parts, wanted, strict=False))

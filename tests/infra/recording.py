@@ -89,6 +89,10 @@ class Recorder(pulumi.runtime.Mocks):
         """Keeps a hook, as the engine's callback server would."""
         self.hooks.append(hook.name)
 
+    def register_error_hook(self, hook: pulumi.ErrorHook) -> None:
+        """Keeps a hook for errors."""
+        self.hooks.append(hook.name)
+
     def of(self, kind: str) -> dict[str, dict[str, Any]]:
         """Name -> inputs of the resources whose type ends with a word."""
         return {each.name: each.inputs for each in self.resources if each.type.endswith(f":{kind}")}

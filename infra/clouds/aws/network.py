@@ -17,10 +17,12 @@ class AwsNetwork(pulumi.ComponentResource):
     Attributes:
         subnets: zone -> the id of its subnet.
         groups: kind of host -> the id of its security group.
+        gateway: to the internet; an elastic address is refused before it is there.
     """
 
     subnets: dict[str, pulumi.Output[str]]
     groups: dict[str, pulumi.Output[str]]
+    gateway: aws.ec2.InternetGateway
 
     def __init__(self, name: str, args: CloudArgs, zones: tuple[str, ...], opts: pulumi.ResourceOptions) -> None:
         super().__init__("fleet:infra:AwsNetwork", name, None, opts)
@@ -40,12 +42,13 @@ class AwsNetwork(pulumi.ComponentResource):
         self.register_outputs({"vpc": self._vpc.id})
 
     def _subnets(self, zones: tuple[str, ...]) -> dict[str, pulumi.Output[str]]:
-        gateway = aws.ec2.InternetGateway(self._name, vpc_id=self._vpc.id, tags={"Name": self._name}, opts=self._mine)
+        tags = {"Name": self._name}
+        self.gateway = aws.ec2.InternetGateway(self._name, vpc_id=self._vpc.id, tags=tags, opts=self._mine)
         table = aws.ec2.RouteTable(
             self._name,
             vpc_id=self._vpc.id,
-            routes=[{"cidr_block": _EVERYWHERE, "gateway_id": gateway.id}],
-            tags={"Name": self._name},
+            routes=[{"cidr_block": _EVERYWHERE, "gateway_id": self.gateway.id}],
+            tags=tags,
             opts=self._mine,
         )
         found = {}

@@ -48,7 +48,7 @@ class GcpHost(pulumi.ComponentResource):
             machine_type=where.shape,
             zone=zone,
             boot_disk=self._boot_disk(where),
-            network_interfaces=[self._interface(name, placement, network)],
+            network_interfaces=[self._interface(name, placement, network, protect)],
             metadata={
                 "user-data": user_data(host.user, args.authorised_keys, key),
                 # Who may log in stands in the fleet, and not in the project or in an account of Google.
@@ -102,7 +102,7 @@ class GcpHost(pulumi.ComponentResource):
         return found.apply(lambda newest: str(newest.self_link))
 
     def _interface(
-        self, name: str, placement: GcpPlacement, network: GcpNetwork
+        self, name: str, placement: GcpPlacement, network: GcpNetwork, protect: bool
     ) -> gcp.compute.InstanceNetworkInterfaceArgs:
         """The interface, with a public address: one that stays for gateways, which clients know by name.
 
@@ -113,7 +113,11 @@ class GcpHost(pulumi.ComponentResource):
         config = gcp.compute.InstanceNetworkInterfaceAccessConfigArgs()
         if self._host.kind == "gateway":
             kept = gcp.compute.Address(
-                self._host.name, name=name, region=placement.region, address_type="EXTERNAL", opts=self._mine
+                self._host.name,
+                name=name,
+                region=placement.region,
+                address_type="EXTERNAL",
+                opts=pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(protect=protect)),
             )
             config = gcp.compute.InstanceNetworkInterfaceAccessConfigArgs(nat_ip=kept.address)
         return gcp.compute.InstanceNetworkInterfaceArgs(subnetwork=network.subnet, access_configs=[config])
