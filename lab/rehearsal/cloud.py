@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -107,8 +107,7 @@ class Cloud:
         self._records: dict[str, Record] = {}
         self.account = Account()
         self._counter = 0
-        if file.is_file():
-            self._read()
+        self.load()
 
     @property
     def records(self) -> list[Record]:
@@ -142,6 +141,11 @@ class Cloud:
             return self.get(kind, str(value))
         return next((each for each in self.of(kind) if each.type == kind and each.output(output) == value), None)
 
+    def first(self, targets: Sequence[tuple[str, str]], value: Any) -> Record | None:
+        """The thing that a reference is to, of those that it may be to."""
+        found = (self.find(kind, output, value) for kind, output in targets)
+        return next((each for each in found if each), None)
+
     def put(self, record: Record) -> None:
         """Keeps a thing."""
         with self.lock:
@@ -165,11 +169,8 @@ class Cloud:
         """An address that nothing has."""
         prefix = self._prefixes[0 if public else 1]
         with self.lock:
-            taken = {each.address for each in self._records.values()} | {
-                each.private for each in self._records.values()
-            }
-            found = next(address for address in _addresses(prefix) if address not in taken)
-        return found
+            taken = {address for each in self._records.values() for address in (each.address, each.private)}
+            return next(address for address in _addresses(prefix) if address not in taken)
 
     def fault(self, operation: str, kind: str, name: str, zone: str) -> Fault | None:
         """What goes wrong with an operation, counted."""
@@ -199,7 +200,11 @@ class Cloud:
         }
         write_atomically(self._file, json.dumps(data, indent=1) + "\n", 0o600)
 
-    def _read(self) -> None:
+    def load(self) -> None:
+        """Takes up what the file has; faults and log begin anew."""
+        self.faults, self.log, self._records = [], [], {}
+        if not self._file.is_file():
+            return
         data = json.loads(self._file.read_text(encoding="utf-8"))
         self._counter = data["counter"]
         self.account = Account(**data["account"])

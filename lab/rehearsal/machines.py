@@ -57,8 +57,8 @@ def zone_of(table: Table, kind: Kind, cloud: Cloud, inputs: Mapping[str, Any]) -
         here: Kind | None = kind
         for path in way.split(">"):
             value = wire.value(found, path) if here else None
-            target = here.refers.get(_general(path)) if here else None
-            record = cloud.find(target[0], target[1], value) if target and value else None
+            targets = here.refers.get(_general(path), ()) if here else ()
+            record = cloud.first(targets, value) if value else None
             found, here = (record.inputs, table.kinds.get(record.type)) if record else ({}, None)
         if value is not None and not wire.is_unknown(value):
             return str(value)
@@ -108,9 +108,9 @@ def _lent(kind: Kind, cloud: Cloud, record: Record) -> Record | None:
 
 
 def _referred(kind: Kind, cloud: Cloud, record: Record, path: str | None) -> Record | None:
-    target = kind.refers.get(_general(path)) if path else None
+    targets = kind.refers.get(_general(path), ()) if path else ()
     value = wire.value(record.inputs, path) if path else None
-    return cloud.find(target[0], target[1], value) if target and value else None
+    return cloud.first(targets, value) if value else None
 
 
 def user_data(kind: Kind, inputs: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a cloud refuses of inputs that have the right form: references to nothing, names that are taken, and the like."""
+"""What a cloud refuses of inputs that have the right form: references to nothing, names that are taken, and more."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def refuse(table: Table, kind: Kind, cloud: Cloud, inputs: Inputs, itself: str |
         if wire.value(inputs, first) is not None and wire.value(inputs, second) is not None:
             raise RefusedError(f"{kind.token}: {first} conflicts with {second}")
     _names(table, inputs)
-    for path, (target, output) in kind.refers.items():
+    for path, targets in kind.refers.items():
         for each in wire.values(inputs, path):
-            _exists(table, cloud, target, output, each)
+            _exists(table, cloud, targets, each)
     if kind.unique:
         mine = [wire.value(inputs, path) for path in kind.unique]
         for other in cloud.of(kind.token):
@@ -50,8 +50,9 @@ def refuse_deletion(table: Table, cloud: Cloud, record: Record) -> None:
         kind = table.kinds.get(other.type)
         if kind is None or other.id == record.id:
             continue
-        for path, (target, output) in kind.refers.items():
-            if target == record.type and record.output(output) in list(wire.values(other.inputs, path)):
+        for path, targets in kind.refers.items():
+            mine = [record.output(output) for target, output in targets if target == record.type]
+            if any(each in mine for each in wire.values(other.inputs, path)):
                 raise RefusedError(table.errors["used"].format(id=record.id, by=other.id))
 
 
@@ -63,14 +64,15 @@ def _names(table: Table, inputs: Inputs) -> None:
         )
 
 
-def _exists(table: Table, cloud: Cloud, target: str, output: str, value: Any) -> None:
+def _exists(table: Table, cloud: Cloud, targets: tuple[tuple[str, str], ...], value: Any) -> None:
+    target, output = targets[0]
     if target == "account":
         if not str(value).startswith(table.account.get(output, "")):
             raise RefusedError(f"'{value}' is no id of {output}")
         known = cloud.account.have.get(output)
         if known is not None and value not in known:
             raise RefusedError(table.errors["missing"].format(kind=output.removesuffix("s"), id=value))
-    elif cloud.find(target, output, value) is None:
+    elif cloud.first(targets, value) is None:
         raise RefusedError(table.errors["missing"].format(kind=target.rpartition(":")[2], id=value))
 
 
@@ -155,8 +157,8 @@ def _networks_are_apart(cloud: Cloud, inputs: Inputs, itself: str | None) -> Ite
 
 
 Rule = Callable[[Cloud, Inputs, str | None], Iterator[str]]
-#: Type -> rules that no table can hold. All from the clouds' documents, from memory and unverified, but for the networks
-#: of DigitalOcean, which its SDK says.
+#: Type -> rules that no table can hold, from the clouds' documents, from memory and unverified; that of DigitalOcean's
+#: networks is in its SDK.
 _RULES: Mapping[str, tuple[Rule, ...]] = {
     "aws:ec2/subnet:Subnet": (_subnet_fits,),
     "aws:ec2/instance:Instance": (_block_has_a_target,),

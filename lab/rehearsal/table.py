@@ -52,7 +52,7 @@ class Kind:
     arguments: type
     needs: tuple[str, ...]
     replaces: tuple[str, ...]
-    refers: Mapping[str, tuple[str, str]]
+    refers: Mapping[str, tuple[tuple[str, str], ...]]
     unique: tuple[str, ...]
     conflicts: tuple[tuple[str, str], ...]
     computed: Mapping[str, str]
@@ -149,7 +149,7 @@ def _kind(token: str, row: Mapping[str, Any], data: Mapping[str, Any]) -> Kind:
         arguments=arguments,
         needs=tuple(row.get("needs", ())),
         replaces=(*row.get("replaces", ()), *_documented(arguments, data)),
-        refers={path: _target(target) for path, target in row.get("refers", {}).items()},
+        refers={path: _targets(target) for path, target in row.get("refers", {}).items()},
         unique=tuple(row.get("unique", ())),
         conflicts=tuple((first, second) for first, second in row.get("conflicts", ())),
         computed=row.get("computed", {}),
@@ -169,7 +169,8 @@ def _documented(arguments: type, data: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _target(text: str) -> tuple[str, str]:
-    """A type, or ``account``, and the output that the reference holds."""
-    kind, _, output = text.partition(" ")
-    return kind, output or "id"
+def _targets(written: str | list[str]) -> tuple[tuple[str, str], ...]:
+    """Each type that a reference may be of, or ``account``, with the output that the reference holds."""
+    texts = written if isinstance(written, list) else [written]
+    pairs = (text.partition(" ") for text in texts)
+    return tuple((kind, output or "id") for kind, _, output in pairs)
