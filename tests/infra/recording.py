@@ -36,6 +36,8 @@ _COMPUTED = {
     "digitalocean:index/sshKey:SshKey": ("fingerprint",),
     "oci:Core/instance:Instance": ("publicIp", "privateIp"),
     "azure-native:network:PublicIPAddress": ("ipAddress",),
+    "azure-native:network:VirtualNetwork": ("name",),
+    "azure-native:resources:ResourceGroup": ("name",),
 }
 
 
