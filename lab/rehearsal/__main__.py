@@ -144,6 +144,8 @@ def _alone(project: Path, lab: Lab, name: str) -> Iterator[None]:
         lab.close()
         shutil.rmtree(project, ignore_errors=True)
         shutil.rmtree(paths.run_dir(name), ignore_errors=True)
+        if project.parent.is_dir() and not any(project.parent.iterdir()):
+            project.parent.rmdir()
 
     paths.cache_dir().mkdir(parents=True, exist_ok=True)
     with (paths.cache_dir() / "rehearsal.lock").open("w") as lock:
