@@ -6,7 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 ACTIVATE := . ./activate
 
-.PHONY: help setup lab lab-down test check bench engines locks golden docs venv
+.PHONY: help setup lab lab-down rehearse test check bench engines locks golden docs venv
 
 help: ## Print what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -23,6 +23,9 @@ lab: ## From nothing to a served completion: pulumi up, ansible-playbook site.ym
 
 lab-down: ## Remove the lab: pulumi destroy, then whatever a killed run left
 	@tools/venv; $(ACTIVATE); python -m lab.job --down
+
+rehearse: ## Play a fleet of rented hosts through, FLEET=example-aws: real engine, real SDKs, clouds that are rehearsed
+	@tools/setup; $(ACTIVATE); python -m lab.rehearsal $(or $(FLEET),example-aws)
 
 test: ## Set everything up and run every test, end to end on real hosts
 	@tools/setup; $(ACTIVATE); tools/lint; pytest -q -n 3 --dist loadgroup

@@ -3,11 +3,12 @@
 ``python -m infra.repair STACK`` before ``pulumi up``; it does nothing, in milliseconds, where nothing was killed.
 The engine cannot tell a stale lock, and it would warn for ever of a creation that was cut off, as it may have left
 something in a cloud. The lab's own resources are found again by their names, so their entries may go; an entry of
-a real cloud stays for a person to judge.
+a real cloud stays for a person to judge, who says ``--adopt HOST=ID`` or ``--gone HOST``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import socket
@@ -142,8 +143,17 @@ def repair(backend_url: str, stack: str) -> None:
 def _clear(stack: str, count: int) -> None:
     print(f"a killed pulumi left {count} creations open: looking at what there is", file=sys.stderr)
     words = ["pulumi", "refresh", "--stack", stack, "--clear-pending-creates", "--yes", "--skip-preview"]
+    pulumi([*words, "--non-interactive"])
+
+
+def pulumi(words: list[str], text_in: str | None = None) -> str:
+    """Runs ``pulumi`` and returns what it printed.
+
+    Raises:
+        FleetError: there is none, or it failed.
+    """
     try:
-        done = subprocess.run([*words, "--non-interactive"], capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, text=True, input=text_in)
     except FileNotFoundError:
         raise FleetError("there is no 'pulumi' on PATH", "run 'make setup' and '. ./activate'") from None
     if done.returncode != 0:
@@ -152,15 +162,22 @@ def _clear(stack: str, count: int) -> None:
             "run it by hand",
             code="work-failed",
         )
+    return done.stdout
 
 
 def main() -> int:
     """The command line; the exit code is 0, or that of the error."""
-    if len(sys.argv) != 2:
-        print("usage: python -m infra.repair STACK", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="python -m infra.repair", description=__doc__)
+    parser.add_argument("stack")
+    parser.add_argument("--adopt", metavar="HOST=ID", action="append", default=[], help="a host that is in the cloud")
+    parser.add_argument("--gone", metavar="HOST", action="append", default=[], help="a host that is not there")
+    chosen = parser.parse_args()
     try:
-        repair(os.environ.get("PULUMI_BACKEND_URL", ""), sys.argv[1])
+        repair(os.environ.get("PULUMI_BACKEND_URL", ""), chosen.stack)
+        if chosen.adopt or chosen.gone:
+            from infra.adopt import settle
+
+            settle(chosen.stack, chosen.adopt, chosen.gone)
     except FleetError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code

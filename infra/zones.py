@@ -1,29 +1,48 @@
 """Which zone a host is made in: the first of its pool's list, or the next one where the last try found no capacity.
 
-A try is written down before the cloud is asked and again when the host is there. A host that exists stays where it
-is, whatever this file says: the clouds' components ignore a change of zone.
+A try is written down before the cloud is asked, and again with the cloud's answer. A host that exists stays where it
+is, whatever this file says: the clouds' components ignore a change of zone. A try without an answer was cut off: the
+host may exist, and may cost money, so it is not asked for once more before a person has looked.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pulumi
 
+from vllm_fleet.errors import FleetError
 from vllm_fleet.files import write_atomically
 
 
+def tries_file(directory: Path) -> Path:
+    """Where the tries of a fleet are kept, beside its ``stack.json``."""
+    return directory / "zones.json"
+
+
+def read_tries(directory: Path) -> dict[str, dict[str, Any]]:
+    """Host -> its last try: ``zone``, ``made``, and ``answered``, which older files do not have."""
+    file = tries_file(directory)
+    found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found
+
+
+def write_tries(directory: Path, tries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Keeps the tries."""
+    write_atomically(tries_file(directory), json.dumps(tries, indent=2, sort_keys=True) + "\n")
+
+
 class Zones:
-    """The choice for all hosts of a fleet, kept in ``zones.json`` beside its ``stack.json``."""
+    """The choice for all hosts of a fleet."""
 
     def __init__(self, directory: Path) -> None:
-        self._file = directory / "zones.json"
-        self._tries: dict[str, dict[str, object]] = {}
+        self._directory = directory
+        self._tries = read_tries(directory)
         self._chosen: dict[str, str] = {}
         self._binding: pulumi.ResourceHookBinding | None = None
-        if self._file.is_file():
-            self._tries = json.loads(self._file.read_text(encoding="utf-8"))
 
     def choose(self, host: str, zones: tuple[str, ...]) -> str:
         """The zone for a host that is not made yet.
@@ -39,7 +58,7 @@ class Zones:
         return zone if last.get("made") else zones[(zones.index(zone) + 1) % len(zones)]
 
     def hooks(self, host: str, zone: str) -> pulumi.ResourceHookBinding:
-        """What writes the try down, for the options of the resource that may find no capacity.
+        """What writes the try down, for the options of the resource that is the host.
 
         Args:
             host: its name, which is the resource's.
@@ -47,13 +66,29 @@ class Zones:
         """
         self._chosen[host] = zone
         if self._binding is None:
-            # One pair for all hosts: each hook is a message to the engine.
+            # One set for all hosts: each hook is a message to the engine.
             self._binding = pulumi.ResourceHookBinding(
-                before_create=[pulumi.ResourceHook("zone-tried", lambda args: self._note(args.name, made=False))],
+                before_create=[pulumi.ResourceHook("zone-tried", self._before)],
                 after_create=[pulumi.ResourceHook("zone-taken", lambda args: self._note(args.name, made=True))],
+                on_error=[pulumi.ErrorHook("zone-refused", self._failed)],
             )
         return self._binding
 
-    def _note(self, host: str, made: bool) -> None:
-        self._tries[host] = {"zone": self._chosen[host], "made": made}
-        write_atomically(self._file, json.dumps(self._tries, indent=2, sort_keys=True) + "\n")
+    def _before(self, args: pulumi.ResourceHookArgs) -> None:
+        last = self._tries.get(args.name, {})
+        if not last.get("answered", True):
+            raise FleetError(
+                f"the last run was cut off while {args.name} was made in {last['zone']}: it may exist, and cost money",
+                f"look for it in the cloud, then: python -m infra.repair {pulumi.get_stack()} "
+                f"--adopt {args.name}=ITS_ID, or --gone {args.name} where there is none",
+            )
+        self._note(args.name, made=False, answered=False)
+
+    def _failed(self, args: pulumi.ErrorHookArgs) -> bool:
+        if args.failed_operation == "create":
+            self._note(args.name, made=False)
+        return False
+
+    def _note(self, host: str, made: bool, answered: bool = True) -> None:
+        self._tries[host] = {"zone": self._chosen[host], "made": made, "answered": answered}
+        write_tries(self._directory, self._tries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 from lab import process, rootfs, shell, state
@@ -25,12 +26,13 @@ _CONTAINER_RIGHTS = ("--capability=all", "--system-call-filter=add_key keyctl bp
 _IMAGES = "/var/lib/docker"
 
 
-def create(spec: HostSpec, private_host_key: str) -> str:
+def create(spec: HostSpec, private_host_key: str, files: Mapping[str, rootfs.File] | None = None) -> str:
     """Makes a host and waits until its sshd answers with its key; what is left of an earlier one goes first.
 
     Args:
         spec: the host.
         private_host_key: its SSH host key, in OpenSSH's format.
+        files: path on the host -> file, beside what makes it a host of the lab.
 
     Returns:
         The host's id, its machine id: another one each time it is made.
@@ -52,6 +54,7 @@ def create(spec: HostSpec, private_host_key: str) -> str:
             state.write_json(folder / "host.json", {**spec.properties(), "id": machine_id})
             root = _mount(folder, tree)
             _fill(root, spec, private_host_key, machine_id)
+            rootfs.write_files(root, files or {})
             process.start(root, spec.machine, _arguments(spec, folder), folder / "boot.log")
             _wait(spec, folder)
         except BaseException:

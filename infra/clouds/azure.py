@@ -114,7 +114,8 @@ class _Region:
         zone = self._args.zones.choose(host.name, placement.all_zones) if placement.all_zones else None
         key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self._parent))
         zoned: dict[str, Any] = {"zones": [zone]} if zone else {}
-        kept = pulumi.ResourceOptions(ignore_changes=["zones"])
+        protect = host.name not in self._args.unprotected
+        kept = pulumi.ResourceOptions(ignore_changes=["zones"], protect=protect)
         public = None
         if placement.public_address:
             public = azure.network.PublicIPAddress(
@@ -142,13 +143,13 @@ class _Region:
             opts=pulumi.ResourceOptions.merge(
                 self._mine,
                 pulumi.ResourceOptions(
-                    protect=host.name not in self._args.unprotected,
+                    protect=protect,
                     ignore_changes=[
                         "zones",
                         "osProfile",
                         *([] if placement.image else ["storageProfile.imageReference"]),
                     ],
-                    hooks=self._args.zones.hooks(host.name, zone) if zone else None,
+                    hooks=self._args.zones.hooks(host.name, zone or placement.region),
                 ),
             ),
         )

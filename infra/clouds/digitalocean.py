@@ -13,7 +13,6 @@ from infra.keys import SshKeyPair
 from vllm_fleet.cloud_schema import DigitalOceanPlacement
 from vllm_fleet.plan import HostPlan
 
-_NETWORK = "10.60.0.0/20"
 _EVERYWHERE = ["0.0.0.0/0", "::/0"]
 
 
@@ -41,7 +40,8 @@ class DigitalOceanCloud(CloudComponent):
 
     def _network(self, region: str) -> pulumi.Output[str]:
         name = f"{self._args.fleet}-{region}"
-        network = do.Vpc(name, name=name, region=region, ip_range=_NETWORK, opts=self._mine).id
+        # Networks of one account may not overlap, of whatever fleet: DigitalOcean gives each a range that is free.
+        network = do.Vpc(name, name=name, region=region, opts=self._mine).id
         if not needs_nat(host for host in self._args.hosts if rented(host).placement.region == region):
             return network
         nat = do.VpcNatGateway(
@@ -108,6 +108,7 @@ class DigitalOceanCloud(CloudComponent):
                 pulumi.ResourceOptions(
                     protect=host.name not in self._args.unprotected,
                     ignore_changes=["userData", "sshKeys", *([] if placement.image else ["image"])],
+                    hooks=self._args.zones.hooks(host.name, placement.region),
                 ),
             ),
         )

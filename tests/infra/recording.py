@@ -36,6 +36,8 @@ _COMPUTED = {
     "digitalocean:index/sshKey:SshKey": ("fingerprint",),
     "oci:Core/instance:Instance": ("publicIp", "privateIp"),
     "azure-native:network:PublicIPAddress": ("ipAddress",),
+    "azure-native:network:VirtualNetwork": ("name",),
+    "azure-native:resources:ResourceGroup": ("name",),
 }
 
 
@@ -87,6 +89,10 @@ class Recorder(pulumi.runtime.Mocks):
 
     def register_resource_hook(self, hook: pulumi.ResourceHook) -> None:
         """Keeps a hook, as the engine's callback server would."""
+        self.hooks.append(hook.name)
+
+    def register_error_hook(self, hook: pulumi.ErrorHook) -> None:
+        """Keeps a hook for errors."""
         self.hooks.append(hook.name)
 
     def of(self, kind: str) -> dict[str, dict[str, Any]]:

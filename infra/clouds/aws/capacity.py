@@ -49,30 +49,44 @@ class Capacity:
         return found
 
     def _buy(self, purchase: Purchase, shape: str, count: int) -> pulumi.Output[str]:
-        offering = aws.ec2.get_capacity_block_offering_output(
-            capacity_duration_hours=purchase.duration_hours,
-            instance_count=count,
-            instance_type=shape,
-            opts=pulumi.InvokeOptions(parent=self._opts.parent, provider=self._opts.provider),
-        )
-        accepted = pulumi.Output.all(offering.capacity_block_offering_id, offering.upfront_fee).apply(
-            lambda found: _accepted(purchase, str(found[0]), str(found[1]))
-        )
+        async def before(_args: pulumi.ResourceHookArgs) -> None:
+            # Asked only when a block is about to be bought: one that is sold is not on offer any more.
+            offering = aws.ec2.get_capacity_block_offering_output(
+                capacity_duration_hours=purchase.duration_hours,
+                instance_count=count,
+                instance_type=shape,
+                opts=pulumi.InvokeOptions(parent=self._opts.parent, provider=self._opts.provider),
+            )
+            found = await pulumi.Output.all(offering.capacity_block_offering_id, offering.upfront_fee).future()
+            if found is None:
+                raise pulumi.RunError("AWS does not say what it offers: nothing was bought")
+            accept(purchase, str(found[0]), str(found[1]))
+
+        look = pulumi.ResourceHook(f"{self._name}-offer", before, pulumi.ResourceHookOptions(on_dry_run=True))
         block = aws.ec2.CapacityBlockReservation(
             f"{self._name}-block",
-            capacity_block_offering_id=accepted,
+            capacity_block_offering_id=purchase.offering_id,
             instance_platform="Linux/UNIX",
             opts=pulumi.ResourceOptions.merge(
                 self._opts,
                 # What is paid for stays bought, whatever happens to the stack; another offering is another order.
-                pulumi.ResourceOptions(protect=True, retain_on_delete=True, ignore_changes=["capacityBlockOfferingId"]),
+                pulumi.ResourceOptions(
+                    protect=True,
+                    retain_on_delete=True,
+                    ignore_changes=["capacityBlockOfferingId"],
+                    hooks=pulumi.ResourceHookBinding(before_create=[look]),
+                ),
             ),
         )
         return block.id
 
 
-def _accepted(purchase: Purchase, offering: str, fee: str) -> str:
-    """The offering, if it is the one that the fleet accepts at the price that it accepts."""
+def accept(purchase: Purchase, offering: str, fee: str) -> None:
+    """Says whether an offering is the one that the fleet accepts, at a price that it accepts.
+
+    Raises:
+        pulumi.RunError: it is not.
+    """
     if offering != purchase.offering_id:
         raise pulumi.RunError(
             f"the capacity block that AWS offers now is {offering} for {fee} USD, and the fleet accepts "
@@ -83,4 +97,3 @@ def _accepted(purchase: Purchase, offering: str, fee: str) -> str:
             f"the capacity block {offering} costs {fee} USD, and the fleet accepts {purchase.accept_cost_usd:g} USD: "
             "nothing was bought (correct purchase.accept_cost_usd)"
         )
-    return offering

@@ -67,7 +67,8 @@ class AwsHost(pulumi.ComponentResource):
         )
         if where.placement.model_disk_gib:
             self._model_disk(instance, where.placement.model_disk_gib, protect)
-        address = self._address(instance)
+        kept = pulumi.ResourceOptions(protect=protect, depends_on=[network.gateway])
+        address = self._address(instance, pulumi.ResourceOptions.merge(self._mine, kept))
         self.record = HostRecord(
             address, instance.id, host.user, key.public_key, instance.availability_zone, instance.private_ip
         )
@@ -106,7 +107,7 @@ class AwsHost(pulumi.ComponentResource):
             ]
         }
 
-    def _address(self, instance: aws.ec2.Instance) -> pulumi.Output[str]:
+    def _address(self, instance: aws.ec2.Instance, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
         """Where SSH reaches it.
 
         Gateways have an elastic address, which clients know by name; so have hosts with several interfaces, which AWS
@@ -117,9 +118,7 @@ class AwsHost(pulumi.ComponentResource):
             return instance.private_ip
         if self._host.kind == "serving" and not placement.fabric:
             return instance.public_ip
-        return aws.ec2.Eip(
-            self._host.name, domain="vpc", instance=instance.id, tags=self._tags(), opts=self._mine
-        ).public_ip
+        return aws.ec2.Eip(self._host.name, domain="vpc", instance=instance.id, tags=self._tags(), opts=opts).public_ip
 
     def _model_disk(self, instance: aws.ec2.Instance, size_gib: int, protect: bool) -> None:
         name = f"{self._host.name}-models"

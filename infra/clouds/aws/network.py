@@ -21,11 +21,13 @@ class AwsNetwork(pulumi.ComponentResource):
         subnets: zone -> the id of its subnet with a way to and from the internet.
         inner: zone -> the id of its subnet for hosts without a public address.
         groups: kind of host -> the id of its security group.
+        gateway: to the internet; an elastic address is refused before it is there.
     """
 
     subnets: dict[str, pulumi.Output[str]]
     inner: dict[str, pulumi.Output[str]]
     groups: dict[str, pulumi.Output[str]]
+    gateway: aws.ec2.InternetGateway
 
     def __init__(self, name: str, args: CloudArgs, hosts: tuple[HostPlan, ...], opts: pulumi.ResourceOptions) -> None:
         super().__init__("fleet:infra:AwsNetwork", name, None, opts)
@@ -39,8 +41,8 @@ class AwsNetwork(pulumi.ComponentResource):
             tags={"Name": name},
             opts=self._mine,
         )
-        gateway = aws.ec2.InternetGateway(name, vpc_id=self._vpc.id, tags={"Name": name}, opts=self._mine)
-        self.subnets = self._subnets("", _zones(hosts), [{"cidr_block": _EVERYWHERE, "gateway_id": gateway.id}])
+        self.gateway = aws.ec2.InternetGateway(name, vpc_id=self._vpc.id, tags={"Name": name}, opts=self._mine)
+        self.subnets = self._subnets("", _zones(hosts), [{"cidr_block": _EVERYWHERE, "gateway_id": self.gateway.id}])
         inner = tuple(host for host in hosts if has_private([host]))
         self.inner = self._subnets("-inner", _zones(inner), [self._nat()] if needs_nat(hosts) else [])
         self.groups = {kind: self._group(kind) for kind in ("serving", "gateway")}
@@ -52,7 +54,8 @@ class AwsNetwork(pulumi.ComponentResource):
     def _nat(self) -> Any:
         """The route of hosts without a public address: one NAT a region, in the first of its zones."""
         name = f"{self._name}-nat"
-        address = aws.ec2.Eip(name, domain="vpc", tags={"Name": name}, opts=self._mine)
+        after = pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(depends_on=[self.gateway]))
+        address = aws.ec2.Eip(name, domain="vpc", tags={"Name": name}, opts=after)
         nat = aws.ec2.NatGateway(
             name,
             allocation_id=address.id,

@@ -56,7 +56,7 @@ class GcpHost(pulumi.ComponentResource):
             machine_type=where.shape,
             zone=zone,
             boot_disk=_boot_disk(where, images.of(where)),
-            network_interfaces=[self._interface(name, placement, network)],
+            network_interfaces=[self._interface(name, placement, network, protect)],
             metadata={
                 "user-data": user_data(host.user, args.authorised_keys, key),
                 # Who may log in stands in the fleet, and not in the project or in an account of Google.
@@ -87,7 +87,7 @@ class GcpHost(pulumi.ComponentResource):
         self.register_outputs({"address": address})
 
     def _interface(
-        self, name: str, placement: GcpPlacement, network: GcpNetwork
+        self, name: str, placement: GcpPlacement, network: GcpNetwork, protect: bool
     ) -> gcp.compute.InstanceNetworkInterfaceArgs:
         """The interface, with a public address: one that stays for gateways, which clients know by name.
 
@@ -98,7 +98,11 @@ class GcpHost(pulumi.ComponentResource):
         config = gcp.compute.InstanceNetworkInterfaceAccessConfigArgs()
         if self._host.kind == "gateway":
             kept = gcp.compute.Address(
-                self._host.name, name=name, region=placement.region, address_type="EXTERNAL", opts=self._mine
+                self._host.name,
+                name=name,
+                region=placement.region,
+                address_type="EXTERNAL",
+                opts=pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(protect=protect)),
             )
             config = gcp.compute.InstanceNetworkInterfaceAccessConfigArgs(nat_ip=kept.address)
         return gcp.compute.InstanceNetworkInterfaceArgs(subnetwork=network.subnet, access_configs=[config])

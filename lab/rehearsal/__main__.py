@@ -1,0 +1,180 @@
+"""``python -m lab.rehearsal FLEET``: a fleet from nothing to nothing, in clouds that are rehearsed.
+
+Preview, up, refresh, up again, ``site.yml --check`` on the hosts, a destroy that protection refuses, destroy. Nothing
+is left behind; what a killed rehearsal has left goes first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infra import repair
+from lab.rehearsal import ansible, script
+from lab.rehearsal.cloud import Cloud
+from lab.rehearsal.machines import Lab
+from lab.rehearsal.serve import serve
+from lab.rehearsal.stage import Stage, account_of, build
+from vllm_fleet import paths, plan
+from vllm_fleet.errors import FleetError
+
+_BRIDGE = "vf-rehearse"
+_SUBNET = "10.78.0"
+_MOST_HOSTS = 3
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Times:
+    """The phases of a rehearsal: how long each took, and what it showed."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[str, float, str]] = []
+
+    def phase(self, name: str, work: Callable[[], str]) -> None:
+        """Runs one phase, whose result is what it showed."""
+        say(f"{name} ...")
+        start = time.monotonic()
+        shown = work()
+        self._rows.append((name, time.monotonic() - start, shown))
+        say(f"  {shown}")
+
+    def __str__(self) -> str:
+        rows = [f"{name:<30} {seconds:7.1f} s  {shown}" for name, seconds, shown in self._rows]
+        return "\n".join([*rows, f"{'together':<30} {sum(each[1] for each in self._rows):7.1f} s"])
+
+
+def counts(said: str) -> str:
+    """What ``pulumi`` said of its resources, in one line."""
+    lines = said.split("Resources:\n", 1)[-1].splitlines()
+    found = [re.sub(r"\s+", " ", line).strip() for line in lines if re.match(r"\s+(\+|-|~|\d)", line)]
+    return ", ".join(found) or "nothing"
+
+
+def rehearse(fleet: str, most_hosts: int) -> Times:
+    """The whole rehearsal of a fleet.
+
+    Raises:
+        FleetError: a phase does not show what it should.
+    """
+    text = script.copy(fleet, most_hosts)
+    project = paths.root() / ".fleet" / "rehearsal" / fleet
+    lab = Lab(_BRIDGE, _SUBNET, project)
+    times = Times()
+    with _alone(project, lab, f"{fleet}{script.SUFFIX}"):
+        cloud = Cloud(project / "cloud.json", lab.prefixes)
+        with serve(cloud, lab) as served:
+            stage = build(project, f"{fleet}{script.SUFFIX}", text, served)
+            found = plan.load(stage.folder)
+            script.properties(stage.folder, sorted(found.spec.artifacts.models))
+            cloud.account = account_of(stage.folder)
+            lab.open()
+            _play(stage, cloud, times, found.spec.protect)
+    return times
+
+
+def _play(stage: Stage, cloud: Cloud, times: Times, protect: bool) -> None:
+    quiet = ("--skip-preview", "--yes", "--suppress-outputs")
+    times.phase("pulumi preview", lambda: counts(stage.pulumi("preview")))
+    times.phase("pulumi up", lambda: counts(stage.pulumi("up", *quiet)))
+    times.phase("pulumi refresh", lambda: _unchanged(stage.pulumi("refresh", *quiet)))
+    times.phase("pulumi up, again", lambda: _unchanged(stage.pulumi("up", *quiet)))
+    times.phase("ansible site.yml --check", lambda: _checked(stage))
+    times.phase("GPUs of the hosts", lambda: _vetoed(stage))
+    if protect:
+        times.phase("pulumi destroy, protected", lambda: _refused(stage))
+        file = stage.folder / "fleet.yml"
+        file.write_text(re.sub(r"(?m)^protect:.*\n", "", file.read_text()) + "\nprotect: false\n", encoding="utf-8")
+        times.phase("pulumi up, protect: false", lambda: _unchanged(stage.pulumi("up", *quiet)))
+    times.phase("pulumi destroy", lambda: counts(stage.pulumi("destroy", "--skip-preview", "--yes")))
+    if left := [f"{each.type} {each.name}" for each in cloud.records]:
+        raise FleetError(f"destroy left in the cloud: {', '.join(left)}", code="work-failed")
+
+
+def _unchanged(said: str) -> str:
+    found = counts(said)
+    if not re.fullmatch(r"\d+ unchanged", found):
+        raise FleetError(f"a run that should change nothing says: {found}\n{said}", code="work-failed")
+    return found
+
+
+def _checked(stage: Stage) -> str:
+    result = ansible.check(stage)
+    if result.refused:
+        return f"the plan is refused, no host was asked: {result.refused}"
+    drift = ansible.drift_count(stage)
+    if result.exit_code:
+        raise FleetError(f"site.yml --check failed:\n{result.text}", code="work-failed")
+    return f"probed {len(drift)} hosts; not as planned yet: {', '.join(f'{h} {n}' for h, n in sorted(drift.items()))}"
+
+
+def _vetoed(stage: Stage) -> str:
+    found = ansible.vetoes(stage)
+    if bad := [f"{host}: {reason}" for host, reasons in found.items() for reason in reasons]:
+        raise FleetError("; ".join(bad), code="work-failed")
+    return f"{len(found)} hosts answer with the key of the stack and are as their class says"
+
+
+def _refused(stage: Stage) -> str:
+    said = stage.pulumi("destroy", "--yes", check=False)
+    hosts = re.findall(r"::([\w-]+)\" cannot be deleted", said)
+    if not hosts:
+        raise FleetError(f"a protected stack was not kept:\n{said}", code="work-failed")
+    return f"refused, nothing was touched; protected: {', '.join(sorted(set(hosts)))}"
+
+
+@contextmanager
+def _alone(project: Path, lab: Lab, name: str) -> Iterator[None]:
+    """One rehearsal at a time on this machine; all of it goes at the end, and what a killed one left at the start."""
+
+    def clear() -> None:
+        if ended := repair.end_orphans():
+            say(f"ended {len(ended)} processes that a killed pulumi left")
+        lab.close()
+        shutil.rmtree(project, ignore_errors=True)
+        shutil.rmtree(paths.run_dir(name), ignore_errors=True)
+        if project.parent.is_dir() and not any(project.parent.iterdir()):
+            project.parent.rmdir()
+
+    paths.cache_dir().mkdir(parents=True, exist_ok=True)
+    with (paths.cache_dir() / "rehearsal.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        clear()
+        project.mkdir(parents=True)
+        try:
+            yield
+        finally:
+            clear()
+
+
+def main() -> int:
+    """The command line; the exit code is 0 when all is as it should be, else that of the error."""
+    parser = argparse.ArgumentParser(prog="python -m lab.rehearsal", description=__doc__)
+    parser.add_argument("fleet", help="a folder under inventories/")
+    parser.add_argument("--most-hosts", type=int, default=_MOST_HOSTS, help="what a pool is cut down to (default: 3)")
+    chosen = parser.parse_args()
+    if os.geteuid() != 0:
+        say("error: the rehearsal boots real hosts, which needs root (run this as root)")
+        return 2
+    try:
+        print(rehearse(chosen.fleet, chosen.most_hosts), flush=True)
+    except FleetError as fault:
+        for each in (fault, *fault.others):
+            say(f"error: {each}")
+        return fault.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

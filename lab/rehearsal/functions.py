@@ -1,0 +1,82 @@
+"""What the clouds answer to questions: images, capacity blocks, regions. Each by its token on the wire."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lab.rehearsal.cloud import Cloud, RefusedError
+from lab.rehearsal.table import Table
+
+Answer = dict[str, Any]
+
+
+def answer(table: Table, cloud: Cloud, token: str, arguments: Mapping[str, Any], project: str) -> Answer:
+    """The outputs of a function.
+
+    Raises:
+        RefusedError: the cloud has no such thing, or the rehearsal no such function.
+    """
+    if token not in _FUNCTIONS:
+        raise RefusedError(f"this rehearsal knows no function {token}")
+    return _FUNCTIONS[token](table, cloud, {"project": project, **arguments})
+
+
+def _digits(cloud: Cloud, name: str) -> str:
+    """Seventeen digits that are another image's once there is a newer one."""
+    version = cloud.account.versions.get(name, 0)
+    return hashlib.sha256(f"{name} {version}".encode()).hexdigest()[:17]
+
+
+def _have_image(cloud: Cloud, image: str) -> None:
+    if image not in cloud.account.have.setdefault("images", []):
+        cloud.account.have["images"].append(image)
+
+
+def _parameter(table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
+    name = str(arguments["name"])
+    if not name.startswith("/aws/service/"):
+        raise RefusedError(f"ParameterNotFound: {name}")
+    version = cloud.account.versions.get(name, 0)
+    value = str(table.image["value"]).format(hex17=_digits(cloud, name))
+    _have_image(cloud, value)
+    return {"id": name, "name": name, "type": "String", "value": value, "version": version + 1}
+
+
+def _offering(_table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
+    if not cloud.account.offerings:
+        raise RefusedError(f"no capacity block of {arguments['instanceType']} is offered")
+    offering, fee = cloud.account.offerings[0]
+    return {"id": offering, "capacityBlockOfferingId": offering, "upfrontFee": fee, **arguments}
+
+
+def _image(table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
+    family = str(arguments["family"])
+    version = cloud.account.versions.get(family, 0)
+    link = str(table.image["selfLink"]).format(project=arguments["project"], family=family, version=version)
+    return {"id": link, "name": link.rpartition("/")[2], "selfLink": link, "family": family}
+
+
+def _images(_table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
+    name = f"{arguments['operatingSystem']}/{arguments['operatingSystemVersion']}"
+    found = f"ocid1.image.oc1..{_digits(cloud, name)}"
+    _have_image(cloud, found)
+    return {"id": name, "images": [{"id": found, "displayName": name}], **arguments}
+
+
+def _sizes(table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
+    (wanted,) = [each for one in arguments["filters"] if one["key"] == "slug" for each in one["values"]]
+    if wanted not in table.shapes:
+        return {"id": wanted, "sizes": []}
+    regions = cloud.account.regions.get(wanted, ["nyc1", "nyc2", "nyc3", "tor1", "ams3", "sfo3", "ric1", "mem1"])
+    return {"id": wanted, "sizes": [{"slug": wanted, "available": bool(regions), "regions": regions}]}
+
+
+_FUNCTIONS: Mapping[str, Callable[[Table, Cloud, Mapping[str, Any]], Answer]] = {
+    "aws:ssm/getParameter:getParameter": _parameter,
+    "aws:ec2/getCapacityBlockOffering:getCapacityBlockOffering": _offering,
+    "gcp:compute/getImage:getImage": _image,
+    "oci:Core/getImages:getImages": _images,
+    "digitalocean:index/getSizes:getSizes": _sizes,
+}

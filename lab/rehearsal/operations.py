@@ -1,0 +1,200 @@
+"""What a rehearsed cloud does with a resource: make, look, change, remove. Property bags come as plain data."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from lab.rehearsal import machines, rules, sdk, wire
+from lab.rehearsal.cloud import Cloud, Fault, Record, RefusedError
+from lab.rehearsal.machines import Lab
+from lab.rehearsal.table import Kind, Table, load
+
+Bag = dict[str, Any]
+
+
+class BegunError(Exception):
+    """A thing is there, and is not ready: the engine keeps it, and the next update goes on with it."""
+
+    def __init__(self, record: Record, reason: str) -> None:
+        super().__init__(reason)
+        self.record = record
+
+
+class Operations:
+    """One cloud's operations on the resources of its table.
+
+    Attributes:
+        config: region, project and the like, as the program's provider gives them.
+        stopped: set when the engine wants what is under way to end.
+    """
+
+    def __init__(self, plugin: str, cloud: Cloud, lab: Lab | None) -> None:
+        self.plugin = plugin
+        self.cloud, self.lab = cloud, lab
+        self.config: Mapping[str, Any] = {}
+        self.stopped = threading.Event()
+
+    @property
+    def table(self) -> Table:
+        """What is known of the cloud; its SDK is imported when this is first asked for."""
+        return load(self.plugin)
+
+    def kind(self, token: str) -> Kind:
+        """The row of a type.
+
+        Raises:
+            RefusedError: the table has none.
+        """
+        if token not in self.table.kinds:
+            raise RefusedError(f"this rehearsal of {self.table.cloud} knows no {token}: add it to its table")
+        return self.table.kinds[token]
+
+    def check(self, token: str, inputs: Bag) -> list[tuple[str, str]]:
+        """What is wrong with the form of inputs, as the plugin says it before anything is asked of the cloud."""
+        given = {name: each for name, each in inputs.items() if not name.startswith("__")}
+        return list(sdk.faults(self.kind(token).arguments, given, self.table.open_lists))
+
+    def preview(self, token: str, inputs: Bag) -> Bag:
+        """The outputs of a thing that would be made; what only the cloud knows is unknown."""
+        kind = self.kind(token)
+        outputs: Bag = wire.copy(inputs)
+        machine = kind.machine
+        paths = [*kind.computed, *((*machine.public, *machine.private) if machine else ())]
+        for path in [*paths, *([kind.address["as"]] if kind.address else [])]:
+            if wire.value(inputs, path) is None:
+                wire.put(outputs, path, wire.UNKNOWN)
+        return outputs
+
+    def create(self, token: str, name: str, inputs: Bag) -> Record:
+        """Makes a thing.
+
+        Raises:
+            RefusedError: nothing was made.
+            BegunError: it is there and not ready.
+        """
+        kind = self.kind(token)
+        with self.cloud.lock:
+            zone = machines.zone_of(self.table, kind, self.cloud, inputs)
+            shape = str(wire.value(inputs, kind.machine.shape)) if kind.machine else ""
+            fault = self.cloud.fault("create", token, name, zone)
+            self._refuse(kind, inputs, shape, zone, fault)
+            record = self._record(kind, name, inputs, shape, zone)
+            self.cloud.put(record)
+            self.cloud.log.append(f"create {token} {name}")
+        if fault and self._wait(fault.seconds):
+            raise BegunError(record, "the creation was cancelled while it was under way")
+        if kind.machine and self.lab:
+            self._boot(kind, record)
+        if fault and fault.says and fault.leaves == "begun":
+            raise BegunError(record, fault.says)
+        if fault and fault.says:
+            raise RefusedError(fault.says)
+        return record
+
+    def read(self, token: str, id_: str) -> Record | None:
+        """A thing as it is now; None where it is gone."""
+        record = self.cloud.get(token, id_)
+        if record and self.kind(token).machine and not machines.alive(record, self.lab):
+            machines.end(record, self.lab)
+            self.cloud.drop(record)
+            return None
+        return record
+
+    def update(self, token: str, id_: str, inputs: Bag) -> Record:
+        """Changes a thing in place.
+
+        Raises:
+            RefusedError: it is gone, or the cloud does not do it.
+        """
+        kind = self.kind(token)
+        with self.cloud.lock:
+            record = self.cloud.get(token, id_)
+            if record is None:
+                raise RefusedError(self.table.errors["missing"].format(kind=token.rpartition(":")[2], id=id_))
+            fault = self.cloud.fault("update", token, record.name, record.zone)
+            if fault and fault.says:
+                raise RefusedError(fault.says)
+            rules.refuse(self.table, kind, self.cloud, inputs, id_)
+            known = {key: each for key, each in record.outputs.items() if key not in record.inputs}
+            outputs = {**wire.copy(inputs), **known}
+            machine = kind.machine
+            for path in (*machine.public, *machine.private) if machine else ():
+                wire.put(outputs, path, wire.value(record.outputs, path))
+            record.inputs, record.outputs = inputs, outputs
+            self.cloud.put(record)
+            self.cloud.log.append(f"update {token} {record.name}")
+        return record
+
+    def delete(self, token: str, id_: str) -> None:
+        """Removes a thing; one that is gone already is no fault.
+
+        Raises:
+            RefusedError: something else uses it.
+        """
+        record = self.cloud.get(token, id_)
+        if record is None:
+            return
+        fault = self.cloud.fault("delete", token, record.name, record.zone)
+        if fault and fault.says:
+            raise RefusedError(fault.says)
+        with self.cloud.lock:
+            rules.refuse_deletion(self.table, self.cloud, record)
+        machines.end(record, self.lab)
+        with self.cloud.lock:
+            self.cloud.drop(record)
+            self.cloud.log.append(f"delete {token} {record.name}")
+
+    def _refuse(self, kind: Kind, inputs: Bag, shape: str, zone: str, fault: Fault | None) -> None:
+        if kind.machine and shape not in self.table.shapes:
+            raise RefusedError(self.table.errors["shape"].format(shape=shape))
+        rules.refuse(self.table, kind, self.cloud, inputs)
+        if fault and fault.says and fault.leaves == "nothing":
+            self.cloud.log.append(f"refuse {kind.token}")
+            said = self.table.errors["capacity"] if fault.says == "capacity" else fault.says
+            raise RefusedError(said.format(shape=shape, zone=zone))
+
+    def _record(self, kind: Kind, name: str, inputs: Bag, shape: str, zone: str) -> Record:
+        words = {
+            "region": "",
+            "project": "",
+            "subscription": "00000000-0000-0000-0000-000000000000",
+            "hex": secrets.token_hex(16),
+            "hex17": secrets.token_hex(9)[:17],
+            "uuid": str(uuid.uuid4()),
+            "number": 4_000_000 + self.cloud.number(),
+            "zone": zone,
+            **{key: each for key, each in self.config.items() if isinstance(each, str)},
+            **{key: each for key, each in inputs.items() if isinstance(each, (str, int))},
+        }
+        words["group"] = "/subscriptions/{subscription}/resourceGroups/{resourceGroupName}".format(
+            **{"resourceGroupName": "", **words}
+        )
+        id_ = kind.id.format(**words)
+        if self.cloud.get(kind.token, id_):
+            raise RefusedError(self.table.errors["exists"].format(what=id_))
+        outputs = wire.copy(inputs)
+        for output, template in kind.computed.items():
+            outputs.setdefault(output, template.format(**{**words, "id": id_}))
+        record = Record(id_, kind.token, name, inputs, outputs, shape=shape, zone=zone)
+        machines.place(kind, self.cloud, record, one_address=self.lab is not None)
+        if kind.account:
+            self.cloud.account.have.setdefault(kind.account, []).append(id_)
+        return record
+
+    def _boot(self, kind: Kind, record: Record) -> None:
+        if self.lab is None:
+            return
+        try:
+            machines.boot(self.table, kind, record, self.lab)
+        except Exception:
+            self.cloud.drop(record)
+            raise
+        self.cloud.put(record)
+
+    def _wait(self, seconds: float) -> bool:
+        """Waits; whether it was cancelled meanwhile."""
+        return self.stopped.wait(seconds) if seconds else False

@@ -1,0 +1,216 @@
+"""The gRPC side of a rehearsed cloud: what the engine calls, and how refusals go back to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import grpc  # type: ignore[import-untyped]
+from google.protobuf import any_pb2, empty_pb2  # type: ignore[import-untyped]
+from pulumi.runtime.proto import plugin_pb2, provider_pb2, status_pb2
+
+from lab.rehearsal import functions, wire
+from lab.rehearsal.cloud import Record, RefusedError
+from lab.rehearsal.operations import BegunError, Operations
+from lab.rehearsal.table import sdk_version
+from vllm_fleet.errors import FleetError
+
+_DETAILS = "grpc-status-details-bin"
+
+
+class Provider:
+    """One plugin. Its methods are the calls of the engine that it answers; :data:`CALLS` names them."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._do = operations
+
+    def attach(self, _request: Any, _context: Any) -> Any:
+        """The engine introduces itself."""
+        return empty_pb2.Empty()
+
+    def handshake(self, _request: Any, _context: Any) -> Any:
+        """The engine starts a run."""
+        self._do.stopped.clear()
+        return provider_pb2.ProviderHandshakeResponse()
+
+    def info(self, _request: Any, _context: Any) -> Any:
+        """The version that a plugin of this SDK has."""
+        return plugin_pb2.PluginInfo(version=sdk_version(self._do.plugin))
+
+    def check_config(self, request: Any, _context: Any) -> Any:
+        """Takes every configuration."""
+        return provider_pb2.CheckResponse(inputs=request.news)
+
+    def diff_config(self, request: Any, _context: Any) -> Any:
+        """A provider of another region or project would be another one."""
+        olds, news = wire.plain(request.old_inputs or request.olds), wire.plain(request.news)
+        replaces = [path for path in wire.changed(olds, news) if path in ("region", "project", "location")]
+        return provider_pb2.DiffResponse(
+            replaces=replaces,
+            changes=provider_pb2.DiffResponse.DIFF_SOME if replaces else provider_pb2.DiffResponse.DIFF_NONE,
+        )
+
+    def configure(self, request: Any, _context: Any) -> Any:
+        """Takes region, project and the like; secrets come in plain, and the engine keeps them secret."""
+        self._do.config = wire.plain(request.args)
+        self._do.stopped.clear()
+        return provider_pb2.ConfigureResponse(supportsPreview=True)
+
+    def check(self, request: Any, _context: Any) -> Any:
+        """What is wrong with the inputs by their form."""
+        try:
+            found = self._do.check(_type(request.urn), wire.plain(request.news))
+        except RefusedError as fault:
+            found = [("", str(fault))]
+        failures = [provider_pb2.CheckFailure(property=path, reason=f"{path} {reason}") for path, reason in found]
+        return provider_pb2.CheckResponse(inputs=request.news, failures=failures)
+
+    def diff(self, request: Any, _context: Any) -> Any:
+        """What a change of inputs means: nothing, an update, or another thing."""
+        kind = self._do.kind(_type(request.urn))
+        olds, news = wire.plain(request.old_inputs), wire.plain(request.news)
+        paths = list(wire.changed(olds, news))
+        replaces = [path for path in paths if kind.forces(path)]
+        update, replace = provider_pb2.PropertyDiff.UPDATE, provider_pb2.PropertyDiff.UPDATE_REPLACE
+        details = {
+            _engine_path(path): provider_pb2.PropertyDiff(kind=replace if path in replaces else update, inputDiff=True)
+            for path in paths
+        }
+        return provider_pb2.DiffResponse(
+            changes=provider_pb2.DiffResponse.DIFF_SOME if paths else provider_pb2.DiffResponse.DIFF_NONE,
+            replaces=[path.split(".")[0] for path in replaces],
+            diffs=sorted({path.split(".")[0] for path in paths}),
+            detailedDiff=details,
+            hasDetailedDiff=True,
+            # Two things cannot have one name.
+            deleteBeforeReplace="{hex" not in kind.id or bool(kind.unique),
+        )
+
+    def create(self, request: Any, context: Any) -> Any:
+        """Makes a thing, or says what it would be."""
+        token, inputs = _type(request.urn), wire.plain(request.properties)
+        if request.preview:
+            return provider_pb2.CreateResponse(properties=wire.bag(self._do.preview(token, inputs)))
+        try:
+            record = self._do.create(token, _name(request.urn), inputs)
+        except BegunError as begun:
+            _begun(context, begun)
+        return provider_pb2.CreateResponse(id=record.id, properties=wire.bag(record.outputs))
+
+    def read(self, request: Any, _context: Any) -> Any:
+        """A thing as it is."""
+        record = self._do.read(_type(request.urn), request.id)
+        if record is None:
+            return provider_pb2.ReadResponse()
+        return provider_pb2.ReadResponse(
+            id=record.id, properties=wire.bag(record.outputs), inputs=wire.bag(record.inputs)
+        )
+
+    def update(self, request: Any, _context: Any) -> Any:
+        """Changes a thing, or says what it would be."""
+        token, news = _type(request.urn), wire.plain(request.news)
+        if request.preview:
+            return provider_pb2.UpdateResponse(properties=wire.bag({**wire.plain(request.olds), **news}))
+        return provider_pb2.UpdateResponse(properties=wire.bag(self._do.update(token, request.id, news).outputs))
+
+    def delete(self, request: Any, _context: Any) -> Any:
+        """Removes a thing."""
+        self._do.delete(_type(request.urn), request.id)
+        return empty_pb2.Empty()
+
+    def invoke(self, request: Any, _context: Any) -> Any:
+        """Answers a question of the program."""
+        project = str(self._do.config.get("project", ""))
+        arguments = wire.plain(request.args)
+        found = functions.answer(self._do.table, self._do.cloud, request.tok, arguments, project)
+        return provider_pb2.InvokeResponse(**{"return": wire.bag(found)})
+
+    def cancel(self, _request: Any, _context: Any) -> Any:
+        """The engine wants what is under way to end."""
+        self._do.stopped.set()
+        return empty_pb2.Empty()
+
+
+#: Call of the engine -> method, request and response.
+CALLS: Mapping[str, tuple[str, Any, Any]] = {
+    "Attach": ("attach", plugin_pb2.PluginAttach, empty_pb2.Empty),
+    "Handshake": ("handshake", provider_pb2.ProviderHandshakeRequest, provider_pb2.ProviderHandshakeResponse),
+    "GetPluginInfo": ("info", empty_pb2.Empty, plugin_pb2.PluginInfo),
+    "CheckConfig": ("check_config", provider_pb2.CheckRequest, provider_pb2.CheckResponse),
+    "DiffConfig": ("diff_config", provider_pb2.DiffRequest, provider_pb2.DiffResponse),
+    "Configure": ("configure", provider_pb2.ConfigureRequest, provider_pb2.ConfigureResponse),
+    "Check": ("check", provider_pb2.CheckRequest, provider_pb2.CheckResponse),
+    "Diff": ("diff", provider_pb2.DiffRequest, provider_pb2.DiffResponse),
+    "Create": ("create", provider_pb2.CreateRequest, provider_pb2.CreateResponse),
+    "Read": ("read", provider_pb2.ReadRequest, provider_pb2.ReadResponse),
+    "Update": ("update", provider_pb2.UpdateRequest, provider_pb2.UpdateResponse),
+    "Delete": ("delete", provider_pb2.DeleteRequest, empty_pb2.Empty),
+    "Invoke": ("invoke", provider_pb2.InvokeRequest, provider_pb2.InvokeResponse),
+    "Cancel": ("cancel", empty_pb2.Empty, empty_pb2.Empty),
+}
+
+
+def handler(operations: Operations) -> Any:
+    """What a gRPC server takes for one plugin."""
+    provider = Provider(operations)
+    methods = {
+        call: grpc.unary_unary_rpc_method_handler(
+            _told(getattr(provider, method)),
+            request_deserializer=request.FromString,
+            response_serializer=response.SerializeToString,
+        )
+        for call, (method, request, response) in CALLS.items()
+    }
+    return grpc.method_handlers_generic_handler("pulumirpc.ResourceProvider", methods)
+
+
+def _told(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A call whose refusals go back as the engine shows them."""
+
+    def answer(request: Any, context: Any) -> Any:
+        try:
+            return call(request, context)
+        except (RefusedError, FleetError) as fault:
+            context.abort(grpc.StatusCode.UNKNOWN, str(fault))
+
+    return answer
+
+
+def _begun(context: Any, begun: BegunError) -> NoReturn:
+    """Says that a thing is there and not ready, so that the engine keeps it in the state."""
+    detail = any_pb2.Any()
+    record: Record = begun.record
+    detail.Pack(
+        provider_pb2.ErrorResourceInitFailed(
+            id=record.id,
+            properties=wire.bag(record.outputs),
+            inputs=wire.bag(record.inputs),
+            reasons=[str(begun)],
+        )
+    )
+    status = status_pb2.Status(code=grpc.StatusCode.UNKNOWN.value[0], message=str(begun), details=[detail])
+    context.set_trailing_metadata(((_DETAILS, status.SerializeToString()),))
+    context.abort(grpc.StatusCode.UNKNOWN, str(begun))
+    raise AssertionError("a call that was aborted goes on")
+
+
+def _type(urn: str) -> str:
+    return urn.split("::")[2].rsplit("$", 1)[-1]
+
+
+def _name(urn: str) -> str:
+    return urn.split("::", 3)[3]
+
+
+def _engine_path(path: str) -> str:
+    """A path as the engine writes it: ``a[0].b``, names with other signs in quotes."""
+    written = ""
+    for part in path.split("."):
+        if part.isdigit():
+            written += f"[{part}]"
+        elif part.replace("_", "").isalnum():
+            written += f".{part}" if written else part
+        else:
+            written += f"[{json.dumps(part)}]"
+    return written

@@ -1,0 +1,171 @@
+"""What a cloud refuses of inputs that have the right form: references to nothing, names that are taken, and more."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from lab.rehearsal import wire
+from lab.rehearsal.cloud import Cloud, Record, RefusedError
+from lab.rehearsal.table import Kind, Table
+
+Inputs = Mapping[str, Any]
+
+
+def refuse(table: Table, kind: Kind, cloud: Cloud, inputs: Inputs, itself: str | None = None) -> None:
+    """Raises what the cloud would answer to a creation or, with its id, to an update.
+
+    Raises:
+        RefusedError: an id that does not exist, a name that is taken, or what a rule of the cloud forbids.
+    """
+    for path in kind.needs:
+        if wire.value(inputs, path) is None:
+            raise RefusedError(f"{kind.token}: {path} is required and is not given")
+    for first, second in kind.conflicts:
+        if wire.value(inputs, first) is not None and wire.value(inputs, second) is not None:
+            raise RefusedError(f"{kind.token}: {first} conflicts with {second}")
+    _names(table, inputs)
+    for path, targets in kind.refers.items():
+        for each in wire.values(inputs, path):
+            _exists(table, cloud, targets, each)
+    if kind.unique:
+        mine = [wire.value(inputs, path) for path in kind.unique]
+        for other in cloud.of(kind.token):
+            if other.id != itself and [wire.value(other.inputs, path) for path in kind.unique] == mine:
+                raise RefusedError(table.errors["exists"].format(what=" ".join(map(str, mine))))
+    for rule in _RULES.get(kind.token, ()):
+        for reason in rule(cloud, inputs, itself):
+            raise RefusedError(reason)
+
+
+def refuse_deletion(table: Table, cloud: Cloud, record: Record) -> None:
+    """Raises what the cloud would answer to the deletion of what something else uses.
+
+    Raises:
+        RefusedError: it is in use.
+    """
+    for other in cloud.records:
+        kind = table.kinds.get(other.type)
+        if kind is None or other.id == record.id:
+            continue
+        for path, targets in kind.refers.items():
+            mine = [record.output(output) for target, output in targets if target == record.type]
+            if any(each in mine for each in wire.values(other.inputs, path)):
+                raise RefusedError(table.errors["used"].format(id=record.id, by=other.id))
+
+
+def _names(table: Table, inputs: Inputs) -> None:
+    name = inputs.get(table.names.get("property", ""))
+    if name is not None and not re.fullmatch(table.names["pattern"], str(name)):
+        raise RefusedError(
+            f"Invalid value for field 'resource.name': '{name}'. Must be a match of {table.names['pattern']}"
+        )
+
+
+def _exists(table: Table, cloud: Cloud, targets: tuple[tuple[str, str], ...], value: Any) -> None:
+    target, output = targets[0]
+    if target == "account":
+        if not str(value).startswith(table.account.get(output, "")):
+            raise RefusedError(f"'{value}' is no id of {output}")
+        known = cloud.account.have.get(output)
+        if known is not None and value not in known:
+            raise RefusedError(table.errors["missing"].format(kind=output.removesuffix("s"), id=value))
+    elif cloud.first(targets, value) is None:
+        raise RefusedError(table.errors["missing"].format(kind=target.rpartition(":")[2], id=value))
+
+
+def _subnet_fits(cloud: Cloud, inputs: Inputs, itself: str | None) -> Iterator[str]:
+    mine = ipaddress.ip_network(inputs["cidrBlock"])
+    vpc = cloud.get("aws:ec2/vpc:Vpc", inputs["vpcId"])
+    if vpc and not mine.subnet_of(ipaddress.ip_network(vpc.inputs["cidrBlock"])):  # type: ignore[arg-type]
+        yield f"InvalidSubnet.Range: The CIDR '{mine}' is invalid."
+    for other in cloud.of(":Subnet"):
+        same = other.id != itself and other.inputs.get("vpcId") == inputs["vpcId"]
+        if same and mine.overlaps(ipaddress.ip_network(other.inputs["cidrBlock"])):
+            yield f"InvalidSubnet.Conflict: The CIDR '{mine}' conflicts with another subnet"
+
+
+def _block_has_a_target(_cloud: Cloud, inputs: Inputs, _itself: str | None) -> Iterator[str]:
+    block = wire.value(inputs, "instanceMarketOptions.marketType") == "capacity-block"
+    target = wire.value(inputs, "capacityReservationSpecification.capacityReservationTarget.capacityReservationId")
+    if block and not target:
+        yield "InvalidParameterCombination: a capacity block needs a capacity reservation target"
+    if block and inputs.get("placementGroup"):
+        yield "InsufficientInstanceCapacity: a capacity block cannot be used in a placement group"
+
+
+def _address_needs_a_gateway(cloud: Cloud, inputs: Inputs, _itself: str | None) -> Iterator[str]:
+    """An elastic address reaches an instance only through its network's internet gateway."""
+    instance = cloud.get("aws:ec2/instance:Instance", str(inputs.get("instance")))
+    if instance is None:
+        return
+    subnet_id = wire.value(instance.inputs, "subnetId")
+    card = cloud.get(
+        "aws:ec2/networkInterface:NetworkInterface",
+        str(wire.value(instance.inputs, "networkInterfaces.0.networkInterfaceId")),
+    )
+    subnet = cloud.get("aws:ec2/subnet:Subnet", str(card.inputs["subnetId"] if card else subnet_id))
+    vpc = subnet.inputs["vpcId"] if subnet else None
+    if not any(each.inputs.get("vpcId") == vpc for each in cloud.of(":InternetGateway")):
+        yield f"Gateway.NotAttached: Network {vpc} is not attached to any internet gateway"
+
+
+def _volume_is_near(cloud: Cloud, inputs: Inputs, _itself: str | None) -> Iterator[str]:
+    instance = cloud.get("aws:ec2/instance:Instance", inputs["instanceId"])
+    volume = cloud.get("aws:ebs/volume:Volume", inputs["volumeId"])
+    if instance and volume and instance.zone != volume.inputs["availabilityZone"]:
+        yield f"InvalidVolume.ZoneMismatch: The volume '{volume.id}' is not in the zone of '{instance.id}'"
+
+
+def _gpu_ends_for_maintenance(_cloud: Cloud, inputs: Inputs, _itself: str | None) -> Iterator[str]:
+    scheduling = inputs.get("scheduling") or {}
+    gpus = str(inputs["machineType"]).startswith(("a2-", "a3-", "a4"))
+    if gpus and scheduling.get("onHostMaintenance") != "TERMINATE":
+        yield "Error 400: Instances with guest accelerators do not support live migration, badRequest"
+    if scheduling.get("preemptible") and scheduling.get("automaticRestart"):
+        yield "Error 400: Automatic restart is not supported for preemptible instances, badRequest"
+
+
+def _rules_differ(_cloud: Cloud, inputs: Inputs, _itself: str | None) -> Iterator[str]:
+    seen: set[tuple[Any, Any]] = set()
+    for rule in inputs.get("securityRules") or []:
+        place = (rule["direction"], rule["priority"])
+        if place in seen:
+            yield f"SecurityRuleConflict: two rules have the priority {place[1]}"
+        seen.add(place)
+
+
+def _machine_and_address_share_a_zone(cloud: Cloud, inputs: Inputs, _itself: str | None) -> Iterator[str]:
+    for card_id in wire.values(inputs, "networkProfile.networkInterfaces.*.id"):
+        card = cloud.get("azure-native:network:NetworkInterface", card_id)
+        public = card and wire.value(card.inputs, "ipConfigurations.0.publicIPAddress.id")
+        address = cloud.get("azure-native:network:PublicIPAddress", str(public)) if public else None
+        zones, mine = (address.inputs.get("zones") if address else None), inputs.get("zones")
+        if zones and mine and zones != mine:
+            yield f"ComputeResourceZoneMismatch: the address {public} is in zone {zones[0]}, the machine in {mine[0]}"
+
+
+def _networks_are_apart(cloud: Cloud, inputs: Inputs, itself: str | None) -> Iterator[str]:
+    if inputs.get("ipRange"):
+        mine = ipaddress.ip_network(inputs["ipRange"])
+        for other in cloud.of("digitalocean:index/vpc:Vpc"):
+            taken = other.inputs.get("ipRange")
+            if other.id != itself and taken and mine.overlaps(ipaddress.ip_network(taken)):
+                yield "422 This range/size overlaps with another VPC network in your account"
+
+
+Rule = Callable[[Cloud, Inputs, str | None], Iterator[str]]
+#: Type -> rules that no table can hold, from the clouds' documents, from memory and unverified; that of DigitalOcean's
+#: networks is in its SDK.
+_RULES: Mapping[str, tuple[Rule, ...]] = {
+    "aws:ec2/subnet:Subnet": (_subnet_fits,),
+    "aws:ec2/instance:Instance": (_block_has_a_target,),
+    "aws:ec2/eip:Eip": (_address_needs_a_gateway,),
+    "aws:ec2/volumeAttachment:VolumeAttachment": (_volume_is_near,),
+    "gcp:compute/instance:Instance": (_gpu_ends_for_maintenance,),
+    "azure-native:network:NetworkSecurityGroup": (_rules_differ,),
+    "azure-native:compute:VirtualMachine": (_machine_and_address_share_a_zone,),
+    "digitalocean:index/vpc:Vpc": (_networks_are_apart,),
+}

@@ -1,0 +1,109 @@
+"""Property bags of the engine as plain data, and paths into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+from google.protobuf import json_format, struct_pb2  # type: ignore[import-untyped]
+
+#: What stands for a value that a preview cannot know.
+UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
+_SIGNATURE = "4dabf18193072939515e22adb298388d"
+_SECRET = "1b47061264138c4ac30d75fd1eb44270"  # noqa: S105 - the mark of a secret, not one
+
+
+def plain(bag: struct_pb2.Struct) -> dict[str, Any]:
+    """A bag as data: secrets without their wrapping, whole numbers as integers."""
+    found: dict[str, Any] = _plain(json_format.MessageToDict(bag))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.get(_SIGNATURE) == _SECRET:
+            return _plain(value.get("value"))
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def bag(data: Mapping[str, Any]) -> struct_pb2.Struct:
+    """Data as a bag."""
+    found = struct_pb2.Struct()
+    found.update(data)
+    return found
+
+
+def is_unknown(value: Any) -> bool:
+    """Whether a value, or something in it, is not known yet."""
+    if isinstance(value, dict):
+        return any(is_unknown(each) for each in value.values())
+    if isinstance(value, list):
+        return any(is_unknown(each) for each in value)
+    return bool(value == UNKNOWN)
+
+
+def values(data: Any, path: str) -> Iterator[Any]:
+    """The values at a path such as ``routes.*.gatewayId``; nothing where a part of it is missing."""
+    found = [data]
+    for part in path.split("."):
+        found = [each for value in found for each in _step(value, part)]
+    yield from (value for value in found if value is not None)
+
+
+def _step(value: Any, part: str) -> list[Any]:
+    if isinstance(value, list):
+        if part == "*":
+            return value
+        return [value[int(part)]] if part.isdigit() and int(part) < len(value) else []
+    return [value[part]] if isinstance(value, dict) and part in value else []
+
+
+def value(data: Any, path: str) -> Any:
+    """The first value at a path; None where there is none."""
+    return next(values(data, path), None)
+
+
+def put(data: Any, path: str, new: Any) -> None:
+    """Sets the value at a path; a mapping that is missing on the way is made, a place in a list is not."""
+    *way, last = path.split(".")
+    for part, after in zip(way, path.split(".")[1:], strict=True):
+        if isinstance(data, list):
+            if int(part) >= len(data):
+                return
+            data = data[int(part)]
+        elif part not in data and after.isdigit():
+            return
+        else:
+            data = data.setdefault(part, {})
+    data[last] = new
+
+
+def copy(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A bag of one's own."""
+    found: dict[str, Any] = deepcopy(dict(data))
+    return found
+
+
+def changed(olds: Any, news: Any, path: str = "") -> Iterator[str]:
+    """The paths of what differs between two bags; a list of another length differs as a whole."""
+    if isinstance(olds, dict) and isinstance(news, dict):
+        for key in sorted({*olds, *news}):
+            if not key.startswith("__"):
+                yield from changed(olds.get(key), news.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(olds, list) and isinstance(news, list) and len(olds) == len(news):
+        for index, (old, new) in enumerate(zip(olds, news, strict=True)):
+            yield from changed(old, new, f"{path}.{index}")
+    elif olds != news:
+        yield path
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a path is, or lies below, one that a table names; ``*`` stands for any place in a list."""
+    parts, wanted = path.split("."), pattern.split(".")
+    return len(parts) >= len(wanted) and all(each in ("*", part) for part, each in zip(parts, wanted, strict=False))

@@ -1,0 +1,216 @@
+"""What goes wrong in clouds, rehearsed: the real engine and the real SDKs against clouds that fail on demand."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from rehearsing import QUIET, Rehearsal, aws_fleet, rehearse
+
+from lab.rehearsal.cloud import Fault
+from vllm_fleet.catalog import load as load_catalog
+
+# The engine is built from a package registry.
+pytestmark = pytest.mark.network
+
+INSTANCE = "aws:ec2/instance:Instance"
+BLOCK = "aws:ec2/capacityBlockReservation:CapacityBlockReservation"
+MAIN = [f"main-{number}" for number in range(5)]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+    fleet = aws_fleet(
+        main={"host_class": "h100-1", "hosts": 5},
+        newest={"host_class": "h100-1", "hosts": 1, "placement": {"image": "latest"}},
+    )
+    with rehearse(tmp_path_factory.mktemp("aws"), fleet) as found:
+        found.keep("empty")
+        found.up()
+        found.keep("whole")
+        yield found
+
+
+@pytest.fixture
+def empty(stack: Rehearsal) -> Rehearsal:
+    stack.put_back("empty")
+    return stack
+
+
+@pytest.fixture
+def whole(stack: Rehearsal) -> Rehearsal:
+    stack.put_back("whole")
+    return stack
+
+
+def add_host(fleet: Any) -> None:
+    fleet["pools"]["main"]["hosts"] = 6
+
+
+def test_a_zone_without_capacity_is_told_and_the_next_run_takes_the_next_zone(empty: Rehearsal) -> None:
+    empty.cloud.faults = [Fault("create", INSTANCE, "main-[1-4]", "us-east-1a", "capacity")]
+    said = empty.up(check=False)
+    assert "InsufficientInstanceCapacity" in said
+    assert "(us-east-1a)" in said
+    made = empty.ids()
+    assert not set(MAIN[1:]) & set(made)
+    empty.up()
+    zones = {name: host["zone"] for name, host in empty.stack().items()}
+    assert {zones[name] for name in MAIN[1:]} == {"us-east-1b"}
+    assert {zones[name] for name in made} <= {"us-east-1a"}
+    assert made.items() <= empty.ids().items()
+
+
+def test_a_run_that_failed_after_three_of_five_hosts_is_completed_by_the_next(empty: Rehearsal) -> None:
+    empty.cloud.faults = [
+        Fault("create", INSTANCE, "main-3", says="InternalError: try again", times=1, seconds=2),
+        Fault("create", INSTANCE, "main-4", says="it does not become ready", times=1, seconds=2, leaves="begun"),
+    ]
+    said = empty.up(check=False)
+    assert "InternalError: try again" in said
+    assert "it does not become ready" in said
+    assert not (empty.stage.folder / "stack.json").exists()
+    made = empty.ids()
+    assert "main-3" not in made
+    assert {*MAIN[:3], "main-4"} <= set(made)
+    empty.up()
+    assert made.items() <= empty.ids().items()
+    assert set(MAIN) < set(empty.ids())
+    assert {name: host["id"] for name, host in empty.stack().items()} == empty.ids()
+
+
+def test_drift_is_seen_by_a_refresh_and_repaired_by_the_next_run_and_changes_no_other_host(whole: Rehearsal) -> None:
+    before = whole.ids()
+    whole.cloud.change(whole.cloud.named(INSTANCE, "main-1"), "tags.pool", "somebody-else")
+    whole.cloud.drop(whole.cloud.named(INSTANCE, "main-2"))
+    said = whole.stage.pulumi("refresh", *QUIET)
+    assert "~ 1 updated" in said
+    assert "- 1 deleted" in said
+    said = whole.up()
+    assert "+ 1 created" in said, "the host that is gone, in the middle of its pool"
+    assert "~ 2 updated" in said, "the tag, and stack.json"
+    after = whole.ids()
+    assert {name for name in before if before[name] != after[name]} == {"main-2"}
+    assert whole.cloud.named(INSTANCE, "main-1").inputs["tags"]["pool"] == "main"
+
+
+def test_a_run_that_was_killed_leaves_no_second_host(whole: Rehearsal) -> None:
+    before = whole.ids()
+    whole.fleet(add_host)
+    whole.cloud.faults = [Fault("create", INSTANCE, "main-5", seconds=4)]
+    engine = whole.begin("up", *QUIET)
+    lost = whole.wait_for("main-5", engine)
+    engine.kill()
+    engine.communicate()
+    assert "has been canceled" in whole.stage.pulumi("cancel", "--yes")
+    said = whole.up(check=False)
+    assert "was cut off while main-5 was made in us-east-1a: it may exist, and cost money" in said
+    assert "python -m infra.repair demo --adopt main-5=ITS_ID" in said
+    whole.repair("--adopt", f"main-5={lost.id}")
+    whole.up()
+    assert whole.ids() == {**before, "main-5": lost.id}
+    assert whole.stack()["main-5"]["id"] == lost.id
+
+
+def test_what_a_killed_run_did_not_make_is_made_once_that_is_said(whole: Rehearsal) -> None:
+    whole.fleet(add_host)
+    whole.cloud.faults = [Fault("create", INSTANCE, "main-5", seconds=4)]
+    engine = whole.begin("up", *QUIET)
+    lost = whole.wait_for("main-5", engine)
+    engine.kill()
+    engine.communicate()
+    whole.cloud.drop(lost)
+    assert "lock that a killed pulumi left" in whole.repair("--gone", "main-5")
+    assert not whole.state().get("pending_operations")
+    whole.up()
+    assert whole.ids()["main-5"] != lost.id
+
+
+def test_an_interrupted_run_keeps_the_state_and_is_completed_by_the_next(whole: Rehearsal) -> None:
+    before = whole.ids()
+    whole.fleet(add_host)
+    whole.cloud.faults = [Fault("create", INSTANCE, "main-5", seconds=60, times=1)]
+    engine = whole.begin("up", *QUIET)
+    begun = whole.wait_for("main-5", engine)
+    engine.send_signal(signal.SIGINT)
+    said = engine.communicate()[0]
+    assert engine.returncode != 0, said
+    state = whole.state()
+    assert not state.get("pending_operations")
+    assert begun.id in [each.get("id") for each in state["resources"]]
+    whole.up()
+    assert whole.ids() == {**before, "main-5": begun.id}
+
+
+def test_a_protected_stack_is_not_destroyed(whole: Rehearsal) -> None:
+    before = whole.cloud.records
+    said = whole.stage.pulumi("destroy", "--yes", check=False)
+    for name in whole.ids():
+        assert f'::{name}" cannot be deleted' in said
+    assert whole.cloud.records == before
+    # Without a preview the engine begins with what is not protected: the addresses that clients know are.
+    whole.stage.pulumi("destroy", *QUIET[:2], check=False)
+    assert [each.name for each in whole.cloud.of(":Eip")] == ["gateway-0"]
+    assert len(whole.ids()) == 7
+    whole.up()
+    assert {each.id for each in before if each.shape} == set(whole.ids().values())
+
+
+def newer_images(found: Rehearsal) -> None:
+    table = load_catalog().clouds["aws"]
+    found.cloud.account.versions = dict.fromkeys(table.images.values(), 1)
+
+
+def test_a_newer_image_moves_only_hosts_that_ask_for_the_latest_and_only_by_name(whole: Rehearsal) -> None:
+    before = whole.ids()
+    newer_images(whole)
+    said = whole.up(check=False)
+    assert "newest-0" in said
+    assert "currently marked for protection" in said
+    assert whole.ids() == before
+    said = whole.up(check=False, FLEET_REPLACE_SERVING="newest-9")
+    assert "names 'newest-9', which is no host of demo" in said
+    whole.up(FLEET_REPLACE_SERVING="newest-0")
+    after = whole.ids()
+    assert {name for name in before if before[name] != after[name]} == {"newest-0"}
+    assert whole.stack()["newest-0"]["id"] == after["newest-0"]
+
+
+def ordered(price: float) -> dict[str, Any]:
+    order = {"offering_id": "cb-0001", "duration_hours": 48, "accept_cost_usd": price}
+    return {"kind": "capacity-block", "purchase": order}
+
+
+def test_a_capacity_block_is_bought_once_at_the_accepted_price_and_never_at_another(empty: Rehearsal) -> None:
+    def block(fleet: Any) -> None:
+        fleet["pools"] = {"block": fleet["pools"]["newest"]}
+        fleet["pools"]["block"] |= {"host_class": "h200-8", "hosts": 2}
+        fleet["pools"]["block"]["placement"] |= {"capacity": ordered(1000.0), "zones": ["us-east-1a"]}
+        del fleet["pools"]["block"]["placement"]["image"]
+
+    empty.fleet(block)
+    empty.cloud.account.offerings = [("cb-0001", "1000.01")]
+    said = empty.stage.pulumi("preview", check=False)
+    assert "costs 1000.01 USD, and the fleet accepts 1000 USD: nothing was bought" in said
+    said = empty.up(check=False)
+    assert "nothing was bought" in said
+    assert empty.cloud.of(BLOCK) == []
+    assert not [host for host in empty.hosts() if host.name.startswith("block-")]
+    empty.cloud.account.offerings = [("cb-0001", "999")]
+    empty.up()
+    (bought,) = empty.cloud.of(BLOCK)
+    # What is sold is on offer no more.
+    empty.cloud.account.offerings = [("cb-0002", "5")]
+    assert "created" not in empty.up()
+    assert empty.cloud.of(BLOCK) == [bought]
+    assert len(empty.ids()) == 3
+
+
+def test_no_secret_is_in_the_state_in_plain_text(whole: Rehearsal) -> None:
+    texts = [path.read_text(errors="replace") for path in (whole.stage.project / "backend").rglob("*.json")]
+    assert any(whole.ids()["main-0"] in text for text in texts)
+    key = (whole.stage.folder / "ssh" / "id_ed25519").read_text(encoding="utf-8").splitlines()[2]
+    for secret in ("OPENSSH PRIVATE KEY", "ed25519_private", key):
+        assert not any(secret in text for text in texts), secret

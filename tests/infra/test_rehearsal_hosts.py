@@ -1,0 +1,63 @@
+"""A rehearsed stack whose hosts are there: they answer with the key of the stack and pose as their class."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+from rehearsing import QUIET, Rehearsal, aws_fleet, rehearse
+
+from lab import process, state
+from lab.rehearsal import ansible
+from lab.rehearsal.machines import Lab
+from vllm_fleet import paths
+
+pytestmark = [pytest.mark.root, pytest.mark.network]
+BRIDGE = "vf-reh-test"
+SUBNET = "10.78.1"
+
+
+@pytest.fixture(scope="module")
+def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+    if os.geteuid() != 0:
+        pytest.skip("systemd-nspawn hosts need root")
+    project = tmp_path_factory.mktemp("hosts")
+    lab = Lab(BRIDGE, SUBNET, project)
+    paths.cache_dir().mkdir(parents=True, exist_ok=True)
+    with (paths.cache_dir() / "test-rehearsal.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lab.open()
+        try:
+            with rehearse(project, aws_fleet(main={"host_class": "h100-1", "hosts": 1}), lab) as found:
+                found.up()
+                yield found
+        finally:
+            lab.close()
+
+
+def test_hosts_answer_with_the_key_of_the_stack_and_are_of_their_class(booted: Rehearsal) -> None:
+    assert ansible.vetoes(booted.stage) == {"main-0": (), "gateway-0": ()}
+    file = booted.stage.folder / "fleet.yml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("h100-1", "h100-8"), encoding="utf-8")
+    try:
+        (veto,) = ansible.vetoes(booted.stage)["main-0"]
+    finally:
+        file.write_text(text, encoding="utf-8")
+    assert veto.startswith("has 1 GPU, its class has 8")
+
+
+def test_a_host_that_died_is_seen_by_a_refresh_and_made_again_with_the_same_key(booted: Rehearsal) -> None:
+    before = booted.stack()
+    for each in process.find(state.host_dir(BRIDGE, "main-0") / "root"):
+        os.kill(each.pid, signal.SIGKILL)
+    assert "- 1 deleted" in booted.stage.pulumi("refresh", *QUIET)
+    booted.up()
+    after = booted.stack()
+    assert before["main-0"]["id"] != after["main-0"]["id"]
+    assert before["main-0"]["ssh_host_key"] == after["main-0"]["ssh_host_key"]
+    assert before["gateway-0"] == after["gateway-0"]
+    assert ansible.vetoes(booted.stage) == {"main-0": (), "gateway-0": ()}
