@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from vllm_fleet import paths, yamlfile
 from vllm_fleet.cloud_schema import CloudTable
+from vllm_fleet.distribution_schema import Distributions
 from vllm_fleet.draft_schema import Draft
 from vllm_fleet.errors import FleetError
 from vllm_fleet.known_schema import KnownIssues
@@ -51,6 +52,7 @@ class Catalog:
     clouds: Mapping[str, CloudTable]
     profiles: Mapping[Profile, str]
     encodings: Encodings
+    distributions: Distributions
     known_issues: KnownIssues
     spellings: Spellings
     documents: Mapping[str, yamlfile.Document] = field(repr=False)
@@ -178,6 +180,7 @@ def load(root: Path | None = None) -> Catalog:
     for name, kind in (
         ("profiles", Profiles),
         ("encodings", Encodings),
+        ("distributions", Distributions),
         ("known_issues", KnownIssues),
         ("spellings", Spellings),
     ):
@@ -187,13 +190,25 @@ def load(root: Path | None = None) -> Catalog:
         except FleetError as fault:
             faults.extend([fault, *fault.others])
     raise_all(faults)
-    profiles, encodings, known, spellings = singles
+    profiles, encodings, distributions, known, spellings = singles
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
+    assert isinstance(distributions, Distributions)  # noqa: S101 - as above
     assert isinstance(known, KnownIssues)  # noqa: S101 - as above
     assert isinstance(spellings, Spellings)  # noqa: S101 - as above
     return Catalog(
-        base, classes, engines, models, drafts, clouds, profiles.profiles, encodings, known, spellings, documents
+        base,
+        classes,
+        engines,
+        models,
+        drafts,
+        clouds,
+        profiles.profiles,
+        encodings,
+        distributions,
+        known,
+        spellings,
+        documents,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vllm_fleet.cloud_schema import Prices
+from vllm_fleet.mirror_schema import Mirror
 from vllm_fleet.schema import Affinity, Args, Cloud, Env, Feature, Install, Name, Network, Profile, Strict
 
 
@@ -110,6 +111,8 @@ class Fleet(Strict):
     gateway: Gateway = Gateway(hosts=0)
     access: Access = Access()
     artifacts: Artifacts = Artifacts()
+    #: None: hosts fetch from the origins, and models come from this machine.
+    mirror: Mirror | None = None
     #: Rented hosts and volumes cannot be deleted or replaced until this is false.
     protect: bool = True
     prices: Prices | None = None

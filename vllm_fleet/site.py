@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_fleet import gateway, host_facts, paths, render, startcache, yamlfile
-from vllm_fleet.artifacts import ModelFiles, model_files
+from vllm_fleet.artifacts import ModelFiles
 from vllm_fleet.assets import unit_digest
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.catalog import load as load_catalog
@@ -17,6 +17,7 @@ from vllm_fleet.deployment import choose
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import ApiKeys
 from vllm_fleet.manifest import Manifest, gateway_manifest, serving_manifest
+from vllm_fleet.mirror import client
 from vllm_fleet.plan import READINESS_OFFSET, HostPlan, Plan
 from vllm_fleet.plan import load as load_plan
 from vllm_fleet.stack import Location, locations
@@ -26,7 +27,7 @@ ROLES = {
     "serving": ("host_baseline", "harmony_encodings", "model_store", "vllm_engine", "vllm_service"),
     "gateway": ("host_baseline", "gateway"),
 }
-ALL_ROLES = ("host_baseline", "harmony_encodings", "model_store", "vllm_engine", "vllm_service", "gateway")
+ALL_ROLES = ("mirror", "host_baseline", "harmony_encodings", "model_store", "vllm_engine", "vllm_service", "gateway")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
     for host in plan.hosts:
         _installable(plan, host)
     where = locations(plan)
-    models = {name: _model(plan, name) for name in sorted({_deployed(host) for host in plan.hosts} - {""})}
+    mirrored = client.of(plan, catalog, where)
+    deployed = sorted({_deployed(host) for host in plan.hosts} - {""})
+    models = {name: client.files_of(plan, catalog, name) for name in deployed}
     backends = [
         gateway.Backend(host.name, name, where[host.name].service_address, port, _deployed(host))
         for host in plan.hosts
@@ -103,6 +106,11 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
         else:
             said = (facts or {}).get(host.name, {})
             variables, manifest = _serving(plan, catalog, host, at, models[_deployed(host)], gateways, said)
+            variables["model_store_models"] = [
+                client.model_variables(_deployed(host), models[_deployed(host)], mirrored.url)
+            ]
+        variables |= mirrored.variables(host)
+        manifest = mirrored.manifest(host, manifest)
         common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}
         hosts.append(SiteHost(host, at, {**common, **variables}, manifest))
     return Site(plan, tuple(hosts))
@@ -143,15 +151,6 @@ def _deployed(host: HostPlan) -> str:
     return host.deployment.model if host.deployment else ""
 
 
-def _model(plan: Plan, name: str) -> ModelFiles:
-    directory = plan.spec.artifacts.models.get(name)
-    if directory is None:
-        raise plan.document.error(
-            ("artifacts", "models"), f"names no copy of {name!r}", "give the folder that holds its files"
-        )
-    return model_files(plan.artifact(f"models.{name}", directory))
-
-
 def _serving(
     plan: Plan,
     catalog: Catalog,
@@ -190,15 +189,6 @@ def _serving(
     variables: dict[str, Any] = {
         "fleet_host_class": deployment.host_class,
         "harmony_encodings_files": encodings,
-        "model_store_models": [
-            {
-                "name": deployment.model,
-                "revision": model.revision,
-                "directory": render.model_directory(deployment.model, model.revision),
-                "source": str(model.directory),
-                "files": [{"name": name, "sha256": digest} for name, digest in sorted(model.sha256.items())],
-            }
-        ],
         "vllm_engine_directory_id": deployment.engine_directory_id,
         "vllm_engine_lock_file": str(lock),
         "vllm_engine_python_version": deployment.engine.wheel.python,

@@ -59,7 +59,7 @@ class InventoryModule(BaseInventoryPlugin):
         for group in ("fleet", "serving", "gateway", "needs_any", *(f"needs_{role}" for role in site.ALL_ROLES)):
             inventory.add_group(group)
         for host in fleet.hosts:
-            roles = needs.get(host.plan.name, frozenset()) if probing else frozenset(site.ROLES[host.plan.kind])
+            roles = needs.get(host.plan.name, frozenset()) if probing else frozenset(host.manifest.roles)
             self._add(host, roles, known_hosts, fleet.private_key_file)
 
     def _add(self, host: site.SiteHost, roles: frozenset[str], known_hosts: Path, key: Path | None) -> None:
