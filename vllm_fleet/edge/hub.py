@@ -56,7 +56,9 @@ def listing(need: Model, secret: str | None) -> list[Artifact]:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        info = HfApi(token=secret).model_info(need.name, revision=need.revision, files_metadata=True, timeout=60)
+        info = HfApi(_endpoint(), token=secret).model_info(
+            need.name, revision=need.revision, files_metadata=True, timeout=60
+        )
     except HfHubHTTPError as fault:
         raise _refused(need, fault) from None
     except (OSError, ValueError) as fault:
@@ -116,7 +118,7 @@ def _one(need: Model, artifact: Artifact, folder: Path, secret: str | None, prog
         try:
             path = Path(
                 hf_hub_download(
-                    need.name, name, revision=need.revision, local_dir=folder, token=secret, force_download=force
+                    need.name, name, revision=need.revision, local_dir=folder, token=secret, endpoint=_endpoint(), force_download=force
                 )
             )
         except HfHubHTTPError as fault:
@@ -134,6 +136,10 @@ def _one(need: Model, artifact: Artifact, folder: Path, secret: str | None, prog
         "nothing was put in place",
         code="work-failed",
     )
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT") or None
 
 
 def git_blob(path: Path) -> str:
