@@ -111,8 +111,7 @@ class Fleet(Strict):
     gateway: Gateway = Gateway(hosts=0)
     access: Access = Access()
     artifacts: Artifacts = Artifacts()
-    #: None: hosts fetch from the origins, and models come from this machine.
-    mirror: Mirror | None = None
+    mirror: Mirror = Mirror()
     #: Rented hosts and volumes cannot be deleted or replaced until this is false.
     protect: bool = True
     prices: Prices | None = None

@@ -8,7 +8,7 @@ from vllm_fleet.schema import Name, Strict
 
 
 class Mirror(Strict):
-    """Hosts fetch wheels, models, vocabularies and packages here and from nowhere else."""
+    """Hosts fetch wheels, models, vocabularies and packages here alone; without a mirror, from the origins."""
 
     #: A mirror that is served already, by 'vllm-fleet mirror --serve' on this machine or by means of your own.
     url: str | None = Field(default=None, pattern=r"^https?://[\w.:\[\]-]+[^/]$")
@@ -21,6 +21,13 @@ class Mirror(Strict):
 
     @model_validator(mode="after")
     def _one_place(self) -> Mirror:
-        if (self.url is None) == (self.host is None):
-            raise ValueError("a mirror has either 'url' or 'host'")
+        if self.url and self.host:
+            raise ValueError("a mirror is either at 'url' or on 'host'")
+        if self.distribution and not self.is_there:
+            raise ValueError("a mirror that carries packages is at 'url' or on 'host'")
         return self
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the fleet has one."""
+        return bool(self.url or self.host)

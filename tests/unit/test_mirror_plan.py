@@ -76,8 +76,8 @@ def test_a_model_without_folder_and_pin_is_an_error(fleets: Path, catalog: Catal
 @pytest.mark.parametrize(
     ("mirror", "says"),
     [
-        ({}, "either 'url' or 'host'"),
-        ({"url": "http://a:1", "host": "gateway-0"}, "either 'url' or 'host'"),
+        ({"distribution": "debian-12"}, "is at 'url' or on 'host'"),
+        ({"url": "http://a:1", "host": "gateway-0"}, "either at 'url' or on 'host'"),
         ({"url": "ftp://a"}, "string should match pattern"),
         ({"url": "http://a:1", "ports": 1}, "Extra inputs|not a key|unknown"),
     ],

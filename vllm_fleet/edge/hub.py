@@ -118,7 +118,13 @@ def _one(need: Model, artifact: Artifact, folder: Path, secret: str | None, prog
         try:
             path = Path(
                 hf_hub_download(
-                    need.name, name, revision=need.revision, local_dir=folder, token=secret, endpoint=_endpoint(), force_download=force
+                    need.name,
+                    name,
+                    revision=need.revision,
+                    local_dir=folder,
+                    token=secret,
+                    endpoint=_endpoint(),
+                    force_download=force,
                 )
             )
         except HfHubHTTPError as fault:

@@ -86,7 +86,7 @@ def fill(
     for need in needs:
         if need.key in missing | again:
             say(f"asking what {need.key} is made of")
-            listings[need.key] = origins.listing(need, store, token)
+            listings[need.key] = origins.listing(need, token)
     known = {name: entry for name, entry in index.files.items() if entry.is_as_verified(store.place(name))}
     wanted: dict[str, Artifact] = {}
     for artifacts in listings.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from vllm_fleet import paths
 from vllm_fleet.edge import apt, download, hub, indexes
 from vllm_fleet.edge.download import Fetched, Progress
 from vllm_fleet.errors import FleetError
@@ -12,12 +13,11 @@ from vllm_fleet.mirror.needs import Debs, Encoding, Model, Need, Wheels
 from vllm_fleet.mirror.store import Artifact, Store
 
 
-def listing(need: Need, store: Store, token: str | None) -> list[Artifact]:
+def listing(need: Need, token: str | None) -> list[Artifact]:
     """Asks the origin of a part for its files.
 
     Args:
         need: the part.
-        store: the mirror, which has a place for what its origins need.
         token: the hub's.
 
     Raises:
@@ -26,7 +26,7 @@ def listing(need: Need, store: Store, token: str | None) -> list[Artifact]:
     if isinstance(need, Wheels):
         return indexes.listing(need)
     if isinstance(need, Debs):
-        return apt.listing(need, store.directory / ".apt" / f"{need.distribution}-{need.architecture}")
+        return apt.listing(need, paths.cache_dir() / "mirror-apt" / f"{need.distribution}-{need.architecture}")
     if isinstance(need, Encoding):
         return [_encoding(need)]
     if isinstance(need, Model):

@@ -21,7 +21,7 @@ def run(store: Store, plan: Plan) -> None:
         FleetError: the fleet's mirror is not on this machine, nginx is missing, or it ended with a fault.
     """
     where = plan.spec.mirror
-    if where is None or where.url is None:
+    if where.url is None:
         raise plan.document.error(
             ("mirror", "url"),
             "does not say where to serve",

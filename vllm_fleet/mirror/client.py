@@ -44,6 +44,7 @@ class Mirrored:
         if host.name == self.host:
             found |= self.served
         if host.deployment:
+            found["model_store_local_disks"] = host.rented.local_disks if host.rented else 0
             found["harmony_encodings_mirror_url"] = self.url and f"{self.url}/encodings"
             found["vllm_engine_index_url"] = self.url and f"{self.url}/wheels/simple"
         return found
@@ -73,7 +74,7 @@ def of(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
         FleetError: the fleet names a host that it does not have, or a distribution that is not known.
     """
     spec = plan.spec.mirror
-    if spec is None:
+    if not spec.is_there:
         return Mirrored("", None, debs.host_config(None), "")
     if spec.host and spec.host not in where:
         raise plan.document.error(("mirror", "host"), f"there is no host {spec.host!r}", f"hosts: {', '.join(where)}")

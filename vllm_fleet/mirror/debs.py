@@ -67,7 +67,7 @@ def apt_config(folder: str, architecture: str) -> str:
         'Dir::Etc::sourceparts "/dev/null";\nDir::Etc::parts "/dev/null";\n'
         'Dir::Etc::preferences "/dev/null";\nDir::Etc::preferencesparts "/dev/null";\n'
         f'Dir::State "{folder}";\nDir::State::lists "{folder}/lists";\nDir::State::status "{folder}/status";\n'
-        f'Dir::Cache "{folder}/cache";\nDir::Log "{folder}";\n'
+        f'Dir::Cache "{folder}/cache";\nDir::Cache::pkgcache "";\nDir::Cache::srcpkgcache "";\nDir::Log "{folder}";\n'
         f'APT::Architecture "{architecture}";\nAPT::Architectures "{architecture}";\n'
         'Acquire::Languages "none";\nAPT::Sandbox::User "root";\n'
     )

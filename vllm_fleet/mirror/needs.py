@@ -137,7 +137,7 @@ def distribution(plan: Plan, catalog: Catalog) -> tuple[str, Distribution] | Non
     Raises:
         FleetError: it is not known.
     """
-    name = plan.spec.mirror.distribution if plan.spec.mirror else None
+    name = plan.spec.mirror.distribution
     if name is None:
         return None
     known = catalog.distributions.distributions
