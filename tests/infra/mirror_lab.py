@@ -30,6 +30,35 @@ MODEL = "vllm-fleet/lab-gpt-oss"
 FLEET = "mirrored"
 
 
+#: Stands in for vLLM, which the end-to-end tests run for real: here only its way to the hosts is tested. It answers
+#: what the unit asks of a start, as roles/vllm_service/files/vllm-instance reads it: a completion, and metrics.
+ENGINE = b"""
+import http.server, json, re, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self, body):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.answer(b"vllm:num_requests_running 0\\n")
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(json.dumps({"choices": [{"text": "1"}]}).encode())
+
+def main():
+    if sys.argv[1:2] != ["serve"]:
+        print("0.32.0")
+        return
+    with open(sys.argv[sys.argv.index("--config") + 1]) as file:
+        config = dict(re.findall(r"^(host|port): (.+)$", file.read(), re.MULTILINE))
+    http.server.ThreadingHTTPServer((config["host"], int(config["port"])), Handler).serve_forever()
+"""
+
+
 @dataclass(frozen=True)
 class Hosts:
     """Their addresses and keys."""
