@@ -33,7 +33,7 @@ FLEET = "mirrored"
 #: Stands in for vLLM, which the end-to-end tests run for real: here only its way to the hosts is tested. It answers
 #: what the unit asks of a start, as roles/vllm_service/files/vllm-instance reads it: a completion, and metrics.
 ENGINE = b"""
-import http.server, json, re, sys
+import http.server, json, os, re, sys
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, body):
@@ -53,6 +53,7 @@ def main():
     if sys.argv[1:2] != ["serve"]:
         print("0.32.0")
         return
+    os.makedirs(os.path.join(os.environ["HOME"], "vllm"), exist_ok=True)  # what a start compiles would be in here
     with open(sys.argv[sys.argv.index("--config") + 1]) as file:
         config = dict(re.findall(r"^(host|port): (.+)$", file.read(), re.MULTILINE))
     http.server.ThreadingHTTPServer((config["host"], int(config["port"])), Handler).serve_forever()
