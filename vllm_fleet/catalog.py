@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from vllm_fleet import locks, paths, yamlfile
 from vllm_fleet.cloud_schema import CloudTable
+from vllm_fleet.distribution_schema import Distributions
 from vllm_fleet.draft_schema import Draft
 from vllm_fleet.driver_schema import Drivers
 from vllm_fleet.errors import FleetError
@@ -57,6 +58,7 @@ class Catalog:
     clouds: Mapping[str, CloudTable]
     profiles: Mapping[Profile, str]
     encodings: Encodings
+    distributions: Distributions
     known_issues: KnownIssues
     spellings: Spellings
     drivers: Drivers
@@ -188,6 +190,7 @@ def load(root: Path | None = None) -> Catalog:
     for name, kind in (
         ("profiles", Profiles),
         ("encodings", Encodings),
+        ("distributions", Distributions),
         ("known_issues", KnownIssues),
         ("spellings", Spellings),
         ("drivers", Drivers),
@@ -198,9 +201,10 @@ def load(root: Path | None = None) -> Catalog:
         except FleetError as fault:
             faults.extend([fault, *fault.others])
     raise_all(faults)
-    profiles, encodings, known, spellings, drivers = singles
+    profiles, encodings, distributions, known, spellings, drivers = singles
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
+    assert isinstance(distributions, Distributions)  # noqa: S101 - as above
     assert isinstance(known, KnownIssues)  # noqa: S101 - as above
     assert isinstance(spellings, Spellings)  # noqa: S101 - as above
     assert isinstance(drivers, Drivers)  # noqa: S101 - as above
@@ -213,6 +217,7 @@ def load(root: Path | None = None) -> Catalog:
         clouds,
         profiles.profiles,
         encodings,
+        distributions,
         known,
         spellings,
         drivers,

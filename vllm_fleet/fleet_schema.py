@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from vllm_fleet.cloud_schema import Prices
 from vllm_fleet.driver_schema import DriverMode, RepositoryMirror
+from vllm_fleet.mirror_schema import Mirror
 from vllm_fleet.schema import (
     Affinity,
     Args,
@@ -128,15 +129,6 @@ class Artifacts(Strict):
     repositories: dict[str, RepositoryMirror] = {}
     #: Engine -> digest of its image: of a list of platforms, or of the platform of each kind of machine.
     images: dict[str, Digest | dict[Machine, Digest]] = {}
-
-
-class Mirror(Strict):
-    """Where the hosts of the fleet fetch what else comes from the internet."""
-
-    #: ``host:port`` of a registry that has every image under its own name.
-    registry: str | None = Field(default=None, pattern=r"^[a-zA-Z0-9.-]+:\d{1,5}$")
-    #: PEM file of who signs its certificate, relative to the fleet's folder. None: it is asked without TLS.
-    registry_ca_file: str | None = None
 
 
 class Fleet(Strict):

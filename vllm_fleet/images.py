@@ -15,7 +15,7 @@ from typing import Any
 from vllm_fleet import render
 from vllm_fleet.assets import role_file_sha256
 from vllm_fleet.deployment import Deployment
-from vllm_fleet.fleet_schema import Mirror
+from vllm_fleet.mirror_schema import Mirror
 from vllm_fleet.schema import DockerInstall
 
 #: What docker calls the machines whose kernels call themselves so.

@@ -49,9 +49,14 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def model_folder(model: str) -> str:
+    """A model's name as one word of a path."""
+    return model.replace("/", "--")
+
+
 def model_directory(model: str, revision: str) -> str:
     """Where a revision of a model stands on a host."""
-    return f"{MODELS}/{model.replace('/', '--')}/{revision}"
+    return f"{MODELS}/{model_folder(model)}/{revision}"
 
 
 def config_text(args: Mapping[str, Any], *, mappings_as_text: bool = False) -> str:

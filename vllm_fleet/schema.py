@@ -252,6 +252,15 @@ class ModelShape(Strict):
     context_tokens: int = Field(gt=0)
 
 
+class Weights(Strict):
+    """A model's files at the hub, pinned to one commit."""
+
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$")
+    #: Files that vLLM does not read, such as the same weights in another format.
+    ignore: list[str] = []
+    source: str = Field(min_length=3)
+
+
 class Scores(Strict):
     """Published accuracy in per cent, without tools, for each reasoning effort."""
 
@@ -266,6 +275,8 @@ class Model(Strict):
     name: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
     shape: ModelShape
     encodings: list[str]
+    #: Where its files come from; None: only from a folder that the fleet names.
+    weights: Weights | None = None
     scores: dict[Benchmark, Scores] = {}
     scores_source: str | None = None
     support: list[Support]
@@ -284,6 +295,8 @@ class Encoding(Strict):
     """One vocabulary file of ``recipes/encodings.yml``."""
 
     sha256: Sha256
+    #: Its official page; any other copy with the digest is as good.
+    url: str = Field(pattern=r"^https://\S+$")
     source: str
 
 

@@ -23,7 +23,7 @@ from vllm_fleet import (
     startcache,
     yamlfile,
 )
-from vllm_fleet.artifacts import ModelFiles, model_files
+from vllm_fleet.artifacts import ModelFiles
 from vllm_fleet.assets import unit_digest
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.catalog import load as load_catalog
@@ -31,6 +31,7 @@ from vllm_fleet.deployment import Deployment, choose
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import ApiKeys
 from vllm_fleet.manifest import UNITS, Manifest, gateway_manifest, serving_manifest
+from vllm_fleet.mirror import client
 from vllm_fleet.plan import READINESS_OFFSET, HostPlan, Plan
 from vllm_fleet.plan import load as load_plan
 from vllm_fleet.stack import Location, locations
@@ -45,7 +46,7 @@ ROLES = {
 }
 #: Roles that others use on a serving host; they own nothing of a manifest.
 HELPERS = ("driver_packages", "host_reboot", "gateway_traffic")
-ALL_ROLES = (*ROLES["serving"], "gateway")
+ALL_ROLES = ("mirror", *ROLES["serving"], "gateway")
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,9 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
     """
     plan = _chosen(installable.locked(plan, catalog), facts or {})
     where = locations(plan)
-    models = {name: _model(plan, name) for name in sorted({_deployed(host) for host in plan.hosts} - {""})}
+    mirrored = client.of(plan, catalog, where)
+    deployed = sorted({_deployed(host) for host in plan.hosts} - {""})
+    models = {name: client.files_of(plan, catalog, name) for name in deployed}
     backends = [
         gateway.Backend(host.name, name, where[host.name].service_address, port, _deployed(host))
         for host in plan.hosts
@@ -151,6 +154,11 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
             variables["gateway_traffic_gateways"] = [each.name for each in plan.hosts if each.kind == "gateway"]
             own = [each for each in backends if each.host == host.name]
             variables["gateway_traffic_servers"] = [f"{b.host}_{b.instance}={b.address}:{b.port}" for b in own]
+            variables["model_store_models"] = [
+                client.model_variables(_deployed(host), models[_deployed(host)], mirrored.url)
+            ]
+        variables |= mirrored.variables(host)
+        manifest = mirrored.manifest(host, manifest)
         common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}
         hosts.append(SiteHost(host, at, {**common, **variables}, manifest))
     return Site(plan, tuple(hosts))
@@ -170,15 +178,6 @@ def _chosen(plan: Plan, facts: host_facts.Facts) -> Plan:
 
 def _deployed(host: HostPlan) -> str:
     return host.deployment.model if host.deployment else ""
-
-
-def _model(plan: Plan, name: str) -> ModelFiles:
-    directory = plan.spec.artifacts.models.get(name)
-    if directory is None:
-        raise plan.document.error(
-            ("artifacts", "models"), f"names no copy of {name!r}", "give the folder that holds its files"
-        )
-    return model_files(plan.artifact(f"models.{name}", directory))
 
 
 def _serving(
@@ -232,15 +231,6 @@ def _serving(
     variables: dict[str, Any] = {
         "fleet_host_class": deployment.host_class,
         "harmony_encodings_files": encodings,
-        "model_store_models": [
-            {
-                "name": deployment.model,
-                "revision": model.revision,
-                "directory": model_at,
-                "source": str(model.directory),
-                "files": [{"name": name, "sha256": digest} for name, digest in sorted(model.sha256.items())],
-            }
-        ],
         **(images.variables(image) if image else {}),
         **(installable.variables(deployment, lock) if lock else {}),
         "vllm_service_unit": UNITS[deployment.install],

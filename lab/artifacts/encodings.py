@@ -1,8 +1,8 @@
-"""The harmony vocabulary, ``o200k_base.tiktoken``, from PyPI.
+"""The vocabularies of harmony, from PyPI.
 
-Its own download page is one more host that a controller must reach. The wheel of litellm 1.80.0 ships the official
-file unchanged, under the name that tiktoken's cache gives it (the SHA-1 of its address): the digest proves it, so
-where the bytes came from does not matter. The engine reads the folder through ``TIKTOKEN_ENCODINGS_BASE``.
+Their own download page is one more host that a controller must reach. The wheel of litellm 1.80.0 ships the official
+files unchanged, under the names that tiktoken's cache gives them (the SHA-1 of their addresses): the digest proves
+them, so where the bytes came from does not matter. The engine reads the folder through ``TIKTOKEN_ENCODINGS_BASE``.
 """
 
 from __future__ import annotations
@@ -17,31 +17,39 @@ from lab.artifacts.uv import run_uv
 from vllm_fleet.errors import FleetError
 from vllm_fleet.paths import cache_dir, display
 
-FILE_NAME = "o200k_base.tiktoken"
-SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+#: Name of each file -> its official digest; a test compares them with recipes/encodings.yml.
+SHA256 = {
+    "o200k_base.tiktoken": "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+    "cl100k_base.tiktoken": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+}
+#: Name of each file -> its member of the wheel.
+MEMBERS = {
+    "o200k_base.tiktoken": "litellm/litellm_core_utils/tokenizers/fb374d419588a4632f3f557e76b4b70aebbca790",
+    "cl100k_base.tiktoken": "litellm/litellm_core_utils/tokenizers/9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
+}
 _LOCK = Path(__file__).parent / "encodings-lock.txt"
-_MEMBER = "litellm/litellm_core_utils/tokenizers/fb374d419588a4632f3f557e76b4b70aebbca790"
 
 
 def encodings_dir() -> Path:
-    """The folder with the vocabulary, in the cache; fetches it on the first call (12 MB).
+    """The folder with the vocabularies, in the cache; fetches it on the first call (12 MB).
 
     Raises:
         FleetError: when uv is missing, the package cannot be had, or the file is not the official one.
     """
     folder = cache_dir() / "encodings"
-    if not _is_official(folder / FILE_NAME):
+    if not _are_official(folder):
         with only_one("encodings"):
-            if not _is_official(folder / FILE_NAME):
+            if not _are_official(folder):
                 _fetch(folder)
     return folder
 
 
-def put(source: Path, folder: Path) -> Path:
+def put(source: Path, name: str, folder: Path) -> Path:
     """Copies a vocabulary file to its place, whole or not at all.
 
     Args:
         source: the candidate.
+        name: what it must be.
         folder: where it belongs; made if missing.
 
     Returns:
@@ -57,35 +65,36 @@ def put(source: Path, folder: Path) -> Path:
             file=display(_LOCK),
             code="work-failed",
         )
-    if (digest := sha256_of(source)) != SHA256:
+    if (digest := sha256_of(source)) != SHA256[name]:
         raise FleetError(
-            f"the vocabulary's sha256 is {digest}, the official one is {SHA256}",
+            f"the sha256 of {name} is {digest}, the official one is {SHA256[name]}",
             hint="nothing was put in place; fetch it again, and if it stays wrong do not trust the package index",
             file=str(source),
             code="work-failed",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    place = folder / FILE_NAME
+    place = folder / name
     # A copy, not a move: uv hard-links what it installs, and a change to this file must not reach uv's cache.
-    draft = folder / f".{FILE_NAME}.{os.getpid()}"
+    draft = folder / f".{name}.{os.getpid()}"
     shutil.copyfile(source, draft)
     draft.replace(place)
     return place
 
 
-def _is_official(path: Path) -> bool:
-    return path.is_file() and sha256_of(path) == SHA256
+def _are_official(folder: Path) -> bool:
+    return all((folder / name).is_file() and sha256_of(folder / name) == SHA256[name] for name in MEMBERS)
 
 
 def _fetch(folder: Path) -> None:
-    say("fetching the harmony vocabulary (12 MB, once)")
+    say("fetching the harmony vocabularies (12 MB, once)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".encodings.", dir=folder.parent))
     try:
         run_uv(
             ["pip", "install", "--quiet", "--target", str(draft), "--no-deps", "--require-hashes", "-r", str(_LOCK)],
-            "fetching the harmony vocabulary",
+            "fetching the harmony vocabularies",
         )
-        put(draft / _MEMBER, folder)
+        for name, member in MEMBERS.items():
+            put(draft / member, name, folder)
     finally:
         shutil.rmtree(draft)

@@ -37,6 +37,10 @@ options:
         description: The digest that it must have.
         type: str
         required: true
+  stamp_only:
+    description: Only compare the stamp with size and time of the files; read none and stamp none.
+    type: bool
+    default: false
 author: [vllm-fleet]
 """
 EXAMPLES = r"""
@@ -47,6 +51,10 @@ EXAMPLES = r"""
 RETURN = r"""
 verified:
   description: The files that were read.
+  type: list
+  returned: success
+missing:
+  description: With O(stamp_only), the files that are not as they were verified.
   type: list
   returned: success
 """
@@ -77,6 +85,12 @@ def entry(path, digest):
     return {"sha256": digest, "size": info.st_size, "mtime_ns": info.st_mtime_ns}
 
 
+def as_stamped(folder, item, stamp):
+    """Whether a file is still as it was when it was verified."""
+    path = os.path.join(folder, item["name"])
+    return os.path.isfile(path) and stamp.get(item["name"]) == entry(path, item["sha256"])
+
+
 def main():
     """Runs the module."""
     files = {"name": {"type": "str", "required": True}, "sha256": {"type": "str", "required": True}}
@@ -84,12 +98,17 @@ def main():
         argument_spec={
             "path": {"type": "path", "required": True},
             "files": {"type": "list", "elements": "dict", "required": True, "options": files},
+            "stamp_only": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     folder = module.params["path"]
     stamp_file = os.path.join(folder, STAMP)
     old = read_stamp(stamp_file)
+    if module.params["stamp_only"]:
+        names = [item["name"] for item in module.params["files"] if not as_stamped(folder, item, old)]
+        # What is missing will be brought by others: in check mode that is the change to tell.
+        module.exit_json(changed=bool(names) and module.check_mode, missing=names)
     new, verified = {}, []
     for item in module.params["files"]:
         path = os.path.join(folder, item["name"])

@@ -20,7 +20,7 @@ from lab.registry import serving
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import tree_digest
 from vllm_fleet import images, paths
-from vllm_fleet.fleet_schema import Mirror
+from vllm_fleet.mirror_schema import Mirror
 from vllm_fleet.schema import DockerInstall
 
 pytestmark = [pytest.mark.root, pytest.mark.network]

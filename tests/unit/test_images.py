@@ -13,8 +13,9 @@ import yaml
 from vllm_fleet import images, plan, probe, render, site
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.errors import FleetError
-from vllm_fleet.fleet_schema import Mirror, Overrides
+from vllm_fleet.fleet_schema import Overrides
 from vllm_fleet.image_choice import faults, pinned, refusal
+from vllm_fleet.mirror_schema import Mirror
 from vllm_fleet.resolve import Question, resolve
 from vllm_fleet.schema import DockerInstall
 from vllm_fleet.site import Site, SiteHost

@@ -14,7 +14,10 @@ import pytest
 
 from lab.artifacts import encodings, engine, store, uv
 from lab.artifacts.model import build
+from vllm_fleet import catalog
 from vllm_fleet.errors import FleetError
+
+NAME = "o200k_base.tiktoken"
 
 
 @pytest.fixture(autouse=True)
@@ -66,44 +69,51 @@ def test_missing_lock_is_told_before_anything_is_built(monkeypatch: pytest.Monke
     assert not cache.exists()
 
 
+def test_the_vocabularies_are_those_of_the_recipes() -> None:
+    known = catalog.load().encodings.encodings
+    assert {name: entry.sha256 for name, entry in known.items()} == encodings.SHA256
+    assert set(encodings.MEMBERS) == set(encodings.SHA256)
+
+
 def test_wrong_vocabulary_is_refused_and_the_old_stays(tmp_path: Path) -> None:
     folder, wrong = tmp_path / "encodings", tmp_path / "wrong"
     folder.mkdir()
-    (folder / encodings.FILE_NAME).write_text("old")
+    (folder / NAME).write_text("old")
     wrong.write_text("not the vocabulary")
-    with pytest.raises(FleetError, match=f"official one is {encodings.SHA256}"):
-        encodings.put(wrong, folder)
-    assert (folder / encodings.FILE_NAME).read_text() == "old"
-    assert [path.name for path in folder.iterdir()] == [encodings.FILE_NAME]
+    with pytest.raises(FleetError, match=f"official one is {encodings.SHA256[NAME]}"):
+        encodings.put(wrong, NAME, folder)
+    assert (folder / NAME).read_text() == "old"
+    assert [path.name for path in folder.iterdir()] == [NAME]
 
 
 def test_package_without_the_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match="does not hold the vocabulary"):
-        encodings.put(tmp_path / "nothing", tmp_path / "encodings")
+        encodings.put(tmp_path / "nothing", NAME, tmp_path / "encodings")
 
 
 def test_right_vocabulary_is_copied_not_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "source"
     source.write_text("the vocabulary")
-    monkeypatch.setattr(encodings, "SHA256", store.sha256_of(source))
-    place = encodings.put(source, tmp_path / "encodings")
+    monkeypatch.setitem(encodings.SHA256, NAME, store.sha256_of(source))
+    place = encodings.put(source, NAME, tmp_path / "encodings")
     place.write_text("changed")
     assert source.read_text() == "the vocabulary"
 
 
 def test_changed_vocabulary_is_fetched_again(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     def fake_uv(arguments: list[str], what: str) -> None:
-        member = Path(arguments[arguments.index("--target") + 1]) / encodings._MEMBER
-        member.parent.mkdir(parents=True)
-        member.write_text("the vocabulary")
+        for name in encodings.MEMBERS.values():
+            member = Path(arguments[arguments.index("--target") + 1]) / name
+            member.parent.mkdir(parents=True, exist_ok=True)
+            member.write_text("the vocabulary")
 
     sample = cache.parent / "sample"
     sample.write_text("the vocabulary")
-    monkeypatch.setattr(encodings, "SHA256", store.sha256_of(sample))
+    monkeypatch.setattr(encodings, "SHA256", dict.fromkeys(encodings.MEMBERS, store.sha256_of(sample)))
     monkeypatch.setattr(encodings, "run_uv", fake_uv)
-    place = encodings.encodings_dir() / encodings.FILE_NAME
+    place = encodings.encodings_dir() / NAME
     place.write_text("damaged")
-    assert (encodings.encodings_dir() / encodings.FILE_NAME).read_text() == "the vocabulary"
+    assert (encodings.encodings_dir() / NAME).read_text() == "the vocabulary"
     assert sorted(path.name for path in cache.iterdir()) == ["encodings", "locks"]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from lab.artifacts import store
 from lab.artifacts.__main__ import main
-from lab.artifacts.encodings import FILE_NAME, SHA256, encodings_dir
+from lab.artifacts.encodings import SHA256, encodings_dir
 from lab.artifacts.engine import engine_dir
 from lab.artifacts.model.build import manifest_of, model_dir, perturbed_dir
 from vllm_fleet.paths import root
@@ -95,7 +95,7 @@ def test_prompts_are_the_ones_that_vllm_makes() -> None:
 
 
 def test_vocabulary_is_the_official_one() -> None:
-    assert store.sha256_of(encodings_dir() / FILE_NAME) == SHA256
+    assert {name: store.sha256_of(encodings_dir() / name) for name in SHA256} == SHA256
 
 
 @pytest.mark.parametrize("find", [model_dir, perturbed_dir], ids=["model", "perturbed"])

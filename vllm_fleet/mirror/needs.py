@@ -1,0 +1,236 @@
+"""A fleet's plan -> what its hosts will fetch: parts, each with a name that changes with its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_fleet import installable, paths
+from vllm_fleet.artifacts import model_files
+from vllm_fleet.catalog import Catalog
+from vllm_fleet.distribution_schema import Distribution
+from vllm_fleet.errors import FleetError
+from vllm_fleet.manifest import baseline_items
+from vllm_fleet.plan import HostPlan, Plan
+from vllm_fleet.render import model_folder
+
+#: What Ansible's apt module works with, and what a host of the fleet needs to be its mirror.
+_TOOLS = ("python3-apt", "nginx-light", "rsync")
+_GATEWAY = ("haproxy",)
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def _key(kind: str, name: str, *content: Any) -> str:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{kind}:{name}:{digest}"
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """Every package of a hash-locked list, for one kind of Python."""
+
+    name: str
+    lock: str
+    python: str
+    machine: str
+    glibc: str
+    #: Package indexes beside the site's own, in their order.
+    indexes: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The part's name."""
+        return _key("wheels", self.name, self.lock, self.python, self.machine, self.glibc)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A vocabulary file."""
+
+    name: str
+    sha256: str
+    url: str
+    #: A folder on this machine that may hold it already.
+    folder: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """The part's name."""
+        return f"encoding:{self.name}:{self.sha256[:12]}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One revision of a model: from a folder with a ``model.json``, or from the hub."""
+
+    name: str
+    revision: str
+    folder: Path | None = None
+    ignore: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The part's name."""
+        return f"model:{self.name}:{self.revision}"
+
+    @property
+    def path(self) -> str:
+        """Its folder in the mirror."""
+        return f"models/{model_folder(self.name)}/{self.revision}"
+
+
+@dataclass(frozen=True)
+class Debs:
+    """Packages of a distribution with all that they depend on, and its signed lists."""
+
+    distribution: str
+    record: Distribution
+    architecture: str
+    packages: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The part's name."""
+        return _key("debs", self.distribution, self.architecture, self.packages, self.record.model_dump())
+
+
+@dataclass(frozen=True)
+class Image:
+    """A container image by digest."""
+
+    name: str
+    digest: str
+
+    @property
+    def key(self) -> str:
+        """The part's name."""
+        return f"image:{self.name}@{self.digest}"
+
+
+Need = Wheels | Encoding | Model | Debs | Image
+
+
+def of(plan: Plan, catalog: Catalog) -> tuple[Need, ...]:
+    """Everything that the hosts of a plan fetch, each part once.
+
+    Raises:
+        FleetError: a model is neither pinned nor in a folder, the fleet's distribution is not known, or an engine
+            cannot be installed.
+    """
+    found: dict[str, Need] = {}
+    for host in plan.hosts:
+        for need in (*_engine(host, catalog, plan), *_model(host, catalog, plan)):
+            found[need.key] = need
+    for need in _debs(plan, catalog):
+        found[need.key] = need
+    return tuple(found.values())
+
+
+def distribution(plan: Plan, catalog: Catalog) -> tuple[str, Distribution] | None:
+    """The distribution whose packages the fleet's mirror carries; None where it carries none.
+
+    Raises:
+        FleetError: it is not known.
+    """
+    name = plan.spec.mirror.distribution
+    if name is None:
+        return None
+    known = catalog.distributions.distributions
+    if name not in known:
+        raise plan.document.error(
+            ("mirror", "distribution"), f"there is no distribution {name!r}", f"known: {', '.join(sorted(known))}"
+        )
+    return name, known[name]
+
+
+def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
+    deployment = host.deployment
+    if deployment is None:
+        return
+    if deployment.install == "docker":
+        image = deployment.engine.docker
+        if image is None or image.digest is None:
+            raise FleetError(
+                f"the image of {deployment.engine.id} has no digest yet",
+                "choose a wheel",
+                host=host.name,
+                code="refused",
+            )
+        yield Image(image.image, image.digest)
+        return
+    lock = installable.lock_of(plan, catalog, host)
+    if lock is None:
+        return
+    chosen = distribution(plan, catalog)
+    glibc = chosen[1].glibc if chosen else lock.header["glibc"]
+    machine = _machine(host, catalog)
+    uv = (paths.root() / "roles" / "vllm_engine" / "files" / "uv-requirements.txt").read_text("utf-8")
+    indexes = tuple(lock.header.get("index", "").split())
+    # Without a distribution it is not known which of its Pythons a host will have.
+    for python in (chosen[1].python,) if chosen else lock.python:
+        yield Wheels(
+            deployment.engine.id, lock.text, python, machine, glibc, tuple(lock.header.get("index", "").split())
+        )
+        yield Wheels("uv", uv, python, machine, glibc)
+
+
+def _machine(host: HostPlan, catalog: Catalog) -> str:
+    facts = catalog.host_class(host.host_class).family.facts if host.host_class else None
+    return (facts.machine if facts else None) or "x86_64"
+
+
+def _model(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
+    if host.deployment is None:
+        return
+    model = catalog.model(host.deployment.model)
+    given = plan.spec.artifacts.encodings
+    folder = plan.artifact("encodings", given) if given else None
+    for name in model.encodings:
+        entry = catalog.encodings.encodings[name]
+        yield Encoding(name, entry.sha256, entry.url, folder)
+    yield model_need(model.name, catalog, plan)
+
+
+def model_need(name: str, catalog: Catalog, plan: Plan) -> Model:
+    """Where the files of a model come from: the folder that the fleet names, else the hub at the pinned commit.
+
+    Raises:
+        FleetError: neither is there.
+    """
+    if directory := plan.spec.artifacts.models.get(name):
+        files = model_files(plan.artifact(f"models.{name}", directory))
+        return Model(name, files.revision, files.directory)
+    weights = catalog.model(name).weights
+    if weights is None:
+        raise plan.document.error(
+            ("artifacts", "models"),
+            f"names no copy of {name!r}, and its recipe pins no revision",
+            "give the folder that holds its files",
+        )
+    return Model(name, weights.revision, None, tuple(weights.ignore))
+
+
+def _debs(plan: Plan, catalog: Catalog) -> Iterable[Debs]:
+    chosen = distribution(plan, catalog)
+    if chosen is None:
+        return
+    everywhere = {item["name"] for item in baseline_items() if item["kind"] == "package"} | set(_TOOLS)
+    packages: dict[str, set[str]] = {}
+    for host in plan.hosts:
+        architecture = _ARCHITECTURES[_machine(host, catalog)]
+        wanted = packages.setdefault(architecture, set(everywhere))
+        wanted.update(_GATEWAY if host.kind == "gateway" else ())
+        wanted.update(host.deployment.packages if host.deployment else ())
+        if host.deployment and host.deployment.engine.wheel:
+            wanted.add(f"python{chosen[1].python}-venv")
+    for architecture, wanted in packages.items():
+        yield Debs(chosen[0], chosen[1], architecture, tuple(sorted(wanted)))
+
+
+def by_key(needs: Iterable[Need]) -> Mapping[str, Need]:
+    """The parts by their names."""
+    return {need.key: need for need in needs}

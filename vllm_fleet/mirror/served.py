@@ -1,0 +1,74 @@
+"""A host of the fleet as its mirror: what it serves, and what must be true on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_fleet.assets import role_file_sha256
+from vllm_fleet.catalog import Catalog
+from vllm_fleet.manifest import STAMP, Item, file_item
+from vllm_fleet.mirror import debs, needs, nginx, wheels
+from vllm_fleet.mirror.store import Store, default_directory
+from vllm_fleet.plan import Plan
+from vllm_fleet.render import sha256
+
+DIRECTORY = "/srv/vllm-fleet-mirror"
+CONFIG = "/etc/nginx/conf.d/vllm-fleet-mirror.conf"
+ACCESS_LOG = "/var/log/nginx/vllm-fleet-mirror.log"
+APT_SOURCES = "/etc/vllm-fleet-mirror.sources"
+_ROLE = "mirror"
+
+
+def variables(plan: Plan, catalog: Catalog, port: int, apt_sources: str) -> dict[str, Any]:
+    """What the role mirror gets.
+
+    Args:
+        plan: the fleet.
+        catalog: the recipes.
+        port: where the mirror listens.
+        apt_sources: the archives in the mirror's own folder; empty where it carries none.
+
+    Raises:
+        FleetError: the mirror of this machine does not have all that the fleet needs.
+    """
+    store = Store(default_directory())
+    index = store.read()
+    parts = needs.of(plan, catalog)
+    lacking = [part.key for part in parts if part.key not in index.parts]
+    if lacking:
+        raise plan.document.error(
+            ("mirror",),
+            f"the mirror of this machine lacks {', '.join(lacking)}",
+            f"run 'vllm-fleet mirror --fleet {plan.fleet}' first",
+        )
+    files = {name: entry.sha256 for part in parts for name, entry in index.entries(part.key).items()}
+    pages = [*wheels.pages(files), *(f"{part.path}/model.json" for part in parts if isinstance(part, needs.Model))]
+    return {
+        "mirror_source": str(store.directory),
+        "mirror_files": [{"name": name, "sha256": digest} for name, digest in sorted(files.items())],
+        "mirror_pages": sorted(pages),
+        "mirror_nginx_config": nginx.server(DIRECTORY, str(port), ACCESS_LOG),
+        "mirror_apt_config": debs.host_config(APT_SOURCES if apt_sources else None),
+        "mirror_apt_sources": apt_sources,
+    }
+
+
+def items(given: Mapping[str, Any]) -> list[Item]:
+    """What must be true on the host.
+
+    Args:
+        given: the variables of the role.
+    """
+    files = {each["name"]: each["sha256"] for each in given["mirror_files"]}
+    return [
+        {"role": _ROLE, "kind": "package", "name": "nginx-light"},
+        {"role": _ROLE, "kind": "store", "path": DIRECTORY, "stamp": STAMP, "files": files},
+        file_item(_ROLE, CONFIG, sha256(given["mirror_nginx_config"])),
+        file_item(
+            _ROLE,
+            "/etc/systemd/system/nginx.service.d/vllm-fleet.conf",
+            role_file_sha256(_ROLE, "nginx.service.d.conf"),
+        ),
+        {"role": _ROLE, "kind": "unit", "name": "nginx.service", "active": True, "enabled": True},
+    ]
