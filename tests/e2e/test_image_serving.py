@@ -47,7 +47,7 @@ class Boxes:
 
     def images(self) -> set[str]:
         """The digests that the host has."""
-        return set(self.on('docker image ls --digests --no-trunc --format "{{.Digest}}"').split())
+        return set(self.on('docker image ls --digests --no-trunc --format "{{.Digest}}"').split()) - {"<none>"}
 
     def unit(self, *names: str) -> list[str]:
         """Properties of the unit."""
