@@ -41,6 +41,8 @@ class Zones:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._tries = read_tries(directory)
+        self._chosen: dict[str, str] = {}
+        self._binding: pulumi.ResourceHookBinding | None = None
 
     def choose(self, host: str, zones: tuple[str, ...]) -> str:
         """The zone for a host that is not made yet.
@@ -56,32 +58,38 @@ class Zones:
         return zone if last.get("made") else zones[(zones.index(zone) + 1) % len(zones)]
 
     def hooks(self, host: str, zone: str) -> pulumi.ResourceHookBinding:
-        """What writes the try down, for the options of the resource that is the host."""
+        """What writes the try down, for the options of the resource that is the host.
 
-        def note(made: bool, answered: bool) -> None:
-            self._tries[host] = {"zone": zone, "made": made, "answered": answered}
-            write_tries(self._directory, self._tries)
+        Args:
+            host: its name, which is the resource's.
+            zone: where it is tried.
+        """
+        self._chosen[host] = zone
+        if self._binding is None:
+            # The same for all hosts: each hook is a message to the engine.
+            self._binding = pulumi.ResourceHookBinding(
+                before_create=[pulumi.ResourceHook("zone-tried", lambda args: self._before(args.name))],
+                after_create=[pulumi.ResourceHook("zone-taken", lambda args: self._note(args.name, True, True))],
+                on_error=[pulumi.ErrorHook("zone-refused", self._failed)],
+            )
+        return self._binding
 
-        def before(_args: pulumi.ResourceHookArgs) -> None:
-            last = self._tries.get(host, {})
-            if not last.get("answered", True):
-                raise FleetError(
-                    f"the last run was cut off while {host} was made in {last['zone']}: it may exist, and cost money",
-                    f"look for it in the cloud, then: python -m infra.repair {pulumi.get_stack()} --adopt {host}=ITS_ID"
-                    f", or --gone {host} where there is none",
-                )
-            note(made=False, answered=False)
+    def _before(self, host: str) -> None:
+        last = self._tries.get(host, {})
+        if not last.get("answered", True):
+            raise FleetError(
+                f"the last run was cut off while {host} was made in {last['zone']}: it may exist, and cost money",
+                f"look for it in the cloud, then: python -m infra.repair {pulumi.get_stack()} --adopt {host}=ITS_ID"
+                f", or --gone {host} where there is none",
+            )
+        self._note(host, made=False, answered=False)
 
-        def after(_args: pulumi.ResourceHookArgs) -> None:
-            note(made=True, answered=True)
+    def _failed(self, args: pulumi.ErrorHookArgs) -> bool:
+        """The cloud's answer was no; the engine need not try once more."""
+        if args.failed_operation == "create":
+            self._note(args.name, made=False, answered=True)
+        return False
 
-        def failed(args: pulumi.ErrorHookArgs) -> bool:
-            if args.failed_operation == "create":
-                note(made=False, answered=True)
-            return False
-
-        return pulumi.ResourceHookBinding(
-            before_create=[pulumi.ResourceHook(f"{host}-zone-tried", before)],
-            after_create=[pulumi.ResourceHook(f"{host}-zone-taken", after)],
-            on_error=[pulumi.ErrorHook(f"{host}-zone-refused", failed)],
-        )
+    def _note(self, host: str, made: bool, answered: bool) -> None:
+        self._tries[host] = {"zone": self._chosen[host], "made": made, "answered": answered}
+        write_tries(self._directory, self._tries)
