@@ -66,29 +66,30 @@ class Zones:
         """
         self._chosen[host] = zone
         if self._binding is None:
-            # One set for all hosts: each hook is a message to the engine.
+            # The same for all hosts: each hook is a message to the engine.
             self._binding = pulumi.ResourceHookBinding(
-                before_create=[pulumi.ResourceHook("zone-tried", self._before)],
-                after_create=[pulumi.ResourceHook("zone-taken", lambda args: self._note(args.name, made=True))],
+                before_create=[pulumi.ResourceHook("zone-tried", lambda args: self._before(args.name))],
+                after_create=[pulumi.ResourceHook("zone-taken", lambda args: self._note(args.name, True, True))],
                 on_error=[pulumi.ErrorHook("zone-refused", self._failed)],
             )
         return self._binding
 
-    def _before(self, args: pulumi.ResourceHookArgs) -> None:
-        last = self._tries.get(args.name, {})
+    def _before(self, host: str) -> None:
+        last = self._tries.get(host, {})
         if not last.get("answered", True):
             raise FleetError(
-                f"the last run was cut off while {args.name} was made in {last['zone']}: it may exist, and cost money",
-                f"look for it in the cloud, then: python -m infra.repair {pulumi.get_stack()} "
-                f"--adopt {args.name}=ITS_ID, or --gone {args.name} where there is none",
+                f"the last run was cut off while {host} was made in {last['zone']}: it may exist, and cost money",
+                f"look for it in the cloud, then: python -m infra.repair {pulumi.get_stack()} --adopt {host}=ITS_ID"
+                f", or --gone {host} where there is none",
             )
-        self._note(args.name, made=False, answered=False)
+        self._note(host, made=False, answered=False)
 
     def _failed(self, args: pulumi.ErrorHookArgs) -> bool:
+        """The cloud's answer was no; the engine need not try once more."""
         if args.failed_operation == "create":
-            self._note(args.name, made=False)
+            self._note(args.name, made=False, answered=True)
         return False
 
-    def _note(self, host: str, made: bool, answered: bool = True) -> None:
+    def _note(self, host: str, made: bool, answered: bool) -> None:
         self._tries[host] = {"zone": self._chosen[host], "made": made, "answered": answered}
         write_tries(self._directory, self._tries)
