@@ -196,6 +196,9 @@ def _program(what: str, hosts: int, folder: Path) -> tuple[Callable[[], Any], li
         def register_resource_hook(self, hook: pulumi.ResourceHook) -> None:
             """The engine's part of a hook, which mocks do not have."""
 
+        def register_error_hook(self, hook: pulumi.ErrorHook) -> None:
+            """The same of a hook for errors."""
+
     found = Mocks()
     pulumi.runtime.set_mocks(found, project="bench", stack="demo")
     settings.SETTINGS.callbacks = found

@@ -17,11 +17,12 @@ from vllm_fleet.cloud_schema import CloudTable
 from vllm_fleet.distribution_schema import Distributions
 from vllm_fleet.draft_schema import Draft
 from vllm_fleet.driver_schema import Drivers
+from vllm_fleet.encoding_schema import Encodings
 from vllm_fleet.errors import FleetError
 from vllm_fleet.known_schema import KnownIssues
 from vllm_fleet.locks import Lock
 from vllm_fleet.names import EngineNames, read_names
-from vllm_fleet.schema import Encodings, Engine, HostClass, Machine, Model, Profile, Profiles, Rule
+from vllm_fleet.schema import Engine, HostClass, Machine, Model, Profile, Profiles, Rule
 from vllm_fleet.spelling_schema import Spellings
 
 Record = TypeVar("Record", bound=BaseModel)

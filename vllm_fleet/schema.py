@@ -289,18 +289,3 @@ class Profiles(Strict):
     """``recipes/profiles.yml``: what each profile optimises for."""
 
     profiles: dict[Profile, str]
-
-
-class Encoding(Strict):
-    """One vocabulary file of ``recipes/encodings.yml``."""
-
-    sha256: Sha256
-    #: Its official page; any other copy with the digest is as good.
-    url: str = Field(pattern=r"^https://\S+$")
-    source: str
-
-
-class Encodings(Strict):
-    """``recipes/encodings.yml``."""
-
-    encodings: dict[str, Encoding]

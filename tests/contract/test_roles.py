@@ -86,7 +86,11 @@ def test_every_item_of_a_manifest_is_owned_by_a_role_of_the_host_in_their_order(
 
 
 def test_every_role_is_some_host_s(hosts: list[SiteHost]) -> None:
-    assert {role for host in hosts for role in host.manifest.roles} == set(ALL_ROLES) - {"nvidia_driver", "amd_driver"}
+    assert {role for host in hosts for role in host.manifest.roles} == set(ALL_ROLES) - {
+        "nvidia_driver",
+        "amd_driver",
+        "mirror",
+    }
 
 
 def test_every_role_has_its_play_and_every_play_its_group() -> None:

@@ -22,10 +22,11 @@ class Hook:
         self.name, self.callback = name, callback
 
 
-def test_the_hosts_of_a_fleet_share_two_hooks_which_note_each_by_its_name(
+def test_the_hosts_of_a_fleet_share_their_hooks_which_note_each_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pulumi, "ResourceHook", Hook)
+    monkeypatch.setattr(pulumi, "ErrorHook", Hook)
     monkeypatch.setattr(pulumi, "ResourceHookBinding", SimpleNamespace)
     zones = Zones(tmp_path)
     bindings = [zones.hooks(host, zone) for host, zone in (("h-0", "a"), ("h-1", "b"))]
@@ -35,7 +36,10 @@ def test_the_hosts_of_a_fleet_share_two_hooks_which_note_each_by_its_name(
     for hook, host in ((before, "h-0"), (before, "h-1"), (after, "h-1")):
         hook.callback(pulumi.ResourceHookArgs(urn="", id="", name=host, type=""))
     noted = json.loads((tmp_path / "zones.json").read_text(encoding="utf-8"))
-    assert noted == {"h-0": {"zone": "a", "made": False}, "h-1": {"zone": "b", "made": True}}
+    assert noted == {
+        "h-0": {"zone": "a", "made": False, "answered": False},
+        "h-1": {"zone": "b", "made": True, "answered": True},
+    }
     assert Zones(tmp_path).choose("h-0", ZONES) == "b"
 
 

@@ -16,12 +16,13 @@ from pydantic import BaseModel, ValidationError
 
 from vllm_fleet import catalog as catalogs
 from vllm_fleet import render, yamlfile
+from vllm_fleet.encoding_schema import Encodings
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Fleet, Overrides
 from vllm_fleet.known_schema import KnownIssues
 from vllm_fleet.paths import root
 from vllm_fleet.resolve import Deployment, Question, resolve
-from vllm_fleet.schema import Encodings, Engine, HostClass, Model, Profiles
+from vllm_fleet.schema import Engine, HostClass, Model, Profiles
 from vllm_fleet.spelling_schema import Spellings
 
 FILES: list[tuple[str, type[BaseModel]]] = [

@@ -172,9 +172,7 @@ def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
     indexes = tuple(lock.header.get("index", "").split())
     # Without a distribution it is not known which of its Pythons a host will have.
     for python in (chosen[1].python,) if chosen else lock.python:
-        yield Wheels(
-            deployment.engine.id, lock.text, python, machine, glibc, tuple(lock.header.get("index", "").split())
-        )
+        yield Wheels(deployment.engine.id, lock.text, python, machine, glibc, indexes)
         yield Wheels("uv", uv, python, machine, glibc)
 
 
