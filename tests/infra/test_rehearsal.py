@@ -56,7 +56,11 @@ def test_a_zone_without_capacity_is_told_and_the_next_run_takes_the_next_zone(em
     assert "(us-east-1a)" in said
     made = empty.ids()
     assert not set(MAIN[1:]) & set(made)
-    empty.up()
+    # The engine asks for nothing more once something failed: a host that it did not come to is tried in the next run.
+    while not (empty.stage.folder / "stack.json").exists():
+        before = len(empty.cloud.log)
+        empty.up(check=False)
+        assert len(empty.cloud.log) > before, "each run goes on"
     zones = {name: host["zone"] for name, host in empty.stack().items()}
     assert {zones[name] for name in MAIN[1:]} == {"us-east-1b"}
     assert {zones[name] for name in made} <= {"us-east-1a"}
