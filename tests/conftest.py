@@ -26,13 +26,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden copies again")
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on real hosts stay with their lab in one worker, beside which the others run the rest."""
+    """Tests on real hosts and stacks stay with those in one worker, beside which the others run the rest.
+
+    First of all such hooks: xdist reads the groups in its own.
+    """
     for item in items:
-        if item.get_closest_marker("root"):
-            shared = "lab of the end-to-end tests" if item.path.parent.name == "e2e" else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(shared))
+        end_to_end = item.path.parent.name == "e2e"
+        if end_to_end or item.get_closest_marker("root") or item.get_closest_marker("network"):
+            one = "e2e" if end_to_end and "lab" in getattr(item, "fixturenames", ()) else item.path.stem
+            item.add_marker(pytest.mark.xdist_group(one))
 
 
 @pytest.fixture(scope="session")
