@@ -47,7 +47,7 @@ class HostDriver:
 
     def extend(self, manifest: Manifest) -> Manifest:
         """The manifest with this driver in it, after the items of the operating system."""
-        place = sum(item["role"] == "host_baseline" for item in manifest.items)
+        place = next(at for at, item in enumerate(manifest.items) if item["role"] != "host_baseline")
         items = (*manifest.items[:place], *self.items, *manifest.items[place:])
         return replace(manifest, items=items, facts={**manifest.facts, **self.facts})
 

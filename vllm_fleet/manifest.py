@@ -80,7 +80,7 @@ def baseline_items() -> Iterable[Item]:
 def _engine_items(deployment: Deployment) -> Iterable[Item]:
     role, engine = "vllm_engine", f"{render.ENGINES}/{deployment.engine_directory_id}"
     yield from (_package(role, name) for name in deployment.packages)
-    yield {"role": role, "kind": "file", "path": f"{engine}/bin/vllm", "mode": "0755"}
+    yield {"role": role, "kind": "file", "path": f"{engine}/bin/vllm", "mode": "0555"}
     yield file_item(role, f"{engine}/.complete", render.sha256(f"{deployment.engine_directory_id}\n"))
 
 
