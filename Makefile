@@ -28,7 +28,7 @@ rehearse: ## Play a fleet of rented hosts through, FLEET=example-aws: real engin
 	@tools/setup; $(ACTIVATE); python -m lab.rehearsal $(or $(FLEET),example-aws)
 
 test: ## Set everything up and run every test, end to end on real hosts
-	@tools/setup; $(ACTIVATE); tools/lint; pytest -q -n 3 --dist loadgroup
+	@tools/setup; $(ACTIVATE); tools/lint; pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 check: venv ## Lint, types, unit, golden and contract tests
 	@$(ACTIVATE); tools/lint; pytest -q -n 2 -m "not network and not root"

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from vllm_fleet import catalog as catalogs
 from vllm_fleet import plan as plans
@@ -15,6 +17,8 @@ from vllm_fleet import site as sites
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.site import Site
 
+#: End-to-end tests with a lab that no other file uses.
+OWN_LAB = frozenset({"tests/e2e/test_image_serving.py"})
 FIXTURES = Path(__file__).parent / "fixtures"
 
 # No test fails for time: not for a slow example, and not for slow generation on a busy machine.
@@ -26,17 +30,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden copies again")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on real hosts and stacks stay with those in one worker, beside which the others run the rest.
+class ByLab(LoadScopeScheduling):
+    """The tests of a file stay in one worker, and so do the files that share the lab of the end-to-end tests.
 
-    First of all such hooks: xdist reads the groups in its own.
+    xdist's own groups (loadgroup) have no effect with this pytest: it keeps no ``_nodeid`` that they could change.
     """
-    for item in items:
-        end_to_end = item.path.parent.name == "e2e"
-        if end_to_end or item.get_closest_marker("root") or item.get_closest_marker("network"):
-            one = "e2e" if end_to_end and "lab" in getattr(item, "fixturenames", ()) else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(one))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "lab" if file.startswith("tests/e2e/") and file not in OWN_LAB else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByLab | None:
+    """Takes the place of ``--dist loadfile``."""
+    return ByLab(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
