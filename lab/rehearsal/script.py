@@ -6,15 +6,20 @@ import hashlib
 import json
 from io import StringIO
 from pathlib import Path
+from typing import get_args
 
 from ruamel.yaml import YAML
 
-from vllm_fleet import paths
+from vllm_fleet import locks, paths
 from vllm_fleet.catalog import load as load_catalog
 from vllm_fleet.errors import FleetError
+from vllm_fleet.files import write_atomically
+from vllm_fleet.schema import Engine, Machine
 
 #: Added to a fleet's name, so that nothing that a real run of it keeps on this controller is touched.
 SUFFIX = "-rehearsal"
+#: Of the wheels that the stand-in locks name: 7.0.0.
+ROCM = "700"
 
 
 def copy(fleet: str, most_hosts: int) -> str:
@@ -44,6 +49,9 @@ def copy(fleet: str, most_hosts: int) -> str:
     for model in artifacts.get("models") or {}:
         artifacts["models"][model] = f"artifacts/{model.replace('/', '--')}"
     artifacts["encodings"] = "artifacts/encodings"
+    locks = artifacts.setdefault("locks", {})
+    for engine in _unlocked():
+        locks[engine.id] = f"artifacts/locks/{engine.id}-{{machine}}.txt"
     # The rehearsal has the stack's own key, whatever the fleet's people log in with.
     data.setdefault("access", {}).pop("ssh_authorised_keys", None)
     data["access"] |= {"ssh_private_key_file": "ssh/id_ed25519", "api_keys": "generated"}
@@ -53,10 +61,13 @@ def copy(fleet: str, most_hosts: int) -> str:
 
 
 def properties(folder: Path, models: list[str]) -> None:
-    """Makes the stand-ins: models of one small file, and encodings of the right names and no content.
+    """Makes the stand-ins: models of one small file, encodings, and locks of engines that have none yet.
 
     They are for what happens before a file is copied: plan, stack, probe, and roles in check mode.
     """
+    for engine in _unlocked():
+        for machine in get_args(Machine):
+            write_atomically(folder / "artifacts" / "locks" / f"{engine.id}-{machine}.txt", _lock(engine, machine))
     for model in models:
         directory = folder / "artifacts" / model.replace("/", "--")
         directory.mkdir(parents=True)
@@ -71,3 +82,29 @@ def properties(folder: Path, models: list[str]) -> None:
     for name in load_catalog().encodings.encodings:
         kept = paths.cache_dir() / "encodings" / name
         (encodings / name).write_bytes(kept.read_bytes() if kept.is_file() else b"")
+
+
+def _unlocked() -> list[Engine]:
+    """The engines that nobody has locked: their index cannot be reached from everywhere."""
+    return [each for each in load_catalog().engines.values() if each.wheel and not each.wheel.locks]
+
+
+def _lock(engine: Engine, machine: Machine) -> str:
+    """The form of a lock, with digests of nothing: it can be planned with, and no host can be built from it."""
+    build = f"+rocm{ROCM}" if engine.accelerator == "rocm" else ""
+    head = {
+        "engine": engine.id,
+        "machine": machine,
+        # What the lab's hosts have, which stand in for the cloud's.
+        "python": "3.11",
+        "glibc": (engine.wheel.glibc_min if engine.wheel else None) or "2.28",
+        "inputs": locks.inputs_digest(engine, machine),
+        "source": "a rehearsal; it names no file that exists",
+    }
+    lines = [f"# {locks.FORM}", *(f"# {key}: {value}" for key, value in head.items())]
+    needed = [locks.EXTRAS[extra] for extra in (engine.wheel.extras if engine.wheel else []) if extra in locks.EXTRAS]
+    pins = {"vllm": f"{engine.release}{build}", "triton": "3.0", "nvidia-cuda-runtime": "12.8.0"}
+    for name, version in {**pins, **dict.fromkeys(needed, "0")}.items():
+        if name != "nvidia-cuda-runtime" or engine.accelerator == "cuda":
+            lines += [f"{name}=={version} \\", f"    --hash=sha256:{'0' * 64}"]
+    return "\n".join(lines) + "\n"
