@@ -51,9 +51,11 @@ class Fleet(pulumi.ComponentResource):
 
     Attributes:
         inventory: the As-Is, the same data that ``stack.json`` holds.
+        file: ``stack.json``, which is written when all the rest is there.
     """
 
     inventory: pulumi.Output[dict[str, Any]]
+    file: TextFile
 
     def __init__(self, name: str, args: FleetArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("fleet:infra:Fleet", name, None, opts)
@@ -83,7 +85,7 @@ class Fleet(pulumi.ComponentResource):
             hosts.update(part.hosts)
             parts.append(part)
         self.inventory = inventory(plan.fleet, hosts)
-        TextFile(
+        self.file = TextFile(
             f"{name}-inventory",
             path=plan.directory / "stack.json",
             text=self.inventory.apply(inventory_text),

@@ -30,5 +30,6 @@ def write(folder: Path, cloud: str, pool: dict[str, Any], **more: Any) -> plan.P
 
 
 def built(found: plan.Plan, check: Callable[[Any], None]) -> pulumi.Output[Any]:
-    """Runs the program for a plan, and the check when it is through."""
-    return Fleet("demo", FleetArgs(found)).inventory.apply(check)
+    """Runs the program for a plan, and the check when it is through: its last resource is there."""
+    fleet = Fleet("demo", FleetArgs(found))
+    return pulumi.Output.all(fleet.inventory, fleet.file.id).apply(lambda known: check(known[0]))
