@@ -85,7 +85,8 @@ class Plan:
             raise self.document.error(
                 ("artifacts", *key.split(".", 1)),
                 f"there is no {paths.display(full)}",
-                "run 'make setup' first",
+                "'make setup' makes what the lab uses; a model of the hub: set mirror and leave this key out, then run "
+                "'vllm-fleet mirror'",
             )
         return full
 
