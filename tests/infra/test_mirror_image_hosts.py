@@ -104,7 +104,7 @@ def test_every_host_gets_docker_and_the_image_from_the_mirror(
 
 
 def test_a_second_run_changes_nothing(copy: Project) -> None:
-    said = copy.playbooks(*PLAYS, "-e", "fleet_probe=false", "--limit", MIRROR)
+    said = copy.playbooks(*PLAYS[:2], "-e", "fleet_probe=false", "--limit", MIRROR)
     assert "changed=0" in said.rsplit("PLAY RECAP", 1)[-1]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,19 +25,24 @@ from vllm_fleet.mirror.store import Store
 
 pytestmark = [pytest.mark.network]
 
-# Ports of the loopback that nothing else of the tests takes.
-ORIGIN = "127.0.0.1:5981"
-MIRROR = "127.0.0.1:5982"
 LAYER_BYTES = 4 << 20
+
+
+def free_address() -> str:
+    """A port of the loopback that nobody has now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @dataclass(frozen=True)
 class Site:
-    """An origin with an image, and the mirror of it."""
+    """An origin with an image, and the mirror of it with the address where it will be served."""
 
     folder: Path
     storage: Path
     need: Image
+    address: str
 
     @property
     def store(self) -> Store:
@@ -61,9 +67,9 @@ class Site:
             check=False,
         )
 
-    def pull(self, registry_address: str, target: Path) -> subprocess.CompletedProcess[str]:
+    def pull(self, address: str, target: Path) -> subprocess.CompletedProcess[str]:
         """As a host does, by digest and into nothing."""
-        source = f"docker://{registry_address}/{self.need.name}@{self.need.digest}"
+        source = f"docker://{address}/{self.need.name}@{self.need.digest}"
         return self.skopeo("copy", "--src-tls-verify=false", source, f"dir:{target}")
 
 
@@ -71,9 +77,9 @@ class Site:
 def mirror_serving(site: Site) -> Iterator[None]:
     state = site.folder / "state"
     state.mkdir(exist_ok=True)
-    process = serve.start_registry(site.store, MIRROR, state, str(packages.docker_registry()))
+    process = serve.start_registry(site.store, site.address, state, str(packages.docker_registry()))
     try:
-        lab_registry.await_answer(MIRROR, process)
+        lab_registry.await_answer(site.address, process)
         yield
     finally:
         process.terminate()
@@ -96,8 +102,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "history": [{"created_by": "test"}],
     }
     digest = image.add_image(storage, config, [layer])
-    with lab_registry.serving(storage, ORIGIN):
-        yield Site(folder, storage, Image(image.NAME, digest, "linux/amd64", ORIGIN))
+    origin = free_address()
+    with lab_registry.serving(storage, origin):
+        yield Site(folder, storage, Image(image.NAME, digest, "linux/amd64", origin), free_address())
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -105,7 +112,7 @@ def test_the_origin_sends_a_layer_once_whatever_the_number_of_pulls(site: Site, 
     mirror.fill(site.store, [site.need])
     with mirror_serving(site):
         for number in range(count):
-            done = site.pull(MIRROR, tmp_path / str(number))
+            done = site.pull(site.address, tmp_path / str(number))
             assert done.returncode == 0, done.stderr
             manifest = (tmp_path / str(number) / "manifest.json").read_bytes()
             registry.parse(manifest, site.need.digest, "")
@@ -116,8 +123,10 @@ def test_the_origin_sends_a_layer_once_whatever_the_number_of_pulls(site: Site, 
 def test_the_mirror_takes_no_image(site: Site, tmp_path: Path) -> None:
     mirror.fill(site.store, [site.need])
     with mirror_serving(site):
-        assert site.pull(MIRROR, tmp_path / "image").returncode == 0
-        pushed = site.skopeo("copy", "--dest-tls-verify=false", f"dir:{tmp_path / 'image'}", f"docker://{MIRROR}/new:1")
+        assert site.pull(site.address, tmp_path / "image").returncode == 0
+        pushed = site.skopeo(
+            "copy", "--dest-tls-verify=false", f"dir:{tmp_path / 'image'}", f"docker://{site.address}/new:1"
+        )
         assert pushed.returncode != 0
         assert re.search("unsupported|405|not allowed", pushed.stderr), pushed.stderr
 
@@ -132,10 +141,10 @@ def test_a_wrong_byte_in_the_mirror_comes_to_no_host_and_is_fetched_again(site: 
         file.seek(1 << 20)
         file.write(bytes([255 - byte]))
     with mirror_serving(site):
-        assert site.pull(MIRROR, tmp_path / "wrong").returncode != 0
+        assert site.pull(site.address, tmp_path / "wrong").returncode != 0
         assert mirror.verify(site.store, site.store.read()) == [name]
         mirror.fill(site.store, [site.need])
-        done = site.pull(MIRROR, tmp_path / "right")
+        done = site.pull(site.address, tmp_path / "right")
         assert done.returncode == 0, done.stderr
 
 
@@ -144,10 +153,10 @@ def test_images_behind_an_air_gap_are_served_from_what_was_carried(site: Site, t
     disk = Store(tmp_path / "disk")
     mirror.copy(site.store, disk, [site.need.key])
     sent = site.sent()
-    beyond = Site(tmp_path / "beyond", site.storage, site.need)
+    beyond = Site(tmp_path / "beyond", site.storage, site.need, free_address())
     mirror.copy(disk, beyond.store, [site.need.key])
     shutil.rmtree(disk.directory)
     with mirror_serving(beyond):
-        done = beyond.pull(MIRROR, tmp_path / "image")
+        done = beyond.pull(beyond.address, tmp_path / "image")
         assert done.returncode == 0, done.stderr
     assert site.sent() == sent

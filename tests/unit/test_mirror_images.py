@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import subprocess
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from stand_in_registry import Guarded, Made, guarding, made
 
 from vllm_fleet import plan, site
 from vllm_fleet.catalog import Catalog
-from vllm_fleet.edge import download, mirror
+from vllm_fleet.edge import download, mirror, serve
 from vllm_fleet.edge import registry as edge_registry
 from vllm_fleet.errors import FleetError
 from vllm_fleet.mirror import needs, registry
@@ -272,3 +273,22 @@ def test_a_host_of_the_fleet_serves_the_images(
     assert any(page.endswith(f"{image.listed[7:]}/link") for page in host.variables["mirror_pages"])
     units = {item["name"] for item in host.manifest.items if item["kind"] == "unit" and item["role"] == "mirror"}
     assert units == {"nginx.service", "docker-registry.service"}
+
+
+def test_what_serves_files_ends_with_what_serves_images(
+    fleets: Path, catalog: Catalog, image: Made, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fleet(fleets, image, url="http://127.0.0.1:8070", registry="192.0.2.1:5000", registry_port=5000)
+    files = subprocess.Popen(["sleep", "60"])
+    listens: list[str] = []
+
+    def registry_that_ends(_: Store, listen: str, state: Path) -> subprocess.Popen[bytes]:
+        listens.append(listen)
+        return subprocess.Popen(["false"])
+
+    monkeypatch.setattr(serve, "start", lambda *_: files)
+    monkeypatch.setattr(serve, "start_registry", registry_that_ends)
+    with pytest.raises(FleetError, match="docker-registry ended with 1"):
+        serve.run(store, plan.load(folder, catalog))
+    assert listens == ["127.0.0.1:5000"]
+    assert files.poll() is not None
