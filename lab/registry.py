@@ -45,5 +45,7 @@ def _answers(address: str) -> bool:
     try:
         with urllib.request.urlopen(f"http://{address}/v2/", timeout=2):
             return True
-    except (urllib.error.URLError, OSError):
+    except urllib.error.HTTPError:
+        return True  # it wants to be asked by TLS
+    except OSError:
         return False

@@ -10,7 +10,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from lab import packages
 from lab import registry as lab_registry
 from lab.artifacts import image
 from vllm_fleet.edge import mirror, serve
+from vllm_fleet.errors import FleetError
 from vllm_fleet.mirror import registry
 from vllm_fleet.mirror.needs import Image
 from vllm_fleet.mirror.store import Store
@@ -160,3 +161,48 @@ def test_images_behind_an_air_gap_are_served_from_what_was_carried(site: Site, t
         done = beyond.pull(beyond.address, tmp_path / "image")
         assert done.returncode == 0, done.stderr
     assert site.sent() == sent
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of the loopback that signs itself, and its key."""
+    folder.mkdir()
+    found = folder / "ca.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "2",
+            ),
+            *("-subj", "/CN=registry", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-out", found[0], "-keyout", found[1]),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return found
+
+
+def test_a_registry_of_the_fleet_is_asked_by_tls_and_believed_by_its_signer(site: Site, tmp_path: Path) -> None:
+    (pem, key), (other, _) = certificate(tmp_path / "own"), certificate(tmp_path / "other")
+    address = free_address()
+    settings = json.loads(registry.config(str(site.storage), address))
+    settings["http"]["tls"] = {"certificate": str(pem), "key": str(key)}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    words = [packages.docker_registry(), "serve", tmp_path / "config.json"]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
+        try:
+            lab_registry.await_answer(address, process)
+            with pytest.raises(FleetError, match="CERTIFICATE_VERIFY_FAILED"):
+                mirror.fill(Store(tmp_path / "a"), [replace(site.need, registry=address, ca=other)])
+            (found,) = mirror.fill(Store(tmp_path / "b"), [replace(site.need, registry=address, ca=pem)])
+            assert found.fetched_bytes >= LAYER_BYTES
+        finally:
+            process.terminate()

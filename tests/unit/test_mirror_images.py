@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from stand_in_origin import Origin, serving
+from stand_in_origin import Origin, serving, sha256
 from stand_in_registry import Guarded, Made, guarding, made
 
 from vllm_fleet import plan, site
@@ -149,6 +149,22 @@ def test_an_image_for_other_machines_is_refused(origin: Origin, store: Store) ->
 def test_a_part_that_no_registry_could_name_is_refused(digest: str) -> None:
     with pytest.raises(FleetError, match="a manifest names"):
         list(registry.blobs({"config": {"digest": digest, "size": 1}, "layers": []}))
+
+
+def test_a_list_of_lists_is_refused(origin: Origin, image: Made, store: Store) -> None:
+    inner = {"digest": image.listed, "size": 1, "platform": {"os": "linux", "architecture": "amd64"}}
+    body = json.dumps({"schemaVersion": 2, "manifests": [inner]}).encode()
+    digest = f"sha256:{sha256(body)}"
+    origin.files[f"/v2/{NAME}/manifests/{digest}"] = body
+    with pytest.raises(FleetError, match="names another list"):
+        mirror.fill(store, [Image(NAME, digest, AMD64, origin.url.removeprefix("http://"))])
+
+
+def test_a_signer_that_is_none_is_told_by_its_file(image: Made, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nothing")
+    with pytest.raises(FleetError, match="holds no certificate") as fault:
+        mirror.fill(store, [Image(NAME, image.listed, AMD64, "127.0.0.1:1", tmp_path / "ca.pem")])
+    assert fault.value.exit_code == 2
 
 
 def test_a_full_disk_is_told_before_a_layer_is_fetched(

@@ -37,7 +37,7 @@ class _Repository:
         # As the hosts do: the fleet's own registry is asked with TLS where its signer is named.
         scheme = "http" if need.registry and need.ca is None else "https"
         self.base = f"{scheme}://{self.host}/v2"
-        self.context = ssl.create_default_context(cafile=str(need.ca)) if need.ca else None
+        self.context = _trusting(need.ca) if need.ca else None
         self.access = Access(self._headers, self.context)
         self._account = _account(self.host)
         self._lock = Lock()
@@ -114,6 +114,17 @@ def listing(need: Image) -> list[Artifact]:
 def access(need: Image) -> Access:
     """How the files of an image are asked for."""
     return _Repository(need).access
+
+
+def _trusting(ca: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(ca))
+    except (OSError, ssl.SSLError) as fault:
+        raise FleetError(
+            f"holds no certificate of who signs the registry's: {type(fault).__name__}",
+            "give a file in the PEM form as mirror.registry_ca_file",
+            paths.display(ca),
+        ) from None
 
 
 def _account(host: str) -> str:

@@ -138,7 +138,15 @@ def of_platform(listed: Mapping[str, Any], platform: str) -> Blob | None:
 
 
 def blobs(manifest: Mapping[str, Any]) -> Iterator[Blob]:
-    """Configuration and layers of an image, each once."""
+    """Configuration and layers of an image, each once.
+
+    Raises:
+        FleetError: it is a list of lists, or names its parts as registries do not.
+    """
+    if "layers" not in manifest:
+        raise FleetError(
+            "a list of platforms names another list", "give the digest of one image in artifacts.images", code="refused"
+        )
     yield from dict.fromkeys(Blob.of(each) for each in (manifest.get("config", {}), *manifest["layers"]))
 
 
