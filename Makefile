@@ -38,8 +38,8 @@ test-long: ## The tests that take many minutes each: images, drivers, mirrors, C
 check: venv ## Lint, types, unit, golden and contract tests
 	@$(ACTIVATE); tools/check
 
-bench: ## Time the unchanged fleet beside its peers, and the start of a new host
-	@tools/setup; $(ACTIVATE); python -m bench.run; python -m bench.coldstart
+bench: ## Time the unchanged fleet beside its peers, the start of a new host, and its artifacts with and without a mirror
+	@tools/setup; $(ACTIVATE); python -m bench.run; python -m bench.coldstart; python -m bench.artifacts
 
 engines: ## Generate recipes/engines/names again from the published wheels
 	@tools/venv; $(ACTIVATE); python -m tools.engines generate

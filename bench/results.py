@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from bench.measure import Sample
 
+S = TypeVar("S")
+
 
 @dataclass(frozen=True)
-class Row:
-    """All runs of one contender on one number of hosts.
+class Runs(Generic[S]):
+    """All runs of one thing on one number of hosts.
 
     Attributes:
-        name: the contender.
+        name: the thing.
         hosts: how many hosts.
         samples: its runs, at least one.
     """
 
     name: str
     hosts: int
-    samples: tuple[Sample, ...]
+    samples: tuple[S, ...]
+
+    def median(self, of: Callable[[S], float]) -> float:
+        """The median of a figure of the runs."""
+        return median(map(of, self.samples))
+
+    def record(self) -> dict[str, Any]:
+        """The runs as plain data."""
+        return {"name": self.name, "hosts": self.hosts, "runs": len(self.samples)}
+
+
+@dataclass(frozen=True)
+class Row(Runs[Sample]):
+    """All runs of one contender on one number of hosts."""
 
     @property
     def wall(self) -> float:
         """Median wall seconds."""
-        return median(sample.wall for sample in self.samples)
+        return self.median(lambda sample: sample.wall)
 
     @property
     def wall_range(self) -> tuple[float, float]:
@@ -38,7 +53,7 @@ class Row:
     @property
     def controller(self) -> float:
         """Median CPU seconds of the controller."""
-        return median(sample.controller for sample in self.samples)
+        return self.median(lambda sample: sample.controller)
 
     @property
     def controller_per_host(self) -> float:
@@ -64,9 +79,7 @@ class Row:
     def record(self) -> dict[str, Any]:
         """The row as plain data, seconds unless the name says milliseconds."""
         return {
-            "name": self.name,
-            "hosts": self.hosts,
-            "runs": len(self.samples),
+            **super().record(),
             "wall": round(self.wall, 3),
             "wall_min": round(self.wall_range[0], 3),
             "wall_max": round(self.wall_range[1], 3),

@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from bench.results import Runs
 from vllm_fleet import paths
 from vllm_fleet.errors import FleetError
 
@@ -61,33 +61,23 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Row:
-    """All runs of one program.
-
-    Attributes:
-        name: the program.
-        hosts: how many hosts.
-        samples: its runs, at least one.
-    """
-
-    name: str
-    hosts: int
-    samples: tuple[Sample, ...]
+class Row(Runs[Sample]):
+    """All runs of one program."""
 
     @property
     def seconds(self) -> float:
         """Median seconds of the program."""
-        return median(sample.seconds for sample in self.samples)
+        return self.median(lambda sample: sample.seconds)
 
     @property
     def cpu_seconds(self) -> float:
         """Median CPU seconds of the program."""
-        return median(sample.cpu_seconds for sample in self.samples)
+        return self.median(lambda sample: sample.cpu_seconds)
 
     @property
     def import_seconds(self) -> float:
         """Median seconds of the imports."""
-        return median(sample.import_seconds for sample in self.samples)
+        return self.median(lambda sample: sample.import_seconds)
 
     @property
     def peak_mib(self) -> float:
@@ -112,9 +102,7 @@ class Row:
     def record(self) -> dict[str, Any]:
         """The row as plain data."""
         return {
-            "name": self.name,
-            "hosts": self.hosts,
-            "runs": len(self.samples),
+            **super().record(),
             "resources": self.resources,
             "seconds": round(self.seconds, 2),
             "cpu_seconds": round(self.cpu_seconds, 2),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from packaging.version import Version
 
 from vllm_fleet.catalog import Catalog, SizedClass, in_range
@@ -60,22 +62,37 @@ def installs(engine: Engine) -> list[Install]:
     return [*forms, "docker"] if engine.docker else forms
 
 
-def is_locked(engine: Engine, install: Install, machine: Machine) -> bool:
-    """Whether what would be installed is pinned by digests, so that a host can be built from it."""
+def is_locked(engine: Engine, install: Install, machine: Machine, own: Collection[str] = ()) -> bool:
+    """Whether what would be installed is pinned by digests, so that a host can be built from it.
+
+    Args:
+        engine: the engine, with the fleet's digest of its image.
+        install: the form that it is installed in.
+        machine: the kind of the host's processors.
+        own: the engines that the fleet brings a lock for.
+    """
     if install == "docker":
         return engine.docker is not None and engine.docker.digest is not None
-    return engine.wheel is not None and machine in engine.wheel.locks
+    return engine.wheel is not None and (machine in engine.wheel.locks or engine.id in own)
 
 
-def choose_install(engine: Engine, wanted: Install | None) -> Install:
-    """The form that is asked for, or the preferred one.
+def choose_install(engine: Engine, wanted: Install | None, machine: Machine, own: Collection[str] = ()) -> Install:
+    """The form that is asked for; else the preferred one of those that are pinned, or of all where none is.
+
+    What is not pinned can be shown, and a fleet with it is refused with the reason (:mod:`vllm_fleet.installable`).
+
+    Args:
+        engine: the engine, with the fleet's digest of its image.
+        wanted: the form that is asked for.
+        machine: the kind of the host's processors.
+        own: the engines that the fleet brings a lock for.
 
     Raises:
         FleetError: the engine does not come so (``refused``).
     """
     available = installs(engine)
     if wanted is None and available:
-        return available[0]
+        return next((form for form in available if is_locked(engine, form, machine, own)), available[0])
     if wanted not in available:
         raise refused(f"{engine.id} cannot be installed as {wanted!r}", f"it comes as {', '.join(available)}")
     return wanted

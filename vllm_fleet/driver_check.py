@@ -57,6 +57,8 @@ def _releases(catalog: Catalog, family: HostClass, row: ClassDriver) -> Iterator
         yield from _bounds(family, row, release)
         if row.fabric_manager and release.fabric_manager is None:
             yield f"{name} has no fabric manager", "add it to the release"
+        if row.imex and not release.imex:
+            yield f"{name} has no IMEX", "add it to the release"
         machine = family.facts.machine or "x86_64"
         for repository in release.repositories:
             known = catalog.drivers.repositories.get(repository)

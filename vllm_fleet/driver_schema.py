@@ -67,14 +67,16 @@ class DriverRelease(Strict):
     repositories: list[str] = Field(min_length=1)
     packages: dict[Name, VersionPattern] = Field(min_length=1)
     fabric_manager: FabricManager | None = None
+    #: The service that lends memory between hosts of one NVLink network, which stops at another driver's version.
+    imex: dict[Name, VersionPattern] = {}
     source: str = Field(min_length=10)
 
     @model_validator(mode="after")
     def _fits_its_vendor(self) -> DriverRelease:
         if (self.vendor == "nvidia") != (self.cuda is not None) or (self.vendor == "amd") != (self.rocm is not None):
             raise ValueError("a driver of NVIDIA names 'cuda', one of AMD names 'rocm'")
-        if self.fabric_manager and self.vendor != "nvidia":
-            raise ValueError("only NVIDIA has a fabric manager")
+        if (self.fabric_manager or self.imex) and self.vendor != "nvidia":
+            raise ValueError("only NVIDIA has a fabric manager, and IMEX")
         return self
 
 
@@ -89,6 +91,8 @@ class ClassDriver(Strict):
     fabric_manager: list[int] = []
     #: What those need besides, whose version follows no driver's: the newest is taken once, and held.
     fabric_packages: list[Name] = []
+    #: Whether hosts of the class share their NVLink network with others.
+    imex: bool = False
     why: str = Field(min_length=10)
     source: str = Field(min_length=3)
 

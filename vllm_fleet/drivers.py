@@ -108,6 +108,7 @@ def for_host(
     packages = dict(chosen.packages)
     if switches and chosen.fabric_manager:
         packages |= chosen.fabric_manager.packages
+    packages |= chosen.imex if row.imex else {}
     others = row.fabric_packages if switches else []
     sources = [_repository(catalog, name, sized, mirrors.get(name)) for name in chosen.repositories]
     holds = [*catalog.drivers.holds[vendor].packages, *catalog.drivers.kernel.packages]

@@ -28,6 +28,8 @@ _LIMITS = ("--cap-drop=ALL", "--security-opt=no-new-privileges")
 _LOCKED = "--ulimit=memlock=-1:-1"
 #: Variables that systemd sets for the account: libraries ask for a name that the image does not know.
 _ACCOUNT = ("LOGNAME", "USER")
+#: What containers need of the distribution.
+PACKAGES = ("docker.io", "python3-requests")
 _ENGINE_ROLE = "container_engine"
 _IMAGE_ROLE = "vllm_image"
 CONFIG = "/etc/docker/daemon.json"
@@ -81,7 +83,9 @@ class Image:
         return f"/etc/docker/certs.d/{self.registry}/ca.crt"
 
 
-def image_of(install: DockerInstall, machine: str | None, vendor: str, mirror: Mirror, folder: Path) -> Image:
+def image_of(
+    install: DockerInstall, machine: str | None, vendor: str, mirror: Mirror, folder: Path, served: str | None = None
+) -> Image:
     """The image of a host.
 
     Args:
@@ -90,9 +94,11 @@ def image_of(install: DockerInstall, machine: str | None, vendor: str, mirror: M
         vendor: of the host's devices.
         mirror: the fleet's own registry.
         folder: the fleet's folder, for its files.
+        served: ``host:port`` of the registry that the mirror itself is; then it is that one, without TLS.
     """
-    ca = mirror.registry_ca_file if mirror.registry else None
-    return Image(install, mirror.registry, machine, vendor, (folder / ca).read_text(encoding="utf-8") if ca else None)
+    ca = mirror.registry_ca_file if mirror.registry and not served else None
+    text = (folder / ca).read_text(encoding="utf-8") if ca else None
+    return Image(install, served or mirror.registry, machine, vendor, text)
 
 
 def run_words(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> list[str]:
@@ -135,7 +141,7 @@ def variables(image: Image) -> dict[str, Any]:
 def items(image: Image) -> Iterator[dict[str, Any]]:
     """What the two roles bring about."""
     file = {"role": _ENGINE_ROLE, "kind": "file", "mode": "0644", "owner": "root", "group": "root"}
-    for name in ("docker.io", "python3-requests", *(["nvidia-container-toolkit"] if image.vendor == "nvidia" else [])):
+    for name in (*PACKAGES, *(["nvidia-container-toolkit"] if image.vendor == "nvidia" else [])):
         yield {"role": _ENGINE_ROLE, "kind": "package", "name": name}
     digest = render.sha256(image.daemon_config)
     yield {**file, "path": CONFIG, "sha256": digest}

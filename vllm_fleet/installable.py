@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_fleet import image_choice, locks
-from vllm_fleet.catalog import Catalog, SizedClass
+from vllm_fleet.catalog import Catalog, SizedClass, raise_all
 from vllm_fleet.deployment import Deployment
+from vllm_fleet.errors import FleetError
 from vllm_fleet.locks import Lock
 from vllm_fleet.plan import HostPlan, Plan
 from vllm_fleet.schema import Engine, Machine
@@ -40,11 +41,12 @@ def lock_of(plan: Plan, catalog: Catalog, host: HostPlan) -> Lock | None:
     lock = own or catalog.lock(engine, sized.machine)
     if lock is None:
         reason = engine.wheel.unlocked.get(sized.machine, "nobody has made it") if engine.wheel else "it has no wheel"
+        image = ", or give the digest of its image in artifacts.images" if engine.docker else ""
         raise plan.document.error(
             at,
             f"{engine.id} is not locked for {sized.machine}, so its packages cannot be verified: {reason}",
             f"make its lock where its index can be reached, with {command(engine, sized.machine)} --index URL "
-            f"--output FILE, and name that file in artifacts.locks of the fleet",
+            f"--output FILE, and name that file in artifacts.locks of the fleet{image}",
             "refused",
         )
     for message, hint in unfit(lock, engine, sized):
@@ -58,11 +60,26 @@ def locked(plan: Plan, catalog: Catalog) -> Plan:
     Raises:
         FleetError: as :func:`lock_of`, or the fleet brings a lock for an engine that there is not.
     """
+    raise_all(list(faults(plan, catalog)))
+    return replace(plan, hosts=tuple(_with_directory(plan, catalog, host) for host in plan.hosts))
+
+
+def faults(plan: Plan, catalog: Catalog) -> Iterator[FleetError]:
+    """What is wrong with the locks that a fleet brings; each once, however many hosts would get it."""
     for name in plan.spec.artifacts.locks:
         if name not in catalog.engines:
             known = ", ".join(sorted(catalog.engines))
-            raise plan.document.error(("artifacts", "locks", name), "is no engine", f"known engines: {known}")
-    return replace(plan, hosts=tuple(_with_directory(plan, catalog, host) for host in plan.hosts))
+            yield plan.document.error(("artifacts", "locks", name), "is no engine", f"known engines: {known}")
+    told = set()
+    for host in plan.hosts:
+        deployment = host.deployment
+        if deployment and deployment.install == "wheel" and deployment.engine.id in plan.spec.artifacts.locks:
+            try:
+                lock_of(plan, catalog, host)
+            except FleetError as fault:
+                if str(fault) not in told:
+                    yield fault
+                told.add(str(fault))
 
 
 def _with_directory(plan: Plan, catalog: Catalog, host: HostPlan) -> HostPlan:
@@ -78,7 +95,8 @@ def _own(plan: Plan, engine: Engine, machine: Machine) -> Lock | None:
     name = plan.spec.artifacts.locks.get(engine.id)
     if name is None:
         return None
-    return locks.read(plan.artifact(f"locks.{engine.id}", name.replace("{machine}", machine)).resolve())
+    hint = f"make it with {command(engine, machine)} --index URL --output FILE"
+    return locks.read(plan.artifact(f"locks.{engine.id}", name.replace("{machine}", machine), hint).resolve())
 
 
 def unfit(lock: Lock, engine: Engine, sized: SizedClass) -> Iterator[tuple[str, str]]:

@@ -133,13 +133,18 @@ def parse(text: str, file: str) -> Lock:
     return Lock(file, header, tuple(pins), text)
 
 
-@cache
 def read(path: Path) -> Lock:
     """Reads a lock's file.
 
     Raises:
         FleetError: as :func:`parse`, or the file cannot be read.
     """
+    # What the user would type depends on where the user is, which what was read does not.
+    return replace(_read(path), file=paths.display(path))
+
+
+@cache
+def _read(path: Path) -> Lock:
     try:
         return replace(parse(path.read_text(encoding="utf-8"), paths.display(path)), path=path)
     except (OSError, UnicodeDecodeError) as fault:

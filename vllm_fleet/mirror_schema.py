@@ -8,7 +8,7 @@ from vllm_fleet.schema import Name, Strict
 
 
 class Mirror(Strict):
-    """Hosts fetch wheels, models, vocabularies and packages here alone; without a mirror, from the origins."""
+    """Hosts fetch wheels, models, vocabularies, packages and images here alone; without a mirror, from the origins."""
 
     #: A mirror that is served already, by 'vllm-fleet mirror --serve' on this machine or by means of your own.
     url: str | None = Field(default=None, pattern=r"^https?://[\w.:\[\]-]+[^/]$")
@@ -18,7 +18,10 @@ class Mirror(Strict):
     #: Whose packages it carries, by ID and VERSION_ID of the hosts' /etc/os-release. None: they come from where the
     #: hosts' own image says.
     distribution: str | None = None
-    #: ``host:port`` of a registry that has every image under its own name.
+    #: Where the mirror serves images. None: it carries none.
+    registry_port: int | None = Field(default=None, gt=0, lt=65536)
+    #: ``host:port`` of a registry that has every image under its own name: the mirror fetches them there, or the hosts,
+    #: where the mirror carries none. None: they come from where their names say.
     registry: str | None = Field(default=None, pattern=r"^[a-zA-Z0-9.-]+:\d{1,5}$")
     #: PEM file of who signs its certificate, relative to the fleet's folder. None: it is asked without TLS.
     registry_ca_file: str | None = None
@@ -29,6 +32,10 @@ class Mirror(Strict):
             raise ValueError("a mirror is either at 'url' or on 'host'")
         if self.distribution and not self.is_there:
             raise ValueError("a mirror that carries packages is at 'url' or on 'host'")
+        if self.registry_port and not self.is_there:
+            raise ValueError("a mirror that carries images is at 'url' or on 'host'")
+        if self.registry_port == self.port:
+            raise ValueError("files and images are served at two ports")
         return self
 
     @property

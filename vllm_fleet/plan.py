@@ -52,6 +52,12 @@ class HostPlan:
         count = self.deployment.instances if self.deployment else 0
         return tuple((str(number), FIRST_PORT + number) for number in range(count))
 
+#: What to do about an artifact that is not on the controller.
+_MISSING = (
+    "'make setup' makes what the lab uses; a model of the hub: set mirror and leave this key out, then run "
+    "'vllm-fleet mirror'"
+)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -77,16 +83,24 @@ class Plan:
         known = ", ".join(host.name for host in self.hosts)
         raise FleetError(f"the fleet {self.fleet!r} has no host {name!r}", f"it has {known}", self.document.file)
 
-    def artifact(self, key: str, value: str) -> Path:
-        """A path under ``artifacts``, with ``{cache}`` filled in, relative to the fleet's folder."""
+    def artifact(self, key: str, value: str, hint: str = _MISSING) -> Path:
+        """A path under ``artifacts``, with ``{cache}`` filled in, relative to the fleet's folder.
+
+        Args:
+            key: its key under ``artifacts``.
+            value: the path.
+            hint: what to do where it is not there.
+
+        Raises:
+            FleetError: it is not there.
+        """
         path = Path(os.path.expanduser(value.replace("{cache}", str(paths.cache_dir()))))  # noqa: PTH111 - str in
         full = path if path.is_absolute() else self.directory / path
         if not full.exists():
             raise self.document.error(
                 ("artifacts", *key.split(".", 1)),
                 f"there is no {paths.display(full)}",
-                "'make setup' makes what the lab uses; a model of the hub: set mirror and leave this key out, then run "
-                "'vllm-fleet mirror'",
+                hint,
             )
         return full
 
@@ -145,6 +159,7 @@ def question(name: str, pool: Pool, spec: Fleet, document: yamlfile.Document) ->
         overrides=pool.overrides,
         overrides_file=document.file,
         images=spec.artifacts.images,
+        locks=frozenset(spec.artifacts.locks),
     )
 
 

@@ -58,6 +58,7 @@ class Question:
     overrides: Overrides | None = None
     overrides_file: str = "fleet.yml"
     images: Digests = field(default_factory=dict)
+    locks: frozenset[str] = frozenset()
 
 
 def resolve(catalog: Catalog, question: Question) -> Deployment:
@@ -68,7 +69,7 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
     """
     asked, support = combination(catalog, question)
     host, model = asked.host, catalog.model(question.model)
-    engine = pinned(asked.engine, question.images, host.family.facts.machine)
+    engine = asked.engine
     layers = list(_layers(catalog, model, asked, question))
     active = spellings.applying(catalog, engine)
     values = stack(layers, active)
@@ -83,7 +84,7 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         origins = {**values.provenance, **other.provenance}
         check_names(names, engine, merge(values.args, other.args), merge(values.env, other.env), origins)
     notes += tuple(alternative.note for alternative in alternatives)
-    if not is_locked(engine, asked.install, host.machine):
+    if not is_locked(engine, asked.install, host.machine, question.locks):
         notes += (f"{engine.id} has no lock or digest yet: its recipe can be shown, and a fleet with it is refused",)
     tensor_parallel = asked.tensor_parallel or 1
     if tensor_parallel < 1 or host.devices % tensor_parallel:
@@ -130,7 +131,8 @@ def combination(catalog: Catalog, question: Question) -> tuple[Combination, Supp
     if host.family.status == "unsupported":
         raise refused(f"the class {host.id} is unsupported: {host.family.why}", f"source: {host.family.source}")
     engine, support = choose_engine(catalog, host, model, question.engine)
-    form = choose_install(engine, question.install)
+    engine = pinned(engine, question.images, host.family.facts.machine)
+    form = choose_install(engine, question.install, host.machine, question.locks)
     asked = Combination(host, engine, form, model.name, question.profile, question.features)
     return replace(asked, tensor_parallel=_tensor_parallel(catalog, model, asked, question.overrides)), support
 

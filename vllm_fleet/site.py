@@ -31,7 +31,7 @@ from vllm_fleet.deployment import Deployment, choose
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import ApiKeys
 from vllm_fleet.manifest import UNITS, Manifest, gateway_manifest, serving_manifest
-from vllm_fleet.mirror import client
+from vllm_fleet.mirror import client, needs
 from vllm_fleet.plan import READINESS_OFFSET, HostPlan, Plan
 from vllm_fleet.plan import load as load_plan
 from vllm_fleet.stack import Location, locations
@@ -150,7 +150,8 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
         else:
             said = (facts or {}).get(host.name, {})
             lock = installable.lock_of(plan, catalog, host)
-            variables, manifest = _serving(plan, catalog, host, at, models[_deployed(host)], gateways, said, lock)
+            model = models[_deployed(host)]
+            variables, manifest = _serving(plan, catalog, host, at, model, gateways, said, lock, mirrored.registry)
             variables["gateway_traffic_gateways"] = [each.name for each in plan.hosts if each.kind == "gateway"]
             own = [each for each in backends if each.host == host.name]
             variables["gateway_traffic_servers"] = [f"{b.host}_{b.instance}={b.address}:{b.port}" for b in own]
@@ -189,6 +190,7 @@ def _serving(
     gateways: list[str],
     facts: Mapping[str, Any],
     lock: locks.Lock | None,
+    registry: str | None,
 ) -> tuple[dict[str, Any], Manifest]:
     deployment = host.deployment
     if deployment is None:
@@ -207,7 +209,7 @@ def _serving(
     known = driver.facts.get("driver_version") if driver else None
     cache = startcache.key(deployment, model.revision, arch, known or facts.get("driver"))
     kept = startcache.directory(cache)
-    image = _image(plan, catalog, deployment)
+    image = _image(plan, catalog, deployment, registry)
     model_at = render.model_directory(deployment.model, model.revision)
     start = (
         images.start_env(image, deployment, model_at, kept, render.serving_env(deployment, kept))
@@ -244,16 +246,13 @@ def _serving(
     return {**(driver.variables if driver else {}), **variables}, manifest
 
 
-def _image(plan: Plan, catalog: Catalog, deployment: Deployment) -> images.Image | None:
+def _image(plan: Plan, catalog: Catalog, deployment: Deployment, registry: str | None) -> images.Image | None:
     install = deployment.engine.docker
     if deployment.install != "docker" or install is None:
         return None
     family = catalog.host_class(deployment.host_class).family
-    ca = plan.spec.mirror.registry_ca_file
-    if ca and not (plan.directory / ca).is_file():
-        at = ("mirror", "registry_ca_file")
-        raise plan.document.error(at, f"there is no {paths.display(plan.directory / ca)}", "correct the path")
-    return images.image_of(install, family.facts.machine, family.vendor, plan.spec.mirror, plan.directory)
+    needs.registry_ca(plan)
+    return images.image_of(install, family.facts.machine, family.vendor, plan.spec.mirror, plan.directory, registry)
 
 
 def _gateway(plan: Plan, host: HostPlan, backends: list[gateway.Backend]) -> tuple[dict[str, Any], Manifest]:

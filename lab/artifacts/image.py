@@ -21,6 +21,7 @@ from lab.artifacts.store import build_once, only_one, say, sha256_of
 from lab.artifacts.uv import run_uv
 from lab.tree import ensure_tree, tree_digest
 from vllm_fleet.files import write_atomically
+from vllm_fleet.mirror import registry
 from vllm_fleet.paths import cache_dir
 
 #: The Python of the hosts' Debian.
@@ -167,11 +168,9 @@ def _add_blob(folder: Path, write: Callable[[BinaryIO], None]) -> tuple[str, int
 
 def blob(folder: Path, name: str) -> Path:
     """Where a storage keeps what has that digest."""
-    number = name.removeprefix("sha256:")
-    return folder / "docker" / "registry" / "v2" / "blobs" / "sha256" / number[:2] / number / "data"
+    return folder / registry.blob(name)
 
 
 def link(folder: Path, kind: str, name: str) -> None:
     """Lets the image's repository of a storage have a blob."""
-    place = folder / "docker" / "registry" / "v2" / "repositories" / NAME / kind
-    write_atomically(place / "sha256" / name.removeprefix("sha256:") / "link", name)
+    write_atomically(folder / registry.link(NAME, kind, name), name)

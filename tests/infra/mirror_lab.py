@@ -86,8 +86,8 @@ class Hosts:
         )
 
 
-def boot(bridge: str, subnet: str, names: Sequence[str], owner: Path) -> Hosts:
-    """Hosts on a bridge from which nothing is forwarded: a site without a way out."""
+def boot(bridge: str, subnet: str, names: Sequence[str], owner: Path, containers: Sequence[str] = ()) -> Hosts:
+    """Hosts on a bridge from which nothing is forwarded: a site without a way out; some of them can run containers."""
     ensure_tree()
     network.create(NetworkSpec(bridge, f"{subnet}.0/24", str(owner), len(names)))
     table = network.table_name(bridge)
@@ -102,7 +102,7 @@ def boot(bridge: str, subnet: str, names: Sequence[str], owner: Path) -> Hosts:
         own, host_keys[name] = ssh_key_pair()
         spec = HostSpec(
             *(bridge, name, addresses[name], f"{subnet}.0/24", "deploy", public, host_keys[name], tree_digest()),
-            *(addresses, {}, 1),
+            *(addresses, {}, 2 if name in containers else 1, name in containers),
         )
         host.create(spec, own)
     return Hosts(bridge, addresses, host_keys, private)

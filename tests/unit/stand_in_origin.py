@@ -27,6 +27,8 @@ class Origin:
     token: str | None = None
     sent: int = 0
     requests: list[tuple[str, str, str]] = field(default_factory=list)
+    #: What came as ``Authorization``, empty for nothing.
+    authorizations: list[str] = field(default_factory=list)
     #: path -> after how many bytes the connection is cut, once.
     cuts: dict[str, int] = field(default_factory=dict)
     #: path -> content that is sent in its place, once.
@@ -61,6 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, send: bool) -> None:
         path = unquote(urlsplit(self.path).path)
+        self.origin.authorizations.append(self.headers.get("Authorization", ""))
         self.origin.requests.append((self.command, path, self.headers.get("Range", "")))
         hub = path.startswith("/api/models/") or "/resolve/" in path
         if hub and self.origin.token and self.headers.get("Authorization") != f"Bearer {self.origin.token}":

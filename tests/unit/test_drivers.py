@@ -65,6 +65,7 @@ def changed(catalog: Catalog, name: str, **changes: Any) -> list[str]:
         ("h100", {"driver_below": "580.100"}, "580.159.03 is not below the ceiling 580.100"),
         ("h100", {"fabric_manager": [1]}, "has no size 1 with more than one GPU"),
         ("l40s", {"fabric_manager": [8]}, "its GPUs are joined by pcie: there is no NVSwitch"),
+        ("mi300x", {"imex": True}, "amdgpu-30.10.2 has no IMEX"),
         ("cpu", {"releases": ["nvidia-580"], "driver_below": "620"}, "a class has a driver just when it has GPUs"),
     ],
 )
@@ -77,6 +78,13 @@ def test_a_class_without_a_row_is_a_fault(catalog: Catalog) -> None:
     recipes = catalog.drivers.model_copy(update={"classes": rows})
     (fault,) = driver_check.faults(replace(catalog, drivers=recipes))
     assert "says nothing of the class 'h100'" in fault.message
+
+
+@pytest.mark.parametrize(("name", "has"), [("gb200-4", True), ("b200-8", False), ("h100-8", False)])
+def test_imex_has_the_driver_s_version_where_hosts_share_their_network(catalog: Catalog, name: str, has: bool) -> None:
+    found = {item["name"]: item.get("version") for item in got(catalog, name).items if item["kind"] == "package"}
+    assert (found.get("nvidia-imex-580") == found["nvidia-utils-580"]) == has
+    assert ("nvidia-imex-580" in found) == has
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_fleet import catalog, crosscheck, paths, plan
+from vllm_fleet import catalog, crosscheck, installable, paths, plan
 from vllm_fleet.catalog import raise_all
 from vllm_fleet.cli.output import JsonOption, fleet_directory, print_json, stdout
 from vllm_fleet.errors import FleetError
@@ -28,7 +28,7 @@ def command(
     )
     for folder in folders:
         try:
-            plan.load(folder, recipes)
+            faults += installable.faults(plan.load(folder, recipes), recipes)
         except FleetError as fault:
             faults += [fault, *fault.others]
     raise_all(faults)

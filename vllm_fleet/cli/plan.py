@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vllm_fleet import catalog, cost, replacing, stack
+from vllm_fleet import catalog, cost, installable, replacing, stack
 from vllm_fleet import plan as plans
 from vllm_fleet.cli import plan_tables
 from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, stderr, stdout
@@ -38,9 +38,11 @@ def command(
     prices: PricesOption = "fleet",
 ) -> None:
     """Print the To-Be of a fleet: what each host runs, what it costs, and what would change against the stack."""
-    plan = plans.load(fleet_directory(fleet))
+    recipes = catalog.load()
+    plan = plans.load(fleet_directory(fleet), recipes)
+    catalog.raise_all(list(installable.faults(plan, recipes)))
     allowed = list(dict.fromkeys(filter(None, (name.strip() for name in replace_serving.split(",")))))
-    bill = cost.bill(plan, catalog.load(), *_price_lists(plan, prices))
+    bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
     as_is, changes = _changes(plan, preview or bool(allowed))
     replacing.check(plan, changes, allowed)
     run = replacing.commands(plan, changes, allowed) if allowed else ()

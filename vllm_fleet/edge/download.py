@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import os
 import shutil
+import ssl
 import threading
 import time
 import urllib.error
@@ -23,6 +24,22 @@ _TRIES = 5
 _BLOCK = 1 << 20
 _TIMEOUT_SECONDS = 60.0
 Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a server is asked.
+
+    Attributes:
+        headers: gives what each request carries; a server that an answer leads to gets none of it.
+        context: whom to believe that it is the server; None: whom this machine believes.
+    """
+
+    headers: Callable[[], Mapping[str, str]] = dict
+    context: ssl.SSLContext | None = None
+
+
+_OPEN = Access()
 
 
 @dataclass(frozen=True)
@@ -54,12 +71,15 @@ def entry_of(path: Path, sha256: str) -> Entry:
     return Entry(sha256, info.st_size, info.st_mtime_ns)
 
 
-def all_of(jobs: Iterable[tuple[Artifact, Path]], progress: Progress = lambda _: None) -> Mapping[str, Fetched]:
+def all_of(
+    jobs: Iterable[tuple[Artifact, Path]], progress: Progress = lambda _: None, access: Access = _OPEN
+) -> Mapping[str, Fetched]:
     """Fetches files, some at a time; the first fault ends the others where they are, to be resumed.
 
     Args:
         jobs: each file with the place where it belongs.
         progress: called with the number of bytes as they come.
+        access: how their server is asked.
 
     Returns:
         What there is at each path of the mirror.
@@ -70,7 +90,7 @@ def all_of(jobs: Iterable[tuple[Artifact, Path]], progress: Progress = lambda _:
     stop = threading.Event()
     found: dict[str, Fetched] = {}
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        waiting = {pool.submit(one, artifact, path, progress, stop): artifact for artifact, path in jobs}
+        waiting = {pool.submit(one, artifact, path, progress, stop, access): artifact for artifact, path in jobs}
         try:
             for future, artifact in waiting.items():
                 found[artifact.path] = future.result()
@@ -82,7 +102,11 @@ def all_of(jobs: Iterable[tuple[Artifact, Path]], progress: Progress = lambda _:
 
 
 def one(
-    artifact: Artifact, path: Path, progress: Progress = lambda _: None, stop: threading.Event | None = None
+    artifact: Artifact,
+    path: Path,
+    progress: Progress = lambda _: None,
+    stop: threading.Event | None = None,
+    access: Access = _OPEN,
 ) -> Fetched:
     """Fetches one file, or goes on with it.
 
@@ -91,6 +115,7 @@ def one(
         path: where it belongs.
         progress: called with the number of bytes as they come.
         stop: ends the transfer where it is.
+        access: how its server is asked.
 
     Raises:
         FleetError: it cannot be had, or not with its digest.
@@ -99,7 +124,7 @@ def one(
     part, received = part_of(path), 0
     for attempt in range(_TRIES):
         try:
-            received += _append(artifact, part, progress, stop or threading.Event())
+            received += _append(artifact, part, progress, stop or threading.Event(), access)
         except _IncompleteError as fault:
             if attempt == _TRIES - 1:
                 raise FleetError(
@@ -131,7 +156,14 @@ def one(
     )
 
 
-def _append(artifact: Artifact, part: Path, progress: Progress, stop: threading.Event) -> int:
+def _request(url: str, access: Access, method: str = "GET", **headers: str) -> urllib.request.Request:
+    request = urllib.request.Request(url, method=method, headers={"User-Agent": "vllm-fleet", **headers})  # noqa: S310 - from recipes or the site's own configuration, or looked at before
+    for name, value in access.headers().items():
+        request.add_unredirected_header(name, value)
+    return request
+
+
+def _append(artifact: Artifact, part: Path, progress: Progress, stop: threading.Event, access: Access) -> int:
     """Gets what a part lacks; returns how many bytes came."""
     if not artifact.source.startswith(("http://", "https://")):
         shutil.copyfile(artifact.source, part)
@@ -144,13 +176,11 @@ def _append(artifact: Artifact, part: Path, progress: Progress, stop: threading.
     if artifact.size and have > artifact.size:
         part.unlink()
         have = 0
-    headers = {"User-Agent": "vllm-fleet", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    request = urllib.request.Request(artifact.source, headers=headers)  # noqa: S310 - the scheme was looked at above
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    request = _request(artifact.source, access, **headers)
     received = 0
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - as above
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=access.context) as answer:  # noqa: S310 - the scheme was looked at above
             goes_on = answer.status == http.HTTPStatus.PARTIAL_CONTENT
             progress(have if goes_on else 0)
             with part.open("ab" if goes_on else "wb") as file:
@@ -179,16 +209,21 @@ def _append(artifact: Artifact, part: Path, progress: Progress, stop: threading.
     return received
 
 
-def text(url: str, accept: str = "*/*") -> tuple[str, str, str]:
+def text(url: str, accept: str = "*/*", access: Access = _OPEN) -> tuple[str, str, str]:
     """A small file: its text, its type and the URL that it came from in the end.
+
+    Args:
+        url: where it is.
+        accept: which types of it.
+        access: how its server is asked; goes before the types.
 
     Raises:
         FleetError: it cannot be had.
     """
-    request = urllib.request.Request(url, headers={"User-Agent": "vllm-fleet", "Accept": accept})  # noqa: S310 - from recipes or the site's own configuration
     for attempt in range(_TRIES):
+        request = _request(url, access, Accept=accept)
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - as above
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=access.context) as answer:  # noqa: S310 - as in _request
                 return answer.read().decode(), answer.headers.get_content_type(), answer.url
         except urllib.error.HTTPError as fault:
             if fault.code < http.HTTPStatus.INTERNAL_SERVER_ERROR or attempt == _TRIES - 1:
@@ -208,9 +243,27 @@ def size(url: str) -> int:
     Raises:
         FleetError: it cannot be had, or the server does not tell.
     """
-    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "vllm-fleet"})  # noqa: S310 - as above
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - as above
+        with urllib.request.urlopen(_request(url, _OPEN, "HEAD"), timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - as in _request
             return int(answer.headers["Content-Length"])
     except (OSError, http.client.HTTPException, TypeError, ValueError) as fault:
         raise FleetError(f"the length of {url} is not told: {fault}", code="work-failed") from None
+
+
+def challenge(url: str, access: Access) -> str:
+    """What a server wants of those who ask it, as it says in ``WWW-Authenticate``; empty: nothing.
+
+    Raises:
+        FleetError: it cannot be reached, or answers with another fault.
+    """
+    try:
+        with urllib.request.urlopen(_request(url, access), timeout=_TIMEOUT_SECONDS, context=access.context):  # noqa: S310 - as in _request
+            return ""
+    except urllib.error.HTTPError as fault:
+        if fault.code != http.HTTPStatus.UNAUTHORIZED:
+            raise FleetError(f"{url}: HTTP {fault.code} {fault.reason}", code="work-failed") from None
+        return str(fault.headers.get("WWW-Authenticate", ""))
+    except (OSError, http.client.HTTPException) as fault:
+        raise FleetError(
+            f"{url} cannot be reached: {fault}", "look at the network, then run it again", code="work-failed"
+        ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,8 +17,8 @@ from vllm_fleet.edge import download, origins
 from vllm_fleet.edge.download import Fetched, Progress
 from vllm_fleet.errors import FleetError
 from vllm_fleet.files import write_atomically
-from vllm_fleet.mirror import wheels
-from vllm_fleet.mirror.needs import Debs, Need
+from vllm_fleet.mirror import registry, wheels
+from vllm_fleet.mirror.needs import Debs, Image, Need
 from vllm_fleet.mirror.store import Artifact, Entry, Index, Store
 
 #: What a file system needs beside the files.
@@ -94,13 +95,7 @@ def fill(
             if not _is_there(store, artifact, known):
                 wanted[artifact.path] = artifact
     room(store.directory, wanted.values(), store)
-    total, done = sum(artifact.size for artifact in wanted.values()), 0
-
-    def count(number: int) -> None:
-        nonlocal done
-        done += number
-        progress(done, total)
-
+    count = _counter(wanted.values(), progress)
     results = []
     for need in needs:
         fetched: Mapping[str, Fetched] = {}
@@ -124,7 +119,7 @@ def fill(
                 sum(each.received for each in fetched.values()),
             )
         )
-    _derived(store, index)
+    _derived(store, index, [need.key for need in needs])
     return results
 
 
@@ -171,13 +166,7 @@ def copy(
             if not _is_there(target, artifact, known):
                 jobs[name] = artifact
     room(target.directory, jobs.values(), target)
-    total, done = sum(job.size for job in jobs.values()), 0
-
-    def count(number: int) -> None:
-        nonlocal done
-        done += number
-        progress(done, total)
-
+    count = _counter(jobs.values(), progress)
     results = []
     for key in keys:
         fetched: dict[str, Fetched] = {}
@@ -191,8 +180,23 @@ def copy(
         results.append(
             Result(key, len(sizes), sum(sizes), len(fetched), sum(each.entry.size for each in fetched.values()))
         )
-    _derived(target, index)
+    _derived(target, index, keys)
     return results
+
+
+def _counter(artifacts: Iterable[Artifact], progress: Callable[[int, int], None]) -> Progress:
+    """What takes the bytes of one file after the other and tells how many there are of all."""
+    total, done = sum(artifact.size for artifact in artifacts), 0
+    # Files are fetched by several threads.
+    lock = threading.Lock()
+
+    def count(number: int) -> None:
+        nonlocal done
+        with lock:
+            done += number
+            progress(done, total)
+
+    return count
 
 
 def _copied(artifact: Artifact, target: Store, progress: Progress) -> Fetched:
@@ -223,15 +227,19 @@ def room(directory: Path, artifacts: Iterable[Artifact], store: Store) -> None:
         )
 
 
-def _derived(store: Store, index: Index) -> None:
-    """Writes what is served beside the files: the index of wheels, and the list of each model's files."""
-    for key in index.parts:
+def _derived(store: Store, index: Index, keys: Iterable[str]) -> None:
+    """Writes what is served beside the files: the index of wheels, each model's list, the links of each image."""
+    for key in keys:
         kind, _, rest = key.partition(":")
         if kind == "model":
             name, _, revision = rest.rpartition(":")
             entries = index.entries(key)
             folder = next(iter(entries)).rsplit("/", 1)[0]
             _model_list(store, name, revision, folder, {path.rsplit("/", 1)[1]: each for path, each in entries.items()})
+        if kind == "image":
+            image = Image.of_key(key)
+            for place, digest in registry.links(image.name, image.digest, image.platform, store.bytes_of):
+                _write(store.place(place), digest)
     for path, text in wheels.pages({name: entry.sha256 for name, entry in index.files.items()}).items():
         _write(store.place(path), text)
 

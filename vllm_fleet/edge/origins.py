@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 
 from vllm_fleet import paths
-from vllm_fleet.edge import apt, download, hub, indexes
+from vllm_fleet.edge import apt, download, hub, indexes, registry
 from vllm_fleet.edge.download import Fetched, Progress
 from vllm_fleet.errors import FleetError
-from vllm_fleet.mirror.needs import Debs, Encoding, Model, Need, Wheels
+from vllm_fleet.mirror.needs import Debs, Encoding, Image, Model, Need, Wheels
 from vllm_fleet.mirror.store import Artifact, Store
 
 
@@ -31,7 +31,7 @@ def listing(need: Need, token: str | None) -> list[Artifact]:
         return [_encoding(need)]
     if isinstance(need, Model):
         return _folder(need) if need.folder else hub.listing(need, token)
-    raise FleetError(f"{need.key}: images are not mirrored yet", "choose a wheel", code="refused")
+    return registry.listing(need)
 
 
 def _encoding(need: Encoding) -> Artifact:
@@ -62,4 +62,5 @@ def fetch(
     """
     if isinstance(need, Model) and need.folder is None:
         return hub.fetch(need, artifacts, store.place(need.path), token, count) if artifacts else {}
-    return download.all_of([(artifact, store.place(artifact.path)) for artifact in artifacts], count)
+    access = registry.access(need) if isinstance(need, Image) else download.Access()
+    return download.all_of([(artifact, store.place(artifact.path)) for artifact in artifacts], count, access)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,6 +33,8 @@ class Mirrored:
     host: str | None
     apt_config: str
     apt_sources: str
+    #: ``host:port`` where it serves images; None where it carries none.
+    registry: str | None = None
     #: What the role mirror of the host gets; empty where the mirror is no host of the fleet.
     served: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,13 +83,15 @@ def of(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
     if spec.host and spec.host not in where:
         raise plan.document.error(("mirror", "host"), f"there is no host {spec.host!r}", f"hosts: {', '.join(where)}")
     url = spec.url or f"http://{where[str(spec.host)].service_address}:{spec.port}"
+    at = re.match(r"https?://(\[[^\]]*\]|[^:/]+)", url)
+    registry = f"{at[1]}:{spec.registry_port}" if at and spec.registry_port else None
     chosen = distribution(plan, catalog)
     local = apt_sources(chosen, f"file:{served.DIRECTORY}") if chosen else ""
-    serving = served.variables(plan, catalog, spec.port, local) if spec.host else {}
+    serving = served.variables(plan, catalog, spec.port, local, registry) if spec.host else {}
     if chosen is None:
-        return Mirrored(url, spec.host, debs.host_config(None), "", serving)
+        return Mirrored(url, spec.host, debs.host_config(None), "", registry, serving)
     sources = apt_sources(chosen, url)
-    return Mirrored(url, spec.host, debs.host_config(APT_SOURCES), sources, serving)
+    return Mirrored(url, spec.host, debs.host_config(APT_SOURCES), sources, registry, serving)
 
 
 def apt_sources(chosen: tuple[str, Distribution], base: str) -> str:

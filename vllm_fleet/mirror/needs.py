@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet import installable, paths
+from vllm_fleet import image_choice, images, installable, paths
 from vllm_fleet.artifacts import model_files
 from vllm_fleet.catalog import Catalog
+from vllm_fleet.deployment import Deployment
 from vllm_fleet.distribution_schema import Distribution
 from vllm_fleet.errors import FleetError
 from vllm_fleet.manifest import baseline_items
@@ -20,6 +21,7 @@ from vllm_fleet.render import model_folder
 
 #: What Ansible's apt module works with, and what a host of the fleet needs to be its mirror.
 _TOOLS = ("python3-apt", "nginx-light", "rsync")
+_REGISTRY = "docker-registry"
 _GATEWAY = ("haproxy",)
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -100,15 +102,28 @@ class Debs:
 
 @dataclass(frozen=True)
 class Image:
-    """A container image by digest."""
+    """A container image by digest, for one kind of machine."""
 
     name: str
     digest: str
+    #: As docker spells it; what a list of platforms has for others is left out.
+    platform: str
+    #: ``host:port`` of a registry that has it under its own name; None: where that name says.
+    registry: str | None = None
+    #: Who signs that registry's certificate; None: it is asked without TLS.
+    ca: Path | None = None
 
     @property
     def key(self) -> str:
         """The part's name."""
-        return f"image:{self.name}@{self.digest}"
+        return f"image:{self.name}@{self.digest}:{self.platform}"
+
+    @staticmethod
+    def of_key(key: str) -> Image:
+        """The image of a part's name, without where it came from."""
+        name, _, rest = key.removeprefix("image:").partition("@")
+        digest, _, platform = rest.rpartition(":")
+        return Image(name, digest, platform)
 
 
 Need = Wheels | Encoding | Model | Debs | Image
@@ -152,15 +167,8 @@ def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
     if deployment is None:
         return
     if deployment.install == "docker":
-        image = deployment.engine.docker
-        if image is None or image.digest is None:
-            raise FleetError(
-                f"the image of {deployment.engine.id} has no digest yet",
-                "choose a wheel",
-                host=host.name,
-                code="refused",
-            )
-        yield Image(image.image, image.digest)
+        if plan.spec.mirror.registry_port:
+            yield _image(host, deployment, catalog, plan)
         return
     lock = installable.lock_of(plan, catalog, host)
     if lock is None:
@@ -174,6 +182,32 @@ def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
     for python in (chosen[1].python,) if chosen else lock.python:
         yield Wheels(deployment.engine.id, lock.text, python, machine, glibc, indexes)
         yield Wheels("uv", uv, python, machine, glibc)
+
+
+def _image(host: HostPlan, deployment: Deployment, catalog: Catalog, plan: Plan) -> Image:
+    image = deployment.engine.docker
+    if fault := image_choice.refusal(deployment.engine, plan.spec.mirror.registry):
+        raise plan.document.error(("pools", host.pool), *fault, "refused")
+    if image is None or image.digest is None:
+        raise FleetError("what was refused is gone on with", host=host.name)
+    platform = images.PLATFORMS[_machine(host, catalog)]
+    return Image(image.image, image.digest, platform, plan.spec.mirror.registry, registry_ca(plan))
+
+
+def registry_ca(plan: Plan) -> Path | None:
+    """Who signs the certificate of the fleet's own registry; None: it is asked without TLS, or there is none.
+
+    Raises:
+        FleetError: the file is not there.
+    """
+    given = plan.spec.mirror.registry_ca_file
+    if plan.spec.mirror.registry is None or given is None:
+        return None
+    file = plan.directory / given
+    if not file.is_file():
+        at = ("mirror", "registry_ca_file")
+        raise plan.document.error(at, f"there is no {paths.display(file)}", "correct the path")
+    return file
 
 
 def _machine(host: HostPlan, catalog: Catalog) -> str:
@@ -223,8 +257,13 @@ def _debs(plan: Plan, catalog: Catalog) -> Iterable[Debs]:
         wanted = packages.setdefault(architecture, set(everywhere))
         wanted.update(_GATEWAY if host.kind == "gateway" else ())
         wanted.update(host.deployment.packages if host.deployment else ())
-        if host.deployment and host.deployment.engine.wheel:
+        install = host.deployment.install if host.deployment else None
+        if install == "wheel":
             wanted.add(f"python{chosen[1].python}-venv")
+        elif install == "docker":
+            wanted.update(images.PACKAGES)
+        if plan.spec.mirror.registry_port:
+            wanted.add(_REGISTRY)
     for architecture, wanted in packages.items():
         yield Debs(chosen[0], chosen[1], architecture, tuple(sorted(wanted)))
 

@@ -8,7 +8,7 @@ from typing import Any
 from vllm_fleet.assets import role_file_sha256
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.manifest import STAMP, Item, file_item
-from vllm_fleet.mirror import debs, needs, nginx, wheels
+from vllm_fleet.mirror import debs, needs, nginx, registry, wheels
 from vllm_fleet.mirror.store import Store, default_directory
 from vllm_fleet.plan import Plan
 from vllm_fleet.render import sha256
@@ -16,11 +16,14 @@ from vllm_fleet.render import sha256
 DIRECTORY = "/srv/vllm-fleet-mirror"
 CONFIG = "/etc/nginx/conf.d/vllm-fleet-mirror.conf"
 ACCESS_LOG = "/var/log/nginx/vllm-fleet-mirror.log"
+REGISTRY_CONFIG = "/etc/vllm-fleet-registry.json"
 APT_SOURCES = "/etc/vllm-fleet-mirror.sources"
 _ROLE = "mirror"
 
 
-def variables(plan: Plan, catalog: Catalog, port: int, apt_sources: str) -> dict[str, Any]:
+def variables(
+    plan: Plan, catalog: Catalog, port: int, apt_sources: str, registry_address: str | None
+) -> dict[str, Any]:
     """What the role mirror gets.
 
     Args:
@@ -28,6 +31,7 @@ def variables(plan: Plan, catalog: Catalog, port: int, apt_sources: str) -> dict
         catalog: the recipes.
         port: where the mirror listens.
         apt_sources: the archives in the mirror's own folder; empty where it carries none.
+        registry_address: where it serves images, ``host:port``; None where it carries none.
 
     Raises:
         FleetError: the mirror of this machine does not have all that the fleet needs.
@@ -44,13 +48,18 @@ def variables(plan: Plan, catalog: Catalog, port: int, apt_sources: str) -> dict
         )
     files = {name: entry.sha256 for part in parts for name, entry in index.entries(part.key).items()}
     pages = [*wheels.pages(files), *(f"{part.path}/model.json" for part in parts if isinstance(part, needs.Model))]
+    for part in parts:
+        if isinstance(part, needs.Image):
+            pages += [name for name, _ in registry.links(part.name, part.digest, part.platform, store.bytes_of)]
+    images = registry.config(f"{DIRECTORY}/{registry.FOLDER}", registry_address) if registry_address else ""
     return {
         "mirror_source": str(store.directory),
         "mirror_files": [{"name": name, "sha256": digest} for name, digest in sorted(files.items())],
-        "mirror_pages": sorted(pages),
+        "mirror_pages": sorted(set(pages)),
         "mirror_nginx_config": nginx.server(DIRECTORY, str(port), ACCESS_LOG),
         "mirror_apt_config": debs.host_config(APT_SOURCES if apt_sources else None),
         "mirror_apt_sources": apt_sources,
+        "mirror_registry_config": images,
     }
 
 
@@ -61,7 +70,7 @@ def items(given: Mapping[str, Any]) -> list[Item]:
         given: the variables of the role.
     """
     files = {each["name"]: each["sha256"] for each in given["mirror_files"]}
-    return [
+    found: list[Item] = [
         {"role": _ROLE, "kind": "package", "name": "nginx-light"},
         {"role": _ROLE, "kind": "store", "path": DIRECTORY, "stamp": STAMP, "files": files},
         file_item(_ROLE, CONFIG, sha256(given["mirror_nginx_config"])),
@@ -72,3 +81,14 @@ def items(given: Mapping[str, Any]) -> list[Item]:
         ),
         {"role": _ROLE, "kind": "unit", "name": "nginx.service", "active": True, "enabled": True},
     ]
+    if config := given["mirror_registry_config"]:
+        drop_in = "docker-registry.service"
+        found += [
+            {"role": _ROLE, "kind": "package", "name": "docker-registry"},
+            file_item(_ROLE, REGISTRY_CONFIG, sha256(config)),
+            file_item(
+                _ROLE, f"/etc/systemd/system/{drop_in}.d/vllm-fleet.conf", role_file_sha256(_ROLE, f"{drop_in}.d.conf")
+            ),
+            {"role": _ROLE, "kind": "unit", "name": drop_in, "active": True, "enabled": True},
+        ]
+    return found

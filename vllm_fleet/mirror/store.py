@@ -98,6 +98,19 @@ class Store:
         """Where a file of the mirror is."""
         return self.directory / path
 
+    def bytes_of(self, path: str) -> bytes:
+        """The content of a small file of the mirror.
+
+        Raises:
+            FleetError: it is not there.
+        """
+        try:
+            return self.place(path).read_bytes()
+        except OSError as fault:
+            raise FleetError(
+                f"cannot be read: {fault.strerror}", "run 'vllm-fleet mirror' again", str(self.place(path))
+            ) from None
+
     def read(self) -> Index:
         """Its index; an empty one where there is none.
 

@@ -1,0 +1,101 @@
+"""What is pinned is installed: a fleet's own lock or digest counts, and every command tells a lock that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vllm_fleet import installable, paths, plan
+from vllm_fleet.catalog import Catalog
+from vllm_fleet.choice import choose_install
+from vllm_fleet.cli import check
+from vllm_fleet.cli import plan as plan_command
+from vllm_fleet.errors import FleetError
+from vllm_fleet.image_choice import pinned
+from vllm_fleet.resolve import Question, resolve
+
+CPU, UNLOCKED = "vllm-0.32.0-cpu", "vllm-0.10.1-cuda"
+DIGEST = f"sha256:{'1' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("digest", "own", "wanted", "chosen"),
+    [
+        (None, (), None, "wheel"),
+        (DIGEST, (), None, "docker"),
+        (None, (UNLOCKED,), None, "wheel"),
+        (DIGEST, (UNLOCKED,), None, "wheel"),
+        (DIGEST, (), "wheel", "wheel"),
+    ],
+)
+def test_a_form_that_is_pinned_goes_before_one_that_is_not(
+    catalog: Catalog, digest: str | None, own: tuple[str, ...], wanted: Any, chosen: str
+) -> None:
+    engine = pinned(catalog.engine(UNLOCKED), {UNLOCKED: digest} if digest else {}, "x86_64")
+    assert choose_install(engine, wanted, "x86_64", own) == chosen
+
+
+def test_a_locked_wheel_goes_before_an_image(catalog: Catalog) -> None:
+    engine = pinned(catalog.engine("vllm-0.12.0-cuda"), {"vllm-0.12.0-cuda": DIGEST}, "x86_64")
+    assert choose_install(engine, None, "x86_64") == "wheel"
+    assert choose_install(engine, None, "aarch64") == "docker", "it is locked for x86_64 alone"
+
+
+def test_a_fleet_with_a_lock_of_its_own_is_not_told_that_it_has_none(catalog: Catalog) -> None:
+    asked = Question("h100-8", "openai/gpt-oss-120b", engine=UNLOCKED)
+    assert any("has no lock or digest yet" in note for note in resolve(catalog, asked).notes)
+    asked = Question("h100-8", "openai/gpt-oss-120b", engine=UNLOCKED, locks=frozenset({UNLOCKED}))
+    assert not any("has no lock or digest yet" in note for note in resolve(catalog, asked).notes)
+
+
+def fleet(fleets: Path, text: str | None, **locks: str) -> Path:
+    """The golden fleet with locks of its own."""
+    folder = fleets / "golden"
+    spec = yaml.safe_load((folder / "fleet.yml").read_text(encoding="utf-8"))
+    spec["artifacts"]["locks"] = {CPU: "own.txt", **locks}
+    (folder / "fleet.yml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    if text is not None:
+        (folder / "own.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+RIGHT = (paths.root() / "recipes" / "engines" / "locks" / f"{CPU}-x86_64.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "says"),
+    [
+        (None, {}, "there is no"),
+        ("torch==2.0\n", {}, "is no lock"),
+        (RIGHT.replace(f"# engine: {CPU}", "# engine: another"), {}, "is for the engine another"),
+        (RIGHT, {"vllm-9": "own.txt"}, "is no engine"),
+    ],
+)
+def test_a_lock_that_is_wrong_is_told_by_check_and_plan_alike(
+    catalog: Catalog, fleets: Path, text: str | None, more: dict[str, str], says: str
+) -> None:
+    folder = fleet(fleets, text, **more)
+    told = []
+    for run in (
+        lambda: check.command("golden", json=True),
+        lambda: plan_command.command("golden", json=True),
+        lambda: installable.locked(plan.load(folder, catalog), catalog),
+    ):
+        with pytest.raises(FleetError, match=says) as fault:
+            run()
+        assert fault.value.exit_code == 2
+        assert not fault.value.others, "once, for all hosts of the pool"
+        told.append(str(fault.value))
+    assert len(set(told)) == 1
+
+
+def test_a_lock_that_is_right_is_taken(catalog: Catalog, fleets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fleet(fleets, RIGHT)
+    check.command("golden", json=True)
+    found = plan.load(folder, catalog)
+    lock = installable.lock_of(found, catalog, found.hosts[0])
+    assert lock is not None
+    assert lock.path == (folder / "own.txt").resolve()
