@@ -15,6 +15,7 @@ from vllm_fleet import yamlfile
 from vllm_fleet.cloud_schema import Placement
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Access
+from vllm_fleet.values import PRIVATE
 
 if TYPE_CHECKING:
     from vllm_fleet.plan import HostPlan
@@ -155,9 +156,11 @@ def _static(
             continue
         at = (*_at(host)[:-1], "static", host.name, "address")
         address = _address(host.address or "")
-        if address is None and host.kind == "gateway":
+        if host.kind == "gateway" and not (address and any(address in each for each in PRIVATE)):
             yield document.error(
-                at, f"{host.address!r} is no IPv4 address: the firewalls of joined networks let addresses in", "give it"
+                at,
+                f"{host.address!r} is no private IPv4 address, by which joined networks could let the gateway in",
+                "give the address that the gateway has towards them",
             )
         for name, mine in rented.items():
             network = block(mine)

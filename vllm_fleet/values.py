@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: RFC 1918; the units of vLLM answer to no other range.
-_PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 
 
 def _name(value: str) -> str:
@@ -31,8 +31,8 @@ def _network(value: str) -> str:
 
 def _private_network(value: str) -> str:
     network = ipaddress.ip_network(_network(value))
-    if not any(network.version == 4 and network.subnet_of(each) for each in _PRIVATE):
-        raise ValueError(f"{value!r} is no private range: one in {', '.join(map(str, _PRIVATE))}")
+    if not any(network.version == 4 and network.subnet_of(each) for each in PRIVATE):
+        raise ValueError(f"{value!r} is no private range: one in {', '.join(map(str, PRIVATE))}")
     if not 16 <= network.prefixlen <= 22:
         raise ValueError(f"{value!r} has another size than clouds take: from /16 to /22")
     return value

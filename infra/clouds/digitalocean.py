@@ -64,7 +64,9 @@ class DigitalOceanCloud(CloudComponent):
         """By tag, so that a host that goes changes no rule; gateways of another cloud by their addresses."""
         access = self._args.access
         ssh = {"protocol": "tcp", "port_range": "22", "source_addresses": access.ssh_from}
-        gateways = {"source_tags": [self._tags["gateway"]], "source_addresses": list(far_gateways.values())}
+        gateways: dict[str, Any] = {"source_tags": [self._tags["gateway"]]}
+        if far_gateways:
+            gateways["source_addresses"] = list(far_gateways.values())
         inside = {"protocol": "tcp", "port_range": "22", **gateways}
         vllm = {"protocol": "tcp", "port_range": f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}", **gateways}
         api = [

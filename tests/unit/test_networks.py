@@ -137,7 +137,8 @@ def static(address: str) -> dict[str, Any]:
     ("address", "says"),
     [
         ("10.60.7.7", r"10.60.7.7 is in 10.60.0.0/16, the range of aws us-east-1"),
-        ("door.example.org", "'door.example.org' is no IPv4 address"),
+        ("door.example.org", "'door.example.org' is no private IPv4 address"),
+        ("198.51.100.7", "'198.51.100.7' is no private IPv4 address"),
     ],
 )
 def test_a_gateway_of_one_s_own_is_let_in_by_its_address(address: str, says: str, tmp_path: Path) -> None:
