@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet import installable, paths
+from vllm_fleet import drivers, installable, paths
 from vllm_fleet.artifacts import model_files
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.distribution_schema import Distribution
@@ -225,6 +225,7 @@ def _debs(plan: Plan, catalog: Catalog) -> Iterable[Debs]:
         wanted.update(host.deployment.packages if host.deployment else ())
         if host.deployment and host.deployment.engine.wheel:
             wanted.add(f"python{chosen[1].python}-venv")
+        wanted.update(drivers.TOOLS if drivers.is_managed(plan, catalog, host) else ())
     for architecture, wanted in packages.items():
         yield Debs(chosen[0], chosen[1], architecture, tuple(sorted(wanted)))
 
