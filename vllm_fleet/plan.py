@@ -52,6 +52,7 @@ class HostPlan:
         count = self.deployment.instances if self.deployment else 0
         return tuple((str(number), FIRST_PORT + number) for number in range(count))
 
+
 #: What to do about an artifact that is not on the controller.
 _MISSING = (
     "'make setup' makes what the lab uses; a model of the hub: set mirror and leave this key out, then run "
