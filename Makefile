@@ -32,7 +32,7 @@ test: ## Set everything up and run the tests, end to end on real hosts
 	echo "left out here: the files of tests/conftest.py LONG, minutes each; 'make test-long' runs them" >&2; \
 	pytest -q -n 3 --dist loadfile --no-loadscope-reorder -rfEs -m "not long"
 
-test-long: ## The tests that take many minutes each: images, drivers, mirrors, CUDA wheels, rehearsed clouds
+test-long: ## The tests that take many minutes each: images, drivers, mirrors, CUDA wheels
 	@tools/setup; $(ACTIVATE); pytest -rfEs -m long
 
 check: venv ## Lint, types, unit, golden and contract tests

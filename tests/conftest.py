@@ -27,9 +27,6 @@ LONG = frozenset(
         "test_image_roles",
         "test_image_serving",
         "test_mirror_hosts",
-        "test_rehearsal",
-        "test_rehearsal_clouds",
-        "test_rehearsal_hosts",
     }
 )
 FIXTURES = Path(__file__).parent / "fixtures"

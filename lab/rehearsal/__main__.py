@@ -22,11 +22,12 @@ from lab.rehearsal import ansible, script
 from lab.rehearsal.cloud import Cloud
 from lab.rehearsal.machines import Lab
 from lab.rehearsal.serve import serve
-from lab.rehearsal.stage import Stage, account_of, build
+from lab.rehearsal.stage import Stage, account_of, build, end_left
 from vllm_fleet import paths, plan
 from vllm_fleet.errors import FleetError
 
-_BRIDGE = "vf-rehearse"
+#: Of this machine, while a fleet is played through.
+BRIDGE = "vf-rehearse"
 _SUBNET = "10.78.0"
 _MOST_HOSTS = 3
 
@@ -70,7 +71,7 @@ def rehearse(fleet: str, most_hosts: int) -> Times:
     """
     text = script.copy(fleet, most_hosts)
     project = paths.root() / ".fleet" / "rehearsal" / fleet
-    lab = Lab(_BRIDGE, _SUBNET, project)
+    lab = Lab(BRIDGE, _SUBNET, project)
     times = Times()
     with _alone(project, lab, f"{fleet}{script.SUFFIX}"):
         cloud = Cloud(project / "cloud.json", lab.prefixes)
@@ -139,8 +140,8 @@ def _alone(project: Path, lab: Lab, name: str) -> Iterator[None]:
     """One rehearsal at a time on this machine; all of it goes at the end, and what a killed one left at the start."""
 
     def clear() -> None:
-        if ended := repair.end_orphans():
-            say(f"ended {len(ended)} processes that a killed pulumi left")
+        if ended := end_left(project) + len(repair.end_orphans()):
+            say(f"ended {ended} processes that a killed run left")
         lab.close()
         shutil.rmtree(project, ignore_errors=True)
         shutil.rmtree(paths.run_dir(name), ignore_errors=True)

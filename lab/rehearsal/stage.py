@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import process
 from lab.rehearsal.cloud import Account
 from vllm_fleet import paths, plan
 from vllm_fleet.errors import FleetError
@@ -104,6 +105,28 @@ def build(project: Path, fleet: str, text: str, served: Mapping[str, str]) -> St
     stage = Stage(fleet, project, environment)
     stage.pulumi("stack", "init")
     return stage
+
+
+def end_left(project: Path) -> int:
+    """Ends what a killed rehearsal has left running for its stage: engines, their plugins, Ansible, connections.
+
+    Args:
+        project: the stage's folder, which its processes have in their environment.
+
+    Returns:
+        How many there were.
+    """
+    mark = f"PULUMI_HOME={project / 'home'}".encode()
+    ended = 0
+    for entry in Path("/proc").iterdir():
+        try:
+            mine = entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # no process, or gone by now
+        if mine and (found := process.look(int(entry.name))):
+            process.kill(found)
+            ended += 1
+    return ended
 
 
 def account_of(folder: Path) -> Account:

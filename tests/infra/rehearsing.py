@@ -11,14 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import yaml
+from typer.testing import CliRunner
 
 from lab.rehearsal.cloud import Account, Cloud, Record
 from lab.rehearsal.machines import Lab
 from lab.rehearsal.serve import serve
 from lab.rehearsal.stage import Stage, build
+from vllm_fleet.cli import app
+from vllm_fleet.edge import pulumi_cli
 
 FLEET = "demo"
 QUIET = ("--yes", "--skip-preview", "--suppress-outputs")
@@ -57,6 +62,15 @@ class Rehearsal:
         )
         assert done.returncode == 0, done.stderr
         return done.stderr
+
+    def plan(self, *words: str) -> tuple[int, dict[str, Any]]:
+        """Runs ``vllm-fleet plan``, for which the stage's project is the checkout: its exit code and its JSON."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.stage.environment.items():
+                patch.setenv(name, value)
+            patch.setattr(pulumi_cli, "paths", SimpleNamespace(root=lambda: self.stage.project))
+            done = CliRunner().invoke(app, ["plan", "--fleet", self.stage.fleet, "--json", *words])
+        return done.exit_code, json.loads(done.stdout)
 
     def fleet(self, change: Callable[[Any], None]) -> None:
         """Changes the fleet's file."""

@@ -180,7 +180,8 @@ def test_no_host_has_rights_in_its_cloud(made: list[Recorded]) -> None:
 #: What cannot carry tags: parts of other resources, and names by themselves.
 UNTAGGED = (
     *("RouteTableAssociation", "VolumeAttachment", "AttachedDisk", "Subnetwork", "Network", "Router", "RouterNat"),
-    *("NetworkSecurityGroupSecurityRule", "Tag", "SshKey", "Vpc", "VpcNatGateway"),
+    *("NetworkSecurityGroupSecurityRule", "SecurityGroupIngressRule", "SecurityGroupEgressRule", "Route"),
+    *("Tag", "SshKey", "VpcNatGateway"),
 )
 
 
@@ -196,9 +197,9 @@ def test_everything_says_whose_it_is(made: list[Recorded]) -> None:
             assert each.inputs["tags"]["managed-by"] == "vllm-fleet", each.name
         if cloud == "oci" and kind not in UNTAGGED:
             assert each.inputs["freeformTags"]["managed-by"] == "vllm-fleet", each.name
-        if cloud == "digitalocean" and kind not in UNTAGGED:
+        if cloud == "digitalocean" and kind not in (*UNTAGGED, "Vpc"):
             assert each.inputs["tags"], each.name
-        if cloud == "aws" and kind in ("Instance", "Volume", "Vpc", "Subnet", "Eip", "NatGateway", "SecurityGroup"):
+        if cloud == "aws" and kind not in UNTAGGED:
             assert each.inputs["tags"]["Name"], each.name
 
 

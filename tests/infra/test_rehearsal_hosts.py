@@ -5,14 +5,21 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import yaml
 from rehearsing import QUIET, Rehearsal, aws_fleet, rehearse
 
 from lab import process, state
+from lab.rehearsal import __main__ as program
 from lab.rehearsal import ansible
 from lab.rehearsal.machines import Lab
+from lab.rehearsal.stage import end_left
 from vllm_fleet import paths
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
@@ -61,3 +68,33 @@ def test_a_host_that_died_is_seen_by_a_refresh_and_made_again_with_the_same_key(
     assert before["main-0"]["ssh_host_key"] == after["main-0"]["ssh_host_key"]
     assert before["gateway-0"] == after["gateway-0"]
     assert ansible.vetoes(booted.stage) == {"main-0": (), "gateway-0": ()}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="systemd-nspawn hosts need root")
+def test_a_killed_rehearsal_is_repaired_by_the_next_which_plays_to_the_end_and_leaves_nothing(tmp_path: Path) -> None:
+    """What ``make rehearse`` runs, on the bridge that it has: killed when its hosts come up, and once more."""
+    fleet = aws_fleet(main={"host_class": "h100-1", "hosts": 1})
+    fleet |= {"fleet": "killed", "artifacts": {"models": {"openai/gpt-oss-20b": "{cache}/none"}}}
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    (folder / "fleet.yml").write_text(yaml.safe_dump(fleet, sort_keys=False), encoding="utf-8")
+    words = [sys.executable, "-m", "lab.rehearsal", "killed"]
+    environment = {**os.environ, "VLLM_FLEET_INVENTORIES": str(tmp_path)}
+    project = paths.root() / ".fleet" / "rehearsal" / "killed"
+    first = subprocess.Popen(words, cwd=paths.root(), env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 600
+    # Another rehearsal may be on the bridge until this one has its turn.
+    while not (project.is_dir() and state.hosts(program.BRIDGE)):
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.kill()
+    first.communicate()
+    done = subprocess.run(words, cwd=paths.root(), env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "processes that a killed run left" in done.stderr
+    assert "2 hosts answer with the key of the stack and are as their class says" in done.stdout
+    assert "refused, nothing was touched; protected: gateway-0, main-0" in done.stdout
+    assert end_left(project) == 0
+    for left in (project, state.lab_dir(program.BRIDGE), Path("/sys/class/net") / program.BRIDGE):
+        assert not left.exists(), left
