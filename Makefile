@@ -36,7 +36,7 @@ test-long: ## The tests that take many minutes each: images, drivers, mirrors, C
 	@tools/setup; $(ACTIVATE); pytest -rfEs -m long
 
 check: venv ## Lint, types, unit, golden and contract tests
-	@$(ACTIVATE); tools/lint; pytest -q -n 2 -m "not network and not root"
+	@$(ACTIVATE); tools/check
 
 bench: ## Time the unchanged fleet beside its peers, the start of a new host, and its artifacts with and without a mirror
 	@tools/setup; $(ACTIVATE); python -m bench.run; python -m bench.coldstart; python -m bench.artifacts

@@ -71,7 +71,10 @@ def locked(name: str) -> Iterator[None]:
     while True:
         with path.open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
-            if not path.exists() or path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
+            try:
+                if path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
+                    continue
+            except FileNotFoundError:
                 continue
             try:
                 yield

@@ -53,6 +53,13 @@ class HostPlan:
         return tuple((str(number), FIRST_PORT + number) for number in range(count))
 
 
+#: What to do about an artifact that is not on the controller.
+_MISSING = (
+    "'make setup' makes what the lab uses; a model of the hub: set mirror and leave this key out, then run "
+    "'vllm-fleet mirror'"
+)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A whole fleet, in the order of the file, gateways last."""
@@ -77,7 +84,7 @@ class Plan:
         known = ", ".join(host.name for host in self.hosts)
         raise FleetError(f"the fleet {self.fleet!r} has no host {name!r}", f"it has {known}", self.document.file)
 
-    def artifact(self, key: str, value: str, hint: str = "run 'make setup' first") -> Path:
+    def artifact(self, key: str, value: str, hint: str = _MISSING) -> Path:
         """A path under ``artifacts``, with ``{cache}`` filled in, relative to the fleet's folder.
 
         Args:

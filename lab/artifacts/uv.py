@@ -45,7 +45,8 @@ def run_uv(arguments: Sequence[str], what: str) -> None:
         FleetError: when uv fails or takes longer than an hour.
     """
     environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
-    environment["UV_CACHE_DIR"] = str(cache_dir() / "uv")
+    # No interpreter that nobody pinned.
+    environment |= {"UV_CACHE_DIR": str(cache_dir() / "uv"), "UV_PYTHON_DOWNLOADS": "never"}
     try:
         done = subprocess.run(
             [uv_program(), *arguments], env=environment, stdout=sys.stderr, timeout=_TIMEOUT_SECONDS, check=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,7 +87,8 @@ def install(folder: Path, python: str, *words: str) -> subprocess.CompletedProce
     """Installs as if for another Python: none of them has to be there."""
     platform = ("--python-version", python, "--python-platform", "x86_64-manylinux_2_35", "--only-binary", ":all:")
     command = [uv_program(), "pip", "install", "--target", str(folder / python), *platform, *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.fixture

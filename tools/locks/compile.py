@@ -61,7 +61,8 @@ def _compile(engine: Engine, wheel: WheelInstall, machine: Machine, python: str,
     done = subprocess.run(
         [uv_program(), *words],
         cwd=output.parent,
-        env={**environment, "UV_CACHE_DIR": str(cache_dir() / "uv")},
+        # For another Python uv needs no interpreter of it, and must not fetch one that nobody pinned.
+        env={**environment, "UV_CACHE_DIR": str(cache_dir() / "uv"), "UV_PYTHON_DOWNLOADS": "never"},
         capture_output=True,
         text=True,
         timeout=_TIMEOUT_SECONDS,

@@ -48,6 +48,8 @@ class Ways:
         try:
             return await asyncio.shield(self._open[jump.name])
         except NoAnswerError as fault:
+            # Who asks again gets a new connection.
+            self._open.pop(jump.name, None)
             raise NoAnswerError(f"cannot be reached through {jump.name}: {fault}") from None
 
 

@@ -52,6 +52,7 @@ async def _all(addresses: Sequence[Address]) -> Mapping[Address, str | OSError]:
 async def _key(address: str, port: int) -> str:
     import asyncssh
 
+    why = f"it has no host key of the kinds {', '.join(_KINDS)}"
     for kind in _KINDS:
         try:
             key = await asyncio.wait_for(
@@ -59,8 +60,12 @@ async def _key(address: str, port: int) -> str:
             )
         except asyncssh.KeyExchangeFailed:
             continue
+        except asyncssh.ConnectionLost as fault:
+            # A host without a key of this kind may hang up before it has said so.
+            why = fault.reason
         except asyncssh.Error as fault:
             raise OSError(fault.reason) from None
-        if key:
-            return " ".join(key.export_public_key("openssh").decode().split()[:2])
-    raise OSError(f"it has no host key of the kinds {', '.join(_KINDS)}")
+        else:
+            if key:
+                return " ".join(key.export_public_key("openssh").decode().split()[:2])
+    raise OSError(why)

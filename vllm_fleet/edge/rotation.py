@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +24,10 @@ from vllm_fleet.hostkeys import Shown
 from vllm_fleet.site import Site
 
 _SECONDS = 60.0
+#: sshd closes its sockets and opens them anew when it reads its keys: a connection may be refused meanwhile, or be
+#: taken by the process that still shows the old key.
+_RELOAD_SECONDS = 15.0
+_PAUSE_SECONDS = 0.3
 
 
 @dataclass
@@ -63,29 +68,48 @@ class _Rotation:
         for name, shown in made.items():
             self._keys[name] = hostkeys.both(targets[name].host_keys, shown)
         self._publish()
-        trusting = [replace(targets[name], host_keys=self._keys[name]) for name in made]
+        trusting = [self._knowing(targets[name], self._keys[name]) for name in made]
         taken = await self._ask(trusting, {name: {"step": "take"} for name in made})
-        proving = [replace(targets[name], host_keys=(shown.current,)) for name, shown in taken.items()]
-        for name, shown in (await self._ask(proving, {name: {"step": "look"} for name in taken})).items():
+        proving = [self._knowing(targets[name], (shown.current,)) for name, shown in taken.items()]
+        looks = {name: {"step": "look"} for name in taken}
+        for name, shown in (await self._ask(proving, looks, again_for=_RELOAD_SECONDS)).items():
             self._keys[name] = (shown.current,)
             self._outcome.rotated[name] = shown.current
         self._publish()
         return self._outcome
 
-    async def _ask(self, targets: Any, questions: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Shown]:
+    def _knowing(self, target: Target, keys: tuple[str, ...]) -> Target:
+        """A host that shows one of the keys, through a gateway whose own key may have changed in this run."""
+        jump = target.jump and replace(target.jump, host_keys=self._keys.get(target.jump.name, target.jump.host_keys))
+        return replace(target, host_keys=keys, jump=jump)
+
+    async def _ask(
+        self, targets: Any, questions: Mapping[str, Mapping[str, Any]], again_for: float = 0.0
+    ) -> Mapping[str, Shown]:
+        """What the hosts answer; those that cannot be reached are asked again for ``again_for`` seconds."""
         gate = asyncio.Semaphore(ssh.CONCURRENCY)
+
+        async def answer(target: Target, command: str, text: str) -> str:
+            end = time.monotonic() + again_for
+            while True:
+                try:
+                    return await ssh.ask(target, command, text, ways)
+                except NoAnswerError:
+                    if time.monotonic() >= end:
+                        raise
+                    await asyncio.sleep(_PAUSE_SECONDS)
 
         async def one(target: Target) -> tuple[str, Shown] | None:
             text, command = json.dumps(questions[target.name]), ssh.python(target.user, ssh.program("host_key"))
             try:
                 async with gate:
-                    answer = json.loads(await asyncio.wait_for(ssh.ask(target, command, text, ways), _SECONDS))
+                    found = json.loads(await asyncio.wait_for(answer(target, command, text), _SECONDS))
             except (NoAnswerError, TimeoutError) as fault:
                 message = str(fault) or f"no answer from {target.address} within {_SECONDS:.0f} s"
                 hint = "nothing is lost: both keys are trusted until the next run ends it"
                 self._outcome.faults.append(FleetError(message, hint, host=target.name, code="work-failed"))
                 return None
-            return target.name, Shown(answer["current"], answer["next"])
+            return target.name, Shown(found["current"], found["next"])
 
         async with Ways() as ways:
             return dict(filter(None, await asyncio.gather(*(one(target) for target in targets))))
