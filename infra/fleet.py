@@ -12,7 +12,7 @@ import pulumi
 from infra import clouds
 from infra.access import AccessKeys
 from infra.files import TextFile
-from infra.hosts import CloudArgs, HostRecord, inventory, inventory_text
+from infra.hosts import CloudArgs, HostRecord, gateway_addresses, inventory, inventory_text
 from infra.zones import Zones
 from vllm_fleet import paths, replacing
 from vllm_fleet.errors import FleetError
@@ -66,7 +66,10 @@ class Fleet(pulumi.ComponentResource):
         parts: list[pulumi.Resource] = []
         # One for all clouds: they share its file and its hooks.
         zones = Zones(plan.directory)
-        for cloud in dict.fromkeys(host.cloud for host in plan.hosts):
+        gateways: dict[str, pulumi.Input[str]] = {}
+        # The cloud of the gateways first: others let their addresses in, where networks are joined.
+        in_order = sorted(plan.hosts, key=lambda host: host.kind != "gateway")
+        for cloud in dict.fromkeys(host.cloud for host in in_order):
             part = clouds.component(cloud)(
                 f"{name}-{cloud}",
                 CloudArgs(
@@ -79,11 +82,13 @@ class Fleet(pulumi.ComponentResource):
                     zones=zones,
                     ports=(plan.gateway.port,),
                     unprotected=unprotected(plan),
+                    gateways=gateways,
                 ),
                 mine,
             )
             hosts.update(part.hosts)
             parts.append(part)
+            gateways = {**gateways, **gateway_addresses((h for h in plan.hosts if h.cloud == cloud), part.hosts)}
         self.inventory = inventory(plan.fleet, hosts)
         self.file = TextFile(
             f"{name}-inventory",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from vllm_fleet.cloud_schema import Placement
 from vllm_fleet.clouds import Rented
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Access
+from vllm_fleet.networks import block, members
 from vllm_fleet.plan import FIRST_PORT, READINESS_OFFSET, HostPlan
 from vllm_fleet.reach import is_private
 from vllm_fleet.yamlfile import Document
@@ -41,6 +43,14 @@ def placed(host: HostPlan, kind: type[P]) -> P:
     return placement
 
 
+def range_of(hosts: Sequence[HostPlan]) -> IPv4Network:
+    """The range of addresses of the network that hosts share, in a cloud that does not choose it itself."""
+    found = block(hosts)
+    if found is None:
+        raise FleetError("is in a network without a range", host=hosts[0].name)
+    return found
+
+
 def has_private(hosts: Iterable[HostPlan]) -> bool:
     """Whether any of them has no public address, so that SSH must come from the gateways."""
     return any(is_private(host) for host in hosts)
@@ -65,6 +75,7 @@ class CloudArgs:
         zones: which zone a new host is made in.
         ports: where the gateway listens.
         unprotected: the hosts that this run may replace or delete.
+        gateways: name -> address inside, of the gateways that were made before in another cloud or are static.
     """
 
     fleet: str
@@ -76,6 +87,13 @@ class CloudArgs:
     zones: Zones
     ports: tuple[int, ...]
     unprotected: frozenset[str]
+    gateways: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
+
+    @property
+    def networks(self) -> tuple[tuple[HostPlan, ...], ...]:
+        """The hosts of each network; that of the gateways comes first, as the others may let its addresses in."""
+        found = members(self.hosts).values()
+        return tuple(sorted(found, key=lambda hosts: not any(host.kind == "gateway" for host in hosts)))
 
     def error(self, host: HostPlan, key: str | None, fault: FleetError) -> FleetError:
         """A fault in the placement of a host's pool, at its place in the fleet's file."""
@@ -118,6 +136,31 @@ class CloudComponent(pulumi.ComponentResource):
 
     def __init__(self, kind: str, name: str, opts: pulumi.ResourceOptions | None) -> None:
         super().__init__(f"fleet:infra:{kind}", name, None, opts)
+
+    def far_gateways(self, args: CloudArgs, hosts: Iterable[HostPlan]) -> dict[str, pulumi.Input[str]]:
+        """Name -> address of the gateways that a network lets in though they are in another one, joined with it.
+
+        Args:
+            args: the cloud's part of the plan; its gateways are made already, or are in this network.
+            hosts: those of the network.
+        """
+        if not args.access.joined_networks or any(host.kind == "gateway" for host in hosts):
+            return {}
+        return {**args.gateways, **gateway_addresses(args.hosts, self.hosts)}
+
+
+def gateway_addresses(hosts: Iterable[HostPlan], made: Mapping[str, HostRecord]) -> dict[str, pulumi.Input[str]]:
+    """Name -> address inside of the gateways among hosts."""
+    found: dict[str, pulumi.Input[str]] = {}
+    for host in hosts:
+        record = made.get(host.name)
+        if record:
+            inside = record.address if record.private_address is None else record.private_address
+        else:
+            inside = host.address or ""
+        if host.kind == "gateway" and inside != "":
+            found[host.name] = inside
+    return found
 
 
 def inventory(fleet: str, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict[str, Any]]:

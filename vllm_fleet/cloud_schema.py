@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vllm_fleet.schema import Cloud, Name, Strict
+from vllm_fleet.schema import Cloud, Name, PrivateNetwork, Strict
 
 #: The ways to get a host. What each cloud calls them stands in its file of ``recipes/clouds``.
 CapacityKind = Literal["on-demand", "spot", "reservation", "capacity-block", "flex-start", "contract"]
@@ -36,6 +36,8 @@ class CloudTable(Strict):
     user: str = Field(pattern=r"^[a-z_][a-z0-9_-]*$")
     #: The instance type of gateways.
     gateway_shape: str
+    #: Words by which an error of this cloud says that a zone has no host of the kind at the moment.
+    no_capacity: list[str] = Field(min_length=1)
     #: Where the image of each kind is looked up, in the cloud's own terms.
     images: dict[ImageKind, str]
     #: Instance type -> what it is. The first one of a class and capacity kind is its default.
@@ -80,6 +82,9 @@ class Placement(Strict):
     #: One zone, or a list: where one has no capacity, the next ``pulumi up`` takes the next one.
     zone: Zone | None = None
     zones: list[Zone] = []
+    #: The private range of the hosts' network, the same for all pools of a region, project or compartment. Networks
+    #: that are joined need one each. Another one would be another network: no host can be moved there.
+    network: PrivateNetwork | None = "10.60.0.0/16"
     #: An instance type of the pool's class, where the cloud has several.
     shape: str | None = None
     capacity: Capacity = Capacity()
@@ -108,6 +113,11 @@ class Placement(Strict):
     def all_zones(self) -> tuple[str, ...]:
         """The zones in the order in which they are tried."""
         return (self.zone,) if self.zone else tuple(self.zones)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """What hosts of one network have in common."""
+        return (self.region,)
 
 
 class _Zoned(Placement):
@@ -149,6 +159,11 @@ class GcpPlacement(_Zoned):
     #: How long flex-start hosts may live, hours; 168 at most.
     run_hours: int | None = Field(default=None, gt=0, le=168)
 
+    @property
+    def place(self) -> tuple[str, ...]:
+        """A network is of one project."""
+        return (self.project, self.region)
+
     @model_validator(mode="after")
     def _zones_of_the_region(self) -> GcpPlacement:
         for zone in self.all_zones:
@@ -172,6 +187,11 @@ class OciPlacement(_Zoned):
 
     compartment: Annotated[str, Field(pattern=r"^ocid1\.")]
 
+    @property
+    def place(self) -> tuple[str, ...]:
+        """A network is of one compartment."""
+        return (self.region, self.compartment)
+
     @model_validator(mode="after")
     def _no_model_disk(self) -> OciPlacement:
         if self.model_disk_gib:
@@ -181,6 +201,9 @@ class OciPlacement(_Zoned):
 
 class DigitalOceanPlacement(Placement):
     """DigitalOcean: a region has no zones."""
+
+    #: No two networks of an account may overlap: without one, DigitalOcean takes a range that is free.
+    network: PrivateNetwork | None = None
 
     @model_validator(mode="after")
     def _no_zones(self) -> DigitalOceanPlacement:

@@ -97,6 +97,8 @@ def gateways(
     beside = {key: value for key, value in placement.items() if key not in _POOL_ONLY}
     if "zone" in own or "zones" in own:
         beside = {key: value for key, value in beside.items() if key not in ("zone", "zones")}
+    if any(key in own and own[key] != placement.get(key) for key in ("region", "project", "compartment")):
+        beside.pop("network", None)  # that is of the first pool's network
     at = ("gateway", "placement") if own else ("gateway",)
     found = yamlfile.parse(document, PLACEMENTS[cloud], at, {"public_address": True, **beside, **own})
     table = catalog.clouds[cloud]

@@ -24,6 +24,8 @@ PREFERENCES = "/etc/apt/preferences.d/vllm-fleet-driver"
 UNATTENDED = "/etc/apt/apt.conf.d/60vllm-fleet-driver"
 PERSISTENCE = "/etc/systemd/system/nvidia-persistenced.service.d/vllm-fleet.conf"
 NUMA = "/etc/sysctl.d/61-vllm-fleet-amd.conf"
+#: What reads the keys and the sources of repositories, and a small image lacks.
+TOOLS = ("gpg", "python3-debian")
 #: A fleet's mirror serves hosts of any system.
 ANY_SYSTEM = "any"
 _MADE = "Made by vllm-fleet; another run replaces what is changed here."
@@ -55,6 +57,18 @@ class HostDriver:
 def default_mode(cloud: str) -> DriverMode:
     """Rented hosts start from an image that brings a driver; a host of one's own gets it from here."""
     return "managed" if cloud in ("static", "lab") else "verified"
+
+
+def is_managed(plan: Plan, catalog: Catalog, host: HostPlan) -> bool:
+    """Whether a host gets its driver from its roles."""
+    if host.deployment is None:
+        return False
+    family = catalog.host_class(host.deployment.host_class).family
+    return bool(catalog.drivers.classes[family.name].releases) and _mode(plan, host) == "managed"
+
+
+def _mode(plan: Plan, host: HostPlan) -> DriverMode:
+    return plan.spec.pools[host.pool].driver or default_mode(host.cloud)
 
 
 def release(catalog: Catalog, row: ClassDriver, engine: Engine | None) -> DriverRelease:
@@ -116,6 +130,7 @@ def for_host(
     blacklist = _unattended(holds)
     variables: dict[str, Any] = {
         "driver_packages_managed": managed,
+        "driver_packages_tools": list(TOOLS),
         "driver_packages_repositories": sources if managed else [],
         "driver_packages_names": [*(f"{name}={packages[name]}" for name in sorted(packages)), *others],
         "driver_packages_preferences": pins,
@@ -164,7 +179,7 @@ def of_host(plan: Plan, catalog: Catalog, host: HostPlan) -> HostDriver | None:
     return for_host(
         catalog,
         catalog.host_class(deployment.host_class),
-        plan.spec.pools[host.pool].driver or default_mode(host.cloud),
+        _mode(plan, host),
         deployment.engine,
         mirrors,
         reboot=plan.access.reboot,

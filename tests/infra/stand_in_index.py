@@ -7,17 +7,16 @@ for any Python. The wheels hold just what the proof of an engine asks for.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import threading
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import small_wheels
 
 _PLATFORM = """
 class Platform:
@@ -43,30 +42,17 @@ ANY_PYTHON = {
 
 def wheel(file: str, files: Mapping[str, str]) -> bytes:
     """A wheel of that name."""
-    name, version, tag = file.removesuffix(".whl").split("-", 2)
-    needs = "Requires-Dist: torch\nRequires-Dist: triton\n" if "rocm" in version and name == "vllm" else ""
-    info = f"{name}-{version}.dist-info"
-    content = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
-        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n",
-        **files,
-    }
+    name, version, _ = file.removesuffix(".whl").split("-", 2)
+    content: dict[str, str | bytes] = dict(files)
+    needs = ("torch", "triton") if "rocm" in version and name == "vllm" else ()
+    scripts = ""
     if name == "vllm":
         content["vllm/__init__.py"] = f"__version__ = {version!r}\ndef main():\n    print({version!r})\n"
-        content[f"{info}/entry_points.txt"] = "[console_scripts]\nvllm = vllm:main\n"
+        scripts = "[console_scripts]\nvllm = vllm:main\n"
     if name == "torch":
         content["torch/__init__.py"] = f"from torch import version\n__version__ = {version!r}\n"
         content["torch/version.py"] = "cuda, hip = None, '7.0.51831'\n"
-    record = "".join(
-        f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},"
-        f"{len(text)}\n"
-        for path, text in content.items()
-    )
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for path, text in {**content, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
-            archive.writestr(zipfile.ZipInfo(path), text)
-    return out.getvalue()
+    return small_wheels.pack(file, content, needs, scripts)
 
 
 @dataclass

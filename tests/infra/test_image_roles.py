@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import one_run
 import pytest
 import yaml
 
@@ -37,6 +39,14 @@ echo '{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": []}' > "${3#-
 """
 
 
+class Play(NamedTuple):
+    """Roles for an image on the host, which the run knows under that name."""
+
+    image: images.Image
+    roles: tuple[str, ...] = ("container_engine", "vllm_image")
+    name: str = "box"
+
+
 @dataclass(frozen=True)
 class Box:
     """A host, a registry, and the digests of two builds of one image and of one for another machine."""
@@ -49,7 +59,12 @@ class Box:
 
     def on(self, command: str, check: bool = True) -> str:
         """What a command says on the host."""
-        options = ("BatchMode=yes", "StrictHostKeyChecking=yes", f"UserKnownHostsFile={self.folder / 'known_hosts'}")
+        options = (
+            "BatchMode=yes",
+            "StrictHostKeyChecking=yes",
+            "ConnectTimeout=10",
+            f"UserKnownHostsFile={self.folder / 'known_hosts'}",
+        )
         return subprocess.run(
             [
                 *("ssh", "-F", "none", "-i", str(self.folder / "login")),
@@ -67,20 +82,20 @@ class Box:
         install = DockerInstall(image=image.NAME, tag="1", digest=digest, options=["--ipc=host"], serves=False)
         return images.image_of(install, "x86_64", vendor, Mirror(registry=REGISTRY), self.folder)
 
-    def play(self, wanted: images.Image, *roles: str) -> tuple[int, dict[str, int], str]:
-        """Exit code, counts and output of a run of the roles."""
-        variables = {
+    def play(self, *plays: Play) -> tuple[int, dict[str, dict[str, int]], str]:
+        """Exit code, counts by name and output of one run of the plays; one that fails does not stop the others."""
+        reached = {
             "ansible_host": ADDRESS,
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(self.folder / "login"),
             "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.folder / 'known_hosts'}",
-            **images.variables(wanted),
         }
-        (self.folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": {"box": variables}}}))
-        play = {"hosts": "all", "gather_facts": False, "roles": list(roles or ("container_engine", "vllm_image"))}
-        (self.folder / "play.yml").write_text(yaml.safe_dump([play]))
+        hosts = {each.name: {**reached, **images.variables(each.image)} for each in plays}
+        (self.folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}, sort_keys=False))
+        book = [one_run.play({each.name: each.roles for each in plays}, become=False)]
+        (self.folder / "play.yml").write_text(yaml.safe_dump(book))
         done = subprocess.run(
-            ["ansible-playbook", "-i", self.folder / "hosts.yml", self.folder / "play.yml"],
+            ["ansible-playbook", "-i", self.folder / "hosts.yml", self.folder / "play.yml", *one_run.ARGUMENTS],
             env={
                 **os.environ,
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -93,9 +108,7 @@ class Box:
             check=False,
             timeout=600,
         )
-        words = done.stdout.rsplit("\nbox ", 1)[-1].split()
-        counts = {name: int(count) for name, _, count in (word.partition("=") for word in words) if count.isdigit()}
-        return done.returncode, counts, done.stdout + done.stderr
+        return done.returncode, one_run.counts(done.stdout), done.stdout + done.stderr
 
     def digests(self) -> set[str]:
         """The images that the host has."""
@@ -155,79 +168,65 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
         host.create(spec, private)
         found = Box(folder, folder / "storage", *store(folder / "storage"))
         with serving(folder / "storage", REGISTRY):
-            code, _, said = found.play(found.image(found.first))
+            code, _, said = found.play(Play(found.image(found.first)))
             assert code == 0, said
             yield found
     finally:
         cleanup.down(BRIDGE)
 
 
-def test_a_second_run_changes_nothing(box: Box) -> None:
-    code, counts, said = box.play(box.image(box.first))
-    assert (code, counts["changed"]) == (0, 0), said
+def test_images_are_on_a_file_system_of_their_own_kind(box: Box) -> None:
+    assert box.on('docker info --format "{{.Driver}} {{.LiveRestoreEnabled}}"') == "overlay2 true"
     assert box.on("systemctl is-active docker; systemctl is-enabled docker").split() == ["active", "enabled"]
 
 
-def test_images_are_on_a_file_system_of_their_own_kind(box: Box) -> None:
-    assert box.on('docker info --format "{{.Driver}} {{.LiveRestoreEnabled}}"') == "overlay2 true"
-
-
-def test_settings_that_the_daemon_has_not_read_are_read_by_the_next_run(box: Box) -> None:
+def test_a_run_keeps_what_a_release_names_and_has_the_daemon_read_its_settings(box: Box) -> None:
+    """Settings that it has not read are read by the next run."""
+    box.on(f"mkdir -p /opt/vllm/releases/a; echo VLLM_FLEET_IMAGE=r/i@{box.first} > /opt/vllm/releases/a/0.env")
     before = box.on("systemctl show --value -p ActiveEnterTimestampMonotonic docker")
     box.on("rm /etc/docker/vllm-fleet.loaded")
-    code, _, said = box.play(box.image(box.first))
+    code, _, said = box.play(Play(box.image(box.second)))
     assert code == 0, said
+    assert box.digests() == {box.first, box.second}
     assert box.on("systemctl show --value -p ActiveEnterTimestampMonotonic docker") != before
 
 
-def test_an_image_that_a_release_names_is_kept_and_others_go(box: Box) -> None:
-    box.on(f"mkdir -p /opt/vllm/releases/a; echo VLLM_FLEET_IMAGE=r/i@{box.first} > /opt/vllm/releases/a/0.env")
-    code, _, said = box.play(box.image(box.second))
-    assert code == 0, said
-    assert box.digests() == {box.first, box.second}
-    box.on("rm -r /opt/vllm/releases/a")
-    code, _, said = box.play(box.image(box.second))
-    assert code == 0, said
-    assert box.digests() == {box.second}
-
-
-def test_an_image_for_another_machine_is_refused(box: Box) -> None:
-    code, _, said = box.play(box.image(box.arm))
-    assert code != 0
-    assert "is for linux/arm64, this host needs linux/amd64" in said
-    assert box.on('docker image inspect --format "{{.RepoDigests}}" vllm-fleet/lab:deploy') != f"[{box.arm}]"
-
-
-def test_other_bytes_under_the_digest_are_refused(box: Box) -> None:
+def test_what_is_not_for_the_host_is_refused_with_what_to_do(box: Box) -> None:
+    """An image for another machine, one of other bytes than its digest says, an NVIDIA host without its toolkit."""
     wrong = f"sha256:{'0' * 64}"
     place = image.blob(box.storage, wrong)
     place.parent.mkdir(parents=True)
-    place.write_bytes(image.blob(box.storage, box.first).read_bytes())
+    shutil.copy(image.blob(box.storage, box.first), place)
     image.link(box.storage, "_manifests/revisions", wrong)
-    code, _, said = box.play(box.image(wrong))
+    code, counts, said = box.play(
+        Play(box.image(box.arm), ("vllm_image",), "arm"),
+        Play(box.image(wrong), ("vllm_image",), "wrong"),
+        Play(box.image(box.second, "nvidia"), ("container_engine",), "bare"),
+    )
     assert code != 0
-    assert "Pull it by its digest" in said
+    assert {name: count["failed"] for name, count in counts.items()} == {"arm": 1, "wrong": 1, "bare": 1}, said
+    assert "is for linux/arm64, this host needs linux/amd64" in said
+    assert box.on('docker image inspect --format "{{.RepoDigests}}" vllm-fleet/lab:deploy') != f"[{box.arm}]"
+    assert "Task failed: Module failed" in said.partition("Pull | Pull it by its digest")[2]
     assert wrong not in box.digests()
-
-
-def test_an_nvidia_host_without_the_toolkit_is_told_how_to_get_it(box: Box) -> None:
-    code, _, said = box.play(box.image(box.second, "nvidia"), "container_engine")
-    assert code != 0
     assert "give container_engine_toolkit_key in group_vars of the fleet" in said
 
 
 def test_an_nvidia_host_with_the_toolkit_names_its_gpus_for_containers(box: Box) -> None:
+    """And what no release names is removed; a second run changes nothing."""
     control = (
         "Package: nvidia-container-toolkit\nVersion: 1.18.0-1\nArchitecture: all\nMaintainer: test\nDescription: x"
     )
     for path, text in (("DEBIAN/control", f"{control}\n"), ("usr/bin/nvidia-ctk", TOOLKIT)):
         box.on(f"mkdir -p /root/toolkit/$(dirname {path}); cat > /root/toolkit/{path} <<'END'\n{text}END")
     box.on("chmod 755 /root/toolkit/usr/bin/nvidia-ctk; dpkg-deb -b /root/toolkit /root/t.deb; dpkg -i /root/t.deb")
-    wanted = box.image(box.second, "nvidia")
-    code, _, said = box.play(wanted, "container_engine")
+    box.on("rm -r /opt/vllm/releases/a")
+    wanted = Play(box.image(box.second, "nvidia"))
+    code, _, said = box.play(wanted)
     assert code == 0, said
-    code, counts, said = box.play(wanted, "container_engine")
-    assert (code, counts["changed"]) == (0, 0), said
+    assert box.digests() == {box.second}
     assert json.loads(box.on("cat /etc/cdi/nvidia.yaml"))["kind"] == "nvidia.com/gpu"
     assert box.on("systemctl is-enabled nvidia-cdi.service") == "enabled"
     assert "nvidia" in box.on('docker info --format "{{json .Runtimes}}"')
+    code, counts, said = box.play(wanted)
+    assert (code, counts["box"]["changed"]) == (0, 0), said

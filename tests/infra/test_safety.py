@@ -98,6 +98,19 @@ def test_nothing_is_bought_without_an_order(tmp_path: Path, options: dict[tuple[
     assert not [kind for kind, _ in options if "Reservation" in kind]
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_routes_to_joined_networks_are_left_to_their_owner(
+    joined: bool, tmp_path: Path, options: dict[tuple[str, str], Any]
+) -> None:
+    """Oracle's tables hold all of their routes; elsewhere routes stand beside the tables, or there are none."""
+    access = {"ssh_from": ["203.0.113.0/24"], "joined_networks": joined}
+    run(write(tmp_path, "oci", POOLS["oci"], access=access))
+    tables = [request for (kind, _), request in options.items() if kind.endswith(":RouteTable")]
+    assert len(tables) == 2
+    for each in tables:
+        assert list(each.ignoreChanges) == (["routeRules"] if joined else [])
+
+
 def test_private_keys_and_api_keys_are_secret_outputs(tmp_path: Path, options: dict[tuple[str, str], Any]) -> None:
     run(write(tmp_path, "aws", POOLS["aws"]))
     keys = {"SshKeyPair": ["private_key"], "ApiKey": ["key"]}

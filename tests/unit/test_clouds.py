@@ -172,6 +172,7 @@ def test_a_gateway_reaches_only_its_own_region_unless_the_networks_are_joined(tm
     with pytest.raises(FleetError, match="is in aws us-east-1, and the gateway is in aws us-west-2") as caught:
         plan.load(write(tmp_path, elsewhere))
     assert caught.value.key == "pools.main"
+    elsewhere["gateway.placement"] |= {"network": "10.61.0.0/16"}
     plan.load(write(tmp_path, {**elsewhere, "access.joined_networks": True}))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vllm_fleet import paths, plan, site
+from vllm_fleet import drivers, paths, plan, site
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.errors import FleetError
 from vllm_fleet.mirror import debs, needs, nginx, wheels
@@ -49,6 +49,18 @@ def test_the_distributions_packages_are_those_of_all_manifests(fleets: Path, cat
         item["name"] for host in site.load(folder).hosts for item in host.manifest.items if item["kind"] == "package"
     }
     assert installed <= set(wanted.packages)
+
+
+def test_hosts_that_get_a_driver_need_what_reads_its_repository(fleets: Path, catalog: Catalog) -> None:
+    """Its packages are the vendor's; a host reads them beside the mirror."""
+    pool = {"host_class": "h100-1", "cloud": "static", "model": "openai/gpt-oss-20b", "engine": "vllm-0.32.0-cuda"}
+    pool["static"] = {"g": {"address": "198.51.100.9", "ssh_host_key": f"ssh-ed25519 {'A' * 68}"}}
+    for mode, there in (("managed", True), ("verified", False)):
+        folder = change(fleets, mirror=MIRROR, pools={"gpu": {**pool, "driver": mode}})
+        (wanted,) = parts(folder, catalog)["Debs"]
+        assert isinstance(wanted, Debs)
+        assert (set(drivers.TOOLS) <= set(wanted.packages)) == there
+    assert 'sourceparts "/etc/apt/vllm-fleet.sources.d"' in debs.host_config("/etc/apt/vllm-fleet.sources")
 
 
 def test_another_lock_or_package_is_another_part() -> None:

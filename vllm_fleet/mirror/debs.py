@@ -142,8 +142,8 @@ def host_config(sources: str | None) -> str:
     if sources is None:
         return "// Made by vllm-fleet: this fleet has no mirror of packages.\n"
     return (
-        "// Made by vllm-fleet: packages come from the fleet's mirror and from nowhere else.\n"
+        "// Made by vllm-fleet: packages come from the fleet's mirror, drivers from where the fleet has them.\n"
         f'Dir::Etc::sourcelist "{sources}";\n'
-        'Dir::Etc::sourceparts "/dev/null";\n'
+        'Dir::Etc::sourceparts "/etc/apt/vllm-fleet.sources.d";\n'
         'Acquire::Languages "none";\n'
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet import image_choice, images, installable, paths
+from vllm_fleet import drivers, image_choice, images, installable, paths
 from vllm_fleet.artifacts import model_files
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.deployment import Deployment
@@ -264,6 +264,7 @@ def _debs(plan: Plan, catalog: Catalog) -> Iterable[Debs]:
             wanted.update(images.PACKAGES)
         if plan.spec.mirror.registry_port:
             wanted.add(_REGISTRY)
+        wanted.update(drivers.TOOLS if drivers.is_managed(plan, catalog, host) else ())
     for architecture, wanted in packages.items():
         yield Debs(chosen[0], chosen[1], architecture, tuple(sorted(wanted)))
 

@@ -21,9 +21,8 @@ class AwsCloud(CloudComponent):
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("AwsCloud", name, opts)
         self.hosts = {}
-        for region in dict.fromkeys(rented(host).placement.region for host in args.hosts):
-            mine = tuple(host for host in args.hosts if rented(host).placement.region == region)
-            self._region(args, region, mine)
+        for hosts in args.networks:
+            self._region(args, rented(hosts[0]).placement.region, hosts)
         self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
 
     def _region(self, args: CloudArgs, region: str, hosts: tuple[HostPlan, ...]) -> None:
@@ -33,7 +32,7 @@ class AwsCloud(CloudComponent):
             name, region=region, default_tags={"tags": tags}, opts=pulumi.ResourceOptions(parent=self)
         )
         below = pulumi.ResourceOptions(parent=self, provider=provider)
-        network = AwsNetwork(name, args, hosts, below)
+        network = AwsNetwork(name, args, hosts, self.far_gateways(args, hosts), below)
         capacity = {pool: Capacity(f"{args.fleet}-{pool}", members, below) for pool, members in _pools(hosts)}
         images = AwsImages(below)
         made = {host.name: AwsHost(host, args, network, capacity[host.pool], images, below) for host in hosts}

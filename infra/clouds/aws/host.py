@@ -43,7 +43,7 @@ class AwsHost(pulumi.ComponentResource):
         self._host = host
         self._mine = pulumi.ResourceOptions(parent=self, provider=opts.provider)
         where = rented(host)
-        zone = args.zones.choose(host.name, where.placement.all_zones)
+        zone = args.zones.choose(host)
         key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self))
         protect = host.name not in args.unprotected
         instance = aws.ec2.Instance(
@@ -61,7 +61,7 @@ class AwsHost(pulumi.ComponentResource):
                 pulumi.ResourceOptions(
                     protect=protect,
                     ignore_changes=[*_KEPT, *([] if where.placement.image else ["ami"])],
-                    hooks=args.zones.hooks(host.name, zone),
+                    hooks=args.zones.hooks(host, zone),
                 ),
             ),
         )

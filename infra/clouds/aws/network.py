@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pulumi
 
-from infra.hosts import SERVICE_PORTS, CloudArgs, has_private, needs_nat, rented
+from infra.hosts import SERVICE_PORTS, CloudArgs, has_private, needs_nat, range_of, rented
 from infra.sdk import aws
+from vllm_fleet.networks import PARTS, part
 from vllm_fleet.plan import HostPlan
 
-_NETWORK = "10.60.0.0/16"
 _EVERYWHERE = "0.0.0.0/0"
 
 
@@ -29,26 +30,35 @@ class AwsNetwork(pulumi.ComponentResource):
     groups: dict[str, pulumi.Output[str]]
     gateway: aws.ec2.InternetGateway
 
-    def __init__(self, name: str, args: CloudArgs, hosts: tuple[HostPlan, ...], opts: pulumi.ResourceOptions) -> None:
+    def __init__(
+        self,
+        name: str,
+        args: CloudArgs,
+        hosts: tuple[HostPlan, ...],
+        far_gateways: Mapping[str, pulumi.Input[str]],
+        opts: pulumi.ResourceOptions,
+    ) -> None:
         super().__init__("fleet:infra:AwsNetwork", name, None, opts)
         self._name = name
         self._mine = pulumi.ResourceOptions(parent=self, provider=opts.provider)
+        self._range = range_of(hosts)
         self._vpc = aws.ec2.Vpc(
             name,
-            cidr_block=_NETWORK,
+            cidr_block=str(self._range),
             enable_dns_hostnames=True,
             enable_dns_support=True,
             tags={"Name": name},
             opts=self._mine,
         )
         self.gateway = aws.ec2.InternetGateway(name, vpc_id=self._vpc.id, tags={"Name": name}, opts=self._mine)
-        self.subnets = self._subnets("", _zones(hosts), [{"cidr_block": _EVERYWHERE, "gateway_id": self.gateway.id}])
+        self.subnets = self._subnets("", _zones(hosts), {"gateway_id": self.gateway.id})
         inner = tuple(host for host in hosts if has_private([host]))
-        self.inner = self._subnets("-inner", _zones(inner), [self._nat()] if needs_nat(hosts) else [])
+        self.inner = self._subnets("-inner", _zones(inner), self._nat() if needs_nat(hosts) else {})
         self.groups = {kind: self._group(kind) for kind in ("serving", "gateway")}
         self._rules(args)
+        self._from_gateways("vllm", SERVICE_PORTS, far_gateways)
         if inner:
-            self._allow("serving", "ssh", (22, 22), None)
+            self._from_gateways("ssh", (22, 22), far_gateways)
         self.register_outputs({"vpc": self._vpc.id})
 
     def _nat(self) -> Any:
@@ -64,23 +74,30 @@ class AwsNetwork(pulumi.ComponentResource):
             # Another zone in the list does not move it: that would cut every host off for a while.
             opts=pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(ignore_changes=["subnetId"])),
         )
-        return {"cidr_block": _EVERYWHERE, "nat_gateway_id": nat.id}
+        return {"nat_gateway_id": nat.id}
 
-    def _subnets(self, suffix: str, zones: tuple[str, ...], routes: list[Any]) -> dict[str, pulumi.Output[str]]:
+    def _subnets(
+        self, suffix: str, zones: tuple[str, ...], way_out: dict[str, pulumi.Output[str]]
+    ) -> dict[str, pulumi.Output[str]]:
         if not zones:
             return {}
         label = f"{self._name}{suffix}"
-        table = aws.ec2.RouteTable(label, vpc_id=self._vpc.id, routes=routes, tags={"Name": label}, opts=self._mine)
+        table = aws.ec2.RouteTable(label, vpc_id=self._vpc.id, tags={"Name": label}, opts=self._mine)
+        if way_out:
+            # Beside the table and not in it: routes that others add, to networks that are joined, stay.
+            aws.ec2.Route(
+                label, route_table_id=table.id, destination_cidr_block=_EVERYWHERE, **way_out, opts=self._mine
+            )
         found = {}
         for zone in zones:
             name = f"{self._name}-{zone[-1]}{suffix}"
             # By the letter of the zone, so that another zone in the list moves no subnet.
-            third = (ord(zone[-1]) - ord("a")) * 16 + (8 if suffix else 0)
+            index = (ord(zone[-1]) - ord("a")) * 2 + (1 if suffix else 0)
             subnet = aws.ec2.Subnet(
                 name,
                 vpc_id=self._vpc.id,
                 availability_zone=zone,
-                cidr_block=f"10.60.{third}.0/21",
+                cidr_block=str(part(self._range, PARTS["aws"], index)),
                 tags={"Name": name},
                 opts=self._mine,
             )
@@ -110,7 +127,6 @@ class AwsNetwork(pulumi.ComponentResource):
         for port in args.ports:
             for network in args.access.api_from:
                 self._allow("gateway", "api", (port, port), network)
-        self._allow("serving", "vllm", SERVICE_PORTS, None)
         # The interfaces of a fabric (EFA) talk among themselves by no protocol that has a number.
         aws.vpc.SecurityGroupIngressRule(
             f"{self._name}-fabric",
@@ -120,15 +136,21 @@ class AwsNetwork(pulumi.ComponentResource):
             opts=self._mine,
         )
 
-    def _allow(self, kind: str, what: str, ports: tuple[int, int], network: str | None) -> None:
-        """Lets TCP in from a network, or from the gateways where none is given."""
-        if network is None:
-            origin = {"referenced_security_group_id": self.groups["gateway"]}
-        else:
-            origin = {"cidr_ipv6" if ":" in network else "cidr_ipv4": pulumi.Output.from_input(network)}
-        suffix = f"-{network.replace('/', '-').replace(':', '.')}" if network else ""
+    def _from_gateways(self, what: str, ports: tuple[int, int], far: Mapping[str, pulumi.Input[str]]) -> None:
+        """Lets TCP in to serving hosts from the gateways: of this network, or at their addresses in another one."""
+        self._ingress("serving", what, ports, {"referenced_security_group_id": self.groups["gateway"]})
+        for name, address in far.items():
+            one = pulumi.Output.concat(address, "/32")
+            self._ingress("serving", f"{what}-{name}", ports, {"cidr_ipv4": one})
+
+    def _allow(self, kind: str, what: str, ports: tuple[int, int], network: str) -> None:
+        """Lets TCP in from a network."""
+        origin = {"cidr_ipv6" if ":" in network else "cidr_ipv4": pulumi.Output.from_input(network)}
+        self._ingress(kind, f"{what}-{network.replace('/', '-').replace(':', '.')}", ports, origin)
+
+    def _ingress(self, kind: str, what: str, ports: tuple[int, int], origin: dict[str, pulumi.Output[str]]) -> None:
         aws.vpc.SecurityGroupIngressRule(
-            f"{self._name}-{kind}-{what}{suffix}",
+            f"{self._name}-{kind}-{what}",
             security_group_id=self.groups[kind],
             ip_protocol="tcp",
             from_port=ports[0],

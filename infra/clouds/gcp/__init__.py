@@ -19,12 +19,10 @@ class GcpCloud(CloudComponent):
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("GcpCloud", name, opts)
         self.hosts = {}
-        where = [(placed(host, GcpPlacement), host) for host in args.hosts]
-        places = dict.fromkeys((placement.project, placement.region) for placement, _ in where)
-        several = len({project for project, _ in places}) > 1
-        for project, region in places:
-            mine = tuple(host for at, host in where if (at.project, at.region) == (project, region))
-            self._region(args, f"{args.fleet}-{project}-{region}" if several else f"{args.fleet}-{region}", mine)
+        several = len({placed(host, GcpPlacement).project for host in args.hosts}) > 1
+        for hosts in args.networks:
+            where = placed(hosts[0], GcpPlacement)
+            self._region(args, "-".join([args.fleet, *([where.project] if several else []), where.region]), hosts)
         self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
 
     def _region(self, args: CloudArgs, name: str, hosts: tuple[HostPlan, ...]) -> None:
@@ -37,7 +35,7 @@ class GcpCloud(CloudComponent):
             opts=pulumi.ResourceOptions(parent=self),
         )
         below = pulumi.ResourceOptions(parent=self, provider=provider)
-        network = GcpNetwork(name, args, hosts, below)
+        network = GcpNetwork(name, args, hosts, self.far_gateways(args, hosts), below)
         images = GcpImages(below)
         made = {host.name: GcpHost(host, args, network, images, below) for host in hosts}
         self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}

@@ -44,7 +44,7 @@ class GcpHost(pulumi.ComponentResource):
         self._host = host
         self._mine = pulumi.ResourceOptions(parent=self, provider=opts.provider)
         where, placement = rented(host), placed(host, GcpPlacement)
-        zone = args.zones.choose(host.name, placement.all_zones)
+        zone = args.zones.choose(host)
         key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self))
         protect = host.name not in args.unprotected
         # Names are unique in a project, where other fleets are too.
@@ -74,7 +74,7 @@ class GcpHost(pulumi.ComponentResource):
             **capacity(placement, where.shape),
             opts=pulumi.ResourceOptions.merge(
                 self._mine,
-                pulumi.ResourceOptions(protect=protect, ignore_changes=kept, hooks=args.zones.hooks(host.name, zone)),
+                pulumi.ResourceOptions(protect=protect, ignore_changes=kept, hooks=args.zones.hooks(host, zone)),
             ),
         )
         if placement.model_disk_gib:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pulumi
 
-from infra.hosts import SERVICE_PORTS, CloudArgs, has_private, needs_nat, rented
+from infra.hosts import SERVICE_PORTS, CloudArgs, has_private, needs_nat, range_of, rented
 from infra.sdk import gcp
 from vllm_fleet.plan import HostPlan
-
-_NETWORK = "10.60.0.0/16"
 
 
 def tag(fleet: str, kind: str) -> str:
@@ -25,7 +26,14 @@ class GcpNetwork(pulumi.ComponentResource):
 
     subnet: pulumi.Output[str]
 
-    def __init__(self, name: str, args: CloudArgs, hosts: tuple[HostPlan, ...], opts: pulumi.ResourceOptions) -> None:
+    def __init__(
+        self,
+        name: str,
+        args: CloudArgs,
+        hosts: tuple[HostPlan, ...],
+        far_gateways: Mapping[str, pulumi.Input[str]],
+        opts: pulumi.ResourceOptions,
+    ) -> None:
         super().__init__("fleet:infra:GcpNetwork", name, None, opts)
         self._name = name
         self._mine = pulumi.ResourceOptions(parent=self, provider=opts.provider)
@@ -33,14 +41,19 @@ class GcpNetwork(pulumi.ComponentResource):
         self._network = network.id
         region = rented(hosts[0]).placement.region
         self.subnet = gcp.compute.Subnetwork(
-            name, name=name, network=network.id, region=region, ip_cidr_range=_NETWORK, opts=self._mine
+            name, name=name, network=network.id, region=region, ip_cidr_range=str(range_of(hosts)), opts=self._mine
         ).id
         serving, gateway = tag(args.fleet, "serving"), tag(args.fleet, "gateway")
         self._allow("ssh", [serving, gateway], ["22"], args.access.ssh_from)
         self._allow("api", [gateway], [str(port) for port in args.ports], args.access.api_from)
-        self._from_gateways("vllm", f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}", gateway, serving)
-        if has_private(hosts):
-            self._from_gateways("ssh-inside", "22", gateway, serving)
+        for what, ports in (
+            ("vllm", f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}"),
+            *([("ssh-inside", "22")] if has_private(hosts) else []),
+        ):
+            self._to_serving(what, ports, serving, source_tags=[gateway])
+            if far_gateways:
+                addresses = [pulumi.Output.concat(each, "/32") for each in far_gateways.values()]
+                self._to_serving(f"{what}-far", ports, serving, source_ranges=addresses)
         if needs_nat(hosts):
             self._nat(region)
         self.register_outputs({"network": network.id})
@@ -58,14 +71,14 @@ class GcpNetwork(pulumi.ComponentResource):
             opts=self._mine,
         )
 
-    def _from_gateways(self, what: str, ports: str, gateway: str, serving: str) -> None:
+    def _to_serving(self, what: str, ports: str, serving: str, **gateways: Any) -> None:
         gcp.compute.Firewall(
             f"{self._name}-{what}",
             name=f"{self._name}-{what}",
             network=self._network,
             allows=[{"protocol": "tcp", "ports": [ports]}],
-            source_tags=[gateway],
             target_tags=[serving],
+            **gateways,
             opts=self._mine,
         )
 
