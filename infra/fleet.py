@@ -12,7 +12,7 @@ import pulumi
 from infra import clouds
 from infra.access import AccessKeys
 from infra.files import TextFile
-from infra.hosts import CloudArgs, HostRecord, gateway_addresses, inventory, inventory_text
+from infra.hosts import CloudArgs, HostRecord, gateway_addresses, inventory, inventory_text, mirror_rule
 from infra.zones import Zones
 from vllm_fleet import paths, replacing
 from vllm_fleet.errors import FleetError
@@ -83,6 +83,7 @@ class Fleet(pulumi.ComponentResource):
                     ports=(plan.gateway.port,),
                     unprotected=unprotected(plan),
                     gateways=gateways,
+                    mirror=mirror_rule(plan),
                 ),
                 mine,
             )

@@ -17,7 +17,7 @@ from vllm_fleet.clouds import Rented
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Access
 from vllm_fleet.networks import block, members
-from vllm_fleet.plan import FIRST_PORT, READINESS_OFFSET, HostPlan
+from vllm_fleet.plan import FIRST_PORT, READINESS_OFFSET, HostPlan, Plan
 from vllm_fleet.reach import is_private
 from vllm_fleet.yamlfile import Document
 
@@ -62,6 +62,35 @@ def needs_nat(hosts: Iterable[HostPlan]) -> bool:
 
 
 @dataclass(frozen=True)
+class MirrorRule:
+    """Who may fetch from a host of the fleet that serves the artifacts.
+
+    Attributes:
+        host: its name.
+        kind: ``gateway`` or ``serving``, by which firewalls know it.
+        ports: where it listens.
+        far: the ranges of the networks that are joined with its own.
+    """
+
+    host: str
+    kind: str
+    ports: tuple[int, ...]
+    far: tuple[str, ...]
+
+
+def mirror_rule(plan: Plan) -> MirrorRule | None:
+    """The rule of a plan; None where no rented host of it is the mirror."""
+    spec = plan.spec.mirror
+    host = next((host for host in plan.hosts if host.name == spec.host and host.rented), None)
+    if host is None:
+        return None
+    ports = (spec.port, *((spec.registry_port,) if spec.registry_port else ()))
+    others = {name: hosts for name, hosts in members(plan.hosts).items() if host not in hosts and hosts[0].rented}
+    ranges = [str(block(hosts)) for hosts in others.values()] if plan.access.joined_networks else []
+    return MirrorRule(host.name, host.kind, ports, tuple(ranges))
+
+
+@dataclass(frozen=True)
 class CloudArgs:
     """The part of a plan that one cloud makes.
 
@@ -76,6 +105,7 @@ class CloudArgs:
         ports: where the gateway listens.
         unprotected: the hosts that this run may replace or delete.
         gateways: name -> address inside, of the gateways that were made before in another cloud or are static.
+        mirror: who may fetch from the host that serves the artifacts, whatever its cloud.
     """
 
     fleet: str
@@ -88,6 +118,11 @@ class CloudArgs:
     ports: tuple[int, ...]
     unprotected: frozenset[str]
     gateways: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
+    mirror: MirrorRule | None = None
+
+    def mirror_among(self, hosts: Iterable[HostPlan]) -> MirrorRule | None:
+        """The rule of the mirror where it is one of the hosts."""
+        return self.mirror if self.mirror and any(host.name == self.mirror.host for host in hosts) else None
 
     @property
     def networks(self) -> tuple[tuple[HostPlan, ...], ...]:

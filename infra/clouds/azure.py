@@ -51,6 +51,7 @@ class _Region:
     ) -> None:
         self._args, self._parent, self._inside = args, parent, has_private(hosts)
         self._far = list(far_gateways.values())
+        self._mirror = args.mirror_among(hosts)
         region = rented(hosts[0]).placement.region
         name = f"{args.fleet}-{region}"
         block = str(range_of(hosts))
@@ -124,6 +125,12 @@ class _Region:
                 # A rule names groups or addresses, not both.
                 if self._far:
                     rules.append(_allow(f"{what}-far", 310 + number, where, self._far))
+        if self._mirror and self._mirror.kind == kind:
+            everyone = {"source_application_security_groups": [{"id": each} for each in self._members.values()]}
+            for number, port in enumerate(self._mirror.ports):
+                rules.append({**_allow(f"mirror-{port}", 320 + number, str(port), []), **everyone})
+                if self._mirror.far:
+                    rules.append(_allow(f"mirror-{port}-far", 330 + number, str(port), self._mirror.far))
         # Azure's own last rules let everything of the virtual network in.
         rules.append({**_allow("rest", 4096, "*", ["*"]), "access": "Deny", "protocol": "*"})
         return azure.network.NetworkSecurityGroup(

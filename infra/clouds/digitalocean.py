@@ -78,6 +78,11 @@ class DigitalOceanCloud(CloudComponent):
             "serving": [ssh, vllm, *([inside] if has_private(self._args.hosts) else [])],
             "gateway": [ssh, *api],
         }
+        if mirror := self._args.mirror_among(self._args.hosts):
+            everyone: dict[str, Any] = {"source_tags": list(self._tags.values())}
+            if mirror.far:
+                everyone["source_addresses"] = list(mirror.far)
+            rules[mirror.kind] += [{"protocol": "tcp", "port_range": str(port), **everyone} for port in mirror.ports]
         for kind, inbound in rules.items():
             do.Firewall(
                 f"{self._args.fleet}-{kind}",

@@ -14,6 +14,7 @@ from infra.hosts import (
     CloudArgs,
     CloudComponent,
     HostRecord,
+    MirrorRule,
     has_private,
     needs_nat,
     placed,
@@ -86,7 +87,7 @@ class _Region:
             ).id
             for kind in ("serving", "gateway")
         }
-        self._rules(far_gateways)
+        self._rules(far_gateways, args.mirror_among(hosts))
 
     def _closed(self, vcn: oci.core.Vcn) -> pulumi.Output[str]:
         # A network's own list of rules opens SSH to everybody; this one lets nothing in.
@@ -129,13 +130,20 @@ class _Region:
             opts=self._mine,
         ).id
 
-    def _rules(self, far_gateways: Mapping[str, pulumi.Input[str]]) -> None:
+    def _rules(self, far_gateways: Mapping[str, pulumi.Input[str]], mirror: MirrorRule | None) -> None:
         for kind in self._groups:
             for network in self._args.access.ssh_from:
                 self._allow(kind, "ssh", (22, 22), network)
         for port in self._args.ports:
             for network in self._args.access.api_from:
                 self._allow("gateway", "api", (port, port), network)
+        if mirror:
+            for port in mirror.ports:
+                for origin, group in self._groups.items():
+                    source = (group, "NETWORK_SECURITY_GROUP")
+                    self._ingress(mirror.kind, f"mirror-{port}-{origin}", (port, port), *source)
+                for network in mirror.far:
+                    self._allow(mirror.kind, f"mirror-{port}", (port, port), network)
         for what, ports in (("vllm", SERVICE_PORTS), *([("ssh", (22, 22))] if self._inside else [])):
             self._ingress("serving", what, ports, self._groups["gateway"], "NETWORK_SECURITY_GROUP")
             for name, address in far_gateways.items():

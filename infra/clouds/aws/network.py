@@ -55,7 +55,7 @@ class AwsNetwork(pulumi.ComponentResource):
         inner = tuple(host for host in hosts if has_private([host]))
         self.inner = self._subnets("-inner", _zones(inner), self._nat() if needs_nat(hosts) else {})
         self.groups = {kind: self._group(kind) for kind in ("serving", "gateway")}
-        self._rules(args)
+        self._rules(args, hosts)
         self._from_gateways("vllm", SERVICE_PORTS, far_gateways)
         if inner:
             self._from_gateways("ssh", (22, 22), far_gateways)
@@ -120,13 +120,20 @@ class AwsNetwork(pulumi.ComponentResource):
         )
         return group.id
 
-    def _rules(self, args: CloudArgs) -> None:
+    def _rules(self, args: CloudArgs, hosts: tuple[HostPlan, ...]) -> None:
         for kind in self.groups:
             for network in args.access.ssh_from:
                 self._allow(kind, "ssh", (22, 22), network)
         for port in args.ports:
             for network in args.access.api_from:
                 self._allow("gateway", "api", (port, port), network)
+        if mirror := args.mirror_among(hosts):
+            for port in mirror.ports:
+                for origin, group in self.groups.items():
+                    source = {"referenced_security_group_id": group}
+                    self._ingress(mirror.kind, f"mirror-{port}-{origin}", (port, port), source)
+                for network in mirror.far:
+                    self._allow(mirror.kind, f"mirror-{port}", (port, port), network)
         # The interfaces of a fabric (EFA) talk among themselves by no protocol that has a number.
         aws.vpc.SecurityGroupIngressRule(
             f"{self._name}-fabric",

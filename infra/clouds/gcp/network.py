@@ -46,14 +46,18 @@ class GcpNetwork(pulumi.ComponentResource):
         serving, gateway = tag(args.fleet, "serving"), tag(args.fleet, "gateway")
         self._allow("ssh", [serving, gateway], ["22"], args.access.ssh_from)
         self._allow("api", [gateway], [str(port) for port in args.ports], args.access.api_from)
+        if mirror := args.mirror_among(hosts):
+            listening = [str(port) for port in mirror.ports]
+            self._inside("mirror", listening, tag(args.fleet, mirror.kind), source_tags=[serving, gateway])
+            self._allow("mirror-far", [tag(args.fleet, mirror.kind)], listening, list(mirror.far))
         for what, ports in (
             ("vllm", f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}"),
             *([("ssh-inside", "22")] if has_private(hosts) else []),
         ):
-            self._to_serving(what, ports, serving, source_tags=[gateway])
+            self._inside(what, [ports], serving, source_tags=[gateway])
             if far_gateways:
                 addresses = [pulumi.Output.concat(each, "/32") for each in far_gateways.values()]
-                self._to_serving(f"{what}-far", ports, serving, source_ranges=addresses)
+                self._inside(f"{what}-far", [ports], serving, source_ranges=addresses)
         if needs_nat(hosts):
             self._nat(region)
         self.register_outputs({"network": network.id})
@@ -71,14 +75,15 @@ class GcpNetwork(pulumi.ComponentResource):
             opts=self._mine,
         )
 
-    def _to_serving(self, what: str, ports: str, serving: str, **gateways: Any) -> None:
+    def _inside(self, what: str, ports: list[str], target: str, **origin: Any) -> None:
+        """Lets TCP in from hosts of the fleet."""
         gcp.compute.Firewall(
             f"{self._name}-{what}",
             name=f"{self._name}-{what}",
             network=self._network,
-            allows=[{"protocol": "tcp", "ports": [ports]}],
-            target_tags=[serving],
-            **gateways,
+            allows=[{"protocol": "tcp", "ports": ports}],
+            target_tags=[target],
+            **origin,
             opts=self._mine,
         )
 
