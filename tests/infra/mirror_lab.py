@@ -185,17 +185,22 @@ class Project:
 
 
 def project(
-    root: Path, cache: Path, hosts: Hosts, engines: Mapping[str, str], endpoint: str, drivers: tuple[str, Path]
+    root: Path,
+    cache: Path,
+    hosts: Hosts,
+    engines: Mapping[str, str],
+    endpoint: str,
+    drivers: tuple[str, Path] | None = None,
 ) -> Project:
-    """Copies the project, with a fleet of the hosts: a mirror, then hosts without a GPU, the last one with one.
+    """Copies the project, with a fleet of the hosts: a mirror, then hosts without a GPU, the last one perhaps with one.
 
     Args:
         root: an empty place for it.
         cache: its cache, with the mirror in it.
-        hosts: the fleet's hosts; the first one is gateway and mirror, the last one poses as one with an H100.
+        hosts: the fleet's hosts; the first one is gateway and mirror, the last one has an H100 where there are drivers.
         engines: engine -> the text of its lock.
         endpoint: the stand-in of hub and package index.
-        drivers: URL and key of the stand-in of NVIDIA's repository.
+        drivers: URL and key of the stand-in of NVIDIA's repository; None: no host has a GPU.
     """
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=paths.root(), capture_output=True, text=True, check=True
@@ -216,34 +221,29 @@ def project(
     key.write_text(hosts.private_key)
     for engine, text in engines.items():
         (fleet / f"{engine}.txt").write_text(text)
-    first, *others, last = hosts.addresses
+    first, *others = hosts.addresses
     static = {
         name: {"address": address, "user": "deploy", "ssh_host_key": hosts.host_keys[name]}
         for name, address in hosts.addresses.items()
     }
-    shutil.copy(drivers[1], fleet / "drivers.asc")
-    spec = {
+    spec: dict[str, Any] = {
         "fleet": FLEET,
         "defaults": {"model": MODEL},
-        "pools": {
-            "lab": {"host_class": "cpu-2", "cloud": "static", "static": {name: static[name] for name in others}},
-            "gpu": {
-                "host_class": "h100-1",
-                "cloud": "static",
-                "static": {last: static[last]},
-                "model": GPU_MODEL,
-                "engine": CUDA,
-            },
-        },
+        "pools": {"lab": {"host_class": "cpu-2", "cloud": "static", "static": {name: static[name] for name in others}}},
         "gateway": {"static": {first: static[first]}},
         "access": {"ssh_private_key_file": "ssh/id_ed25519", "api_keys": "file"},
         "mirror": {"host": first, "distribution": "debian-12"},
         "artifacts": {
             "encodings": str(encodings_dir()),
             "locks": {engine: f"{engine}.txt" for engine in engines},
-            "repositories": {"nvidia-cuda": {"uri": drivers[0], "signing_key_file": "drivers.asc"}},
         },
     }
+    if drivers:
+        shutil.copy(drivers[1], fleet / "drivers.asc")
+        last = others[-1]
+        pool = {"host_class": "h100-1", "cloud": "static", "model": GPU_MODEL, "engine": CUDA}
+        spec["pools"]["gpu"] = {**pool, "static": {last: spec["pools"]["lab"]["static"].pop(last)}}
+        spec["artifacts"]["repositories"] = {"nvidia-cuda": {"uri": drivers[0], "signing_key_file": "drivers.asc"}}
     (fleet / "fleet.yml").write_text(yaml.safe_dump(spec))
     (fleet / "api-keys.yml").write_text(f"keys: {{nobody: 'sha256:{'0' * 64}'}}\n")
     environment = {

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.root, pytest.mark.network]
 
 BRIDGE = "vf-mirimg"
 SUBNET = "10.79.253"
-MIRROR, *SERVING = NAMES = ["mirror-0", "h0", "h1"]
+MIRROR, *SERVING = NAMES = ["mirror-0", "h0"]
 ORIGIN = "127.0.0.1:5983"
 ROLES = {"mirror", "container_engine", "vllm_image"}
 PLAYS = [f"playbooks/{name}.yml" for name in ("probe", "mirror", "prepare-hosts", "prepare-engines")]
@@ -71,7 +71,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory, hosts: Hosts, digest: tuple[P
     base = tmp_path_factory.mktemp("mirrored")
     files = {"config.json": b"{}", "model.safetensors": os.urandom(1 << 20)}
     with serving(Origin(models={MODEL: {COMMIT: files}})) as hub:
-        found = project(base / "project", base / "cache", hosts, "", hub.url)
+        found = project(base / "project", base / "cache", hosts, {}, hub.url)
         spec = yaml.safe_load((found.fleet / "fleet.yml").read_text())
         spec["pools"]["lab"]["install"] = "docker"
         spec["artifacts"]["images"] = {"vllm-0.32.0-cpu": digest[1]}
