@@ -45,9 +45,12 @@ def copy(fleet: str, most_hosts: int) -> str:
         if pool["cloud"] in ("lab", "static"):
             raise FleetError(f"the pool {name} is {pool['cloud']}: only rented hosts are rehearsed", "make lab", fleet)
         pool["hosts"] = min(pool["hosts"], most_hosts)
+    # Its origins are not rehearsed: the models stand on the controller.
+    data.pop("mirror", None)
     artifacts = data.setdefault("artifacts", {})
-    for model in artifacts.get("models") or {}:
-        artifacts["models"][model] = f"artifacts/{model.replace('/', '--')}"
+    named = [data.get("defaults") or {}, *data["pools"].values()]
+    models = dict.fromkeys(part["model"] for part in named if "model" in part)
+    artifacts["models"] = {model: f"artifacts/{model.replace('/', '--')}" for model in models}
     artifacts["encodings"] = "artifacts/encodings"
     locks = artifacts.setdefault("locks", {})
     for engine in _unlocked():
