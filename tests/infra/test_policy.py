@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from vllm_fleet import paths, plan
 
 #: The mark of a secret on the wire.
 SECRET = "4dabf18193072939515e22adb298388d"
+#: Where a mirror of the fleet listens.
+MIRROR = 8070
 WORLD = {"0.0.0.0/0", "::/0", "*", "Internet"}
 MACHINES = (
     "ec2/instance:Instance",
@@ -144,6 +147,10 @@ def test_neither_ssh_nor_vllm_is_open_to_the_world(made: list[Recorded]) -> None
         low, high = each.ports
         if each.ports == (8080, 8080) and ("gateway" in each.rule or "api" in each.rule):
             continue  # the API, on the gateways
+        if each.ports == (MIRROR, MIRROR):
+            ranges = [ipaddress.ip_network(source) for source in each.sources if source[0].isdigit()]
+            assert all(network.is_private for network in ranges), f"{each.rule}: the mirror only from inside"
+            continue
         inside = low <= SERVICE_PORTS[1] and SERVICE_PORTS[0] <= high
         # By their group or tag, or in joined networks by the address that a gateway has inside.
         networks = [source for source in each.sources if "/" in source and not source.startswith("gateway-")]
