@@ -15,6 +15,7 @@ from vllm_fleet.catalog import load as load_catalog
 from vllm_fleet.clouds import Rented
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Access, Fleet, Gateway, Pool, StaticHost
+from vllm_fleet.mirror.faults import faults as mirror_faults
 from vllm_fleet.resolve import Deployment, Question, resolve
 
 Kind = Literal["serving", "gateway"]
@@ -133,6 +134,7 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     except FleetError as fault:
         faults.append(fault)
     faults.extend(image_choice.faults(spec.artifacts.images, recipes, document))
+    faults.extend(mirror_faults(spec.mirror, [host.name for host in hosts], recipes, document))
     faults.extend(_duplicates(hosts, document))
     faults.extend(_unreachable(hosts, spec, document))
     faults.extend(networks.faults(hosts, spec.access, document))

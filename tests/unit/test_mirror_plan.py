@@ -103,7 +103,7 @@ def test_a_mirror_that_says_nothing_or_two_things_is_an_error(
 
 def test_an_unknown_distribution_and_an_unknown_host_are_errors(fleets: Path, catalog: Catalog) -> None:
     with pytest.raises(FleetError, match=r"mirror.distribution: there is no distribution 'plan-9'"):
-        site.load(change(fleets, mirror={**MIRROR, "distribution": "plan-9"}))
+        plan.load(change(fleets, mirror={**MIRROR, "distribution": "plan-9"}), catalog)
     with pytest.raises(FleetError, match=r"mirror.host: there is no host 'nobody'"):
         site.load(change(fleets, mirror={"host": "nobody"}))
 

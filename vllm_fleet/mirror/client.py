@@ -72,16 +72,10 @@ class Mirrored:
 
 
 def of(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
-    """Where the hosts of a plan fetch from.
-
-    Raises:
-        FleetError: the fleet names a host that it does not have, or a distribution that is not known.
-    """
+    """Where the hosts of a plan fetch from."""
     spec = plan.spec.mirror
     if not spec.is_there:
         return Mirrored("", None, debs.host_config(None), "")
-    if spec.host and spec.host not in where:
-        raise plan.document.error(("mirror", "host"), f"there is no host {spec.host!r}", f"hosts: {', '.join(where)}")
     url = spec.url or f"http://{where[str(spec.host)].service_address}:{spec.port}"
     at = re.match(r"https?://(\[[^\]]*\]|[^:/]+)", url)
     registry = f"{at[1]}:{spec.registry_port}" if at and spec.registry_port else None

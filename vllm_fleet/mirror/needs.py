@@ -133,8 +133,7 @@ def of(plan: Plan, catalog: Catalog) -> tuple[Need, ...]:
     """Everything that the hosts of a plan fetch, each part once.
 
     Raises:
-        FleetError: a model is neither pinned nor in a folder, the fleet's distribution is not known, or an engine
-            cannot be installed.
+        FleetError: a model is neither pinned nor in a folder, or an engine cannot be installed.
     """
     found: dict[str, Need] = {}
     for host in plan.hosts:
@@ -146,20 +145,9 @@ def of(plan: Plan, catalog: Catalog) -> tuple[Need, ...]:
 
 
 def distribution(plan: Plan, catalog: Catalog) -> tuple[str, Distribution] | None:
-    """The distribution whose packages the fleet's mirror carries; None where it carries none.
-
-    Raises:
-        FleetError: it is not known.
-    """
+    """The distribution whose packages the fleet's mirror carries; None where it carries none."""
     name = plan.spec.mirror.distribution
-    if name is None:
-        return None
-    known = catalog.distributions.distributions
-    if name not in known:
-        raise plan.document.error(
-            ("mirror", "distribution"), f"there is no distribution {name!r}", f"known: {', '.join(sorted(known))}"
-        )
-    return name, known[name]
+    return (name, catalog.distributions.distributions[name]) if name else None
 
 
 def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
