@@ -23,10 +23,6 @@ OWN_LAB = frozenset({"tests/e2e/test_image_serving.py"})
 LONG = frozenset(
     {
         "test_driver_roles",
-        "test_engine_wheels",
-        "test_image_roles",
-        "test_image_serving",
-        "test_mirror_hosts",
         "test_rehearsal",
         "test_rehearsal_clouds",
         "test_rehearsal_hosts",
