@@ -22,7 +22,6 @@ OWN_LAB = frozenset({"tests/e2e/test_image_serving.py"})
 #: Files that take many minutes each on two cores: 'make test-long' runs them, one after the other.
 LONG = frozenset(
     {
-        "test_driver_roles",
         "test_rehearsal",
         "test_rehearsal_clouds",
         "test_rehearsal_hosts",
