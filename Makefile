@@ -6,7 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 ACTIVATE := . ./activate
 
-.PHONY: help setup lab lab-down rehearse test test-long check bench engines locks golden docs venv
+.PHONY: help setup lab lab-down rehearse test check bench engines locks golden docs venv
 
 help: ## Print what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -29,11 +29,7 @@ rehearse: ## Play a fleet of rented hosts through, FLEET=example-aws: real engin
 
 test: ## Set everything up and run the tests, end to end on real hosts
 	@tools/setup; $(ACTIVATE); tools/lint; \
-	echo "left out here: the files of tests/conftest.py LONG, minutes each; 'make test-long' runs them" >&2; \
-	pytest -q -n 3 --dist loadfile --no-loadscope-reorder -rfEs -m "not long"
-
-test-long: ## The tests that take many minutes each: images, drivers, mirrors, CUDA wheels
-	@tools/setup; $(ACTIVATE); pytest -rfEs -m long
+	pytest -q -n 3 --dist loadfile --no-loadscope-reorder -rfEs
 
 check: venv ## Lint, types, unit, golden and contract tests
 	@$(ACTIVATE); tools/check

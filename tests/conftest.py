@@ -19,16 +19,6 @@ from vllm_fleet.site import Site
 
 #: End-to-end tests with a lab that no other file uses.
 OWN_LAB = frozenset({"tests/e2e/test_image_serving.py"})
-#: Files that take many minutes each on two cores: 'make test-long' runs them, one after the other.
-LONG = frozenset(
-    {
-        "test_driver_roles",
-        "test_engine_wheels",
-        "test_image_roles",
-        "test_image_serving",
-        "test_mirror_hosts",
-    }
-)
 FIXTURES = Path(__file__).parent / "fixtures"
 
 # No test fails for time: not for a slow example, and not for slow generation on a busy machine.
@@ -38,13 +28,6 @@ settings.load_profile("fleet")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden copies again")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is long."""
-    for item in items:
-        if item.path.stem in LONG:
-            item.add_marker(pytest.mark.long)
 
 
 class ByLab(LoadScopeScheduling):

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import one_run
 
 from lab import host, network
 from lab.rootfs import File, write_files
@@ -24,6 +26,7 @@ from vllm_fleet.manifest import Item, Manifest
 BRIDGE = "vf-drivers"
 SUBNET = "10.79.251"
 ADDRESSES = {"gateway-0": f"{SUBNET}.2", "gpu-0": f"{SUBNET}.11", "gpu-1": f"{SUBNET}.12"}
+SERVING = ("gpu-0", "gpu-1")
 REPOSITORY = "/srv/stand-ins"
 KEY = "a-key-of-this-test"
 MODEL = "stand-in"
@@ -70,6 +73,14 @@ http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 UNIT = "[Service]\nExecStart=/usr/bin/python3 /usr/local/lib/instance.py\n[Install]\nWantedBy=multi-user.target\n"
 
 
+class Play(NamedTuple):
+    """Roles on a host, by its name or, with variables of its own, by another name ``of`` it."""
+
+    name: str
+    roles: tuple[str, ...]
+    of: str = ""
+
+
 @dataclass
 class DriverLab:
     """The hosts, their keys, and what a playbook is run with."""
@@ -106,13 +117,17 @@ class DriverLab:
 
     def play(self, name: str, *roles: str, arguments: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         """Runs roles on one host, as the rollout does."""
+        return self.plays(Play(name, roles), arguments=arguments)
+
+    def plays(self, *plays: Play, arguments: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        """Runs plays one after the other; one that fails does not stop the next."""
         book = self.folder / "play.yml"
-        plays = [{"hosts": name, "become": True, "gather_facts": False, "roles": list(roles)}]
-        book.write_text(json.dumps(plays), encoding="utf-8")
-        return self.playbook(book, {}, *arguments)
+        book.write_text(json.dumps([one_run.play({each.name: each.roles for each in plays})]), encoding="utf-8")
+        aliases = {each.name: each.of for each in plays if each.of}
+        return self.playbook(book, {}, *one_run.ARGUMENTS, *arguments, aliases=aliases)
 
     def playbook(
-        self, book: Path, groups: Mapping[str, tuple[str, ...]], *arguments: str
+        self, book: Path, groups: Mapping[str, tuple[str, ...]], *arguments: str, aliases: Mapping[str, str] = {}
     ) -> subprocess.CompletedProcess[str]:
         """Runs a playbook with hosts in groups, as the inventory of a fleet would put them there."""
         common = {
@@ -127,7 +142,7 @@ class DriverLab:
                 "gateway_traffic_servers": [f"{each}_0={at}:8000"],
                 **self.variables.get(each, {}),
             }
-            for each, at in ADDRESSES.items()
+            for each, at in {**{alias: ADDRESSES[name] for alias, name in aliases.items()}, **ADDRESSES}.items()
         }
         inventory = self.folder / "hosts.yml"
         children = {group: {"hosts": dict.fromkeys(members)} for group, members in groups.items()}
@@ -144,7 +159,9 @@ class DriverLab:
     def _options(self) -> str:
         known = self.folder / "known_hosts"
         known.write_text("".join(f"{ADDRESSES[name]} {key}\n" for name, key in self.host_keys.items()))
-        return f"-F none -o BatchMode=yes -o StrictHostKeyChecking=yes -o UserKnownHostsFile={known}"
+        return (
+            f"-F none -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=10 -o UserKnownHostsFile={known}"
+        )
 
 
 def start(folder: Path) -> DriverLab:
@@ -171,11 +188,11 @@ def start(folder: Path) -> DriverLab:
             }
         )
         host.create(spec, (folder / name).read_text(encoding="utf-8"))
-    for name in ("gpu-0", "gpu-1"):
+    for name in SERVING:
         files = {"usr/local/lib/instance.py": File(INSTANCE), "etc/systemd/system/vllm@.service": File(UNIT)}
         write_files(paths.cache_dir() / "lab" / "state" / BRIDGE / name / "root", files)
         lab.on(name, "systemctl daemon-reload; systemctl enable --now vllm@0; groupadd -f render; useradd -r vllm")
-    backends = [gateway.Backend(name, "0", ADDRESSES[name], 8000, MODEL) for name in ("gpu-0", "gpu-1")]
+    backends = [gateway.Backend(name, "0", ADDRESSES[name], 8000, MODEL) for name in SERVING]
     lab.variables["gateway-0"] = {
         "gateway_config": gateway.haproxy_config(Gateway(), backends),
         "gateway_api_key_digests": gateway.api_keys_text(
@@ -207,6 +224,7 @@ def release(lab: DriverLab, name: str, note: str) -> dict[str, Any]:
         "vllm_service_files": [{"name": each, "content": text} for each, text in content.items()],
         "vllm_service_instances": [{"name": "0", "loaded": files.loaded}],
         "vllm_service_firewall_rules": gateway.firewall_text([8000, 8100], [ADDRESSES["gateway-0"]]),
+        "vllm_service_unit": "vllm",
         "vllm_service_cache_key": "stand-in",
         "vllm_service_cache_store": str(lab.folder / "caches"),
     }

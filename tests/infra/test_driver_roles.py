@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -10,16 +11,18 @@ from dataclasses import replace
 from typing import Any
 
 import driver_lab
+import https_files
+import one_run
 import pytest
-from driver_lab import DriverLab, Streams
+from driver_lab import SERVING, DriverLab, Play, Streams
 
-from lab import apt, cleanup, gpu, state
+from lab import apt, cleanup, gpu, shell, state
 from lab.gpu import packages
 from lab.rootfs import File, write_files
 from vllm_fleet import catalog as catalogs
 from vllm_fleet import paths
 from vllm_fleet.catalog import Catalog
-from vllm_fleet.driver_schema import DriverMode, RepositoryMirror
+from vllm_fleet.driver_schema import AptSource, DriverMode, RepositoryMirror, SigningKey
 from vllm_fleet.drivers import HostDriver, for_host
 from vllm_fleet.manifest import wanted_facts
 
@@ -28,7 +31,8 @@ pytestmark = [pytest.mark.root, pytest.mark.network]
 NOW, NEWER, GREEDY = "580.159.03", "580.178.04", "580.200.01"
 AMD_NOW, AMD_OLD = ("6.14.14", "7.0.2"), ("6.12.12", "6.4.3")
 KERNEL = "linux-image-6.1.0-1-amd64"
-SERVING = ("gpu-0", "gpu-1")
+#: What the manifest of a gateway says of its traffic.
+TRAFFIC = {"role": "gateway", "kind": "traffic", "path": "/run/haproxy/admin.sock"}
 
 
 def with_nvidia(version: str) -> Catalog:
@@ -62,6 +66,15 @@ def with_amd(version: str, rocm: str) -> Catalog:
 def _with(found: Catalog, name: str, changes: dict[str, Any]) -> Catalog:
     releases = {**found.drivers.releases, name: found.drivers.releases[name].model_copy(update=changes)}
     return replace(found, drivers=found.drivers.model_copy(update={"releases": releases}))
+
+
+def with_key(found: Catalog, key: SigningKey) -> Catalog:
+    """The recipes with the stand-ins as NVIDIA's repository, whose key is somewhere else."""
+    source = AptSource(uri=f"file:{driver_lab.REPOSITORY}", suites=["/"])
+    drivers = found.drivers
+    there = drivers.repositories["nvidia-cuda"].model_copy(update={"systems": {"debian-12": source}, "key": key})
+    repositories = {**drivers.repositories, "nvidia-cuda": there}
+    return replace(found, drivers=drivers.model_copy(update={"repositories": repositories}))
 
 
 def stand_ins() -> Iterator[apt.Package]:
@@ -100,13 +113,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DriverLab]:
 
 
 def driver(
-    lab: DriverLab, name: str, sized: str, recipes: Catalog, mode: DriverMode = "managed"
+    lab: DriverLab, name: str, sized: str, recipes: Catalog, mode: DriverMode = "managed", own: bool = True
 ) -> tuple[HostDriver, dict[str, Any]]:
-    """The driver that a host of a class gets, as the inventory would say it, and the facts that it must have."""
+    """The driver that a host of a class gets, as the inventory would say it, and the facts that it must have.
+
+    ``own``: from the fleet's own copy of the repository, with its key as a file.
+    """
     mirror = RepositoryMirror(uri=f"file:{driver_lab.REPOSITORY}", signing_key_file="key.asc")
     mirrors = dict.fromkeys(recipes.drivers.repositories, (mirror, lab.repository / "key.asc"))
     host_class = recipes.host_class(sized)
-    found = for_host(recipes, host_class, mode, mirrors=mirrors, lab=True)
+    found = for_host(recipes, host_class, mode, mirrors=mirrors if own else {}, lab=True)
     assert found
     lab.variables[name] = dict(found.variables)
     return found, {**wanted_facts(host_class), **found.facts}
@@ -125,13 +141,27 @@ def installed(lab: DriverLab, name: str) -> str:
     return lab.on(name, "dpkg-query -W -f='${Package} ${Version} ${Status}\\n'; systemctl show -P UserspaceTimestamp")
 
 
-def test_a_bare_host_gets_its_driver_and_keeps_its_kernel(lab: DriverLab) -> None:
+@pytest.fixture(scope="module")
+def key(lab: DriverLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SigningKey]:
+    """The key of the repository, to be fetched over HTTPS by a host that trusts the server."""
+    with https_files.serving(lab.repository, f"{driver_lab.SUBNET}.1", tmp_path_factory.mktemp("https")) as (
+        url,
+        trust,
+    ):
+        lab.on("gpu-0", f"cat > /usr/local/share/ca-certificates/tests.crt <<'END'\n{trust}END\nupdate-ca-certificates")
+        file = lab.repository / "key.asc"
+        shown = shell.run("gpg", "--batch", "--show-keys", "--with-colons", file)
+        fingerprint = re.search(r"^fpr:+([0-9A-F]{40}):", shown, re.MULTILINE)
+        assert fingerprint
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        yield SigningKey(url=f"{url}/key.asc", fingerprint=fingerprint[1], sha256=digest)
+
+
+def test_bare_hosts_get_their_drivers_and_keep_their_kernel(lab: DriverLab, key: SigningKey) -> None:
     source = f"deb [signed-by={driver_lab.REPOSITORY}/key.asc] file:{driver_lab.REPOSITORY} /"
     lab.on("gpu-0", f"echo '{source}' > /etc/apt/sources.list.d/kernel.list; apt-get update -q")
     lab.on("gpu-0", f"apt-get install -q -y {KERNEL}=6.1.1-1")
 
-    without, _ = driver(lab, "gpu-0", "h100-1", with_nvidia(NOW))
-    assert "nvidia-fabricmanager-580" not in str(without.items)
     found, facts = driver(lab, "gpu-0", "h100-8", with_nvidia(NOW))
     bare = lab.probe("gpu-0", found.items, facts)
     assert bare.veto == ()
@@ -143,17 +173,27 @@ def test_a_bare_host_gets_its_driver_and_keeps_its_kernel(lab: DriverLab) -> Non
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert installed(lab, "gpu-0") == before
 
-    driver(lab, "gpu-0", "h100-1", with_nvidia(NOW))
-    done = lab.play("gpu-0", "nvidia_driver")
-    assert done.returncode == 0, done.stdout + done.stderr
+    # With a key from a URL, which must be of the digest and of the fingerprint that the recipe has.
+    for alias, wrong in (("digest", {"sha256": "0" * 64}), ("fingerprint", {"sha256": None, "fingerprint": "A" * 40})):
+        recipes = with_key(with_nvidia(NOW), key.model_copy(update=wrong))
+        driver(lab, alias, "h100-1", recipes, own=False)
+    without, _ = driver(lab, "gpu-0", "h100-1", with_key(with_nvidia(NOW), key), own=False)
+    assert "nvidia-fabricmanager-580" not in str(without.items)
+    driver(lab, "gpu-1", "mi300x-8", with_amd(*AMD_OLD))
+    wrong_keys = (Play(alias, ("driver_packages",), of="gpu-0") for alias in ("digest", "fingerprint"))
+    done = lab.plays(*wrong_keys, Play("gpu-0", ("nvidia_driver",)), Play("gpu-1", ("amd_driver",)))
+    failed = [name for name, count in one_run.counts(done.stdout).items() if count["failed"]]
+    assert failed == ["digest", "fingerprint"], done.stdout + done.stderr
+    said = " ".join(done.stdout.split())
+    assert f"did not match {'0' * 64}" in said
+    assert f"is not {'A' * 40}: do not use it before the vendor has said why" in said
     assert "fabricmanager" not in installed(lab, "gpu-0")
+    assert f"nvidia-utils-580 {NOW}-1ubuntu1 hold ok installed" in installed(lab, "gpu-0")
 
     found, facts = driver(lab, "gpu-0", "h100-8", with_nvidia(NOW))
     done = lab.play("gpu-0", "nvidia_driver")
     assert done.returncode == 0, done.stdout + done.stderr
     expect_clean(lab, "gpu-0", found, facts)
-    again = lab.play("gpu-0", "nvidia_driver")
-    assert (again.returncode, changed(again.stdout)) == (0, 0), again.stdout
 
     after = installed(lab, "gpu-0")
     assert before.splitlines()[-1] == after.splitlines()[-1], "nothing was loaded before, so nothing is restarted"
@@ -167,103 +207,93 @@ def test_a_bare_host_gets_its_driver_and_keeps_its_kernel(lab: DriverLab) -> Non
     assert "--persistence-mode" in lab.on("gpu-0", "systemctl show -P ExecStart nvidia-persistenced")
 
 
-def test_a_restart_needs_permission_and_loses_no_request(lab: DriverLab) -> None:
-    found, facts = driver(lab, "gpu-0", "h100-8", with_nvidia(NEWER))
-    report = lab.probe("gpu-0", found.items, facts)
+def test_a_restart_needs_permission(lab: DriverLab) -> None:
+    nvidia, nvidia_facts = driver(lab, "gpu-0", "h100-8", with_nvidia(NEWER))
+    report = lab.probe("gpu-0", nvidia.items, nvidia_facts)
     assert f"its driver is {NOW}, planned is {NEWER}" in str(report.drift[-1])
-    before = installed(lab, "gpu-0")
-    refused = lab.play("gpu-0", "nvidia_driver", "gateway_traffic")
+    amd, amd_facts = driver(lab, "gpu-1", "mi300x-8", with_amd(*AMD_NOW))
+    report = lab.probe("gpu-1", amd.items, amd_facts)
+    assert report.veto == ()
+    assert "its ROCm is 6.4.3, planned is 7.0.2" in str(report.drift)
+    before = [installed(lab, name) for name in SERVING]
+    refused = lab.plays(Play("gpu-0", ("nvidia_driver",)), Play("gpu-1", ("amd_driver",)))
     assert refused.returncode != 0
     assert "gpu-0 must be restarted for NVIDIA's driver" in refused.stdout
+    assert "gpu-1 must be restarted for AMD's driver 6.14.14" in refused.stdout
     assert "fleet_reboot=true" in refused.stdout
-    assert installed(lab, "gpu-0") == before, "nothing is touched without permission"
+    assert [installed(lab, name) for name in SERVING] == before, "nothing is touched without permission"
 
+
+def test_a_host_whose_requests_do_not_end_in_time_is_not_touched_and_has_its_traffic_back(lab: DriverLab) -> None:
+    """By the playbook for hosts without an instance of their plan: the gateway may give them requests all the same."""
+    before = installed(lab, "gpu-0")
+    groups = {"needs_nvidia_driver": ("gpu-0",), "needs_amd_driver": (), "idle": ("gpu-0",)}
+    book = paths.root() / "playbooks" / "drivers.yml"
     with Streams() as streams:
-        done = lab.play("gpu-0", "nvidia_driver", "gateway_traffic", arguments=("-e", "fleet_reboot=true"))
-    assert done.returncode == 0, done.stdout + done.stderr
+        done = lab.playbook(book, groups, "-e", "fleet_reboot=true", "-e", "gateway_traffic_drain_seconds=1")
+        assert lab.probe("gateway-0", (TRAFFIC,), {}).drift == ()
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "the requests of gpu-0 have not ended at every gateway, so it was not touched and has its" in done.stdout
+    assert "raise gateway_traffic_drain_seconds" in done.stdout
     assert (streams.count["cut"], streams.count["failed"]) == (0, 0)
     assert streams.count["whole"] > 8
-    assert installed(lab, "gpu-0").splitlines()[-1] != before.splitlines()[-1]
-    expect_clean(lab, "gpu-0", found, facts)
-    again = lab.play("gpu-0", "nvidia_driver", "gateway_traffic", arguments=("-e", "fleet_reboot=true"))
-    assert (again.returncode, changed(again.stdout)) == (0, 0), again.stdout
+    assert installed(lab, "gpu-0") == before, "neither packages nor the time of the start"
 
 
-def test_a_driver_that_brings_a_kernel_fails_by_name(lab: DriverLab) -> None:
+def test_a_driver_that_brings_a_kernel_fails_by_name_and_leaves_the_host_out_of_traffic(lab: DriverLab) -> None:
     driver(lab, "gpu-0", "h100-8", with_nvidia(GREEDY))
     done = lab.play("gpu-0", "nvidia_driver", arguments=("-e", "fleet_reboot=true"))
     assert done.returncode != 0
     assert "has changed the kernels" in done.stdout
     assert "linux-image-6.2.0-1-amd64" in done.stdout
     lab.on("gpu-0", "apt-get purge -q -y --allow-change-held-packages linux-image-6.2.0-1-amd64 nvidia-dkms-580-open")
+    (left,) = lab.probe("gateway-0", (TRAFFIC,), {}).drift
+    assert (left.role, left.why) == ("gateway", "gives no traffic to gpu-0_0")
+    done = lab.play("gateway-0", "gateway")
+    assert (done.returncode, changed(done.stdout)) == (0, 1), done.stdout + done.stderr
+    assert lab.probe("gateway-0", (TRAFFIC,), {}).drift == ()
 
 
-def test_a_run_that_stopped_is_gone_back_from_by_a_downgrade(lab: DriverLab) -> None:
-    found, facts = driver(lab, "gpu-0", "h100-8", with_nvidia(NOW))
-    done = lab.play("gpu-0", "nvidia_driver", "gateway_traffic", arguments=("-e", "fleet_reboot=true"))
+def test_drivers_and_a_release_are_rolled_out_batch_by_batch_without_losing_a_request(lab: DriverLab) -> None:
+    """NVIDIA's goes back from what the stopped run left, AMD's to the newer one; both hosts are restarted."""
+    drivers = {
+        "gpu-0": driver(lab, "gpu-0", "h100-8", with_nvidia(NEWER)),
+        "gpu-1": driver(lab, "gpu-1", "mi300x-8", with_amd(*AMD_NOW)),
+    }
+    for name in SERVING:
+        root = state.host_dir(driver_lab.BRIDGE, name) / "root"
+        write_files(root, {"opt/vllm/engines/stand-in/bin/vllm": File(driver_lab.ENGINE, 0o755)})
+        lab.on(name, "mkdir -p /var/lib/vllm")
+        lab.variables[name] |= driver_lab.release(lab, name, "the first")
+    needs = {"needs_nvidia_driver": ("gpu-0",), "needs_amd_driver": ("gpu-1",), "needs_vllm_service": SERVING}
+    groups = {**needs, "needs_gateway": ()}
+    before = [installed(lab, name).splitlines()[-1] for name in SERVING]
+    book = paths.root() / "playbooks" / "rollout.yml"
+    with Streams() as streams:
+        done = lab.playbook(book, groups, "-e", "fleet_reboot=true")
     assert done.returncode == 0, done.stdout + done.stderr
-    expect_clean(lab, "gpu-0", found, facts)
-    assert f"nvidia-utils-580 {NOW}-1ubuntu1 hold ok installed" in installed(lab, "gpu-0")
+    assert (streams.count["cut"], streams.count["failed"]) == (0, 0)
+    assert streams.count["whole"] > 8
+    after = [installed(lab, name).splitlines()[-1] for name in SERVING]
+    assert not set(before) & set(after), "each host was restarted"
+    for name, (found, facts) in drivers.items():
+        expect_clean(lab, name, found, facts)
+    assert f"nvidia-utils-580 {NEWER}-1ubuntu1 hold ok installed" in installed(lab, "gpu-0")
+    found, facts = drivers["gpu-1"]
+    assert lab.probe("gpu-1", found.items, facts).facts["mec_firmware"] == 185
+    assert lab.on("gpu-1", "id -nG vllm").split()[1:] == ["video", "render"]
+    assert "kernel.numa_balancing = 0" in lab.on("gpu-1", "cat /etc/sysctl.d/61-vllm-fleet-amd.conf")
+    again = lab.playbook(book, groups, "-e", "fleet_reboot=true")
+    assert (again.returncode, changed(again.stdout)) == (0, 0), again.stdout
 
 
 def test_the_driver_of_an_image_is_held_and_not_replaced(lab: DriverLab) -> None:
-    found, facts = driver(lab, "gpu-0", "h100-8", with_nvidia(NEWER), mode="verified")
+    found, facts = driver(lab, "gpu-0", "h100-8", with_nvidia(NOW), mode="verified")
     lab.on("gpu-0", "apt-mark unhold nvidia-utils-580")
     report = lab.probe("gpu-0", found.items, facts)
     assert report.veto == ()
     assert [item.why for item in report.drift] == ["do not include nvidia-utils-580"]
     done = lab.play("gpu-0", "nvidia_driver")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"nvidia-utils-580 {NOW}-1ubuntu1 hold ok installed" in installed(lab, "gpu-0")
+    assert f"nvidia-utils-580 {NEWER}-1ubuntu1 hold ok installed" in installed(lab, "gpu-0")
     expect_clean(lab, "gpu-0", found, facts)
-
-
-def test_amd_gets_driver_and_rocm_with_groups_and_numa(lab: DriverLab) -> None:
-    found, facts = driver(lab, "gpu-1", "mi300x-8", with_amd(*AMD_OLD))
-    done = lab.play("gpu-1", "amd_driver")
-    assert done.returncode == 0, done.stdout + done.stderr
-    found, facts = driver(lab, "gpu-1", "mi300x-8", with_amd(*AMD_NOW))
-    report = lab.probe("gpu-1", found.items, facts)
-    assert report.veto == ()
-    assert "its ROCm is 6.4.3, planned is 7.0.2" in str(report.drift)
-    refused = lab.play("gpu-1", "amd_driver", "gateway_traffic")
-    assert "gpu-1 must be restarted for AMD's driver 6.14.14" in refused.stdout
-    with Streams() as streams:
-        done = lab.play("gpu-1", "amd_driver", "gateway_traffic", arguments=("-e", "fleet_reboot=true"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (streams.count["cut"], streams.count["failed"]) == (0, 0)
-    expect_clean(lab, "gpu-1", found, facts)
-    assert report.facts["mec_firmware"] == 185
-    assert lab.on("gpu-1", "id -nG vllm").split()[1:] == ["video", "render"]
-    assert "kernel.numa_balancing = 0" in lab.on("gpu-1", "cat /etc/sysctl.d/61-vllm-fleet-amd.conf")
-    again = lab.play("gpu-1", "amd_driver", "gateway_traffic")
-    assert (again.returncode, changed(again.stdout)) == (0, 0), again.stdout
-
-
-def test_a_release_is_rolled_out_batch_by_batch_without_losing_a_request(lab: DriverLab) -> None:
-    for name in SERVING:
-        root = state.host_dir(driver_lab.BRIDGE, name) / "root"
-        write_files(root, {"opt/vllm/engines/stand-in/bin/vllm": File(driver_lab.ENGINE, 0o755)})
-        lab.on(name, "mkdir -p /var/lib/vllm")
-        lab.variables[name] = driver_lab.release(lab, name, "the first")
-    groups = {"needs_nvidia_driver": (), "needs_amd_driver": (), "needs_gateway": (), "needs_vllm_service": SERVING}
-    book = paths.root() / "playbooks" / "rollout.yml"
-    with Streams() as streams:
-        done = lab.playbook(book, groups)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (streams.count["cut"], streams.count["failed"]) == (0, 0)
-    assert streams.count["whole"] > 8
-    again = lab.playbook(book, groups)
-    assert (again.returncode, changed(again.stdout)) == (0, 0), again.stdout
-
-
-def test_a_host_that_a_stopped_run_left_in_drain_gets_its_traffic_back(lab: DriverLab) -> None:
-    item = {"role": "gateway", "kind": "traffic", "path": "/run/haproxy/admin.sock"}
-    assert lab.probe("gateway-0", (item,), {}).drift == ()
-    done = lab.play("gpu-0", "gateway_traffic", arguments=("-e", "gateway_traffic_state=drained"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    (left,) = lab.probe("gateway-0", (item,), {}).drift
-    assert (left.role, left.why) == ("gateway", "gives no traffic to gpu-0_0")
-    done = lab.play("gateway-0", "gateway")
-    assert (done.returncode, changed(done.stdout)) == (0, 1), done.stdout + done.stderr
-    assert lab.probe("gateway-0", (item,), {}).drift == ()
