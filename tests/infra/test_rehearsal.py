@@ -28,7 +28,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
     )
     with rehearse(tmp_path_factory.mktemp("aws"), fleet) as found:
         found.keep("empty")
+        # A cloud that is slow with one of them.
+        found.cloud.faults = [Fault("create", INSTANCE, "main-2", seconds=4)]
         found.up()
+        found.cloud.faults = []
         found.keep("whole")
         yield found
 
@@ -54,16 +57,12 @@ def add_two_hosts(fleet: Any) -> None:
 
 
 def test_a_zone_without_capacity_is_told_and_the_next_run_takes_the_next_zone(empty: Rehearsal) -> None:
-    empty.cloud.faults = [
-        Fault("create", INSTANCE, "main-[1-4]", "us-east-1a", "capacity"),
-        Fault("create", INSTANCE, "main-0", seconds=4),
-    ]
+    empty.cloud.faults = [Fault("create", INSTANCE, "main-[1-4]", "us-east-1a", "capacity")]
     said = empty.up(check=False)
     assert "InsufficientInstanceCapacity" in said
     assert "(us-east-1a)" in said
     made = empty.ids()
     assert not set(MAIN[1:]) & set(made)
-    assert "main-0" in made, "a creation that is under way, and slow, is waited for"
     assert not (empty.stage.folder / "stack.json").exists()
     # One run more is enough, also for the hosts that the engine did not come to once something had failed.
     empty.up()
