@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -70,16 +70,28 @@ def faults(plan: Plan, catalog: Catalog) -> Iterator[FleetError]:
         if name not in catalog.engines:
             known = ", ".join(sorted(catalog.engines))
             yield plan.document.error(("artifacts", "locks", name), "is no engine", f"known engines: {known}")
+    own = plan.spec.artifacts.locks
+    yield from _refused(
+        plan,
+        catalog,
+        (host for host in plan.hosts if (it := host.deployment) and it.install == "wheel" and it.engine.id in own),
+    )
+
+
+def missing(plan: Plan, catalog: Catalog) -> tuple[FleetError, ...]:
+    """What is not pinned yet of what the hosts install: they can be planned and made, and ``site.yml`` refuses them."""
+    return tuple(_refused(plan, catalog, plan.hosts))
+
+
+def _refused(plan: Plan, catalog: Catalog, hosts: Iterable[HostPlan]) -> Iterator[FleetError]:
     told = set()
-    for host in plan.hosts:
-        deployment = host.deployment
-        if deployment and deployment.install == "wheel" and deployment.engine.id in plan.spec.artifacts.locks:
-            try:
-                lock_of(plan, catalog, host)
-            except FleetError as fault:
-                if str(fault) not in told:
-                    yield fault
-                told.add(str(fault))
+    for host in hosts:
+        try:
+            lock_of(plan, catalog, host)
+        except FleetError as fault:
+            if fault.message not in told:
+                yield fault
+            told.add(fault.message)
 
 
 def _with_directory(plan: Plan, catalog: Catalog, host: HostPlan) -> HostPlan:

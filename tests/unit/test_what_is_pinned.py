@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,18 @@ def test_a_lock_that_is_right_is_taken(catalog: Catalog, fleets: Path, capsys: p
     lock = installable.lock_of(found, catalog, found.hosts[0])
     assert lock is not None
     assert lock.path == (folder / "own.txt").resolve()
+
+
+def test_plan_tells_once_what_site_yml_will_refuse(
+    fleets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before money is spent on the hosts."""
+    monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(paths.root() / "inventories"))
+    plan_command.command("example-amd", json=True)
+    record = json.loads(capsys.readouterr().out)
+    (refused,) = record["site_refuses"]
+    assert "vllm-0.32.0-rocm is not locked for x86_64" in refused["message"]
+    plan_command.command("example-amd")
+    assert "site.yml will refuse: " in capsys.readouterr().out
+    plan_command.command("example-aws", json=True)
+    assert json.loads(capsys.readouterr().out)["site_refuses"] == []

@@ -43,16 +43,19 @@ def command(
     catalog.raise_all(list(installable.faults(plan, recipes)))
     allowed = list(dict.fromkeys(filter(None, (name.strip() for name in replace_serving.split(",")))))
     bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
+    missing = installable.missing(plan, recipes)
     as_is, changes = _changes(plan, preview or bool(allowed))
     replacing.check(plan, changes, allowed)
     run = replacing.commands(plan, changes, allowed) if allowed else ()
     refused = replacing.refusal(plan, changes, allowed)
     if json:
-        _print_record(plan, bill, as_is, changes, run, refused)
+        _print_record(plan, bill, missing, as_is, changes, run, refused)
     else:
         stdout.print(plan_tables.hosts([_record(host) for host in plan.hosts]))
         stdout.print(plan_tables.costs(bill))
         stdout.print(f"cost: {bill.summary()}", markup=False)
+        for fault in missing:
+            stdout.print(f"site.yml will refuse: {fault}", markup=False)
         stdout.print(f"stack: {as_is}", markup=False)
         for line in plan_tables.told(changes, run):
             stdout.print(line, markup=False)
@@ -90,6 +93,7 @@ def _changes(plan: plans.Plan, ask_pulumi: bool) -> tuple[str, tuple[replacing.C
 def _print_record(
     plan: plans.Plan,
     bill: cost.Bill,
+    missing: tuple[FleetError, ...],
     as_is: str,
     changes: tuple[replacing.Change, ...],
     run: tuple[str, ...],
@@ -100,6 +104,7 @@ def _print_record(
             "fleet": plan.fleet,
             "hosts": [_record(host) for host in plan.hosts],
             "cost": bill.record(),
+            "site_refuses": [fault.record() for fault in missing],
             "stack": as_is,
             "changes": [change.record() for change in changes],
             "run": list(run),
