@@ -24,7 +24,8 @@ from vllm_fleet.errors import FleetError
 _LOOP = 'while :; do "$@"; [ $? -eq 133 ] || exit; done'
 _LOOP_NAME = "vllm-fleet-lab-host"
 _CGROUPS = Path("/sys/fs/cgroup")
-_END_SECONDS = 20.0
+#: After the first time whatever is left is killed one by one; processes that wait for a busy disk end late.
+_FORCE_SECONDS, _END_SECONDS = 10.0, 120.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def end(root: Path, machine: str) -> None:
         loops = [process for process in supervisors if _is_loop(process)]
         nspawns = [process for process in supervisors if process not in loops]
         waited = time.monotonic() - began
-        first = () if nspawns and waited < _END_SECONDS / 2 else (*nspawns, *inside)
+        first = () if nspawns and waited < _FORCE_SECONDS else (*nspawns, *inside)
         for process in (*loops, *host_init(nspawns), *first):
             kill(process)
         if waited > _END_SECONDS:

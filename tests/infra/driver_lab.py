@@ -30,17 +30,18 @@ SERVING = ("gpu-0", "gpu-1")
 REPOSITORY = "/srv/stand-ins"
 KEY = "a-key-of-this-test"
 MODEL = "stand-in"
-#: Serves where vLLM would: an answer of three seconds in thirty pieces, and its readiness on a port of its own.
+#: Serves where vLLM would: an answer in as many pieces as are asked for, ten a second, and its readiness on a port of
+#: its own.
 INSTANCE = """\
-import http.server, threading, time
+import http.server, json, threading, time
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
         self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.send_response(200); self.send_header("Transfer-Encoding", "chunked"); self.end_headers()
-        for _ in range(30):
+        for _ in range(asked["pieces"]):
             self.wfile.write(b"6\\r\\npiece\\n\\r\\n"); self.wfile.flush(); time.sleep(0.1)
         self.wfile.write(b"0\\r\\n\\r\\n")
     def log_message(self, *_): pass
@@ -64,7 +65,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "18"); self.end_headers(); self.wfile.write(b'{"choices": ["a"]}')
             return
         self.send_header("Transfer-Encoding", "chunked"); self.end_headers()
-        for _ in range(30):
+        for _ in range(asked["pieces"]):
             self.wfile.write(b"6\\r\\npiece\\n\\r\\n"); self.wfile.flush(); time.sleep(0.1)
         self.wfile.write(b"0\\r\\n\\r\\n")
     def log_message(self, *_): pass
@@ -237,15 +238,16 @@ def _key(path: Path) -> str:
 
 CLIENT = """\
 import json, sys, threading, time, urllib.request
-url, key, end = sys.argv[1], sys.argv[2], threading.Event()
+url, key, pieces, end = sys.argv[1], sys.argv[2], int(sys.argv[3]), threading.Event()
 count = {"whole": 0, "cut": 0, "failed": 0}
 def stream():
     while not end.is_set():
-        request = urllib.request.Request(url, b"{}", {"Authorization": "Bearer " + key})
+        body = json.dumps({"pieces": pieces}).encode()
+        request = urllib.request.Request(url, body, {"Authorization": "Bearer " + key})
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 text = answer.read()
-            count["whole" if text.count(b"piece") == 30 else "cut"] += 1
+            count["whole" if text.count(b"piece") == pieces else "cut"] += 1
         except Exception as fault:
             count["cut" if "IncompleteRead" in repr(fault) else "failed"] += 1
             time.sleep(0.1)
@@ -259,12 +261,22 @@ print(json.dumps(count))
 
 
 class Streams:
-    """Eight clients that ask through the gateway without a pause; afterwards ``count`` says how it went."""
+    """Eight clients that ask through the gateway without a pause; afterwards ``count`` says how it went.
+
+    Args:
+        pieces: of each answer, ten a second.
+    """
+
+    def __init__(self, pieces: int = 30) -> None:
+        self._pieces = pieces
 
     def __enter__(self) -> Streams:
         url = f"http://{ADDRESSES['gateway-0']}:8080/v1/completions"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, url, KEY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", CLIENT, url, KEY, str(self._pieces)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self.count: dict[str, int] = {}
         return self
