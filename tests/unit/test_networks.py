@@ -174,10 +174,10 @@ def test_the_parts_of_a_network(parts: int, index: int, wanted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "example", sorted(path.parent.name for path in paths.inventories_dir().glob("example-*/*.yml"))
+    "example", sorted(path.parent.name for path in (paths.root() / "inventories").glob("example-*/*.yml"))
 )
 def test_the_networks_of_an_example_are_apart(example: str) -> None:
-    found = plan.load(paths.inventories_dir() / example)
+    found = plan.load((paths.root() / "inventories") / example)
     rented = networks.members(host for host in found.hosts if host.rented)
     if found.access.joined_networks:
         assert len({networks.block(hosts) for hosts in rented.values()}) == len(rented)
