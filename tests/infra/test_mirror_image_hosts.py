@@ -26,7 +26,7 @@ from stand_in_origin import Origin, serving
 pytestmark = [pytest.mark.root, pytest.mark.network]
 
 BRIDGE = "vf-mirimg"
-SUBNET = "10.79.253"
+SUBNET = "10.79.252"
 MIRROR, *SERVING = NAMES = ["mirror-0", "h0"]
 ORIGIN = "127.0.0.1:5983"
 ROLES = {"mirror", "container_engine", "vllm_image"}
