@@ -85,9 +85,9 @@ def mirror_rule(plan: Plan) -> MirrorRule | None:
     if host is None:
         return None
     ports = (spec.port, *((spec.registry_port,) if spec.registry_port else ()))
-    others = {name: hosts for name, hosts in members(plan.hosts).items() if host not in hosts and hosts[0].rented}
-    ranges = [str(block(hosts)) for hosts in others.values()] if plan.access.joined_networks else []
-    return MirrorRule(host.name, host.kind, ports, tuple(ranges))
+    others = [hosts for hosts in members(plan.hosts).values() if host not in hosts and hosts[0].rented]
+    far = tuple(str(block(hosts)) for hosts in others) if plan.access.joined_networks else ()
+    return MirrorRule(host.name, host.kind, ports, far)
 
 
 @dataclass(frozen=True)
