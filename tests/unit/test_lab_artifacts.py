@@ -141,9 +141,18 @@ def test_unusable_folder_is_replaced(tmp_path: Path) -> None:
     assert [path.name for path in target.iterdir()] == ["good"]
 
 
-def test_two_builds_at_once_make_it_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_builds_at_once_make_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     made: list[int] = []
-    inside, waiting = threading.Event(), threading.Event()
+    inside, waiting, told = threading.Event(), threading.Event(), threading.Event()
+    say = store.say
+
+    def say_and_tell(message: str) -> None:
+        say(message)
+        told.set()
+
+    monkeypatch.setattr(store, "say", say_and_tell)
 
     def make(draft: Path) -> None:
         made.append(1)
@@ -158,13 +167,13 @@ def test_two_builds_at_once_make_it_once(tmp_path: Path, capsys: pytest.CaptureF
     first.start()
     assert inside.wait(30)
     second.start()
-    seen = ""
-    while "another build of the thing is under way" not in seen:
-        seen += capsys.readouterr().err
-        assert second.is_alive()
+    assert told.wait(30)
+    assert second.is_alive()
     waiting.set()
     first.join()
     second.join()
+    # Read when nobody writes: what is said while it is read can be lost.
+    assert "another build of the thing is under way" in capsys.readouterr().err
     assert made == [1]
     assert (tmp_path / "thing" / "whole").exists()
 
