@@ -55,6 +55,7 @@ class Fault:
         seconds: how long the operation takes before it.
         leaves: ``nothing``; ``begun``: the thing is there and known, yet not ready; ``lost``: it is there, and the
             answer never came.
+        after: names; it happens once all of them have been asked for, so that a busy machine changes no test.
     """
 
     operation: str
@@ -65,6 +66,7 @@ class Fault:
     times: int | None = None
     seconds: float = 0.0
     leaves: str = "nothing"
+    after: tuple[str, ...] = ()
 
     def hits(self, operation: str, kind: str, name: str, zone: str) -> bool:
         """Whether it is about this operation."""
@@ -96,12 +98,14 @@ class Cloud:
         lock: held while records are looked at or changed.
         faults: what goes wrong, the first that fits.
         log: every call that changed something or was refused, as ``operation type name``.
+        asked: the names whose creation has begun since the records were taken up.
     """
 
     def __init__(self, file: Path, addresses: tuple[str, str] = ("198.18.0.", "10.60.0.")) -> None:
         self.lock = threading.RLock()
         self.faults: list[Fault] = []
         self.log: list[str] = []
+        self.asked: set[str] = set()
         self._file = file
         self._prefixes = addresses
         self._records: dict[str, Record] = {}
@@ -201,8 +205,8 @@ class Cloud:
         write_atomically(self._file, json.dumps(data, indent=1) + "\n", 0o600)
 
     def load(self) -> None:
-        """Takes up what the file has; faults and log begin anew."""
-        self.faults, self.log, self._records = [], [], {}
+        """Takes up what the file has; faults, log and what was asked begin anew."""
+        self.faults, self.log, self.asked, self._records = [], [], set(), {}
         if not self._file.is_file():
             return
         data = json.loads(self._file.read_text(encoding="utf-8"))

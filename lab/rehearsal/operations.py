@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lab.rehearsal import machines, rules, sdk, wire
@@ -14,6 +15,8 @@ from lab.rehearsal.machines import Lab
 from lab.rehearsal.table import Kind, Table, load
 
 Bag = dict[str, Any]
+#: Seconds after which what a fault waits for is not asked for any more.
+LONGEST_WAIT = 120.0
 
 
 class BegunError(Exception):
@@ -81,6 +84,10 @@ class Operations:
             zone = machines.zone_of(self.table, kind, self.cloud, inputs)
             shape = str(wire.value(inputs, kind.machine.shape)) if kind.machine else ""
             fault = self.cloud.fault("create", token, name, zone)
+            self.cloud.asked.add(name)
+        if fault:
+            self._wait_for(fault.after)
+        with self.cloud.lock:
             self._refuse(kind, inputs, shape, zone, fault)
             record = self._record(kind, name, inputs, shape, zone)
             self.cloud.put(record)
@@ -194,6 +201,17 @@ class Operations:
             self.cloud.drop(record)
             raise
         self.cloud.put(record)
+
+    def _wait_for(self, names: Sequence[str]) -> None:
+        """Waits until things have been asked for.
+
+        Raises:
+            RefusedError: they were not.
+        """
+        until = time.monotonic() + LONGEST_WAIT
+        while missing := set(names) - self.cloud.asked:
+            if time.monotonic() > until or self.stopped.wait(0.05):
+                raise RefusedError(f"never asked for: {', '.join(sorted(missing))}")
 
     def _wait(self, seconds: float) -> bool:
         """Waits; whether it was cancelled meanwhile."""

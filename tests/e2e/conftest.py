@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running_lab import Lab, folder_of
 
+from e2e.running_lab import Lab, folder_of
 from lab import job
 from lab.artifacts.model.questions import Questions, read_questions
 
@@ -24,9 +24,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.network)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab() -> Iterator[Lab]:
-    """The lab, made from nothing and removed at the end."""
+    """The lab, made from nothing and removed after the last test of this folder: other tests have their own fleets."""
     with folder_of(FLEET, BRIDGE) as folder:
         job.stack_up(FLEET)
         job.roll_out(FLEET)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from running_lab import Lab, folder_of
 
+from e2e.running_lab import Lab, folder_of
 from lab import job
 from lab.artifacts import image
 from lab.registry import serving

@@ -9,8 +9,8 @@ import urllib.request
 
 import pytest
 from openai import AuthenticationError, OpenAI
-from running_lab import Lab
 
+from e2e.running_lab import Lab
 from lab.artifacts.model.questions import Questions
 
 

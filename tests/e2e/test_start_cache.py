@@ -8,8 +8,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from running_lab import Lab
 
+from e2e.running_lab import Lab
 from vllm_fleet import paths, startcache
 
 

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from running_lab import Lab
 
+from e2e.running_lab import Lab
 from lab import job
 
 PLAYS = re.compile(r"^TASK \[(\w+) : ", re.MULTILINE)

@@ -74,8 +74,10 @@ def test_a_zone_without_capacity_is_told_and_the_next_run_takes_the_next_zone(em
 
 def test_a_run_that_failed_after_three_of_five_hosts_is_completed_by_the_next(empty: Rehearsal) -> None:
     empty.cloud.faults = [
-        Fault("create", INSTANCE, "main-3", says="InternalError: try again", times=1, seconds=2),
-        Fault("create", INSTANCE, "main-4", says="it does not become ready", times=1, seconds=2, leaves="begun"),
+        Fault("create", INSTANCE, "main-3", says="InternalError: try again", times=1, after=(*MAIN,)),
+        Fault(
+            *("create", INSTANCE, "main-4"), says="it does not become ready", times=1, leaves="begun", after=(*MAIN,)
+        ),
     ]
     said = empty.up(check=False)
     assert "InternalError: try again" in said
