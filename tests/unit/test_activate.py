@@ -1,0 +1,59 @@
+"""The file that a shell sources: what it sets, and what it leaves as it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vllm_fleet import paths
+
+NAMES = ("PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE_FILE", "PULUMI_HOME", "ANSIBLE_CONFIG")
+
+
+def sourced(*checkouts: Path, **given: str) -> list[str]:
+    """The variables of a shell that has sourced the file of one checkout after the other."""
+    lines = [*(f". {folder}/activate" for folder in checkouts), *(f'echo "${name}"' for name in NAMES)]
+    done = subprocess.run(
+        ["bash", "-ec", "\n".join(lines)],
+        env={"PATH": os.environ["PATH"], **given},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def checkouts(tmp_path: Path) -> tuple[Path, Path]:
+    """Two checkouts, as far as the file sees them."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+        shutil.copy(paths.root() / "activate", folder)
+    return one, two
+
+
+def own(folder: Path) -> list[str]:
+    at = folder / ".pulumi"
+    return [f"file://{at}/state", f"{at}/passphrase", f"{at}/home", f"{folder}/ansible.cfg"]
+
+
+def test_the_checkout_that_was_activated_last_is_the_one(checkouts: tuple[Path, Path]) -> None:
+    one, two = checkouts
+    assert sourced(one) == own(one)
+    assert sourced(one, one) == own(one)
+    assert sourced(one, two) == own(two)
+    assert sourced(one, two, one) == own(one)
+    assert (two / ".pulumi" / "passphrase").stat().st_mode & 0o077 == 0
+
+
+def test_a_backend_of_ones_own_wins(checkouts: tuple[Path, Path]) -> None:
+    one, two = checkouts
+    mine = {"PULUMI_BACKEND_URL": "s3://states", "PULUMI_CONFIG_PASSPHRASE": "x", "PULUMI_HOME": "/home/me/.pulumi"}
+    assert sourced(one, two, **mine) == ["s3://states", "", "/home/me/.pulumi", f"{two}/ansible.cfg"]
