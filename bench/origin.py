@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from lab import web
 
 _BLOCK = 256 << 10
 
@@ -69,11 +71,5 @@ class _Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving(origin: Origin, address: str) -> Iterator[Origin]:
     """The origin while it answers at an address of this machine; its ``url`` is set."""
-    server = ThreadingHTTPServer((address, 0), type("Handler", (_Handler,), {"origin": origin}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    origin.url = f"http://{address}:{server.server_port}"
-    try:
+    with web.serving(type("Handler", (_Handler,), {"origin": origin}), address) as origin.url:
         yield origin
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from lab import web
 
 
 @contextmanager
@@ -33,11 +32,8 @@ def serving(folder: Path, address: str, secrets: Path) -> Iterator[tuple[str, st
     certificate = _certify(address, secrets / "https.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(secrets / "https.pem")
-    with ThreadingHTTPServer((address, 0), partial(SimpleHTTPRequestHandler, directory=str(folder))) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"https://{address}:{server.server_port}", certificate
-        server.shutdown()
+    with web.serving(web.files(folder), address, context) as url:
+        yield url, certificate
 
 
 def _certify(address: str, file: Path) -> str:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import small_wheels
+
+from lab import web
 
 _PLATFORM = """
 class Platform:
@@ -118,10 +119,5 @@ def serving(address: str = "127.0.0.1") -> Iterator[Indexes]:
         def log_message(self, *_: Any) -> None:
             """Keeps the test's output clean."""
 
-    with ThreadingHTTPServer((address, 0), Handler) as listening:
-        found.base = f"http://{address}:{listening.server_port}"
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        try:
-            yield found
-        finally:
-            listening.shutdown()
+    with web.serving(Handler, address) as found.base:
+        yield found

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from lab import web
 
 
 @dataclass
@@ -128,15 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving(origin: Origin, address: str = "127.0.0.1") -> Iterator[Origin]:
     """The origin while it answers; its ``url`` is set."""
-    handler = type("Handler", (_Handler,), {"origin": origin})
-    server = ThreadingHTTPServer((address, 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    origin.url = f"http://{address}:{server.server_port}"
-    try:
+    with web.serving(type("Handler", (_Handler,), {"origin": origin}), address) as origin.url:
         yield origin
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def offer(origin: Origin, filename: str, body: bytes) -> str:

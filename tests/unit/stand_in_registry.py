@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from stand_in_origin import sha256
 
+from lab import web
 from vllm_fleet.mirror import registry
 
 INDEX, _ = registry.LISTS
@@ -105,11 +105,5 @@ class _Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def guarding(served: Guarded) -> Iterator[Guarded]:
     """The registry while it answers; its ``url`` is set."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"served": served}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    served.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with web.serving(type("Handler", (_Handler,), {"served": served})) as served.url:
         yield served
-    finally:
-        server.shutdown()
-        server.server_close()

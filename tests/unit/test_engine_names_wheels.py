@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab import web
 from tools.engines import wheels
 from tools.engines.releases import Release
 from vllm_fleet.errors import FleetError
@@ -44,10 +44,8 @@ def server() -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: Any) -> None:
             """Keeps the test's output clean."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.server_port}/x-1-py3-none-any.whl", asked
-        listening.shutdown()
+    with web.serving(Handler) as url:
+        yield f"{url}/x-1-py3-none-any.whl", asked
 
 
 def release(digest: str) -> Release:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
+from lab import web
 from lab.artifacts import __main__ as command
 from lab.artifacts.model import evaluate
 from lab.artifacts.model.dialogues import Called, Dialogue, Said, Setting, User, cases, texts
@@ -72,12 +72,8 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(Server, "wrong", set())
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with web.serving(Server) as url:
+        yield url
 
 
 def test_score_of_a_right_server(address: str) -> None:
