@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.driver_schema import ClassDriver, DriverRelease
 from vllm_fleet.errors import FleetError
 from vllm_fleet.schema import HostClass
 from vllm_fleet.vetoes import version_key
+from vllm_fleet.yamlfile import Document
 
 #: From Hopper on NVIDIA's own choice is the open modules, for Blackwell there are no others.
 _OPEN_FROM = 90
@@ -33,6 +34,21 @@ def faults(catalog: Catalog) -> Iterator[FleetError]:
             continue
         for message, hint in (*_sizes(family, row), *_releases(catalog, family, row)):
             yield document.error(("classes", name), message, hint)
+
+
+def fleet_faults(copies: Iterable[str], catalog: Catalog, document: Document) -> Iterator[FleetError]:
+    """Copies of repositories that a fleet names, and nobody knows.
+
+    Args:
+        copies: the names under ``artifacts.repositories``.
+        catalog: the recipes.
+        document: the fleet's file.
+    """
+    known = catalog.drivers.repositories
+    for name in copies:
+        if name not in known:
+            at = ("artifacts", "repositories", name)
+            yield document.error(at, "is no repository of recipes/drivers.yml", f"it knows {', '.join(known)}")
 
 
 def _sizes(family: HostClass, row: ClassDriver) -> Iterator[tuple[str, str]]:

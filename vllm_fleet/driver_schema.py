@@ -25,6 +25,8 @@ class AptSource(Strict):
     uri: str = Field(pattern=r"^(https?://|file:/)\S+$")
     suites: list[str] = Field(min_length=1)
     components: list[str] = []
+    #: Whether apt minds the end of its lists' validity, which may lie in the past of a mirror without network.
+    check_valid_until: bool = True
 
 
 class SigningKey(Strict):
@@ -39,9 +41,11 @@ class SigningKey(Strict):
 class Repository(Strict):
     """A vendor's apt repository. ``{machine}`` in a URI stands for its name of the processor."""
 
-    systems: dict[System, AptSource] = Field(min_length=1)
+    systems: dict[System | Literal["any"], AptSource] = Field(min_length=1)
     machines: dict[Literal["x86_64", "aarch64"], str]
     key: SigningKey
+    #: What apt's preferences call it wherever it lies: ``o=`` its Origin or ``l=`` its Label.
+    pin: str = Field(default="", pattern=r"^([ol]=[^,\n]+)?$")
     source: str = Field(min_length=10)
 
 
@@ -105,6 +109,14 @@ class ClassDriver(Strict):
         return self
 
 
+class ContainerToolkit(Strict):
+    """What lets containers reach NVIDIA's GPUs."""
+
+    repository: str
+    packages: dict[Name, VersionPattern] = Field(min_length=1)
+    source: str = Field(min_length=10)
+
+
 class VendorHolds(Strict):
     """What must stay as it is on hosts of a vendor: shell patterns of package names."""
 
@@ -119,6 +131,7 @@ class Drivers(Strict):
     holds: dict[Vendor, VendorHolds]
     repositories: dict[str, Repository]
     releases: dict[str, DriverRelease]
+    container_toolkit: ContainerToolkit
     classes: dict[Name, ClassDriver]
 
 

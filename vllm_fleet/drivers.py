@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from vllm_fleet import repositories
 from vllm_fleet.assets import role_file_sha256
 from vllm_fleet.catalog import Catalog, SizedClass
-from vllm_fleet.driver_schema import AptSource, ClassDriver, DriverMode, DriverRelease, RepositoryMirror
+from vllm_fleet.driver_schema import ClassDriver, DriverMode, DriverRelease
 from vllm_fleet.errors import FleetError
 from vllm_fleet.manifest import Item, Manifest, file_item
 from vllm_fleet.plan import HostPlan, Plan
 from vllm_fleet.render import sha256
+from vllm_fleet.repositories import NO_COPIES, MirroredSystem, Repository
 from vllm_fleet.schema import Engine
 from vllm_fleet.vetoes import version_key
 
@@ -24,10 +23,6 @@ PREFERENCES = "/etc/apt/preferences.d/vllm-fleet-driver"
 UNATTENDED = "/etc/apt/apt.conf.d/60vllm-fleet-driver"
 PERSISTENCE = "/etc/systemd/system/nvidia-persistenced.service.d/vllm-fleet.conf"
 NUMA = "/etc/sysctl.d/61-vllm-fleet-amd.conf"
-#: What reads the keys and the sources of repositories, and a small image lacks.
-TOOLS = ("gpg", "python3-debian")
-#: A fleet's mirror serves hosts of any system.
-ANY_SYSTEM = "any"
 _MADE = "Made by vllm-fleet; another run replaces what is changed here."
 
 
@@ -40,12 +35,19 @@ class HostDriver:
         variables: of that role and of the ones that it uses.
         items: what must be true.
         facts: what the host's own facts must be, beside those of its class.
+        repositories: where its packages come from; empty where none is installed.
     """
 
     role: str
     variables: Mapping[str, Any]
     items: tuple[Item, ...]
     facts: Mapping[str, Any]
+    repositories: tuple[Repository, ...] = ()
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What is installed, as apt takes it."""
+        return tuple(self.variables["driver_packages_names"]) if self.repositories else ()
 
     def extend(self, manifest: Manifest) -> Manifest:
         """The manifest with this driver in it, after the items of the operating system."""
@@ -59,15 +61,8 @@ def default_mode(cloud: str) -> DriverMode:
     return "managed" if cloud in ("static", "lab") else "verified"
 
 
-def is_managed(plan: Plan, catalog: Catalog, host: HostPlan) -> bool:
-    """Whether a host gets its driver from its roles."""
-    if host.deployment is None:
-        return False
-    family = catalog.host_class(host.deployment.host_class).family
-    return bool(catalog.drivers.classes[family.name].releases) and _mode(plan, host) == "managed"
-
-
-def _mode(plan: Plan, host: HostPlan) -> DriverMode:
+def mode_of(plan: Plan, host: HostPlan) -> DriverMode:
+    """Who installs the driver of a host, if its class has one."""
     return plan.spec.pools[host.pool].driver or default_mode(host.cloud)
 
 
@@ -95,9 +90,10 @@ def for_host(
     sized: SizedClass,
     mode: DriverMode,
     engine: Engine | None = None,
-    mirrors: Mapping[str, tuple[RepositoryMirror, Path]] = {},
+    own: repositories.Copies = NO_COPIES,
     reboot: bool = False,
     lab: bool = False,
+    mirror: MirroredSystem | None = None,
 ) -> HostDriver | None:
     """The driver of a host; None for a class that has none.
 
@@ -106,9 +102,10 @@ def for_host(
         sized: the host's class.
         mode: who installs it.
         engine: what it will run.
-        mirrors: repository -> the fleet's own copy of it with its key file.
+        own: the fleet's copies of repositories.
         reboot: whether the fleet lets a run restart its hosts.
         lab: the host is a container, whose kernel is the machine's.
+        mirror: the fleet's mirror, where it has packages.
 
     Raises:
         FleetError: no release fits the engine.
@@ -124,14 +121,16 @@ def for_host(
         packages |= chosen.fabric_manager.packages
     packages |= chosen.imex if row.imex else {}
     others = row.fabric_packages if switches else []
-    sources = [_repository(catalog, name, sized, mirrors.get(name)) for name in chosen.repositories]
+    machine = sized.family.facts.machine or "x86_64"
+    origins = tuple(repositories.of(catalog, name, machine, own) for name in chosen.repositories)
+    found = [each.served_by(mirror) for each in origins]
     holds = [*catalog.drivers.holds[vendor].packages, *catalog.drivers.kernel.packages]
-    pins = _preferences(sources, packages)
+    pins = preferences(found, packages, in_mirror=mirror is not None)
     blacklist = _unattended(holds)
     variables: dict[str, Any] = {
         "driver_packages_managed": managed,
-        "driver_packages_tools": list(TOOLS),
-        "driver_packages_repositories": sources if managed else [],
+        "apt_repository_tools": list(repositories.TOOLS),
+        "driver_packages_repositories": [each.variables for each in found] if managed else [],
         "driver_packages_names": [*(f"{name}={packages[name]}" for name in sorted(packages)), *others],
         "driver_packages_preferences": pins,
         "driver_packages_unattended": blacklist,
@@ -156,11 +155,17 @@ def for_host(
         facts |= {"driver_role": role, "driver_version": chosen.version}
         facts |= {"rocm_version": chosen.rocm} if chosen.rocm else {}
     items += _nvidia_items(managed, switches, chosen) if vendor == "nvidia" else _amd_items(lab)
-    return HostDriver(role, variables, tuple(items), facts)
+    return HostDriver(role, variables, tuple(items), facts, origins if managed else ())
 
 
-def of_host(plan: Plan, catalog: Catalog, host: HostPlan) -> HostDriver | None:
+def of_host(plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem | None = None) -> HostDriver | None:
     """The driver of a host of a fleet; None for one that has none.
+
+    Args:
+        plan: the fleet.
+        catalog: the recipes.
+        host: the host.
+        mirror: as :func:`for_host` takes it.
 
     Raises:
         FleetError: the fleet names a repository or a key that is not there, or no release fits the engine.
@@ -168,22 +173,15 @@ def of_host(plan: Plan, catalog: Catalog, host: HostPlan) -> HostDriver | None:
     deployment = host.deployment
     if deployment is None:
         return None
-    mirrors = {
-        name: (mirror, plan.artifact(f"repositories.{name}", mirror.signing_key_file))
-        for name, mirror in plan.spec.artifacts.repositories.items()
-    }
-    if unknown := sorted(set(mirrors) - set(catalog.drivers.repositories)):
-        known = ", ".join(catalog.drivers.repositories)
-        at = ("artifacts", "repositories", unknown[0])
-        raise plan.document.error(at, "is no repository of recipes/drivers.yml", f"it knows {known}")
     return for_host(
         catalog,
         catalog.host_class(deployment.host_class),
-        _mode(plan, host),
+        mode_of(plan, host),
         deployment.engine,
-        mirrors,
+        repositories.copies(plan),
         reboot=plan.access.reboot,
         lab=host.cloud == "lab",
+        mirror=mirror,
     )
 
 
@@ -212,32 +210,9 @@ def _amd_items(lab: bool) -> list[Item]:
     return found
 
 
-def _repository(
-    catalog: Catalog, name: str, sized: SizedClass, mirror: tuple[RepositoryMirror, Path] | None
-) -> dict[str, Any]:
-    """A repository as the roles take it: one source for each system, and its key."""
-    if mirror:
-        own, key_file = mirror
-        source = AptSource(uri=own.uri, suites=own.suites, components=own.components)
-        # A key is named after itself: two repositories of one key have one file, and another key is another file.
-        key = {"name": hashlib.sha256(key_file.read_bytes()).hexdigest()[:16], "file": str(key_file)}
-        return {"name": name, "systems": {ANY_SYSTEM: source.model_dump()}, "key": key}
-    repository = catalog.drivers.repositories[name]
-    machine = repository.machines[sized.family.facts.machine or "x86_64"]
-    systems = {
-        system: {**source.model_dump(), "uri": source.uri.replace("{machine}", machine)}
-        for system, source in repository.systems.items()
-    }
-    key = {"name": repository.key.fingerprint, **repository.key.model_dump(exclude_none=True)}
-    return {"name": name, "systems": systems, "key": key}
-
-
-def _preferences(sources: Sequence[Mapping[str, Any]], packages: Mapping[str, str]) -> str:
+def preferences(found: Iterable[Repository], packages: Mapping[str, str], *, in_mirror: bool) -> str:
     """Pins for apt: just these versions whatever else is on offer, and the vendor before the distribution."""
-    uris = [source["uri"] for each in sources for source in each["systems"].values()]
-    hosts = sorted({found[1] for found in (re.match(r"https?://([^/:]+)", uri) for uri in uris) if found})
-    stanzas = [f"# {_MADE}"]
-    stanzas += [f'Package: *\nPin: origin "{host}"\nPin-Priority: 600' for host in hosts]
+    stanzas = [f"# {_MADE}", *repositories.pins(found, in_mirror=in_mirror)]
     # Above 1000, so that apt goes back to an older version, too.
     stanzas += [f"Package: {name}\nPin: version {packages[name]}\nPin-Priority: 1001" for name in sorted(packages)]
     return "\n\n".join(stanzas) + "\n"

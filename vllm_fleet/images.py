@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet import render
+from vllm_fleet import render, repositories
 from vllm_fleet.assets import role_file_sha256
 from vllm_fleet.deployment import Deployment
 from vllm_fleet.mirror_schema import Mirror
+from vllm_fleet.repositories import Repository
 from vllm_fleet.schema import DockerInstall
 
 #: What docker calls the machines whose kernels call themselves so.
@@ -39,6 +40,26 @@ CDI = "/etc/cdi/nvidia.yaml"
 
 
 @dataclass(frozen=True)
+class Toolkit:
+    """What lets containers reach NVIDIA's GPUs.
+
+    Attributes:
+        repository: where it comes from.
+        versions: package -> pattern of its version.
+        managed: whether the host gets just these versions; else what its image has is left as it is.
+    """
+
+    repository: Repository
+    versions: Mapping[str, str]
+    managed: bool
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What is installed, as apt takes it."""
+        return tuple(f"{name}={version}" for name, version in sorted(self.versions.items()))
+
+
+@dataclass(frozen=True)
 class Image:
     """The image of one host.
 
@@ -48,6 +69,7 @@ class Image:
         machine: the kind of the host's processors; None: whatever it is.
         vendor: of the host's devices.
         ca: who signs the registry's certificate, PEM; None: the registry is asked without TLS.
+        toolkit: what lets its containers reach NVIDIA's GPUs; None for other vendors.
     """
 
     install: DockerInstall
@@ -55,6 +77,7 @@ class Image:
     machine: str | None
     vendor: str
     ca: str | None = None
+    toolkit: Toolkit | None = None
 
     @property
     def reference(self) -> str:
@@ -84,7 +107,13 @@ class Image:
 
 
 def image_of(
-    install: DockerInstall, machine: str | None, vendor: str, mirror: Mirror, folder: Path, served: str | None = None
+    install: DockerInstall,
+    machine: str | None,
+    vendor: str,
+    mirror: Mirror,
+    folder: Path,
+    served: str | None = None,
+    toolkit: Toolkit | None = None,
 ) -> Image:
     """The image of a host.
 
@@ -95,10 +124,11 @@ def image_of(
         mirror: the fleet's own registry.
         folder: the fleet's folder, for its files.
         served: ``host:port`` of the registry that the mirror itself is; then it is that one, without TLS.
+        toolkit: what lets its containers reach NVIDIA's GPUs.
     """
     ca = mirror.registry_ca_file if mirror.registry and not served else None
     text = (folder / ca).read_text(encoding="utf-8") if ca else None
-    return Image(install, served or mirror.registry, machine, vendor, text)
+    return Image(install, served or mirror.registry, machine, vendor, text, toolkit)
 
 
 def run_words(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> list[str]:
@@ -126,8 +156,13 @@ def start_env(image: Image, deployment: Deployment, model: str, cache: str, name
 
 
 def variables(image: Image) -> dict[str, Any]:
-    """The variables of the two roles."""
+    """The variables of the roles."""
+    toolkit = image.toolkit
     return {
+        **({"apt_repository_tools": list(repositories.TOOLS)} if toolkit else {}),
+        "container_engine_toolkit_repositories": [toolkit.repository.variables] if toolkit else [],
+        "container_engine_toolkit_packages": list(toolkit.packages) if toolkit else [],
+        "container_engine_toolkit_managed": bool(toolkit and toolkit.managed),
         "container_engine_config": image.daemon_config,
         "container_engine_vendor": image.vendor,
         "container_engine_registry": image.registry or "",
@@ -141,8 +176,12 @@ def variables(image: Image) -> dict[str, Any]:
 def items(image: Image) -> Iterator[dict[str, Any]]:
     """What the two roles bring about."""
     file = {"role": _ENGINE_ROLE, "kind": "file", "mode": "0644", "owner": "root", "group": "root"}
-    for name in (*PACKAGES, *(["nvidia-container-toolkit"] if image.vendor == "nvidia" else [])):
+    for name in PACKAGES:
         yield {"role": _ENGINE_ROLE, "kind": "package", "name": name}
+    if image.toolkit:
+        for name, version in sorted(image.toolkit.versions.items()):
+            wanted = {"version": version} if image.toolkit.managed else {}
+            yield {"role": _ENGINE_ROLE, "kind": "package", "name": name, **wanted}
     digest = render.sha256(image.daemon_config)
     yield {**file, "path": CONFIG, "sha256": digest}
     yield {**file, "path": LOADED, "sha256": render.sha256(f"{digest}\n")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from vllm_fleet.schema import Name, Strict
@@ -18,6 +20,9 @@ class Mirror(Strict):
     #: Whose packages it carries, by ID and VERSION_ID of the hosts' /etc/os-release. None: they come from where the
     #: hosts' own image says.
     distribution: str | None = None
+    #: Further packages that it carries, such as the headers of the kernel in the hosts' image, which a driver is built
+    #: for: linux-headers-6.8.0-79-generic.
+    packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+(=[0-9][0-9A-Za-z.+:~-]*)?$")]] = []
     #: Where the mirror serves images. None: it carries none.
     registry_port: int | None = Field(default=None, gt=0, lt=65536)
     #: ``host:port`` of a registry that has every image under its own name: the mirror fetches them there, or the hosts,
@@ -32,6 +37,8 @@ class Mirror(Strict):
             raise ValueError("a mirror is either at 'url' or on 'host'")
         if self.distribution and not self.is_there:
             raise ValueError("a mirror that carries packages is at 'url' or on 'host'")
+        if self.packages and not self.distribution:
+            raise ValueError("a mirror carries 'packages' of a 'distribution'")
         if self.registry_port and not self.is_there:
             raise ValueError("a mirror that carries images is at 'url' or on 'host'")
         if self.registry_port == self.port:

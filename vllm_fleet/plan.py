@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vllm_fleet import clouds, disks, image_choice, networks, paths, reach, yamlfile
+from vllm_fleet import clouds, disks, driver_check, image_choice, networks, paths, reach, yamlfile
 from vllm_fleet.catalog import Catalog, raise_all
 from vllm_fleet.catalog import load as load_catalog
 from vllm_fleet.clouds import Rented
@@ -134,6 +134,7 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     except FleetError as fault:
         faults.append(fault)
     faults.extend(image_choice.faults(spec.artifacts.images, recipes, document))
+    faults.extend(driver_check.fleet_faults(spec.artifacts.repositories, recipes, document))
     faults.extend(mirror_faults(spec.mirror, [host.name for host in hosts], recipes, document))
     faults.extend(_duplicates(hosts, document))
     faults.extend(_unreachable(hosts, spec, document))

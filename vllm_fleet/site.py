@@ -21,13 +21,14 @@ from vllm_fleet import (
     reach,
     render,
     startcache,
+    toolkit,
     yamlfile,
 )
 from vllm_fleet.artifacts import ModelFiles
 from vllm_fleet.assets import unit_digest
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.catalog import load as load_catalog
-from vllm_fleet.deployment import Deployment, choose
+from vllm_fleet.deployment import choose
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import ApiKeys
 from vllm_fleet.manifest import UNITS, Manifest, gateway_manifest, serving_manifest
@@ -45,7 +46,7 @@ ROLES = {
     "gateway": ("host_baseline", "gateway"),
 }
 #: Roles that others use on a serving host; they own nothing of a manifest.
-HELPERS = ("driver_packages", "host_reboot", "gateway_traffic")
+HELPERS = ("apt_repository", "driver_packages", "host_reboot", "gateway_traffic")
 ALL_ROLES = ("mirror", *ROLES["serving"], "gateway")
 
 
@@ -151,7 +152,7 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
             said = (facts or {}).get(host.name, {})
             lock = installable.lock_of(plan, catalog, host)
             model = models[_deployed(host)]
-            variables, manifest = _serving(plan, catalog, host, at, model, gateways, said, lock, mirrored.registry)
+            variables, manifest = _serving(plan, catalog, host, at, model, gateways, said, lock, mirrored)
             variables["gateway_traffic_gateways"] = [each.name for each in plan.hosts if each.kind == "gateway"]
             own = [each for each in backends if each.host == host.name]
             variables["gateway_traffic_servers"] = [f"{b.host}_{b.instance}={b.address}:{b.port}" for b in own]
@@ -190,7 +191,7 @@ def _serving(
     gateways: list[str],
     facts: Mapping[str, Any],
     lock: locks.Lock | None,
-    registry: str | None,
+    mirrored: client.Mirrored,
 ) -> tuple[dict[str, Any], Manifest]:
     deployment = host.deployment
     if deployment is None:
@@ -204,12 +205,12 @@ def _serving(
         for name in wanted
     ]
     arch = catalog.host_class(deployment.host_class).family.arch
-    driver = drivers.of_host(plan, catalog, host)
+    driver = drivers.of_host(plan, catalog, host, mirrored.packages)
     # A driver that is installed from here is known before the host can say it.
     known = driver.facts.get("driver_version") if driver else None
     cache = startcache.key(deployment, model.revision, arch, known or facts.get("driver"))
     kept = startcache.directory(cache)
-    image = _image(plan, catalog, deployment, registry)
+    image = _image(plan, catalog, host, mirrored)
     model_at = render.model_directory(deployment.model, model.revision)
     start = (
         images.start_env(image, deployment, model_at, kept, render.serving_env(deployment, kept))
@@ -246,13 +247,15 @@ def _serving(
     return {**(driver.variables if driver else {}), **variables}, manifest
 
 
-def _image(plan: Plan, catalog: Catalog, deployment: Deployment, registry: str | None) -> images.Image | None:
-    install = deployment.engine.docker
-    if deployment.install != "docker" or install is None:
+def _image(plan: Plan, catalog: Catalog, host: HostPlan, mirrored: client.Mirrored) -> images.Image | None:
+    deployment = host.deployment
+    if deployment is None or deployment.install != "docker" or deployment.engine.docker is None:
         return None
     family = catalog.host_class(deployment.host_class).family
     needs.registry_ca(plan)
-    return images.image_of(install, family.facts.machine, family.vendor, plan.spec.mirror, plan.directory, registry)
+    reached = toolkit.of_host(plan, catalog, host, mirrored.packages)
+    at = (plan.spec.mirror, plan.directory, mirrored.registry)
+    return images.image_of(deployment.engine.docker, family.facts.machine, family.vendor, *at, reached)
 
 
 def _gateway(plan: Plan, host: HostPlan, backends: list[gateway.Backend]) -> tuple[dict[str, Any], Manifest]:

@@ -117,9 +117,9 @@ def driver(
     ``own``: from the fleet's own copy of the repository, with its key as a file.
     """
     mirror = RepositoryMirror(uri=f"file:{driver_lab.REPOSITORY}", signing_key_file="key.asc")
-    mirrors = dict.fromkeys(recipes.drivers.repositories, (mirror, lab.repository / "key.asc"))
+    copies = dict.fromkeys(recipes.drivers.repositories, (mirror, lab.repository / "key.asc"))
     host_class = recipes.host_class(sized)
-    found = for_host(recipes, host_class, mode, mirrors=mirrors if own else {}, lab=True)
+    found = for_host(recipes, host_class, mode, own=copies if own else {}, lab=True)
     assert found
     lab.variables[name] = dict(found.variables)
     return found, {**wanted_facts(host_class), **found.facts}

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,17 @@ import one_run
 import pytest
 import yaml
 
-from lab import cleanup, host, network
+from lab import apt, cleanup, host, network, web
 from lab.artifacts import image
 from lab.registry import serving
+from lab.rootfs import File
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import tree_digest
 from vllm_fleet import images, paths
+from vllm_fleet.catalog import Catalog
+from vllm_fleet.driver_schema import AptSource
 from vllm_fleet.mirror_schema import Mirror
+from vllm_fleet.repositories import ANY_SYSTEM, Repository
 from vllm_fleet.schema import DockerInstall
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
@@ -77,10 +81,11 @@ class Box:
             timeout=300,
         ).stdout.strip()
 
-    def image(self, digest: str, vendor: str = "cpu") -> images.Image:
-        """What the plan would make of such an image."""
+    def image(self, digest: str, toolkit: images.Toolkit | None = None) -> images.Image:
+        """What the plan would make of such an image, on a host with NVIDIA GPUs where it has a toolkit for them."""
+        vendor = "nvidia" if toolkit else "cpu"
         install = DockerInstall(image=image.NAME, tag="1", digest=digest, options=["--ipc=host"], serves=False)
-        return images.image_of(install, "x86_64", vendor, Mirror(registry=REGISTRY), self.folder)
+        return images.image_of(install, "x86_64", vendor, Mirror(registry=REGISTRY), self.folder, toolkit=toolkit)
 
     def play(self, *plays: Play) -> tuple[int, dict[str, dict[str, int]], str]:
         """Exit code, counts by name and output of one run of the plays; one that fails does not stop the others."""
@@ -190,7 +195,9 @@ def test_a_run_keeps_what_a_release_names_and_has_the_daemon_read_its_settings(b
 
 
 def test_what_is_not_for_the_host_is_refused_with_what_to_do(box: Box) -> None:
-    """An image for another machine, one of other bytes than its digest says, an NVIDIA host without its toolkit."""
+    """An image for another machine, one of other bytes than its digest says, an NVIDIA host of another system."""
+    systems = {"plan-9": AptSource(uri="http://192.0.2.1", suites=["/"])}
+    elsewhere = Repository("nvidia-container-toolkit", systems, Path(__file__))
     wrong = f"sha256:{'0' * 64}"
     place = image.blob(box.storage, wrong)
     place.parent.mkdir(parents=True)
@@ -199,7 +206,7 @@ def test_what_is_not_for_the_host_is_refused_with_what_to_do(box: Box) -> None:
     code, counts, said = box.play(
         Play(box.image(box.arm), ("vllm_image",), "arm"),
         Play(box.image(wrong), ("vllm_image",), "wrong"),
-        Play(box.image(box.second, "nvidia"), ("container_engine",), "bare"),
+        Play(box.image(box.second, images.Toolkit(elsewhere, {}, False)), ("container_engine",), "bare"),
     )
     assert code != 0
     assert {name: count["failed"] for name, count in counts.items()} == {"arm": 1, "wrong": 1, "bare": 1}, said
@@ -207,24 +214,44 @@ def test_what_is_not_for_the_host_is_refused_with_what_to_do(box: Box) -> None:
     assert box.on('docker image inspect --format "{{.RepoDigests}}" vllm-fleet/lab:deploy') != f"[{box.arm}]"
     assert "Task failed: Module failed" in said.partition("Pull | Pull it by its digest")[2]
     assert wrong not in box.digests()
-    assert "give container_engine_toolkit_key in group_vars of the fleet" in said
+    assert "has no nvidia-container-toolkit for debian-12, it has plan-9" in " ".join(said.split())
 
 
-def test_an_nvidia_host_with_the_toolkit_names_its_gpus_for_containers(box: Box) -> None:
-    """And what no release names is removed; a second run changes nothing."""
-    control = (
-        "Package: nvidia-container-toolkit\nVersion: 1.18.0-1\nArchitecture: all\nMaintainer: test\nDescription: x"
+@pytest.fixture
+def toolkit(box: Box, catalog: Catalog, tmp_path: Path) -> Iterator[images.Toolkit]:
+    """Stand-ins of the toolkit's packages as the recipes pin them, in a repository that the host reaches."""
+    recipe = catalog.drivers.container_toolkit
+    tool = {"usr/bin/nvidia-ctk": File(TOOLKIT, 0o755)}
+    key = apt.build(
+        tmp_path / "repository",
+        [
+            apt.Package(name, pattern.replace("*", release), tool if name.endswith("-base") else {})
+            for name, pattern in recipe.packages.items()
+            for release in ("1", "2")
+        ],
     )
-    for path, text in (("DEBIAN/control", f"{control}\n"), ("usr/bin/nvidia-ctk", TOOLKIT)):
-        box.on(f"mkdir -p /root/toolkit/$(dirname {path}); cat > /root/toolkit/{path} <<'END'\n{text}END")
-    box.on("chmod 755 /root/toolkit/usr/bin/nvidia-ctk; dpkg-deb -b /root/toolkit /root/t.deb; dpkg -i /root/t.deb")
+    with web.serving(web.files(tmp_path / "repository"), REGISTRY.partition(":")[0]) as url:
+        source = AptSource(uri=url, suites=["/"])
+        yield images.Toolkit(Repository(recipe.repository, {ANY_SYSTEM: source}, key), recipe.packages, False)
+
+
+def test_an_nvidia_host_gets_the_toolkit_and_names_its_gpus_for_containers(box: Box, toolkit: images.Toolkit) -> None:
+    """Just the versions of the recipe, held; and what no release names is removed; a second run changes nothing."""
     box.on("rm -r /opt/vllm/releases/a")
-    wanted = Play(box.image(box.second, "nvidia"))
+    wanted = Play(box.image(box.second, toolkit))
     code, _, said = box.play(wanted)
     assert code == 0, said
     assert box.digests() == {box.second}
     assert json.loads(box.on("cat /etc/cdi/nvidia.yaml"))["kind"] == "nvidia.com/gpu"
     assert box.on("systemctl is-enabled nvidia-cdi.service") == "enabled"
+    assert set(toolkit.versions) <= set(box.on("apt-mark showhold").split())
+    assert box.on("dpkg-query -W -f '${Version}' nvidia-container-toolkit") == "1.17.8-2"
     assert "nvidia" in box.on('docker info --format "{{json .Runtimes}}"')
     code, counts, said = box.play(wanted)
     assert (code, counts["box"]["changed"]) == (0, 0), said
+    # One that the host's own image has brought is left as it is, unless the fleet's hosts get their drivers from here.
+    managed = replace(toolkit, versions={**toolkit.versions, "nvidia-container-toolkit": "1.17.8-1"}, managed=True)
+    for changes, version in ((replace(managed, managed=False), "1.17.8-2"), (managed, "1.17.8-1")):
+        code, _, said = box.play(Play(box.image(box.second, changes), ("container_engine",)))
+        assert code == 0, said
+        assert box.on("dpkg-query -W -f '${Version}' nvidia-container-toolkit") == version

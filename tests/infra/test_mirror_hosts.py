@@ -1,7 +1,8 @@
 """Hosts that reach nothing but their mirror: whatever their number, each byte comes from its origin once.
 
 The engines and the models are small ones from a stand-in of package index and hub; the packages are Debian's own. One
-of the hosts has stand-ins of NVIDIA's driver: it is set up as one with a GPU is, until vLLM would ask for the GPU.
+of the hosts has stand-ins of NVIDIA's driver, from a copy of the repository that the mirror carries: it is set up as
+one with a GPU is, until vLLM would ask for the GPU.
 """
 
 from __future__ import annotations
@@ -13,17 +14,14 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from mirror_lab import BESIDE, COMMIT, GPU_MODEL, MODEL, Hosts, Project, boot, lock_text, project, wheels
 
-from lab import apt, cleanup, gpu
+from lab import apt, cleanup, gpu, web
 from lab.gpu import packages
 from vllm_fleet import paths
 from vllm_fleet.catalog import Catalog
@@ -70,14 +68,12 @@ def origin(catalog: Catalog) -> Iterator[Origin]:
 
 @pytest.fixture(scope="module")
 def drivers(tmp_path_factory: pytest.TempPathFactory, hosts: Hosts, catalog: Catalog) -> Iterator[tuple[str, Path]]:
-    """A stand-in of NVIDIA's repository, where the hosts reach this machine: its URL and its key."""
+    """A stand-in of NVIDIA's repository, where the hosts would reach it: its URL and its key."""
     folder = tmp_path_factory.mktemp("drivers")
     release = catalog.drivers.releases["nvidia-580"]
     key = apt.build(folder, packages.nvidia(gpu.gpus("h100-1"), release.version, release.packages))
-    with ThreadingHTTPServer((f"{SUBNET}.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://{SUBNET}.1:{server.server_port}", key
-        server.shutdown()
+    with web.serving(web.files(folder), f"{SUBNET}.1") as url:
+        yield url, key
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +184,18 @@ def test_the_mirror_has_sent_the_model_to_each_host_once(hosts: Hosts, copy: Pro
 def test_a_gpu_host_got_its_driver_before_it_served_and_without_a_restart(
     hosts: Hosts, copy: Project, catalog: Catalog
 ) -> None:
-    """From the repository that the fleet names, while its other packages come from the mirror."""
+    """From the mirror, which has them from the copy of the repository that the fleet names."""
     key = copy.fleet / "ssh" / "id_ed25519"
     version = catalog.drivers.releases["nvidia-580"].version
     ask = "nvidia-smi --query-gpu=driver_version --format=csv,noheader; apt-mark showhold | grep -c nvidia"
     held = str(len(catalog.drivers.releases["nvidia-580"].packages))
     assert hosts.on(GPU, ask, key).stdout.split() == [version, held]
+    text = hosts.on(MIRROR, "cat /var/log/nginx/vllm-fleet-mirror.log", key).stdout
+    log = [json.loads(line) for line in text.splitlines()]
+    sent = {line["path"] for line in log if line["host"] == hosts.addresses[GPU] and line["path"].endswith(".deb")}
+    assert len([path for path in sent if "/nvidia-cuda/" in path]) == int(held)
+    sources = hosts.on(GPU, "cat /etc/apt/vllm-fleet.sources.d/*", key).stdout
+    assert f"URIs: http://{hosts.addresses[MIRROR]}:8070/debs/debian-12/nvidia-cuda\n" in sources
     # In the order of their times: the host starts, the driver is there, the instance runs.
     order = 'date +%s -d "$(systemctl show -P UserspaceTimestamp)"; stat -c %Z /usr/bin/nvidia-smi'
     order += '; date +%s -d "$(systemctl show -P ActiveEnterTimestamp vllm@0)"'

@@ -118,9 +118,10 @@ def test_a_fleets_own_repository_stands_in_place_of_the_vendors(catalog: Catalog
     key = tmp_path / "mirror.asc"
     key.write_text("a key", encoding="utf-8")
     mirror = RepositoryMirror(uri="http://10.0.0.5/apt/cuda", signing_key_file="mirror.asc")
-    found = got(catalog, "h100-8", mirrors={"nvidia-cuda": (mirror, key)})
+    found = got(catalog, "h100-8", own={"nvidia-cuda": (mirror, key)})
     (repository,) = found.variables["driver_packages_repositories"]
-    assert repository["systems"] == {"any": {"uri": "http://10.0.0.5/apt/cuda", "suites": ["/"], "components": []}}
+    source = {"uri": "http://10.0.0.5/apt/cuda", "suites": ["/"], "components": [], "check_valid_until": True}
+    assert repository["systems"] == {"any": source}
     assert repository["key"]["file"] == str(key)
     assert 'Pin: origin "10.0.0.5"' in found.variables["driver_packages_preferences"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from vllm_fleet import images, plan, probe, render, site
+from vllm_fleet import images, plan, probe, render, repositories, site
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import Overrides
@@ -167,7 +168,13 @@ def test_the_words_mount_and_name_what_vllm_needs_and_tell_no_value(image_site: 
 def image(catalog: Catalog, engine: str, vendor: str, mirror: Mirror | None = None) -> images.Image:
     docker = pinned(catalog.engine(engine), {engine: X86}, "x86_64").docker
     assert isinstance(docker, DockerInstall)
-    return images.image_of(docker, "x86_64", vendor, mirror or Mirror(), Path())
+    toolkit = toolkit_of(catalog) if vendor == "nvidia" else None
+    return images.image_of(docker, "x86_64", vendor, mirror or Mirror(), Path(), toolkit=toolkit)
+
+
+def toolkit_of(catalog: Catalog, managed: bool = True) -> images.Toolkit:
+    recipe = catalog.drivers.container_toolkit
+    return images.Toolkit(repositories.of(catalog, recipe.repository, "x86_64", {}), recipe.packages, managed)
 
 
 @pytest.mark.parametrize(
@@ -242,9 +249,18 @@ def test_a_file_of_the_registry_that_is_not_there_is_a_fault_with_its_place(cata
 
 def test_nvidia_gets_the_toolkit_and_the_names_of_its_gpus(catalog: Catalog) -> None:
     found = {item.get("name") or item["path"] for item in images.items(image(catalog, ENGINE, "nvidia"))}
-    extra = {"nvidia-container-toolkit", "nvidia-cdi.service", "/etc/cdi/nvidia.yaml"}
+    extra = {*catalog.drivers.container_toolkit.packages, "nvidia-cdi.service", "/etc/cdi/nvidia.yaml"}
+    assert "nvidia-container-toolkit" in extra
     assert extra <= found
     assert not extra & {item.get("name") for item in images.items(image(catalog, ENGINE, "amd"))}
+
+
+def test_a_host_whose_image_brings_the_toolkit_keeps_its_version(catalog: Catalog) -> None:
+    for managed in (True, False):
+        found = replace(image(catalog, ENGINE, "nvidia"), toolkit=toolkit_of(catalog, managed))
+        (item,) = [each for each in images.items(found) if each.get("name") == "nvidia-container-toolkit"]
+        assert ("version" in item) == managed
+        assert images.variables(found)["container_engine_toolkit_managed"] == managed
 
 
 def test_an_image_that_no_registry_has_shows_no_line(catalog: Catalog) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vllm_fleet import drivers, paths, plan, site
+from vllm_fleet import drivers, paths, plan, repositories, site
 from vllm_fleet.catalog import Catalog
+from vllm_fleet.driver_schema import RepositoryMirror
 from vllm_fleet.errors import FleetError
-from vllm_fleet.mirror import debs, needs, nginx, wheels
+from vllm_fleet.mirror import debs, needs, nginx, packages, wheels
 from vllm_fleet.mirror.needs import Debs, Encoding, Model, Wheels
 from vllm_fleet.mirror.store import Entry, Index, Store, default_directory
 from vllm_fleet.mirror.wheels import Offer
+from vllm_fleet.repositories import MirroredSystem
 
 
 def change(folder: Path, **values: object) -> Path:
@@ -48,19 +50,89 @@ def test_the_distributions_packages_are_those_of_all_manifests(fleets: Path, cat
     installed = {
         item["name"] for host in site.load(folder).hosts for item in host.manifest.items if item["kind"] == "package"
     }
-    assert installed <= set(wanted.packages)
+    assert installed <= {name for each in wanted.sets for name in each}
 
 
-def test_hosts_that_get_a_driver_need_what_reads_its_repository(fleets: Path, catalog: Catalog) -> None:
-    """Its packages are the vendor's; a host reads them beside the mirror."""
-    pool = {"host_class": "h100-1", "cloud": "static", "model": "openai/gpt-oss-20b", "engine": "vllm-0.32.0-cuda"}
-    pool["static"] = {"g": {"address": "198.51.100.9", "ssh_host_key": f"ssh-ed25519 {'A' * 68}"}}
-    for mode, there in (("managed", True), ("verified", False)):
-        folder = change(fleets, mirror=MIRROR, pools={"gpu": {**pool, "driver": mode}})
-        (wanted,) = parts(folder, catalog)["Debs"]
-        assert isinstance(wanted, Debs)
-        assert (set(drivers.TOOLS) <= set(wanted.packages)) == there
-    assert 'sourceparts "/etc/apt/vllm-fleet.sources.d"' in debs.host_config("/etc/apt/vllm-fleet.sources")
+def gpu_fleet(folder: Path, copy: str = "", **pool: object) -> Path:
+    """The golden fleet with one H100 in place of its pools; ``copy`` is the fleet's own of NVIDIA's repository."""
+    host = {"g": {"address": "198.51.100.9", "ssh_host_key": f"ssh-ed25519 {'A' * 68}"}}
+    gpu = {"host_class": "h100-1", "cloud": "static", "model": "openai/gpt-oss-20b", "static": host, **pool}
+    artifacts = yaml.safe_load((folder / "golden" / "fleet.yml").read_text())["artifacts"]
+    if copy:
+        (folder / "golden" / "nvidia.asc").write_text("a key")
+        own = {"uri": copy, "signing_key_file": "nvidia.asc"}
+        artifacts["repositories"] = {"nvidia-cuda": own, "nvidia-container-toolkit": own}
+    return change(folder, mirror={**MIRROR, "packages": ["linux-headers-1"]}, pools={"gpu": gpu}, artifacts=artifacts)
+
+
+WHEEL = {"engine": "vllm-0.32.0-cuda"}
+DOCKER = {"engine": "vllm-0.12.0-cuda", "install": "docker"}
+
+
+@pytest.mark.parametrize(
+    ("pool", "names"),
+    [
+        ({**WHEEL, "driver": "managed"}, ["nvidia-cuda"]),
+        ({**WHEEL, "driver": "verified"}, []),
+        ({**DOCKER, "driver": "managed"}, ["nvidia-cuda", "nvidia-container-toolkit"]),
+        ({**DOCKER, "driver": "verified"}, ["nvidia-container-toolkit"]),
+    ],
+)
+def test_what_hosts_get_of_vendors_is_in_the_mirror(
+    fleets: Path, catalog: Catalog, pool: dict[str, object], names: list[str]
+) -> None:
+    folder = gpu_fleet(fleets, "http://10.0.0.5/nvidia", **pool)
+    (wanted,) = parts(folder, catalog)["Debs"]
+    assert isinstance(wanted, Debs)
+    assert [each.name for each in wanted.repositories] == names
+    vendors = {each.uri for each in wanted.origins if each.suite == "/"}
+    assert vendors == ({"http://10.0.0.5/nvidia"} if names else set())
+    flat = {name for each in wanted.sets for name in each}
+    assert (set(repositories.TOOLS) <= flat) == bool(names)
+    assert ("nvidia-dkms-580-open=580.159.03-*" in flat) == (pool["driver"] == "managed")
+    assert ("nvidia-container-toolkit=1.17.8-*" in flat) == (pool.get("install") == "docker")
+    assert "linux-headers-1" in flat
+    key = wanted.key
+    (folder / "nvidia.asc").write_text("another key")
+    (again,) = parts(folder, catalog)["Debs"]
+    assert (again.key == key) == (names == [])
+
+
+def test_hosts_take_what_vendors_have_from_the_mirror_too(catalog: Catalog, tmp_path: Path) -> None:
+    """By an address and a fingerprint, or with the key file of the fleet's own copy; and each preferred by its name."""
+    mirror = MirroredSystem("ubuntu-24.04", "http://192.0.2.9:8070/debs/ubuntu-24.04")
+    sized = catalog.host_class("h100-1")
+    found = drivers.for_host(catalog, sized, "managed", mirror=mirror)
+    assert found
+    (repository,) = found.variables["driver_packages_repositories"]
+    at = "http://192.0.2.9:8070/debs/ubuntu-24.04/nvidia-cuda"
+    source = {"uri": at, "suites": ["/"], "components": [], "check_valid_until": False}
+    assert repository["systems"] == {"ubuntu-24.04": source}
+    assert repository["key"]["url"] == f"{at}/key.asc"
+    assert repository["key"]["fingerprint"] == catalog.drivers.repositories["nvidia-cuda"].key.fingerprint
+    assert "Pin: release l=NVIDIA CUDA\n" in found.variables["driver_packages_preferences"]
+    assert "Pin: origin" not in found.variables["driver_packages_preferences"]
+    key = tmp_path / "key.asc"
+    key.write_text("a key")
+    for uri, mirrored in (("http://10.0.0.5/cuda", True), ("file:/srv/cuda", False)):
+        own = {"nvidia-cuda": (RepositoryMirror(uri=uri, signing_key_file="key.asc"), key)}
+        copied = drivers.for_host(catalog, sized, "managed", own=own, mirror=mirror)
+        assert copied
+        (repository,) = copied.variables["driver_packages_repositories"]
+        assert next(iter(repository["systems"].values()))["uri"] == (at if mirrored else uri)
+        assert repository["key"]["file"] == str(key)
+
+
+def test_a_vendor_that_has_nothing_for_the_distribution_is_an_error_of_the_plan(fleets: Path, catalog: Catalog) -> None:
+    folder = gpu_fleet(fleets, **WHEEL, driver="managed")
+    with pytest.raises(FleetError, match=r"has no nvidia-cuda for debian-12, which g needs") as fault:
+        parts(folder, catalog)
+    assert fault.value.hint == "it has ubuntu-22.04, ubuntu-24.04; or name a copy in artifacts.repositories"
+    # Before the hosts are paid for.
+    (told,) = packages.missing(plan.load(folder, catalog), catalog)
+    assert told.message == fault.value.message
+    copied = gpu_fleet(fleets, "http://10.0.0.5/nvidia", **WHEEL, driver="managed")
+    assert packages.missing(plan.load(copied, catalog), catalog) == ()
 
 
 def test_another_lock_or_package_is_another_part() -> None:

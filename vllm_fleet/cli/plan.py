@@ -12,6 +12,7 @@ from vllm_fleet.cli import plan_tables
 from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, stderr, stdout
 from vllm_fleet.edge import price_catalogue, pulumi_cli
 from vllm_fleet.errors import FleetError
+from vllm_fleet.mirror import packages
 
 EPILOG = (
     "Examples: vllm-fleet plan | vllm-fleet plan --fleet prod --preview | "
@@ -43,7 +44,7 @@ def command(
     catalog.raise_all(list(installable.faults(plan, recipes)))
     allowed = list(dict.fromkeys(filter(None, (name.strip() for name in replace_serving.split(",")))))
     bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
-    missing = installable.missing(plan, recipes)
+    missing = (*installable.missing(plan, recipes), *packages.missing(plan, recipes))
     as_is, changes = _changes(plan, preview or bool(allowed))
     replacing.check(plan, changes, allowed)
     run = replacing.commands(plan, changes, allowed) if allowed else ()

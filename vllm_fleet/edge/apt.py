@@ -1,17 +1,20 @@
-"""A distribution's archive through apt itself: signatures checked, in a folder of its own, nothing here used."""
+"""Archives of a distribution and of vendors through apt itself: signatures checked, in a folder of its own."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from vllm_fleet.edge import download
 from vllm_fleet.errors import FleetError
 from vllm_fleet.mirror import debs
-from vllm_fleet.mirror.needs import Debs
+from vllm_fleet.mirror.debs import Origin
+from vllm_fleet.mirror.packages import Debs
 from vllm_fleet.mirror.store import Artifact
+from vllm_fleet.repositories import KEY_FILE, Repository, pins
 
 _TIMEOUT_SECONDS = 600
 
@@ -26,45 +29,109 @@ def listing(need: Debs, work: Path) -> list[Artifact]:
     Raises:
         FleetError: no apt here, no keys, a list with a wrong signature, or a package that there is none of.
     """
-    if shutil.which("apt-get") is None:
+    _expect_tools(need)
+    shutil.rmtree(work, ignore_errors=True)
+    for folder in ("lists/partial", "cache/archives/partial"):
+        (work / folder).mkdir(parents=True)
+    (work / "status").touch()
+    keys = {each.name: _key(each, work / f"{each.name}.asc") for each in need.repositories}
+    (work / "origin.sources").write_text(_sources(need, keys), encoding="utf-8")
+    (work / "preferences").write_text("\n\n".join(pins(need.repositories, in_mirror=False)) + "\n", encoding="utf-8")
+    (work / "apt.conf").write_text(debs.apt_config(str(work), need.architecture), encoding="utf-8")
+    # An index that cannot be had is only a warning to apt, unless it is told so.
+    _apt(need, work, "-o", "APT::Update::Error-Mode=any", "update")
+    wanted: dict[str, None] = {}
+    for packages in need.sets:
+        printed = _apt(need, work, "-qq", "--no-install-recommends", "--print-uris", "-y", "install", *packages)
+        wanted |= dict.fromkeys(debs.names_of_uris(printed))
+    found = {each.path: each for origin in need.origins for each in _archive(origin, need, work, wanted)}
+    for repository in need.repositories:
+        key = keys[repository.name]
+        place = f"{debs.place(need.distribution, repository.name)}/{KEY_FILE}"
+        found[place] = Artifact(place, download.digest_of(key), key.stat().st_size, str(key))
+    if missing := len(wanted) - sum(1 for path in found if path.endswith(".deb")):
         raise FleetError(
-            "there is no apt-get on this machine, which reads a distribution's archive",
-            "run it on Debian or Ubuntu, or leave out mirror.distribution",
+            f"{missing} packages of {need.distribution} are in no list", "run it again", code="work-failed"
+        )
+    return list(found.values())
+
+
+def _archive(origin: Origin, need: Debs, work: Path, wanted: Iterable[str]) -> Iterator[Artifact]:
+    """What is wanted of one suite of an archive, whose lists apt has just read."""
+    release = work / "lists" / debs.list_file(origin.release)
+    if not release.is_file():
+        raise FleetError(
+            f"{origin.release} is not there, only the older form of a signed list",
+            "name a copy in artifacts.repositories that has it",
             code="refused",
         )
+    place = f"{origin.place}/{origin.folder}InRelease"
+    yield Artifact(place, download.digest_of(release), release.stat().st_size, str(release))
+    yield from debs.lists(release.read_text(encoding="utf-8"), origin, need.architecture)
+    for name in origin.lists(need.architecture):
+        packages = work / "lists" / debs.list_file(f"{origin.uri}/{origin.folder}{name}")
+        yield from debs.pool(packages.read_text(encoding="utf-8", errors="replace"), wanted, origin)
+
+
+def _sources(need: Debs, keys: Mapping[str, Path]) -> str:
+    """The sources of the distribution and of the vendors, each where it really lies."""
+    stanzas = [debs.sources_text(need.record, [source.uri for source in need.record.sources])]
+    for repository in need.repositories:
+        if source := repository.source(need.distribution):
+            stanzas.append(debs.stanza(source.uri, source, str(keys[repository.name])))
+    return "\n".join(stanzas)
+
+
+def _key(repository: Repository, path: Path) -> Path:
+    """Brings the key of a repository, which must have its fingerprint."""
+    if isinstance(repository.key, Path):
+        shutil.copyfile(repository.key, path)
+        return path
+    url, wanted = repository.key.url, repository.key.fingerprint
+    try:
+        body, _, _ = download.text(url, "*/*")
+    except UnicodeDecodeError:
+        body = "no text, as an armoured key is"
+    path.write_text(body, encoding="utf-8")
+    shown = subprocess.run(
+        ["gpg", "--batch", "--homedir", str(path.parent), "--show-keys", "--with-colons", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    rows = [line.split(":") for line in shown.stdout.splitlines()]
+    # Just one key: a file may hold others beside it, and apt would believe each of them.
+    primary = [row for row in rows if row[0] == "pub"]
+    prints = [row[9] for row in rows if row[0] == "fpr"]
+    if len(primary) != 1 or prints[:1] != [wanted] or not _is_digest(path, repository.key.sha256):
+        raise FleetError(
+            f"the key at {url} is not {wanted}",
+            f"do not use it before the vendor of {repository.name} has said why",
+            "recipes/drivers.yml",
+            code="refused",
+        )
+    return path
+
+
+def _is_digest(path: Path, sha256: str | None) -> bool:
+    return sha256 is None or download.digest_of(path) == sha256
+
+
+def _expect_tools(need: Debs) -> None:
+    programs = ["apt-get", *(["gpg"] if any(not isinstance(each.key, Path) for each in need.repositories) else [])]
+    for program in programs:
+        if shutil.which(program) is None:
+            raise FleetError(
+                f"there is no {program} on this machine, which reads an archive or the key that signs it",
+                "run it on Debian or Ubuntu with apt and gpg, or leave out mirror.distribution",
+                code="refused",
+            )
     if not Path(need.record.keyring).is_file():
         raise FleetError(
             f"the keys that sign {need.distribution} are not here",
             f"install {need.record.keyring_package}",
             need.record.keyring,
         )
-    shutil.rmtree(work, ignore_errors=True)
-    for folder in ("lists/partial", "cache/archives/partial"):
-        (work / folder).mkdir(parents=True)
-    (work / "status").touch()
-    bases = [source.uri for source in need.record.sources]
-    (work / "origin.sources").write_text(debs.sources_text(need.record, bases), encoding="utf-8")
-    (work / "apt.conf").write_text(debs.apt_config(str(work), need.architecture), encoding="utf-8")
-    # An index that cannot be had is only a warning to apt, unless it is told so.
-    _apt(need, work, "-o", "APT::Update::Error-Mode=any", "update")
-    printed = _apt(need, work, "-qq", "--no-install-recommends", "--print-uris", "-y", "install", *need.packages)
-    wanted = debs.names_of_uris(printed)
-    found: dict[str, Artifact] = {}
-    for origin in debs.origins(need.distribution, need.record):
-        release = work / "lists" / debs.list_file(origin.release)
-        text = release.read_text(encoding="utf-8")
-        place = f"{origin.place}/dists/{origin.suite}/InRelease"
-        found[place] = Artifact(place, download.digest_of(release), release.stat().st_size, str(release))
-        found |= {each.path: each for each in debs.lists(text, origin, need.architecture)}
-        for component in origin.components:
-            url = f"{origin.uri}/dists/{origin.suite}/{component}/binary-{need.architecture}/Packages"
-            packages = (work / "lists" / debs.list_file(url)).read_text(encoding="utf-8", errors="replace")
-            found |= {each.path: each for each in debs.pool(packages, wanted, origin)}
-    if missing := len(wanted) - sum(1 for path in found if path.endswith(".deb")):
-        raise FleetError(
-            f"{missing} packages of {need.distribution} are in no list", "run it again", code="work-failed"
-        )
-    return list(found.values())
 
 
 def _apt(need: Debs, work: Path, *words: str) -> str:

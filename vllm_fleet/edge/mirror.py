@@ -18,7 +18,8 @@ from vllm_fleet.edge.download import Fetched, Progress
 from vllm_fleet.errors import FleetError
 from vllm_fleet.files import write_atomically
 from vllm_fleet.mirror import registry, wheels
-from vllm_fleet.mirror.needs import Debs, Image, Need
+from vllm_fleet.mirror.needs import Image, Need
+from vllm_fleet.mirror.packages import Debs
 from vllm_fleet.mirror.store import Artifact, Entry, Index, Store
 
 #: What a file system needs beside the files.

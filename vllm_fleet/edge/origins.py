@@ -9,7 +9,8 @@ from vllm_fleet import paths
 from vllm_fleet.edge import apt, download, hub, indexes, registry
 from vllm_fleet.edge.download import Fetched, Progress
 from vllm_fleet.errors import FleetError
-from vllm_fleet.mirror.needs import Debs, Encoding, Image, Model, Need, Wheels
+from vllm_fleet.mirror.needs import Encoding, Image, Model, Need, Wheels
+from vllm_fleet.mirror.packages import Debs
 from vllm_fleet.mirror.store import Artifact, Store
 
 

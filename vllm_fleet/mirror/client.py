@@ -15,10 +15,12 @@ from vllm_fleet.catalog import Catalog
 from vllm_fleet.distribution_schema import Distribution
 from vllm_fleet.manifest import Item, Manifest, file_item
 from vllm_fleet.mirror import debs, served
-from vllm_fleet.mirror.needs import distribution, model_need
+from vllm_fleet.mirror.needs import model_need
+from vllm_fleet.mirror.packages import distribution
 from vllm_fleet.mirror.store import Store, default_directory
 from vllm_fleet.plan import HostPlan, Plan
 from vllm_fleet.render import model_directory, sha256
+from vllm_fleet.repositories import MirroredSystem
 from vllm_fleet.stack import Location
 
 APT_CONFIG = "/etc/apt/apt.conf.d/60-vllm-fleet"
@@ -35,6 +37,8 @@ class Mirrored:
     apt_sources: str
     #: ``host:port`` where it serves images; None where it carries none.
     registry: str | None = None
+    #: The system whose packages it has; None where it carries none.
+    packages: MirroredSystem | None = None
     #: What the role mirror of the host gets; empty where the mirror is no host of the fleet.
     served: Mapping[str, Any] = field(default_factory=dict)
 
@@ -83,9 +87,10 @@ def of(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
     local = apt_sources(chosen, f"file:{served.DIRECTORY}") if chosen else ""
     serving = served.variables(plan, catalog, spec.port, local, registry) if spec.host else {}
     if chosen is None:
-        return Mirrored(url, spec.host, debs.host_config(None), "", registry, serving)
+        return Mirrored(url, spec.host, debs.host_config(None), "", registry, None, serving)
     sources = apt_sources(chosen, url)
-    return Mirrored(url, spec.host, debs.host_config(APT_SOURCES), sources, registry, serving)
+    system = MirroredSystem(chosen[0], f"{url}/{debs.folder(chosen[0])}")
+    return Mirrored(url, spec.host, debs.host_config(APT_SOURCES), sources, registry, system, serving)
 
 
 def apt_sources(chosen: tuple[str, Distribution], base: str) -> str:

@@ -1,4 +1,4 @@
-"""Packages of a distribution in a mirror: its own signed lists, and of its pool what the hosts will install."""
+"""Packages in a mirror: the signed lists of a distribution and of vendors, and of their pools what hosts install."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from vllm_fleet.distribution_schema import Distribution
+from vllm_fleet.distribution_schema import Distribution, Source
+from vllm_fleet.driver_schema import AptSource
 from vllm_fleet.errors import FleetError
 from vllm_fleet.mirror.store import Artifact
 
 #: The list that apt takes first of those that an archive has.
-_COMPRESSIONS = (".xz", ".gz", "")
+_COMPRESSIONS = (".zst", ".xz", ".bz2", ".lzma", ".gz", ".lz4", "")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """One suite of one archive, and where it stands in the mirror."""
+    """One suite of one archive, and where it stands in the mirror; a flat one has the suite ``/``."""
 
     uri: str
     suite: str
@@ -25,9 +26,22 @@ class Origin:
     place: str
 
     @property
+    def folder(self) -> str:
+        """Its lists, as seen from the archive's own folder: empty, or with a slash at its end."""
+        if not self.suite.endswith("/"):
+            return f"dists/{self.suite}/"
+        return "" if self.suite == "/" else self.suite
+
+    @property
     def release(self) -> str:
         """The URL of its signed list of lists."""
-        return f"{self.uri}/dists/{self.suite}/InRelease"
+        return f"{self.uri}/{self.folder}InRelease"
+
+    def lists(self, architecture: str) -> tuple[str, ...]:
+        """Its package lists, as seen from its folder, without the ending of a compression."""
+        if self.suite.endswith("/"):
+            return ("Packages",)
+        return tuple(f"{each}/binary-{architecture}/Packages" for each in self.components)
 
 
 def origins(name: str, record: Distribution) -> Iterator[Origin]:
@@ -37,27 +51,42 @@ def origins(name: str, record: Distribution) -> Iterator[Origin]:
             yield Origin(source.uri, suite, tuple(source.components), place(name, number))
 
 
-def place(name: str, number: int) -> str:
-    """Where the archive of that number stands in the mirror."""
-    return f"debs/{name}/{number}"
+def vendor_origins(name: str, repository: str, source: AptSource) -> Iterator[Origin]:
+    """Every suite of a vendor's repository, in the mirror of a distribution."""
+    for suite in source.suites:
+        yield Origin(source.uri.rstrip("/"), suite, tuple(source.components), place(name, repository))
+
+
+def place(name: str, archive: int | str) -> str:
+    """Where an archive stands in the mirror: by its number those of a distribution, by its name a vendor's."""
+    return f"{folder(name)}/{archive}"
+
+
+def folder(name: str) -> str:
+    """Where the archives of a distribution stand in the mirror."""
+    return f"debs/{name}"
+
+
+def stanza(uri: str, source: Source | AptSource, keyring: str, *, check_valid_until: bool = True) -> str:
+    """One source as apt reads it, in the deb822 form.
+
+    Args:
+        uri: where it lies.
+        source: its suites and components.
+        keyring: the file of the keys that sign it.
+        check_valid_until: False where the lists may be older than their signers allow, as in a mirror without network.
+    """
+    components = f"Components: {' '.join(source.components)}\n" if source.components else ""
+    text = f"Types: deb\nURIs: {uri}\nSuites: {' '.join(source.suites)}\n{components}Signed-By: {keyring}\n"
+    return text + ("" if check_valid_until else "Check-Valid-Until: no\n")
 
 
 def sources_text(record: Distribution, bases: Iterable[str], *, check_valid_until: bool = True) -> str:
-    """Sources as apt reads them, in the deb822 form.
-
-    Args:
-        record: the distribution.
-        bases: the URI of each of its archives.
-        check_valid_until: False where the lists may be older than their signers allow, as in a mirror without network.
-    """
-    stanzas = []
-    for source, base in zip(record.sources, bases, strict=True):
-        stanzas.append(
-            f"Types: deb\nURIs: {base}\nSuites: {' '.join(source.suites)}\n"
-            f"Components: {' '.join(source.components)}\nSigned-By: {record.keyring}\n"
-            + ("" if check_valid_until else "Check-Valid-Until: no\n")
-        )
-    return "\n".join(stanzas)
+    """The sources of a distribution; ``bases`` are the URIs of its archives, the rest as for :func:`stanza`."""
+    return "\n".join(
+        stanza(base, source, record.keyring, check_valid_until=check_valid_until)
+        for source, base in zip(record.sources, bases, strict=True)
+    )
 
 
 def apt_config(folder: str, architecture: str) -> str:
@@ -65,7 +94,7 @@ def apt_config(folder: str, architecture: str) -> str:
     return (
         f'Dir::Etc::sourcelist "{folder}/origin.sources";\n'
         'Dir::Etc::sourceparts "/dev/null";\nDir::Etc::parts "/dev/null";\n'
-        'Dir::Etc::preferences "/dev/null";\nDir::Etc::preferencesparts "/dev/null";\n'
+        f'Dir::Etc::preferences "{folder}/preferences";\nDir::Etc::preferencesparts "/dev/null";\n'
         f'Dir::State "{folder}";\nDir::State::lists "{folder}/lists";\nDir::State::status "{folder}/status";\n'
         f'Dir::Cache "{folder}/cache";\nDir::Cache::pkgcache "";\nDir::Cache::srcpkgcache "";\nDir::Log "{folder}";\n'
         f'APT::Architecture "{architecture}";\nAPT::Architectures "{architecture}";\n'
@@ -97,7 +126,8 @@ def pool(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator[Artif
             size = re.search(r"^Size: (\d+)$", stanza, re.MULTILINE)
             sha256 = re.search(r"^SHA256: ([0-9a-f]{64})$", stanza, re.MULTILINE)
             if size and sha256:
-                yield Artifact(f"{origin.place}/{name[1]}", sha256[1], int(size[1]), url)
+                # A flat archive says './name.deb'.
+                yield Artifact(f"{origin.place}/{PurePosixPath(name[1])}", sha256[1], int(size[1]), url)
 
 
 def lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]:
@@ -113,16 +143,14 @@ def lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]
     """
     known = _digests(release)
     by_hash = re.search(r"^Acquire-By-Hash: yes$", release, re.MULTILINE)
-    for component in origin.components:
-        base = f"{component}/binary-{architecture}/Packages"
+    for base in origin.lists(architecture):
         name = next((base + ending for ending in _COMPRESSIONS if base + ending in known), None)
         if name is None:
-            raise FleetError(f"{origin.release} has no list {base}", "correct recipes/distributions.yml")
+            raise FleetError(f"{origin.release} has no list {base}", "correct its source in the recipes")
         sha256, size = known[name]
         asked = f"{PurePosixPath(name).parent}/by-hash/SHA256/{sha256}" if by_hash else name
-        yield Artifact(
-            f"{origin.place}/dists/{origin.suite}/{asked}", sha256, size, f"{origin.uri}/dists/{origin.suite}/{asked}"
-        )
+        path = f"{origin.folder}{PurePosixPath(asked)}"
+        yield Artifact(f"{origin.place}/{path}", sha256, size, f"{origin.uri}/{path}")
 
 
 def _digests(release: str) -> Mapping[str, tuple[str, int]]:
@@ -142,7 +170,7 @@ def host_config(sources: str | None) -> str:
     if sources is None:
         return "// Made by vllm-fleet: this fleet has no mirror of packages.\n"
     return (
-        "// Made by vllm-fleet: packages come from the fleet's mirror, drivers from where the fleet has them.\n"
+        "// Made by vllm-fleet: packages come from the fleet's mirror, and from the sources that its roles add.\n"
         f'Dir::Etc::sourcelist "{sources}";\n'
         'Dir::Etc::sourceparts "/etc/apt/vllm-fleet.sources.d";\n'
         'Acquire::Languages "none";\n'

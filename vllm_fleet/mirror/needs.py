@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from vllm_fleet import drivers, image_choice, images, installable, paths
+from vllm_fleet import image_choice, images, installable, paths
 from vllm_fleet.artifacts import model_files
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.deployment import Deployment
-from vllm_fleet.distribution_schema import Distribution
 from vllm_fleet.errors import FleetError
-from vllm_fleet.manifest import baseline_items
+from vllm_fleet.mirror import packages
+from vllm_fleet.mirror.packages import Debs
+from vllm_fleet.mirror.store import part_key
 from vllm_fleet.plan import HostPlan, Plan
 from vllm_fleet.render import model_folder
-
-#: What Ansible's apt module works with, and what a host of the fleet needs to be its mirror.
-_TOOLS = ("python3-apt", "nginx-light", "rsync")
-_REGISTRY = "docker-registry"
-_GATEWAY = ("haproxy",)
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-
-
-def _key(kind: str, name: str, *content: Any) -> str:
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{kind}:{name}:{digest}"
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,7 @@ class Wheels:
     @property
     def key(self) -> str:
         """The part's name."""
-        return _key("wheels", self.name, self.lock, self.python, self.machine, self.glibc)
+        return part_key("wheels", self.name, self.lock, self.python, self.machine, self.glibc)
 
 
 @dataclass(frozen=True)
@@ -83,21 +70,6 @@ class Model:
     def path(self) -> str:
         """Its folder in the mirror."""
         return f"models/{model_folder(self.name)}/{self.revision}"
-
-
-@dataclass(frozen=True)
-class Debs:
-    """Packages of a distribution with all that they depend on, and its signed lists."""
-
-    distribution: str
-    record: Distribution
-    architecture: str
-    packages: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        """The part's name."""
-        return _key("debs", self.distribution, self.architecture, self.packages, self.record.model_dump())
 
 
 @dataclass(frozen=True)
@@ -139,15 +111,9 @@ def of(plan: Plan, catalog: Catalog) -> tuple[Need, ...]:
     for host in plan.hosts:
         for need in (*_engine(host, catalog, plan), *_model(host, catalog, plan)):
             found[need.key] = need
-    for need in _debs(plan, catalog):
+    for need in packages.of(plan, catalog):
         found[need.key] = need
     return tuple(found.values())
-
-
-def distribution(plan: Plan, catalog: Catalog) -> tuple[str, Distribution] | None:
-    """The distribution whose packages the fleet's mirror carries; None where it carries none."""
-    name = plan.spec.mirror.distribution
-    return (name, catalog.distributions.distributions[name]) if name else None
 
 
 def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
@@ -161,9 +127,9 @@ def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
     lock = installable.lock_of(plan, catalog, host)
     if lock is None:
         return
-    chosen = distribution(plan, catalog)
+    chosen = packages.distribution(plan, catalog)
     glibc = chosen[1].glibc if chosen else lock.header["glibc"]
-    machine = _machine(host, catalog)
+    machine = packages.machine(host, catalog)
     uv = (paths.root() / "roles" / "vllm_engine" / "files" / "uv-requirements.txt").read_text("utf-8")
     indexes = tuple(lock.header.get("index", "").split())
     # Without a distribution it is not known which of its Pythons a host will have.
@@ -178,7 +144,7 @@ def _image(host: HostPlan, deployment: Deployment, catalog: Catalog, plan: Plan)
         raise plan.document.error(("pools", host.pool), *fault, "refused")
     if image is None or image.digest is None:
         raise FleetError("what was refused is gone on with", host=host.name)
-    platform = images.PLATFORMS[_machine(host, catalog)]
+    platform = images.PLATFORMS[packages.machine(host, catalog)]
     return Image(image.image, image.digest, platform, plan.spec.mirror.registry, registry_ca(plan))
 
 
@@ -196,11 +162,6 @@ def registry_ca(plan: Plan) -> Path | None:
         at = ("mirror", "registry_ca_file")
         raise plan.document.error(at, f"there is no {paths.display(file)}", "correct the path")
     return file
-
-
-def _machine(host: HostPlan, catalog: Catalog) -> str:
-    facts = catalog.host_class(host.host_class).family.facts if host.host_class else None
-    return (facts.machine if facts else None) or "x86_64"
 
 
 def _model(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
@@ -234,29 +195,6 @@ def model_need(name: str, catalog: Catalog, plan: Plan) -> Model:
     return Model(name, weights.revision, None, tuple(weights.ignore))
 
 
-def _debs(plan: Plan, catalog: Catalog) -> Iterable[Debs]:
-    chosen = distribution(plan, catalog)
-    if chosen is None:
-        return
-    everywhere = {item["name"] for item in baseline_items() if item["kind"] == "package"} | set(_TOOLS)
-    packages: dict[str, set[str]] = {}
-    for host in plan.hosts:
-        architecture = _ARCHITECTURES[_machine(host, catalog)]
-        wanted = packages.setdefault(architecture, set(everywhere))
-        wanted.update(_GATEWAY if host.kind == "gateway" else ())
-        wanted.update(host.deployment.packages if host.deployment else ())
-        install = host.deployment.install if host.deployment else None
-        if install == "wheel":
-            wanted.add(f"python{chosen[1].python}-venv")
-        elif install == "docker":
-            wanted.update(images.PACKAGES)
-        if plan.spec.mirror.registry_port:
-            wanted.add(_REGISTRY)
-        wanted.update(drivers.TOOLS if drivers.is_managed(plan, catalog, host) else ())
-    for architecture, wanted in packages.items():
-        yield Debs(chosen[0], chosen[1], architecture, tuple(sorted(wanted)))
-
-
-def by_key(needs: Iterable[Need]) -> Mapping[str, Need]:
+def bypart_key(needs: Iterable[Need]) -> Mapping[str, Need]:
     """The parts by their names."""
     return {need.key: need for need in needs}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,12 @@ from vllm_fleet.files import write_atomically
 
 INDEX = "mirror.json"
 VERSION = 1
+
+
+def part_key(kind: str, name: str, *content: Any) -> str:
+    """The name of a part, which changes with what it is made of."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{kind}:{name}:{digest}"
 
 
 @dataclass(frozen=True)
