@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from lab.artifacts.store import build_once, say, sha256_of
+from lab.artifacts.store import build_once, remove_unused, say, sha256_of
 from lab.artifacts.uv import run_uv
 from vllm_fleet.errors import FleetError
 from vllm_fleet.paths import cache_dir, display, root
@@ -42,7 +42,9 @@ def engine_dir() -> Path:
     if not lock.is_file():
         raise FleetError("the engine's lock is missing", hint="take it from the repository again", file=display(lock))
     target = cache_dir() / "engines" / f"{ENGINE}-{sha256_of(lock)[:12]}"
-    return build_once("engine", target, _is_usable, lambda draft: _install(lock, draft))
+    build_once("engine", target, _is_usable, lambda draft: _install(lock, draft))
+    remove_unused(target)
+    return target
 
 
 def _is_usable(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lab.artifacts import engine
-from lab.artifacts.store import build_once, only_one, say, sha256_of
+from lab.artifacts.store import build_once, only_one, remove_unused, say, sha256_of
 from lab.artifacts.uv import run_uv
 from lab.tree import ensure_tree, tree_digest
 from vllm_fleet.files import write_atomically
@@ -49,7 +49,9 @@ def storage() -> Path:
     """The storage of a registry that has the image; builds it on the first call (minutes, about 3 GB)."""
     identity = f"{tree_digest()} {sha256_of(engine.lock_file())} {_STEPS}"
     target = cache_dir() / "images" / hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return build_once("image", target, lambda folder: (folder / "digest").is_file(), _build)
+    build_once("image", target, lambda folder: (folder / "digest").is_file(), _build)
+    remove_unused(target)
+    return target
 
 
 def digest(folder: Path) -> str:

@@ -7,11 +7,14 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vllm_fleet.paths import cache_dir
+
+_UNUSED_DAYS = 14
 
 
 def say(message: str) -> None:
@@ -55,6 +58,8 @@ def build_once(name: str, target: Path, is_there: Callable[[Path], bool], make: 
         ``target``.
     """
     if is_there(target):
+        # Used now: see remove_unused.
+        os.utime(target)
         return target
     with only_one(name):
         if is_there(target):
@@ -73,3 +78,16 @@ def build_once(name: str, target: Path, is_there: Callable[[Path], bool], make: 
             if draft.exists():
                 shutil.rmtree(draft)
     return target
+
+
+def remove_unused(target: Path) -> None:
+    """Removes what other versions of the project have built, gigabytes each, and none has used for two weeks.
+
+    Args:
+        target: what :func:`build_once` gave; the folders beside it are other versions of it, and nothing else.
+    """
+    since = time.time() - _UNUSED_DAYS * 86400
+    for other in target.parent.iterdir():
+        if other != target and other.is_dir() and not other.is_symlink() and other.stat().st_mtime < since:
+            say(f"removing {other.name}, unused for {_UNUSED_DAYS} days")
+            shutil.rmtree(other)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,18 @@ def test_unusable_folder_is_replaced(tmp_path: Path) -> None:
     (target / "bad").write_text("")
     store.build_once("thing", target, lambda path: (path / "good").exists(), lambda draft: (draft / "good").touch())
     assert [path.name for path in target.iterdir()] == ["good"]
+
+
+def test_versions_that_none_has_used_for_two_weeks_go_and_a_link_stays(tmp_path: Path) -> None:
+    long_ago = time.time() - 15 * 86400
+    for name in ("v1", "v2", "v3", "v4"):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    (tmp_path / "current").symlink_to("v2")
+    for used in ("v2", "v3"):
+        store.build_once("thing", tmp_path / used, Path.exists, lambda _: None)
+    store.remove_unused(tmp_path / "v3")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "v2", "v3"]
 
 
 def test_two_builds_at_once_make_it_once(
