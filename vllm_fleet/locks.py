@@ -139,18 +139,16 @@ def read(path: Path) -> Lock:
     Raises:
         FleetError: as :func:`parse`, or the file cannot be read.
     """
-    # What the user would type depends on where the user is, which what was read does not.
-    return replace(_read(path), file=paths.display(path))
+    # What the user would type depends on where the user is.
+    return _read(path, paths.display(path))
 
 
 @cache
-def _read(path: Path) -> Lock:
+def _read(path: Path, file: str) -> Lock:
     try:
-        return replace(parse(path.read_text(encoding="utf-8"), paths.display(path)), path=path)
+        return replace(parse(path.read_text(encoding="utf-8"), file), path=path)
     except (OSError, UnicodeDecodeError) as fault:
-        raise FleetError(
-            f"cannot be read: {fault}", "make it with python -m tools.locks", paths.display(path)
-        ) from None
+        raise FleetError(f"cannot be read: {fault}", "make it with python -m tools.locks", file) from None
 
 
 def inputs(engine: Engine, machine: Machine) -> dict[str, Any]:

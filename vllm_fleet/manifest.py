@@ -160,8 +160,8 @@ def wanted_facts(sized: SizedClass, asked: Mapping[str, Any] | None = None) -> d
     return facts | {"gpu_vendor": family.vendor, "gpu_arch": family.arch, "gpu_count": sized.count}
 
 
-def gateway_manifest(host: HostPlan, config: str, keys: str, certificate: Path | None) -> Manifest:
-    """The manifest of a gateway."""
+def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Item, ...]:
+    """What must be true on every gateway of a fleet."""
     role = "gateway"
     items = [
         *baseline_items(),
@@ -179,4 +179,4 @@ def gateway_manifest(host: HostPlan, config: str, keys: str, certificate: Path |
     if certificate:
         digest = hashlib.sha256(certificate.read_bytes()).hexdigest()
         items.append(file_item(role, gateway.CERTIFICATE, digest, "0640", "root", "haproxy"))
-    return Manifest(host.name, tuple(items), {})
+    return tuple(items)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 
+@cache
 def root() -> Path:
     """The checkout: the nearest folder above this file that holds ``Pulumi.yaml``."""
     for folder in Path(__file__).resolve().parents:

@@ -31,7 +31,7 @@ from vllm_fleet.catalog import load as load_catalog
 from vllm_fleet.deployment import choose
 from vllm_fleet.errors import FleetError
 from vllm_fleet.fleet_schema import ApiKeys
-from vllm_fleet.manifest import UNITS, Manifest, gateway_manifest, serving_manifest
+from vllm_fleet.manifest import UNITS, Item, Manifest, gateway_items, serving_manifest
 from vllm_fleet.mirror import client, needs
 from vllm_fleet.plan import READINESS_OFFSET, HostPlan, Plan
 from vllm_fleet.plan import load as load_plan
@@ -77,7 +77,7 @@ class Site:
             lines += [f"{name} {key}\n" for key in at.ssh_host_keys]
         return "".join(lines)
 
-    @property
+    @cached_property
     def known_hosts_file(self) -> Path:
         """Where :attr:`known_hosts` is written for ``ssh``."""
         return paths.run_dir(self.plan.fleet) / "known_hosts"
@@ -96,7 +96,7 @@ class Site:
         jump = (door.location.user, door.location.address, door.location.port) if door else None
         return reach.arguments(self.known_hosts_file, jump, self.private_key_file)
 
-    @property
+    @cached_property
     def control_path_dir(self) -> str:
         """Where ``ssh`` keeps shared connections to hosts behind a gateway.
 
@@ -104,7 +104,7 @@ class Site:
         """
         return f"~/.ansible/cp/{hashlib.sha256(str(self.plan.directory.resolve()).encode()).hexdigest()[:8]}"
 
-    @property
+    @cached_property
     def private_key_file(self) -> Path | None:
         """The private key that the fleet names, if it names one."""
         own = self.plan.access.ssh_private_key_file
@@ -143,11 +143,12 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
         for name, port in host.instances
     ]
     gateways = [where[host.name].service_address for host in plan.hosts if host.kind == "gateway"]
+    on_gateways = _gateway(plan, backends) if gateways else ({}, ())
     hosts = []
     for host in plan.hosts:
         at = where[host.name]
         if host.kind == "gateway":
-            variables, manifest = _gateway(plan, host, backends)
+            variables, manifest = dict(on_gateways[0]), Manifest(host.name, on_gateways[1], {})
         else:
             said = (facts or {}).get(host.name, {})
             lock = installable.lock_of(plan, catalog, host)
@@ -258,7 +259,8 @@ def _image(plan: Plan, catalog: Catalog, host: HostPlan, mirrored: client.Mirror
     return images.image_of(deployment.engine.docker, family.facts.machine, family.vendor, *at, reached)
 
 
-def _gateway(plan: Plan, host: HostPlan, backends: list[gateway.Backend]) -> tuple[dict[str, Any], Manifest]:
+def _gateway(plan: Plan, backends: list[gateway.Backend]) -> tuple[dict[str, Any], tuple[Item, ...]]:
+    """What every gateway gets, the same on each of them: its variables and what must be true on it."""
     config = gateway.haproxy_config(plan.gateway, backends)
     keys_document = yamlfile.read(plan.directory / plan.gateway.api_keys_file)
     keys = gateway.api_keys_text(yamlfile.parse(keys_document, ApiKeys).keys)
@@ -268,12 +270,11 @@ def _gateway(plan: Plan, host: HostPlan, backends: list[gateway.Backend]) -> tup
         raise plan.document.error(
             ("gateway", "tls", "certificate_file"), f"there is no {paths.display(certificate)}", "correct the path"
         )
-    manifest = gateway_manifest(host, config, keys, certificate)
     return {
         "gateway_config": config,
         "gateway_api_key_digests": keys,
         "gateway_certificate_file": str(certificate) if certificate else "",
-    }, manifest
+    }, gateway_items(config, keys, certificate)
 
 
 def explain(site: Site, name: str) -> Mapping[str, Any]:
