@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ def test_a_published_image_needs_no_registry_of_the_fleet(catalog: Catalog) -> N
 
 def test_entries_that_pin_nothing_are_named(catalog: Catalog) -> None:
     document = Document("fleet.yml", {}, {})
-    found = list(faults({"vllm-9": X86, "vllm-0.14.1-rocm": X86, ENGINE: X86}, catalog, document))
+    bare = catalog.engines["vllm-0.14.1-rocm"].model_copy(update={"docker": None})
+    catalog = replace(catalog, engines={**catalog.engines, bare.id: bare})
+    found = list(faults({"vllm-9": X86, bare.id: X86, ENGINE: X86}, catalog, document))
     assert [(fault.key, fault.message.split(":")[0]) for fault in found] == [
         ("artifacts.images.vllm-9", "there is no engine 'vllm-9'"),
         ("artifacts.images.vllm-0.14.1-rocm", "vllm-0.14.1-rocm does not come as an image"),
@@ -185,6 +188,13 @@ def image(catalog: Catalog, engine: str, vendor: str, mirror: Mirror | None = No
             "rocm-open-mi300",
             "amd",
             ["--device=/dev/kfd", "--device=/dev/dri", "--group-add=video", "--cap-add=SYS_PTRACE"],
+            "--runtime=nvidia",
+        ),
+        (
+            "mi300x-8",
+            "vllm-0.32.0-rocm",
+            "amd",
+            ["--device=/dev/kfd", "--device=/dev/dri", "--group-add=video", "--ulimit=memlock=-1:-1"],
             "--runtime=nvidia",
         ),
     ],
