@@ -132,6 +132,7 @@ def for_host(
         "driver_packages_managed": managed,
         "driver_packages_tools": list(TOOLS),
         "driver_packages_repositories": sources if managed else [],
+        "driver_packages_kernel_modules": chosen.kernel_modules,
         "driver_packages_names": [*(f"{name}={packages[name]}" for name in sorted(packages)), *others],
         "driver_packages_preferences": pins,
         "driver_packages_unattended": blacklist,
