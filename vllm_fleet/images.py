@@ -48,6 +48,7 @@ class Image:
         machine: the kind of the host's processors; None: whatever it is.
         vendor: of the host's devices.
         ca: who signs the registry's certificate, PEM; None: the registry is asked without TLS.
+        lab: the host is a container, whose limits are those of its machine.
     """
 
     install: DockerInstall
@@ -55,6 +56,7 @@ class Image:
     machine: str | None
     vendor: str
     ca: str | None = None
+    lab: bool = False
 
     @property
     def reference(self) -> str:
@@ -84,7 +86,13 @@ class Image:
 
 
 def image_of(
-    install: DockerInstall, machine: str | None, vendor: str, mirror: Mirror, folder: Path, served: str | None = None
+    install: DockerInstall,
+    machine: str | None,
+    vendor: str,
+    mirror: Mirror,
+    folder: Path,
+    served: str | None = None,
+    lab: bool = False,
 ) -> Image:
     """The image of a host.
 
@@ -95,10 +103,11 @@ def image_of(
         mirror: the fleet's own registry.
         folder: the fleet's folder, for its files.
         served: ``host:port`` of the registry that the mirror itself is; then it is that one, without TLS.
+        lab: whether the host is one of the lab.
     """
     ca = mirror.registry_ca_file if mirror.registry and not served else None
     text = (folder / ca).read_text(encoding="utf-8") if ca else None
-    return Image(install, served or mirror.registry, machine, vendor, text)
+    return Image(install, served or mirror.registry, machine, vendor, text, lab)
 
 
 def run_words(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> list[str]:
@@ -112,7 +121,12 @@ def run_words(image: Image, deployment: Deployment, model: str, cache: str, name
         names: the variables that it gets from the unit's environment.
     """
     own = shlex.join(image.install.options).replace("--gpus all", shlex.join(_CDI))
-    words = [*render.RUN_OPTIONS, *_LIMITS, *([] if image.vendor == "cpu" else [_LOCKED]), *shlex.split(own)]
+    words = [
+        *render.RUN_OPTIONS,
+        *_LIMITS,
+        *([] if image.vendor == "cpu" or image.lab else [_LOCKED]),
+        *shlex.split(own),
+    ]
     words += [f"--volume={path}:{path}:ro" for path in (model, render.ENCODINGS)]
     words += [f"--volume={cache}:{cache}"]
     return words + [f"--env={name}" for name in sorted({*names, *deployment.env, *_ACCOUNT})]

@@ -209,7 +209,7 @@ def _serving(
     known = driver.facts.get("driver_version") if driver else None
     cache = startcache.key(deployment, model.revision, arch, known or facts.get("driver"))
     kept = startcache.directory(cache)
-    image = _image(plan, catalog, deployment, registry)
+    image = _image(plan, catalog, deployment, registry, lab=host.cloud == "lab")
     model_at = render.model_directory(deployment.model, model.revision)
     start = (
         images.start_env(image, deployment, model_at, kept, render.serving_env(deployment, kept))
@@ -246,13 +246,16 @@ def _serving(
     return {**(driver.variables if driver else {}), **variables}, manifest
 
 
-def _image(plan: Plan, catalog: Catalog, deployment: Deployment, registry: str | None) -> images.Image | None:
+def _image(
+    plan: Plan, catalog: Catalog, deployment: Deployment, registry: str | None, lab: bool
+) -> images.Image | None:
     install = deployment.engine.docker
     if deployment.install != "docker" or install is None:
         return None
     family = catalog.host_class(deployment.host_class).family
     needs.registry_ca(plan)
-    return images.image_of(install, family.facts.machine, family.vendor, plan.spec.mirror, plan.directory, registry)
+    machine, vendor = family.facts.machine, family.vendor
+    return images.image_of(install, machine, vendor, plan.spec.mirror, plan.directory, registry, lab)
 
 
 def _gateway(plan: Plan, host: HostPlan, backends: list[gateway.Backend]) -> tuple[dict[str, Any], Manifest]:

@@ -210,6 +210,14 @@ def test_the_devices_are_those_of_the_vendor(
     assert "--ipc=host" in words
 
 
+def test_a_lab_host_raises_no_limit_of_its_machine(catalog: Catalog) -> None:
+    engine = "vllm-0.32.0-rocm"
+    deployment = resolve(catalog, Question("mi300x-1", "openai/gpt-oss-20b", engine=engine, install="docker"))
+    here, there = (replace(image(catalog, engine, "amd"), lab=lab) for lab in (True, False))
+    words = [set(images.run_words(each, deployment, "/m", "/c", {})) for each in (here, there)]
+    assert words[1] - words[0] == {"--ulimit=memlock=-1:-1"}
+
+
 @pytest.mark.parametrize(("tensor_parallel", "devices"), [(1, ["0", "1"]), (2, ["0,1", "2,3"]), (8, [None])])
 def test_each_instance_has_devices_of_its_own(
     catalog: Catalog, tensor_parallel: int, devices: list[str | None]
