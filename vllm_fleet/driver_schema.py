@@ -70,6 +70,8 @@ class DriverRelease(Strict):
     open_modules: bool
     repositories: list[str] = Field(min_length=1)
     packages: dict[Name, VersionPattern] = Field(min_length=1)
+    #: Of the kernel that runs, whose version is added: modules that a distribution keeps apart and its own one needs.
+    kernel_modules: list[Name] = []
     fabric_manager: FabricManager | None = None
     #: The service that lends memory between hosts of one NVLink network, which stops at another driver's version.
     imex: dict[Name, VersionPattern] = {}

@@ -131,6 +131,7 @@ def for_host(
         "driver_packages_managed": managed,
         "apt_repository_tools": list(repositories.TOOLS),
         "driver_packages_repositories": [each.variables for each in found] if managed else [],
+        "driver_packages_kernel_modules": chosen.kernel_modules,
         "driver_packages_names": [*(f"{name}={packages[name]}" for name in sorted(packages)), *others],
         "driver_packages_preferences": pins,
         "driver_packages_unattended": blacklist,

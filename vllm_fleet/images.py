@@ -70,6 +70,7 @@ class Image:
         vendor: of the host's devices.
         ca: who signs the registry's certificate, PEM; None: the registry is asked without TLS.
         toolkit: what lets its containers reach NVIDIA's GPUs; None for other vendors.
+        lab: the host is a container, whose limits are those of its machine.
     """
 
     install: DockerInstall
@@ -78,6 +79,7 @@ class Image:
     vendor: str
     ca: str | None = None
     toolkit: Toolkit | None = None
+    lab: bool = False
 
     @property
     def reference(self) -> str:
@@ -113,7 +115,6 @@ def image_of(
     mirror: Mirror,
     folder: Path,
     served: str | None = None,
-    toolkit: Toolkit | None = None,
 ) -> Image:
     """The image of a host.
 
@@ -124,11 +125,13 @@ def image_of(
         mirror: the fleet's own registry.
         folder: the fleet's folder, for its files.
         served: ``host:port`` of the registry that the mirror itself is; then it is that one, without TLS.
-        toolkit: what lets its containers reach NVIDIA's GPUs.
+
+    Returns:
+        The image without a container toolkit, which depends on the fleet.
     """
     ca = mirror.registry_ca_file if mirror.registry and not served else None
     text = (folder / ca).read_text(encoding="utf-8") if ca else None
-    return Image(install, served or mirror.registry, machine, vendor, text, toolkit)
+    return Image(install, served or mirror.registry, machine, vendor, text)
 
 
 def run_words(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> list[str]:
@@ -142,7 +145,12 @@ def run_words(image: Image, deployment: Deployment, model: str, cache: str, name
         names: the variables that it gets from the unit's environment.
     """
     own = shlex.join(image.install.options).replace("--gpus all", shlex.join(_CDI))
-    words = [*render.RUN_OPTIONS, *_LIMITS, *([] if image.vendor == "cpu" else [_LOCKED]), *shlex.split(own)]
+    words = [
+        *render.RUN_OPTIONS,
+        *_LIMITS,
+        *([] if image.vendor == "cpu" or image.lab else [_LOCKED]),
+        *shlex.split(own),
+    ]
     words += [f"--volume={path}:{path}:ro" for path in (model, render.ENCODINGS)]
     words += [f"--volume={cache}:{cache}"]
     return words + [f"--env={name}" for name in sorted({*names, *deployment.env, *_ACCOUNT})]

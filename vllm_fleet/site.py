@@ -254,9 +254,9 @@ def _image(plan: Plan, catalog: Catalog, host: HostPlan, mirrored: client.Mirror
         return None
     family = catalog.host_class(deployment.host_class).family
     needs.registry_ca(plan)
-    reached = toolkit.of_host(plan, catalog, host, mirrored.packages)
     at = (plan.spec.mirror, plan.directory, mirrored.registry)
-    return images.image_of(deployment.engine.docker, family.facts.machine, family.vendor, *at, reached)
+    image = images.image_of(deployment.engine.docker, family.facts.machine, family.vendor, *at)
+    return replace(image, toolkit=toolkit.of_host(plan, catalog, host, mirrored.packages), lab=host.cloud == "lab")
 
 
 def _gateway(plan: Plan, backends: list[gateway.Backend]) -> tuple[dict[str, Any], tuple[Item, ...]]:

@@ -85,7 +85,8 @@ class Box:
         """What the plan would make of such an image, on a host with NVIDIA GPUs where it has a toolkit for them."""
         vendor = "nvidia" if toolkit else "cpu"
         install = DockerInstall(image=image.NAME, tag="1", digest=digest, options=["--ipc=host"], serves=False)
-        return images.image_of(install, "x86_64", vendor, Mirror(registry=REGISTRY), self.folder, toolkit=toolkit)
+        found = images.image_of(install, "x86_64", vendor, Mirror(registry=REGISTRY), self.folder)
+        return replace(found, toolkit=toolkit)
 
     def play(self, *plays: Play) -> tuple[int, dict[str, dict[str, int]], str]:
         """Exit code, counts by name and output of one run of the plays; one that fails does not stop the others."""

@@ -209,7 +209,7 @@ def test_marlin_on_hopper_only_where_the_regression_is(
         ("r9700-1", "rocm-open-mi300", {"model": SMALL}, "no recipe"),
         ("a100-40gb-1", "vllm-0.12.0-cuda", {}, "does not fit: 1 x 40.0 GiB x 0.9"),
         ("mi300x-8", "vllm-0.12.0-cuda", {}, "no recipe"),
-        ("mi300x-8", "vllm-0.14.1-rocm", {"install": "docker"}, "cannot be installed"),
+        ("r9700-1", "rocm-open-r9700", {"install": "wheel", "model": SMALL}, "cannot be installed"),
         ("rtx5090-1", None, {}, "still being worked on"),
         ("l40s-8", None, {}, "still being worked on"),
     ],

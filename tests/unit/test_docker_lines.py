@@ -67,7 +67,9 @@ def test_without_a_digest_the_release_runs_with_a_warning() -> None:
     assert "a fleet refuses it" in (render.docker_note(image()) or "")
 
 
-@pytest.mark.parametrize("engine", ["rocm-open-mi300", "rocm-open-mi355", "rocm-open-r9700"])
+@pytest.mark.parametrize(
+    "engine", ["rocm-open-mi300", "rocm-open-mi355", "rocm-open-r9700", "vllm-0.14.1-rocm", "vllm-0.32.0-rocm"]
+)
 def test_a_rocm_image_gets_its_devices(catalog: Catalog, engine: str) -> None:
     docker = catalog.engines[engine].docker
     assert docker is not None
@@ -87,7 +89,15 @@ def test_recipe_prints_the_lines_and_the_note(install: list[str]) -> None:
     assert f"note: {data['docker_note']}" in text
 
 
-def test_an_engine_without_an_image_has_no_line() -> None:
+def test_a_release_for_rocm_runs_from_its_own_image_with_its_devices() -> None:
     asked = ["recipe", "--host-class", "mi300x-8", "--model", MODEL, "--engine", "vllm-0.14.1-rocm", "--json"]
     data = json.loads(CliRunner().invoke(app, asked).stdout)
-    assert (data["docker"], data["docker_note"]) == (None, None)
+    assert " --device=/dev/kfd --device=/dev/dri --group-add=video --cap-add=SYS_PTRACE " in data["docker"]
+    assert " vllm/vllm-openai-rocm:v0.14.1 --model openai/gpt-oss-20b " in data["docker"]
+
+
+def test_an_image_that_no_registry_has_gives_no_line() -> None:
+    asked = ["recipe", "--host-class", "cpu-2", "--model", "vllm-fleet/lab-gpt-oss", "--json"]
+    data = json.loads(CliRunner().invoke(app, asked).stdout)
+    assert data["docker"] is None
+    assert "is in no registry" in data["docker_note"]

@@ -107,7 +107,9 @@ def test_a_published_image_needs_no_registry_of_the_fleet(catalog: Catalog) -> N
 
 def test_entries_that_pin_nothing_are_named(catalog: Catalog) -> None:
     document = Document("fleet.yml", {}, {})
-    found = list(faults({"vllm-9": X86, "vllm-0.14.1-rocm": X86, ENGINE: X86}, catalog, document))
+    bare = catalog.engines["vllm-0.14.1-rocm"].model_copy(update={"docker": None})
+    catalog = replace(catalog, engines={**catalog.engines, bare.id: bare})
+    found = list(faults({"vllm-9": X86, bare.id: X86, ENGINE: X86}, catalog, document))
     assert [(fault.key, fault.message.split(":")[0]) for fault in found] == [
         ("artifacts.images.vllm-9", "there is no engine 'vllm-9'"),
         ("artifacts.images.vllm-0.14.1-rocm", "vllm-0.14.1-rocm does not come as an image"),
@@ -169,7 +171,7 @@ def image(catalog: Catalog, engine: str, vendor: str, mirror: Mirror | None = No
     docker = pinned(catalog.engine(engine), {engine: X86}, "x86_64").docker
     assert isinstance(docker, DockerInstall)
     toolkit = toolkit_of(catalog) if vendor == "nvidia" else None
-    return images.image_of(docker, "x86_64", vendor, mirror or Mirror(), Path(), toolkit=toolkit)
+    return replace(images.image_of(docker, "x86_64", vendor, mirror or Mirror(), Path()), toolkit=toolkit)
 
 
 def toolkit_of(catalog: Catalog, managed: bool = True) -> images.Toolkit:
@@ -194,6 +196,13 @@ def toolkit_of(catalog: Catalog, managed: bool = True) -> images.Toolkit:
             ["--device=/dev/kfd", "--device=/dev/dri", "--group-add=video", "--cap-add=SYS_PTRACE"],
             "--runtime=nvidia",
         ),
+        (
+            "mi300x-8",
+            "vllm-0.32.0-rocm",
+            "amd",
+            ["--device=/dev/kfd", "--device=/dev/dri", "--group-add=video", "--ulimit=memlock=-1:-1"],
+            "--runtime=nvidia",
+        ),
     ],
 )
 def test_the_devices_are_those_of_the_vendor(
@@ -205,6 +214,14 @@ def test_the_devices_are_those_of_the_vendor(
     assert [word for word in wanted if word not in words] == []
     assert other not in words
     assert "--ipc=host" in words
+
+
+def test_a_lab_host_raises_no_limit_of_its_machine(catalog: Catalog) -> None:
+    engine = "vllm-0.32.0-rocm"
+    deployment = resolve(catalog, Question("mi300x-1", "openai/gpt-oss-20b", engine=engine, install="docker"))
+    here, there = (replace(image(catalog, engine, "amd"), lab=lab) for lab in (True, False))
+    words = [set(images.run_words(each, deployment, "/m", "/c", {})) for each in (here, there)]
+    assert words[1] - words[0] == {"--ulimit=memlock=-1:-1"}
 
 
 @pytest.mark.parametrize(("tensor_parallel", "devices"), [(1, ["0", "1"]), (2, ["0,1", "2,3"]), (8, [None])])

@@ -77,13 +77,13 @@ def test_the_later_rule_wins(catalog: Catalog) -> None:
         ({"engine": "vllm-9"}, "bad-input", "there is no engine"),
         (
             {
-                "host_class": "mi300x-8",
-                "model": "openai/gpt-oss-120b",
-                "engine": "vllm-0.14.1-rocm",
-                "install": "docker",
+                "host_class": "r9700-1",
+                "model": "openai/gpt-oss-20b",
+                "engine": "rocm-open-r9700",
+                "install": "wheel",
             },
             "refused",
-            "cannot be installed as 'docker'",
+            "cannot be installed as 'wheel'",
         ),
         ({"overrides": overridden(args={"max-modle-len": 1})}, "bad-input", "does not read the flag 'max-modle-len'"),
         ({"overrides": overridden(args={"max_model_len": 1})}, "bad-input", "does not read the flag 'max_model_len'"),
