@@ -6,7 +6,6 @@ import asyncio
 import json
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -158,19 +157,3 @@ def test_ssh_itself_comes_through_with_the_same_keys(servers: Loop, key_file: Pa
     refused = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode != 0
     assert "Host key verification failed" in refused.stderr
-
-
-def test_no_compiler_is_started_for_asyncssh() -> None:
-    code = """if True:
-        import ctypes.util
-        asked = []
-        def search(name):
-            asked.append(name)
-        ctypes.util.find_library = search
-        from vllm_fleet.edge.connection import import_asyncssh
-        import_asyncssh()
-        import asyncssh.crypto.pq
-        print("oqs" in asked, "liboqs" in asked, len(asked) > 0, ctypes.util.find_library is search)
-    """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False", "True", "True"]

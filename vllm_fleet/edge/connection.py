@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes.util
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
@@ -20,19 +19,6 @@ _CIPHERS = "^aes128-gcm@openssh.com"
 
 class NoAnswerError(Exception):
     """A host that cannot be asked, with the reason as a user would read it."""
-
-
-def import_asyncssh() -> None:
-    """Imports asyncssh without its search for liboqs: that starts compilers and linkers, a fifth of its CPU.
-
-    Where liboqs is installed it would add sntrup761 to the key exchanges that are offered.
-    """
-    search = ctypes.util.find_library
-    ctypes.util.find_library = lambda name: None if name in ("oqs", "liboqs") else search(name)
-    try:
-        import asyncssh  # noqa: F401 - for who imports it next
-    finally:
-        ctypes.util.find_library = search
 
 
 class Ways:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_fleet import vetoes
-from vllm_fleet.edge.connection import CONNECT_SECONDS, NoAnswerError, Ways, connected, import_asyncssh
+from vllm_fleet.edge.connection import CONNECT_SECONDS, NoAnswerError, Ways, connected
 from vllm_fleet.manifest import Manifest
 
 #: Hosts that are asked at the same time.
@@ -136,7 +136,6 @@ def probe(
     Returns:
         A report for each host, in the order of the targets; a host that does not answer has an error.
     """
-    import_asyncssh()
     return asyncio.run(_probe_all(targets, on_report))
 
 
