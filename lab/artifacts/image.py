@@ -132,8 +132,8 @@ def add_layer(folder: Path, root: Path, exclude: tuple[str, ...]) -> tuple[dict[
     return {"mediaType": _LAYER_TYPE, "size": size, "digest": name}, f"sha256:{content.hexdigest()}"
 
 
-def add_image(folder: Path, config: Mapping[str, Any], layers: list[dict[str, Any]]) -> str:
-    """Adds config and manifest to a storage; the digest of the image."""
+def add_image(folder: Path, config: Mapping[str, Any], layers: list[dict[str, Any]], repository: str = NAME) -> str:
+    """Adds config and manifest to a repository of a storage; the digest of the image."""
     name, size = _add_text(folder, json.dumps(config, sort_keys=True))
     manifest = {
         "schemaVersion": 2,
@@ -143,8 +143,8 @@ def add_image(folder: Path, config: Mapping[str, Any], layers: list[dict[str, An
     }
     image, _ = _add_text(folder, json.dumps(manifest, sort_keys=True))
     for part in (name, *(layer["digest"] for layer in layers)):
-        link(folder, "_layers", part)
-    link(folder, "_manifests/revisions", image)
+        link(folder, "_layers", part, repository)
+    link(folder, "_manifests/revisions", image, repository)
     return image
 
 
@@ -173,6 +173,6 @@ def blob(folder: Path, name: str) -> Path:
     return folder / registry.blob(name)
 
 
-def link(folder: Path, kind: str, name: str) -> None:
-    """Lets the image's repository of a storage have a blob."""
-    write_atomically(folder / registry.link(NAME, kind, name), name)
+def link(folder: Path, kind: str, name: str, repository: str = NAME) -> None:
+    """Lets a repository of a storage have a blob."""
+    write_atomically(folder / registry.link(repository, kind, name), name)

@@ -27,6 +27,20 @@ loaded=$(cat /run/lab-gpu/loaded)
 _NVIDIA = """\
 [ "$loaded" = VERSION ] || { echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18; }
 """
+#: The module makes the devices, and udev gives them to the groups. Docker refuses to start a container without them;
+#: these are /dev/null by other names: they open where the real ones would, and nothing is behind them.
+_AMD = """\
+if [ ! -e /dev/kfd ] && mknod -m 660 /dev/kfd c 1 3 2>/dev/null; then
+    chgrp render /dev/kfd
+    mkdir -p /dev/dri
+    for number in NUMBERS; do
+        mknod -m 660 "/dev/dri/card$number" c 1 3
+        mknod -m 660 "/dev/dri/renderD$((128 + number))" c 1 3
+    done
+    chgrp video /dev/dri/card*
+    chgrp render /dev/dri/renderD*
+fi
+"""
 _RUN = """\
 said=$(/usr/lib/lab-gpu/TOOL "$@") || { code=$?; printf '%s\\n' "$said"; exit $code; }
 printf '%s\\n' "$said" | sed "s/@LOADED@/$loaded/g"
@@ -75,15 +89,16 @@ def nvidia(host: Gpus, version: str, packages: Mapping[str, str]) -> Iterator[Pa
 def amd(host: Gpus, version: str, rocm: str, packages: Mapping[str, str]) -> Iterator[Package]:
     """AMD's packages of one driver version with one ROCm; the arguments are those of :func:`nvidia`."""
     unloaded = replace(host, driver=_MARK)
+    loaded = _LOADED + _AMD.replace("NUMBERS", " ".join(str(number) for number in range(host.count)))
     files: dict[str, dict[str, File]] = {
         "amdgpu-dkms": {_MODULE: File(f"{version}\n")},
         "rocm-core": {"opt/rocm/.info/version": File(f"{rocm}-56\n")},
         "rocm-smi-lib": {
-            "opt/rocm/bin/rocm-smi": File(_LOADED + _tool("rocm-smi"), 0o755),
+            "opt/rocm/bin/rocm-smi": File(loaded + _tool("rocm-smi"), 0o755),
             "usr/lib/lab-gpu/rocm-smi": File(scripts.rocm_smi(unloaded), 0o755),
         },
         "amd-smi-lib": {
-            "opt/rocm/bin/amd-smi": File(_LOADED + _tool("amd-smi"), 0o755),
+            "opt/rocm/bin/amd-smi": File(loaded + _tool("amd-smi"), 0o755),
             "usr/lib/lab-gpu/amd-smi": File(scripts.amd_smi(unloaded), 0o755),
         },
     }
