@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,26 @@ def test_a_number_that_is_used_again_is_left_alone() -> None:
         child.kill()
 
 
+def words(processes: list[process.Process]) -> list[str]:
+    """The command lines of processes."""
+    return [Path(f"/proc/{each.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip() for each in processes]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for what a busy machine may take long to do."""
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_a_host_is_found_by_its_folder_alone(tmp_path: Path) -> None:
     mine, other = tmp_path / "a" / "root", tmp_path / "a" / "root2"
     started = [subprocess.Popen(["sh", "-c", "sleep 60; :", "x", f"--directory={folder}"]) for folder in (mine, other)]
     try:
+        # Until then a child has the command line of the shell that it comes from.
+        for child in started:
+            until(lambda pid=child.pid: words(process.host_init([process.Process(pid, 0, 0)])) == ["sleep 60"])
         found = process.find(mine)
         assert [each.pid for each in found] == [started[0].pid]
         assert [each.parent for each in process.host_init(found)] == [started[0].pid]
