@@ -27,6 +27,7 @@ def faults(catalog: Catalog) -> Iterator[FleetError]:
                 yield document.error(at, f"there is no repository {repository!r}", "correct the name")
         if not any(name in row.releases for row in drivers.classes.values()):
             yield document.error(("releases", name), "is the driver of no class", "take it out")
+    yield from _toolkit(catalog)
     for name, row in drivers.classes.items():
         family = catalog.classes.get(name)
         if family is None:
@@ -34,6 +35,18 @@ def faults(catalog: Catalog) -> Iterator[FleetError]:
             continue
         for message, hint in (*_sizes(family, row), *_releases(catalog, family, row)):
             yield document.error(("classes", name), message, hint)
+
+
+def _toolkit(catalog: Catalog) -> Iterator[FleetError]:
+    """The container toolkit comes from a repository that has it for every NVIDIA class."""
+    name, at = catalog.drivers.container_toolkit.repository, ("container_toolkit", "repository")
+    repository, document = catalog.drivers.repositories.get(name), catalog.documents["drivers"]
+    if repository is None:
+        yield document.error(at, f"there is no repository {name!r}", "correct the name")
+        return
+    machines = {each.machine for each in catalog.sized_classes() if each.family.vendor == "nvidia"}
+    for machine in sorted(machines - set(repository.machines)):
+        yield document.error(at, f"{name} has nothing for {machine}", "add it to 'machines'")
 
 
 def fleet_faults(copies: Iterable[str], catalog: Catalog, document: Document) -> Iterator[FleetError]:

@@ -121,11 +121,10 @@ def for_host(
         packages |= chosen.fabric_manager.packages
     packages |= chosen.imex if row.imex else {}
     others = row.fabric_packages if switches else []
-    machine = sized.family.facts.machine or "x86_64"
-    origins = tuple(repositories.of(catalog, name, machine, own) for name in chosen.repositories)
+    origins = tuple(repositories.of(catalog, name, sized.machine, own) for name in chosen.repositories)
     found = [each.served_by(mirror) for each in origins]
     holds = [*catalog.drivers.holds[vendor].packages, *catalog.drivers.kernel.packages]
-    pins = preferences(found, packages, in_mirror=mirror is not None)
+    pins = _preferences(found, packages, in_mirror=mirror is not None)
     blacklist = _unattended(holds)
     variables: dict[str, Any] = {
         "driver_packages_managed": managed,
@@ -211,7 +210,7 @@ def _amd_items(lab: bool) -> list[Item]:
     return found
 
 
-def preferences(found: Iterable[Repository], packages: Mapping[str, str], *, in_mirror: bool) -> str:
+def _preferences(found: Iterable[Repository], packages: Mapping[str, str], *, in_mirror: bool) -> str:
     """Pins for apt: just these versions whatever else is on offer, and the vendor before the distribution."""
     stanzas = [f"# {_MADE}", *repositories.pins(found, in_mirror=in_mirror)]
     # Above 1000, so that apt goes back to an older version, too.

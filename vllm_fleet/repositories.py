@@ -15,8 +15,8 @@ from typing import Any
 
 from vllm_fleet.catalog import Catalog
 from vllm_fleet.driver_schema import AptSource, RepositoryMirror, SigningKey
-from vllm_fleet.errors import FleetError
 from vllm_fleet.plan import Plan
+from vllm_fleet.schema import Machine
 
 #: A repository for hosts of any system.
 ANY_SYSTEM = "any"
@@ -108,7 +108,7 @@ def copies(plan: Plan) -> Copies:
     }
 
 
-def of(catalog: Catalog, name: str, machine: str, own: Copies) -> Repository:
+def of(catalog: Catalog, name: str, machine: Machine, own: Copies) -> Repository:
     """A repository for one kind of processor: the fleet's own copy, else the vendor's.
 
     Args:
@@ -122,9 +122,7 @@ def of(catalog: Catalog, name: str, machine: str, own: Copies) -> Repository:
         copy, key_file = own[name]
         source = AptSource(uri=copy.uri, suites=copy.suites, components=copy.components)
         return Repository(name, {ANY_SYSTEM: source}, key_file, recipe.pin)
-    called = next((each for kind, each in recipe.machines.items() if kind == machine), None)
-    if called is None:
-        raise FleetError(f"{name} has nothing for {machine}", "add it to 'machines'", "recipes/drivers.yml")
+    called = recipe.machines[machine]
     systems = {
         system: source.model_copy(update={"uri": source.uri.replace("{machine}", called)})
         for system, source in recipe.systems.items()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from stand_in_vllm import HANDLER
 
 from lab import apt, gpu, host, network, rootfs
 from lab.artifacts import image
@@ -51,7 +52,8 @@ ADDRESSES = {GATEWAY: f"{SUBNET}.2", RADEON: f"{SUBNET}.11", INSTINCT: f"{SUBNET
 GPUS = {RADEON: gpu.gpus("r9700-1"), INSTINCT: gpu.gpus("mi300x-1")}
 #: An image of AMD's fork, which starts nothing by itself, and the one of vLLM's releases.
 ENGINES = {RADEON: "rocm-open-r9700", INSTINCT: "vllm-0.32.0-rocm"}
-VLLM = """\
+VLLM = (
+    """\
 #!/usr/bin/python3
 import glob, http.server, json, os, re, sys
 
@@ -74,13 +76,9 @@ with open("/proc/self/status") as file:
 seen = {"devices": devices, "environment": dict(os.environ), "uid": os.getuid(), "groups": os.getgroups()}
 seen.update(rights=rights, socket=os.path.exists("/run/docker.sock"))
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def answer(self, body):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
+"""
+    + HANDLER
+    + """\
     def do_GET(self):
         self.answer(b"vllm:num_requests_running 0\\n" if self.path == "/metrics" else json.dumps(seen).encode())
 
@@ -90,6 +88,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 http.server.ThreadingHTTPServer((config["host"], int(config["port"])), Handler).serve_forever()
 """
+)
 
 
 def python(tree: Path, target: Path) -> None:

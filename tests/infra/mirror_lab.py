@@ -15,6 +15,7 @@ from typing import Any
 
 import small_wheels
 import yaml
+from stand_in_vllm import HANDLER
 
 from lab import host, network
 from lab.artifacts.encodings import encodings_dir
@@ -30,18 +31,15 @@ FLEET = "mirrored"
 CPU, CUDA = "vllm-0.32.0-cpu", "vllm-0.32.0-cuda"
 #: Stands in for vLLM, which the end-to-end tests run for real: here only its way to the hosts is tested. It answers
 #: what the unit asks of a start, as roles/vllm_service/files/vllm-instance reads it: a completion, and metrics.
-_VLLM = """
+_VLLM = (
+    """
 import http.server, json, os, re, sys
 
 __version__ = "0.32.0"
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def answer(self, body):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
+"""
+    + HANDLER
+    + """\
     def do_GET(self):
         self.answer(b"vllm:num_requests_running 0\\n")
 
@@ -58,6 +56,7 @@ def main():
         config = dict(re.findall(r"^(host|port): (.+)$", file.read(), re.MULTILINE))
     http.server.ThreadingHTTPServer((config["host"], int(config["port"])), Handler).serve_forever()
 """
+)
 _PLATFORM = """
 class Platform:
     is_rocm = is_cuda = lambda self: False

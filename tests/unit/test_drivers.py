@@ -51,6 +51,16 @@ def test_every_class_has_a_driver_or_a_reason(catalog: Catalog) -> None:
         assert row.source
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("plan-9", "there is no repository 'plan-9'"), ("amdgpu-30.10.2", "amdgpu-30.10.2 has nothing for aarch64")],
+)
+def test_the_container_toolkit_comes_from_a_repository_that_has_it(catalog: Catalog, name: str, says: str) -> None:
+    toolkit = catalog.drivers.container_toolkit.model_copy(update={"repository": name})
+    recipes = replace(catalog, drivers=catalog.drivers.model_copy(update={"container_toolkit": toolkit}))
+    assert [fault.message for fault in driver_check.faults(recipes)] == [says]
+
+
 def changed(catalog: Catalog, name: str, **changes: Any) -> list[str]:
     row = catalog.drivers.classes[name].model_copy(update=changes)
     recipes = catalog.drivers.model_copy(update={"classes": {**catalog.drivers.classes, name: row}})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,8 +193,3 @@ def model_need(name: str, catalog: Catalog, plan: Plan) -> Model:
             "give the folder that holds its files",
         )
     return Model(name, weights.revision, None, tuple(weights.ignore))
-
-
-def bypart_key(needs: Iterable[Need]) -> Mapping[str, Need]:
-    """The parts by their names."""
-    return {need.key: need for need in needs}

@@ -14,6 +14,7 @@ from vllm_fleet.mirror import debs
 from vllm_fleet.mirror.store import part_key
 from vllm_fleet.plan import HostPlan, Plan
 from vllm_fleet.repositories import TOOLS, Repository
+from vllm_fleet.schema import Machine
 
 #: What Ansible's apt module works with, and what a host of the fleet needs to be its mirror.
 _TOOLS = ("python3-apt", "nginx-light", "rsync")
@@ -58,7 +59,7 @@ def distribution(plan: Plan, catalog: Catalog) -> tuple[str, Distribution] | Non
     return (name, catalog.distributions.distributions[name]) if name else None
 
 
-def machine(host: HostPlan, catalog: Catalog) -> str:
+def machine(host: HostPlan, catalog: Catalog) -> Machine:
     """The kind of a host's processor, as its kernel calls it."""
     return catalog.host_class(host.host_class).machine if host.host_class else "x86_64"
 
