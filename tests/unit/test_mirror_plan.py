@@ -98,6 +98,14 @@ def test_what_hosts_get_of_vendors_is_in_the_mirror(
     assert (again.key == key) == (names == [])
 
 
+def test_a_copy_on_the_hosts_themselves_is_read_with_tools_of_the_mirror(fleets: Path, catalog: Catalog) -> None:
+    folder = gpu_fleet(fleets, "file:/srv/nvidia", **WHEEL, driver="managed")
+    (wanted,) = parts(folder, catalog)["Debs"]
+    assert isinstance(wanted, Debs)
+    assert wanted.repositories == ()
+    assert set(repositories.TOOLS) <= {name for each in wanted.sets for name in each}
+
+
 def test_hosts_take_what_vendors_have_from_the_mirror_too(catalog: Catalog, tmp_path: Path) -> None:
     """By an address and a fingerprint, or with the key file of the fleet's own copy; and each preferred by its name."""
     mirror = MirroredSystem("ubuntu-24.04", "http://192.0.2.9:8070/debs/ubuntu-24.04")

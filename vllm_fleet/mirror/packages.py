@@ -80,6 +80,7 @@ def of(plan: Plan, catalog: Catalog) -> Iterator[Debs]:
         found = sets.setdefault(architecture, set())
         wanted = _packages(plan, host, chosen[1].python)
         for repository, packages in _vendors(plan, catalog, host):
+            wanted.update(TOOLS)
             if repository.is_on_hosts:
                 continue
             if repository.source(chosen[0]) is None:
@@ -90,7 +91,6 @@ def of(plan: Plan, catalog: Catalog) -> Iterator[Debs]:
                     "refused",
                 )
             vendors.setdefault(architecture, {})[repository.name] = repository
-            wanted.update(TOOLS)
             found.add(packages)
         found.add(tuple(sorted(wanted)))
     for architecture, found in sets.items():
