@@ -25,7 +25,7 @@ def recognise(facts: Mapping[str, Any], catalog: Catalog) -> SizedClass:
     """
     gpus = counted_gpus(facts)
     if not gpus:
-        problems = "; ".join(facts.get("problems", {}).values())
+        problems = "; ".join(problem["why"] for problem in facts.get("problems", {}).values())
         raise FleetError(
             f"no tool names a GPU that a model can run on{f': {problems}' if problems else ''}",
             "install the vendor's driver and tools; a host without a GPU is written into fleet.yml by hand",

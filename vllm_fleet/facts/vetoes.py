@@ -1,17 +1,18 @@
 """Facts of a host against those of its class: what is wrong, and what to do about it.
 
-Pure: the facts are those of :mod:`vllm_fleet.on_host.gpu_facts`, the class's are those of
-:func:`manifest.wanted_facts`. A fact that is
-wanted and unknown is a veto too; a fault that the host could not have noticed is not.
+Pure: :mod:`vllm_fleet.on_host.gpu_facts` reads the facts, :func:`manifest.wanted_facts` names those of the class. A fact
+that is wanted and unknown is a veto too; a fault that the host cannot notice is not.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vllm_fleet.base.versions import version_key
+from vllm_fleet.facts.states import VetoCode
 
 Facts = Mapping[str, Any]
 #: Xid errors of the hardware or of its firmware, from NVIDIA's catalogue; the others come from programs.
@@ -22,6 +23,78 @@ INTEGRATED = frozenset(
     | {"gfx1103", "gfx1150", "gfx1151", "gfx1152", "gfx1153"}
 )
 _TOOLS = {"nvidia": "nvidia-smi", "amd": "rocm-smi"}
+_INSPECT = "{why}: look for the driver in the kernel's log (dmesg), repair or {install}"
+#: Code -> its text. Programs read the code.
+TEXTS: Mapping[VetoCode, str] = {
+    VetoCode.NO_DRIVER: "{why}: {install}",
+    VetoCode.DRIVER_MISMATCH: "{why}: restart the host, so that the installed driver is loaded",
+    VetoCode.DRIVER_NOT_LOADED: _INSPECT,
+    VetoCode.TOOL_FAILED: _INSPECT,
+    VetoCode.TOOL_HANGS: _INSPECT,
+    VetoCode.NO_GPUS: _INSPECT,
+    VetoCode.WRONG_VENDOR: "has GPUs of {vendor} ({names}), its class has {count} of {wanted}",
+    VetoCode.TOO_FEW_GPUS: ("has {gpus}, its class has {count}: look for the missing ones in the kernel's log (dmesg)"),
+    VetoCode.TOO_MANY_GPUS: "has {gpus}, its class has {count}: choose the class of that size",
+    VetoCode.WRONG_GPU_NAME: "its GPU is {names}, that of its class is {wanted}: choose the class of that GPU",
+    VetoCode.WRONG_GPU_ARCH: ("its GPU is of the architecture {archs}, its class is of {wanted}: choose another class"),
+    VetoCode.GPU_MEMORY_UNKNOWN: "the memory of a GPU is unknown: {tool} does not report it, repair the driver",
+    VetoCode.TOO_LITTLE_GPU_MEMORY: (
+        "a GPU has {gib:.1f} GiB of memory, its class needs {floor:.1f}: choose the class of that GPU, or end its "
+        "partitions"
+    ),
+    VetoCode.WRONG_DRIVER: (
+        "its driver is {version}, planned is {planned}: install it, and restart the host so that it is loaded"
+    ),
+    VetoCode.WRONG_ROCM: "its ROCm is {version}, planned is {planned}: install it",
+    VetoCode.NO_FABRIC_MANAGER: (
+        "its fabric manager is missing, its driver is {driver}: CUDA fails with error 802; install the fabric manager "
+        "of exactly the driver's version"
+    ),
+    VetoCode.WRONG_FABRIC_MANAGER: (
+        "its fabric manager is {version}, its driver is {driver}: CUDA fails with error 802; install the fabric "
+        "manager of exactly the driver's version"
+    ),
+    VetoCode.DRIVER_UNKNOWN: "needs the driver {floor} or newer: the version of its own is unknown; {install}",
+    VetoCode.DRIVER_TOO_OLD: "needs the driver {floor} or newer: it has {driver}; install driver >= {floor}",
+    VetoCode.DRIVER_TOO_NEW: (
+        "needs a driver below {ceiling}: it has {driver}, with which no engine has been judged (errors 803, 804); "
+        "install an older driver, or raise driver_below in recipes/drivers.yml"
+    ),
+    VetoCode.CUDA_UNKNOWN: (
+        "needs CUDA {cuda} or newer: nvidia-smi does not report what the driver {driver} supports; {fix}"
+    ),
+    VetoCode.CUDA_TOO_OLD: "needs CUDA {cuda} or newer: the driver {driver} supports {supported}; {fix}",
+    VetoCode.NO_ROCM: "needs ROCm {floor} or newer: it has none in /opt/rocm; install ROCm >= {floor}",
+    VetoCode.ROCM_TOO_OLD: "needs ROCm {floor} or newer: it has {version}; install ROCm >= {floor}",
+    VetoCode.GLIBC_TOO_OLD: (
+        "needs glibc {floor} or newer: it has {version}; use a newer release of the operating system"
+    ),
+    VetoCode.NO_PYTHON: (
+        "needs Python {wanted}: it has {versions} in /usr/bin; use an image of a distribution that brings one, or "
+        "install it"
+    ),
+    VetoCode.ECC_ERRORS: (
+        "has {errors} uncorrected memory errors (ECC): restart the host, and replace the GPU where they come back"
+    ),
+    VetoCode.XID_ERRORS: (
+        "its kernel has logged Xid {numbers}: restart the host, and replace the GPU where it comes back"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Veto:
+    """What is wrong with a host: a code for programs, a text for people."""
+
+    code: VetoCode
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _veto(code: VetoCode, **values: Any) -> Veto:
+    return Veto(code, TEXTS[code].format(**values))
 
 
 def counted_gpus(facts: Facts) -> list[Mapping[str, Any]]:
@@ -34,7 +107,7 @@ def is_named(name: str | None, part: str) -> bool:
     return bool(name and re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", name))
 
 
-def vetoes(wanted: Facts, facts: Facts) -> tuple[str, ...]:
+def vetoes(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
     """Why a host must not be touched; empty for a class without GPUs and for a host that is as its class says.
 
     Args:
@@ -50,7 +123,7 @@ def vetoes(wanted: Facts, facts: Facts) -> tuple[str, ...]:
     return (*_kind(wanted, gpus), *software, *_system(wanted, facts), *_health(facts))
 
 
-def repairs(wanted: Facts, facts: Facts) -> tuple[str, ...]:
+def repairs(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
     """What the role of ``driver_role`` has to bring about; empty where the fleet leaves the driver to the image.
 
     Args:
@@ -69,45 +142,38 @@ def _is_repairable(wanted: Facts, facts: Facts) -> bool:
     return bool(wanted.get("driver_role")) and not facts.get("vendor")
 
 
-def driver_faults(wanted: Facts, facts: Facts) -> tuple[str, ...]:
+def driver_faults(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
     """What is wrong with the driver and with what comes with it."""
     return (*_exact(wanted, facts), *_software(wanted, facts), *_fabric(wanted, facts))
 
 
-def _exact(wanted: Facts, facts: Facts) -> Iterator[str]:
+def _exact(wanted: Facts, facts: Facts) -> Iterator[Veto]:
     """Whether what runs is what was installed; a driver of a managed host has one version and no range."""
-    for key, name, fix in (
-        ("driver", "driver", "install it, and restart the host so that it is loaded"),
-        ("rocm", "ROCm", "install it"),
-    ):
-        exact, found = wanted.get(f"{key}_version"), facts.get(key)
-        if exact and found != exact:
-            yield f"its {name} is {found or 'unknown'}, planned is {exact}: {fix}"
+    for key, code in (("driver", VetoCode.WRONG_DRIVER), ("rocm", VetoCode.WRONG_ROCM)):
+        planned, version = wanted.get(f"{key}_version"), facts.get(key)
+        if planned and version != planned:
+            yield _veto(code, version=version or "unknown", planned=planned)
 
 
-def _fabric(wanted: Facts, facts: Facts) -> Iterator[str]:
+def _fabric(wanted: Facts, facts: Facts) -> Iterator[Veto]:
     """Whether the fabric manager of a host with NVSwitches is that of the driver."""
     if not wanted.get("fabric_manager"):
         return
-    found, driver = facts.get("fabric_manager"), facts["driver"]
-    if found != driver:
-        yield (
-            f"its fabric manager is {found or 'missing'}, its driver is {driver}: CUDA fails with error 802; "
-            "install the fabric manager of exactly the driver's version"
-        )
+    version, driver = facts.get("fabric_manager"), facts["driver"]
+    if version != driver:
+        code = VetoCode.WRONG_FABRIC_MANAGER if version else VetoCode.NO_FABRIC_MANAGER
+        yield _veto(code, version=version, driver=driver)
 
 
-def _no_gpus(wanted: Facts, facts: Facts) -> str:
+def _no_gpus(wanted: Facts, facts: Facts) -> Veto:
     vendor = wanted["gpu_vendor"]
     if facts.get("vendor"):
-        seen = ", ".join(sorted({str(gpu["name"]) for gpu in facts["gpus"]}))
-        return f"has GPUs of {facts['vendor']} ({seen}), its class has {wanted['gpu_count']} of {vendor}"
-    why = (facts.get("problems") or {}).get(vendor) or f"{_TOOLS[vendor]} lists no GPU"
-    if "not found" in why:
-        return f"{why}: {_install(wanted)}"
-    if "version mismatch" in why:
-        return f"{why}: restart the host, so that the installed driver is loaded"
-    return f"{why}: look for the driver in the kernel's log (dmesg), repair or {_install(wanted)}"
+        names = ", ".join(sorted({str(gpu["name"]) for gpu in facts["gpus"]}))
+        count = wanted["gpu_count"]
+        return _veto(VetoCode.WRONG_VENDOR, vendor=facts["vendor"], names=names, count=count, wanted=vendor)
+    none = {"state": VetoCode.NO_GPUS, "why": f"{_TOOLS[vendor]} lists no GPU"}
+    problem = (facts.get("problems") or {}).get(vendor) or none
+    return _veto(VetoCode(problem["state"]), why=problem["why"], install=_install(wanted))
 
 
 def _install(wanted: Facts) -> str:
@@ -119,79 +185,68 @@ def _install(wanted: Facts) -> str:
     return driver
 
 
-def _kind(wanted: Facts, gpus: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _kind(wanted: Facts, gpus: Sequence[Mapping[str, Any]]) -> Iterator[Veto]:
     """Whether they are the GPUs of the class."""
-    if len(gpus) != wanted["gpu_count"]:
-        missing = len(gpus) < wanted["gpu_count"]
-        fix = "look for the missing ones in the kernel's log (dmesg)" if missing else "choose the class of that size"
-        yield f"has {_gpus(len(gpus))}, its class has {wanted['gpu_count']}: {fix}"
-    others = _seen(gpu["name"] for gpu in gpus if not is_named(gpu["name"], wanted["gpu_name"]))
-    if "gpu_name" in wanted and others:
-        yield f"its GPU is {others}, that of its class is {wanted['gpu_name']}: choose the class of that GPU"
+    count = wanted["gpu_count"]
+    if len(gpus) != count:
+        code = VetoCode.TOO_FEW_GPUS if len(gpus) < count else VetoCode.TOO_MANY_GPUS
+        yield _veto(code, gpus=_gpus(len(gpus)), count=count)
+    names = _seen(gpu["name"] for gpu in gpus if not is_named(gpu["name"], wanted["gpu_name"]))
+    if "gpu_name" in wanted and names:
+        yield _veto(VetoCode.WRONG_GPU_NAME, names=names, wanted=wanted["gpu_name"])
     archs = _seen(gpu["arch"] for gpu in gpus if gpu["arch"] != wanted["gpu_arch"])
     if archs:
-        yield f"its GPU is of the architecture {archs}, its class is of {wanted['gpu_arch']}: choose another class"
+        yield _veto(VetoCode.WRONG_GPU_ARCH, archs=archs, wanted=wanted["gpu_arch"])
     floor = wanted.get("gpu_memory_gib_min")
     if floor is not None and gpus:
         sizes = [gpu["memory_mib"] for gpu in gpus]
         if None in sizes:
-            yield f"the memory of a GPU is unknown: {_TOOLS[wanted['gpu_vendor']]} does not say it, repair the driver"
+            yield _veto(VetoCode.GPU_MEMORY_UNKNOWN, tool=_TOOLS[wanted["gpu_vendor"]])
         elif min(sizes) / 1024 < floor:
-            yield (
-                f"a GPU has {min(sizes) / 1024:.1f} GiB of memory, its class needs {floor:.1f}: choose the class of "
-                "that GPU, or end its partitions"
-            )
+            yield _veto(VetoCode.TOO_LITTLE_GPU_MEMORY, gib=min(sizes) / 1024, floor=floor)
 
 
-def _software(wanted: Facts, facts: Facts) -> Iterator[str]:
+def _software(wanted: Facts, facts: Facts) -> Iterator[Veto]:
     """Whether driver and libraries are new enough."""
     driver, floor = facts["driver"], wanted.get("driver_min")
     if floor and not driver:
-        yield f"needs the driver {floor} or newer: the version of its own is unknown; {_install(wanted)}"
+        yield _veto(VetoCode.DRIVER_UNKNOWN, floor=floor, install=_install(wanted))
     elif floor and version_key(driver) < version_key(floor):
-        yield f"needs the driver {floor} or newer: it has {driver}; install driver >= {floor}"
+        yield _veto(VetoCode.DRIVER_TOO_OLD, floor=floor, driver=driver)
     ceiling = wanted.get("driver_below")
     if ceiling and driver and version_key(driver) >= version_key(ceiling):
-        yield (
-            f"needs a driver below {ceiling}: it has {driver}, with which no engine has been judged (errors 803, 804); "
-            f"install an older driver, or raise driver_below in recipes/drivers.yml"
-        )
+        yield _veto(VetoCode.DRIVER_TOO_NEW, ceiling=ceiling, driver=driver)
     cuda = wanted.get("cuda_min")
     if cuda and wanted["gpu_vendor"] == "nvidia":
         supported = facts["cuda"]
         fix = f"install driver >= {floor}" if floor else f"install a driver for CUDA {cuda}"
         if not supported:
-            yield f"needs CUDA {cuda} or newer: nvidia-smi does not say what the driver {driver} supports; {fix}"
+            yield _veto(VetoCode.CUDA_UNKNOWN, cuda=cuda, driver=driver, fix=fix)
         elif version_key(supported) < version_key(cuda):
-            yield f"needs CUDA {cuda} or newer: the driver {driver} supports {supported}; {fix}"
+            yield _veto(VetoCode.CUDA_TOO_OLD, cuda=cuda, driver=driver, supported=supported, fix=fix)
     least, rocm = wanted.get("rocm_min"), facts.get("rocm")
-    if least and (not rocm or version_key(rocm) < version_key(least)):
-        yield f"needs ROCm {least} or newer: it has {rocm or 'none in /opt/rocm'}; install ROCm >= {least}"
+    if least and not rocm:
+        yield _veto(VetoCode.NO_ROCM, floor=least)
+    elif least and version_key(str(rocm)) < version_key(least):
+        yield _veto(VetoCode.ROCM_TOO_OLD, floor=least, version=rocm)
 
 
-def _system(wanted: Facts, facts: Facts) -> Iterator[str]:
+def _system(wanted: Facts, facts: Facts) -> Iterator[Veto]:
     """Whether the operating system is new enough."""
-    least, found = wanted.get("glibc_min"), facts.get("glibc")
-    if least and (not found or version_key(found) < version_key(least)):
-        yield f"needs glibc {least} or newer: it has {found or 'none'}; use a newer release of the operating system"
-
-    pythons, had = wanted.get("python"), facts.get("python")
-    if pythons and had is not None and not set(pythons) & set(had):
-        yield (
-            f"needs Python {' or '.join(pythons)}: it has {', '.join(had) or 'none'} in /usr/bin; use an image of a "
-            "distribution that brings one, or install it"
-        )
+    floor, version = wanted.get("glibc_min"), facts.get("glibc")
+    if floor and (not version or version_key(version) < version_key(floor)):
+        yield _veto(VetoCode.GLIBC_TOO_OLD, floor=floor, version=version or "none")
+    pythons, versions = wanted.get("python"), facts.get("python")
+    if pythons and versions is not None and not set(pythons) & set(versions):
+        yield _veto(VetoCode.NO_PYTHON, wanted=" or ".join(pythons), versions=", ".join(versions) or "none")
 
 
-def _health(facts: Facts) -> Iterator[str]:
+def _health(facts: Facts) -> Iterator[Veto]:
     """Whether the GPUs work; what a GPU cannot count, or a log cannot show, is no fault."""
     if errors := facts.get("ecc_uncorrected"):
-        yield (
-            f"has {errors} uncorrected memory errors (ECC): restart the host, and replace the GPU where they come back"
-        )
-    if bad := sorted(HARDWARE_XID & set(facts.get("xid") or ())):
-        codes = ", ".join(str(code) for code in bad)
-        yield f"its kernel has logged Xid {codes}: restart the host, and replace the GPU where it comes back"
+        yield _veto(VetoCode.ECC_ERRORS, errors=errors)
+    if numbers := sorted(HARDWARE_XID & set(facts.get("xid") or ())):
+        yield _veto(VetoCode.XID_ERRORS, numbers=", ".join(map(str, numbers)))
 
 
 def _gpus(count: int) -> str:

@@ -33,11 +33,39 @@ _XID = re.compile(r"NVRM: Xid \([^)]*\): (\d+)")
 _INVALID_FIELD = re.compile(r'Field "([^"]+)" is not a valid field to query')
 
 
-class Answer:
-    """What a tool said: ``found``, ``ok``, its output, and one line on why it failed."""
+#: Why a vendor's tools name no GPU -> its text. The states are codes of ``facts.states.VetoCode``; programs read these.
+TEXTS = {
+    "no_driver": "%(tool)s not found",
+    "driver_not_loaded": "%(tool)s says: %(said)s",
+    "driver_mismatch": "%(tool)s says: %(said)s",
+    "tool_failed": "%(tool)s says: %(said)s",
+    "tool_hangs": "%(tool)s gives no answer within %(seconds).0f s",
+    "no_gpus": "%(tool)s lists no GPU: %(said)s",
+}
+#: nvidia-smi reports these by text alone: a part of its message -> state.
+NVIDIA_SAYS = (
+    ("version mismatch", "driver_mismatch"),
+    ("communicate with the NVIDIA driver", "driver_not_loaded"),
+    ("No devices were found", "no_gpus"),
+)
 
-    def __init__(self, found: bool, ok: bool = False, out: str = "", why: str = "") -> None:
-        self.found, self.ok, self.out, self.why = found, ok, out, why
+
+class Answer:
+    """What a tool answered.
+
+    Attributes:
+        state: empty for an answer, else ``no_driver``, ``tool_hangs`` or ``tool_failed``.
+        out: its standard output.
+        said: the first line that a tool which failed has printed.
+    """
+
+    def __init__(self, state: str = "", out: str = "", said: str = "") -> None:
+        self.state, self.out, self.said = state, out, said
+
+    @property
+    def ok(self) -> bool:
+        """Whether the tool is there, ended in time and did not fail."""
+        return not self.state
 
 
 def start(*words: str) -> subprocess.Popen[str] | None:
@@ -54,15 +82,21 @@ def start(*words: str) -> subprocess.Popen[str] | None:
 def finish(process: subprocess.Popen[str] | None) -> Answer:
     """Waits for a tool that :func:`start` began."""
     if process is None:
-        return Answer(False, why="not found")
+        return Answer("no_driver")
     try:
         out, err = process.communicate(timeout=TOOL_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
-        return Answer(True, why="no answer within %.0f s" % TOOL_SECONDS)
+        return Answer("tool_hangs")
+    if process.returncode == 0:
+        return Answer(out=out)
     lines = [line.strip() for line in (out + "\n" + err).splitlines() if line.strip()]
-    why = "" if process.returncode == 0 else (lines or ["exit status %d" % process.returncode])[0]
-    return Answer(True, process.returncode == 0, out, why)
+    return Answer("tool_failed", out, (lines or ["exit status %d" % process.returncode])[0])
+
+
+def problem(tool: str, state: str, said: str = "") -> dict[str, str]:
+    """Why a tool names no GPU: ``state`` for programs, ``why`` for people."""
+    return {"state": state, "why": TEXTS[state] % {"tool": tool, "said": said, "seconds": TOOL_SECONDS}}
 
 
 def whole(text: Any) -> int | None:
@@ -107,28 +141,29 @@ def read_xid() -> list[int] | None:
     return sorted({int(number) for number in _XID.findall(log.out)}) if log.ok else None
 
 
-def read_nvidia() -> tuple[dict[str, Any], str]:
-    """What ``nvidia-smi`` says, and why it says nothing."""
+def read_nvidia() -> tuple[dict[str, Any], dict[str, str]]:
+    """What ``nvidia-smi`` reports, and the problem where it names no GPU."""
     fields = list(NVIDIA_FIELDS)
     # The header alone names the CUDA version; the two calls run side by side.
     table = start("nvidia-smi", "--query-gpu=" + ",".join(fields), NVIDIA_FORMAT)
     header = start("nvidia-smi")
     rows, banner = finish(table), finish(header)
     while not rows.ok:
-        unknown = _INVALID_FIELD.search(rows.out + rows.why)
+        unknown = _INVALID_FIELD.search(rows.out + rows.said)
         if not unknown or unknown.group(1) not in fields:
             break
         # An old driver does not know every field; it still says the others.
         fields.remove(unknown.group(1))
         rows = finish(start("nvidia-smi", "--query-gpu=" + ",".join(fields), NVIDIA_FORMAT))
     if not rows.ok:
-        return {}, "nvidia-smi %s%s" % ("says: " if rows.found and rows.why else "", rows.why)
+        known = [state for part, state in NVIDIA_SAYS if part in rows.said]
+        return {}, problem("nvidia-smi", known[0] if known else rows.state, rows.said)
     gpus, driver, errors = nvidia_gpus(rows.out, fields)
     manager = _VERSION.search(finish(start("nv-fabricmanager", "--version")).out)
     cuda = _CUDA.search(banner.out)
     facts = {"gpus": gpus, "driver": driver, "cuda": cuda.group(1) if cuda else None, "ecc_uncorrected": errors}
     facts["fabric_manager"] = manager.group() if manager else None
-    return dict(facts, xid=read_xid()), "" if gpus else "nvidia-smi lists no GPU"
+    return dict(facts, xid=read_xid()), problem("nvidia-smi", "no_gpus", "its list is empty")
 
 
 def _json(text: str) -> Any:
@@ -218,19 +253,22 @@ def read_rocm(folder: str = ROCM) -> str | None:
         return None
 
 
-def read_amd() -> tuple[dict[str, Any], str]:
-    """What ``rocm-smi`` or ``amd-smi`` and the kernel say, and why they say nothing."""
+def read_amd() -> tuple[dict[str, Any], dict[str, str]]:
+    """What ``rocm-smi`` or ``amd-smi`` and the kernel report, and the problem where they name no GPU."""
     old = finish(start("rocm-smi", *ROCM_SMI))
     gpus, driver, firmware = rocm_smi_gpus(old.out)
-    why = "rocm-smi says: " + (old.why or "no GPU") if old.found else "rocm-smi and amd-smi not found"
+    tool, last = "rocm-smi", old
     if not gpus or any(gpu["name"] is None or gpu["memory_mib"] is None for gpu in gpus):
         static = start("amd-smi", *AMD_SMI_STATIC)
         images = start("amd-smi", *AMD_SMI_FIRMWARE)
         new, fw = finish(static), finish(images)
         if new.ok and len(amd_smi_gpus(new.out, "")[0]) >= len(gpus):
             gpus, driver, firmware = amd_smi_gpus(new.out, fw.out)
-        elif new.found:
-            why = "amd-smi says: " + (new.why or "no GPU")
+        if new.state != "no_driver":
+            tool, last = "amd-smi", new
+        elif old.state == "no_driver":
+            tool = "rocm-smi and amd-smi"
+    why = problem(tool, last.state or "no_gpus", last.said or "its list is empty")
     archs, images_of_kernel = kfd_gpus()
     if len(archs) == len(gpus):
         gpus = [dict(gpu, arch=arch) for gpu, arch in zip(gpus, archs)]
@@ -242,7 +280,7 @@ def read_amd() -> tuple[dict[str, Any], str]:
         # The kernel's own amdgpu has no version; the tools print the kernel's.
         driver = None
     facts = {"gpus": gpus, "driver": driver, "rocm": read_rocm(), "mec_firmware": firmware}
-    return dict(facts, ecc_uncorrected=read_ras()), ""
+    return dict(facts, ecc_uncorrected=read_ras()), why
 
 
 def read_host() -> dict[str, Any]:
@@ -274,7 +312,7 @@ def read_facts(vendor: str | None = None) -> dict[str, Any]:
 
     ``vendor``, ``gpus`` (``name``, ``memory_mib``, ``arch`` of each), ``driver``, ``cuda`` (the highest that the driver
     supports), ``fabric_manager``, ``rocm``, ``mec_firmware``, ``ecc_uncorrected``, ``xid`` and those of
-    :func:`read_host`; ``problems`` says for each vendor why its tools name no GPU.
+    :func:`read_host`; ``problems`` holds for each vendor why its tools name no GPU, as :func:`problem` spells it.
     """
     unknown = ("driver", "cuda", "rocm", "mec_firmware", "ecc_uncorrected", "xid", "fabric_manager")
     facts: dict[str, Any] = dict(dict.fromkeys(unknown), vendor=None, gpus=[], problems={})

@@ -1,4 +1,4 @@
-"""Runs on a host: a manifest from standard input, the part of it that is not true to standard output.
+"""Runs on a host: reads a manifest from standard input, writes the items that do not match to standard output.
 
 Standard library only, for the Python that the host has (3.8 or later); it changes nothing. Sent over SSH as
 source and run by ``python3 -IS``.
@@ -16,16 +16,67 @@ import socket
 import stat
 import subprocess
 import sys
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Mapping
+
+if TYPE_CHECKING:
+    from vllm_fleet.on_host import manifest_items as items
+
+#: State of an item -> its text for people. The states are those of ``facts.states.DriftState``; programs read these.
+TEXTS = {
+    "missing": "is missing",
+    "wrong_type": "is not a %s",
+    "wrong_content": "content differs",
+    "wrong_mode": "mode is %s, not %s",
+    "wrong_owner": "owner is %s, not %s",
+    "wrong_group": "group is %s, not %s",
+    "wrong_target": "points to %s, not %s",
+    "dangling": "points to nothing",
+    "incomplete": "is not complete",
+    "unverified": "%s is not the file that was verified",
+    "file_missing": "%s is missing",
+    "file_changed": "%s was changed after it was verified",
+    "wrong_home": "home is %s, not %s",
+    "wrong_shell": "shell is %s, not %s",
+    "not_in_group": "is not in %s",
+    "wrong_value": "is %s, not %s",
+    "unknown_unit": "is not known to systemd",
+    "not_reloaded": "was changed on disk since systemd read it",
+    "inactive": "is %s (%s)",
+    "failed": "is %s (%s)",
+    "in_transition": "is %s (%s)",
+    "active": "is %s (%s)",
+    "not_enabled": "is %s",
+    "not_installed": "is not installed",
+    "wrong_version": "is at %s, not %s",
+    "not_held": "do not include %s",
+    "drained": "gives no traffic to %s",
+    "no_tool": "is missing, and so is %s",
+    "no_answer": "is unknown: %s does not answer",
+    "wrong_tag": "is not what %s names",
+    "unreadable": "cannot be read: %s",
+}
+#: Code of a veto -> its text. The codes are those of ``facts.states.VetoCode``.
+VETO_TEXTS = {
+    "too_few_cores": "has %d cores, its class needs %d",
+    "too_little_memory": "has %.1f GiB of memory, its class needs %.1f",
+    "wrong_machine": "is %s, its class is %s",
+}
+#: systemd's ActiveState -> state; every other one is a change from one of these to another.
+ACTIVE_STATES = {"inactive": "inactive", "failed": "failed", "active": "active"}
+#: docker reports by text alone that its daemon does not answer.
+DOCKER_DOWN = "annot connect"
 
 
-def _state(item: dict[str, Any]) -> os.stat_result | None:
-    """What is there at a path: kind, mode and owner; None when nothing is."""
+def differs(state: str, *values: Any) -> tuple[str, str]:
+    """A state with its text."""
+    return state, TEXTS[state] % values
+
+
+def _lstat(path: str) -> os.stat_result | None:
     try:
-        info = os.lstat(item["path"])
+        return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return info
 
 
 def _name(table: Callable[[int], Any], number: int) -> str:
@@ -35,85 +86,87 @@ def _name(table: Callable[[int], Any], number: int) -> str:
         return str(number)
 
 
-def _attributes(item: dict[str, Any], info: os.stat_result) -> str | None:
-    if "mode" in item and stat.S_IMODE(info.st_mode) != int(item["mode"], 8):
-        return "mode is %04o, not %s" % (stat.S_IMODE(info.st_mode), item["mode"])
+def _attributes(item: items.FileItem | items.DirectoryItem, info: os.stat_result) -> tuple[str, str] | None:
+    mode = stat.S_IMODE(info.st_mode)
+    if "mode" in item and mode != int(item["mode"], 8):
+        return differs("wrong_mode", "%04o" % mode, item["mode"])
     if "owner" in item and _name(pwd.getpwuid, info.st_uid) != item["owner"]:
-        return "owner is %s, not %s" % (_name(pwd.getpwuid, info.st_uid), item["owner"])
+        return differs("wrong_owner", _name(pwd.getpwuid, info.st_uid), item["owner"])
     if "group" in item and _name(grp.getgrgid, info.st_gid) != item["group"]:
-        return "group is %s, not %s" % (_name(grp.getgrgid, info.st_gid), item["group"])
+        return differs("wrong_group", _name(grp.getgrgid, info.st_gid), item["group"])
     return None
 
 
-def check_file(item: dict[str, Any]) -> str | None:
+def check_file(item: items.FileItem) -> tuple[str, str] | None:
     """A regular file with its content's digest, mode and owner, as far as they are given."""
-    info = _state(item)
+    info = _lstat(item["path"])
     if info is None:
-        return "is missing"
+        return differs("missing")
     if not stat.S_ISREG(info.st_mode):
-        return "is not a regular file"
+        return differs("wrong_type", "regular file")
     if "sha256" in item:
         digest = hashlib.sha256()
         with open(item["path"], "rb") as file:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
         if digest.hexdigest() != item["sha256"]:
-            return "content differs"
+            return differs("wrong_content")
     return _attributes(item, info)
 
 
-def check_directory(item: dict[str, Any]) -> str | None:
+def check_directory(item: items.DirectoryItem) -> tuple[str, str] | None:
     """A directory with its mode and owner."""
-    info = _state(item)
+    info = _lstat(item["path"])
     if info is None:
-        return "is missing"
-    return _attributes(item, info) if stat.S_ISDIR(info.st_mode) else "is not a directory"
+        return differs("missing")
+    return _attributes(item, info) if stat.S_ISDIR(info.st_mode) else differs("wrong_type", "directory")
 
 
-def check_link(item: dict[str, Any]) -> str | None:
+def check_link(item: items.LinkItem) -> tuple[str, str] | None:
     """A symbolic link to just this target, which exists."""
-    info = _state(item)
+    info = _lstat(item["path"])
     if info is None:
-        return "is missing"
+        return differs("missing")
     if not stat.S_ISLNK(info.st_mode):
-        return "is not a link"
+        return differs("wrong_type", "link")
     target = os.readlink(item["path"])
     if target != item["target"]:
-        return "points to %s, not %s" % (target, item["target"])
-    return None if os.path.exists(item["path"]) else "points to nothing"
+        return differs("wrong_target", target, item["target"])
+    return None if os.path.exists(item["path"]) else differs("dangling")
 
 
-def check_store(item: dict[str, Any]) -> str | None:
+def check_store(item: items.StoreItem) -> tuple[str, str] | None:
     """Large files by the stamp that was left when their digests were verified: size and time of each, then."""
     try:
         with open(os.path.join(item["path"], item["stamp"])) as file:
             stamp = json.load(file)
     except (OSError, ValueError):
-        return "is not complete"
+        return differs("incomplete")
     for name, wanted in sorted(item["files"].items()):
         seen = stamp.get(name) or {}
         if seen.get("sha256") != wanted:
-            return "%s is not the file that was verified" % name
+            return differs("unverified", name)
         try:
             info = os.stat(os.path.join(item["path"], name))
         except OSError:
-            return "%s is missing" % name
+            return differs("file_missing", name)
         if [info.st_size, info.st_mtime_ns] != [seen.get("size"), seen.get("mtime_ns")]:
-            return "%s was changed after it was verified" % name
+            return differs("file_changed", name)
     return None
 
 
-def check_user(item: dict[str, Any]) -> str | None:
+def check_user(item: items.UserItem) -> tuple[str, str] | None:
     """An account with its home and shell."""
     try:
         entry = pwd.getpwnam(item["name"])
     except KeyError:
-        return "does not exist"
-    for key, value in (("home", entry.pw_dir), ("shell", entry.pw_shell)):
-        if key in item and item[key] != value:
-            return "%s is %s, not %s" % (key, value, item[key])
+        return differs("missing")
+    if "home" in item and entry.pw_dir != item["home"]:
+        return differs("wrong_home", entry.pw_dir, item["home"])
+    if "shell" in item and entry.pw_shell != item["shell"]:
+        return differs("wrong_shell", entry.pw_shell, item["shell"])
     missing = [name for name in item.get("groups", ()) if not _is_member(item["name"], entry.pw_gid, name)]
-    return "is not in %s" % ", ".join(missing) if missing else None
+    return differs("not_in_group", ", ".join(missing)) if missing else None
 
 
 def _is_member(user: str, own: int, group: str) -> bool:
@@ -124,14 +177,14 @@ def _is_member(user: str, own: int, group: str) -> bool:
     return user in entry.gr_mem or entry.gr_gid == own
 
 
-def check_sysctl(item: dict[str, Any]) -> str | None:
+def check_sysctl(item: items.SysctlItem) -> tuple[str, str] | None:
     """A kernel parameter; in a container some cannot be set, and the manifest does not ask for those."""
     try:
         with open("/proc/sys/" + item["name"].replace(".", "/")) as file:
             value = " ".join(file.read().split())
     except OSError:
-        return None if item.get("may_be_missing") else "does not exist"
-    return None if value == item["value"] else "is %s, not %s" % (value, item["value"])
+        return None if item.get("may_be_missing") else differs("missing")
+    return None if value == item["value"] else differs("wrong_value", value, item["value"])
 
 
 def unit_states(names: list[str]) -> dict[str, dict[str, str]]:
@@ -147,17 +200,18 @@ def unit_states(names: list[str]) -> dict[str, dict[str, str]]:
     return states
 
 
-def check_unit(item: dict[str, Any], states: dict[str, dict[str, str]]) -> str | None:
+def check_unit(item: items.UnitItem, states: Mapping[str, Mapping[str, str]]) -> tuple[str, str] | None:
     """A unit that is known, loaded as it stands on disk, active and enabled, as far as asked."""
     state = states.get(item["name"], {})
     if state.get("LoadState") != "loaded":
-        return "is not known to systemd"
+        return differs("unknown_unit")
     if state.get("NeedDaemonReload") == "yes":
-        return "was changed on disk since systemd read it"
-    if "active" in item and (state.get("ActiveState") == "active") != item["active"]:
-        return "is %s (%s)" % (state.get("ActiveState"), state.get("SubState"))
+        return differs("not_reloaded")
+    now = state.get("ActiveState")
+    if "active" in item and (now == "active") != item["active"]:
+        return differs(ACTIVE_STATES.get(str(now), "in_transition"), now, state.get("SubState"))
     if "enabled" in item and (state.get("UnitFileState") == "enabled") != item["enabled"]:
-        return "is %s" % (state.get("UnitFileState") or "not enabled")
+        return differs("not_enabled", state.get("UnitFileState") or "not enabled")
     return None
 
 
@@ -171,27 +225,27 @@ def installed_packages(patterns: list[str]) -> dict[str, tuple[str, bool]]:
     return {row[0]: (row[1], row[2] == "hold") for row in rows if len(row) == 4}
 
 
-def check_package(item: dict[str, Any], packages: dict[str, tuple[str, bool]]) -> str | None:
+def check_package(item: items.PackageItem, packages: Mapping[str, tuple[str, bool]]) -> tuple[str, str] | None:
     """A package that is installed, at a version where one is given (``*`` stands for anything)."""
     if item["name"] not in packages:
-        return "is not installed"
+        return differs("not_installed")
     version = packages[item["name"]][0]
     if "version" in item and not fnmatch.fnmatchcase(version, item["version"]):
-        return "is at %s, not %s" % (version, item["version"])
+        return differs("wrong_version", version, item["version"])
     return None
 
 
-def check_holds(item: dict[str, Any], packages: dict[str, tuple[str, bool]]) -> str | None:
+def check_holds(item: items.HoldsItem, packages: Mapping[str, tuple[str, bool]]) -> tuple[str, str] | None:
     """Whatever is installed of some patterns of names is on hold."""
     loose = [
         name
         for name, (_, held) in sorted(packages.items())
         if not held and any(fnmatch.fnmatchcase(name, pattern) for pattern in item["patterns"])
     ]
-    return "do not include %s" % ", ".join(loose) if loose else None
+    return differs("not_held", ", ".join(loose)) if loose else None
 
 
-def check_traffic(item: dict[str, Any]) -> str | None:
+def check_traffic(item: items.TrafficItem) -> tuple[str, str] | None:
     """No server of HAProxy is left in drain; where HAProxy does not answer its unit is what has drifted."""
     text = b""
     try:
@@ -206,56 +260,51 @@ def check_traffic(item: dict[str, Any]) -> str | None:
     rows = [line.split() for line in text.decode().splitlines()]
     # The seventh column is the administrative state, in which 8 is a drain that was asked for.
     left = sorted(row[3] for row in rows if len(row) > 6 and row[6].isdigit() and int(row[6]) & 8)
-    return "gives no traffic to %s" % ", ".join(left) if left else None
+    return differs("drained", ", ".join(left)) if left else None
 
 
-def check_image(item: dict[str, Any]) -> str | None:
+def check_image(item: items.ImageItem) -> tuple[str, str] | None:
     """An image that was pulled by its digest, and that its tag names."""
     command = ["docker", "image", "inspect", "--format={{.Id}}", item["name"], item["tag"]]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
-        return "is not there, nor is docker"
-    if "annot connect" in done.stderr:
-        return "is unknown: docker does not answer"
+        return differs("no_tool", "docker")
+    if DOCKER_DOWN in done.stderr:
+        return differs("no_answer", "docker")
+    # docker names the images that it does not have, and prints the id of each that it has.
     if item["name"] in done.stderr:
-        return "is not there"
+        return differs("missing")
     if item["tag"] in done.stderr or len(set(done.stdout.split())) != 1:
-        return "is not what %s names" % item["tag"]
+        return differs("wrong_tag", item["tag"])
     return None
 
 
-def check_facts(facts: dict[str, Any]) -> list[str]:
-    """What a host must be before anything is done to it; each fault is a veto."""
-    faults = []
+def check_facts(facts: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a host must be before anything is done to it: ``{code, why}`` for each fault, which is a veto."""
     cores = len(os.sched_getaffinity(0))
-    if facts.get("cpu_count_min") and cores < facts["cpu_count_min"]:
-        faults.append("has %d cores, its class needs %d" % (cores, facts["cpu_count_min"]))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    machine = os.uname().machine
+    faults = {}
+    if facts.get("cpu_count_min") and cores < facts["cpu_count_min"]:
+        faults["too_few_cores"] = (cores, facts["cpu_count_min"])
     if facts.get("memory_gib_min") and memory < facts["memory_gib_min"]:
-        faults.append("has %.1f GiB of memory, its class needs %.1f" % (memory, facts["memory_gib_min"]))
-    if facts.get("machine") and os.uname().machine != facts["machine"]:
-        faults.append("is %s, its class is %s" % (os.uname().machine, facts["machine"]))
-    return faults
+        faults["too_little_memory"] = (memory, facts["memory_gib_min"])
+    if facts.get("machine") and machine != facts["machine"]:
+        faults["wrong_machine"] = (machine, facts["machine"])
+    return [{"code": code, "why": VETO_TEXTS[code] % values} for code, values in faults.items()]
 
 
-def what(item: dict[str, Any]) -> str:
-    """The name of an item, as a person would say it."""
-    return str(item.get("path") or item["name"])
+def checks_by_kind(
+    states: Mapping[str, Mapping[str, str]], packages: Mapping[str, tuple[str, bool]]
+) -> dict[str, Callable[[Any], tuple[str, str] | None]]:
+    """Kind of an item -> its check.
 
-
-def probe(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The drift of this host: ``{"drift": [{role, kind, what, why}], "veto": [text]}``.
-
-    Where the manifest says that there are GPUs, ``facts`` holds what the host says of them; what they veto is judged
-    on the controller.
+    Args:
+        states: what :func:`unit_states` returns.
+        packages: what :func:`installed_packages` returns.
     """
-    items = manifest["items"]
-    states = unit_states([item["name"] for item in items if item["kind"] == "unit"])
-    names = [item["name"] for item in items if item["kind"] == "package"]
-    patterns = [pattern for item in items if item["kind"] == "holds" for pattern in item["patterns"]]
-    packages = installed_packages([*names, *patterns])
-    checks: dict[str, Callable[[dict[str, Any]], str | None]] = {
+    return {
         "file": check_file,
         "directory": check_directory,
         "link": check_link,
@@ -268,14 +317,29 @@ def probe(manifest: dict[str, Any]) -> dict[str, Any]:
         "holds": lambda item: check_holds(item, packages),
         "traffic": check_traffic,
     }
+
+
+def probe(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The drift of this host: ``{"drift": [{role, kind, what, state, why}], "veto": [{code, why}]}``.
+
+    Where the manifest names a vendor of GPUs, ``facts`` holds what the host reports about them; the controller judges
+    those.
+    """
+    wanted = manifest["items"]
+    states = unit_states([item["name"] for item in wanted if item["kind"] == "unit"])
+    names = [item["name"] for item in wanted if item["kind"] == "package"]
+    patterns = [pattern for item in wanted if item["kind"] == "holds" for pattern in item["patterns"]]
+    checks = checks_by_kind(states, installed_packages([*names, *patterns]))
     drift = []
-    for item in items:
+    for item in wanted:
         try:
-            why = checks[item["kind"]](item)
+            difference = checks[item["kind"]](item)
         except PermissionError as fault:
-            why = "cannot be read: %s" % fault
-        if why:
-            drift.append({"role": item["role"], "kind": item["kind"], "what": what(item), "why": why})
+            difference = differs("unreadable", fault)
+        if difference:
+            what = item.get("path") or item["name"]
+            state, why = difference
+            drift.append({"role": item["role"], "kind": item["kind"], "what": what, "state": state, "why": why})
     facts = manifest.get("facts") or {}
     report: dict[str, Any] = {"drift": drift, "veto": check_facts(facts)}
     if "gpu_vendor" in facts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -12,14 +12,12 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge.ssh_target import Target
+from vllm_fleet.facts.states import NOT_RUNNING
 from vllm_fleet.fleet import host_facts
 from vllm_fleet.inventory import Site, SiteHost
 from vllm_fleet.inventory import load as load_site
 from vllm_fleet.operate import probing
 from vllm_fleet.operate.probing import Report
-
-#: As the probe words it; a unit of which other things are wrong may serve all the same.
-_NOT_RUNNING = ("is inactive", "is failed", "is not known")
 
 
 def site_of_run(directory: Path) -> Site:
@@ -81,8 +79,8 @@ def faults(reports: Mapping[str, Report]) -> list[FleetError]:
             hint = f"repair it, or leave it out with --limit 'all:!{report.host}'"
             found.append(FleetError(report.error, hint, host=report.host, code="work-failed"))
         found += [
-            FleetError(text, "correct host_class in fleet.yml or the host", host=report.host, code="refused")
-            for text in report.veto
+            FleetError(veto.text, "correct host_class in fleet.yml or the host", host=report.host, code="refused")
+            for veto in report.veto
         ]
     return found
 
@@ -114,15 +112,22 @@ def kept(fleet: str) -> Mapping[str, frozenset[str]]:
 
 def idle(site: Site) -> frozenset[str]:
     """The serving hosts on which no instance runs, as this very process has found: nobody misses them."""
-    found = _kept(site.plan.fleet)
+    kept_drift = _kept(site.plan.fleet)
     return frozenset(
         host.plan.name
         for host in site.hosts
-        if host.plan.name in found
-        and (instances := {i["name"] for i in host.manifest.items if i["kind"] == "unit" and "@" in i["name"]})
-        and instances
-        <= {i["what"] for i in found[host.plan.name] if i["kind"] == "unit" and i["why"].startswith(_NOT_RUNNING)}
+        if host.plan.name in kept_drift
+        and (
+            instances := {
+                item["name"] for item in host.manifest.items if item["kind"] == "unit" and "@" in item["name"]
+            }
+        )
+        and instances <= _stopped_units(kept_drift[host.plan.name])
     )
+
+
+def _stopped_units(items: Sequence[Mapping[str, str]]) -> frozenset[str]:
+    return frozenset(item["what"] for item in items if item["kind"] == "unit" and item["state"] in NOT_RUNNING)
 
 
 def _kept(fleet: str, run_pid: int | None = None) -> Mapping[str, list[dict[str, str]]]:

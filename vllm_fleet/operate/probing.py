@@ -12,6 +12,8 @@ from vllm_fleet.edge import ssh
 from vllm_fleet.edge.connection import CONCURRENCY, NoAnswerError, Ways
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.facts import vetoes
+from vllm_fleet.facts.states import DriftState, VetoCode
+from vllm_fleet.facts.vetoes import Veto
 from vllm_fleet.host.manifest import Manifest
 
 PROBE_SECONDS = 120.0
@@ -19,12 +21,19 @@ PROBE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Drift:
-    """One item of a manifest that is not true on a host."""
+    """One item of a manifest that does not match what is on a host.
+
+    Attributes:
+        state: how it differs, for programs; that of a driver is the code that would veto the host if no role
+            installed the driver.
+        why: the same for people.
+    """
 
     host: str
     role: str
     kind: str
     what: str
+    state: DriftState | VetoCode
     why: str
 
     def __str__(self) -> str:
@@ -32,7 +41,14 @@ class Drift:
 
     def record(self) -> dict[str, str]:
         """The drift as the JSON contract spells it."""
-        return {"host": self.host, "role": self.role, "kind": self.kind, "what": self.what, "why": self.why}
+        return {
+            "host": self.host,
+            "role": self.role,
+            "kind": self.kind,
+            "what": self.what,
+            "state": self.state.value,
+            "why": self.why,
+        }
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,7 @@ class Report:
 
     host: str
     drift: tuple[Drift, ...] = ()
-    veto: tuple[str, ...] = ()
+    veto: tuple[Veto, ...] = ()
     error: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -134,8 +150,14 @@ async def _facts_of_all(targets: Sequence[Target]) -> list[Mapping[str, Any] | s
 def report_of(host: str, manifest: Manifest, answer: str) -> Report:
     """The probe's answer as a report, with what the facts in it veto."""
     data: dict[str, Any] = json.loads(answer)
-    drift = tuple(Drift(host, d["role"], d["kind"], d["what"], d["why"]) for d in data["drift"])
+    drift = [
+        Drift(host, item["role"], item["kind"], item["what"], DriftState(item["state"]), item["why"])
+        for item in data["drift"]
+    ]
     facts: Mapping[str, Any] = data.get("facts") or {}
     role = str(manifest.facts.get("driver_role"))
-    drift += tuple(Drift(host, role, "driver", "driver", why) for why in vetoes.repairs(manifest.facts, facts))
-    return Report(host, drift, (*data["veto"], *vetoes.vetoes(manifest.facts, facts)), facts=facts)
+    drift += [
+        Drift(host, role, "driver", "driver", fault.code, fault.text) for fault in vetoes.repairs(manifest.facts, facts)
+    ]
+    own = [Veto(VetoCode(fault["code"]), fault["why"]) for fault in data["veto"]]
+    return Report(host, tuple(drift), (*own, *vetoes.vetoes(manifest.facts, facts)), facts=facts)

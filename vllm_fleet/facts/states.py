@@ -1,0 +1,85 @@
+"""The states of drift and the codes of vetoes: what programs decide by. The texts beside them are for people.
+
+The programs of ``on_host`` emit these values as plain text, since StrEnum needs a newer Python than hosts have; a test
+compares the two.
+"""
+
+from __future__ import annotations
+
+from vllm_fleet.base.documented_enum import DocumentedEnum
+
+
+class DriftState(DocumentedEnum):
+    """How an item of a manifest differs from what is on the host."""
+
+    MISSING = "missing", "nothing is there"
+    WRONG_TYPE = "wrong_type", "something is there that is not a file, a directory or a link as the item says"
+    WRONG_CONTENT = "wrong_content", "the content has another digest"
+    WRONG_MODE = "wrong_mode", "the permissions differ"
+    WRONG_OWNER = "wrong_owner", "another user owns it"
+    WRONG_GROUP = "wrong_group", "another group owns it"
+    WRONG_TARGET = "wrong_target", "the link points elsewhere"
+    DANGLING = "dangling", "the link points to nothing"
+    INCOMPLETE = "incomplete", "the store has no stamp, so its files were never all verified"
+    UNVERIFIED = "unverified", "the stamp of the store names another digest for a file"
+    FILE_MISSING = "file_missing", "a file of the store is missing"
+    FILE_CHANGED = "file_changed", "a file of the store has changed since it was verified"
+    WRONG_HOME = "wrong_home", "the account has another home directory"
+    WRONG_SHELL = "wrong_shell", "the account has another shell"
+    NOT_IN_GROUP = "not_in_group", "the account is not a member of a group"
+    WRONG_VALUE = "wrong_value", "the kernel parameter has another value"
+    UNKNOWN_UNIT = "unknown_unit", "systemd does not know the unit"
+    NOT_RELOADED = "not_reloaded", "the unit has changed on disk since systemd read it"
+    INACTIVE = "inactive", "the unit does not run"
+    FAILED = "failed", "the unit has failed"
+    IN_TRANSITION = "in_transition", "the unit is starting, stopping or reloading"
+    ACTIVE = "active", "the unit runs and must not"
+    NOT_ENABLED = "not_enabled", "the unit does not start with the host, or does and must not"
+    NOT_INSTALLED = "not_installed", "the package is not installed"
+    WRONG_VERSION = "wrong_version", "the package is installed at another version"
+    NOT_HELD = "not_held", "a package is not on hold"
+    DRAINED = "drained", "HAProxy gives no traffic to a server"
+    NO_TOOL = "no_tool", "the tool that is asked is not installed"
+    NO_ANSWER = "no_answer", "the service that is asked does not answer"
+    WRONG_TAG = "wrong_tag", "the tag names another image"
+    UNREADABLE = "unreadable", "the probe may not read it"
+
+
+#: A serving unit in one of these states answers nobody. One that is in another state may serve all the same.
+NOT_RUNNING = frozenset({DriftState.INACTIVE, DriftState.FAILED, DriftState.UNKNOWN_UNIT})
+
+
+class VetoCode(DocumentedEnum):
+    """Why a host is not what its class says. Where a role installs the driver, faults of the driver are drift."""
+
+    TOO_FEW_CORES = "too_few_cores", "the host has fewer CPU cores than its class needs"
+    TOO_LITTLE_MEMORY = "too_little_memory", "the host has less memory than its class needs"
+    WRONG_MACHINE = "wrong_machine", "the processor has another architecture"
+    NO_DRIVER = "no_driver", "the tools that come with the driver are not installed"
+    DRIVER_NOT_LOADED = "driver_not_loaded", "the tool runs and reaches no driver in the kernel"
+    DRIVER_MISMATCH = "driver_mismatch", "the loaded driver is not the installed one"
+    TOOL_FAILED = "tool_failed", "the vendor's tool has failed"
+    TOOL_HANGS = "tool_hangs", "the vendor's tool does not end"
+    NO_GPUS = "no_gpus", "the vendor's tool works and lists no GPU"
+    WRONG_VENDOR = "wrong_vendor", "the GPUs are of another vendor"
+    TOO_FEW_GPUS = "too_few_gpus", "the host has fewer GPUs than its class"
+    TOO_MANY_GPUS = "too_many_gpus", "the host has more GPUs than its class"
+    WRONG_GPU_NAME = "wrong_gpu_name", "a GPU has another name"
+    WRONG_GPU_ARCH = "wrong_gpu_arch", "a GPU has another architecture"
+    GPU_MEMORY_UNKNOWN = "gpu_memory_unknown", "the vendor's tool does not report the memory of a GPU"
+    TOO_LITTLE_GPU_MEMORY = "too_little_gpu_memory", "a GPU has less memory than its class needs"
+    WRONG_DRIVER = "wrong_driver", "the loaded driver is not the planned version"
+    WRONG_ROCM = "wrong_rocm", "ROCm is not the planned version"
+    NO_FABRIC_MANAGER = "no_fabric_manager", "the fabric manager is not installed"
+    WRONG_FABRIC_MANAGER = "wrong_fabric_manager", "the fabric manager is not of the driver's version"
+    DRIVER_UNKNOWN = "driver_unknown", "the version of the driver is unknown"
+    DRIVER_TOO_OLD = "driver_too_old", "the driver is older than the class or the engine needs"
+    DRIVER_TOO_NEW = "driver_too_new", "the driver is newer than any that was judged"
+    CUDA_UNKNOWN = "cuda_unknown", "the CUDA version that the driver supports is unknown"
+    CUDA_TOO_OLD = "cuda_too_old", "the driver supports only an older CUDA"
+    NO_ROCM = "no_rocm", "ROCm is not installed"
+    ROCM_TOO_OLD = "rocm_too_old", "ROCm is older than the class or the engine needs"
+    GLIBC_TOO_OLD = "glibc_too_old", "the C library is older than the engine needs"
+    NO_PYTHON = "no_python", "the host has no Python that the engine runs on"
+    ECC_ERRORS = "ecc_errors", "a GPU counts uncorrected memory errors"
+    XID_ERRORS = "xid_errors", "the kernel has logged an error of the hardware"

@@ -1,0 +1,117 @@
+"""Makes the items of a manifest, and says which roles own which kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import get_args, get_type_hints
+
+from vllm_fleet.on_host.manifest_items import (
+    DirectoryItem,
+    FileItem,
+    HoldsItem,
+    ImageItem,
+    Item,
+    LinkItem,
+    PackageItem,
+    StoreItem,
+    SysctlItem,
+    TrafficItem,
+    UnitItem,
+    UserItem,
+)
+
+#: Kind -> its type.
+KINDS: Mapping[str, type] = {get_args(get_type_hints(item_type)["kind"])[0]: item_type for item_type in get_args(Item)}
+#: Kind -> the roles that own items of it.
+OWNERS: Mapping[str, tuple[str, ...]] = {
+    "file": (
+        *("host_baseline", "nvidia_driver", "amd_driver", "harmony_encodings", "vllm_engine", "container_engine"),
+        *("vllm_service", "gateway", "mirror"),
+    ),
+    "directory": ("host_baseline", "harmony_encodings"),
+    "link": ("vllm_service",),
+    "store": ("model_store", "mirror"),
+    "image": ("vllm_image",),
+    "user": ("host_baseline", "amd_driver"),
+    "sysctl": ("amd_driver",),
+    "unit": ("host_baseline", "nvidia_driver", "container_engine", "vllm_service", "gateway", "mirror"),
+    "package": (
+        *("host_baseline", "nvidia_driver", "amd_driver", "vllm_engine", "container_engine", "gateway", "mirror"),
+    ),
+    "holds": ("nvidia_driver", "amd_driver"),
+    "traffic": ("gateway",),
+}
+
+
+def file_item(
+    role: str, path: str, sha256: str, mode: str = "0644", owner: str = "root", group: str = "root"
+) -> FileItem:
+    """A file with its content, mode and owner."""
+    return FileItem(role=role, kind="file", path=path, sha256=sha256, mode=mode, owner=owner, group=group)
+
+
+def directory_item(role: str, path: str, mode: str, owner: str = "root", group: str = "root") -> DirectoryItem:
+    """A directory with its mode and owner."""
+    return DirectoryItem(role=role, kind="directory", path=path, mode=mode, owner=owner, group=group)
+
+
+def link_item(role: str, path: str, target: str) -> LinkItem:
+    """A symbolic link with its target."""
+    return LinkItem(role=role, kind="link", path=path, target=target)
+
+
+def store_item(role: str, path: str, stamp: str, files: Mapping[str, str]) -> StoreItem:
+    """A directory of large files, name -> SHA-256, with the stamp that says when they were verified."""
+    return StoreItem(role=role, kind="store", path=path, stamp=stamp, files=dict(files))
+
+
+def image_item(role: str, name: str, tag: str) -> ImageItem:
+    """A container image by its name with a digest, and its tag."""
+    return ImageItem(role=role, kind="image", name=name, tag=tag)
+
+
+def unit_item(role: str, name: str, *, active: bool | None = None, enabled: bool | None = None) -> UnitItem:
+    """A systemd unit; None leaves it open whether it runs or starts with the host."""
+    item = UnitItem(role=role, kind="unit", name=name)
+    if active is not None:
+        item["active"] = active
+    if enabled is not None:
+        item["enabled"] = enabled
+    return item
+
+
+def package_item(role: str, name: str, version: str | None = None) -> PackageItem:
+    """A package; None leaves its version open."""
+    item = PackageItem(role=role, kind="package", name=name)
+    if version is not None:
+        item["version"] = version
+    return item
+
+
+def holds_item(role: str, patterns: Sequence[str]) -> HoldsItem:
+    """The packages that stay on hold, as patterns of their names."""
+    return HoldsItem(role=role, kind="holds", name="held packages", patterns=list(patterns))
+
+
+def traffic_item(role: str, path: str) -> TrafficItem:
+    """The admin socket of an HAProxy that gives traffic to all of its servers."""
+    return TrafficItem(role=role, kind="traffic", path=path)
+
+
+__all__ = [
+    "KINDS",
+    "OWNERS",
+    "FileItem",
+    "Item",
+    "SysctlItem",
+    "UserItem",
+    "directory_item",
+    "file_item",
+    "holds_item",
+    "image_item",
+    "link_item",
+    "package_item",
+    "store_item",
+    "traffic_item",
+    "unit_item",
+]

@@ -1,0 +1,136 @@
+"""The items of a manifest: one type for each kind. The contract between the controller, the probe and the roles.
+
+It holds types only. The probe imports it for type checkers and never on a host, so it may use a newer Python than hosts
+have. The first paragraph of each docstring is what the probe checks; ``docs/manifest.md`` is made from them.
+"""
+
+from typing import Literal, NotRequired, TypedDict
+
+
+class FileItem(TypedDict):
+    """A regular file with this content, mode, owner and group. A key that is left out is not checked.
+
+    ``sha256`` is the digest of the whole content, ``mode`` is octal text such as ``0644``.
+    """
+
+    role: str
+    kind: Literal["file"]
+    path: str
+    sha256: NotRequired[str]
+    mode: NotRequired[str]
+    owner: NotRequired[str]
+    group: NotRequired[str]
+
+
+class DirectoryItem(TypedDict):
+    """A directory with this mode, owner and group. What is in it is not checked."""
+
+    role: str
+    kind: Literal["directory"]
+    path: str
+    mode: NotRequired[str]
+    owner: NotRequired[str]
+    group: NotRequired[str]
+
+
+class LinkItem(TypedDict):
+    """A symbolic link to exactly this target, and the target exists."""
+
+    role: str
+    kind: Literal["link"]
+    path: str
+    target: str
+
+
+class StoreItem(TypedDict):
+    """Large files in a directory, each with the size and the time that it had when its digest was verified.
+
+    ``files`` is name -> SHA-256. ``stamp`` is the file in the directory that keeps digest, size and time of each.
+    """
+
+    role: str
+    kind: Literal["store"]
+    path: str
+    stamp: str
+    files: dict[str, str]
+
+
+class ImageItem(TypedDict):
+    """A container image that was pulled by its digest, and that its tag names."""
+
+    role: str
+    kind: Literal["image"]
+    name: str
+    tag: str
+
+
+class UserItem(TypedDict):
+    """An account with this home and shell that is a member of these groups. A key that is left out is not checked."""
+
+    role: str
+    kind: Literal["user"]
+    name: str
+    home: NotRequired[str]
+    shell: NotRequired[str]
+    groups: NotRequired[list[str]]
+
+
+class SysctlItem(TypedDict):
+    """A kernel parameter with this value. ``may_be_missing`` allows kernels that do not have it."""
+
+    role: str
+    kind: Literal["sysctl"]
+    name: str
+    value: str
+    may_be_missing: NotRequired[bool]
+
+
+class UnitItem(TypedDict):
+    """A systemd unit that is loaded as it is on disk, active and enabled. A key that is left out is not checked."""
+
+    role: str
+    kind: Literal["unit"]
+    name: str
+    active: NotRequired[bool]
+    enabled: NotRequired[bool]
+
+
+class PackageItem(TypedDict):
+    """A Debian package that is installed, at this version where one is given. ``*`` matches anything."""
+
+    role: str
+    kind: Literal["package"]
+    name: str
+    version: NotRequired[str]
+
+
+class HoldsItem(TypedDict):
+    """Every installed package whose name matches one of the patterns is on hold."""
+
+    role: str
+    kind: Literal["holds"]
+    name: str
+    patterns: list[str]
+
+
+class TrafficItem(TypedDict):
+    """HAProxy, asked at the socket ``path``, drains no server. Where it does not answer, its unit is the drift."""
+
+    role: str
+    kind: Literal["traffic"]
+    path: str
+
+
+Item = (
+    FileItem
+    | DirectoryItem
+    | LinkItem
+    | StoreItem
+    | ImageItem
+    | UserItem
+    | SysctlItem
+    | UnitItem
+    | PackageItem
+    | HoldsItem
+    | TrafficItem
+)
