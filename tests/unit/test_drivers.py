@@ -13,8 +13,10 @@ import pytest
 from vllm_fleet import inventory as sites
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.facts.states import DriftState, VetoCode
 from vllm_fleet.host import drivers
 from vllm_fleet.host.manifest import Manifest, wanted_facts
+from vllm_fleet.host.manifest_items import holds_item, package_item, traffic_item
 from vllm_fleet.on_host import probe
 from vllm_fleet.operate import drift, probing
 from vllm_fleet.reports import driver_check
@@ -30,7 +32,12 @@ HEALTHY = {
     "fabric_manager": "580.159.03",
     "glibc": "2.39",
 }
-NO_DRIVER = {"vendor": None, "gpus": [], "problems": {"nvidia": "nvidia-smi not found"}, "driver": None}
+NO_DRIVER = {
+    "vendor": None,
+    "gpus": [],
+    "problems": {"nvidia": {"state": "no_driver", "why": "nvidia-smi not found"}},
+    "driver": None,
+}
 
 
 def families(catalog: Catalog) -> list[str]:
@@ -160,40 +167,56 @@ def test_a_host_that_is_right_is_left_alone(catalog: Catalog, mode: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "code", "says"),
     [
-        (NO_DRIVER, "nvidia-smi not found: install the driver"),
-        ({**NO_DRIVER, "problems": {"nvidia": "nvidia-smi says: Driver/library version mismatch"}}, "restart the host"),
-        ({"driver": "535.183.01", "fabric_manager": "535.183.01"}, "needs the driver 570.26 or newer"),
-        ({"driver": "620.10", "fabric_manager": "620.10"}, "needs a driver below 620: it has 620.10"),
-        ({"fabric_manager": "580.126.20"}, "its fabric manager is 580.126.20, its driver is 580.159.03: CUDA fails"),
-        ({"fabric_manager": None}, "its fabric manager is missing"),
+        (NO_DRIVER, "no_driver", "nvidia-smi not found: install the driver"),
+        (
+            {**NO_DRIVER, "problems": {"nvidia": {"state": "driver_mismatch", "why": "nvidia-smi says: mismatch"}}},
+            "driver_mismatch",
+            "restart the host",
+        ),
+        (
+            {"driver": "535.183.01", "fabric_manager": "535.183.01"},
+            "driver_too_old",
+            "needs the driver 570.26 or newer",
+        ),
+        (
+            {"driver": "620.10", "fabric_manager": "620.10"},
+            "driver_too_new",
+            "needs a driver below 620: it has 620.10",
+        ),
+        (
+            {"fabric_manager": "580.126.20"},
+            "wrong_fabric_manager",
+            "its fabric manager is 580.126.20, its driver is 580.159.03: CUDA fails",
+        ),
+        ({"fabric_manager": None}, "no_fabric_manager", "its fabric manager is missing"),
     ],
 )
 def test_a_driver_that_is_managed_is_drift_and_one_of_an_image_a_veto(
-    catalog: Catalog, changes: dict[str, Any], says: str
+    catalog: Catalog, changes: dict[str, Any], code: str, says: str
 ) -> None:
     managed, verified = (judged(catalog, mode, {**HEALTHY, **changes}) for mode in ("managed", "verified"))
     assert managed.veto == ()
     assert managed.roles == {"nvidia_driver"}
-    assert any(says in item.why for item in managed.drift)
+    assert [says in item.why for item in managed.drift if item.state == code] == [True]
     assert verified.drift == ()
-    assert any(says in text for text in verified.veto)
+    assert [says in veto.text for veto in verified.veto if veto.code == code] == [True]
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "code"),
     [
-        {"gpus": [H100] * 7},
-        {"gpus": [{**H100, "name": "NVIDIA A100-SXM4-80GB"}] * 8},
-        {"vendor": "amd"},
-        {"ecc_uncorrected": 3},
-        {"xid": [79]},
+        ({"gpus": [H100] * 7}, "too_few_gpus"),
+        ({"gpus": [{**H100, "name": "NVIDIA A100-SXM4-80GB"}] * 8}, "wrong_gpu_name"),
+        ({"vendor": "amd"}, "wrong_vendor"),
+        ({"ecc_uncorrected": 3}, "ecc_errors"),
+        ({"xid": [79]}, "xid_errors"),
     ],
 )
-def test_no_driver_mends_the_hardware(catalog: Catalog, changes: dict[str, Any]) -> None:
+def test_no_driver_mends_the_hardware(catalog: Catalog, changes: dict[str, Any], code: str) -> None:
     report = judged(catalog, "managed", {**HEALTHY, **changes})
-    assert len(report.veto) == 1
+    assert [veto.code for veto in report.veto] == [code]
     assert report.drift == ()
 
 
@@ -225,41 +248,43 @@ PACKAGES = {"nvidia-utils-580": ("580.159.03-1ubuntu1", True), "linux-image-6.8"
 
 
 @pytest.mark.parametrize(
-    ("item", "says"),
+    ("name", "version", "difference"),
     [
-        ({"name": "nvidia-utils-580"}, None),
-        ({"name": "nvidia-utils-580", "version": "580.159.03-*"}, None),
-        ({"name": "nvidia-utils-580", "version": "580.159.*1"}, None),
-        ({"name": "nvidia-utils-580", "version": "580.126.20-*"}, "is at 580.159.03-1ubuntu1, not 580.126.20-*"),
-        ({"name": "nvidia-utils-570"}, "is not installed"),
+        ("nvidia-utils-580", None, None),
+        ("nvidia-utils-580", "580.159.03-*", None),
+        ("nvidia-utils-580", "580.159.*1", None),
+        ("nvidia-utils-580", "580.126.20-*", ("wrong_version", "is at 580.159.03-1ubuntu1, not 580.126.20-*")),
+        ("nvidia-utils-570", None, ("not_installed", "is not installed")),
     ],
 )
-def test_a_package_at_its_version(item: dict[str, Any], says: str | None) -> None:
-    assert probe.check_package(item, PACKAGES) == says
+def test_a_package_at_its_version(name: str, version: str | None, difference: tuple[str, str] | None) -> None:
+    assert probe.check_package(package_item("r", name, version), PACKAGES) == difference
 
 
 def test_what_is_installed_of_a_pattern_is_held() -> None:
-    assert probe.check_holds({"patterns": ["nvidia-*"]}, PACKAGES) is None
-    said = probe.check_holds({"patterns": ["nvidia-*", "linux-image-*"]}, PACKAGES)
-    assert said == "do not include linux-image-6.8"
+    assert probe.check_holds(holds_item("r", ["nvidia-*"]), PACKAGES) is None
+    difference = probe.check_holds(holds_item("r", ["nvidia-*", "linux-image-*"]), PACKAGES)
+    assert difference == ("not_held", "do not include linux-image-6.8")
 
 
 def test_a_gateway_that_does_not_run_has_nobody_in_drain(tmp_path: Path) -> None:
-    assert probe.check_traffic({"path": str(tmp_path / "admin.sock")}) is None
+    assert probe.check_traffic(traffic_item("gateway", str(tmp_path / "admin.sock"))) is None
 
 
 def test_only_a_host_without_a_running_instance_is_idle(golden_site: sites.Site, monkeypatch: Any) -> None:
-    def unit(why: str) -> list[dict[str, str]]:
-        return [{"role": "vllm_service", "kind": "unit", "what": "vllm@0.service", "why": why}]
+    def unit(state: str) -> list[dict[str, str]]:
+        return [{"role": "vllm_service", "kind": "unit", "what": "vllm@0.service", "state": state, "why": ""}]
 
-    found = {"lab-0": unit("is not known to systemd"), "lab-1": unit("was changed on disk since systemd read it")}
-    monkeypatch.setattr(drift, "_kept", lambda _: found)
-    assert drift.idle(golden_site) == {"lab-0"}
+    for state in DriftState:
+        kept = {"lab-0": unit(state.value), "lab-1": unit("not_reloaded")}
+        monkeypatch.setattr(drift, "_kept", lambda _, kept=kept: kept)
+        stopped = state in ("unknown_unit", "inactive", "failed")
+        assert drift.idle(golden_site) == ({"lab-0"} if stopped else set()), state
 
 
 def test_a_host_that_is_asked_again_leaves_the_others_as_they_were(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setattr(drift, "_file", lambda _: tmp_path / "drift.json")
-    drifted = probing.Drift("a", "nvidia_driver", "driver", "driver", "is missing")
+    drifted = probing.Drift("a", "nvidia_driver", "driver", "driver", VetoCode.NO_DRIVER, "is missing")
     drift.keep(
         "f",
         {"a": probing.Report("a", (drifted,)), "b": probing.Report("b", (replace(drifted, host="b"),))},

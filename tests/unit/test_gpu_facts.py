@@ -124,38 +124,68 @@ def test_xid_errors_are_read_from_the_kernel_log(tools: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "why"),
+    ("body", "state", "why"),
     [
         (
             "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18",
+            "driver_mismatch",
             "Driver/library version mismatch",
         ),
         (
             'echo "NVIDIA-SMI has failed because it couldn\'t communicate with the NVIDIA driver."; exit 9',
+            "driver_not_loaded",
             "communicate",
         ),
-        ("echo 'No devices were found'; exit 6", "No devices were found"),
-        ("exit 7", "exit status 7"),
-        ("exit 0", "lists no GPU"),
+        ("echo 'No devices were found'; exit 6", "no_gpus", "No devices were found"),
+        ("exit 7", "tool_failed", "exit status 7"),
+        ("exit 0", "no_gpus", "lists no GPU"),
     ],
     ids=["mismatch", "no-driver", "no-devices", "silent", "empty"],
 )
-def test_a_tool_that_fails_says_why(tools: Path, body: str, why: str) -> None:
+def test_a_tool_that_fails_says_why(tools: Path, body: str, state: str, why: str) -> None:
     tool(tools, "nvidia-smi", body)
     facts = gpu_facts.read_facts("nvidia")
     assert (facts["vendor"], facts["gpus"], facts["driver"]) == (None, [], None)
-    assert why in facts["problems"]["nvidia"]
+    assert facts["problems"]["nvidia"]["state"] == state
+    assert why in facts["problems"]["nvidia"]["why"]
 
 
 def test_nobody_waits_for_a_tool_that_hangs(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_facts, "TOOL_SECONDS", 0.2)
     tool(tools, "nvidia-smi", "exec /bin/sleep 20")
-    assert "no answer within" in gpu_facts.read_facts()["problems"]["nvidia"]
+    problem = gpu_facts.read_facts()["problems"]["nvidia"]
+    assert problem == {"state": "tool_hangs", "why": "nvidia-smi gives no answer within 0 s"}
 
 
 def test_a_host_without_tools(tools: Path) -> None:
     facts = gpu_facts.read_facts()
-    assert facts["problems"] == {"nvidia": "nvidia-smi not found", "amd": "rocm-smi and amd-smi not found"}
+    assert facts["problems"] == {
+        "nvidia": {"state": "no_driver", "why": "nvidia-smi not found"},
+        "amd": {"state": "no_driver", "why": "rocm-smi and amd-smi not found"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("rocm_smi", "amd_smi", "state", "why"),
+    [
+        ("echo broken; exit 3", None, "tool_failed", "rocm-smi says: broken"),
+        (None, "echo broken; exit 3", "tool_failed", "amd-smi says: broken"),
+        ("exit 0", None, "no_gpus", "rocm-smi lists no GPU: its list is empty"),
+        (None, "exit 0", "no_gpus", "amd-smi lists no GPU: its list is empty"),
+    ],
+    ids=["rocm-fails", "amd-fails", "rocm-empty", "amd-empty"],
+)
+def test_a_tool_of_amd_that_fails_is_not_a_missing_driver(
+    tools: Path, rocm_smi: str | None, amd_smi: str | None, state: str, why: str
+) -> None:
+    for name, body in (("rocm-smi", rocm_smi), ("amd-smi", amd_smi)):
+        if body:
+            tool(tools, name, body)
+    assert gpu_facts.read_facts("amd")["problems"]["amd"] == {"state": state, "why": why}
+
+
+def test_a_host_without_tools_reports_itself(tools: Path) -> None:
+    facts = gpu_facts.read_facts()
     assert facts["machine"] == os.uname().machine
     assert facts["cpu_count"] >= 1
     assert facts["memory_gib"] > 0

@@ -17,6 +17,7 @@ from vllm_fleet.base.yaml_document import Document
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet import plan
 from vllm_fleet.host import apt_repositories, container, instance_files
+from vllm_fleet.host.manifest_items import image_item
 from vllm_fleet.inventory import Site, SiteHost
 from vllm_fleet.on_host import probe
 from vllm_fleet.resolve.image_digest import faults, pinned, refusal
@@ -310,24 +311,24 @@ exit ${status:-0}
 
 
 @pytest.mark.parametrize(
-    ("name", "tag", "why"),
+    ("name", "tag", "difference"),
     [
         ("r/there@sha256:0", "there:deploy", None),
-        ("r/GONE@sha256:0", "there:deploy", "is not there"),
-        ("r/there@sha256:0", "GONE:deploy", "is not what GONE:deploy names"),
-        ("r/there@sha256:0", "old:deploy", "is not what old:deploy names"),
-        ("r/away@sha256:0", "away:deploy", "is unknown: docker does not answer"),
+        ("r/GONE@sha256:0", "there:deploy", ("missing", "is missing")),
+        ("r/there@sha256:0", "GONE:deploy", ("wrong_tag", "is not what GONE:deploy names")),
+        ("r/there@sha256:0", "old:deploy", ("wrong_tag", "is not what old:deploy names")),
+        ("r/away@sha256:0", "away:deploy", ("no_answer", "is unknown: docker does not answer")),
     ],
 )
 def test_the_probe_asks_docker_for_the_image_and_its_tag(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, tag: str, why: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, tag: str, difference: tuple[str, str] | None
 ) -> None:
     (tmp_path / "docker").write_text(STAND_IN, encoding="utf-8")
     (tmp_path / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert probe.check_image({"name": name, "tag": tag}) == why
+    assert probe.check_image(image_item("r", name, tag)) == difference
 
 
 def test_a_host_without_docker_has_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert probe.check_image({"name": "r/a@sha256:0", "tag": "a:deploy"}) == "is not there, nor is docker"
+    assert probe.check_image(image_item("r", "r/a@sha256:0", "a:deploy")) == ("no_tool", "is missing, and so is docker")

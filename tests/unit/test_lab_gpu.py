@@ -62,7 +62,8 @@ def test_all_else_is_refused(tmp_path: Path, name: str, tool: str, question: lis
 
 def test_a_driver_that_does_not_work(tmp_path: Path) -> None:
     broken = replace(gpu.gpus("h200-8"), broken="Failed to initialize NVML: Driver/library version mismatch")
-    assert "version mismatch" in facts_of(tmp_path, broken)["problems"]["nvidia"]
+    problem = facts_of(tmp_path, broken)["problems"]["nvidia"]
+    assert (problem["state"], "version mismatch" in problem["why"]) == ("driver_mismatch", True)
 
 
 def test_a_class_without_tools_is_an_error() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import grp
 import hashlib
 import json
 import os
@@ -14,9 +15,10 @@ import pytest
 from vllm_fleet.on_host import probe
 
 ME = pwd.getpwuid(os.getuid()).pw_name
+MY_GROUP = grp.getgrgid(os.getgid()).gr_name
 
 
-def item(**values: Any) -> dict[str, Any]:
+def item(**values: Any) -> Any:
     return {"role": "r", **values}
 
 
@@ -28,7 +30,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def wanted(at: Path, **changes: Any) -> dict[str, Any]:
+def wanted(at: Path, **changes: Any) -> Any:
     digest = hashlib.sha256(b"content").hexdigest()
     return item(**{"kind": "file", "path": str(at), "sha256": digest, "mode": "0640", "owner": ME, **changes})
 
@@ -38,99 +40,127 @@ def test_a_file_as_planned_is_no_drift(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("changes", "state", "why"),
     [
-        ({"sha256": "0" * 64}, "content differs"),
-        ({"mode": "0600"}, "mode is 0640, not 0600"),
-        ({"owner": "nobody-else"}, "owner is "),
-        ({"path": "/nowhere/at/all"}, "is missing"),
-        ({"path": "/"}, "is not a regular file"),
+        ({"sha256": "0" * 64}, "wrong_content", "content differs"),
+        ({"mode": "0600"}, "wrong_mode", "mode is 0640, not 0600"),
+        ({"owner": "nobody-else"}, "wrong_owner", f"owner is {ME}, not nobody-else"),
+        ({"group": "nobody-else"}, "wrong_group", f"group is {MY_GROUP}, not nobody-else"),
+        ({"path": "/nowhere/at/all"}, "missing", "is missing"),
+        ({"path": "/"}, "wrong_type", "is not a regular file"),
     ],
 )
-def test_a_file_that_differs(file: Path, changes: dict[str, str], why: str) -> None:
-    assert why in str(probe.check_file(wanted(file, **changes)))
+def test_a_file_that_differs(file: Path, changes: dict[str, str], state: str, why: str) -> None:
+    assert probe.check_file(wanted(file, **changes)) == (state, why)
 
 
 def test_a_link_to_a_file_is_not_the_file(file: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(file)
-    assert probe.check_file(wanted(link)) == "is not a regular file"
+    assert probe.check_file(wanted(link)) == ("wrong_type", "is not a regular file")
 
 
 def test_links(tmp_path: Path) -> None:
     link = tmp_path / "current"
     wish = item(kind="link", path=str(link), target="releases/a")
-    assert probe.check_link(wish) == "is missing"
+    assert probe.check_link(wish) == ("missing", "is missing")
     link.symlink_to("releases/b")
-    assert probe.check_link(wish) == "points to releases/b, not releases/a"
+    assert probe.check_link(wish) == ("wrong_target", "points to releases/b, not releases/a")
     link.unlink()
     link.symlink_to("releases/a")
-    assert probe.check_link(wish) == "points to nothing"
+    assert probe.check_link(wish) == ("dangling", "points to nothing")
     (tmp_path / "releases" / "a").mkdir(parents=True)
     assert probe.check_link(wish) is None
-    assert probe.check_link(item(kind="link", path=str(tmp_path), target="x")) == "is not a link"
+    assert probe.check_link(item(kind="link", path=str(tmp_path), target="x")) == ("wrong_type", "is not a link")
 
 
 def test_directories(tmp_path: Path, file: Path) -> None:
     tmp_path.chmod(0o750)
     assert probe.check_directory(item(path=str(tmp_path), mode="0750", owner=ME)) is None
-    assert probe.check_directory(item(path=str(tmp_path), mode="0700")) == "mode is 0750, not 0700"
-    assert probe.check_directory(item(path=str(file))) == "is not a directory"
-    assert probe.check_directory(item(path="/nowhere")) == "is missing"
+    assert probe.check_directory(item(path=str(tmp_path), mode="0700")) == ("wrong_mode", "mode is 0750, not 0700")
+    assert probe.check_directory(item(path=str(file))) == ("wrong_type", "is not a directory")
+    assert probe.check_directory(item(path="/nowhere")) == ("missing", "is missing")
 
 
 def test_a_store_is_trusted_as_long_as_its_files_have_not_changed(tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     weights.write_text("1", encoding="utf-8")
     wish = item(kind="store", path=str(tmp_path), stamp="stamp", files={"weights": "d1"})
-    assert probe.check_store(wish) == "is not complete"
+    assert probe.check_store(wish) == ("incomplete", "is not complete")
     info = weights.stat()
     stamp = {"weights": {"sha256": "d1", "size": info.st_size, "mtime_ns": info.st_mtime_ns}}
     (tmp_path / "stamp").write_text(json.dumps(stamp), encoding="utf-8")
     assert probe.check_store(wish) is None
-    assert "is not the file that was verified" in str(probe.check_store({**wish, "files": {"weights": "d2"}}))
+    assert probe.check_store({**wish, "files": {"weights": "d2"}}) == (
+        "unverified",
+        "weights is not the file that was verified",
+    )
     weights.write_text("2", encoding="utf-8")
-    assert "was changed after it was verified" in str(probe.check_store(wish))
+    assert probe.check_store(wish) == ("file_changed", "weights was changed after it was verified")
     weights.unlink()
-    assert "is missing" in str(probe.check_store(wish))
+    assert probe.check_store(wish) == ("file_missing", "weights is missing")
 
 
 def test_users() -> None:
     entry = pwd.getpwuid(os.getuid())
     assert probe.check_user(item(name=ME, home=entry.pw_dir, shell=entry.pw_shell)) is None
-    assert "home is" in str(probe.check_user(item(name=ME, home="/elsewhere")))
-    assert probe.check_user(item(name="no-such-user")) == "does not exist"
+    home, shell = item(name=ME, home="/elsewhere"), item(**{"name": ME, "shell": "/bin/other"})
+    assert probe.check_user(home) == ("wrong_home", f"home is {entry.pw_dir}, not /elsewhere")
+    assert probe.check_user(shell) == ("wrong_shell", f"shell is {entry.pw_shell}, not /bin/other")
+    assert probe.check_user(item(name=ME, groups=["no-such-group"])) == ("not_in_group", "is not in no-such-group")
+    assert probe.check_user(item(name="no-such-user")) == ("missing", "is missing")
 
 
 def test_kernel_parameters() -> None:
     value = " ".join(Path("/proc/sys/kernel/ostype").read_text(encoding="utf-8").split())
     assert probe.check_sysctl(item(name="kernel.ostype", value=value)) is None
-    assert probe.check_sysctl(item(name="kernel.ostype", value="x")) == f"is {value}, not x"
-    assert probe.check_sysctl(item(name="kernel.no_such", value="x")) == "does not exist"
+    assert probe.check_sysctl(item(name="kernel.ostype", value="x")) == ("wrong_value", f"is {value}, not x")
+    assert probe.check_sysctl(item(name="kernel.no_such", value="x")) == ("missing", "is missing")
 
 
 @pytest.mark.parametrize(
-    ("state", "wish", "why"),
+    ("properties", "wish", "difference"),
     [
-        ({"LoadState": "not-found"}, {}, "is not known to systemd"),
-        ({"LoadState": "loaded", "NeedDaemonReload": "yes"}, {}, "was changed on disk since systemd read it"),
+        ({"LoadState": "not-found"}, {}, ("unknown_unit", "is not known to systemd")),
+        (
+            {"LoadState": "loaded", "NeedDaemonReload": "yes"},
+            {},
+            ("not_reloaded", "was changed on disk since systemd read it"),
+        ),
         (
             {"LoadState": "loaded", "ActiveState": "failed", "SubState": "failed"},
             {"active": True},
-            "is failed (failed)",
+            ("failed", "is failed (failed)"),
         ),
-        ({"LoadState": "loaded", "UnitFileState": "disabled"}, {"enabled": True}, "is disabled"),
+        (
+            {"LoadState": "loaded", "ActiveState": "inactive", "SubState": "dead"},
+            {"active": True},
+            ("inactive", "is inactive (dead)"),
+        ),
+        (
+            {"LoadState": "loaded", "ActiveState": "activating", "SubState": "start-pre"},
+            {"active": True},
+            ("in_transition", "is activating (start-pre)"),
+        ),
+        (
+            {"LoadState": "loaded", "ActiveState": "active", "SubState": "running"},
+            {"active": False},
+            ("active", "is active (running)"),
+        ),
+        ({"LoadState": "loaded", "UnitFileState": "disabled"}, {"enabled": True}, ("not_enabled", "is disabled")),
+        ({"LoadState": "loaded", "UnitFileState": ""}, {"enabled": True}, ("not_enabled", "is not enabled")),
         ({"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}, {"active": True}, None),
     ],
 )
-def test_units(state: dict[str, str], wish: dict[str, bool], why: str | None) -> None:
-    assert probe.check_unit(item(name="u", **wish), {"u": state}) == why
+def test_units(properties: dict[str, str], wish: dict[str, bool], difference: tuple[str, str] | None) -> None:
+    assert probe.check_unit(item(name="u", **wish), {"u": properties}) == difference
 
 
 def test_facts_veto() -> None:
     assert probe.check_facts({"cpu_count_min": 1, "memory_gib_min": 0.1, "machine": os.uname().machine}) == []
     faults = probe.check_facts({"cpu_count_min": 9999, "memory_gib_min": 1e6, "machine": "pdp11"})
-    assert len(faults) == 3
+    assert [fault["code"] for fault in faults] == ["too_few_cores", "too_little_memory", "wrong_machine"]
+    assert faults[2]["why"] == f"is {os.uname().machine}, its class is pdp11"
 
 
 def test_it_runs_as_source_with_the_standard_library_alone(file: Path) -> None:
@@ -140,4 +170,6 @@ def test_it_runs_as_source_with_the_standard_library_alone(file: Path) -> None:
         [sys.executable, "-IS", "-c", source], input=json.dumps(manifest), capture_output=True, text=True, check=True
     )
     drift = json.loads(done.stdout)["drift"]
-    assert drift == [{"role": "r", "kind": "file", "what": str(file), "why": "mode is 0640, not 0600"}]
+    assert drift == [
+        {"role": "r", "kind": "file", "what": str(file), "state": "wrong_mode", "why": "mode is 0640, not 0600"}
+    ]

@@ -62,7 +62,7 @@ def test_what_comes_in_more_than_one_form(catalog: Catalog, facts: dict[str, Any
         (of("nvidia", a_gpu(None, None, None)), "a GPU without a name (architecture unknown, memory unknown)", "h200"),
         (of("amd", a_gpu("AMD Instinct MI250X", 65520, "gfx90a")), "MI250X", "mi300x"),
         (
-            {"vendor": None, "gpus": [], "problems": {"nvidia": "nvidia-smi not found"}},
+            {"vendor": None, "gpus": [], "problems": {"nvidia": {"state": "no_driver", "why": "nvidia-smi not found"}}},
             "no tool names a GPU that a model can run on: nvidia-smi not found",
             "install the vendor's driver",
         ),

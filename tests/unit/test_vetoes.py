@@ -49,7 +49,7 @@ NOTHING = {"vendor": None, "gpus": [], "driver": None, "cuda": None, "rocm": Non
 FLOORS = {"h200-2": {"driver_min": "570.26"}, "mi300x-2": {"driver_min": "6.12", "glibc_min": "2.35"}}
 
 
-def judge(catalog: Catalog, name: str, changes: Mapping[str, Any]) -> tuple[str, ...]:
+def judge(catalog: Catalog, name: str, changes: Mapping[str, Any]) -> tuple[vetoes.Veto, ...]:
     wanted = wanted_facts(catalog.host_class(name)) | FLOORS[name]
     return vetoes.vetoes(wanted, {**HEALTHY[name], **changes})
 
@@ -70,75 +70,166 @@ def test_a_healthy_host_is_not_stopped(catalog: Catalog, name: str, changes: dic
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "says"),
+    ("name", "changes", "code", "says"),
     [
         (
             "h200-2",
-            {**NOTHING, "problems": {"nvidia": "nvidia-smi not found"}},
+            {**NOTHING, "problems": {"nvidia": {"state": "no_driver", "why": "nvidia-smi not found"}}},
+            "no_driver",
             "nvidia-smi not found: install the driver, 570.26 or newer",
         ),
         (
             "h200-2",
-            {**NOTHING, "problems": {"nvidia": "nvidia-smi says: Driver/library version mismatch"}},
+            {
+                **NOTHING,
+                "problems": {"nvidia": {"state": "driver_mismatch", "why": "nvidia-smi says: version mismatch"}},
+            },
+            "driver_mismatch",
             "version mismatch: restart the host, so that the installed driver is loaded",
         ),
         (
             "h200-2",
-            {**NOTHING, "problems": {"nvidia": "nvidia-smi says: No devices were found"}},
+            {**NOTHING, "problems": {"nvidia": {"state": "no_gpus", "why": "nvidia-smi says: No devices were found"}}},
+            "no_gpus",
             "No devices were found: look for the driver in the kernel's log (dmesg)",
         ),
-        ("h200-2", NOTHING, "nvidia-smi lists no GPU: look for the driver"),
-        ("h200-2", HEALTHY["mi300x-2"], "has GPUs of amd (AMD Instinct MI300X), its class has 2 of nvidia"),
-        ("h200-2", {"gpus": [H200]}, "has 1 GPU, its class has 2: look for the missing ones in the kernel's log"),
-        ("h200-2", {"gpus": [H200] * 8}, "has 8 GPUs, its class has 2: choose the class of that size"),
+        (
+            "h200-2",
+            {**NOTHING, "problems": {"nvidia": {"state": "tool_failed", "why": "nvidia-smi says: exit status 7"}}},
+            "tool_failed",
+            "nvidia-smi says: exit status 7: look for the driver in the kernel's log (dmesg), repair or install",
+        ),
+        (
+            "h200-2",
+            {**NOTHING, "problems": {"nvidia": {"state": "tool_failed", "why": "nvidia-smi says: libfoo not found"}}},
+            "tool_failed",
+            "look for the driver in the kernel's log (dmesg)",
+        ),
+        (
+            "h200-2",
+            {**NOTHING, "problems": {"nvidia": {"state": "tool_hangs", "why": "nvidia-smi gives no answer"}}},
+            "tool_hangs",
+            "nvidia-smi gives no answer: look for the driver in the kernel's log (dmesg)",
+        ),
+        ("h200-2", NOTHING, "no_gpus", "nvidia-smi lists no GPU: look for the driver"),
+        (
+            "h200-2",
+            HEALTHY["mi300x-2"],
+            "wrong_vendor",
+            "has GPUs of amd (AMD Instinct MI300X), its class has 2 of nvidia",
+        ),
+        (
+            "h200-2",
+            {"gpus": [H200]},
+            "too_few_gpus",
+            "has 1 GPU, its class has 2: look for the missing ones in the kernel's log",
+        ),
+        ("h200-2", {"gpus": [H200] * 8}, "too_many_gpus", "has 8 GPUs, its class has 2: choose the class of that size"),
         (
             "h200-2",
             {"gpus": [H200, {**H200, "name": "NVIDIA H100 80GB HBM3"}]},
+            "wrong_gpu_name",
             "its GPU is NVIDIA H100 80GB HBM3, that of its class is H200: choose the class of that GPU",
         ),
-        ("h200-2", {"gpus": [H200, {**H200, "name": None}]}, "its GPU is unknown, that of its class is H200"),
-        ("h200-2", {"gpus": [H200, {**H200, "name": "NVIDIA GH200 480GB"}]}, "its GPU is NVIDIA GH200 480GB"),
+        (
+            "h200-2",
+            {"gpus": [H200, {**H200, "name": None}]},
+            "wrong_gpu_name",
+            "its GPU is unknown, that of its class is H200",
+        ),
+        (
+            "h200-2",
+            {"gpus": [H200, {**H200, "name": "NVIDIA GH200 480GB"}]},
+            "wrong_gpu_name",
+            "its GPU is NVIDIA GH200 480GB",
+        ),
         (
             "h200-2",
             {"gpus": [{**H200, "arch": "sm_80"}, H200]},
+            "wrong_gpu_arch",
             "its GPU is of the architecture sm_80, its class is of sm_90",
         ),
-        ("h200-2", {"gpus": [{**H200, "arch": None}, H200]}, "its GPU is of the architecture unknown"),
+        (
+            "h200-2",
+            {"gpus": [{**H200, "arch": None}, H200]},
+            "wrong_gpu_arch",
+            "its GPU is of the architecture unknown",
+        ),
         (
             "h200-2",
             {"gpus": [H200, {**H200, "memory_mib": 71885}]},
+            "too_little_gpu_memory",
             "a GPU has 70.2 GiB of memory, its class needs 138.0: choose the class of that GPU, or end its partitions",
         ),
-        ("h200-2", {"gpus": [H200, {**H200, "memory_mib": None}]}, "the memory of a GPU is unknown: nvidia-smi does"),
+        (
+            "h200-2",
+            {"gpus": [H200, {**H200, "memory_mib": None}]},
+            "gpu_memory_unknown",
+            "the memory of a GPU is unknown: nvidia-smi does",
+        ),
         (
             "h200-2",
             {"driver": "535.183.01"},
+            "driver_too_old",
             "needs the driver 570.26 or newer: it has 535.183.01; install driver >= 570.26",
         ),
-        ("h200-2", {"driver": None}, "needs the driver 570.26 or newer: the version of its own is unknown"),
+        (
+            "h200-2",
+            {"driver": None},
+            "driver_unknown",
+            "needs the driver 570.26 or newer: the version of its own is unknown",
+        ),
         (
             "h200-2",
             {"driver": "570.124.06", "cuda": "12.2"},
+            "cuda_too_old",
             "needs CUDA 12.8 or newer: the driver 570.124.06 supports 12.2; install driver >= 570.26",
         ),
-        ("h200-2", {"cuda": None}, "needs CUDA 12.8 or newer: nvidia-smi does not say what the driver 580.159.03"),
-        ("h200-2", {"ecc_uncorrected": 3}, "has 3 uncorrected memory errors (ECC): restart the host, and replace"),
-        ("mi300x-2", {"ecc_uncorrected": 1}, "has 1 uncorrected memory errors"),
-        ("h200-2", {"xid": [31, 79]}, "its kernel has logged Xid 79: restart the host, and replace the GPU"),
+        (
+            "h200-2",
+            {"cuda": None},
+            "cuda_unknown",
+            "needs CUDA 12.8 or newer: nvidia-smi does not report what the driver 580.159.03",
+        ),
+        (
+            "h200-2",
+            {"ecc_uncorrected": 3},
+            "ecc_errors",
+            "has 3 uncorrected memory errors (ECC): restart the host, and replace",
+        ),
+        ("mi300x-2", {"ecc_uncorrected": 1}, "ecc_errors", "has 1 uncorrected memory errors"),
+        (
+            "h200-2",
+            {"xid": [31, 79]},
+            "xid_errors",
+            "its kernel has logged Xid 79: restart the host, and replace the GPU",
+        ),
         (
             "mi300x-2",
-            {**NOTHING, "problems": {"amd": "rocm-smi and amd-smi not found"}},
+            {**NOTHING, "problems": {"amd": {"state": "no_driver", "why": "rocm-smi and amd-smi not found"}}},
+            "no_driver",
             "rocm-smi and amd-smi not found: install the driver, 6.12 or newer, and ROCm 7.0 or newer",
         ),
-        ("mi300x-2", {"rocm": "6.4.1"}, "needs ROCm 7.0 or newer: it has 6.4.1; install ROCm >= 7.0"),
-        ("mi300x-2", {"rocm": None}, "needs ROCm 7.0 or newer: it has none in /opt/rocm; install ROCm >= 7.0"),
-        ("mi300x-2", {"driver": "6.8.5"}, "needs the driver 6.12 or newer: it has 6.8.5"),
-        ("mi300x-2", {"glibc": "2.31"}, "needs glibc 2.35 or newer: it has 2.31; use a newer release of the operating"),
+        ("mi300x-2", {"rocm": "6.4.1"}, "rocm_too_old", "needs ROCm 7.0 or newer: it has 6.4.1; install ROCm >= 7.0"),
+        (
+            "mi300x-2",
+            {"rocm": None},
+            "no_rocm",
+            "needs ROCm 7.0 or newer: it has none in /opt/rocm; install ROCm >= 7.0",
+        ),
+        ("mi300x-2", {"driver": "6.8.5"}, "driver_too_old", "needs the driver 6.12 or newer: it has 6.8.5"),
+        (
+            "mi300x-2",
+            {"glibc": "2.31"},
+            "glibc_too_old",
+            "needs glibc 2.35 or newer: it has 2.31; use a newer release of the operating",
+        ),
     ],
 )
-def test_a_veto(catalog: Catalog, name: str, changes: dict[str, Any], says: str) -> None:
-    (found,) = judge(catalog, name, changes)
-    assert says in found
+def test_a_veto(catalog: Catalog, name: str, changes: dict[str, Any], code: str, says: str) -> None:
+    (veto,) = judge(catalog, name, changes)
+    assert veto.code == code
+    assert says in veto.text
 
 
 def test_all_that_is_wrong_is_said_at_once(catalog: Catalog) -> None:

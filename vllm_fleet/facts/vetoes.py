@@ -1,7 +1,7 @@
 """Facts of a host against those of its class: what is wrong, and what to do about it.
 
-Pure: :mod:`vllm_fleet.on_host.gpu_facts` reads the facts, :func:`manifest.wanted_facts` names those of the class. A fact
-that is wanted and unknown is a veto too; a fault that the host cannot notice is not.
+Pure: :mod:`vllm_fleet.on_host.gpu_facts` reads the facts, :func:`manifest.wanted_facts` names those of the class. A
+fact that is wanted and unknown is a veto too; a fault that the host cannot notice is not.
 """
 
 from __future__ import annotations

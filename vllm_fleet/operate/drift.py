@@ -12,7 +12,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge.ssh_target import Target
-from vllm_fleet.facts.states import NOT_RUNNING
+from vllm_fleet.facts.states import NOT_RUNNING, DriftState
 from vllm_fleet.fleet import host_facts
 from vllm_fleet.inventory import Site, SiteHost
 from vllm_fleet.inventory import load as load_site
@@ -127,7 +127,7 @@ def idle(site: Site) -> frozenset[str]:
 
 
 def _stopped_units(items: Sequence[Mapping[str, str]]) -> frozenset[str]:
-    return frozenset(item["what"] for item in items if item["kind"] == "unit" and item["state"] in NOT_RUNNING)
+    return frozenset(item["what"] for item in items if item["kind"] == "unit" and DriftState(item["state"]) in NOT_RUNNING)
 
 
 def _kept(fleet: str, run_pid: int | None = None) -> Mapping[str, list[dict[str, str]]]:
