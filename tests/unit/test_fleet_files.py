@@ -37,6 +37,7 @@ def test_the_golden_fleet_is_right(fleets: Path) -> None:
         ("fleet: golden", "fleet: Golden Fleet", 2, "fleet", "is not a name"),
         ("      rack-a:", "      lab-0:", 10, "pools.rack", "the host 'lab-0' is in the pool 'lab' too"),
         ("why: our prompts end at 800 tokens", "why: x", 21, "pools.rack.overrides.why", "at least 10 characters"),
+        ('KVCACHE_SPACE: "2"', 'KVCACHE_SPACE: "2\\n3"', 20, "pools.rack.overrides.env", "holds a line break"),
         ("max-model-len: 1024", "max-modl-len: 1024", 13, None, "does not read the flag 'max-modl-len'"),
     ],
 )

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import InvariantError
 from vllm_fleet.host import instance_files, serve_command
 
 
@@ -25,7 +25,7 @@ def test_false_is_written_in_the_form_that_vllm_reads() -> None:
 
 @pytest.mark.parametrize("args", [{"max_model_len": 8}, {"max-model-len": None}])
 def test_what_vllm_would_drop_or_misread_is_refused(args: dict[str, Any]) -> None:
-    with pytest.raises(FleetError, match="cannot stand in a vLLM config"):
+    with pytest.raises(InvariantError, match="cannot be in a vLLM config"):
         instance_files.config_text(args)
 
 
@@ -40,7 +40,7 @@ def test_a_shell_reads_back_what_was_quoted(value: str) -> None:
 
 
 def test_a_line_break_is_refused() -> None:
-    with pytest.raises(FleetError, match="line break"):
+    with pytest.raises(InvariantError, match="line break"):
         instance_files.env_text({"NAME": "a\nb"})
 
 

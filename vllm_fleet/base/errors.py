@@ -1,24 +1,41 @@
-"""The one exception of the project: what is wrong, where, and what to do about it."""
+"""The error that a user can act on, its codes, and the error of the program itself."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_fleet.base.documented_enum import DocumentedEnum
+
+
+class ErrorCode(DocumentedEnum):
+    """What kind of error it is; the exit code follows from it."""
+
+    BAD_INPUT = "bad-input", "a file or an argument is wrong; nothing was touched"
+    REFUSED = "refused", "the input is right, and the project does not do that; nothing was touched"
+    WORK_FAILED = "work-failed", "work that had begun failed"
+
+
+class InvariantError(Exception):
+    """The program is wrong: something holds by its own rules and does not. No input of a user should lead here.
+
+    It is not caught: it ends the program with a traceback and exit code 1.
+    """
+
 
 @dataclass
 class FleetError(Exception):
-    """A fault that a user can act on.
+    """An error that a user can act on.
 
     Attributes:
         message: what is wrong, one sentence.
         hint: what to do about it, one sentence.
-        file: the file that holds the fault, as the user would type it.
+        file: the file that is wrong, as the user would type it.
         line: the line in that file, counted from 1.
         key: the dotted key in that file.
-        host: the host that the fault is about.
-        code: a short stable name of the kind of fault (``bad-input``, ``refused``, ``work-failed``).
-        others: further faults found in the same pass, so that all are reported at once.
+        host: the host that the error is about.
+        code: what kind of error it is.
+        others: further errors of the same pass, so that all are reported at once.
     """
 
     message: str
@@ -27,11 +44,12 @@ class FleetError(Exception):
     line: int | None = None
     key: str | None = None
     host: str | None = None
-    code: str = "bad-input"
+    code: ErrorCode = ErrorCode.BAD_INPUT
     others: list[FleetError] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__(self.message)
+        self.code = ErrorCode(self.code)
 
     @property
     def where(self) -> str:
@@ -48,12 +66,12 @@ class FleetError(Exception):
     @property
     def exit_code(self) -> int:
         """2 for bad input and refusals (nothing was touched), 1 for work that failed."""
-        return 1 if self.code == "work-failed" else 2
+        return 1 if self.code is ErrorCode.WORK_FAILED else 2
 
     def record(self) -> dict[str, Any]:
         """The error as the ``--json`` contract spells it."""
         return {
-            "code": self.code,
+            "code": self.code.value,
             "message": self.message,
             "hint": self.hint,
             "file": f"{self.file}:{self.line}" if self.file and self.line else self.file,

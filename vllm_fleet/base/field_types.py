@@ -59,6 +59,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _single_lines(env: dict[str, str | None]) -> dict[str, str | None]:
+    """Systemd reads the environment from a file with one line for each variable."""
+    for name, value in env.items():
+        if value and ("\n" in value or "\r" in value):
+            raise ValueError(f"the value of {name!r} holds a line break: write it in one line")
+    return env
+
+
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Name = Annotated[str, AfterValidator(_name)]
 Network = Annotated[str, AfterValidator(_network)]
@@ -68,4 +76,4 @@ Sha256 = Annotated[str, AfterValidator(_sha256)]
 #: Names as vLLM's command line spells them, dashed; ``None`` takes a key away.
 Args = Annotated[dict[str, Any], AfterValidator(_plain)]
 #: Environment values are strings, quoted in YAML, so that ``no`` and ``1`` stay what was written.
-Env = dict[str, str | None]
+Env = Annotated[dict[str, str | None], AfterValidator(_single_lines)]

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 Location = tuple[str | int, ...]
 Record = TypeVar("Record", bound=BaseModel)
@@ -36,7 +36,9 @@ class Document:
                 return found
         return None
 
-    def error(self, location: Location, message: str, hint: str = "", code: str = "bad-input") -> FleetError:
+    def error(
+        self, location: Location, message: str, hint: str = "", code: ErrorCode = ErrorCode.BAD_INPUT
+    ) -> FleetError:
         """An error at a key path of this file."""
         key = ".".join(str(part) for part in location) or None
         return FleetError(message, hint, self.file, self.line(location), key, code=code)

@@ -17,7 +17,7 @@ from typing import Any
 from packaging.version import Version
 
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import FleetError, InvariantError
 from vllm_fleet.schema.recipe import Engine, Machine
 
 #: The first line of a lock.
@@ -155,7 +155,7 @@ def inputs(engine: Engine, machine: Machine) -> dict[str, Any]:
     """What a lock of that engine and machine is made from; the same inputs and the same index give the same lock."""
     wheel = engine.wheel
     if wheel is None:
-        raise ValueError(f"{engine.id} has no wheel form")
+        raise InvariantError(f"{engine.id} has no wheel form")
     extras = f"[{','.join(wheel.extras)}]" if wheel.extras else ""
     return {
         "requirements": [f"{wheel.distribution}{extras}=={engine.release}", *wheel.beside],

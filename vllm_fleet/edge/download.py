@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import FleetError, InvariantError
 from vllm_fleet.mirror.store import Artifact, Entry
 
 _AT_A_TIME = 6
@@ -234,7 +234,7 @@ def text(url: str, accept: str = "*/*", access: Access = _OPEN) -> tuple[str, st
                     f"{url} cannot be reached: {fault}", "look at the network, then run it again", code="work-failed"
                 ) from None
         time.sleep(0.5 * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
+    raise InvariantError("the last attempt returns or raises")
 
 
 def size(url: str) -> int:

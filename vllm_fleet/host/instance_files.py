@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from vllm_fleet.base.digests import text_sha256
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import InvariantError
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
 from vllm_fleet.host import container, host_paths
 from vllm_fleet.host.role_files import unit_digest
@@ -71,11 +71,12 @@ def config_text(args: Mapping[str, Any], *, mappings_as_text: bool = False) -> s
         mappings_as_text: write a mapping as JSON text, for releases before 0.32, to which a mapping is fatal.
 
     Raises:
-        FleetError: a key that vLLM would drop without a word (an underscore), or a null.
+        InvariantError: a key that vLLM would drop without a word (an underscore), or a null. The check of names
+            refuses the first, the merge of rules removes the second.
     """
     for key, value in args.items():
         if "_" in key or value is None:
-            raise FleetError(f"{key!r}: {value!r} cannot stand in a vLLM config", "use dashed keys, and no null")
+            raise InvariantError(f"{key!r}: {value!r} cannot be in a vLLM config: it takes dashed keys and no null")
     written = {f"no-{key}" if value is False else key: True if value is False else value for key, value in args.items()}
     if mappings_as_text:
         written = {
@@ -90,12 +91,12 @@ def env_text(env: Mapping[str, str]) -> str:
     """A file for systemd's EnvironmentFile, each value quoted.
 
     Raises:
-        FleetError: a value with a line break, which such a file cannot hold.
+        InvariantError: a value with a line break, which such a file cannot hold and no schema accepts.
     """
     lines = []
     for name, value in sorted(env.items()):
         if "\n" in value or "\r" in value:
-            raise FleetError(f"the environment variable {name!r} holds a line break", "take it out")
+            raise InvariantError(f"the environment variable {name!r} holds a line break")
         escaped = "".join(f"\\{char}" if char in '\\"$`' else char for char in value)
         lines.append(f'{name}="{escaped}"\n')
     return "".join(lines)

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from vllm_fleet.base import paths
+from vllm_fleet.base.errors import InvariantError
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.host import container, container_toolkit, drivers, engine_install, start_cache
 from vllm_fleet.host.instance_files import Release, instance_files
@@ -46,7 +47,7 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
 def _serving_host(inputs: FleetInputs, host: HostPlan, driver: drivers.HostDriver | None) -> ServingHost:
     deployment = host.deployment
     if deployment is None:
-        raise ValueError(f"{host.name} serves nothing")
+        raise InvariantError(f"{host.name} serves nothing")
     lock = engine_install.lock_of(inputs.plan, inputs.catalog, host)
     host_class = inputs.catalog.host_class(deployment.host_class)
     model = inputs.models[deployment.model]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import InvariantError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
@@ -146,7 +146,7 @@ def _image(host: HostPlan, deployment: Deployment, catalog: Catalog, plan: Plan)
     if fault := image_digest.refusal(deployment.engine, plan.spec.mirror.registry):
         raise plan.document.error(("pools", host.pool), *fault, "refused")
     if image is None or image.digest is None:
-        raise FleetError("what was refused is gone on with", host=host.name)
+        raise InvariantError(f"{host.name} has no image with a digest, and nothing refused it")
     platform = container.PLATFORMS[apt_packages.machine(host, catalog)]
     return Image(image.image, image.digest, platform, plan.spec.mirror.registry, registry_ca(plan))
 

@@ -127,7 +127,9 @@ def idle(site: Site) -> frozenset[str]:
 
 
 def _stopped_units(items: Sequence[Mapping[str, str]]) -> frozenset[str]:
-    return frozenset(item["what"] for item in items if item["kind"] == "unit" and DriftState(item["state"]) in NOT_RUNNING)
+    return frozenset(
+        item["what"] for item in items if item["kind"] == "unit" and DriftState(item["state"]) in NOT_RUNNING
+    )
 
 
 def _kept(fleet: str, run_pid: int | None = None) -> Mapping[str, list[dict[str, str]]]:

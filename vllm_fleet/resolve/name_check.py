@@ -28,46 +28,34 @@ def check_names(
         FleetError: a name that the release does not read, with the place that sets it.
     """
 
+    def error(key: str, message: str, hint: str) -> FleetError:
+        origin = next(o for name, o in provenance.items() if name == key or name.startswith(f"{key}."))
+        return FleetError(message, hint, origin.place, key=key)
+
     def unread(group: str, name: str, what: str) -> FleetError:
-        origin = next(
-            o for key, o in provenance.items() if key == f"{group}.{name}" or key.startswith(f"{group}.{name}.")
-        )
-        return FleetError(
-            f"{engine.id} does not read the {what} {name!r}",
-            "see recipes/engines/names for what it reads",
-            origin.place,
-            key=f"{group}.{name}",
-        )
+        message = f"{engine.id} does not read the {what} {name!r}"
+        return error(f"{group}.{name}", message, "see recipes/engines/names for what it reads")
 
     for name, value in args.items():
+        key = f"args.{name}"
         if name in RENDERED_FLAGS:
-            fault = unread("args", name, "argument")
-            fault.message, fault.hint = f"{name!r} is set for each instance by the project", "take it out"
-            raise fault
+            raise error(key, f"{name!r} is set for each instance by the project", "take it out")
         if name not in names.flags:
             raise unread("args", name, "flag")
         flag = names.flags[name]
         if value is False and not flag.get("negatable"):
-            fault = unread("args", name, "flag")
-            fault.message, fault.hint = f"{name!r} has no form that says false", "leave it out (null takes it away)"
-            raise fault
+            raise error(key, f"{name!r} has no form that says false", "leave it out (null takes it away)")
         if flag["type"] in ("int", "float") and (isinstance(value, bool) or not isinstance(value, int | float)):
-            fault = unread("args", name, "flag")
-            fault.message, fault.hint = f"{name!r} is {value!r}, and not a number", "write a number without quotes"
-            raise fault
+            raise error(key, f"{name!r} is {value!r}, and not a number", "write a number without quotes")
         choices = names.tool_call_parsers if name == "tool-call-parser" else flag.get("choices")
         if choices and flag["type"] != "list" and value not in choices:
-            fault = unread("args", name, "flag")
-            fault.message = f"{engine.id} does not take {value!r} for {name!r}"
-            fault.hint = f"it takes {', '.join(map(str, sorted(choices, key=str)))}"
-            raise fault
+            known = ", ".join(map(str, sorted(choices, key=str)))
+            raise error(key, f"{engine.id} does not take {value!r} for {name!r}", f"it takes {known}")
     passes = args["compilation-config"].get("pass_config", {}) if _is_mapping(args, "compilation-config") else {}
     if not isinstance(passes, Mapping):
-        fault = unread("args", _PASSES, "key")
-        fault.message, fault.hint = f"{_PASSES!r} is {passes!r}, and no mapping", "write its keys below it"
-        raise fault
-    for key in _unknown_keys(names, args, passes):
-        raise unread("args", key, "key")
+        raise error(f"args.{_PASSES}", f"{_PASSES!r} is {passes!r}, and no mapping", "write its keys below it")
+    for name in _unknown_keys(names, args, passes):
+        raise unread("args", name, "key")
     for name in env:
         if not names.reads(f"env.{name}", engine.accelerator):
             raise unread("env", name, "environment variable")
