@@ -178,7 +178,7 @@ def image(catalog: Catalog, engine: str, vendor: str, mirror: Mirror | None = No
     docker = pinned(catalog.engine(engine), {engine: X86}, "x86_64").docker
     assert isinstance(docker, DockerInstall)
     toolkit = toolkit_of(catalog) if vendor == "nvidia" else None
-    return replace(container.image_of(docker, "x86_64", vendor, mirror or Mirror(), Path()), toolkit=toolkit)
+    return container.Image(docker, "x86_64", vendor, container.fleet_registry(mirror or Mirror(), Path()), toolkit)
 
 
 def toolkit_of(catalog: Catalog, managed: bool = True) -> container.Toolkit:

@@ -150,8 +150,7 @@ def _serving_hosts(
         raise
     rented = None
     if rental.rented(pool.cloud):
-        sized = catalog.host_class(pool.host_class)
-        rented = rental.pool(catalog, pool.cloud, sized, pool.placement, document, name)
+        rented = rental.pool(catalog, name, pool, document)
         weights_disk.check(rented, deployment.model, deployment.fit.weights_gib, document, name)
     user = spec.access.ssh_user or (rented.table.user if rented else _USERS[pool.cloud])
     for ordinal, (host_name, static) in enumerate(_members(name, pool.hosts, pool.static)):

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from vllm_fleet.catalogue.catalogue import Catalog
@@ -26,7 +25,6 @@ TOOLS = ("gpg", "python3-debian")
 KEY_FILE = "key.asc"
 #: Repository -> the fleet's own copy of it, with the file of its key.
 Copies = Mapping[str, tuple[RepositoryMirror, Path]]
-NO_COPIES: Copies = MappingProxyType({})
 
 
 @dataclass(frozen=True)

@@ -61,31 +61,63 @@ class Toolkit:
 
 
 @dataclass(frozen=True)
+class Registry:
+    """A registry that hosts pull from.
+
+    Attributes:
+        address: ``host:port``.
+        ca: the certificate of the authority that signs the registry's own, PEM; None: the registry has no TLS.
+    """
+
+    address: str
+    ca: str | None = None
+
+    @property
+    def ca_path(self) -> str:
+        """Where docker looks for that certificate."""
+        return f"/etc/docker/certs.d/{self.address}/ca.crt"
+
+
+def fleet_registry(mirror: Mirror, folder: Path, served: str | None = None) -> Registry | None:
+    """The registry that the hosts of a fleet pull from; None: the one in the name of each image.
+
+    Args:
+        mirror: the fleet's mirror, which may name a registry of the fleet's own.
+        folder: the fleet's folder, for its files.
+        served: ``host:port`` of the registry that the mirror itself is; it comes before the other, and has no TLS.
+    """
+    if served:
+        return Registry(served)
+    if mirror.registry is None:
+        return None
+    ca = mirror.registry_ca_file
+    return Registry(mirror.registry, (folder / ca).read_text(encoding="utf-8") if ca else None)
+
+
+@dataclass(frozen=True)
 class Image:
     """The image of one host.
 
     Attributes:
         install: the engine's image, with its digest.
-        registry: where it is pulled from; None: where its own name says.
         machine: the kind of the host's processors; None: whatever it is.
         vendor: of the host's devices.
-        ca: who signs the registry's certificate, PEM; None: the registry is asked without TLS.
-        toolkit: what lets its containers reach NVIDIA's GPUs; None for other vendors.
+        registry: where it is pulled from; None: the registry in its name.
+        toolkit: what gives its containers NVIDIA's GPUs; None for other vendors.
         lab: the host is a container, whose limits are those of its machine.
     """
 
     install: DockerInstall
-    registry: str | None
     machine: str | None
     vendor: str
-    ca: str | None = None
+    registry: Registry | None = None
     toolkit: Toolkit | None = None
     lab: bool = False
 
     @property
     def reference(self) -> str:
         """What is pulled and run: never a tag."""
-        name = f"{self.registry}/{self.install.image}" if self.registry else self.install.image
+        name = f"{self.registry.address}/{self.install.image}" if self.registry else self.install.image
         return f"{name}@{self.install.digest}"
 
     @property
@@ -97,42 +129,11 @@ class Image:
     def daemon_config(self) -> str:
         """The daemon's settings: its restart ends no container, logs end, and one named registry has no TLS."""
         config: dict[str, Any] = {"live-restore": True, "log-opts": {"max-file": "3", "max-size": "50m"}}
-        if self.registry and self.ca is None:
-            config["insecure-registries"] = [self.registry]
+        if self.registry and self.registry.ca is None:
+            config["insecure-registries"] = [self.registry.address]
         if self.vendor == "nvidia":
             config["runtimes"] = {"nvidia": {"path": "nvidia-container-runtime", "runtimeArgs": []}}
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
-
-    @property
-    def ca_path(self) -> str:
-        """Where docker looks for who signs that registry's certificate."""
-        return f"/etc/docker/certs.d/{self.registry}/ca.crt"
-
-
-def image_of(
-    install: DockerInstall,
-    machine: str | None,
-    vendor: str,
-    mirror: Mirror,
-    folder: Path,
-    served: str | None = None,
-) -> Image:
-    """The image of a host.
-
-    Args:
-        install: the engine's image, with its digest.
-        machine: the kind of the host's processors.
-        vendor: of the host's devices.
-        mirror: the fleet's own registry.
-        folder: the fleet's folder, for its files.
-        served: ``host:port`` of the registry that the mirror itself is; then it is that one, without TLS.
-
-    Returns:
-        The image without a container toolkit, which depends on the fleet.
-    """
-    ca = mirror.registry_ca_file if mirror.registry and not served else None
-    text = (folder / ca).read_text(encoding="utf-8") if ca else None
-    return Image(install, served or mirror.registry, machine, vendor, text)
 
 
 def run_words(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> list[str]:
@@ -174,8 +175,8 @@ def variables(image: Image) -> dict[str, Any]:
         "container_engine_toolkit_managed": bool(toolkit and toolkit.managed),
         "container_engine_config": image.daemon_config,
         "container_engine_vendor": image.vendor,
-        "container_engine_registry": image.registry or "",
-        "container_engine_registry_ca": image.ca or "",
+        "container_engine_registry": image.registry.address if image.registry else "",
+        "container_engine_registry_ca": (image.registry.ca if image.registry else None) or "",
         "vllm_image_reference": image.reference,
         "vllm_image_tag": image.tag,
         "vllm_image_platform": PLATFORMS.get(image.machine or "", ""),
@@ -194,8 +195,8 @@ def items(image: Image) -> Iterator[dict[str, Any]]:
     digest = digests.text_sha256(image.daemon_config)
     yield {**file, "path": CONFIG, "sha256": digest}
     yield {**file, "path": LOADED, "sha256": digests.text_sha256(f"{digest}\n")}
-    if image.ca is not None:
-        yield {**file, "path": image.ca_path, "sha256": digests.text_sha256(image.ca)}
+    if image.registry and image.registry.ca is not None:
+        yield {**file, "path": image.registry.ca_path, "sha256": digests.text_sha256(image.registry.ca)}
     unit = {"role": _ENGINE_ROLE, "kind": "unit", "active": True, "enabled": True}
     if image.vendor == "nvidia":
         path = "/etc/systemd/system/nvidia-cdi.service"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm_fleet.base.digests import text_sha256
@@ -13,7 +13,7 @@ from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import apt_repositories
-from vllm_fleet.host.apt_repositories import NO_COPIES, MirroredSystem, Repository
+from vllm_fleet.host.apt_repositories import MirroredSystem, Repository
 from vllm_fleet.host.manifest import Item, Manifest, file_item
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.schema.driver import ClassDriver, DriverMode, DriverRelease
@@ -86,27 +86,34 @@ def release(catalog: Catalog, row: ClassDriver, engine: Engine | None) -> Driver
     )
 
 
-def for_host(
-    catalog: Catalog,
-    sized: SizedClass,
-    mode: DriverMode,
-    engine: Engine | None = None,
-    own: apt_repositories.Copies = NO_COPIES,
-    reboot: bool = False,
-    lab: bool = False,
-    mirror: MirroredSystem | None = None,
-) -> HostDriver | None:
+@dataclass(frozen=True)
+class DriverChoice:
+    """What the driver of a host depends on beside its class.
+
+    Attributes:
+        mode: who installs it.
+        engine: what it will run.
+        copies: the fleet's copies of repositories.
+        reboot: whether the fleet permits a run to restart its hosts.
+        lab: the host is a container, whose kernel is the machine's.
+        mirror: the fleet's mirror, where it has packages.
+    """
+
+    mode: DriverMode
+    engine: Engine | None = None
+    copies: apt_repositories.Copies = field(default_factory=dict)
+    reboot: bool = False
+    lab: bool = False
+    mirror: MirroredSystem | None = None
+
+
+def for_host(catalog: Catalog, sized: SizedClass, choice: DriverChoice) -> HostDriver | None:
     """The driver of a host; None for a class that has none.
 
     Args:
         catalog: the recipes.
         sized: the host's class.
-        mode: who installs it.
-        engine: what it will run.
-        own: the fleet's copies of repositories.
-        reboot: whether the fleet lets a run restart its hosts.
-        lab: the host is a container, whose kernel is the machine's.
-        mirror: the fleet's mirror, where it has packages.
+        choice: what it depends on beside the class.
 
     Raises:
         FleetError: no release fits the engine.
@@ -114,18 +121,18 @@ def for_host(
     row = catalog.drivers.classes[sized.family.name]
     if not row.releases:
         return None
-    chosen = release(catalog, row, engine)
-    vendor, role, managed = chosen.vendor, ROLES[chosen.vendor], mode == "managed"
+    chosen = release(catalog, row, choice.engine)
+    vendor, role, managed = chosen.vendor, ROLES[chosen.vendor], choice.mode == "managed"
     switches = sized.count in row.fabric_manager
     packages = dict(chosen.packages)
     if switches and chosen.fabric_manager:
         packages |= chosen.fabric_manager.packages
     packages |= chosen.imex if row.imex else {}
     others = row.fabric_packages if switches else []
-    origins = tuple(apt_repositories.of(catalog, name, sized.machine, own) for name in chosen.repositories)
-    found = [each.served_by(mirror) for each in origins]
+    origins = tuple(apt_repositories.of(catalog, name, sized.machine, choice.copies) for name in chosen.repositories)
+    found = [each.served_by(choice.mirror) for each in origins]
     holds = [*catalog.drivers.holds[vendor].packages, *catalog.drivers.kernel.packages]
-    pins = _preferences(found, packages, in_mirror=mirror is not None)
+    pins = _preferences(found, packages, in_mirror=choice.mirror is not None)
     blacklist = _unattended(holds)
     variables: dict[str, Any] = {
         "driver_packages_managed": managed,
@@ -136,7 +143,7 @@ def for_host(
         "driver_packages_preferences": pins,
         "driver_packages_unattended": blacklist,
         "driver_packages_holds": holds,
-        "host_reboot_allowed": reboot,
+        "host_reboot_allowed": choice.reboot,
         f"{role}_version": chosen.version,
         f"{role}_managed": managed,
     }
@@ -155,7 +162,7 @@ def for_host(
         items += [{"role": role, "kind": "package", "name": name} for name in others]
         facts |= {"driver_role": role, "driver_version": chosen.version}
         facts |= {"rocm_version": chosen.rocm} if chosen.rocm else {}
-    items += _nvidia_items(managed, switches, chosen) if vendor == "nvidia" else _amd_items(lab)
+    items += _nvidia_items(managed, switches, chosen) if vendor == "nvidia" else _amd_items(choice.lab)
     return HostDriver(role, variables, tuple(items), facts, origins if managed else ())
 
 
@@ -166,7 +173,7 @@ def of_host(plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem
         plan: the fleet.
         catalog: the recipes.
         host: the host.
-        mirror: as :func:`for_host` takes it.
+        mirror: the fleet's mirror, where it has packages.
 
     Raises:
         FleetError: the fleet names a repository or a key that is not there, or no release fits the engine.
@@ -174,16 +181,15 @@ def of_host(plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem
     deployment = host.deployment
     if deployment is None:
         return None
-    return for_host(
-        catalog,
-        catalog.host_class(deployment.host_class),
-        mode_of(plan, host),
-        deployment.engine,
-        apt_repositories.copies(plan),
+    choice = DriverChoice(
+        mode=mode_of(plan, host),
+        engine=deployment.engine,
+        copies=apt_repositories.copies(plan),
         reboot=plan.access.reboot,
         lab=host.cloud == "lab",
         mirror=mirror,
     )
+    return for_host(catalog, catalog.host_class(deployment.host_class), choice)
 
 
 def _nvidia_items(managed: bool, switches: bool, chosen: DriverRelease) -> list[Item]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from vllm_fleet.base import paths
@@ -83,10 +83,14 @@ def _image(inputs: FleetInputs, host: HostPlan, deployment: Deployment) -> conta
         return None
     family = catalog.host_class(deployment.host_class).family
     parts.registry_ca(plan)
-    at = (plan.spec.mirror, plan.directory, inputs.mirror.registry)
-    image = container.image_of(deployment.engine.docker, family.facts.machine, family.vendor, *at)
-    toolkit = container_toolkit.of_host(plan, catalog, host, inputs.mirror.packages)
-    return replace(image, toolkit=toolkit, lab=host.cloud == "lab")
+    return container.Image(
+        install=deployment.engine.docker,
+        machine=family.facts.machine,
+        vendor=family.vendor,
+        registry=container.fleet_registry(plan.spec.mirror, plan.directory, inputs.mirror.registry),
+        toolkit=container_toolkit.of_host(plan, catalog, host, inputs.mirror.packages),
+        lab=host.cloud == "lab",
+    )
 
 
 def _service_variables(host: ServingHost, release: Release, manifest: Manifest) -> dict[str, Any]:
