@@ -12,7 +12,7 @@ import yaml
 
 from bench import fleets
 from vllm_fleet.base.errors import FleetError
-from vllm_fleet.host.manifest import Item
+from vllm_fleet.host.manifest_items import Item
 
 #: What someone sets who has read about Ansible's speed; each of it is in its documentation.
 TUNED_CFG = """\

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import yaml
 
 from vllm_fleet.base import paths
 from vllm_fleet.catalogue import catalogue
+from vllm_fleet.facts import states
+from vllm_fleet.host import manifest_items
 from vllm_fleet.reports import cloud_table, support_matrix
 
 
@@ -46,6 +49,53 @@ def clouds_page() -> str:
     return cloud_table.markdown(catalogue.load())
 
 
+def manifest_page() -> str:
+    """The text of docs/manifest.md: kinds of items from their types, states and codes from their enumerations."""
+    lines = [
+        "# What a manifest can ask of a host",
+        "",
+        "A manifest lists everything that must be true on one host. Each item has a `kind`, the `role` that owns it,",
+        "and the keys of its kind. The probe checks every item and reports those that differ, with a `state` for",
+        "programs and a `why` for people. A role repairs the items that it owns.",
+        "",
+        "| kind | keys (`?`: may be left out) | what the probe checks | owner roles |",
+        "|---|---|---|---|",
+    ]
+    for kind, item_type in manifest_items.KINDS.items():
+        keys = ", ".join(
+            f"`{key}`" if key in item_type.__required_keys__ else f"`{key}`?"
+            for key in item_type.__annotations__
+            if key not in ("role", "kind")
+        )
+        checks = " ".join(inspect.cleandoc(item_type.__doc__ or "").replace("``", "`").split())
+        owners = ", ".join(f"`{role}`" for role in manifest_items.OWNERS[kind])
+        lines.append(f"| `{kind}` | {keys} | {checks} | {owners} |")
+    lines += [
+        "",
+        "Drift of the kind `driver` belongs to no item: where a role installs the driver, the facts of the host show",
+        "what is wrong with it, and its state is a code of a veto.",
+        "",
+        "## States of drift",
+        "",
+        "| state | meaning |",
+        "|---|---|",
+        *(f"| `{state}` | {state.meaning} |" for state in states.DriftState),
+        "",
+        "## Codes of vetoes",
+        "",
+        "A veto stops a run before a host is touched, since the host is not what its class says.",
+        "",
+        "| code | meaning |",
+        "|---|---|",
+        *(f"| `{code}` | {code.meaning} |" for code in states.VetoCode),
+        "",
+        "Made from `vllm_fleet/on_host/manifest_items.py`, `vllm_fleet/host/manifest_items.py` and",
+        "`vllm_fleet/facts/states.py` by `make golden`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Writes every generated file."""
     for role in sorted((paths.root() / "roles").iterdir()):
@@ -53,6 +103,7 @@ def main() -> int:
             (role / "README.md").write_text(role_readme(role), encoding="utf-8")
     (paths.root() / "docs" / "matrix.md").write_text(support_matrix_page(), encoding="utf-8")
     (paths.root() / "docs" / "clouds.md").write_text(clouds_page(), encoding="utf-8")
+    (paths.root() / "docs" / "manifest.md").write_text(manifest_page(), encoding="utf-8")
     return 0
 
 

@@ -64,7 +64,7 @@ def vetoes(stage: Stage) -> Mapping[str, tuple[str, ...]]:
     for report in reports.values():
         if report.error:
             raise FleetError(report.error, host=report.host, code="work-failed")
-    return {name: report.veto for name, report in reports.items()}
+    return {name: tuple(veto.text for veto in report.veto) for name, report in reports.items()}
 
 
 def _target(stage: Stage, found: Plan, name: str) -> ssh_target.Target:

@@ -14,3 +14,8 @@ def test_the_support_matrix_is_generated_from_the_recipes() -> None:
 def test_the_table_of_clouds_is_generated_from_the_recipes() -> None:
     text = (paths.root() / "docs" / "clouds.md").read_text(encoding="utf-8")
     assert text == docs.clouds_page(), "the recipes say something else: make golden"
+
+
+def test_the_table_of_kinds_is_generated_from_their_types() -> None:
+    text = (paths.root() / "docs" / "manifest.md").read_text(encoding="utf-8")
+    assert text == docs.manifest_page(), "the types say something else: make golden"

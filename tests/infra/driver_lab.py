@@ -21,7 +21,8 @@ from lab.tree import ensure_tree, tree_digest
 from vllm_fleet.base import digests, paths
 from vllm_fleet.edge import ssh_target
 from vllm_fleet.host import firewall, haproxy, instance_files
-from vllm_fleet.host.manifest import Item, Manifest
+from vllm_fleet.host.manifest import Manifest
+from vllm_fleet.host.manifest_items import Item
 from vllm_fleet.operate import probing
 from vllm_fleet.schema.fleet import Gateway
 

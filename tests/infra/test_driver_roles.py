@@ -23,6 +23,7 @@ from vllm_fleet.catalogue import catalogue as catalogs
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.host.drivers import DriverChoice, HostDriver, for_host
 from vllm_fleet.host.manifest import wanted_facts
+from vllm_fleet.host.manifest_items import traffic_item
 from vllm_fleet.schema.driver import AptSource, DriverMode, RepositoryMirror, SigningKey
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
@@ -31,7 +32,7 @@ NOW, NEWER, GREEDY = "580.159.03", "580.178.04", "580.200.01"
 AMD_NOW, AMD_OLD = ("6.14.14", "7.0.2"), ("6.12.12", "6.4.3")
 KERNEL = "linux-image-6.1.0-1-amd64"
 #: What the manifest of a gateway says of its traffic.
-TRAFFIC = {"role": "gateway", "kind": "traffic", "path": "/run/haproxy/admin.sock"}
+TRAFFIC = traffic_item("gateway", "/run/haproxy/admin.sock")
 
 
 def with_nvidia(version: str) -> Catalog:

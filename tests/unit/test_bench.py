@@ -15,7 +15,7 @@ from bench.measure import Sample
 from bench.results import Row
 from vllm_fleet import inventory
 from vllm_fleet.base.errors import FleetError
-from vllm_fleet.host.manifest import file_item
+from vllm_fleet.host.manifest_items import FileItem, file_item, sysctl_item
 
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBenchBenchBenchBenchBenchBenchBenchBenchBenc"
 
@@ -77,12 +77,12 @@ def test_peers_check_every_item(fleet: Path) -> None:
 
 def test_an_unknown_kind_is_not_left_out() -> None:
     with pytest.raises(FleetError, match="sysctl"):
-        peers.checks([{"role": "r", "kind": "sysctl", "name": "a.b", "value": "1"}], {})
+        peers.checks([sysctl_item("r", "a.b", "1")], {})
 
 
 def test_a_file_of_unknown_content_is_not_left_out() -> None:
     with pytest.raises(FleetError, match="file"):
-        peers.checks([{"role": "r", "kind": "file", "path": "/a", "mode": "0755"}], {"/a": Path("/copy")})
+        peers.checks([FileItem(role="r", kind="file", path="/a", mode="0755")], {"/a": Path("/copy")})
 
 
 def test_only_what_was_deployed_is_compared(tmp_path: Path) -> None:

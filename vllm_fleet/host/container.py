@@ -15,6 +15,7 @@ from typing import Any
 from vllm_fleet.base import digests
 from vllm_fleet.host import apt_repositories, host_paths, serve_command
 from vllm_fleet.host.apt_repositories import Repository
+from vllm_fleet.host.manifest_items import FileItem, Item, file_item, image_item, package_item, unit_item
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.resolve.deployment import Deployment
 from vllm_fleet.schema.mirror import Mirror
@@ -183,25 +184,23 @@ def variables(image: Image) -> dict[str, Any]:
     }
 
 
-def items(image: Image) -> Iterator[dict[str, Any]]:
+def items(image: Image) -> Iterator[Item]:
     """What the two roles bring about."""
-    file = {"role": _ENGINE_ROLE, "kind": "file", "mode": "0644", "owner": "root", "group": "root"}
+    role = _ENGINE_ROLE
     for name in PACKAGES:
-        yield {"role": _ENGINE_ROLE, "kind": "package", "name": name}
+        yield package_item(role, name)
     if image.toolkit:
         for name, version in sorted(image.toolkit.versions.items()):
-            wanted = {"version": version} if image.toolkit.managed else {}
-            yield {"role": _ENGINE_ROLE, "kind": "package", "name": name, **wanted}
+            yield package_item(role, name, version if image.toolkit.managed else None)
     digest = digests.text_sha256(image.daemon_config)
-    yield {**file, "path": CONFIG, "sha256": digest}
-    yield {**file, "path": LOADED, "sha256": digests.text_sha256(f"{digest}\n")}
+    yield file_item(role, CONFIG, digest)
+    yield file_item(role, LOADED, digests.text_sha256(f"{digest}\n"))
     if image.registry and image.registry.ca is not None:
-        yield {**file, "path": image.registry.ca_path, "sha256": digests.text_sha256(image.registry.ca)}
-    unit = {"role": _ENGINE_ROLE, "kind": "unit", "active": True, "enabled": True}
+        yield file_item(role, image.registry.ca_path, digests.text_sha256(image.registry.ca))
     if image.vendor == "nvidia":
-        path = "/etc/systemd/system/nvidia-cdi.service"
-        yield {**file, "path": path, "sha256": role_file_sha256(_ENGINE_ROLE, "nvidia-cdi.service")}
-        yield {**unit, "name": "nvidia-cdi.service"}
-        yield {"role": _ENGINE_ROLE, "kind": "file", "path": CDI}
-    yield {**unit, "name": "docker.service"}
-    yield {"role": _IMAGE_ROLE, "kind": "image", "name": image.reference, "tag": image.tag}
+        cdi_unit = "nvidia-cdi.service"
+        yield file_item(role, f"/etc/systemd/system/{cdi_unit}", role_file_sha256(role, cdi_unit))
+        yield unit_item(role, cdi_unit, active=True, enabled=True)
+        yield FileItem(role=role, kind="file", path=CDI)
+    yield unit_item(role, "docker.service", active=True, enabled=True)
+    yield image_item(_IMAGE_ROLE, image.reference, image.tag)

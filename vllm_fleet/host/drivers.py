@@ -14,7 +14,8 @@ from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import apt_repositories
 from vllm_fleet.host.apt_repositories import MirroredSystem, Repository
-from vllm_fleet.host.manifest import Item, Manifest, file_item
+from vllm_fleet.host.manifest import Manifest
+from vllm_fleet.host.manifest_items import Item, file_item, holds_item, package_item, sysctl_item, unit_item, user_item
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.schema.driver import ClassDriver, DriverMode, DriverRelease
 from vllm_fleet.schema.recipe import Engine
@@ -151,15 +152,15 @@ def for_host(catalog: Catalog, sized: SizedClass, choice: DriverChoice) -> HostD
         variables["nvidia_driver_fabric_manager"] = switches
     items: list[Item] = [
         file_item(role, UNATTENDED, text_sha256(blacklist)),
-        {"role": role, "kind": "holds", "name": "held packages", "patterns": holds},
+        holds_item(role, holds),
     ]
     facts: dict[str, Any] = {"driver_below": row.driver_below}
     if switches:
         facts["fabric_manager"] = True
     if managed:
         items.append(file_item(role, PREFERENCES, text_sha256(pins)))
-        items += [{"role": role, "kind": "package", "name": n, "version": packages[n]} for n in sorted(packages)]
-        items += [{"role": role, "kind": "package", "name": name} for name in others]
+        items += [package_item(role, name, packages[name]) for name in sorted(packages)]
+        items += [package_item(role, name) for name in others]
         facts |= {"driver_role": role, "driver_version": chosen.version}
         facts |= {"rocm_version": chosen.rocm} if chosen.rocm else {}
     items += _nvidia_items(managed, switches, chosen) if vendor == "nvidia" else _amd_items(choice.lab)
@@ -195,25 +196,23 @@ def of_host(plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem
 def _nvidia_items(managed: bool, switches: bool, chosen: DriverRelease) -> list[Item]:
     role = ROLES["nvidia"]
     units = ["nvidia-persistenced.service"] if managed else []
-    found: list[Item] = [{"role": role, "kind": "unit", "name": name, "active": True} for name in units]
+    found: list[Item] = [unit_item(role, name, active=True) for name in units]
     if managed:
         found.insert(0, file_item(role, PERSISTENCE, role_file_sha256(role, "persistence.conf")))
     if switches and chosen.fabric_manager:
         unit = chosen.fabric_manager.unit
-        found.append({"role": role, "kind": "unit", "name": unit, "active": True, "enabled": True})
+        found.append(unit_item(role, unit, active=True, enabled=True))
     return found
 
 
 def _amd_items(lab: bool) -> list[Item]:
     role = ROLES["amd"]
     found: list[Item] = [
-        {"role": role, "kind": "user", "name": "vllm", "groups": ["render", "video"]},
+        user_item(role, "vllm", groups=["render", "video"]),
         file_item(role, NUMA, role_file_sha256(role, "sysctl.conf")),
     ]
     if not lab:
-        found.append(
-            {"role": role, "kind": "sysctl", "name": "kernel.numa_balancing", "value": "0", "may_be_missing": True}
-        )
+        found.append(sysctl_item(role, "kernel.numa_balancing", "0", may_be_missing=True))
     return found
 
 

@@ -13,10 +13,21 @@ from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.base.versions import version_key
 from vllm_fleet.catalogue.catalogue import SizedClass
 from vllm_fleet.host import container, haproxy, host_paths, instance_files
+from vllm_fleet.host.manifest_items import (
+    FileItem,
+    Item,
+    directory_item,
+    file_item,
+    link_item,
+    package_item,
+    store_item,
+    traffic_item,
+    unit_item,
+    user_item,
+)
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.host.serving_host import ServingHost
 
-Item = dict[str, Any]
 RELEASES = "/opt/vllm/releases"
 CURRENT = "/opt/vllm/current"
 STAMP = ".verified.json"
@@ -44,42 +55,24 @@ class Manifest:
         return json.dumps(record, indent=1, sort_keys=True) + "\n"
 
 
-def file_item(role: str, path: str, sha256: str, mode: str = "0644", group: str = "root") -> Item:
-    """A file of root with its content, mode and group."""
-    return {"role": role, "kind": "file", "path": path, "sha256": sha256, "mode": mode, "owner": "root", "group": group}
-
-
-def _directory(role: str, path: str, mode: str, owner: str = "root", group: str = "root") -> Item:
-    return {"role": role, "kind": "directory", "path": path, "mode": mode, "owner": owner, "group": group}
-
-
-def _unit(role: str, name: str, *, active: bool | None = None, enabled: bool | None = None) -> Item:
-    wanted = {"active": active, "enabled": enabled}
-    return {"role": role, "kind": "unit", "name": name, **{k: v for k, v in wanted.items() if v is not None}}
-
-
-def _package(role: str, name: str) -> Item:
-    return {"role": role, "kind": "package", "name": name}
-
-
 def baseline_items() -> Iterable[Item]:
     """What the role host_baseline brings about on every host."""
     role = "host_baseline"
     for name in ("python3-venv", "nftables", "systemd-timesyncd"):
-        yield _package(role, name)
-    yield {"role": role, "kind": "user", "name": "vllm", "home": "/var/lib/vllm", "shell": "/usr/sbin/nologin"}
-    yield _directory(role, "/opt/vllm", "0755")
-    yield _directory(role, "/var/lib/vllm", "0755")
-    yield _directory(role, "/var/cache/vllm", "0750", "vllm", "vllm")
+        yield package_item(role, name)
+    yield user_item(role, "vllm", "/var/lib/vllm", "/usr/sbin/nologin")
+    yield directory_item(role, "/opt/vllm", "0755")
+    yield directory_item(role, "/var/lib/vllm", "0755")
+    yield directory_item(role, "/var/cache/vllm", "0750", "vllm")
     yield file_item(role, "/etc/sysctl.d/60-vllm-fleet.conf", role_file_sha256(role, "sysctl.conf"))
     yield file_item(role, "/etc/security/limits.d/60-vllm-fleet.conf", role_file_sha256(role, "limits.conf"))
-    yield _unit(role, "systemd-timesyncd.service", enabled=True)
+    yield unit_item(role, "systemd-timesyncd.service", enabled=True)
 
 
 def _engine_items(host: ServingHost) -> Iterable[Item]:
     role, engine, deployment = "vllm_engine", host.engine_directory, host.deployment
-    yield from (_package(role, name) for name in deployment.packages)
-    yield {"role": role, "kind": "file", "path": f"{engine}/bin/vllm", "mode": "0555"}
+    yield from (package_item(role, name) for name in deployment.packages)
+    yield FileItem(role=role, kind="file", path=f"{engine}/bin/vllm", mode="0555")
     yield file_item(role, f"{engine}/.complete", text_sha256(f"{deployment.engine_directory_id}\n"))
 
 
@@ -92,20 +85,12 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
     """
     deployment = host.deployment
     items = list(baseline_items())
-    items.append(_directory("harmony_encodings", host_paths.ENCODINGS, "0755"))
+    items.append(directory_item("harmony_encodings", host_paths.ENCODINGS, "0755"))
     items += [
         file_item("harmony_encodings", f"{host_paths.ENCODINGS}/{encoding.name}", encoding.sha256)
         for encoding in host.encodings
     ]
-    items.append(
-        {
-            "role": "model_store",
-            "kind": "store",
-            "path": host.model_directory,
-            "stamp": STAMP,
-            "files": dict(host.model.sha256),
-        }
-    )
+    items.append(store_item("model_store", host.model_directory, STAMP, host.model.sha256))
     items += container.items(host.image) if host.image else _engine_items(host)
     role = "vllm_service"
     for path, name, mode in (
@@ -117,22 +102,16 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
     ):
         items.append(file_item(role, path, role_file_sha256(role, name), mode))
     items.append(file_item(role, "/etc/vllm/firewall.nft", text_sha256(host.firewall)))
-    items.append(_unit(role, "vllm-firewall.service", active=True, enabled=True))
+    items.append(unit_item(role, "vllm-firewall.service", active=True, enabled=True))
     items += [
         file_item(role, f"{RELEASES}/{release.digest}/{name}", text_sha256(text), "0600")
         for name, text in release.files.items()
     ]
-    items.append({"role": role, "kind": "link", "path": CURRENT, "target": f"releases/{release.digest}"})
+    items.append(link_item(role, CURRENT, f"releases/{release.digest}"))
     for instance in release.instances:
-        items.append(_unit(role, f"{UNITS[deployment.install]}@{instance.name}.service", active=True, enabled=True))
-        items.append(
-            {
-                "role": role,
-                "kind": "file",
-                "path": f"/run/vllm-{instance.name}/loaded",
-                "sha256": text_sha256(instance.loaded),
-            }
-        )
+        items.append(unit_item(role, f"{UNITS[deployment.install]}@{instance.name}.service", active=True, enabled=True))
+        loaded = f"/run/vllm-{instance.name}/loaded"
+        items.append(FileItem(role=role, kind="file", path=loaded, sha256=text_sha256(instance.loaded)))
     facts = wanted_facts(host.host_class, host.required_facts)
     return Manifest(host.plan.name, tuple(items), facts)
 
@@ -155,9 +134,9 @@ def wanted_facts(sized: SizedClass, asked: Mapping[str, Any] | None = None) -> d
 def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Item, ...]:
     """What must be true on every gateway of a fleet."""
     role = "gateway"
-    items = [
+    items: list[Item] = [
         *baseline_items(),
-        _package(role, "haproxy"),
+        package_item(role, "haproxy"),
         file_item(role, "/etc/haproxy/haproxy.cfg", text_sha256(config), "0640", "haproxy"),
         file_item(role, haproxy.API_KEYS, text_sha256(keys), "0640", "haproxy"),
         file_item(
@@ -165,8 +144,8 @@ def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Ite
             "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf",
             role_file_sha256(role, "haproxy.service.d.conf"),
         ),
-        _unit(role, "haproxy.service", active=True, enabled=True),
-        {"role": role, "kind": "traffic", "path": haproxy.ADMIN_SOCKET},
+        unit_item(role, "haproxy.service", active=True, enabled=True),
+        traffic_item(role, haproxy.ADMIN_SOCKET),
     ]
     if certificate:
         digest = hashlib.sha256(certificate.read_bytes()).hexdigest()

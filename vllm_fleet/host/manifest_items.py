@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from vllm_fleet.on_host.manifest_items import (
     DirectoryItem,
@@ -21,11 +21,12 @@ from vllm_fleet.on_host.manifest_items import (
 )
 
 #: Kind -> its type.
-KINDS: Mapping[str, type] = {get_args(get_type_hints(item_type)["kind"])[0]: item_type for item_type in get_args(Item)}
+KINDS: Mapping[str, Any] = {get_args(get_type_hints(item_type)["kind"])[0]: item_type for item_type in get_args(Item)}
 #: Kind -> the roles that own items of it.
 OWNERS: Mapping[str, tuple[str, ...]] = {
     "file": (
-        *("host_baseline", "nvidia_driver", "amd_driver", "harmony_encodings", "vllm_engine", "container_engine"),
+        *("host_baseline", "nvidia_driver", "amd_driver", "harmony_encodings", "model_store"),
+        *("vllm_engine", "container_engine"),
         *("vllm_service", "gateway", "mirror"),
     ),
     "directory": ("host_baseline", "harmony_encodings"),
@@ -43,16 +44,14 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def file_item(
-    role: str, path: str, sha256: str, mode: str = "0644", owner: str = "root", group: str = "root"
-) -> FileItem:
-    """A file with its content, mode and owner."""
-    return FileItem(role=role, kind="file", path=path, sha256=sha256, mode=mode, owner=owner, group=group)
+def file_item(role: str, path: str, sha256: str, mode: str = "0644", group: str = "root") -> FileItem:
+    """A file of root with its content, mode and group."""
+    return FileItem(role=role, kind="file", path=path, sha256=sha256, mode=mode, owner="root", group=group)
 
 
-def directory_item(role: str, path: str, mode: str, owner: str = "root", group: str = "root") -> DirectoryItem:
-    """A directory with its mode and owner."""
-    return DirectoryItem(role=role, kind="directory", path=path, mode=mode, owner=owner, group=group)
+def directory_item(role: str, path: str, mode: str, owner: str = "root") -> DirectoryItem:
+    """A directory of a user, and of the group of that name."""
+    return DirectoryItem(role=role, kind="directory", path=path, mode=mode, owner=owner, group=owner)
 
 
 def link_item(role: str, path: str, target: str) -> LinkItem:
@@ -68,6 +67,28 @@ def store_item(role: str, path: str, stamp: str, files: Mapping[str, str]) -> St
 def image_item(role: str, name: str, tag: str) -> ImageItem:
     """A container image by its name with a digest, and its tag."""
     return ImageItem(role=role, kind="image", name=name, tag=tag)
+
+
+def user_item(
+    role: str, name: str, home: str | None = None, login_shell: str | None = None, groups: Sequence[str] = ()
+) -> UserItem:
+    """An account; None and no groups leave open what it has."""
+    item = UserItem(role=role, kind="user", name=name)
+    if home is not None:
+        item["home"] = home
+    if login_shell is not None:
+        item["shell"] = login_shell
+    if groups:
+        item["groups"] = list(groups)
+    return item
+
+
+def sysctl_item(role: str, name: str, value: str, *, may_be_missing: bool = False) -> SysctlItem:
+    """A kernel parameter with its value."""
+    item = SysctlItem(role=role, kind="sysctl", name=name, value=value)
+    if may_be_missing:
+        item["may_be_missing"] = True
+    return item
 
 
 def unit_item(role: str, name: str, *, active: bool | None = None, enabled: bool | None = None) -> UnitItem:
@@ -103,8 +124,6 @@ __all__ = [
     "OWNERS",
     "FileItem",
     "Item",
-    "SysctlItem",
-    "UserItem",
     "directory_item",
     "file_item",
     "holds_item",
@@ -112,6 +131,8 @@ __all__ = [
     "link_item",
     "package_item",
     "store_item",
+    "sysctl_item",
     "traffic_item",
     "unit_item",
+    "user_item",
 ]

@@ -6,7 +6,8 @@ from typing import Any
 
 from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.host import haproxy
-from vllm_fleet.host.manifest import Item, gateway_items
+from vllm_fleet.host.manifest import gateway_items
+from vllm_fleet.host.manifest_items import Item
 from vllm_fleet.inventory.inputs import FleetInputs
 from vllm_fleet.schema.fleet import ApiKeys
 

@@ -16,7 +16,8 @@ from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host.apt_repositories import MirroredSystem
 from vllm_fleet.host.host_paths import model_directory
-from vllm_fleet.host.manifest import Item, Manifest, file_item
+from vllm_fleet.host.manifest import Manifest
+from vllm_fleet.host.manifest_items import Item, file_item
 from vllm_fleet.host.model_files import ModelFiles, model_files
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.mirror import apt_lists, host_as_mirror

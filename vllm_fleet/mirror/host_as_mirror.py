@@ -8,7 +8,8 @@ from typing import Any
 from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.plan import Plan
-from vllm_fleet.host.manifest import STAMP, Item, file_item
+from vllm_fleet.host.manifest import STAMP
+from vllm_fleet.host.manifest_items import Item, file_item, package_item, store_item, unit_item
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.mirror import apt_lists, image_store, nginx_config, parts, wheels
 from vllm_fleet.mirror.store import Store, default_directory
@@ -71,24 +72,24 @@ def items(given: Mapping[str, Any]) -> list[Item]:
     """
     files = {each["name"]: each["sha256"] for each in given["mirror_files"]}
     found: list[Item] = [
-        {"role": _ROLE, "kind": "package", "name": "nginx-light"},
-        {"role": _ROLE, "kind": "store", "path": DIRECTORY, "stamp": STAMP, "files": files},
+        package_item(_ROLE, "nginx-light"),
+        store_item(_ROLE, DIRECTORY, STAMP, files),
         file_item(_ROLE, CONFIG, text_sha256(given["mirror_nginx_config"])),
         file_item(
             _ROLE,
             "/etc/systemd/system/nginx.service.d/vllm-fleet.conf",
             role_file_sha256(_ROLE, "nginx.service.d.conf"),
         ),
-        {"role": _ROLE, "kind": "unit", "name": "nginx.service", "active": True, "enabled": True},
+        unit_item(_ROLE, "nginx.service", active=True, enabled=True),
     ]
     if config := given["mirror_registry_config"]:
         drop_in = "docker-registry.service"
         found += [
-            {"role": _ROLE, "kind": "package", "name": "docker-registry"},
+            package_item(_ROLE, "docker-registry"),
             file_item(_ROLE, REGISTRY_CONFIG, text_sha256(config)),
             file_item(
                 _ROLE, f"/etc/systemd/system/{drop_in}.d/vllm-fleet.conf", role_file_sha256(_ROLE, f"{drop_in}.d.conf")
             ),
-            {"role": _ROLE, "kind": "unit", "name": drop_in, "active": True, "enabled": True},
+            unit_item(_ROLE, drop_in, active=True, enabled=True),
         ]
     return found

@@ -285,7 +285,7 @@ def check_facts(facts: Mapping[str, Any]) -> list[dict[str, str]]:
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     machine = os.uname().machine
-    faults = {}
+    faults: dict[str, tuple[Any, ...]] = {}
     if facts.get("cpu_count_min") and cores < facts["cpu_count_min"]:
         faults["too_few_cores"] = (cores, facts["cpu_count_min"])
     if facts.get("memory_gib_min") and memory < facts["memory_gib_min"]:
