@@ -409,14 +409,14 @@ def test_no_program_branches_on_a_text() -> None:
     folders = ("vllm_fleet", "plugins", "infra", "roles")
     for path in sorted(path for folder in folders for path in (paths.root() / folder).rglob("*") if path.is_file()):
         content = path.read_bytes()
-        if path.suffix == ".py" or (not path.suffix and content.startswith(b"#!") and b"python" in content[:40]):
-            if lines := set(reads_of_texts(ast.parse(content))):
-                reads[str(path.relative_to(paths.root()))] = lines
+        is_python = path.suffix == ".py" or (content.startswith(b"#!") and b"python" in content.split(b"\n", 1)[0])
+        if is_python and (lines := set(reads_of_texts(ast.parse(content)))):
+            reads[str(path.relative_to(paths.root()))] = lines
     assert reads == FOREIGN
 
 
 def test_the_search_sees_what_it_is_for() -> None:
-    seen = ["drift.why == 'x'", "'x' in report['why']", "fault.message.startswith('x')", "str(fault) in ('x',)"]
+    seen = ["drift.why == 'x'", "'x' in report['why']", "fault.message.startswith('x')", "'x' in str(fault)"]
     seen += ["re.search('x', done.stderr)", "'x' in (done.out + done.stderr).lower()"]
     for line in (*seen, "'x' != fault.message"):
         assert list(reads_of_texts(ast.parse(line))), line
