@@ -75,25 +75,30 @@ _Dumper.add_representer(str, _text_node)
 
 def yaml_text(data: Any) -> str:
     """The data as YAML with sorted keys; equal long mappings appear once."""
-    return yaml.dump(_shared(data, {}), Dumper=_Dumper, sort_keys=True, default_flow_style=None, width=1 << 20)
+    return yaml.dump(_share_equal(data, {}), Dumper=_Dumper, sort_keys=True, default_flow_style=None, width=1 << 20)
 
 
-def _shared(data: Any, known: dict[str, Any]) -> Any:
+def _share_equal(data: Any, known: dict[str, Any]) -> Any:
     if isinstance(data, list):
-        return [_shared(value, known) for value in data]
+        return [_share_equal(value, known) for value in data]
     if isinstance(data, dict):
-        own = {key: _shared(value, known) for key, value in data.items()}
+        own = {key: _share_equal(value, known) for key, value in data.items()}
         return known.setdefault(json.dumps(own, sort_keys=True), own)
     return data
 
 
-def fill_store(catalog: Catalog, directory: Path) -> None:
-    """Writes the index of a mirror that has each part of a fleet, as ``vllm-fleet mirror`` would, without the files."""
-    store = Store(default_directory())
+def fill_store(catalog: Catalog, directories: Sequence[Path]) -> None:
+    """Writes the index of a mirror with all that the fleets with a mirror of their own need, without the files.
+
+    Args:
+        catalog: the recipes.
+        directories: the folders of all fleets.
+    """
     index = Index()
-    for part in parts.of(plans.load(directory, catalog), catalog):
-        index = index.with_part(part.key, {name: Entry(digest, 1, 1) for name, digest in _part_files(part)})
-    store.write(index)
+    for plan in (plans.load(directory, catalog) for directory in directories):
+        for part in parts.of(plan, catalog) if plan.spec.mirror.host else ():
+            index = index.with_part(part.key, {name: Entry(digest, 1, 1) for name, digest in _part_files(part)})
+    Store(default_directory()).write(index)
 
 
 def _part_files(part: parts.Need) -> Iterator[tuple[str, str]]:
@@ -107,7 +112,7 @@ def _part_files(part: parts.Need) -> Iterator[tuple[str, str]]:
     elif isinstance(part, parts.Debs):
         yield f"debs/{part.distribution}/pool/{part.architecture}.deb", digest
     else:
-        raise AssertionError(f"no golden fleet has had a part such as {part.key}")
+        raise AssertionError(f"add the files of {part.key} here: no other golden fleet has such a part")
 
 
 def printed_plan(fleet: str) -> Any:
@@ -116,11 +121,11 @@ def printed_plan(fleet: str) -> Any:
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     for host in record["hosts"]:
-        host["instances"] = [_printed_instance(each, host["instances"][0]) for each in host["instances"]]
+        host["instances"] = [_shorten_instance(instance, host["instances"][0]) for instance in host["instances"]]
     return record
 
 
-def _printed_instance(instance: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+def _shorten_instance(instance: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
     own = {key: instance[key] for key in ("name", "port")}
     if instance is first or {**first, **own} != instance:
         return instance
@@ -150,26 +155,28 @@ def fleet_copies(directory: Path) -> dict[str, str]:
     """
     inventory = read_inventory(directory)
     site = drift.site_of_run(directory)
-    machine = _machine_paths(site)
+    replace_paths = _path_replacer(site)
     files = {
-        "plan.yml": yaml_text(machine(printed_plan(site.plan.fleet))),
+        "plan.yml": yaml_text(replace_paths(printed_plan(site.plan.fleet))),
         "inventory.yml": yaml_text(dict(inventory.groups)),
         "known_hosts": site.known_hosts,
     }
     first: dict[str, tuple[str, Mapping[str, str]]] = {}
     for host in site.hosts:
         name = host.plan.name
-        own = _host_copies(machine(dict(inventory.variables[name])), machine(json.loads(host.manifest.text)))
+        own = _host_copies(
+            replace_paths(dict(inventory.variables[name])), replace_paths(json.loads(host.manifest.text))
+        )
         if host.plan.pool in first:
             files[f"{name}.diff"] = _differences(*first[host.plan.pool], name, own)
         else:
             first[host.plan.pool] = (name, own)
-            files |= {f"{name}/{file}": text for file, text in _without_repeated_instances(own).items()}
+            files |= {f"{name}/{file}": text for file, text in _join_instances(own).items()}
     return files
 
 
-def _machine_paths(site: Site) -> Callable[[Any], Any]:
-    """A function that puts words in place of the paths of this machine."""
+def _path_replacer(site: Site) -> Callable[[Any], Any]:
+    """A function that replaces the paths of this machine by words."""
     words = {
         site.control_path_dir: "CONTROL_PATH",
         str(paths.run_dir(site.plan.fleet)): "RUN",
@@ -177,31 +184,31 @@ def _machine_paths(site: Site) -> Callable[[Any], Any]:
         str(paths.root()): "ROOT",
     }
 
-    def replaced(data: Any) -> Any:
+    def replace(data: Any) -> Any:
         if isinstance(data, dict):
-            return {key: replaced(value) for key, value in data.items()}
+            return {key: replace(value) for key, value in data.items()}
         if isinstance(data, list):
-            return [replaced(value) for value in data]
+            return [replace(value) for value in data]
         if isinstance(data, str):
             for path, word in words.items():
                 data = data.replace(path, word)
         return data
 
-    return replaced
+    return replace
 
 
 def _host_copies(variables: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
     where = {item["sha256"]: item["path"] for item in manifest["items"] if "sha256" in item and "path" in item}
     texts: dict[str, str] = {}
 
-    def extracted(data: Any) -> Any:
-        """The data with the name of a copy in place of each text that a file of the manifest has."""
+    def extract(data: Any) -> Any:
+        """Replaces each text that the manifest has as a file by the name of its copy."""
         if isinstance(data, list):
-            return [extracted(value) for value in data]
+            return [extract(value) for value in data]
         if isinstance(data, dict):
             if data.get("name") == "manifest.json":
                 return {**data, "content": _release_manifest(data["content"], manifest)}
-            return {key: extracted(value) for key, value in data.items()}
+            return {key: extract(value) for key, value in data.items()}
         if not isinstance(data, str) or data.count("\n") < 2 or _sha256(data) not in where:
             return data
         path = where[_sha256(data)]
@@ -209,16 +216,16 @@ def _host_copies(variables: dict[str, Any], manifest: dict[str, Any]) -> dict[st
         assert texts.setdefault(name, data) == data, f"two files are called {name}"
         return f"the copy {name}"
 
-    left = extracted(variables)
+    shortened = extract(variables)
     names = {**_role_files(), **{_sha256(text): f"the copy {name}" for name, text in texts.items()}}
     copies = {
-        "variables.yml": yaml_text(_named(left, names)),
-        "manifest.yml": yaml_text(_without_release(_named(manifest, names))),
+        "variables.yml": yaml_text(_name_digests(shortened, names)),
+        "manifest.yml": yaml_text(_hide_release(_name_digests(manifest, names))),
     }
     return {**copies, **texts}
 
 
-def _without_repeated_instances(copies: Mapping[str, str]) -> dict[str, str]:
+def _join_instances(copies: Mapping[str, str]) -> dict[str, str]:
     """The copies of a host, where all instances but the first are one file with their differences from it."""
     kept, others = {}, ""
     for name, text in sorted(copies.items()):
@@ -239,7 +246,7 @@ def _release_manifest(text: str, manifest: Mapping[str, Any]) -> str:
     return f"manifest.yml without {', '.join(left_out)}" if left_out else "manifest.yml"
 
 
-def _without_release(manifest: dict[str, Any]) -> dict[str, Any]:
+def _hide_release(manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest where only the link names the release, whose digest changes with every file in it."""
     names = [item["target"] for item in manifest["items"] if item.get("target", "").startswith("releases/")]
     items = []
@@ -251,11 +258,11 @@ def _without_release(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest, "items": items}
 
 
-def _named(data: Any, names: Mapping[str, str]) -> Any:
+def _name_digests(data: Any, names: Mapping[str, str]) -> Any:
     if isinstance(data, dict):
-        return {key: _named(value, names) for key, value in data.items()}
+        return {key: _name_digests(value, names) for key, value in data.items()}
     if isinstance(data, list):
-        return [_named(value, names) for value in data]
+        return [_name_digests(value, names) for value in data]
     return f"of {names[data]}" if isinstance(data, str) and data in names else data
 
 

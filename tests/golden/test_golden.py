@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
+import yaml
 from fleet_copies import fill_store, fleet_copies
 
 from vllm_fleet import inventory
@@ -30,7 +32,7 @@ def controller(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> It
         patch.setenv("VLLM_FLEET_CACHE", str(folder / "cache"))
         patch.setattr(paths, "run_dir", lambda fleet: folder / "run" / fleet)
         patch.chdir(paths.root())
-        fill_store(catalog, FLEETS / "two-clouds")
+        fill_store(catalog, [FLEETS / name for name in NAMES])
         yield
 
 
@@ -69,25 +71,53 @@ def test_rendering_twice_gives_the_same_bytes(fleet: str) -> None:
     ]
 
 
-def copies_called(name: str) -> list[Path]:
-    files = sorted(COPIES.rglob(name))
-    assert len(files) >= len(NAMES), f"a fleet has no {name}"
-    return files
+def copies_of(place: str) -> list[Path]:
+    """The golden copies of the files that hosts have at a path, or below it."""
+    copies = []
+    for manifest in sorted(COPIES.rglob("manifest.yml")):
+        for item in yaml.load(manifest.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)["items"]:
+            copy = manifest.with_name(PurePosixPath(item.get("path", "-")).name)
+            if f"{item.get('path')}/".startswith(f"{place}/") and copy.is_file():
+                copies.append(copy)
+    assert copies, f"no golden fleet has a file at {place}"
+    return copies
+
+
+def run_judge(*command: str | Path) -> str:
+    """The output of a program that must accept a file."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command[-1]}: {done.stderr}"
+    return done.stdout + done.stderr
 
 
 @pytest.mark.root
 def test_nft_takes_the_firewalls() -> None:
-    for file in copies_called("firewall.nft"):
-        done = subprocess.run(["nft", "-c", "-f", file], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{file}: {done.stderr}"
+    for file in copies_of("/etc/vllm/firewall.nft"):
+        run_judge("nft", "-c", "-f", file)
 
 
 def test_haproxy_takes_the_gateways(tmp_path: Path) -> None:
     if shutil.which("haproxy") is None:
         pytest.skip("haproxy is not installed here; the e2e tests check the lab's config on its gateway")
-    for number, file in enumerate(copies_called("haproxy.cfg")):
+    for number, file in enumerate(copies_of("/etc/haproxy/haproxy.cfg")):
         text = file.read_text(encoding="utf-8").replace(API_KEYS, str(file.with_name(Path(API_KEYS).name)))
         config = tmp_path / f"{number}.cfg"
         config.write_text(text.replace(str(Path(ADMIN_SOCKET).parent), str(tmp_path)), encoding="utf-8")
-        done = subprocess.run(["haproxy", "-c", "-f", config], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{file}: {done.stderr}"
+        run_judge("haproxy", "-c", "-f", config)
+
+
+@pytest.mark.skipif(shutil.which("apt-config") is None, reason="apt is not installed here")
+def test_apt_takes_its_files(tmp_path: Path) -> None:
+    for file in copies_of("/etc/apt/apt.conf.d"):
+        values = re.findall(r'"(.*)"', file.read_text(encoding="utf-8"))
+        read = run_judge("apt-config", "-c", file, "dump")
+        assert values and all(f'"{value}"' in read for value in values), file
+    alone = [f"-oDir::Etc::{name}parts=/dev/null" for name in ("preferences", "source")]
+    alone += [f"-oDir::State::lists={tmp_path}", f"-oDir::Cache={tmp_path}"]
+    (tmp_path / "partial").mkdir()
+    for file in copies_of("/etc/apt/preferences.d"):
+        assert "W:" not in run_judge("apt-cache", *alone, "policy", f"-oDir::Etc::preferences={file}")
+    for file in copies_of("/etc/apt/vllm-fleet.sources"):
+        # Prints where it would fetch, and fetches nothing.
+        read = run_judge("apt-get", *alone, "--print-uris", "update", f"-oDir::Etc::sourcelist={file}")
+        assert "http://10.60.0.2:8070/debs/ubuntu-24.04/0/dists/noble-security/InRelease" in read
