@@ -33,6 +33,7 @@ from vllm_fleet.fleet import plan as plans
 from vllm_fleet.host.model_files import model_files
 from vllm_fleet.inventory import Site
 from vllm_fleet.mirror import parts
+from vllm_fleet.mirror.apt_packages import Debs
 from vllm_fleet.mirror.store import Entry, Index, Store, default_directory
 from vllm_fleet.operate import drift
 
@@ -109,7 +110,7 @@ def _part_files(part: parts.Need) -> Iterator[tuple[str, str]]:
         yield f"encodings/{part.name}", part.sha256
     elif isinstance(part, parts.Model) and part.folder:
         yield from ((f"{part.path}/{name}", sha256) for name, sha256 in model_files(part.folder).sha256.items())
-    elif isinstance(part, parts.Debs):
+    elif isinstance(part, Debs):
         yield f"debs/{part.distribution}/pool/{part.architecture}.deb", digest
     else:
         raise AssertionError(f"add the files of {part.key} here: no other golden fleet has such a part")
@@ -138,7 +139,7 @@ def read_inventory(directory: Path) -> Inventory:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.load_extra_vars = lambda _: {"fleet_probe": False}
+    vars(module)["load_extra_vars"] = lambda _: {"fleet_probe": False}
     data = InventoryData()
     data.current_source = str(directory / "fleet.yml")
     module.InventoryModule().parse(data, DataLoader(), str(directory / "fleet.yml"))
