@@ -11,6 +11,8 @@ from vllm_fleet import inventory
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import plan, stack
 
+STATIC = "{door: {address: 192.0.2.9, ssh_host_key: ssh-ed25519 AAAA}}"
+
 
 def change(folder: Path, old: str, new: str, file: str = "fleet.yml") -> None:
     path = folder / "golden" / file
@@ -38,6 +40,8 @@ def test_the_golden_fleet_is_right(fleets: Path) -> None:
         ("      rack-a:", "      lab-0:", 10, "pools.rack", "the host 'lab-0' is in the pool 'lab' too"),
         ("why: our prompts end at 800 tokens", "why: x", 21, "pools.rack.overrides.why", "at least 10 characters"),
         ("max-model-len: 1024", "max-modl-len: 1024", 13, None, "does not read the flag 'max-modl-len'"),
+        ("{hosts: 1, affinity", "{hosts: 1, cloud: static, affinity", 22, "gateway.hosts", "'static' creates none"),
+        ("{hosts: 1, affinity", f"{{cloud: lab, static: {STATIC}, affinity", 22, "gateway.cloud", "is 'lab', but"),
     ],
 )
 def test_a_fault_in_fleet_yml(fleets: Path, old: str, new: str, line: int, key: str | None, says: str) -> None:
