@@ -172,7 +172,12 @@ def _program(what: str, hosts: int, folder: Path) -> tuple[Callable[[], Any], li
             asked.append(args.name)
             if args.typ.endswith(":SshKeyPair"):
                 return args.name, {"private_key": "PRIVATE", "public_key": "ssh-ed25519 PUBLIC"}
-            outputs: dict[str, Any] = {"privateIp": "10.0.0.1", "publicIp": "192.0.2.1", "address": "192.0.2.1", "instanceId": "1"}
+            outputs: dict[str, Any] = {
+                "privateIp": "10.0.0.1",
+                "publicIp": "192.0.2.1",
+                "address": "192.0.2.1",
+                "instanceId": "1",
+            }
             if args.typ.startswith("gcp:compute/instance"):
                 interface = args.inputs["networkInterfaces"][0]
                 outputs["networkInterfaces"] = [{**interface, "networkIp": "10.0.0.1"}]
