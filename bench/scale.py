@@ -90,11 +90,6 @@ class Row(Runs[Sample]):
         return self.samples[0].resources
 
     @property
-    def ms_per_resource(self) -> float:
-        """Milliseconds of one resource."""
-        return self.seconds / self.resources * 1000
-
-    @property
     def reaches_goal(self) -> bool:
         """Whether time and memory are below those to reach."""
         return self.seconds < GOAL_SECONDS and self.peak_mib < GOAL_MIB

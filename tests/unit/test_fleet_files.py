@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from vllm_fleet import inventory
+from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import plan, stack
+from vllm_fleet.fleet.api_keys_file import api_keys_text
+from vllm_fleet.schema.fleet import ApiKeys
 
 STATIC = "{door: {address: 192.0.2.9, ssh_host_key: ssh-ed25519 AAAA}}"
 
@@ -105,6 +108,15 @@ def test_no_stack_yet(fleets: Path) -> None:
     with pytest.raises(FleetError, match="are not made yet") as caught:
         inventory.load(fleets / "golden")
     assert caught.value.hint == "run 'pulumi up'"
+
+
+@pytest.mark.parametrize("owner", ["prod", "no", "null"])
+def test_the_file_of_api_keys_reads_back_whatever_the_fleet_is_called(owner: str, tmp_path: Path) -> None:
+    digest = "sha256:" + "1" * 64
+    file = tmp_path / "api-keys.yml"
+    file.write_text(api_keys_text(owner, digest), encoding="utf-8")
+    assert yaml_document.parse(yaml_document.read(file), ApiKeys).keys == {owner: digest}
+    assert api_keys_text("prod", digest) == f'keys:\n  prod: "{digest}"\n'
 
 
 def test_a_key_in_the_open_is_refused(fleets: Path) -> None:
