@@ -190,7 +190,7 @@ def measured(sizes: Sequence[int], runs: int) -> list[Row]:
             source = origin.Origin({f"/{name}": body for name, body in files.items()}, RATE)
             with origin.serving(source, f"{_SUBNET}.1"):
                 hosts.clear(max(sizes))  # the first connection to a host is nobody's
-                for count in sizes * runs:
+                for count in [*sizes] * runs:
                     for way, measure in ((DIRECT, _direct), (MIRRORED, _mirrored)):
                         sample = measure(hosts, count, source, files)
                         samples.setdefault((way, count), []).append(sample)
@@ -226,7 +226,7 @@ def _mirrored(hosts: _Hosts, count: int, source: origin.Origin, files: Mapping[s
 def table(rows: Sequence[Row]) -> list[str]:
     """Both ways side by side, a line for each number of hosts."""
     found = {(row.name, row.hosts): row for row in rows}
-    lines = [
+    lines: list[tuple[str, ...]] = [
         (
             "hosts",
             "bytes: no mirror [MiB]",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
+
+from vllm_fleet.edge import keys
+from vllm_fleet.fleet import api_keys_file
 
 USER = "deploy"
 #: Addresses in each of 127.0.1.x, 127.0.2.x, ...
@@ -58,9 +60,9 @@ def fleet_text(count: int, host_key: str, private_key: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def api_keys_text() -> str:
+def benchmark_keys_text() -> str:
     """``api-keys.yml`` with the digest of a key that opens nothing."""
-    return f'keys: {{bench: "sha256:{hashlib.sha256(b"benchmark").hexdigest()}"}}\n'
+    return api_keys_file.api_keys_text("bench", keys.digest("benchmark"))
 
 
 def known_hosts_text(count: int, host_key: str) -> str:
@@ -73,6 +75,6 @@ def write(folder: Path, count: int, host_key: str, private_key: Path) -> Path:
     home = folder / fleet_name(count)
     home.mkdir(parents=True)
     (home / "fleet.yml").write_text(fleet_text(count, host_key, private_key), encoding="utf-8")
-    (home / "api-keys.yml").write_text(api_keys_text(), encoding="utf-8")
+    (home / "api-keys.yml").write_text(benchmark_keys_text(), encoding="utf-8")
     (home / "known_hosts").write_text(known_hosts_text(count, host_key), encoding="utf-8")
     return home

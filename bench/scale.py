@@ -90,11 +90,6 @@ class Row(Runs[Sample]):
         return self.samples[0].resources
 
     @property
-    def ms_per_resource(self) -> float:
-        """Milliseconds of one resource."""
-        return self.seconds / self.resources * 1000
-
-    @property
     def reaches_goal(self) -> bool:
         """Whether time and memory are below those to reach."""
         return self.seconds < GOAL_SECONDS and self.peak_mib < GOAL_MIB
@@ -172,14 +167,19 @@ def _program(what: str, hosts: int, folder: Path) -> tuple[Callable[[], Any], li
             asked.append(args.name)
             if args.typ.endswith(":SshKeyPair"):
                 return args.name, {"private_key": "PRIVATE", "public_key": "ssh-ed25519 PUBLIC"}
-            outputs = {"privateIp": "10.0.0.1", "publicIp": "192.0.2.1", "address": "192.0.2.1", "instanceId": "1"}
+            outputs: dict[str, Any] = {
+                "privateIp": "10.0.0.1",
+                "publicIp": "192.0.2.1",
+                "address": "192.0.2.1",
+                "instanceId": "1",
+            }
             if args.typ.startswith("gcp:compute/instance"):
                 interface = args.inputs["networkInterfaces"][0]
-                outputs["networkInterfaces"] = [{**interface, "networkIp": "10.0.0.1"}]  # type: ignore[assignment]
+                outputs["networkInterfaces"] = [{**interface, "networkIp": "10.0.0.1"}]
             return args.name, {**args.inputs, **outputs}
 
-        def call(self, args: pulumi.runtime.MockCallArgs) -> dict[str, Any]:
-            return dict(_FUNCTIONS[args.token])
+        def call(self, args: pulumi.runtime.MockCallArgs) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+            return dict(_FUNCTIONS[args.token]), []
 
         def register_resource_hook(self, hook: pulumi.ResourceHook) -> None:
             """The engine's part of a hook, which mocks do not have."""

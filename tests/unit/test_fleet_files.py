@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from vllm_fleet import inventory
+from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import plan, stack
+from vllm_fleet.fleet.api_keys_file import api_keys_text
+from vllm_fleet.schema.fleet import ApiKeys
+
+STATIC = "{door: {address: 192.0.2.9, ssh_host_key: ssh-ed25519 AAAA}}"
 
 
 def change(folder: Path, old: str, new: str, file: str = "fleet.yml") -> None:
@@ -39,6 +44,8 @@ def test_the_golden_fleet_is_right(fleets: Path) -> None:
         ("why: our prompts end at 800 tokens", "why: x", 21, "pools.rack.overrides.why", "at least 10 characters"),
         ('KVCACHE_SPACE: "2"', 'KVCACHE_SPACE: "2\\n3"', 20, "pools.rack.overrides.env", "holds a line break"),
         ("max-model-len: 1024", "max-modl-len: 1024", 13, None, "does not read the flag 'max-modl-len'"),
+        ("{hosts: 1, affinity", "{hosts: 1, cloud: static, affinity", 22, "gateway.hosts", "'static' creates none"),
+        ("{hosts: 1, affinity", f"{{cloud: lab, static: {STATIC}, affinity", 22, "gateway.cloud", "is 'lab', but"),
     ],
 )
 def test_a_fault_in_fleet_yml(fleets: Path, old: str, new: str, line: int, key: str | None, says: str) -> None:
@@ -102,6 +109,15 @@ def test_no_stack_yet(fleets: Path) -> None:
     with pytest.raises(FleetError, match="are not made yet") as caught:
         inventory.load(fleets / "golden")
     assert caught.value.hint == "run 'pulumi up'"
+
+
+@pytest.mark.parametrize("owner", ["prod", "no", "null"])
+def test_the_file_of_api_keys_reads_back_whatever_the_fleet_is_called(owner: str, tmp_path: Path) -> None:
+    digest = "sha256:" + "1" * 64
+    file = tmp_path / "api-keys.yml"
+    file.write_text(api_keys_text(owner, digest), encoding="utf-8")
+    assert yaml_document.parse(yaml_document.read(file), ApiKeys).keys == {owner: digest}
+    assert api_keys_text("prod", digest) == f'keys:\n  prod: "{digest}"\n'
 
 
 def test_a_key_in_the_open_is_refused(fleets: Path) -> None:

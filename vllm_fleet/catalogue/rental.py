@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import FleetError
@@ -76,11 +76,11 @@ def pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.Docume
             ("pools", name, *str(fault.key).split(".")), fault.message, fault.hint, fault.code
         ) from None
     vendor = "plain" if host.family.vendor == "cpu" else host.family.vendor
-    kind = f"{vendor}-{host.family.facts.machine or 'x86_64'}"
+    kind = cast(ImageKind, f"{vendor}-{host.family.facts.machine or 'x86_64'}")
     if kind not in table.images and found.image in (None, "latest"):
         raise document.error((*at, "image"), f"{cloud} has no image for {host.id}", "give the id of your own image")
     entry = table.shapes[shape]
-    return Rented(table, found, shape, kind, entry.fabric_cards, entry.local_disks)  # type: ignore[arg-type]
+    return Rented(table, found, shape, kind, entry.fabric_cards, entry.local_disks)
 
 
 def gateways(

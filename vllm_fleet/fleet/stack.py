@@ -87,9 +87,10 @@ def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[s
 
 
 def _static(host: HostPlan, own: tuple[str, ...] | None) -> Location:
-    if host.address is None or host.ssh_host_key is None:
-        raise FleetError("a static host has an address and an ssh_host_key", host=host.name)
-    return Location(host.address, host.port, host.user, own or (host.ssh_host_key,), host.address)
+    if host.static is None:
+        raise ValueError(f"{host.name} is no static host")
+    address = host.static.address
+    return Location(address, host.static.port, host.user, own or (host.static.ssh_host_key,), address)
 
 
 def _made(host: StackHost, own: tuple[str, ...] | None, jump: str | None) -> Location:

@@ -111,6 +111,6 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def api_keys_text(keys: Mapping[str, str]) -> str:
+def key_digests_text(keys: Mapping[str, str]) -> str:
     """The digests that the gateway compares, one a line; the keys themselves are nowhere on a host."""
     return "".join(f"{digest.removeprefix('sha256:')}\n" for digest in sorted(set(keys.values())))
