@@ -100,7 +100,7 @@ def test_a_run_that_was_ended_is_resumed_by_the_next(
     origin.cuts[path] = 1 << 20
     with monkeypatch.context() as patch:
         patch.setattr(download, "_TRIES", 1)
-        with pytest.raises(FleetError, match="what came is kept"):
+        with pytest.raises(FleetError, match="the partial file is kept"):
             fill_mirror.fill(store, [need])
     assert store.read() == Index()
     before = origin.sent
