@@ -318,6 +318,26 @@ def test_packages_are_found_with_their_digest_in_the_archive_that_has_them() -> 
     assert (found.path, found.sha256, found.size) == ("debs/debian-12/0/pool/l/libc_1+2_amd64.deb", "4" * 64, 7)
 
 
+def test_a_stanza_without_a_file_and_odd_characters_end_no_list() -> None:
+    listed = (
+        "Package: none\nVersion: 1\n \nDescription: a\x0cFilename: pool/forged.deb\u2028Size: 1\n\n\n"
+        f"Package: libc\nDescription: a\n Filename: no\nSize: 7\nSHA256: {'4' * 64}\nFilename: pool/libc.deb\n\n"
+        f"Package: short\nFilename: pool/short.deb\nSize: 7\nSHA256: {'4' * 63}\n\n"
+        f"Package: size\nFilename: pool/size.deb\nSize: -7\nSHA256: {'4' * 64}\n\n"
+        f"Package: last\nFilename: pool/last.deb\nSize: 8\nSHA256: {'5' * 64}"
+    )
+    wanted = [f"http://x/debian/pool/{name}.deb" for name in ("libc", "last", "forged", "short", "size")]
+    found = [(each.source, each.size, each.sha256) for each in apt_lists.pool(listed, wanted, ORIGIN)]
+    assert found == [(wanted[0], 7, "4" * 64), (wanted[1], 8, "5" * 64)]
+
+
+def test_of_a_signed_release_only_the_signed_text_counts() -> None:
+    signed = f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n{RELEASE}"
+    signature = "-----BEGIN PGP SIGNATURE-----\n\niQIz\n-----END PGP SIGNATURE-----\n"
+    (found,) = apt_lists.lists(f"{signed}{signature}{RELEASE.replace('2' * 64, '9' * 64)}", ORIGIN, "amd64")
+    assert found.sha256 == "2" * 64
+
+
 def test_the_pages_of_the_index_name_every_wheel_with_its_digest() -> None:
     digest = "5" * 64
     found = wheels.pages({f"wheels/files/55/{digest}/My_Pkg-1-py3-none-any.whl": digest, "encodings/x": "6" * 64})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import PurePosixPath
 
 from vllm_fleet.base.errors import FleetError
@@ -14,6 +15,9 @@ from vllm_fleet.schema.driver import AptSource
 
 #: The list that apt takes first of those that an archive has.
 _COMPRESSIONS = (".zst", ".xz", ".bz2", ".lzma", ".gz", ".lz4", "")
+_SHA256 = re.compile("[0-9a-f]{64}")
+#: As apt reads a list: only an empty line ends a stanza.
+_STRICT = {"whitespace-separates-paragraphs": False}
 
 
 @dataclass(frozen=True)
@@ -119,15 +123,17 @@ def pool(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator[Artif
         wanted: URLs of files; those of other archives are left out.
         origin: the archive.
     """
+    # Imported when a mirror is filled: the inventory imports this module too.
+    from debian.deb822 import Deb822
+
     names = {_decoded(url.removeprefix(f"{origin.uri}/")): url for url in wanted if url.startswith(f"{origin.uri}/")}
-    for stanza in packages.split("\n\n"):
-        name = re.search(r"^Filename: (\S+)$", stanza, re.MULTILINE)
-        if name and (url := names.get(name[1])):
-            size = re.search(r"^Size: (\d+)$", stanza, re.MULTILINE)
-            sha256 = re.search(r"^SHA256: ([0-9a-f]{64})$", stanza, re.MULTILINE)
-            if size and sha256:
-                # A flat archive says './name.deb'.
-                yield Artifact(f"{origin.place}/{PurePosixPath(name[1])}", sha256[1], int(size[1]), url)
+    # The reader stops at a stanza without any of the fields; each has a Package.
+    fields = ["Package", "Filename", "Size", "SHA256"]
+    for stanza in Deb822.iter_paragraphs(StringIO(packages), fields, strict=_STRICT):
+        name, size, sha256 = stanza.get("Filename", ""), stanza.get("Size", ""), stanza.get("SHA256", "")
+        if (url := names.get(name)) and size.isdecimal() and _SHA256.fullmatch(sha256):
+            # A flat archive has './name.deb'.
+            yield Artifact(f"{origin.place}/{PurePosixPath(name)}", sha256, int(size), url)
 
 
 def lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]:
@@ -141,22 +147,19 @@ def lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]
     Raises:
         FleetError: the release has no such list.
     """
-    known = _digests(release)
-    by_hash = re.search(r"^Acquire-By-Hash: yes$", release, re.MULTILINE)
+    from debian.deb822 import Release
+
+    record = Release(StringIO(release))
+    known = {row["name"]: (row["sha256"], int(row["size"])) for row in record.get("SHA256", []) if len(row) == 3}
+    by_hash = record.get("Acquire-By-Hash") == "yes"
     for base in origin.lists(architecture):
         name = next((base + ending for ending in _COMPRESSIONS if base + ending in known), None)
         if name is None:
             raise FleetError(f"{origin.release} has no list {base}", "correct its source in the recipes")
         sha256, size = known[name]
-        asked = f"{PurePosixPath(name).parent}/by-hash/SHA256/{sha256}" if by_hash else name
-        path = f"{origin.folder}{PurePosixPath(asked)}"
+        address = f"{PurePosixPath(name).parent}/by-hash/SHA256/{sha256}" if by_hash else name
+        path = f"{origin.folder}{PurePosixPath(address)}"
         yield Artifact(f"{origin.place}/{path}", sha256, size, f"{origin.uri}/{path}")
-
-
-def _digests(release: str) -> Mapping[str, tuple[str, int]]:
-    section = re.search(r"^SHA256:\n((?: .*\n)+)", release, re.MULTILINE)
-    lines = section[1].splitlines() if section else []
-    return {words[2]: (words[0], int(words[1])) for words in map(str.split, lines) if len(words) == 3}
 
 
 def list_file(uri: str) -> str:
