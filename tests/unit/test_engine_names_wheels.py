@@ -74,7 +74,7 @@ def test_a_wheel_is_fetched_once_and_its_sources_kept(folder: Path, server: tupl
 
 def test_a_transfer_goes_on_where_it_stopped(folder: Path, server: tuple[str, list[str]]) -> None:
     folder.mkdir()
-    download.part_of(folder / "x-1-py3-none-any.whl").write_bytes(wheel_bytes()[:100])
+    download.partial_file(folder / "x-1-py3-none-any.whl").write_bytes(wheel_bytes()[:100])
     assert wheels.sources(release(hashlib.sha256(wheel_bytes()).hexdigest())).files
     assert server[1] == ["bytes=100-"]
 
@@ -92,4 +92,4 @@ def test_a_transfer_that_stops_early_keeps_what_it_has(
     monkeypatch.setattr(wheels, "_published", lambda _: {"url": server[0], "size": len(wheel_bytes()) + 1})
     with pytest.raises(FleetError, match="the partial file is kept"):
         wheels.sources(release(hashlib.sha256(wheel_bytes()).hexdigest()))
-    assert download.part_of(folder / "x-1-py3-none-any.whl").read_bytes() == wheel_bytes()
+    assert download.partial_file(folder / "x-1-py3-none-any.whl").read_bytes() == wheel_bytes()

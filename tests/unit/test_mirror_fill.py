@@ -178,9 +178,9 @@ def test_a_private_model_needs_its_token_which_is_kept_nowhere(origin: Origin, s
     file.write_text(f"{TOKEN}\n")
     file.chmod(0o644)
     with pytest.raises(FleetError, match="readable for others"):
-        hub.token(file)
+        hub.read_token(file)
     file.chmod(0o600)
-    fill_mirror.fill(store, [MODEL], token=hub.token(file))
+    fill_mirror.fill(store, [MODEL], token=hub.read_token(file))
     file.unlink()
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path

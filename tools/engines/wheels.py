@@ -95,7 +95,7 @@ def _fetch(release: Release, wheel: Path) -> None:
     published = _published(release)
     artifact = Artifact(wheel.name, release.sha256, published.get("size", 0), published["url"])
     try:
-        download.one(artifact, wheel, _Progress(release.file, artifact.size).add)
+        download.fetch_file(artifact, wheel, _Progress(release.file, artifact.size).add)
     except FleetError as error:
         error.file, error.key = "tools/engines/releases.py", release.id
         raise

@@ -19,7 +19,7 @@ from vllm_fleet.mirror.store import Artifact
 _TIMEOUT_SECONDS = 600
 
 
-def listing(need: Debs, work: Path) -> list[Artifact]:
+def list_files(need: Debs, work: Path) -> list[Artifact]:
     """The signed lists of a distribution, and every package that the wanted ones depend on, from nothing.
 
     Args:
@@ -37,18 +37,18 @@ def listing(need: Debs, work: Path) -> list[Artifact]:
     keys = {each.name: _key(each, work / f"{each.name}.asc") for each in need.repositories}
     (work / "origin.sources").write_text(_sources(need, keys), encoding="utf-8")
     (work / "preferences").write_text("\n\n".join(pins(need.repositories, in_mirror=False)) + "\n", encoding="utf-8")
-    (work / "apt.conf").write_text(apt_lists.apt_config(str(work), need.architecture), encoding="utf-8")
+    (work / "apt.conf").write_text(apt_lists.isolated_apt_config(str(work), need.architecture), encoding="utf-8")
     # An index that cannot be had is only a warning to apt, unless it is told so.
     _apt(need, work, "-o", "APT::Update::Error-Mode=any", "update")
     wanted: dict[str, None] = {}
     for packages in need.sets:
         printed = _apt(need, work, "-qq", "--no-install-recommends", "--print-uris", "-y", "install", *packages)
-        wanted |= dict.fromkeys(apt_lists.names_of_uris(printed))
+        wanted |= dict.fromkeys(apt_lists.printed_urls(printed))
     found = {each.path: each for origin in need.origins for each in _archive(origin, need, work, wanted)}
     for repository in need.repositories:
         key = keys[repository.name]
-        place = f"{apt_lists.place(need.distribution, repository.name)}/{KEY_FILE}"
-        found[place] = Artifact(place, download.digest_of(key), key.stat().st_size, str(key))
+        place = f"{apt_lists.archive_folder(need.distribution, repository.name)}/{KEY_FILE}"
+        found[place] = Artifact(place, download.file_sha256(key), key.stat().st_size, str(key))
     if missing := len(wanted) - sum(1 for path in found if path.endswith(".deb")):
         raise FleetError(
             f"{missing} packages of {need.distribution} are in no list", "run it again", code="work-failed"
@@ -58,7 +58,7 @@ def listing(need: Debs, work: Path) -> list[Artifact]:
 
 def _archive(origin: Origin, need: Debs, work: Path, wanted: Iterable[str]) -> Iterator[Artifact]:
     """What is wanted of one suite of an archive, whose lists apt has just read."""
-    release = work / "lists" / apt_lists.list_file(origin.release)
+    release = work / "lists" / apt_lists.apt_list_name(origin.release)
     if not release.is_file():
         raise FleetError(
             f"{origin.release} is not there, only the older form of a signed list",
@@ -66,11 +66,11 @@ def _archive(origin: Origin, need: Debs, work: Path, wanted: Iterable[str]) -> I
             code="refused",
         )
     place = f"{origin.place}/{origin.folder}InRelease"
-    yield Artifact(place, download.digest_of(release), release.stat().st_size, str(release))
-    yield from apt_lists.lists(release.read_text(encoding="utf-8"), origin, need.architecture)
+    yield Artifact(place, download.file_sha256(release), release.stat().st_size, str(release))
+    yield from apt_lists.release_lists(release.read_text(encoding="utf-8"), origin, need.architecture)
     for name in origin.lists(need.architecture):
-        packages = work / "lists" / apt_lists.list_file(f"{origin.uri}/{origin.folder}{name}")
-        yield from apt_lists.pool(packages.read_text(encoding="utf-8", errors="replace"), wanted, origin)
+        packages = work / "lists" / apt_lists.apt_list_name(f"{origin.uri}/{origin.folder}{name}")
+        yield from apt_lists.pool_files(packages.read_text(encoding="utf-8", errors="replace"), wanted, origin)
 
 
 def _sources(need: Debs, keys: Mapping[str, Path]) -> str:
@@ -78,7 +78,7 @@ def _sources(need: Debs, keys: Mapping[str, Path]) -> str:
     stanzas = [apt_lists.sources_text(need.record, [source.uri for source in need.record.sources])]
     for repository in need.repositories:
         if source := repository.source(need.distribution):
-            stanzas.append(apt_lists.stanza(source.uri, source, str(keys[repository.name])))
+            stanzas.append(apt_lists.source_stanza(source.uri, source, str(keys[repository.name])))
     return "\n".join(stanzas)
 
 
@@ -89,7 +89,7 @@ def _key(repository: Repository, path: Path) -> Path:
         return path
     url, wanted = repository.key.url, repository.key.fingerprint
     try:
-        body, _, _ = download.text(url, "*/*")
+        body, _, _ = download.fetch_text(url, "*/*")
     except UnicodeDecodeError:
         body = "no text, as an armoured key is"
     path.write_text(body, encoding="utf-8")
@@ -114,7 +114,7 @@ def _key(repository: Repository, path: Path) -> Path:
 
 
 def _is_digest(path: Path, sha256: str | None) -> bool:
-    return sha256 is None or download.digest_of(path) == sha256
+    return sha256 is None or download.file_sha256(path) == sha256
 
 
 def _expect_tools(need: Debs) -> None:

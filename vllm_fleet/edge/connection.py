@@ -22,14 +22,14 @@ class NoAnswerError(Exception):
     """A host that cannot be asked, with the reason as a user would read it."""
 
 
-class Ways:
+class Gateways:
     """The connections to the gateways that hosts are reached through: one each, however many hosts are behind it."""
 
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
         self._open: dict[str, asyncio.Task[Any]] = {}
 
-    async def __aenter__(self) -> Ways:
+    async def __aenter__(self) -> Gateways:
         return self
 
     async def __aexit__(self, *_fault: object) -> None:
@@ -45,7 +45,7 @@ class Ways:
             NoAnswerError: the gateway cannot be reached.
         """
         if jump.name not in self._open:
-            self._open[jump.name] = asyncio.ensure_future(self._stack.enter_async_context(connected(jump, self)))
+            self._open[jump.name] = asyncio.ensure_future(self._stack.enter_async_context(connect(jump, self)))
         try:
             return await asyncio.shield(self._open[jump.name])
         except NoAnswerError as fault:
@@ -55,7 +55,7 @@ class Ways:
 
 
 @asynccontextmanager
-async def connected(target: Target, ways: Ways) -> AsyncIterator[Any]:
+async def connect(target: Target, ways: Gateways) -> AsyncIterator[Any]:
     """A connection to a host that shows just the key that it should.
 
     Args:

@@ -88,18 +88,18 @@ class _IncompleteError(Exception):
     """A transfer ended early; the partial file is kept."""
 
 
-def part_of(path: Path) -> Path:
+def partial_file(path: Path) -> Path:
     """The partial file beside the place of a file, kept until the download is complete."""
     return path.with_name(f".{path.name}.part")
 
 
-def digest_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def entry_of(path: Path, sha256: str) -> Entry:
+def index_entry(path: Path, sha256: str) -> Entry:
     """The index entry of a file that was just verified."""
     info = path.stat()
     return Entry(sha256, info.st_size, info.st_mtime_ns)
@@ -114,7 +114,7 @@ def display_url(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def all_of(
+def fetch_files(
     jobs: Iterable[tuple[Artifact, Path]], progress: Progress = lambda _: None, access: Access = _ANONYMOUS
 ) -> Mapping[str, Fetched]:
     """Downloads files, several at a time. The first error stops all transfers; the next run resumes them.
@@ -148,7 +148,9 @@ def all_of(
     return results
 
 
-def one(artifact: Artifact, path: Path, progress: Progress = lambda _: None, access: Access = _ANONYMOUS) -> Fetched:
+def fetch_file(
+    artifact: Artifact, path: Path, progress: Progress = lambda _: None, access: Access = _ANONYMOUS
+) -> Fetched:
     """Downloads one file, or resumes its download.
 
     Args:
@@ -192,7 +194,7 @@ class _Transfer:
     def fetch(self, artifact: Artifact, path: Path) -> Fetched:
         """Completes the partial file of an artifact, verifies it and moves it into place."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part, received = part_of(path), 0
+        part, received = partial_file(path), 0
         source = display_url(artifact.source)
         for attempt in range(_TRIES):
             try:
@@ -208,14 +210,14 @@ class _Transfer:
                 continue
             if artifact.size and part.stat().st_size != artifact.size:
                 mismatch = f"{part.stat().st_size} bytes instead of {artifact.size}"
-            elif (digest := digest_of(part)) != artifact.sha256:
+            elif (digest := file_sha256(part)) != artifact.sha256:
                 mismatch = f"the SHA-256 {digest} instead of {artifact.sha256}"
             else:
                 part.chmod(0o644)
                 with part.open("rb") as file:
                     os.fsync(file.fileno())
                 part.replace(path)
-                return Fetched(entry_of(path, artifact.sha256), received)
+                return Fetched(index_entry(path, artifact.sha256), received)
             # The partial file may come from an older version of the file: start again, once.
             self.progress(-part.stat().st_size)
             part.unlink()
@@ -279,7 +281,7 @@ class _Transfer:
         return received
 
 
-def text(url: str, accept: str = "*/*", access: Access = _ANONYMOUS) -> Document:
+def fetch_text(url: str, accept: str = "*/*", access: Access = _ANONYMOUS) -> Document:
     """Downloads a small UTF-8 file.
 
     Args:
@@ -307,7 +309,7 @@ def text(url: str, accept: str = "*/*", access: Access = _ANONYMOUS) -> Document
     raise AssertionError("the last attempt returns or raises")
 
 
-def size(url: str) -> int:
+def fetch_length(url: str) -> int:
     """The length of a file in bytes, from the server's header ``Content-Length``.
 
     Raises:
@@ -321,7 +323,7 @@ def size(url: str) -> int:
         raise FleetError(f"the length of {display_url(url)} is unknown: {reason}", code="work-failed") from None
 
 
-def challenge(url: str, access: Access) -> str:
+def fetch_challenge(url: str, access: Access) -> str:
     """The ``WWW-Authenticate`` header of a server that requires credentials; empty when it requires none.
 
     Raises:

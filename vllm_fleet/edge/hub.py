@@ -24,7 +24,7 @@ from vllm_fleet.mirror.store import Artifact
 _AT_A_TIME = 4
 
 
-def token(file: Path | None) -> str | None:
+def read_token(file: Path | None) -> str | None:
     """The hub's token: from a file, else what huggingface_hub finds by itself (``HF_TOKEN``, its own login).
 
     Raises:
@@ -46,7 +46,7 @@ def token(file: Path | None) -> str | None:
     return text
 
 
-def listing(need: Model, secret: str | None) -> list[Artifact]:
+def list_files(need: Model, secret: str | None) -> list[Artifact]:
     """The files of a revision with their sizes; large ones with their SHA-256, small ones with git's digest.
 
     Raises:
@@ -84,7 +84,7 @@ def listing(need: Model, secret: str | None) -> list[Artifact]:
     return found
 
 
-def fetch(
+def fetch_files(
     need: Model, artifacts: Iterable[Artifact], folder: Path, secret: str | None, progress: Progress
 ) -> Mapping[str, Fetched]:
     """Fetches files of a revision into its folder, resumed where they stopped, and verifies each.
@@ -131,11 +131,11 @@ def _one(need: Model, artifact: Artifact, folder: Path, secret: str | None, prog
             raise _refused(need, fault) from None
         except Exception as fault:  # whatever its HTTP library raises
             raise _unreachable(need, fault) from None
-        digest = download.digest_of(path)
+        digest = download.file_sha256(path)
         if digest == artifact.sha256 or (not artifact.sha256 and git_blob(path) == artifact.blob):
             path.chmod(0o644)
             progress(artifact.size)
-            return Fetched(download.entry_of(path, digest), artifact.size)
+            return Fetched(download.index_entry(path, digest), artifact.size)
         path.unlink()
     raise FleetError(
         f"{need.name}: {name} has the SHA-256 {digest}, the hub's list says {artifact.sha256 or artifact.blob}",

@@ -24,7 +24,7 @@ _ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
 _AT_A_TIME = 16
 
 
-def own() -> str:
+def configured_index() -> str:
     """The index that this machine is set up to use: uv's settings, else pip's, else the public one."""
     for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
         if value := os.environ.get(name):
@@ -43,18 +43,18 @@ def own() -> str:
     return PUBLIC
 
 
-def listing(need: Wheels) -> list[Artifact]:
+def list_files(need: Wheels) -> list[Artifact]:
     """The files of a lock for its kind of host.
 
     Raises:
         FleetError: with every line that no index has a fitting file for.
     """
-    indexes = [own(), *need.indexes]
-    ranks = wheels.tags(need.python, need.machine, need.glibc)
-    lines = list(wheels.locked(need.lock, need.python, need.machine))
+    indexes = [configured_index(), *need.indexes]
+    ranks = wheels.wheel_tags(need.python, need.machine, need.glibc)
+    lines = list(wheels.parse_lock(need.lock, need.python, need.machine))
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         offered = list(pool.map(lambda line: _offers(indexes, line), lines))
-    chosen = [wheels.choose(line, offers, ranks) for line, offers in zip(lines, offered, strict=True)]
+    chosen = [wheels.choose_offer(line, offers, ranks) for line, offers in zip(lines, offered, strict=True)]
     missing = [f"{line.project} {line.version}" for line, offer in zip(lines, chosen, strict=True) if offer is None]
     if missing:
         raise FleetError(
@@ -64,15 +64,15 @@ def listing(need: Wheels) -> list[Artifact]:
             key=need.name,
             code="work-failed",
         )
-    return [wheels.artifact(_sized(offer)) for offer in chosen if offer]
+    return [wheels.offer_artifact(_sized(offer)) for offer in chosen if offer]
 
 
-def _offers(indexes: Sequence[str], line: wheels.Locked) -> list[wheels.Offer]:
+def _offers(indexes: Sequence[str], line: wheels.LockedPackage) -> list[wheels.Offer]:
     """The files of the first index that has one with a hash of the lock."""
     faults = []
     for index in indexes:
         try:
-            body, kind, base = download.text(f"{index}/{line.project}/", _ACCEPT)
+            body, kind, base = download.fetch_text(f"{index}/{line.project}/", _ACCEPT)
         except FleetError as fault:
             faults.append(fault)
             continue
@@ -113,4 +113,4 @@ def _sized(offer: wheels.Offer) -> wheels.Offer:
     """The offer with its size, asked from the server where the index does not tell it."""
     if offer.size:
         return offer
-    return wheels.Offer(offer.filename, offer.url, offer.sha256, download.size(offer.url))
+    return wheels.Offer(offer.filename, offer.url, offer.sha256, download.fetch_length(offer.url))

@@ -33,7 +33,7 @@ class _Repository:
     """An image's repository, which several threads ask; tokens are asked for again before they end."""
 
     def __init__(self, need: Image) -> None:
-        self.host, self.name = image_store.home(need.name, need.registry)
+        self.host, self.name = image_store.locate_image(need.name, need.registry)
         # As the hosts do: the fleet's own registry is asked with TLS where its signer is named.
         scheme = "http" if need.registry and need.ca is None else "https"
         self.base = f"{scheme}://{self.host}/v2"
@@ -53,7 +53,7 @@ class _Repository:
     def _headers(self) -> Mapping[str, str]:
         with self._lock:
             if self._realm is None:
-                told = download.challenge(f"{self.base}/", Access(context=self.context))
+                told = download.fetch_challenge(f"{self.base}/", Access(context=self.context))
                 self._realm = dict(re.findall(r'(\w+)="([^"]*)"', told)) if told.lower().startswith("bearer ") else {}
             if "realm" not in self._realm:
                 return {**_ACCEPT, **self._basic()}
@@ -72,7 +72,7 @@ class _Repository:
         trusted = realm["realm"].startswith("https://") or self.base.startswith("http://")
         asked = {"service": realm.get("service", ""), "scope": f"repository:{self.name}:pull"}
         url = f"{realm['realm']}?{urlencode({name: value for name, value in asked.items() if value})}"
-        body, _, _ = download.text(url, access=Access(self._basic if trusted else dict, self.context))
+        body, _, _ = download.fetch_text(url, access=Access(self._basic if trusted else dict, self.context))
         try:
             record = json.loads(body)
             self._token = str(record.get("token") or record["access_token"])
@@ -82,7 +82,7 @@ class _Repository:
         self._until = time.monotonic() + max(lasts - _MARGIN_SECONDS, lasts / 2)
 
 
-def listing(need: Image) -> list[Artifact]:
+def list_files(need: Image) -> list[Artifact]:
     """The files of an image: of a list of platforms, that of the hosts alone.
 
     Raises:
@@ -93,27 +93,27 @@ def listing(need: Image) -> list[Artifact]:
 
     def read(digest: str) -> Mapping[str, object]:
         try:
-            body = download.text(where.manifest(digest), access=where.access)[0].encode()
+            body = download.fetch_text(where.manifest(digest), access=where.access)[0].encode()
         except FleetError as fault:
             fault.hint = fault.hint or f"does {where.host} have {where.name}@{digest}? 'docker login' gives an account"
             raise
         found[digest] = (len(body), where.manifest(digest))
-        return image_store.parse(
+        return image_store.parse_manifest(
             body, digest, f"{where.host} gives another one than was pinned: nothing was put in place"
         )
 
     manifest = read(need.digest)
-    if one := image_store.of_platform(manifest, need.platform):
+    if one := image_store.select_platform(manifest, need.platform):
         manifest = read(one.digest)
-    for part in image_store.blobs(manifest):
+    for part in image_store.image_blobs(manifest):
         found[part.digest] = (part.size, where.blob(part.digest))
     return [
-        Artifact(f"{image_store.FOLDER}/{image_store.blob(digest)}", digest.removeprefix("sha256:"), size, url)
+        Artifact(f"{image_store.FOLDER}/{image_store.blob_path(digest)}", digest.removeprefix("sha256:"), size, url)
         for digest, (size, url) in found.items()
     ]
 
 
-def access(need: Image) -> Access:
+def image_access(need: Image) -> Access:
     """How the files of an image are asked for."""
     return _Repository(need).access
 

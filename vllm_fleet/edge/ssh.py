@@ -11,14 +11,14 @@ from functools import cache
 from pathlib import Path
 
 from vllm_fleet import on_host
-from vllm_fleet.edge.connection import CONNECT_SECONDS, NoAnswerError, Ways, connected
+from vllm_fleet.edge.connection import CONNECT_SECONDS, Gateways, NoAnswerError, connect
 from vllm_fleet.edge.ssh_target import Target
 
 _ON_HOST = on_host.__name__
 
 
 @cache
-def program(name: str, *modules: str) -> str:
+def pack_program(name: str, *modules: str) -> str:
     """A module of ``on_host`` as one shell word: compressed source that Python unpacks and runs.
 
     Args:
@@ -39,8 +39,8 @@ def _packed(module: str) -> str:
     return base64.b64encode(zlib.compress(source, 9)).decode()
 
 
-def python(user: str, source: str) -> str:
-    """The command that runs a :func:`program` on a host, as root."""
+def python_command(user: str, source: str) -> str:
+    """The command that runs a :func:`pack_program` on a host, as root."""
     sudo = "" if user == "root" else "sudo -n "
     return f"{sudo}/usr/bin/python3 -IS -c {source}"
 
@@ -52,7 +52,7 @@ def _answer(target: Target, exit_status: int | None, out: str, err: str) -> str:
     raise NoAnswerError(f"the probe failed on {target.address}: {last}")
 
 
-async def ask(target: Target, command: str, text: str = "", ways: Ways | None = None) -> str:
+async def run_json(target: Target, command: str, text: str = "", ways: Gateways | None = None) -> str:
     """Runs a command that prints one JSON object on a host that shows just the key that it should.
 
     Args:
@@ -68,14 +68,14 @@ async def ask(target: Target, command: str, text: str = "", ways: Ways | None = 
         NoAnswerError: the host cannot be reached, shows another key, refuses the user, or the command failed.
     """
     async with AsyncExitStack() as stack:
-        through = ways if ways else await stack.enter_async_context(Ways())
-        connection = await stack.enter_async_context(connected(target, through))
+        through = ways if ways else await stack.enter_async_context(Gateways())
+        connection = await stack.enter_async_context(connect(target, through))
         done = await connection.run(command, input=text)
     return _answer(target, done.exit_status, str(done.stdout), str(done.stderr))
 
 
-async def ask_openssh(target: Target, command: str, text: str = "") -> str:
-    """Does what :func:`ask` does through the ``ssh`` program, for a target with arguments of its own for it.
+async def run_json_openssh(target: Target, command: str, text: str = "") -> str:
+    """Does what :func:`run_json` does through the ``ssh`` program, for a target with arguments of its own for it.
 
     Args:
         target: the host.

@@ -24,7 +24,7 @@ def fingerprint(key: str) -> str:
     return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
 
-def shown(addresses: Sequence[Address]) -> Mapping[Address, str | OSError]:
+def scan_host_keys(addresses: Sequence[Address]) -> Mapping[Address, str | OSError]:
     """The public key that each host shows, ``type base64``, or why it shows none. Nothing is trusted by this.
 
     Args:

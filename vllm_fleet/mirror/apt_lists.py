@@ -48,30 +48,30 @@ class Origin:
         return tuple(f"{each}/binary-{architecture}/Packages" for each in self.components)
 
 
-def origins(name: str, record: Distribution) -> Iterator[Origin]:
+def distribution_origins(name: str, record: Distribution) -> Iterator[Origin]:
     """Every suite of a distribution."""
     for number, source in enumerate(record.sources):
         for suite in source.suites:
-            yield Origin(source.uri, suite, tuple(source.components), place(name, number))
+            yield Origin(source.uri, suite, tuple(source.components), archive_folder(name, number))
 
 
 def vendor_origins(name: str, repository: str, source: AptSource) -> Iterator[Origin]:
     """Every suite of a vendor's repository, in the mirror of a distribution."""
     for suite in source.suites:
-        yield Origin(source.uri.rstrip("/"), suite, tuple(source.components), place(name, repository))
+        yield Origin(source.uri.rstrip("/"), suite, tuple(source.components), archive_folder(name, repository))
 
 
-def place(name: str, archive: int | str) -> str:
+def archive_folder(name: str, archive: int | str) -> str:
     """Where an archive stands in the mirror: by its number those of a distribution, by its name a vendor's."""
-    return f"{folder(name)}/{archive}"
+    return f"{distribution_folder(name)}/{archive}"
 
 
-def folder(name: str) -> str:
+def distribution_folder(name: str) -> str:
     """Where the archives of a distribution stand in the mirror."""
     return f"debs/{name}"
 
 
-def stanza(uri: str, source: Source | AptSource, keyring: str, *, check_valid_until: bool = True) -> str:
+def source_stanza(uri: str, source: Source | AptSource, keyring: str, *, check_valid_until: bool = True) -> str:
     """One source as apt reads it, in the deb822 form.
 
     Args:
@@ -86,14 +86,14 @@ def stanza(uri: str, source: Source | AptSource, keyring: str, *, check_valid_un
 
 
 def sources_text(record: Distribution, bases: Iterable[str], *, check_valid_until: bool = True) -> str:
-    """The sources of a distribution; ``bases`` are the URIs of its archives, the rest as for :func:`stanza`."""
+    """The sources of a distribution; ``bases`` are the URIs of its archives, the rest as for :func:`source_stanza`."""
     return "\n".join(
-        stanza(base, source, record.keyring, check_valid_until=check_valid_until)
+        source_stanza(base, source, record.keyring, check_valid_until=check_valid_until)
         for source, base in zip(record.sources, bases, strict=True)
     )
 
 
-def apt_config(folder: str, architecture: str) -> str:
+def isolated_apt_config(folder: str, architecture: str) -> str:
     """A configuration of apt that knows nothing of this machine: no package is installed, all of it is in a folder."""
     return (
         f'Dir::Etc::sourcelist "{folder}/origin.sources";\n'
@@ -110,12 +110,12 @@ def _decoded(url: str) -> str:
     return re.sub("%([0-9a-fA-F]{2})", lambda match: chr(int(match[1], 16)), url)
 
 
-def names_of_uris(text: str) -> list[str]:
+def printed_urls(text: str) -> list[str]:
     """The URLs that ``apt-get --print-uris`` prints."""
     return [match[1] for match in re.finditer(r"^'(\S+)' ", text, re.MULTILINE)]
 
 
-def pool(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator[Artifact]:
+def pool_files(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator[Artifact]:
     """The files of an archive that are wanted, with their digests from its list.
 
     Args:
@@ -136,7 +136,7 @@ def pool(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator[Artif
             yield Artifact(f"{origin.place}/{PurePosixPath(name)}", sha256, int(size), url)
 
 
-def lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]:
+def release_lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]:
     """The package lists of a suite that a host will ask for, with the digests that its signed release gives.
 
     Args:
@@ -162,13 +162,13 @@ def lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]
         yield Artifact(f"{origin.place}/{path}", sha256, size, f"{origin.uri}/{path}")
 
 
-def list_file(uri: str) -> str:
+def apt_list_name(uri: str) -> str:
     """The name that apt gives to its copy of a file: the URL without its scheme, ``/`` as ``_``."""
     bare = re.sub(r"^\w+://", "", uri)
     return bare.replace("_", "%5f").replace("/", "_")
 
 
-def host_config(sources: str | None) -> str:
+def host_apt_config(sources: str | None) -> str:
     """The text of apt's configuration on a host: what ``sources`` says and nothing else, or what the host has."""
     if sources is None:
         return "// Made by vllm-fleet: this fleet has no mirror of packages.\n"
