@@ -84,7 +84,7 @@ def test_another_key_than_the_recipes_is_refused(
     other = key.model_copy(update=wrong)
     with pytest.raises(FleetError, match=r"the key at http.*/key.asc is not") as fault:
         apt.list_files(need(catalog, url, other, ("gpu-driver",)), tmp_path / "work")
-    assert fault.value.hint == "do not use it before the vendor of vendor has said why"
+    assert fault.value.hint == "ask the vendor of vendor why it changed, then pin the new key"
 
 
 def test_a_list_that_another_key_has_signed_is_refused(catalog: Catalog, url: str, tmp_path: Path) -> None:

@@ -171,13 +171,13 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
 
 def test_a_private_model_needs_its_token_which_is_kept_nowhere(origin: Origin, store: Store, tmp_path: Path) -> None:
     origin.token = TOKEN
-    with pytest.raises(FleetError, match="the hub wants a token") as fault:
+    with pytest.raises(FleetError, match="the hub requires a token") as fault:
         fill_mirror.fill(store, [MODEL])
     assert "--hub-token-file" in fault.value.hint
     file = tmp_path / "token"
     file.write_text(f"{TOKEN}\n")
     file.chmod(0o644)
-    with pytest.raises(FleetError, match="readable for others"):
+    with pytest.raises(FleetError, match="readable by other users"):
         hub.read_token(file)
     file.chmod(0o600)
     fill_mirror.fill(store, [MODEL], token=hub.read_token(file))

@@ -164,7 +164,7 @@ def test_a_list_of_lists_is_refused(origin: Origin, image: Made, store: Store) -
 
 def test_a_signer_that_is_none_is_told_by_its_file(image: Made, store: Store, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
-    with pytest.raises(FleetError, match="holds no certificate") as fault:
+    with pytest.raises(FleetError, match="holds no CA certificate") as fault:
         fill_mirror.fill(store, [Image(NAME, image.listed, AMD64, "127.0.0.1:1", tmp_path / "ca.pem")])
     assert fault.value.exit_code == 2
 

@@ -18,7 +18,7 @@ from ssh_servers import ADDRESS, Loop
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import ssh, ssh_target
-from vllm_fleet.edge.connection import Gateways, NoAnswerError
+from vllm_fleet.edge.connection import JumpHosts, NoAnswerError
 from vllm_fleet.fleet import plan, ssh_routes, stack
 from vllm_fleet.inventory import Site
 from vllm_fleet.operate import drift
@@ -120,8 +120,8 @@ def test_many_hosts_share_one_connection_to_their_gateway(servers: Loop, key_fil
     hosts = [target(f"main-{number}", inner, key_file, way) for number in range(5)]
 
     async def ask_all() -> list[str]:
-        async with Gateways() as ways:
-            return await asyncio.gather(*(ssh.run_json(each, "echo '{}'", ways=ways) for each in hosts))
+        async with JumpHosts() as jump_hosts:
+            return await asyncio.gather(*(ssh.run_json(each, "echo '{}'", jump_hosts=jump_hosts) for each in hosts))
 
     assert asyncio.run(ask_all()) == ["{}\n"] * 5
     assert len(door.logins) == 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_fleet.edge import ssh
-from vllm_fleet.edge.connection import CONCURRENCY, Gateways, NoAnswerError
+from vllm_fleet.edge.connection import CONCURRENCY, JumpHosts, NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.facts import vetoes
 from vllm_fleet.host.manifest import Manifest
@@ -91,7 +91,7 @@ async def _probe_all(
     async def one(target: Target, manifest: Manifest) -> Report:
         async with gate:
             question = (target, remote_command(target.user, manifest), probe_input(manifest))
-            answering = ssh.run_json_openssh(*question) if target.command else ssh.run_json(*question, ways)
+            answering = ssh.run_json_openssh(*question) if target.command else ssh.run_json(*question, jump_hosts)
             try:
                 answer = await asyncio.wait_for(answering, PROBE_SECONDS)
                 report = report_of(target.name, manifest, answer)
@@ -102,7 +102,7 @@ async def _probe_all(
         on_report(report)
         return report
 
-    async with Gateways() as ways:
+    async with JumpHosts() as jump_hosts:
         reports = await asyncio.gather(*(one(target, manifest) for target, manifest in targets))
     return {report.host: report for report in reports}
 
