@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import PurePosixPath
 
 from vllm_fleet.base.errors import FleetError
@@ -14,6 +15,9 @@ from vllm_fleet.schema.driver import AptSource
 
 #: The list that apt takes first of those that an archive has.
 _COMPRESSIONS = (".zst", ".xz", ".bz2", ".lzma", ".gz", ".lz4", "")
+_SHA256 = re.compile("[0-9a-f]{64}")
+#: As apt reads a list: only an empty line ends a stanza.
+_STRICT = {"whitespace-separates-paragraphs": False}
 
 
 @dataclass(frozen=True)
@@ -44,30 +48,30 @@ class Origin:
         return tuple(f"{each}/binary-{architecture}/Packages" for each in self.components)
 
 
-def origins(name: str, record: Distribution) -> Iterator[Origin]:
+def distribution_origins(name: str, record: Distribution) -> Iterator[Origin]:
     """Every suite of a distribution."""
     for number, source in enumerate(record.sources):
         for suite in source.suites:
-            yield Origin(source.uri, suite, tuple(source.components), place(name, number))
+            yield Origin(source.uri, suite, tuple(source.components), archive_folder(name, number))
 
 
 def vendor_origins(name: str, repository: str, source: AptSource) -> Iterator[Origin]:
     """Every suite of a vendor's repository, in the mirror of a distribution."""
     for suite in source.suites:
-        yield Origin(source.uri.rstrip("/"), suite, tuple(source.components), place(name, repository))
+        yield Origin(source.uri.rstrip("/"), suite, tuple(source.components), archive_folder(name, repository))
 
 
-def place(name: str, archive: int | str) -> str:
+def archive_folder(name: str, archive: int | str) -> str:
     """Where an archive stands in the mirror: by its number those of a distribution, by its name a vendor's."""
-    return f"{folder(name)}/{archive}"
+    return f"{distribution_folder(name)}/{archive}"
 
 
-def folder(name: str) -> str:
+def distribution_folder(name: str) -> str:
     """Where the archives of a distribution stand in the mirror."""
     return f"debs/{name}"
 
 
-def stanza(uri: str, source: Source | AptSource, keyring: str, *, check_valid_until: bool = True) -> str:
+def source_stanza(uri: str, source: Source | AptSource, keyring: str, *, check_valid_until: bool = True) -> str:
     """One source as apt reads it, in the deb822 form.
 
     Args:
@@ -82,14 +86,14 @@ def stanza(uri: str, source: Source | AptSource, keyring: str, *, check_valid_un
 
 
 def sources_text(record: Distribution, bases: Iterable[str], *, check_valid_until: bool = True) -> str:
-    """The sources of a distribution; ``bases`` are the URIs of its archives, the rest as for :func:`stanza`."""
+    """The sources of a distribution; ``bases`` are the URIs of its archives, the rest as for :func:`source_stanza`."""
     return "\n".join(
-        stanza(base, source, record.keyring, check_valid_until=check_valid_until)
+        source_stanza(base, source, record.keyring, check_valid_until=check_valid_until)
         for source, base in zip(record.sources, bases, strict=True)
     )
 
 
-def apt_config(folder: str, architecture: str) -> str:
+def isolated_apt_config(folder: str, architecture: str) -> str:
     """A configuration of apt that knows nothing of this machine: no package is installed, all of it is in a folder."""
     return (
         f'Dir::Etc::sourcelist "{folder}/origin.sources";\n'
@@ -106,12 +110,12 @@ def _decoded(url: str) -> str:
     return re.sub("%([0-9a-fA-F]{2})", lambda match: chr(int(match[1], 16)), url)
 
 
-def names_of_uris(text: str) -> list[str]:
+def printed_urls(text: str) -> list[str]:
     """The URLs that ``apt-get --print-uris`` prints."""
     return [match[1] for match in re.finditer(r"^'(\S+)' ", text, re.MULTILINE)]
 
 
-def pool(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator[Artifact]:
+def pool_files(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator[Artifact]:
     """The files of an archive that are wanted, with their digests from its list.
 
     Args:
@@ -119,18 +123,20 @@ def pool(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator[Artif
         wanted: URLs of files; those of other archives are left out.
         origin: the archive.
     """
+    # Imported when a mirror is filled: the inventory imports this module too.
+    from debian.deb822 import Deb822
+
     names = {_decoded(url.removeprefix(f"{origin.uri}/")): url for url in wanted if url.startswith(f"{origin.uri}/")}
-    for stanza in packages.split("\n\n"):
-        name = re.search(r"^Filename: (\S+)$", stanza, re.MULTILINE)
-        if name and (url := names.get(name[1])):
-            size = re.search(r"^Size: (\d+)$", stanza, re.MULTILINE)
-            sha256 = re.search(r"^SHA256: ([0-9a-f]{64})$", stanza, re.MULTILINE)
-            if size and sha256:
-                # A flat archive says './name.deb'.
-                yield Artifact(f"{origin.place}/{PurePosixPath(name[1])}", sha256[1], int(size[1]), url)
+    # The reader stops at a stanza without any of the fields; each has a Package.
+    fields = ["Package", "Filename", "Size", "SHA256"]
+    for stanza in Deb822.iter_paragraphs(StringIO(packages), fields, strict=_STRICT):
+        name, size, sha256 = stanza.get("Filename", ""), stanza.get("Size", ""), stanza.get("SHA256", "")
+        if (url := names.get(name)) and size.isdecimal() and _SHA256.fullmatch(sha256):
+            # A flat archive has './name.deb'.
+            yield Artifact(f"{origin.place}/{PurePosixPath(name)}", sha256, int(size), url)
 
 
-def lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]:
+def release_lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]:
     """The package lists of a suite that a host will ask for, with the digests that its signed release gives.
 
     Args:
@@ -141,31 +147,28 @@ def lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]
     Raises:
         FleetError: the release has no such list.
     """
-    known = _digests(release)
-    by_hash = re.search(r"^Acquire-By-Hash: yes$", release, re.MULTILINE)
+    from debian.deb822 import Release
+
+    record = Release(StringIO(release))
+    known = {row["name"]: (row["sha256"], int(row["size"])) for row in record.get("SHA256", []) if len(row) == 3}
+    by_hash = record.get("Acquire-By-Hash") == "yes"
     for base in origin.lists(architecture):
         name = next((base + ending for ending in _COMPRESSIONS if base + ending in known), None)
         if name is None:
             raise FleetError(f"{origin.release} has no list {base}", "correct its source in the recipes")
         sha256, size = known[name]
-        asked = f"{PurePosixPath(name).parent}/by-hash/SHA256/{sha256}" if by_hash else name
-        path = f"{origin.folder}{PurePosixPath(asked)}"
+        address = f"{PurePosixPath(name).parent}/by-hash/SHA256/{sha256}" if by_hash else name
+        path = f"{origin.folder}{PurePosixPath(address)}"
         yield Artifact(f"{origin.place}/{path}", sha256, size, f"{origin.uri}/{path}")
 
 
-def _digests(release: str) -> Mapping[str, tuple[str, int]]:
-    section = re.search(r"^SHA256:\n((?: .*\n)+)", release, re.MULTILINE)
-    lines = section[1].splitlines() if section else []
-    return {words[2]: (words[0], int(words[1])) for words in map(str.split, lines) if len(words) == 3}
-
-
-def list_file(uri: str) -> str:
+def apt_list_name(uri: str) -> str:
     """The name that apt gives to its copy of a file: the URL without its scheme, ``/`` as ``_``."""
     bare = re.sub(r"^\w+://", "", uri)
     return bare.replace("_", "%5f").replace("/", "_")
 
 
-def host_config(sources: str | None) -> str:
+def host_apt_config(sources: str | None) -> str:
     """The text of apt's configuration on a host: what ``sources`` says and nothing else, or what the host has."""
     if sources is None:
         return "// Made by vllm-fleet: this fleet has no mirror of packages.\n"

@@ -48,36 +48,36 @@ class Debs:
     @property
     def origins(self) -> Iterator[apt_lists.Origin]:
         """Every suite of every archive."""
-        yield from apt_lists.origins(self.distribution, self.record)
+        yield from apt_lists.distribution_origins(self.distribution, self.record)
         for repository in self.repositories:
             if source := repository.source(self.distribution):
                 yield from apt_lists.vendor_origins(self.distribution, repository.name, source)
 
 
-def distribution(plan: Plan, catalog: Catalog) -> tuple[str, Distribution] | None:
+def mirrored_distribution(plan: Plan, catalog: Catalog) -> tuple[str, Distribution] | None:
     """The distribution whose packages the fleet's mirror carries; None where it carries none."""
     name = plan.spec.mirror.distribution
     return (name, catalog.distributions.distributions[name]) if name else None
 
 
-def machine(host: HostPlan, catalog: Catalog) -> Machine:
+def host_machine(host: HostPlan, catalog: Catalog) -> Machine:
     """The kind of a host's processor, as its kernel calls it."""
     return catalog.host_class(host.host_class).machine if host.host_class else "x86_64"
 
 
-def of(plan: Plan, catalog: Catalog) -> Iterator[Debs]:
+def list_packages(plan: Plan, catalog: Catalog) -> Iterator[Debs]:
     """What the hosts of a plan install, for each kind of processor; nothing where the mirror carries no packages.
 
     Raises:
         FleetError: a vendor has nothing for the distribution.
     """
-    chosen = distribution(plan, catalog)
+    chosen = mirrored_distribution(plan, catalog)
     if chosen is None:
         return
     sets: dict[str, set[tuple[str, ...]]] = {}
     vendors: dict[str, dict[str, Repository]] = {}
     for host in plan.hosts:
-        architecture = _ARCHITECTURES[machine(host, catalog)]
+        architecture = _ARCHITECTURES[host_machine(host, catalog)]
         found = sets.setdefault(architecture, set())
         wanted = _packages(plan, host, chosen[1].python)
         for repository, packages in _vendors(plan, catalog, host):
@@ -98,10 +98,10 @@ def of(plan: Plan, catalog: Catalog) -> Iterator[Debs]:
         yield Debs(*chosen, architecture, tuple(sorted(found)), tuple(vendors.get(architecture, {}).values()))
 
 
-def missing(plan: Plan, catalog: Catalog) -> tuple[FleetError, ...]:
+def find_missing(plan: Plan, catalog: Catalog) -> tuple[FleetError, ...]:
     """What the mirror could not carry of what the hosts install: they can be planned, and ``site.yml`` refuses them."""
     try:
-        tuple(of(plan, catalog))
+        tuple(list_packages(plan, catalog))
     except FleetError as fault:
         return (fault,)
     return ()

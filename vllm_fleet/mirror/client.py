@@ -21,7 +21,7 @@ from vllm_fleet.host.manifest_items import Item, file_item
 from vllm_fleet.host.model_files import ModelFiles, model_files
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.mirror import apt_lists, host_as_mirror
-from vllm_fleet.mirror.apt_packages import distribution
+from vllm_fleet.mirror.apt_packages import mirrored_distribution
 from vllm_fleet.mirror.parts import model_need
 from vllm_fleet.mirror.store import Store, default_directory
 from vllm_fleet.schema.distribution import Distribution
@@ -74,36 +74,36 @@ class Mirrored:
                 file_item(role, "/usr/local/libexec/vllm-fetch", role_file_sha256(role, "vllm-fetch"), "0755"),
             ]
         if host.name == self.host:
-            items += host_as_mirror.items(self.served)
+            items += host_as_mirror.manifest_items(self.served)
         return replace(manifest, items=(*manifest.items, *items))
 
 
-def of(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
+def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
     """Where the hosts of a plan fetch from."""
     spec = plan.spec.mirror
     if not spec.is_there:
-        return Mirrored("", None, apt_lists.host_config(None), "")
+        return Mirrored("", None, apt_lists.host_apt_config(None), "")
     url = spec.url or f"http://{where[str(spec.host)].service_address}:{spec.port}"
     at = re.match(r"https?://(\[[^\]]*\]|[^:/]+)", url)
     registry = f"{at[1]}:{spec.registry_port}" if at and spec.registry_port else None
-    chosen = distribution(plan, catalog)
+    chosen = mirrored_distribution(plan, catalog)
     local = apt_sources(chosen, f"file:{host_as_mirror.DIRECTORY}") if chosen else ""
-    serving = host_as_mirror.variables(plan, catalog, spec.port, local, registry) if spec.host else {}
+    serving = host_as_mirror.role_variables(plan, catalog, spec.port, local, registry) if spec.host else {}
     if chosen is None:
-        return Mirrored(url, spec.host, apt_lists.host_config(None), "", registry, None, serving)
+        return Mirrored(url, spec.host, apt_lists.host_apt_config(None), "", registry, None, serving)
     sources = apt_sources(chosen, url)
-    system = MirroredSystem(chosen[0], f"{url}/{apt_lists.folder(chosen[0])}")
-    return Mirrored(url, spec.host, apt_lists.host_config(APT_SOURCES), sources, registry, system, serving)
+    system = MirroredSystem(chosen[0], f"{url}/{apt_lists.distribution_folder(chosen[0])}")
+    return Mirrored(url, spec.host, apt_lists.host_apt_config(APT_SOURCES), sources, registry, system, serving)
 
 
 def apt_sources(chosen: tuple[str, Distribution], base: str) -> str:
     """Sources of the archives in a mirror, wherever that is served."""
     name, record = chosen
-    bases = [f"{base}/{apt_lists.place(name, number)}" for number in range(len(record.sources))]
+    bases = [f"{base}/{apt_lists.archive_folder(name, number)}" for number in range(len(record.sources))]
     return apt_lists.sources_text(record, bases, check_valid_until=False)
 
 
-def files_of(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:
+def find_model_files(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:
     """The files of a model with their digests: of the folder that the fleet names, else of this machine's mirror.
 
     Raises:

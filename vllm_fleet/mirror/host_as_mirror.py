@@ -22,7 +22,7 @@ APT_SOURCES = "/etc/vllm-fleet-mirror.sources"
 _ROLE = "mirror"
 
 
-def variables(
+def role_variables(
     plan: Plan, catalog: Catalog, port: int, apt_sources: str, registry_address: str | None
 ) -> dict[str, Any]:
     """What the role mirror gets.
@@ -39,7 +39,7 @@ def variables(
     """
     store = Store(default_directory())
     index = store.read()
-    wanted = parts.of(plan, catalog)
+    wanted = parts.list_parts(plan, catalog)
     lacking = [part.key for part in wanted if part.key not in index.parts]
     if lacking:
         raise plan.document.error(
@@ -48,23 +48,31 @@ def variables(
             f"run 'vllm-fleet mirror --fleet {plan.fleet}' first",
         )
     files = {name: entry.sha256 for part in wanted for name, entry in index.entries(part.key).items()}
-    pages = [*wheels.pages(files), *(f"{part.path}/model.json" for part in wanted if isinstance(part, parts.Model))]
+    pages = [
+        *wheels.index_pages(files),
+        *(f"{part.path}/model.json" for part in wanted if isinstance(part, parts.Model)),
+    ]
     for part in wanted:
         if isinstance(part, parts.Image):
-            pages += [name for name, _ in image_store.links(part.name, part.digest, part.platform, store.bytes_of)]
-    images = image_store.config(f"{DIRECTORY}/{image_store.FOLDER}", registry_address) if registry_address else ""
+            pages += [
+                name
+                for name, _ in image_store.repository_links(part.name, part.digest, part.platform, store.read_bytes)
+            ]
+    images = (
+        image_store.registry_config(f"{DIRECTORY}/{image_store.FOLDER}", registry_address) if registry_address else ""
+    )
     return {
         "mirror_source": str(store.directory),
         "mirror_files": [{"name": name, "sha256": digest} for name, digest in sorted(files.items())],
         "mirror_pages": sorted(set(pages)),
-        "mirror_nginx_config": nginx_config.server(DIRECTORY, str(port), ACCESS_LOG),
-        "mirror_apt_config": apt_lists.host_config(APT_SOURCES if apt_sources else None),
+        "mirror_nginx_config": nginx_config.server_block(DIRECTORY, str(port), ACCESS_LOG),
+        "mirror_apt_config": apt_lists.host_apt_config(APT_SOURCES if apt_sources else None),
         "mirror_apt_sources": apt_sources,
         "mirror_registry_config": images,
     }
 
 
-def items(given: Mapping[str, Any]) -> list[Item]:
+def manifest_items(given: Mapping[str, Any]) -> list[Item]:
     """What must be true on the host.
 
     Args:

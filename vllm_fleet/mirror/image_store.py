@@ -41,7 +41,7 @@ class Blob:
     size: int
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Blob:
+    def from_descriptor(cls, record: Mapping[str, Any]) -> Blob:
         """Reads a descriptor.
 
         Raises:
@@ -53,13 +53,13 @@ class Blob:
         return cls(digest, size)
 
 
-def blob(digest: str) -> str:
+def blob_path(digest: str) -> str:
     """The place in a storage of what has that digest."""
     number = digest.removeprefix("sha256:")
     return f"{_ROOT}/blobs/sha256/{number[:2]}/{number}/data"
 
 
-def link(repository: str, kind: str, digest: str) -> str:
+def link_path(repository: str, kind: str, digest: str) -> str:
     """The place of the file that lets a repository have a blob, whose text is the digest.
 
     Args:
@@ -70,7 +70,7 @@ def link(repository: str, kind: str, digest: str) -> str:
     return f"{_ROOT}/repositories/{repository}/{kind}/sha256/{digest.removeprefix('sha256:')}/link"
 
 
-def home(image: str, registry: str | None) -> tuple[str, str]:
+def locate_image(image: str, registry: str | None) -> tuple[str, str]:
     """Which registry has an image, as ``host:port``, and the name that it has there.
 
     Args:
@@ -85,7 +85,7 @@ def home(image: str, registry: str | None) -> tuple[str, str]:
     return PUBLIC, image if rest else f"library/{image}"
 
 
-def parse(body: bytes, digest: str, hint: str) -> Mapping[str, Any]:
+def parse_manifest(body: bytes, digest: str, hint: str) -> Mapping[str, Any]:
     """Reads a manifest or a list of them.
 
     Args:
@@ -112,11 +112,11 @@ def parse(body: bytes, digest: str, hint: str) -> Mapping[str, Any]:
     return found
 
 
-def of_platform(listed: Mapping[str, Any], platform: str) -> Blob | None:
+def select_platform(listed: Mapping[str, Any], platform: str) -> Blob | None:
     """The manifest of one platform in a list; None for what is no list.
 
     Args:
-        listed: what :func:`parse` gave.
+        listed: what :func:`parse_manifest` gave.
         platform: such as ``linux/amd64``.
 
     Raises:
@@ -127,7 +127,7 @@ def of_platform(listed: Mapping[str, Any], platform: str) -> Blob | None:
     known: dict[str, Blob] = {}
     for each in listed["manifests"]:
         own = each.get("platform") or {}
-        known.setdefault(f"{own.get('os')}/{own.get('architecture')}", Blob.of(each))
+        known.setdefault(f"{own.get('os')}/{own.get('architecture')}", Blob.from_descriptor(each))
     if platform not in known:
         raise FleetError(
             f"the image is not there for {platform}, only for {', '.join(sorted(known))}",
@@ -137,7 +137,7 @@ def of_platform(listed: Mapping[str, Any], platform: str) -> Blob | None:
     return known[platform]
 
 
-def blobs(manifest: Mapping[str, Any]) -> Iterator[Blob]:
+def image_blobs(manifest: Mapping[str, Any]) -> Iterator[Blob]:
     """Configuration and layers of an image, each once.
 
     Raises:
@@ -147,10 +147,10 @@ def blobs(manifest: Mapping[str, Any]) -> Iterator[Blob]:
         raise FleetError(
             "a list of platforms names another list", "give the digest of one image in artifacts.images", code="refused"
         )
-    yield from dict.fromkeys(Blob.of(each) for each in (manifest.get("config", {}), *manifest["layers"]))
+    yield from dict.fromkeys(Blob.from_descriptor(each) for each in (manifest.get("config", {}), *manifest["layers"]))
 
 
-def links(image: str, digest: str, platform: str, read: Callable[[str], bytes]) -> Iterator[tuple[str, str]]:
+def repository_links(image: str, digest: str, platform: str, read: Callable[[str], bytes]) -> Iterator[tuple[str, str]]:
     """What makes a repository of blobs that are there: places in the mirror with their texts.
 
     Args:
@@ -163,18 +163,18 @@ def links(image: str, digest: str, platform: str, read: Callable[[str], bytes]) 
         FleetError: a manifest is not what it was.
     """
     hint = "run 'vllm-fleet mirror --verify', which fetches it again"
-    manifest = parse(read(f"{FOLDER}/{blob(digest)}"), digest, hint)
+    manifest = parse_manifest(read(f"{FOLDER}/{blob_path(digest)}"), digest, hint)
     revisions = [digest]
-    if one := of_platform(manifest, platform):
-        manifest = parse(read(f"{FOLDER}/{blob(one.digest)}"), one.digest, hint)
+    if one := select_platform(manifest, platform):
+        manifest = parse_manifest(read(f"{FOLDER}/{blob_path(one.digest)}"), one.digest, hint)
         revisions.append(one.digest)
     for each in revisions:
-        yield f"{FOLDER}/{link(image, '_manifests/revisions', each)}", each
-    for part in blobs(manifest):
-        yield f"{FOLDER}/{link(image, '_layers', part.digest)}", part.digest
+        yield f"{FOLDER}/{link_path(image, '_manifests/revisions', each)}", each
+    for part in image_blobs(manifest):
+        yield f"{FOLDER}/{link_path(image, '_layers', part.digest)}", part.digest
 
 
-def config(storage: str, listen: str) -> str:
+def registry_config(storage: str, listen: str) -> str:
     """The configuration of a registry that serves a storage and takes nothing.
 
     Args:

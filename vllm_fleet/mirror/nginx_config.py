@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def server(directory: str, listen: str, access_log: str) -> str:
+def server_block(directory: str, listen: str, access_log: str) -> str:
     """The ``server`` block.
 
     Args:
@@ -32,7 +32,7 @@ server {{
 """
 
 
-def standalone(directory: str, listen: str, state: str) -> str:
+def standalone_config(directory: str, listen: str, state: str) -> str:
     """A whole configuration for one nginx in the foreground, with its own files in one folder.
 
     Args:
@@ -43,7 +43,7 @@ def standalone(directory: str, listen: str, state: str) -> str:
     temporary = "".join(
         f"  {kind}_temp_path {state}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    body = "".join(f"  {line}\n" for line in server(directory, listen, f"{state}/access.log").splitlines())
+    body = "".join(f"  {line}\n" for line in server_block(directory, listen, f"{state}/access.log").splitlines())
     return (
         f"daemon off;\npid {state}/nginx.pid;\nerror_log stderr warn;\nworker_processes auto;\n"
         "events { worker_connections 1024; }\nhttp {\n  default_type application/octet-stream;\n"

@@ -94,7 +94,7 @@ class Image:
         return f"image:{self.name}@{self.digest}:{self.platform}"
 
     @staticmethod
-    def of_key(key: str) -> Image:
+    def from_key(key: str) -> Image:
         """The image of a part's name, without where it came from."""
         name, _, rest = key.removeprefix("image:").partition("@")
         digest, _, platform = rest.rpartition(":")
@@ -104,7 +104,7 @@ class Image:
 Need = Wheels | Encoding | Model | Debs | Image
 
 
-def of(plan: Plan, catalog: Catalog) -> tuple[Need, ...]:
+def list_parts(plan: Plan, catalog: Catalog) -> tuple[Need, ...]:
     """Everything that the hosts of a plan fetch, each part once.
 
     Raises:
@@ -114,7 +114,7 @@ def of(plan: Plan, catalog: Catalog) -> tuple[Need, ...]:
     for host in plan.hosts:
         for need in (*_engine(host, catalog, plan), *_model(host, catalog, plan)):
             found[need.key] = need
-    for need in apt_packages.of(plan, catalog):
+    for need in apt_packages.list_packages(plan, catalog):
         found[need.key] = need
     return tuple(found.values())
 
@@ -130,9 +130,9 @@ def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
     lock = engine_install.lock_of(plan, catalog, host)
     if lock is None:
         return
-    chosen = apt_packages.distribution(plan, catalog)
+    chosen = apt_packages.mirrored_distribution(plan, catalog)
     glibc = chosen[1].glibc if chosen else lock.header["glibc"]
-    machine = apt_packages.machine(host, catalog)
+    machine = apt_packages.host_machine(host, catalog)
     uv = (paths.root() / "roles" / "vllm_engine" / "files" / "uv-requirements.txt").read_text("utf-8")
     indexes = tuple(lock.header.get("index", "").split())
     # Without a distribution it is not known which of its Pythons a host will have.
@@ -147,7 +147,7 @@ def _image(host: HostPlan, deployment: Deployment, catalog: Catalog, plan: Plan)
         raise plan.document.error(("pools", host.pool), *fault, "refused")
     if image is None or image.digest is None:
         raise InvariantError(f"{host.name} has no image with a digest, and nothing refused it")
-    platform = container.PLATFORMS[apt_packages.machine(host, catalog)]
+    platform = container.PLATFORMS[apt_packages.host_machine(host, catalog)]
     return Image(image.image, image.digest, platform, plan.spec.mirror.registry, registry_ca(plan))
 
 

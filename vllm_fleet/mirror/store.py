@@ -105,7 +105,7 @@ class Store:
         """Where a file of the mirror is."""
         return self.directory / path
 
-    def bytes_of(self, path: str) -> bytes:
+    def read_bytes(self, path: str) -> bytes:
         """The content of a small file of the mirror.
 
         Raises:

@@ -20,7 +20,7 @@ _OLDEST_GLIBC_MINOR = 5
 
 
 @dataclass(frozen=True)
-class Locked:
+class LockedPackage:
     """One line of a lock."""
 
     project: str
@@ -38,7 +38,7 @@ class Offer:
     size: int
 
 
-def locked(text: str, python: str, machine: str) -> Iterator[Locked]:
+def parse_lock(text: str, python: str, machine: str) -> Iterator[LockedPackage]:
     """The packages of a lock that a host with this Python needs.
 
     Raises:
@@ -65,14 +65,14 @@ def locked(text: str, python: str, machine: str) -> Iterator[Locked]:
         if len(pins) != 1 or not digests:
             raise FleetError(f"{words.strip()!r} pins no version or no sha256", "compile the lock with hashes")
         if requirement.marker is None or _holds(requirement.marker, environment):
-            yield Locked(canonicalize_name(requirement.name), pins[0], digests)
+            yield LockedPackage(canonicalize_name(requirement.name), pins[0], digests)
 
 
 def _holds(marker: Marker, environment: Mapping[str, str]) -> bool:
     return marker.evaluate(dict(environment))
 
 
-def tags(python: str, machine: str, glibc: str) -> Mapping[Tag, int]:
+def wheel_tags(python: str, machine: str, glibc: str) -> Mapping[Tag, int]:
     """What a host can install -> how much it prefers it, the lowest first.
 
     Args:
@@ -94,13 +94,13 @@ def tags(python: str, machine: str, glibc: str) -> Mapping[Tag, int]:
     return {tag: rank for rank, tag in reversed(list(enumerate(found)))}
 
 
-def choose(wanted: Locked, offers: Iterable[Offer], ranks: Mapping[Tag, int]) -> Offer | None:
+def choose_offer(wanted: LockedPackage, offers: Iterable[Offer], ranks: Mapping[Tag, int]) -> Offer | None:
     """The file that a host would take: the wheel that it prefers, else the source distribution.
 
     Args:
         wanted: the line of the lock.
         offers: the files of its project.
-        ranks: what :func:`tags` gives.
+        ranks: what :func:`wheel_tags` gives.
     """
     fitting = [
         (rank, offer) for offer in offers if offer.sha256 in wanted.sha256 and (rank := _rank(offer, ranks)) is not None
@@ -119,13 +119,13 @@ def _rank(offer: Offer, ranks: Mapping[Tag, int]) -> int | None:
     return min(known) if known else None
 
 
-def artifact(offer: Offer) -> Artifact:
+def offer_artifact(offer: Offer) -> Artifact:
     """A file of an index at its place in the mirror: by digest, as two indexes may give one name to two files."""
     path = f"wheels/files/{offer.sha256[:2]}/{offer.sha256}/{offer.filename}"
     return Artifact(path, offer.sha256, offer.size, offer.url)
 
 
-def pages(files: Mapping[str, str]) -> Mapping[str, str]:
+def index_pages(files: Mapping[str, str]) -> Mapping[str, str]:
     """The simple index that pip and uv read: path in the mirror -> text.
 
     Args:
