@@ -212,9 +212,11 @@ def _mirrored(hosts: _Hosts, count: int, source: origin.Origin, files: Mapping[s
         store = Store(base / "mirror")
         (base / "state").mkdir(mode=0o755)
         sent, began = source.sent, time.monotonic()
-        fill_mirror.fill(store, [Encoding(each, _sha256(body), f"{source.url}/{each}") for each, body in files.items()])
+        fill_mirror.fill_store(
+            store, [Encoding(each, _sha256(body), f"{source.url}/{each}") for each, body in files.items()]
+        )
         filled = time.monotonic() - began
-        server = serve_mirror.start(store, f"{_SUBNET}.1:{_PORT}", base / "state", str(packages.nginx()))
+        server = serve_mirror.start_nginx(store, f"{_SUBNET}.1:{_PORT}", base / "state", str(packages.nginx()))
         try:
             hosts.play(count, f"http://{_SUBNET}.1:{_PORT}/encodings", files)
         finally:

@@ -60,7 +60,7 @@ def vetoes(stage: Stage) -> Mapping[str, tuple[str, ...]]:
     """
     found = plan.load(stage.folder)
     asked = [(_target(stage, found, name), _manifest(found, name)) for name in (host.name for host in found.hosts)]
-    reports = probing.probe(asked)
+    reports = probing.probe_hosts(asked)
     for report in reports.values():
         if report.error:
             raise FleetError(report.error, host=report.host, code="work-failed")

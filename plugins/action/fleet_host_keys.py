@@ -14,7 +14,7 @@ from vllm_fleet.operate import drift, rotate_host_keys
 
 
 class ActionModule(ActionBase):
-    """``fleet_host_keys:`` rotates the keys of the play's hosts; with ``--check`` it says whose."""
+    """``fleet_host_keys:`` rotates the keys of the play's hosts; with ``--check`` it only names the hosts."""
 
     BYPASS_HOST_LOOP = True
     TRANSFERS_FILES = False
@@ -29,19 +29,21 @@ class ActionModule(ActionBase):
         folders = {str(given["hostvars"][name]["inventory_dir"]) for name in names}
         if self._task.check_mode:
             return {**result, "changed": True, "msg": f"would rotate the keys of {', '.join(sorted(names))}"}
-        faults: list[FleetError] = []
+        errors: list[FleetError] = []
         done: dict[str, str] = {}
         try:
-            for site in map(drift.site_of_run, [Path(folder).resolve() for folder in sorted(folders)]):
-                targets = {each.plan.name: drift.target(site, each) for each in site.hosts if each.plan.name in names}
-                outcome = rotate_host_keys.rotate(site, targets)
+            for site in map(drift.load_site_of_run, [Path(folder).resolve() for folder in sorted(folders)]):
+                targets = {
+                    each.plan.name: drift.host_target(site, each) for each in site.hosts if each.plan.name in names
+                }
+                outcome = rotate_host_keys.rotate_keys(site, targets)
                 done |= outcome.rotated
-                faults += outcome.faults
-        except FleetError as fault:
-            faults.append(fault)
+                errors += outcome.errors
+        except FleetError as error:
+            errors.append(error)
         for name, key in sorted(done.items()):
             Display().display(f"  {name}: {fingerprint(key)}", color="yellow")
         result |= {"changed": bool(done), "rotated": sorted(done), "msg": f"{len(done)} hosts have new keys"}
-        if faults:
-            result |= {"failed": True, "msg": "\n".join(str(fault) for fault in faults)}
+        if errors:
+            result |= {"failed": True, "msg": "\n".join(map(str, errors))}
         return result

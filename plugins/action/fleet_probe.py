@@ -18,7 +18,7 @@ from vllm_fleet.operate import drift
 
 
 def hosts_by_fleet(task_vars: Mapping[str, Any]) -> Iterator[tuple[inventory.Site, dict[str, Any]]]:
-    """Each fleet of the play with the variables of its hosts: one run may have several fleets, a stack each.
+    """Each fleet of the play with the variables of its hosts; one run may have several fleets.
 
     Args:
         task_vars: the variables of the task.
@@ -28,7 +28,7 @@ def hosts_by_fleet(task_vars: Mapping[str, Any]) -> Iterator[tuple[inventory.Sit
         own = task_vars["hostvars"][name]
         folders.setdefault(str(own["inventory_dir"]), {})[name] = own
     for folder, variables in folders.items():
-        yield drift.site_of_run(Path(folder).resolve()), variables
+        yield drift.load_site_of_run(Path(folder).resolve()), variables
 
 
 class ActionModule(ActionBase):
@@ -40,31 +40,33 @@ class ActionModule(ActionBase):
     _VALID_ARGS = frozenset({"expect_clean"})
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Reports the drift of the play's hosts and leaves it for the inventory of this run."""
+        """Reports the drift of the play's hosts and saves it for the inventory of this run."""
         result = super().run(tmp, task_vars)
         given = task_vars or {}
         try:
             probed = [
-                (fleet.plan.fleet, drift.examine(fleet, self._targets(fleet, variables)))
+                (fleet.plan.fleet, drift.probe_site(fleet, self._targets(fleet, variables)))
                 for fleet, variables in hosts_by_fleet(given)
             ]
         except FleetError as fault:
             return {**result, "failed": True, "msg": str(fault)}
         reports = {host: report for _, answers in probed for host, report in answers.items()}
-        if bad := drift.faults(reports):
-            return {**result, "failed": True, "msg": "\n".join(str(fault) for fault in bad)}
-        found = [item for report in reports.values() for item in report.drift]
-        for item in found:
+        if errors := drift.blocking_errors(reports):
+            return {**result, "failed": True, "msg": "\n".join(map(str, errors))}
+        items = [item for report in reports.values() for item in report.drift]
+        for item in items:
             Display().display(f"  {item}", color="yellow")
         for name, answers in probed:
-            drift.keep(name, answers, os.getppid())
-        result |= {"changed": False, "drift": [item.record() for item in found]}
-        if found and self._task.args.get("expect_clean"):
-            roles = sorted({item.role for item in found})
-            told = "\n".join(str(item) for item in found)
-            result |= {"failed": True, "msg": f"not brought about by {', '.join(roles)}:\n{told}"}
+            drift.save_drift(name, answers, os.getppid())
+        result |= {"changed": False, "drift": [item.record() for item in items]}
+        if items and self._task.args.get("expect_clean"):
+            roles = ", ".join(sorted({item.role for item in items}))
+            listed = "\n".join(map(str, items))
+            result |= {"failed": True, "msg": f"these items still differ after {roles}:\n{listed}"}
         else:
-            result["msg"] = f"{len(reports)} hosts probed, {len(found)} items of {len({i.host for i in found})} drifted"
+            result["msg"] = (
+                f"{len(reports)} hosts probed, {len(items)} items of {len({item.host for item in items})} drifted"
+            )
         return result
 
     def _targets(self, fleet: inventory.Site, variables: Mapping[str, Any]) -> dict[str, ssh_target.Target]:
@@ -72,11 +74,11 @@ class ActionModule(ActionBase):
         return {name: self._target(fleet, members[name], own) for name, own in variables.items() if name in members}
 
     def _target(self, fleet: inventory.Site, host: inventory.SiteHost, variables: Any) -> ssh_target.Target:
-        """The host as Ansible would reach it: inventory variables win over the fleet's own files."""
-        own = drift.target(fleet, host)
+        """The host as Ansible reaches it: variables of the inventory override the fleet's own files."""
+        own = drift.host_target(fleet, host)
         extra = str(variables.get("ansible_ssh_common_args") or "")
         if extra == fleet.ssh_arguments(host):
-            extra = ""  # the fleet's own gateway, which needs no 'ssh' of its own for each host
+            extra = ""  # the fleet's own gateway: one connection serves all hosts, without an 'ssh' for each
         arguments = shlex.split(extra) + shlex.split(str(variables.get("ansible_ssh_extra_args") or ""))
         through_ssh = any(word.lower().startswith(("proxycommand", "-j", "gssapi")) for word in arguments)
         key = variables.get("ansible_ssh_private_key_file") or variables.get("ansible_private_key_file")

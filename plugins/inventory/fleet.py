@@ -48,7 +48,7 @@ class InventoryModule(BaseInventoryPlugin):
         """Adds the fleet's hosts and groups."""
         super().parse(inventory, loader, path, cache)
         try:
-            fleet = drift.site_of_run(Path(path).resolve().parent)
+            fleet = drift.load_site_of_run(Path(path).resolve().parent)
             self._fill(inventory, fleet, loader)
         except FleetError as fault:
             # Not AnsibleParserError: Ansible would try its other plugins on the same file and bury this under theirs.
@@ -59,8 +59,8 @@ class InventoryModule(BaseInventoryPlugin):
     def _fill(self, data: InventoryData, fleet: inventory.Site, loader: DataLoader) -> None:
         write_atomically(fleet.known_hosts_file, fleet.known_hosts)
         probing = str(load_extra_vars(loader).get("fleet_probe", True)).lower() not in ("false", "no", "0")
-        needs = drift.kept(fleet.plan.fleet)
-        idle = drift.idle(fleet) if probing else frozenset()
+        needs = drift.roles_to_run(fleet.plan.fleet)
+        idle = drift.find_idle_hosts(fleet) if probing else frozenset()
         fixed = ("fleet", "serving", "gateway", "idle", "needs_any")
         for group in (*fixed, *(f"needs_{role}" for role in inventory.ALL_ROLES)):
             data.add_group(group)

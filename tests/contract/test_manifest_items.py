@@ -62,7 +62,7 @@ def items(golden_site: Site, image_site: Site, gpu_site: Site, catalog: Catalog)
         *(item for host in hosts for item in host.manifest.items),
         *driver_items(catalog),
         *image_items(catalog),
-        *host_as_mirror.items(variables),
+        *host_as_mirror.manifest_items(variables),
     ]
 
 

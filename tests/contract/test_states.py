@@ -224,8 +224,8 @@ def test_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reword: Any)
 
     def outcome() -> dict[str, Any]:
         answer = json.loads(json.dumps(probe.probe(json.loads(probing.probe_input(manifest)))))
-        report = probing.report_of("a", manifest, json.dumps(answer))
-        errors = [{**error.record(), "exit": error.exit_code} for error in drift.faults({"a": report})]
+        report = probing.parse_report("a", manifest, json.dumps(answer))
+        errors = [{**error.record(), "exit": error.exit_code} for error in drift.blocking_errors({"a": report})]
         return {"answer": answer, "drift": [item.record() for item in report.drift], "errors": errors}
 
     before = outcome()
@@ -253,12 +253,14 @@ def test_vetoes_and_repairs(
         answers |= {name: {**HEALTHY, **changes} for name, changes in CHANGES.items()}
         result: dict[str, Any] = {}
         for name, facts in answers.items():
-            report = probing.report_of("a", manifest, json.dumps({"drift": [], "veto": [], "facts": facts}))
+            report = probing.parse_report("a", manifest, json.dumps({"drift": [], "veto": [], "facts": facts}))
             result[name] = {
                 "drift": [item.record() for item in report.drift],
                 "roles": sorted(report.roles),
                 "veto": [{"code": veto.code.value, "why": veto.text} for veto in report.veto],
-                "errors": [{**error.record(), "exit": error.exit_code} for error in drift.faults({"a": report})],
+                "errors": [
+                    {**error.record(), "exit": error.exit_code} for error in drift.blocking_errors({"a": report})
+                ],
             }
         return result
 
@@ -301,10 +303,9 @@ def groups(site: Site) -> dict[str, list[str]]:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    plugin = module.InventoryModule()
-    plugin.inventory = InventoryData()
-    plugin._fill(site, DataLoader())
-    return {name: sorted(map(str, group.hosts)) for name, group in plugin.inventory.groups.items()}
+    data = InventoryData()
+    module.InventoryModule().parse(data, DataLoader(), str(site.plan.directory / "fleet.yml"))
+    return {name: sorted(map(str, group.hosts)) for name, group in data.groups.items()}
 
 
 @pytest.mark.parametrize("unit_state", list(UNITS))
@@ -318,7 +319,7 @@ def test_groups_and_exit_codes_of_a_run(
 ) -> None:
     monkeypatch.setattr(drift, "_file", lambda _: tmp_path / "drift.json")
     monkeypatch.setattr(probe, "installed_packages", lambda _: {})
-    site = drift.site_of_run(fleets / "golden")
+    site = drift.load_site_of_run(fleets / "golden")
 
     def answer(manifest: Manifest) -> dict[str, Any]:
         monkeypatch.setattr(probe, "unit_states", lambda names: dict.fromkeys(names, UNITS[unit_state]))
@@ -327,15 +328,15 @@ def test_groups_and_exit_codes_of_a_run(
 
     def answers(targets: Any, *_: Any) -> dict[str, probing.Report]:
         reports = [
-            probing.report_of(target.name, manifest, json.dumps(answer(manifest))) for target, manifest in targets
+            probing.parse_report(target.name, manifest, json.dumps(answer(manifest))) for target, manifest in targets
         ]
         return {report.host: report for report in reports}
 
-    monkeypatch.setattr(probing, "probe", answers)
+    monkeypatch.setattr(probing, "probe_hosts", answers)
 
     def outcome() -> dict[str, Any]:
-        targets = {host.plan.name: drift.target(site, host) for host in site.hosts}
-        drift.keep("golden", drift.examine(site, targets), os.getpid())
+        targets = {host.plan.name: drift.host_target(site, host) for host in site.hosts}
+        drift.save_drift("golden", drift.probe_site(site, targets), os.getpid())
         code = app(["drift", "--fleet", "golden", "--json"], standalone_mode=False)
         return {"groups": groups(site), "exit": code, "json": json.loads(capsys.readouterr().out)}
 

@@ -155,7 +155,7 @@ def fleet_copies(directory: Path) -> dict[str, str]:
         directory: the folder of the fleet.
     """
     inventory = read_inventory(directory)
-    site = drift.site_of_run(directory)
+    site = drift.load_site_of_run(directory)
     replace_paths = _path_replacer(site)
     files = {
         "plan.yml": yaml_text(replace_paths(printed_plan(site.plan.fleet))),

@@ -64,7 +64,7 @@ def test_every_copy_is_of_a_fleet(request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.parametrize("fleet", NAMES)
 def test_rendering_twice_gives_the_same_bytes(fleet: str) -> None:
-    first, second = drift.site_of_run(FLEETS / fleet), inventory.load(FLEETS / fleet)
+    first, second = drift.load_site_of_run(FLEETS / fleet), inventory.load(FLEETS / fleet)
     assert first is not second
     assert [(host.variables, host.manifest.text) for host in first.hosts] == [
         (host.variables, host.manifest.text) for host in second.hosts

@@ -102,7 +102,7 @@ class DriverLab:
         return ssh_target.Target(name, ADDRESSES[name], 22, "deploy", (self.host_keys[name],), self.key_file)
 
     def probe(self, name: str, items: tuple[Item, ...], facts: Mapping[str, Any]) -> probing.Report:
-        report = probing.probe([(self.target(name), Manifest(name, items, facts))])[name]
+        report = probing.probe_hosts([(self.target(name), Manifest(name, items, facts))])[name]
         # asyncio.run leaves the thread without a loop, and the mocks of Pulumi in the next module want one.
         asyncio.set_event_loop(asyncio.new_event_loop())
         return report

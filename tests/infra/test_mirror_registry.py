@@ -110,7 +110,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_origin_sends_a_layer_once_whatever_the_number_of_pulls(site: Site, tmp_path: Path, count: int) -> None:
-    fill_mirror.fill(site.store, [site.need])
+    fill_mirror.fill_store(site.store, [site.need])
     with mirror_serving(site):
         for number in range(count):
             done = site.pull(site.address, tmp_path / str(number))
@@ -122,7 +122,7 @@ def test_the_origin_sends_a_layer_once_whatever_the_number_of_pulls(site: Site, 
 
 
 def test_the_mirror_takes_no_image(site: Site, tmp_path: Path) -> None:
-    fill_mirror.fill(site.store, [site.need])
+    fill_mirror.fill_store(site.store, [site.need])
     with mirror_serving(site):
         assert site.pull(site.address, tmp_path / "image").returncode == 0
         pushed = site.skopeo(
@@ -133,7 +133,7 @@ def test_the_mirror_takes_no_image(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_wrong_byte_in_the_mirror_comes_to_no_host_and_is_fetched_again(site: Site, tmp_path: Path) -> None:
-    fill_mirror.fill(site.store, [site.need])
+    fill_mirror.fill_store(site.store, [site.need])
     manifest = json.loads(site.store.read_bytes(f"{image_store.FOLDER}/{image_store.blob_path(site.need.digest)}"))
     name = f"{image_store.FOLDER}/{image_store.blob_path(manifest['layers'][0]['digest'])}"
     with site.store.place(name).open("r+b") as file:
@@ -143,19 +143,19 @@ def test_a_wrong_byte_in_the_mirror_comes_to_no_host_and_is_fetched_again(site: 
         file.write(bytes([255 - byte]))
     with mirror_serving(site):
         assert site.pull(site.address, tmp_path / "wrong").returncode != 0
-        assert fill_mirror.verify(site.store, site.store.read()) == [name]
-        fill_mirror.fill(site.store, [site.need])
+        assert fill_mirror.verify_store(site.store, site.store.read()) == [name]
+        fill_mirror.fill_store(site.store, [site.need])
         done = site.pull(site.address, tmp_path / "right")
         assert done.returncode == 0, done.stderr
 
 
 def test_images_behind_an_air_gap_are_served_from_what_was_carried(site: Site, tmp_path: Path) -> None:
-    fill_mirror.fill(site.store, [site.need])
+    fill_mirror.fill_store(site.store, [site.need])
     disk = Store(tmp_path / "disk")
-    fill_mirror.copy(site.store, disk, [site.need.key])
+    fill_mirror.copy_parts(site.store, disk, [site.need.key])
     sent = site.sent()
     beyond = Site(tmp_path / "beyond", site.storage, site.need, free_address())
-    fill_mirror.copy(disk, beyond.store, [site.need.key])
+    fill_mirror.copy_parts(disk, beyond.store, [site.need.key])
     shutil.rmtree(disk.directory)
     with mirror_serving(beyond):
         done = beyond.pull(beyond.address, tmp_path / "image")
@@ -201,8 +201,8 @@ def test_a_registry_of_the_fleet_is_asked_by_tls_and_believed_by_its_signer(site
         try:
             lab_registry.await_answer(address, process)
             with pytest.raises(FleetError, match="CERTIFICATE_VERIFY_FAILED"):
-                fill_mirror.fill(Store(tmp_path / "a"), [replace(site.need, registry=address, ca=other)])
-            (found,) = fill_mirror.fill(Store(tmp_path / "b"), [replace(site.need, registry=address, ca=pem)])
+                fill_mirror.fill_store(Store(tmp_path / "a"), [replace(site.need, registry=address, ca=other)])
+            (found,) = fill_mirror.fill_store(Store(tmp_path / "b"), [replace(site.need, registry=address, ca=pem)])
             assert found.fetched_bytes >= LAYER_BYTES
         finally:
             process.terminate()

@@ -158,7 +158,7 @@ def test_the_engine_decides_which_rocm(catalog: Catalog) -> None:
 def judged(catalog: Catalog, mode: str, facts: dict[str, Any]) -> probing.Report:
     found = got(catalog, "h100-8", mode=mode)
     manifest = Manifest("gpu-0", (), {**wanted_facts(catalog.host_class("h100-8")), **found.facts})
-    return probing.report_of("gpu-0", manifest, json.dumps({"drift": [], "veto": [], "facts": facts}))
+    return probing.parse_report("gpu-0", manifest, json.dumps({"drift": [], "veto": [], "facts": facts}))
 
 
 @pytest.mark.parametrize("mode", ["managed", "verified"])
@@ -278,21 +278,21 @@ def test_only_a_host_without_a_running_instance_is_idle(golden_site: sites.Site,
 
     for state in DriftState:
         kept = {"lab-0": unit(state.value), "lab-1": unit("not_reloaded")}
-        monkeypatch.setattr(drift, "_kept", lambda _, kept=kept: kept)
+        monkeypatch.setattr(drift, "_load_drift", lambda _, kept=kept: kept)
         stopped = state in ("unknown_unit", "inactive", "failed")
-        assert drift.idle(golden_site) == ({"lab-0"} if stopped else set()), state
+        assert drift.find_idle_hosts(golden_site) == ({"lab-0"} if stopped else set()), state
 
 
 def test_a_host_that_is_asked_again_leaves_the_others_as_they_were(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setattr(drift, "_file", lambda _: tmp_path / "drift.json")
     drifted = probing.Drift("a", "nvidia_driver", "driver", "driver", VetoCode.NO_DRIVER, "is missing")
-    drift.keep(
+    drift.save_drift(
         "f",
         {"a": probing.Report("a", (drifted,)), "b": probing.Report("b", (replace(drifted, host="b"),))},
         os.getpid(),
     )
-    drift.keep("f", {"a": probing.Report("a")}, os.getpid())
-    assert drift.kept("f") == {"a": frozenset(), "b": frozenset({"nvidia_driver"})}
+    drift.save_drift("f", {"a": probing.Report("a")}, os.getpid())
+    assert drift.roles_to_run("f") == {"a": frozenset(), "b": frozenset({"nvidia_driver"})}
 
 
 def test_a_repository_that_the_recipes_do_not_know_is_an_error(fleets: Path) -> None:

@@ -80,15 +80,15 @@ def test_a_run_probes_a_host_for_the_plan_that_its_facts_give(
         firmware = {"old": 176, "new": 185}
         return {name: Report(name, facts={"mec_firmware": firmware[name], "cpu_count": 8}) for name in asked[-1]}
 
-    monkeypatch.setattr(probing, "probe", answer)
-    before = drift.site_of_run(folder)
-    reports = drift.examine(before, {host.plan.name: drift.target(before, host) for host in before.hosts})
+    monkeypatch.setattr(probing, "probe_hosts", answer)
+    before = drift.load_site_of_run(folder)
+    reports = drift.probe_site(before, {host.plan.name: drift.host_target(before, host) for host in before.hosts})
     assert set(reports) == {"old", "new"}
     assert [set(each) for each in asked] == [{"old", "new"}, {"new"}]
-    after = drift.site_of_run(folder)
+    after = drift.load_site_of_run(folder)
     assert asked[1]["new"] == next(host.manifest for host in after.hosts if host.plan.name == "new")
     assert RECLAIM not in environments(after)["new"]
-    drift.examine(after, {host.plan.name: drift.target(after, host) for host in after.hosts})
+    drift.probe_site(after, {host.plan.name: drift.host_target(after, host) for host in after.hosts})
     assert len(asked) == 3, "what is known already needs no second probe"
     assert host_facts.load("golden") == {"old": {"mec_firmware": 176}, "new": {"mec_firmware": 185}}
 

@@ -91,5 +91,5 @@ def test_steps_that_were_cut_off_are_done_again(host: Path, capsys: pytest.Captu
 
 
 def test_a_host_without_that_key_says_so(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="shows keys of other kinds"):
+    with pytest.raises(SystemExit, match="has keys of other types"):
         ssh_host_key.main('{"step": "look"}', str(tmp_path))

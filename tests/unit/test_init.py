@@ -150,7 +150,7 @@ def test_hosts_are_added_and_comments_stay(start, home: Path) -> None:
         "h200-4": {"h200-4-0"},
     }
     code, told = init("rack", "--add", *second.arguments)
-    assert (code, "is in the fleet already, as h200-1" in told) == (2, True)
+    assert (code, "is already in the fleet, as h200-1" in told) == (2, True)
     assert file.read_text() == after
 
 
@@ -202,13 +202,13 @@ def test_every_host_that_is_wrong_is_told_at_once(start, home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "no host is named"),
-        (("--host", "root@10.0.0.5; reboot"), "is no address"),
+        ((), "no host is given"),
+        (("--host", "root@10.0.0.5; reboot"), "is not an address"),
         (("--host", "root@10.0.0.500"), "'root@10.0.0.500' '10.0.0.500' does not appear to be an IPv4"),
         (("--host", "root@10.0.0.5:99999"), "has a port that does not exist"),
         (("--host", "10.0.0.5", "--gateway", "root@10.0.0.5"), "10.0.0.5 is given twice"),
-        (("--host", "10.0.0.5", "--fingerprint", "10.0.0.5=MD5:00"), "holds no fingerprint"),
-        (("--host", "10.0.0.5", "--fingerprint", f"10.0.0.6=SHA256:{'A' * 43}"), "is of no one host that is asked"),
+        (("--host", "10.0.0.5", "--fingerprint", "10.0.0.5=MD5:00"), "contains no fingerprint"),
+        (("--host", "10.0.0.5", "--fingerprint", f"10.0.0.6=SHA256:{'A' * 43}"), "matches 0 of the given hosts"),
         (("--host", "10.0.0.5", "--key", "/nowhere/id"), "there is no private key /nowhere/id"),
         (("--host", f"{ADDRESS}:1"), "cannot be reached at port 1"),
     ],

@@ -29,7 +29,7 @@ def test_the_facts_are_those_of_the_class(tmp_path: Path, name: str) -> None:
     assert len(facts["gpus"]) == wanted.count
     assert {each["arch"] for each in facts["gpus"]} == {wanted.family.arch}
     assert facts["driver"]
-    assert vetoes.vetoes(wanted_facts(wanted), facts) == ()
+    assert vetoes.find_vetoes(wanted_facts(wanted), facts) == ()
 
 
 @pytest.mark.parametrize("missing", ["rocm-smi", "amd-smi"])

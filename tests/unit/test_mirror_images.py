@@ -84,25 +84,25 @@ def test_the_name_of_a_part_says_all_of_its_content() -> None:
 
 def test_of_a_list_only_what_the_hosts_run_is_fetched_once(origin: Origin, image: Made, store: Store) -> None:
     need = need_of(origin, image)
-    (result,) = fill_mirror.fill(store, [need])
+    (result,) = fill_mirror.fill_store(store, [need])
     assert result.files == 5, "list, manifest, configuration, two layers"
     blobs = [path for path in origin.bodies() if "/blobs/" in path]
     assert len(blobs) == len(set(blobs)) == 3
     assert not store.place(f"images/{image_store.blob_path(layer(image, ARM64))}").exists()
     assert store.place(f"images/{image_store.blob_path(layer(image))}").read_bytes() == LAYERS[AMD64]
     asked = len(origin.requests)
-    assert fill_mirror.fill(store, [need])[0].fetched_bytes == 0
+    assert fill_mirror.fill_store(store, [need])[0].fetched_bytes == 0
     assert len(origin.requests) == asked
 
 
 def test_a_layer_of_two_images_is_fetched_once(origin: Origin, image: Made, store: Store) -> None:
-    fill_mirror.fill(store, [need_of(origin, image), need_of(origin, image, ARM64)])
+    fill_mirror.fill_store(store, [need_of(origin, image), need_of(origin, image, ARM64)])
     blobs = [path for path in origin.bodies() if "/blobs/" in path]
     assert len(blobs) == len(set(blobs)) == 5
 
 
 def test_the_folder_is_the_storage_of_a_registry(origin: Origin, image: Made, store: Store) -> None:
-    fill_mirror.fill(store, [need_of(origin, image)])
+    fill_mirror.fill_store(store, [need_of(origin, image)])
     base = store.place("images/docker/registry/v2/repositories") / NAME
     for digest in (image.listed, image.platforms[AMD64]):
         assert (base / f"_manifests/revisions/sha256/{digest[7:]}/link").read_text() == digest
@@ -112,29 +112,29 @@ def test_the_folder_is_the_storage_of_a_registry(origin: Origin, image: Made, st
 def test_a_cut_layer_goes_on_where_it_stopped(origin: Origin, image: Made, store: Store) -> None:
     path = f"/v2/{NAME}/blobs/{layer(image)}"
     origin.cuts[path] = 2 << 20
-    fill_mirror.fill(store, [need_of(origin, image)])
+    fill_mirror.fill_store(store, [need_of(origin, image)])
     assert [asked for _, each, asked in origin.requests if each == path] == ["", f"bytes={2 << 20}-"]
 
 
 def test_a_corrupted_layer_is_found_on_the_way_and_on_the_disk(origin: Origin, image: Made, store: Store) -> None:
     path, need = f"/v2/{NAME}/blobs/{layer(image)}", need_of(origin, image)
     origin.wrong[path] = b"\0" + LAYERS[AMD64][1:]
-    fill_mirror.fill(store, [need])
+    fill_mirror.fill_store(store, [need])
     assert origin.bodies().count(path) == 2
     name = f"images/{image_store.blob_path(layer(image))}"
     info = store.place(name).stat()
     with store.place(name).open("r+b") as file:
         file.write(bytes(255 - byte for byte in LAYERS[AMD64][:9]))
     os.utime(store.place(name), ns=(info.st_atime_ns, info.st_mtime_ns))
-    assert fill_mirror.verify(store, store.read()) == [name]
-    assert fill_mirror.fill(store, [need])[0].fetched_bytes == len(LAYERS[AMD64])
-    assert fill_mirror.verify(store, store.read()) == []
+    assert fill_mirror.verify_store(store, store.read()) == [name]
+    assert fill_mirror.fill_store(store, [need])[0].fetched_bytes == len(LAYERS[AMD64])
+    assert fill_mirror.verify_store(store, store.read()) == []
 
 
 def test_a_manifest_that_is_not_the_pinned_one_is_refused(origin: Origin, image: Made, store: Store) -> None:
     origin.files[f"/v2/{NAME}/manifests/{image.listed}"] = b"{}"
     with pytest.raises(FleetError, match=f"the manifest {image.listed} has the SHA-256") as fault:
-        fill_mirror.fill(store, [need_of(origin, image)])
+        fill_mirror.fill_store(store, [need_of(origin, image)])
     assert "nothing was put in place" in fault.value.hint
     assert not store.place("images").exists()
 
@@ -143,7 +143,7 @@ def test_an_image_for_other_machines_is_refused(origin: Origin, store: Store) ->
     only = made({ARM64: b"x"})
     origin.files |= only.files(NAME)
     with pytest.raises(FleetError, match="is not there for linux/amd64, only for linux/arm64") as fault:
-        fill_mirror.fill(store, [Image(NAME, only.listed, AMD64, origin.url.removeprefix("http://"))])
+        fill_mirror.fill_store(store, [Image(NAME, only.listed, AMD64, origin.url.removeprefix("http://"))])
     assert fault.value.exit_code == 2
 
 
@@ -159,13 +159,13 @@ def test_a_list_of_lists_is_refused(origin: Origin, image: Made, store: Store) -
     digest = f"sha256:{sha256(body)}"
     origin.files[f"/v2/{NAME}/manifests/{digest}"] = body
     with pytest.raises(FleetError, match="names another list"):
-        fill_mirror.fill(store, [Image(NAME, digest, AMD64, origin.url.removeprefix("http://"))])
+        fill_mirror.fill_store(store, [Image(NAME, digest, AMD64, origin.url.removeprefix("http://"))])
 
 
 def test_a_signer_that_is_none_is_told_by_its_file(image: Made, store: Store, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
     with pytest.raises(FleetError, match="holds no CA certificate") as fault:
-        fill_mirror.fill(store, [Image(NAME, image.listed, AMD64, "127.0.0.1:1", tmp_path / "ca.pem")])
+        fill_mirror.fill_store(store, [Image(NAME, image.listed, AMD64, "127.0.0.1:1", tmp_path / "ca.pem")])
     assert fault.value.exit_code == 2
 
 
@@ -175,18 +175,18 @@ def test_a_full_disk_is_told_before_a_layer_is_fetched(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 30, 1 << 30, 1 << 20))
     with pytest.raises(FleetError, match=r"are missing in .* and 0.00 GiB are free"):
-        fill_mirror.fill(store, [need_of(origin, image)])
+        fill_mirror.fill_store(store, [need_of(origin, image)])
     assert not [path for path in origin.bodies() if "/blobs/" in path]
 
 
 def test_images_are_carried_without_any_origin(origin: Origin, image: Made, store: Store, tmp_path: Path) -> None:
     need = need_of(origin, image)
-    fill_mirror.fill(store, [need])
+    fill_mirror.fill_store(store, [need])
     disk, beyond = Store(tmp_path / "disk"), Store(tmp_path / "beyond")
     asked = len(origin.requests)
-    fill_mirror.copy(store, disk, [need.key])
-    fill_mirror.copy(disk, beyond, [need.key])
-    assert fill_mirror.fill(beyond, [need])[0].fetched_bytes == 0
+    fill_mirror.copy_parts(store, disk, [need.key])
+    fill_mirror.copy_parts(disk, beyond, [need.key])
+    assert fill_mirror.fill_store(beyond, [need])[0].fetched_bytes == 0
     assert len(origin.requests) == asked
     for place, digest in image_store.repository_links(NAME, image.listed, AMD64, beyond.read_bytes):
         assert beyond.place(place).read_text() == digest
@@ -201,9 +201,9 @@ def test_an_account_goes_to_those_who_give_tokens_and_no_further(
         monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
         need = Image(NAME, image.listed, AMD64, host)
         with pytest.raises(FleetError, match="HTTP 403"):
-            fill_mirror.fill(store, [need])
+            fill_mirror.fill_store(store, [need])
         (tmp_path / "config.json").write_text(json.dumps({"auths": {host: {"auth": account}}}))
-        fill_mirror.fill(store, [need])
+        fill_mirror.fill_store(store, [need])
         assert [own for path, own in guard.asked if path == "/token"][1:] == [f"Basic {account}"] * guard.tokens
         assert not [path for path, own in guard.asked if path != "/token" and account in own]
     assert [path for path in origin.bodies() if "/blobs/" in path], "the layers came from elsewhere"
@@ -278,7 +278,7 @@ def test_a_host_of_the_fleet_serves_the_images(
         inventory.load(folder)
     store = Store(default_directory())
     wanted = parts.list_parts(plan.load(folder, catalog), catalog)
-    fill_mirror.fill(store, [each for each in wanted if isinstance(each, Image)])
+    fill_mirror.fill_store(store, [each for each in wanted if isinstance(each, Image)])
     index = store.read()
     for number, need in enumerate(each for each in wanted if not isinstance(each, Image)):
         index = index.with_part(need.key, {f"part/{number}": Entry("0" * 64, 1, 1)})
@@ -304,9 +304,9 @@ def test_what_serves_files_ends_with_what_serves_images(
         listens.append(listen)
         return subprocess.Popen(["false"])
 
-    monkeypatch.setattr(serve_mirror, "start", lambda *_: files)
+    monkeypatch.setattr(serve_mirror, "start_nginx", lambda *_: files)
     monkeypatch.setattr(serve_mirror, "start_registry", registry_that_ends)
     with pytest.raises(FleetError, match="docker-registry ended with 1"):
-        serve_mirror.run(store, plan.load(folder, catalog))
+        serve_mirror.serve_until_ended(store, plan.load(folder, catalog))
     assert listens == ["127.0.0.1:5000"]
     assert files.poll() is not None

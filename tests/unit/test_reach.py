@@ -85,7 +85,7 @@ def test_ansible_and_the_probe_take_the_same_way(golden_site: Site) -> None:
         for each in golden_site.hosts
     ]
     found = replace(golden_site, hosts=tuple(behind))
-    way = drift.target(found, found.hosts[0]).jump
+    way = drift.host_target(found, found.hosts[0]).jump
     assert way is not None
     assert (way.name, way.jump) == ("gateway-0", None)
     words = shlex.split(found.ssh_arguments(found.hosts[0]))

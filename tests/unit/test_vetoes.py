@@ -51,7 +51,7 @@ FLOORS = {"h200-2": {"driver_min": "570.26"}, "mi300x-2": {"driver_min": "6.12",
 
 def judge(catalog: Catalog, name: str, changes: Mapping[str, Any]) -> tuple[vetoes.Veto, ...]:
     wanted = wanted_facts(catalog.host_class(name)) | FLOORS[name]
-    return vetoes.vetoes(wanted, {**HEALTHY[name], **changes})
+    return vetoes.find_vetoes(wanted, {**HEALTHY[name], **changes})
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_all_that_is_wrong_is_said_at_once(catalog: Catalog) -> None:
 def test_a_class_without_a_gpu_asks_for_no_gpu(catalog: Catalog) -> None:
     wanted = wanted_facts(catalog.host_class("cpu-2"))
     assert not [key for key in wanted if key.startswith("gpu")]
-    assert vetoes.vetoes(wanted, {}) == ()
+    assert vetoes.find_vetoes(wanted, {}) == ()
 
 
 def test_the_higher_floor_of_class_and_engine_counts(catalog: Catalog) -> None:
@@ -265,7 +265,7 @@ def probed(root: Path, host: gpu.Gpus, facts: Mapping[str, Any]) -> probing.Repo
         text=True,
         check=True,
     )
-    return probing.report_of("gpu-0", manifest, done.stdout)
+    return probing.parse_report("gpu-0", manifest, done.stdout)
 
 
 def test_the_probe_reads_the_facts_of_a_host_with_gpus(tmp_path: Path, catalog: Catalog) -> None:
@@ -278,7 +278,7 @@ def test_the_probe_reads_the_facts_of_a_host_with_gpus(tmp_path: Path, catalog: 
 def test_the_fault_names_the_host(tmp_path: Path, catalog: Catalog) -> None:
     wanted = wanted_facts(catalog.host_class("h200-8"))
     found = probed(tmp_path, replace(gpu.gpus("h200-8"), count=7), wanted)
-    (fault,) = drift.faults({"gpu-0": found})
+    (fault,) = drift.blocking_errors({"gpu-0": found})
     assert (fault.host, fault.code, fault.exit_code) == ("gpu-0", "refused", 2)
     assert "has 7 GPUs, its class has 8" in fault.message
 

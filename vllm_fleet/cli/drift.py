@@ -21,7 +21,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Probe the hosts and print what differs from their manifests, with the role that owns it."""
-    found = drift.site_of_run(fleet_directory(fleet))
+    found = drift.load_site_of_run(fleet_directory(fleet))
     for name in host or ():
         found.plan.host(name)
     asked = [each for each in found.hosts if not host or each.plan.name in host]
@@ -34,9 +34,9 @@ def command(
             stderr.print(f"\r{done} of {len(asked)} hosts", end="\n" if done == len(asked) else "", markup=False)
         del report
 
-    reports = drift.examine(found, {each.plan.name: drift.target(found, each) for each in asked}, progress)
+    reports = drift.probe_site(found, {each.plan.name: drift.host_target(found, each) for each in asked}, progress)
     items = [item for report in reports.values() for item in report.drift]
-    faults = drift.faults(reports)
+    faults = drift.blocking_errors(reports)
     if json and not faults:
         print_json({"fleet": fleet, "hosts": len(reports), "drift": [item.record() for item in items]})
     elif not json:

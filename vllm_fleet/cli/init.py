@@ -21,7 +21,7 @@ from vllm_fleet.edge import keys, ssh_scan
 from vllm_fleet.fleet import plan
 from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.operate import enrol, new_fleet
-from vllm_fleet.operate.enrol import Asked, asked_hosts
+from vllm_fleet.operate.enrol import NamedHost, parse_hosts
 
 EPILOG = (
     "Examples: vllm-fleet init rack --host root@10.0.0.5 --host root@10.0.0.6 --gateway root@10.0.0.9 | "
@@ -47,21 +47,23 @@ def command(
     recipes = catalogue.load()
     folder = paths.inventories_dir() / name
     old = _existing(folder, add)
-    wanted = asked_hosts(host or (), gateway or (), new_fleet.addresses(old.data) if old else {})
+    wanted = parse_hosts(host or (), gateway or (), new_fleet.static_addresses(old.data) if old else {})
     private = _private_key(key, folder, old)
-    fingerprints = enrol.known_fingerprints(fingerprint or (), wanted)
-    shown = enrol.shown_keys(wanted)
+    fingerprints = enrol.parse_fingerprints(fingerprint or (), wanted)
+    shown = enrol.scan_keys(wanted)
     _confirm(shown, fingerprints)
-    found = enrol.look(shown, private, recipes)
+    found = enrol.identify_hosts(shown, private, recipes)
     if old:
         before = (folder / "fleet.yml").read_text(encoding="utf-8")
-        text = new_fleet.with_hosts(before, found, recipes, model)
+        text = new_fleet.add_hosts(before, found, recipes, model)
     else:
         before = ""
-        text = new_fleet.text(name, found, recipes, model, str(private) if private else None)
+        text = new_fleet.fleet_text(name, found, recipes, model, str(private) if private else None)
     _write(folder, text, has_gateway=any(each.sized is None for each in found))
     if json:
-        print_json({"fleet": name, "file": str(folder / "fleet.yml"), "hosts": [enrol.record(each) for each in found]})
+        print_json(
+            {"fleet": name, "file": str(folder / "fleet.yml"), "hosts": [enrol.host_record(each) for each in found]}
+        )
         return
     lines = difflib.unified_diff(before.splitlines(True), text.splitlines(True), "fleet.yml", "fleet.yml", n=2)
     stdout.print("".join(lines) if old else text, markup=False, end="")
@@ -96,7 +98,7 @@ def _private_key(key: Path | None, folder: Path, old: yaml_document.Document | N
     return file
 
 
-def _confirm(shown: list[tuple[Asked, str]], known: dict[ssh_scan.Address, str]) -> None:
+def _confirm(shown: list[tuple[NamedHost, str]], known: dict[ssh_scan.Address, str]) -> None:
     """Compares the keys with the fingerprints that were given, and asks a person about the others.
 
     Raises:
@@ -127,7 +129,7 @@ def _confirm(shown: list[tuple[Asked, str]], known: dict[ssh_scan.Address, str])
 
 def _write(folder: Path, text: str, *, has_gateway: bool) -> None:
     """Writes the fleet and, where it has a gateway of its own now, a first API key for it."""
-    enrol.validate(folder.name, text, folder)
+    enrol.validate_fleet_text(folder.name, text, folder)
     if has_gateway and not (folder / "api-keys.yml").exists():
         secret = keys.api_key()
         write_atomically(folder / "api-key", secret, 0o600)

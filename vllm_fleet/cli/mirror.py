@@ -45,27 +45,27 @@ def command(
     store = Store((directory or default_directory()).resolve())
     tell = _Progress()
     wrong: list[str] = []
-    with fill_mirror.locked(store):
+    with fill_mirror.lock_store(store):
         if verify:
-            wrong = fill_mirror.verify(store, store.read(), tell.say)
+            wrong = fill_mirror.verify_store(store, store.read(), tell.say)
         if from_:
-            results = fill_mirror.copy(Store(from_.resolve()), store, keys, tell.count)
+            results = fill_mirror.copy_parts(Store(from_.resolve()), store, keys, tell.count)
         else:
             reporter = fill_mirror.Reporter(tell.say, tell.count)
-            results = fill_mirror.fill(
+            results = fill_mirror.fill_store(
                 store, wanted, token=hub.read_token(hub_token_file), refresh=refresh, reporter=reporter
             )
     if to:
         carried = Store(to.resolve())
-        with fill_mirror.locked(carried):
-            results = fill_mirror.copy(store, carried, keys, tell.count)
+        with fill_mirror.lock_store(carried):
+            results = fill_mirror.copy_parts(store, carried, keys, tell.count)
         store = carried
     _report(fleet, store, results, wrong, json)
     if serving:
-        serve_mirror.run(store, asked)
+        serve_mirror.serve_until_ended(store, asked)
 
 
-def _report(fleet: str, store: Store, results: list[fill_mirror.Result], wrong: list[str], as_json: bool) -> None:
+def _report(fleet: str, store: Store, results: list[fill_mirror.PartResult], wrong: list[str], as_json: bool) -> None:
     fetched = sum(result.fetched_bytes for result in results)
     total = sum(result.bytes for result in results)
     if as_json:

@@ -1,4 +1,4 @@
-"""Facts of a host -> the host class that it is of."""
+"""Facts of a host -> its host class."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ Gpu = Mapping[str, Any]
 
 
 def recognise(facts: Mapping[str, Any], catalog: Catalog) -> SizedClass:
-    """The class that a host is of: by vendor, architecture, name, memory and number of its GPUs.
+    """The class of a host: by vendor, architecture, name, memory and number of its GPUs.
 
     Args:
-        facts: what the host says, as :func:`vllm_fleet.on_host.gpu_facts.read_facts` spells it.
+        facts: what the host reports, as :func:`vllm_fleet.on_host.gpu_facts.read_facts` returns it.
         catalog: the recipes.
 
     Raises:
-        FleetError: no class, or no size of one, fits; the message says what was seen, the hint which classes are near.
+        FleetError: no class fits, more than one does, or the class has no such size; the message lists the GPUs, the
+            hint the nearest classes.
     """
     gpus = counted_gpus(facts)
     if not gpus:
@@ -31,22 +32,24 @@ def recognise(facts: Mapping[str, Any], catalog: Catalog) -> SizedClass:
             "install the vendor's driver and tools; a host without a GPU is written into fleet.yml by hand",
             key="host_class",
         )
+    described = describe_gpus(gpus)
     fitting = [family for family in catalog.classes.values() if _fits(family, facts["vendor"], gpus)]
     if not fitting:
-        raise FleetError(f"is of no known class: {seen(gpus)}", _near(catalog, facts["vendor"], gpus), key="host_class")
-    # The same chip comes with more and with less memory; what fits the larger one fits both.
+        message = f"matches no host class: {described}"
+        raise FleetError(message, _nearest_classes(catalog, facts["vendor"], gpus), key="host_class")
+    # The same chip is sold with more and with less memory; a host with more fits both classes.
     best = max(fitting, key=_floor)
     others = [family.name for family in fitting if _floor(family) == _floor(best)]
     if len(others) > 1:
-        raise FleetError(f"is of more than one class: {seen(gpus)}", f"they are {', '.join(others)}", key="host_class")
+        raise FleetError(f"matches more than one host class: {described}", ", ".join(others), key="host_class")
     if len(gpus) not in best.counts:
         sizes = ", ".join(f"{best.name}-{count}" for count in best.counts)
-        raise FleetError(f"no class has this number of GPUs: {seen(gpus)}", f"it comes as {sizes}", key="host_class")
+        raise FleetError(f"no class has this number of GPUs: {described}", f"it comes as {sizes}", key="host_class")
     return SizedClass(f"{best.name}-{len(gpus)}", best, len(gpus))
 
 
-def seen(gpus: Sequence[Gpu]) -> str:
-    """The GPUs as a person would say them: ``8 x NVIDIA H200 (sm_90, 140.4 GiB)``."""
+def describe_gpus(gpus: Sequence[Gpu]) -> str:
+    """The GPUs for people: ``8 x NVIDIA H200 (sm_90, 140.4 GiB)``."""
     kinds: dict[str, int] = {}
     for gpu in gpus:
         memory = f"{gpu['memory_mib'] / 1024:.1f} GiB" if gpu["memory_mib"] else "memory unknown"
@@ -69,16 +72,18 @@ def _fits(family: HostClass, vendor: str | None, gpus: Sequence[Gpu]) -> bool:
     )
 
 
-def _near(catalog: Catalog, vendor: str | None, gpus: Sequence[Gpu]) -> str:
-    """The classes of the same name or architecture, else all of the vendor."""
-    of_vendor = [family for family in catalog.classes.values() if family.vendor == vendor]
-    near = list(_of_name(of_vendor, gpus)) or list(_of_arch(of_vendor, gpus)) or of_vendor
-    return f"the classes nearest to it: {', '.join(family.name for family in near)}" if near else "no class is near"
+def _nearest_classes(catalog: Catalog, vendor: str | None, gpus: Sequence[Gpu]) -> str:
+    """The classes with the same name or architecture, else all of the vendor."""
+    same_vendor = [family for family in catalog.classes.values() if family.vendor == vendor]
+    near = list(_with_name(same_vendor, gpus)) or list(_with_arch(same_vendor, gpus)) or same_vendor
+    return f"the nearest classes: {', '.join(family.name for family in near)}" if near else "the vendor has no class"
 
 
-def _of_name(families: Sequence[HostClass], gpus: Sequence[Gpu]) -> Iterator[HostClass]:
-    return (each for each in families if any(is_named(gpu["name"], each.facts.gpu_name or each.name) for gpu in gpus))
+def _with_name(families: Sequence[HostClass], gpus: Sequence[Gpu]) -> Iterator[HostClass]:
+    for family in families:
+        if any(is_named(gpu["name"], family.facts.gpu_name or family.name) for gpu in gpus):
+            yield family
 
 
-def _of_arch(families: Sequence[HostClass], gpus: Sequence[Gpu]) -> Iterator[HostClass]:
-    return (each for each in families if any(gpu["arch"] == each.arch for gpu in gpus))
+def _with_arch(families: Sequence[HostClass], gpus: Sequence[Gpu]) -> Iterator[HostClass]:
+    return (family for family in families if any(gpu["arch"] == family.arch for gpu in gpus))

@@ -103,52 +103,52 @@ def counted_gpus(facts: Facts) -> list[Mapping[str, Any]]:
 
 
 def is_named(name: str | None, part: str) -> bool:
-    """Whether a GPU's name holds a class's, as a word: ``NVIDIA GB200`` is no B200."""
+    """Whether a GPU's name contains the name of a class as a word: ``NVIDIA GB200`` is not a B200."""
     return bool(name and re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", name))
 
 
-def vetoes(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
-    """Why a host must not be touched; empty for a class without GPUs and for a host that is as its class says.
+def find_vetoes(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
+    """Why a run must not touch a host; empty for a class without GPUs and for a host that matches its class.
 
     Args:
-        wanted: what its class says.
-        facts: what the host says.
+        wanted: the facts of its class.
+        facts: what the host reports.
     """
     if "gpu_vendor" not in wanted:
         return ()
     if facts.get("vendor") != wanted["gpu_vendor"]:
         return () if _is_repairable(wanted, facts) else (_no_gpus(wanted, facts),)
     gpus = counted_gpus(facts)
-    software = () if wanted.get("driver_role") else driver_faults(wanted, facts)
+    software = () if wanted.get("driver_role") else find_driver_faults(wanted, facts)
     return (*_kind(wanted, gpus), *software, *_system(wanted, facts), *_health(facts))
 
 
-def repairs(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
-    """What the role of ``driver_role`` has to bring about; empty where the fleet leaves the driver to the image.
+def find_repairs(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
+    """What the role ``driver_role`` has to repair; empty where the image provides the driver.
 
     Args:
-        wanted: what the host's class says.
-        facts: what the host says.
+        wanted: the facts of its class.
+        facts: what the host reports.
     """
     if not wanted.get("driver_role"):
         return ()
     if facts.get("vendor") != wanted["gpu_vendor"]:
         return (_no_gpus(wanted, facts),) if _is_repairable(wanted, facts) else ()
-    return driver_faults(wanted, facts)
+    return find_driver_faults(wanted, facts)
 
 
 def _is_repairable(wanted: Facts, facts: Facts) -> bool:
-    """Whether a host that shows no GPU may lack just the driver that a role installs."""
+    """Whether a host that lists no GPU may only lack the driver that a role installs."""
     return bool(wanted.get("driver_role")) and not facts.get("vendor")
 
 
-def driver_faults(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
-    """What is wrong with the driver and with what comes with it."""
+def find_driver_faults(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
+    """What is wrong with the driver, its libraries and its fabric manager."""
     return (*_exact(wanted, facts), *_software(wanted, facts), *_fabric(wanted, facts))
 
 
 def _exact(wanted: Facts, facts: Facts) -> Iterator[Veto]:
-    """Whether what runs is what was installed; a driver of a managed host has one version and no range."""
+    """Whether driver and ROCm have exactly the planned version, where a role installs them."""
     for key, code in (("driver", VetoCode.WRONG_DRIVER), ("rocm", VetoCode.WRONG_ROCM)):
         planned, version = wanted.get(f"{key}_version"), facts.get(key)
         if planned and version != planned:
@@ -156,7 +156,7 @@ def _exact(wanted: Facts, facts: Facts) -> Iterator[Veto]:
 
 
 def _fabric(wanted: Facts, facts: Facts) -> Iterator[Veto]:
-    """Whether the fabric manager of a host with NVSwitches is that of the driver."""
+    """Whether the fabric manager of a host with NVSwitches has the driver's version."""
     if not wanted.get("fabric_manager"):
         return
     version, driver = facts.get("fabric_manager"), facts["driver"]
@@ -186,7 +186,7 @@ def _install(wanted: Facts) -> str:
 
 
 def _kind(wanted: Facts, gpus: Sequence[Mapping[str, Any]]) -> Iterator[Veto]:
-    """Whether they are the GPUs of the class."""
+    """Whether number, name, architecture and memory of the GPUs match the class."""
     count = wanted["gpu_count"]
     if len(gpus) != count:
         code = VetoCode.TOO_FEW_GPUS if len(gpus) < count else VetoCode.TOO_MANY_GPUS
@@ -242,7 +242,7 @@ def _system(wanted: Facts, facts: Facts) -> Iterator[Veto]:
 
 
 def _health(facts: Facts) -> Iterator[Veto]:
-    """Whether the GPUs work; what a GPU cannot count, or a log cannot show, is no fault."""
+    """Whether the GPUs report errors of the hardware. An unknown count or log is not an error."""
     if errors := facts.get("ecc_uncorrected"):
         yield _veto(VetoCode.ECC_ERRORS, errors=errors)
     if numbers := sorted(HARDWARE_XID & set(facts.get("xid") or ())):

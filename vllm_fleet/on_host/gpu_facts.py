@@ -1,7 +1,7 @@
-"""Runs on a host: what it says of its GPUs, its driver and itself, as one JSON object.
+"""Runs on a host: writes the facts of its GPUs, its driver and the host itself as one JSON object.
 
-Standard library only, for the Python that the host has (3.8 or later); it changes nothing. Unknown is ``null``, never
-a guess. :func:`read_facts` names the keys.
+Standard library only, for the Python that the host has (3.8 or later); it changes nothing. An unknown fact is ``null``.
+:func:`read_facts` lists the keys.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import subprocess
 import sys
 from typing import Any, Iterable
 
-#: A tool that hangs on a broken GPU cannot always be killed; nobody waits for it.
+#: The time limit of a tool. One that hangs on a broken GPU cannot always be killed.
 TOOL_SECONDS = 40.0
 ROCM = os.environ.get("ROCM_PATH", "/opt/rocm")
-#: A session without a login shell, and sudo, may leave it out of PATH.
+#: A shell without a login, and sudo, may have no such folder in PATH.
 _MORE_FOLDER = os.path.join(ROCM, "bin")
 NVIDIA_FIELDS = ("name", "memory.total", "compute_cap", "driver_version", "ecc.errors.uncorrected.volatile.total")
 NVIDIA_FORMAT = "--format=csv,noheader,nounits"
-#: What the tools of AMD are asked, without their names.
+#: Arguments of the tools of AMD.
 ROCM_SMI = ("--showproductname", "--showmeminfo", "vram", "--showdriverversion", "--showfwinfo", "--json")
 AMD_SMI_STATIC = ("static", "--asic", "--vram", "--driver", "--json")
 AMD_SMI_FIRMWARE = ("firmware", "--json")
-#: From driver 610 on the header says "CUDA UMD Version".
+#: From driver 610 on the header reads "CUDA UMD Version".
 _CUDA = re.compile(r"CUDA(?: UMD)? Version\s*:\s*(\d+\.\d+)")
 _VERSION = re.compile(r"\d+(\.\d+)+")
 _XID = re.compile(r"NVRM: Xid \([^)]*\): (\d+)")
@@ -51,12 +51,12 @@ NVIDIA_SAYS = (
 
 
 class Answer:
-    """What a tool answered.
+    """The answer of a tool.
 
     Attributes:
         state: empty for an answer, else ``no_driver``, ``tool_hangs`` or ``tool_failed``.
         out: its standard output.
-        said: the first line that a tool which failed has printed.
+        said: the first line of output of a tool that failed.
     """
 
     def __init__(self, state: str = "", out: str = "", said: str = "") -> None:
@@ -64,12 +64,12 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether the tool is there, ended in time and did not fail."""
+        """Whether the tool is installed, ended in time and succeeded."""
         return not self.state
 
 
-def start(*words: str) -> subprocess.Popen[str] | None:
-    """Starts a tool; None when the host does not have it."""
+def start_tool(*words: str) -> subprocess.Popen[str] | None:
+    """Starts a tool; None if the host does not have it."""
     folders = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
     path = shutil.which(words[0], path=os.pathsep.join([*folders, _MORE_FOLDER]))
     if path is None:
@@ -79,8 +79,8 @@ def start(*words: str) -> subprocess.Popen[str] | None:
     return subprocess.Popen([path, *words[1:]], stdout=pipe, stderr=pipe, text=True, errors="replace", env=environment)
 
 
-def finish(process: subprocess.Popen[str] | None) -> Answer:
-    """Waits for a tool that :func:`start` began."""
+def wait_for_tool(process: subprocess.Popen[str] | None) -> Answer:
+    """Waits for a tool that :func:`start_tool` began."""
     if process is None:
         return Answer("no_driver")
     try:
@@ -94,21 +94,21 @@ def finish(process: subprocess.Popen[str] | None) -> Answer:
     return Answer("tool_failed", out, (lines or ["exit status %d" % process.returncode])[0])
 
 
-def problem(tool: str, state: str, said: str = "") -> dict[str, str]:
+def describe_problem(tool: str, state: str, said: str = "") -> dict[str, str]:
     """Why a tool names no GPU: ``state`` for programs, ``why`` for people."""
     return {"state": state, "why": TEXTS[state] % {"tool": tool, "said": said, "seconds": TOOL_SECONDS}}
 
 
-def whole(text: Any) -> int | None:
-    """A number as tools print it, decimal or hexadecimal; None for ``[N/A]`` and the like."""
+def parse_number(text: Any) -> int | None:
+    """A number as tools print it, decimal or hexadecimal; None for ``[N/A]`` and similar."""
     try:
         return int(str(text).strip(), 0)
     except ValueError:
         return None
 
 
-def said(text: Any) -> str | None:
-    """A text as tools print it; None for ``N/A`` and the like."""
+def parse_text(text: Any) -> str | None:
+    """A text as tools print it; None for ``N/A`` and similar."""
     value = str(text or "").strip()
     return None if value.strip("[]").lower() in ("", "n/a", "not supported", "unknown error") else value
 
@@ -126,44 +126,44 @@ def nvidia_gpus(rows: str, fields: Iterable[str]) -> tuple[list[dict[str, Any]],
         row = dict(zip(names, values))
         capability = re.match(r"(\d+)\.(\d+)$", row.get("compute_cap", ""))
         arch = "sm_%s%s" % capability.groups() if capability else None
-        gpus.append({"name": said(row["name"]), "memory_mib": whole(row["memory.total"]), "arch": arch})
-        driver = said(row.get("driver_version")) or driver
-        count = whole(row.get(NVIDIA_FIELDS[4]))
+        gpus.append({"name": parse_text(row["name"]), "memory_mib": parse_number(row["memory.total"]), "arch": arch})
+        driver = parse_text(row.get("driver_version")) or driver
+        count = parse_number(row.get(NVIDIA_FIELDS[4]))
         errors += [] if count is None else [count]
     return gpus, driver, sum(errors) if errors else None
 
 
 def read_xid() -> list[int] | None:
-    """The Xid errors that the kernel has logged since it started; None when its log cannot be read."""
-    log = finish(start("dmesg"))
+    """The Xid errors in the kernel's log since it started; None if the log cannot be read."""
+    log = wait_for_tool(start_tool("dmesg"))
     if not log.ok:
-        log = finish(start("journalctl", "--dmesg", "--boot", "--quiet", "--output=cat", "--no-pager"))
+        log = wait_for_tool(start_tool("journalctl", "--dmesg", "--boot", "--quiet", "--output=cat", "--no-pager"))
     return sorted({int(number) for number in _XID.findall(log.out)}) if log.ok else None
 
 
 def read_nvidia() -> tuple[dict[str, Any], dict[str, str]]:
     """What ``nvidia-smi`` reports, and the problem where it names no GPU."""
     fields = list(NVIDIA_FIELDS)
-    # The header alone names the CUDA version; the two calls run side by side.
-    table = start("nvidia-smi", "--query-gpu=" + ",".join(fields), NVIDIA_FORMAT)
-    header = start("nvidia-smi")
-    rows, banner = finish(table), finish(header)
+    # Only the header has the CUDA version; the two calls run in parallel.
+    table = start_tool("nvidia-smi", "--query-gpu=" + ",".join(fields), NVIDIA_FORMAT)
+    header = start_tool("nvidia-smi")
+    rows, banner = wait_for_tool(table), wait_for_tool(header)
     while not rows.ok:
         unknown = _INVALID_FIELD.search(rows.out + rows.said)
         if not unknown or unknown.group(1) not in fields:
             break
-        # An old driver does not know every field; it still says the others.
+        # An old driver does not know every field; it still reports the others.
         fields.remove(unknown.group(1))
-        rows = finish(start("nvidia-smi", "--query-gpu=" + ",".join(fields), NVIDIA_FORMAT))
+        rows = wait_for_tool(start_tool("nvidia-smi", "--query-gpu=" + ",".join(fields), NVIDIA_FORMAT))
     if not rows.ok:
-        known = [state for part, state in NVIDIA_SAYS if part in rows.said]
-        return {}, problem("nvidia-smi", known[0] if known else rows.state, rows.said)
+        states = [state for part, state in NVIDIA_SAYS if part in rows.said]
+        return {}, describe_problem("nvidia-smi", states[0] if states else rows.state, rows.said)
     gpus, driver, errors = nvidia_gpus(rows.out, fields)
-    manager = _VERSION.search(finish(start("nv-fabricmanager", "--version")).out)
+    manager = _VERSION.search(wait_for_tool(start_tool("nv-fabricmanager", "--version")).out)
     cuda = _CUDA.search(banner.out)
     facts = {"gpus": gpus, "driver": driver, "cuda": cuda.group(1) if cuda else None, "ecc_uncorrected": errors}
     facts["fabric_manager"] = manager.group() if manager else None
-    return dict(facts, xid=read_xid()), problem("nvidia-smi", "no_gpus", "its list is empty")
+    return dict(facts, xid=read_xid()), describe_problem("nvidia-smi", "no_gpus", "its list is empty")
 
 
 def _json(text: str) -> Any:
@@ -182,14 +182,14 @@ def rocm_smi_gpus(text: str) -> tuple[list[dict[str, Any]], str | None, int | No
     names = sorted((name for name in data if re.match(r"card\d+$", name)), key=lambda name: int(name[4:]))
     gpus, firmware = [], []
     for card in (data[name] for name in names):
-        size = whole(card.get("VRAM Total Memory (B)"))
-        names_of_card = (said(card.get(key)) for key in ("Card Series", "Card series", "Device Name"))
+        size = parse_number(card.get("VRAM Total Memory (B)"))
+        names_of_card = (parse_text(card.get(key)) for key in ("Card Series", "Card series", "Device Name"))
         name = next((text for text in names_of_card if text and not text.startswith("0x")), None)
-        arch = said(card.get("GFX Version"))
+        arch = parse_text(card.get("GFX Version"))
         gpus.append({"name": name, "memory_mib": size >> 20 if size else None, "arch": arch})
-        firmware.append(whole(card.get("MEC firmware version")))
+        firmware.append(parse_number(card.get("MEC firmware version")))
     known = [version for version in firmware if version is not None]
-    return gpus, said((data.get("system") or {}).get("Driver version")), min(known) if known else None
+    return gpus, parse_text((data.get("system") or {}).get("Driver version")), min(known) if known else None
 
 
 def amd_smi_gpus(static: str, firmware: str) -> tuple[list[dict[str, Any]], str | None, int | None]:
@@ -197,13 +197,13 @@ def amd_smi_gpus(static: str, firmware: str) -> tuple[list[dict[str, Any]], str 
     gpus, driver, versions = [], None, []
     for gpu in _amd_smi_list(static):
         asic, size = gpu.get("asic") or {}, (gpu.get("vram") or {}).get("size")
-        amount = whole(size.get("value") if isinstance(size, dict) else str(size or "-").split()[0])
-        arch = said(asic.get("target_graphics_version"))
-        gpus.append({"name": said(asic.get("market_name")), "memory_mib": amount, "arch": arch})
-        driver = said((gpu.get("driver") or {}).get("version")) or driver
+        amount = parse_number(size.get("value") if isinstance(size, dict) else str(size or "-").split()[0])
+        arch = parse_text(asic.get("target_graphics_version"))
+        gpus.append({"name": parse_text(asic.get("market_name")), "memory_mib": amount, "arch": arch})
+        driver = parse_text((gpu.get("driver") or {}).get("version")) or driver
     for gpu in _amd_smi_list(firmware):
         listed = {entry.get("fw_id"): entry.get("fw_version") for entry in gpu.get("fw_list") or []}
-        versions.append(whole(listed.get("CP_MEC1")))
+        versions.append(parse_number(listed.get("CP_MEC1")))
     known = [version for version in versions if version is not None]
     return gpus, driver, min(known) if known else None
 
@@ -216,7 +216,7 @@ def _amd_smi_list(text: str) -> list[dict[str, Any]]:
 
 
 def kfd_gpus(root: str = "/sys/class/kfd/kfd/topology/nodes") -> tuple[list[str], list[int]]:
-    """The architecture and the MEC firmware of each GPU, as the kernel's compute driver knows them."""
+    """The architecture and the MEC firmware of each GPU, from the kernel's compute driver."""
     archs, firmware = [], []
     for path in sorted(glob.glob(os.path.join(root, "*", "properties"))):
         try:
@@ -224,16 +224,16 @@ def kfd_gpus(root: str = "/sys/class/kfd/kfd/topology/nodes") -> tuple[list[str]
                 values = dict(line.split(None, 1) for line in file if len(line.split(None, 1)) == 2)
         except OSError:
             continue
-        version = whole(values.get("gfx_target_version"))
+        version = parse_number(values.get("gfx_target_version"))
         if version:
             # 90402 is gfx942, 90010 is gfx90a: minor and step are hexadecimal digits in the name.
             archs.append("gfx%d%x%x" % (version // 10000, version // 100 % 100, version % 100))
-            firmware.append(whole(values.get("fw_version")) or 0)
+            firmware.append(parse_number(values.get("fw_version")) or 0)
     return archs, [number for number in firmware if number]
 
 
 def read_ras(pattern: str = "/sys/class/drm/card*/device/ras/umc_err_count") -> int | None:
-    """Uncorrectable memory errors of all AMD GPUs; None where the driver counts none."""
+    """Uncorrectable memory errors of all AMD GPUs; None if the driver has no counters."""
     counts = []
     for path in glob.glob(pattern):
         try:
@@ -245,46 +245,46 @@ def read_ras(pattern: str = "/sys/class/drm/card*/device/ras/umc_err_count") -> 
 
 
 def read_rocm(folder: str = ROCM) -> str | None:
-    """The version of ROCm in its folder, without its build number."""
+    """The version of ROCm in its directory, without the build number."""
     try:
         with open(os.path.join(folder, ".info", "version")) as file:
-            return said(file.read().split("-")[0])
+            return parse_text(file.read().split("-")[0])
     except OSError:
         return None
 
 
 def read_amd() -> tuple[dict[str, Any], dict[str, str]]:
     """What ``rocm-smi`` or ``amd-smi`` and the kernel report, and the problem where they name no GPU."""
-    old = finish(start("rocm-smi", *ROCM_SMI))
+    old = wait_for_tool(start_tool("rocm-smi", *ROCM_SMI))
     gpus, driver, firmware = rocm_smi_gpus(old.out)
     tool, last = "rocm-smi", old
     if not gpus or any(gpu["name"] is None or gpu["memory_mib"] is None for gpu in gpus):
-        static = start("amd-smi", *AMD_SMI_STATIC)
-        images = start("amd-smi", *AMD_SMI_FIRMWARE)
-        new, fw = finish(static), finish(images)
+        static = start_tool("amd-smi", *AMD_SMI_STATIC)
+        images = start_tool("amd-smi", *AMD_SMI_FIRMWARE)
+        new, fw = wait_for_tool(static), wait_for_tool(images)
         if new.ok and len(amd_smi_gpus(new.out, "")[0]) >= len(gpus):
             gpus, driver, firmware = amd_smi_gpus(new.out, fw.out)
         if new.state != "no_driver":
             tool, last = "amd-smi", new
         elif old.state == "no_driver":
             tool = "rocm-smi and amd-smi"
-    why = problem(tool, last.state or "no_gpus", last.said or "its list is empty")
+    problem = describe_problem(tool, last.state or "no_gpus", last.said or "its list is empty")
     archs, images_of_kernel = kfd_gpus()
     if len(archs) == len(gpus):
         gpus = [dict(gpu, arch=arch) for gpu, arch in zip(gpus, archs)]
     if firmware is None and images_of_kernel:
         firmware = min(images_of_kernel)
     if not gpus:
-        return {}, why
+        return {}, problem
     if driver == os.uname().release:
-        # The kernel's own amdgpu has no version; the tools print the kernel's.
+        # The amdgpu of the kernel itself has no version; the tools print that of the kernel.
         driver = None
     facts = {"gpus": gpus, "driver": driver, "rocm": read_rocm(), "mec_firmware": firmware}
-    return dict(facts, ecc_uncorrected=read_ras()), why
+    return dict(facts, ecc_uncorrected=read_ras()), problem
 
 
 def read_host() -> dict[str, Any]:
-    """What the host is besides its GPUs."""
+    """The facts of the host beside its GPUs."""
     release: dict[str, str] = {}
     try:
         with open("/etc/os-release") as file:
@@ -308,21 +308,21 @@ def read_host() -> dict[str, Any]:
 
 
 def read_facts(vendor: str | None = None) -> dict[str, Any]:
-    """All facts of this host; the tools of ``vendor`` are asked first, and the others only when those name no GPU.
+    """All facts of this host. The tools of ``vendor`` run first, the others only if those list no GPU.
 
     ``vendor``, ``gpus`` (``name``, ``memory_mib``, ``arch`` of each), ``driver``, ``cuda`` (the highest that the driver
     supports), ``fabric_manager``, ``rocm``, ``mec_firmware``, ``ecc_uncorrected``, ``xid`` and those of
-    :func:`read_host`; ``problems`` holds for each vendor why its tools name no GPU, as :func:`problem` spells it.
+    :func:`read_host`; ``problems`` holds for each vendor why its tools list no GPU, see :func:`describe_problem`.
     """
     unknown = ("driver", "cuda", "rocm", "mec_firmware", "ecc_uncorrected", "xid", "fabric_manager")
     facts: dict[str, Any] = dict(dict.fromkeys(unknown), vendor=None, gpus=[], problems={})
     readers = {"nvidia": read_nvidia, "amd": read_amd}
-    for name in sorted(readers, key=lambda each: (each != vendor, each != "nvidia")):
-        found, why = readers[name]()
-        if found.get("gpus"):
-            facts.update(found, vendor=name)
+    for name in sorted(readers, key=lambda name: (name != vendor, name != "nvidia")):
+        gpu_facts, problem = readers[name]()
+        if gpu_facts.get("gpus"):
+            facts.update(gpu_facts, vendor=name)
             break
-        facts["problems"][name] = why
+        facts["problems"][name] = problem
     facts.update(read_host())
     return facts
 

@@ -1,7 +1,7 @@
-"""Runs on a host: reads a manifest from standard input, writes the items that do not match to standard output.
+"""Runs on a host: manifest on standard input -> the items that differ on standard output.
 
-Standard library only, for the Python that the host has (3.8 or later); it changes nothing. Sent over SSH as
-source and run by ``python3 -IS``.
+Standard library only, for the Python that the host has (3.8 or later); it changes nothing. The controller sends its
+source over SSH, and ``python3 -IS`` runs it.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _attributes(item: items.FileItem | items.DirectoryItem, info: os.stat_result
 
 
 def check_file(item: items.FileItem) -> tuple[str, str] | None:
-    """A regular file with its content's digest, mode and owner, as far as they are given."""
+    """A regular file: digest, mode, owner and group, as far as the item has them."""
     info = _lstat(item["path"])
     if info is None:
         return differs("missing")
@@ -115,7 +115,7 @@ def check_file(item: items.FileItem) -> tuple[str, str] | None:
 
 
 def check_directory(item: items.DirectoryItem) -> tuple[str, str] | None:
-    """A directory with its mode and owner."""
+    """A directory: mode, owner and group, as far as the item has them."""
     info = _lstat(item["path"])
     if info is None:
         return differs("missing")
@@ -123,7 +123,7 @@ def check_directory(item: items.DirectoryItem) -> tuple[str, str] | None:
 
 
 def check_link(item: items.LinkItem) -> tuple[str, str] | None:
-    """A symbolic link to just this target, which exists."""
+    """A symbolic link to exactly this target, which exists."""
     info = _lstat(item["path"])
     if info is None:
         return differs("missing")
@@ -136,27 +136,27 @@ def check_link(item: items.LinkItem) -> tuple[str, str] | None:
 
 
 def check_store(item: items.StoreItem) -> tuple[str, str] | None:
-    """Large files by the stamp that was left when their digests were verified: size and time of each, then."""
+    """Large files: digest in the stamp, and size and time as they were when the digest was verified."""
     try:
         with open(os.path.join(item["path"], item["stamp"])) as file:
             stamp = json.load(file)
     except (OSError, ValueError):
         return differs("incomplete")
     for name, wanted in sorted(item["files"].items()):
-        seen = stamp.get(name) or {}
-        if seen.get("sha256") != wanted:
+        verified = stamp.get(name) or {}
+        if verified.get("sha256") != wanted:
             return differs("unverified", name)
         try:
             info = os.stat(os.path.join(item["path"], name))
         except OSError:
             return differs("file_missing", name)
-        if [info.st_size, info.st_mtime_ns] != [seen.get("size"), seen.get("mtime_ns")]:
+        if [info.st_size, info.st_mtime_ns] != [verified.get("size"), verified.get("mtime_ns")]:
             return differs("file_changed", name)
     return None
 
 
 def check_user(item: items.UserItem) -> tuple[str, str] | None:
-    """An account with its home and shell."""
+    """An account: home, shell and groups, as far as the item has them."""
     try:
         entry = pwd.getpwnam(item["name"])
     except KeyError:
@@ -178,7 +178,7 @@ def _is_member(user: str, own: int, group: str) -> bool:
 
 
 def check_sysctl(item: items.SysctlItem) -> tuple[str, str] | None:
-    """A kernel parameter; in a container some cannot be set, and the manifest does not ask for those."""
+    """A kernel parameter and its value."""
     try:
         with open("/proc/sys/" + item["name"].replace(".", "/")) as file:
             value = " ".join(file.read().split())
@@ -188,7 +188,7 @@ def check_sysctl(item: items.SysctlItem) -> tuple[str, str] | None:
 
 
 def unit_states(names: list[str]) -> dict[str, dict[str, str]]:
-    """Systemd's view of all the units in one call: name -> properties."""
+    """The state of all units in one call of systemctl: name -> properties."""
     if not names:
         return {}
     wanted = "Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload"
@@ -201,7 +201,7 @@ def unit_states(names: list[str]) -> dict[str, dict[str, str]]:
 
 
 def check_unit(item: items.UnitItem, states: Mapping[str, Mapping[str, str]]) -> tuple[str, str] | None:
-    """A unit that is known, loaded as it stands on disk, active and enabled, as far as asked."""
+    """A unit that systemd knows and has loaded as it is on disk: active and enabled, as far as the item has them."""
     state = states.get(item["name"], {})
     if state.get("LoadState") != "loaded":
         return differs("unknown_unit")
@@ -216,7 +216,7 @@ def check_unit(item: items.UnitItem, states: Mapping[str, Mapping[str, str]]) ->
 
 
 def installed_packages(patterns: list[str]) -> dict[str, tuple[str, bool]]:
-    """The installed packages of these names or patterns, from dpkg's own database: name -> version, whether held."""
+    """The installed packages with these names or patterns, by dpkg: name -> version, and whether it is on hold."""
     if not patterns:
         return {}
     command = ["dpkg-query", "-W", "-f=${Package} ${Version} ${db:Status-Want} ${db:Status-Status}\\n", *patterns]
@@ -226,7 +226,7 @@ def installed_packages(patterns: list[str]) -> dict[str, tuple[str, bool]]:
 
 
 def check_package(item: items.PackageItem, packages: Mapping[str, tuple[str, bool]]) -> tuple[str, str] | None:
-    """A package that is installed, at a version where one is given (``*`` stands for anything)."""
+    """An installed package, at a version if the item has one (``*`` matches anything)."""
     if item["name"] not in packages:
         return differs("not_installed")
     version = packages[item["name"]][0]
@@ -236,17 +236,17 @@ def check_package(item: items.PackageItem, packages: Mapping[str, tuple[str, boo
 
 
 def check_holds(item: items.HoldsItem, packages: Mapping[str, tuple[str, bool]]) -> tuple[str, str] | None:
-    """Whatever is installed of some patterns of names is on hold."""
-    loose = [
+    """Every installed package that matches a pattern is on hold."""
+    not_held = [
         name
         for name, (_, held) in sorted(packages.items())
         if not held and any(fnmatch.fnmatchcase(name, pattern) for pattern in item["patterns"])
     ]
-    return differs("not_held", ", ".join(loose)) if loose else None
+    return differs("not_held", ", ".join(not_held)) if not_held else None
 
 
 def check_traffic(item: items.TrafficItem) -> tuple[str, str] | None:
-    """No server of HAProxy is left in drain; where HAProxy does not answer its unit is what has drifted."""
+    """HAProxy drains no server. If HAProxy does not answer, its unit is the drift."""
     text = b""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
@@ -258,13 +258,13 @@ def check_traffic(item: items.TrafficItem) -> tuple[str, str] | None:
     except OSError:
         return None
     rows = [line.split() for line in text.decode().splitlines()]
-    # The seventh column is the administrative state, in which 8 is a drain that was asked for.
-    left = sorted(row[3] for row in rows if len(row) > 6 and row[6].isdigit() and int(row[6]) & 8)
-    return differs("drained", ", ".join(left)) if left else None
+    # The seventh column is the administrative state; its bit 8 is a requested drain.
+    drained = sorted(row[3] for row in rows if len(row) > 6 and row[6].isdigit() and int(row[6]) & 8)
+    return differs("drained", ", ".join(drained)) if drained else None
 
 
 def check_image(item: items.ImageItem) -> tuple[str, str] | None:
-    """An image that was pulled by its digest, and that its tag names."""
+    """An image that was pulled by its digest, and has its tag."""
     command = ["docker", "image", "inspect", "--format={{.Id}}", item["name"], item["tag"]]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
@@ -281,7 +281,7 @@ def check_image(item: items.ImageItem) -> tuple[str, str] | None:
 
 
 def check_facts(facts: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What a host must be before anything is done to it: ``{code, why}`` for each fault, which is a veto."""
+    """What a host must be before a run touches it: a veto ``{code, why}`` for each fact that differs."""
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     machine = os.uname().machine
@@ -343,7 +343,7 @@ def probe(manifest: Mapping[str, Any]) -> dict[str, Any]:
     facts = manifest.get("facts") or {}
     report: dict[str, Any] = {"drift": drift, "veto": check_facts(facts)}
     if "gpu_vendor" in facts:
-        # Only the program for hosts with GPUs carries this module.
+        # Only hosts with GPUs get this module.
         from vllm_fleet.on_host import gpu_facts
 
         report["facts"] = gpu_facts.read_facts(facts["gpu_vendor"])
@@ -351,7 +351,7 @@ def probe(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Reads the manifest, prints the report."""
+    """Reads the manifest and prints the report."""
     json.dump(probe(json.load(sys.stdin)), sys.stdout)
 
 

@@ -1,7 +1,7 @@
-"""Runs on a host: makes a new SSH host key, and takes it in place of the old one. Standard library only.
+"""Runs on a host: creates a new SSH host key and installs it in place of the old one. Standard library only.
 
-Reads ``{"step": "make" | "take" | "look", "create": bool}`` and prints the key that sshd is to show (``current``) and
-the one that stands ready (``next``). Each step may be cut off and run again.
+Reads ``{"step": "make" | "take" | "look", "create": bool}`` and prints the key that sshd uses (``current``) and the one
+that is ready to be installed (``next``). An interrupted step can run again.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ def _run(*words: str) -> str:
     return done.stdout
 
 
-def _public(private: str) -> str:
+def _public_key(private: str) -> str:
     """The public key of a private one, ``type base64``."""
     return " ".join(_run("ssh-keygen", "-y", "-P", "", "-f", private).split()[:2])
 
 
-def make(directory: str) -> None:
-    """Makes the next key, unless it stands ready; it gets its name only when it is whole."""
+def make_key(directory: str) -> None:
+    """Creates the next key, unless there is one. It gets its final name only when it is complete."""
     ready = os.path.join(directory, "ssh_host_ed25519_key.next")
     if os.path.exists(ready):
         return
     part = ready + ".part"
-    for left in (part, part + ".pub"):
-        if os.path.exists(left):
-            os.unlink(left)
+    for path in (part, part + ".pub"):
+        if os.path.exists(path):
+            os.unlink(path)
     _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", part)
     os.unlink(part + ".pub")
     os.rename(part, ready)
 
 
-def take(directory: str) -> None:
-    """Puts the next key in the place of the present one and lets sshd read it; open connections stay."""
+def take_key(directory: str) -> None:
+    """Replaces the current key by the next one and reloads sshd; open connections stay."""
     key = os.path.join(directory, "ssh_host_ed25519_key")
     if os.path.exists(key + ".next"):
         os.rename(key + ".next", key)
     part = key + ".pub.part"
     with open(part, "w", encoding="ascii") as file:
-        file.write(_public(key) + "\n")
+        file.write(_public_key(key) + "\n")
     os.rename(part, key + ".pub")
     _run("/usr/sbin/sshd", "-t")
     for unit in ("ssh.service", "sshd.service"):
@@ -56,17 +56,17 @@ def take(directory: str) -> None:
 
 
 def main(text: str, directory: str = _DIRECTORY) -> int:
-    """Does one step and prints the keys."""
-    asked = json.loads(text)
+    """Runs one step and prints the keys."""
+    request = json.loads(text)
     key = os.path.join(directory, "ssh_host_ed25519_key")
     if not os.path.exists(key):
-        sys.exit("%s is not there: this host shows keys of other kinds or places" % key)
-    if asked["step"] == "make" and asked["create"]:
-        make(directory)
-    if asked["step"] == "take":
-        take(directory)
-    ready = _public(key + ".next") if os.path.exists(key + ".next") else None
-    print(json.dumps({"current": _public(key), "next": ready}))
+        sys.exit("%s is missing: this host has keys of other types or in another directory" % key)
+    if request["step"] == "make" and request["create"]:
+        make_key(directory)
+    if request["step"] == "take":
+        take_key(directory)
+    ready = _public_key(key + ".next") if os.path.exists(key + ".next") else None
+    print(json.dumps({"current": _public_key(key), "next": ready}))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Drift as a step of a run: which hosts are asked, what the answers mean, and what the run may do next."""
+"""Drift as a step of a run: hosts -> reports, the errors that stop the run, and the roles that each host needs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from vllm_fleet.operate import probing
 from vllm_fleet.operate.probing import Report
 
 
-def site_of_run(directory: Path) -> Site:
-    """The fleet as this process found it first: the inventory, its refresh and the probe see one plan, read once.
+def load_site_of_run(directory: Path) -> Site:
+    """Reads a fleet once for a process: the inventory, its refresh and the probe use the same plan.
 
-    Only what hosts say of themselves may change it, since a rule may depend on that.
+    Only facts that hosts report can change it, since a rule may depend on them.
 
     Raises:
-        FleetError: the files of the fleet are missing or do not agree.
+        FleetError: files of the fleet are missing or contradict each other.
     """
     return _site(directory, json.dumps(host_facts.load(directory.name), sort_keys=True))
 
@@ -37,56 +37,60 @@ def _site(directory: Path, facts: str) -> Site:
     return load_site(directory)
 
 
-def examine(
+def probe_site(
     site: Site, targets: Mapping[str, Target], on_report: Callable[[Report], None] = lambda _: None
 ) -> Mapping[str, Report]:
-    """Probes hosts; one whose own facts give it another plan is probed for that one too.
+    """Probes hosts. A host whose facts change its plan is probed a second time, for the new one.
 
     Args:
         site: the fleet.
-        targets: the hosts to ask, by name, as they are reached.
-        on_report: called as each host answers, for progress.
+        targets: host name -> how to reach it, for the hosts to probe.
+        on_report: called for each report, to show progress.
 
     Returns:
-        A report for each host.
+        Host name -> report.
 
     Raises:
-        FleetError: the fleet's files changed in the meantime and are wrong now.
+        FleetError: the fleet's files have changed meanwhile and are wrong now.
     """
-    asked = {host.plan.name: host.manifest for host in site.hosts if host.plan.name in targets}
-    reports = dict(probing.probe([(targets[name], manifest) for name, manifest in asked.items()], on_report))
-    said = {name: report.facts for name, report in reports.items() if report.facts}
-    if host_facts.keep(site.plan.fleet, said):
-        now = site_of_run(site.plan.directory)
-        changed = [each for each in now.hosts if each.plan.name in asked and each.manifest != asked[each.plan.name]]
-        reports |= probing.probe([(targets[each.plan.name], each.manifest) for each in changed])
+    manifests = {host.plan.name: host.manifest for host in site.hosts if host.plan.name in targets}
+    reports = dict(probing.probe_hosts([(targets[name], manifest) for name, manifest in manifests.items()], on_report))
+    facts = {name: report.facts for name, report in reports.items() if report.facts}
+    if host_facts.keep(site.plan.fleet, facts):
+        now = load_site_of_run(site.plan.directory)
+        changed = [
+            (targets[host.plan.name], host.manifest)
+            for host in now.hosts
+            if host.plan.name in manifests and host.manifest != manifests[host.plan.name]
+        ]
+        reports |= probing.probe_hosts(changed)
     return reports
 
 
-def target(site: Site, host: SiteHost) -> Target:
-    """A host as the fleet's own files reach it."""
+def host_target(site: Site, host: SiteHost) -> Target:
+    """How to reach a host by the fleet's own files."""
     at = host.location
     door = site.door(host)
-    jump = target(site, door) if door else None
+    jump = host_target(site, door) if door else None
     return Target(host.plan.name, at.address, at.port, at.user, at.ssh_host_keys, site.private_key_file, jump=jump)
 
 
-def faults(reports: Mapping[str, Report]) -> list[FleetError]:
-    """The hosts that must stop a run: no answer, or not what their class says."""
-    found = []
+def blocking_errors(reports: Mapping[str, Report]) -> list[FleetError]:
+    """The errors that stop a run: hosts that do not answer, and hosts that are not what their class says."""
+    errors = []
     for report in reports.values():
         if report.error:
             hint = f"repair it, or leave it out with --limit 'all:!{report.host}'"
-            found.append(FleetError(report.error, hint, host=report.host, code="work-failed"))
-        found += [
+            errors.append(FleetError(report.error, hint, host=report.host, code="work-failed"))
+        errors += [
             FleetError(veto.text, "correct host_class in fleet.yml or the host", host=report.host, code="refused")
             for veto in report.veto
         ]
-    return found
+    return errors
 
 
 def _process_identity(pid: int) -> str:
-    """A process beyond doubt: its number and its start."""
+    """A process by its number and its start time, since numbers come again."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     return f"{pid}-{fields[19]}"
 
@@ -95,34 +99,39 @@ def _file(fleet: str) -> Path:
     return paths.run_dir(fleet) / "drift.json"
 
 
-def keep(fleet: str, reports: Mapping[str, Report], run_pid: int) -> None:
-    """Leaves the drift for the inventory of the same run; no other run takes it for its own.
+def save_drift(fleet: str, reports: Mapping[str, Report], run_pid: int) -> None:
+    """Saves the drift for the inventory of the same run. Another run ignores it.
 
-    A run may ask some hosts again: what it has found of the others stays.
+    A run may probe some hosts again; the drift of the others stays.
+
+    Args:
+        fleet: the fleet's name.
+        reports: host name -> report.
+        run_pid: the process of the run.
     """
-    now = {host: [item.record() for item in report.drift] for host, report in reports.items()}
-    data = {"run": _process_identity(run_pid), "hosts": {**_kept(fleet, run_pid), **now}}
+    drift = {host: [item.record() for item in report.drift] for host, report in reports.items()}
+    data = {"run": _process_identity(run_pid), "hosts": {**_load_drift(fleet, run_pid), **drift}}
     write_atomically(_file(fleet), json.dumps(data, indent=1) + "\n")
 
 
-def kept(fleet: str) -> Mapping[str, frozenset[str]]:
-    """Host -> roles that it needs, as this very process has found; empty when it has not probed."""
-    return {host: frozenset(item["role"] for item in items) for host, items in _kept(fleet).items()}
+def roles_to_run(fleet: str) -> Mapping[str, frozenset[str]]:
+    """Host name -> roles that own drift on it, as this run has probed it; empty before the probe."""
+    return {host: frozenset(item["role"] for item in items) for host, items in _load_drift(fleet).items()}
 
 
-def idle(site: Site) -> frozenset[str]:
-    """The serving hosts on which no instance runs, as this very process has found: nobody misses them."""
-    kept_drift = _kept(site.plan.fleet)
+def find_idle_hosts(site: Site) -> frozenset[str]:
+    """The serving hosts on which no instance runs, as this run has probed them: a restart interrupts nobody."""
+    drift = _load_drift(site.plan.fleet)
     return frozenset(
         host.plan.name
         for host in site.hosts
-        if host.plan.name in kept_drift
+        if host.plan.name in drift
         and (
             instances := {
                 item["name"] for item in host.manifest.items if item["kind"] == "unit" and "@" in item["name"]
             }
         )
-        and instances <= _stopped_units(kept_drift[host.plan.name])
+        and instances <= _stopped_units(drift[host.plan.name])
     )
 
 
@@ -132,7 +141,7 @@ def _stopped_units(items: Sequence[Mapping[str, str]]) -> frozenset[str]:
     )
 
 
-def _kept(fleet: str, run_pid: int | None = None) -> Mapping[str, list[dict[str, str]]]:
+def _load_drift(fleet: str, run_pid: int | None = None) -> Mapping[str, list[dict[str, str]]]:
     try:
         data = json.loads(_file(fleet).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

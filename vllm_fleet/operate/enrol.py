@@ -1,4 +1,4 @@
-"""Hosts that a person names -> hosts that a fleet can hold: their keys, what they say of themselves, their classes."""
+"""Hosts as typed by a person -> hosts of a fleet, with their host keys, facts and classes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, raise_all
 from vllm_fleet.edge import ssh_scan, ssh_target
 from vllm_fleet.edge.ssh_scan import Address
-from vllm_fleet.facts.recognise import recognise, seen
+from vllm_fleet.facts.recognise import describe_gpus, recognise
 from vllm_fleet.facts.vetoes import counted_gpus
 from vllm_fleet.fleet import plan
 from vllm_fleet.operate import probing
-from vllm_fleet.operate.new_fleet import FoundHost
+from vllm_fleet.operate.new_fleet import IdentifiedHost
 
 _SPELLING = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?:\[(?P<v6>[^\]]+)\]|(?P<name>[^\[\]:@\s]+))(?::(?P<port>\d+))?")
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -26,8 +26,8 @@ _HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A host as a person names it."""
+class NamedHost:
+    """A host as a person types it."""
 
     address: str
     port: int
@@ -36,142 +36,146 @@ class Asked:
 
     @property
     def at(self) -> Address:
-        """Where its sshd listens."""
+        """The address and port of its sshd."""
         return (self.address, self.port)
 
 
-def asked_hosts(hosts: Sequence[str], gateways: Sequence[str], known: Mapping[Address, str]) -> tuple[Asked, ...]:
-    """Reads what was typed.
+def parse_hosts(hosts: Sequence[str], gateways: Sequence[str], known: Mapping[Address, str]) -> tuple[NamedHost, ...]:
+    """Parses what was typed.
 
     Args:
         hosts: ``user@address:port`` of each GPU host.
         gateways: the same of each gateway.
-        known: address -> name of the hosts that the fleet has already.
+        known: address -> name of the hosts that are already in the fleet.
 
     Raises:
-        FleetError: with every one that is no address, is given twice, or is in the fleet already.
+        FleetError: an address is not valid, is given twice, or is already in the fleet; it carries all of them.
     """
-    faults: list[FleetError] = []
-    found: dict[Address, Asked] = {}
-    for text, gateway in (*((each, False) for each in hosts), *((each, True) for each in gateways)):
+    errors: list[FleetError] = []
+    parsed: dict[Address, NamedHost] = {}
+    for text, gateway in (*((text, False) for text in hosts), *((text, True) for text in gateways)):
         option = "--gateway" if gateway else "--host"
         try:
-            asked = _parse(text, gateway)
+            host = _parse(text, gateway)
         except ValueError as fault:
-            faults.append(FleetError(f"{text!r} {fault}", "write user@address or user@address:port", key=option))
+            errors.append(FleetError(f"{text!r} {fault}", "write user@address or user@address:port", key=option))
             continue
-        if asked.at in found:
-            faults.append(FleetError(f"{asked.address} is given twice", "leave one out", key=option))
-        elif asked.at in known:
-            text = f"{asked.address} is in the fleet already, as {known[asked.at]}"
-            faults.append(FleetError(text, "leave it out", key=option))
-        found[asked.at] = asked
-    if not found and not faults:
-        faults.append(FleetError("no host is named", "give --host root@10.0.0.5", key="--host"))
-    raise_all(faults)
-    return tuple(found.values())
+        if host.at in parsed:
+            errors.append(FleetError(f"{host.address} is given twice", "leave one out", key=option))
+        elif host.at in known:
+            text = f"{host.address} is already in the fleet, as {known[host.at]}"
+            errors.append(FleetError(text, "leave it out", key=option))
+        parsed[host.at] = host
+    if not parsed and not errors:
+        errors.append(FleetError("no host is given", "give --host root@10.0.0.5", key="--host"))
+    raise_all(errors)
+    return tuple(parsed.values())
 
 
-def _parse(text: str, gateway: bool) -> Asked:
+def _parse(text: str, gateway: bool) -> NamedHost:
     match = _SPELLING.fullmatch(text)
     if not match:
-        raise ValueError("is no address")
+        raise ValueError("is not an address")
     address, port = match["v6"] or match["name"], int(match["port"] or 22)
     if match["v6"] or re.fullmatch(r"[\d.]+", address):
         ipaddress.ip_address(address)
     elif not _HOST_NAME.fullmatch(address):
-        raise ValueError("is no address")
+        raise ValueError("is not an address")
     if not 0 < port < 65536:
         raise ValueError("has a port that does not exist")
-    return Asked(address, port, match["user"] or "root", gateway)
+    return NamedHost(address, port, match["user"] or "root", gateway)
 
 
-def known_fingerprints(given: Sequence[str], asked: Sequence[Asked]) -> dict[Address, str]:
-    """Reads ``ADDRESS=SHA256:…`` or ``ADDRESS:PORT=SHA256:…``.
+def parse_fingerprints(texts: Sequence[str], hosts: Sequence[NamedHost]) -> dict[Address, str]:
+    """Parses ``ADDRESS=SHA256:…`` or ``ADDRESS:PORT=SHA256:…``.
 
     Raises:
-        FleetError: with every one that has another form or names no host that is asked.
+        FleetError: one has another form or matches no given host; it carries all of them.
     """
-    faults: list[FleetError] = []
+    errors: list[FleetError] = []
     known: dict[Address, str] = {}
-    for text in given:
+    for text in texts:
         place, _, value = text.rpartition("=")
-        named = [each for each in asked if place in (each.address, f"{each.address}:{each.port}")]
+        matching = [host for host in hosts if place in (host.address, f"{host.address}:{host.port}")]
         if not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", value):
             hint = "write ADDRESS=SHA256:… as ssh-keygen -l prints it"
-            faults.append(FleetError(f"{text!r} holds no fingerprint", hint, key="--fingerprint"))
-        elif len(named) != 1:
+            errors.append(FleetError(f"{text!r} contains no fingerprint", hint, key="--fingerprint"))
+        elif len(matching) != 1:
             hint = "write the address as in --host, with :PORT where two hosts share it"
-            faults.append(FleetError(f"{text!r} is of no one host that is asked", hint, key="--fingerprint"))
+            message = f"{text!r} matches {len(matching)} of the given hosts"
+            errors.append(FleetError(message, hint, key="--fingerprint"))
         else:
-            known[named[0].at] = value
-    raise_all(faults)
+            known[matching[0].at] = value
+    raise_all(errors)
     return known
 
 
-def shown_keys(asked: Sequence[Asked]) -> list[tuple[Asked, str]]:
-    """The host key that each host shows, not trusted yet.
+def scan_keys(hosts: Sequence[NamedHost]) -> list[tuple[NamedHost, str]]:
+    """The host key that each host presents; not trusted yet.
 
     Raises:
-        FleetError: with every host that shows none.
+        FleetError: a host presents none; it carries all of them.
     """
-    shown = ssh_scan.scan_host_keys([each.at for each in asked])
-    keys: list[tuple[Asked, str]] = []
-    faults: list[FleetError] = []
-    for each in asked:
-        key = shown[each.at]
+    scanned = ssh_scan.scan_host_keys([host.at for host in hosts])
+    keys: list[tuple[NamedHost, str]] = []
+    errors: list[FleetError] = []
+    for host in hosts:
+        key = scanned[host.at]
         if isinstance(key, str):
-            keys.append((each, key))
+            keys.append((host, key))
         else:
-            text = f"cannot be reached at port {each.port}: {key}"
-            faults.append(FleetError(text, "is it on, and is its sshd reachable from here?", host=each.address))
-    raise_all(faults)
+            text = f"cannot be reached at port {host.port}: {key}"
+            hint = "check that it runs and that its sshd can be reached from here"
+            errors.append(FleetError(text, hint, host=host.address))
+    raise_all(errors)
     return keys
 
 
-def look(hosts: Sequence[tuple[Asked, str]], key_file: Path | None, catalog: Catalog) -> list[FoundHost]:
-    """Asks each host, with just its own key trusted, what it is.
+def identify_hosts(
+    hosts: Sequence[tuple[NamedHost, str]], key_file: Path | None, catalog: Catalog
+) -> list[IdentifiedHost]:
+    """Reads the facts of each host and finds its class. Only the confirmed key of each host is trusted.
 
     Args:
-        hosts: the hosts with the keys that a person has confirmed.
-        key_file: the private key that opens them; None leaves it to ssh's configuration and agent.
+        hosts: the hosts with the host keys that a person has confirmed.
+        key_file: the private key to log in with; None uses ssh's configuration and agent.
         catalog: the recipes.
 
     Raises:
-        FleetError: with every host that does not answer or is of no class.
+        FleetError: a host does not answer or has no class; it carries all of them.
     """
     targets = [
-        ssh_target.Target(each.address, each.address, each.port, each.user, (key,), key_file) for each, key in hosts
+        ssh_target.Target(host.address, host.address, host.port, host.user, (key,), key_file) for host, key in hosts
     ]
-    answers = probing.facts(targets)
-    faults: list[FleetError] = []
-    found: list[FoundHost] = []
-    for (each, key), answer in zip(hosts, answers, strict=True):
+    answers = probing.read_facts(targets)
+    errors: list[FleetError] = []
+    identified: list[IdentifiedHost] = []
+    for (host, key), answer in zip(hosts, answers, strict=True):
         if isinstance(answer, str):
             hint = "give the user in --host user@address and its key with --key"
-            faults.append(FleetError(answer, hint, host=each.address))
+            errors.append(FleetError(answer, hint, host=host.address))
             continue
         try:
-            sized = None if each.gateway else recognise(answer, catalog)
-        except FleetError as fault:
-            fault.host = each.address
-            faults.append(fault)
+            sized = None if host.gateway else recognise(answer, catalog)
+        except FleetError as error:
+            error.host = host.address
+            errors.append(error)
             continue
-        says = ", ".join(_says(answer)) if sized else ""
-        found.append(FoundHost(each.address, each.port, each.user, key, sized, says))
-    raise_all(faults)
-    return found
+        says = ", ".join(_describe(answer)) if sized else ""
+        identified.append(IdentifiedHost(host.address, host.port, host.user, key, sized, says))
+    raise_all(errors)
+    return identified
 
 
-def _says(facts: Mapping[str, Any]) -> Iterator[str]:
-    yield seen(counted_gpus(facts))
+def _describe(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield describe_gpus(counted_gpus(facts))
     for key, name in (("driver", "driver"), ("cuda", "CUDA up to"), ("rocm", "ROCm")):
         if facts.get(key):
             yield f"{name} {facts[key]}"
 
 
-def record(host: FoundHost) -> dict[str, Any]:
-    """A host as ``init --json`` spells it."""
+def host_record(host: IdentifiedHost) -> dict[str, Any]:
+    """A host in the output of ``init --json``."""
     return {
         "address": host.address,
         "port": host.port,
@@ -182,16 +186,16 @@ def record(host: FoundHost) -> dict[str, Any]:
     }
 
 
-def validate(name: str, text: str, directory: Path) -> None:
-    """Reads a ``fleet.yml`` as every command will, before it is written.
+def validate_fleet_text(name: str, text: str, directory: Path) -> None:
+    """Checks the text of a ``fleet.yml`` before it is written, as every command will read it.
 
     Args:
         name: the fleet.
-        text: its file.
-        directory: where it will be, for the messages.
+        text: the text.
+        directory: the directory that it will be in, for the messages.
 
     Raises:
-        FleetError: with every fault.
+        FleetError: the text is not valid; it carries every error.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / name
@@ -199,7 +203,7 @@ def validate(name: str, text: str, directory: Path) -> None:
         (folder / "fleet.yml").write_text(text, encoding="utf-8")
         try:
             plan.load(folder)
-        except FleetError as fault:
-            for each in (fault, *fault.others):
-                each.file, each.line = f"{directory.name}/fleet.yml, not written", None
+        except FleetError as first:
+            for error in (first, *first.others):
+                error.file, error.line = f"{directory.name}/fleet.yml, not written", None
             raise

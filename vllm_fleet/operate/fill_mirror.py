@@ -1,4 +1,4 @@
-"""Fills a mirror: from the origins, from another mirror's folder, or not at all where everything is there already."""
+"""Fills a mirror from the origins or from the directory of another mirror."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from vllm_fleet.mirror.parts import Image, Need
 from vllm_fleet.mirror.store import Artifact, Entry, Index, Store
 from vllm_fleet.operate import mirror_origins
 
-#: What a file system needs beside the files.
+#: Free space that stays beside the files.
 _RESERVE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Result:
-    """What was done for one part."""
+class PartResult:
+    """What a run did for one part."""
 
     key: str
     files: int
@@ -44,7 +44,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Reporter:
-    """What takes the progress of a run.
+    """Receives the progress of a run.
 
     Attributes:
         say: takes a line of text.
@@ -59,11 +59,11 @@ SILENT = Reporter()
 
 
 @contextmanager
-def locked(store: Store) -> Iterator[None]:
-    """Holds a mirror's folder: two runs would write the same parts.
+def lock_store(store: Store) -> Iterator[None]:
+    """Locks a mirror's directory: two runs would write the same parts.
 
     Raises:
-        FleetError: another run holds it.
+        FleetError: another run holds the lock.
     """
     store.directory.mkdir(parents=True, exist_ok=True)
     with (store.directory / ".lock").open("w") as file:
@@ -71,76 +71,76 @@ def locked(store: Store) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FleetError(
-                f"another run is at work in {store.directory}", "wait for it to end", code="work-failed"
+                f"another run writes to {store.directory}", "wait for it to end", code="work-failed"
             ) from None
         yield
 
 
-def fill(
+def fill_store(
     store: Store,
     needs: Sequence[Need],
     *,
     token: str | None = None,
     refresh: bool = False,
     reporter: Reporter = SILENT,
-) -> list[Result]:
-    """Fetches what is missing of the parts, each file once, and keeps the index.
+) -> list[PartResult]:
+    """Fetches the missing files of the parts, each file once, and writes the index.
 
     Args:
         store: the mirror.
         needs: the parts.
-        token: the hub's.
-        refresh: look at the origins' packages again, though the part is whole.
-        reporter: takes the progress.
+        token: the token of the hub.
+        refresh: read the package lists of the origins again, also for parts that are complete.
+        reporter: receives the progress.
 
     Raises:
-        FleetError: a file cannot be had, or there is no room for all of them; then nothing was fetched.
+        FleetError: a file cannot be fetched; or there is not enough space for all files, and nothing was fetched.
     """
     index = store.read()
     missing = set(store.missing(index, [need.key for need in needs]))
-    again = {need.key for need in needs if refresh and isinstance(need, Debs)}
+    refreshed = {need.key for need in needs if refresh and isinstance(need, Debs)}
     listings: dict[str, list[Artifact]] = {}
     for need in needs:
-        if need.key in missing | again:
-            reporter.say(f"asking what {need.key} is made of")
-            listings[need.key] = mirror_origins.listing(need, token)
+        if need.key in missing | refreshed:
+            reporter.say(f"listing the files of {need.key}")
+            listings[need.key] = mirror_origins.list_files(need, token)
     known = {name: entry for name, entry in index.files.items() if entry.is_as_verified(store.place(name))}
     wanted: dict[str, Artifact] = {}
     for artifacts in listings.values():
         for artifact in artifacts:
             if not _is_there(store, artifact, known):
                 wanted[artifact.path] = artifact
-    room(store.directory, wanted.values(), store)
-    count = _counter(wanted.values(), reporter.count)
+    check_free_space(store.directory, wanted.values(), store)
+    count = _byte_counter(wanted.values(), reporter.count)
     results = []
     for need in needs:
         fetched: Mapping[str, Fetched] = {}
         if need.key in listings:
-            here = [wanted[each.path] for each in listings[need.key] if each.path in wanted]
-            if here:
-                reporter.say(f"fetching {need.key}: {len(here)} files, {sum(each.size for each in here)} bytes")
-            fetched = mirror_origins.fetch(need, here, store, token, count)
-            for artifact in here:
+            files = [wanted[artifact.path] for artifact in listings[need.key] if artifact.path in wanted]
+            if files:
+                reporter.say(f"fetching {need.key}: {len(files)} files, {sum(file.size for file in files)} bytes")
+            fetched = mirror_origins.fetch_files(need, files, store, token, count)
+            for artifact in files:
                 wanted.pop(artifact.path)
-            known |= {name: each.entry for name, each in fetched.items()}
-            index = index.with_part(need.key, {each.path: known[each.path] for each in listings[need.key]})
+            known |= {name: file.entry for name, file in fetched.items()}
+            index = index.with_part(need.key, {artifact.path: known[artifact.path] for artifact in listings[need.key]})
             store.write(index)
         entries = index.entries(need.key)
         results.append(
-            Result(
+            PartResult(
                 need.key,
                 len(entries),
                 sum(entry.size for entry in entries.values()),
                 len(fetched),
-                sum(each.received for each in fetched.values()),
+                sum(file.received for file in fetched.values()),
             )
         )
-    _derived(store, index, [need.key for need in needs])
+    _write_derived(store, index, [need.key for need in needs])
     return results
 
 
-def verify(store: Store, index: Index, say: Callable[[str], None] = lambda _: None) -> list[str]:
-    """Reads every byte of a mirror; files that are wrong are removed, so that the next run fetches them again.
+def verify_store(store: Store, index: Index, say: Callable[[str], None] = lambda _: None) -> list[str]:
+    """Reads every byte of a mirror and removes files with a wrong digest; the next run fetches them again.
 
     Returns:
         The files that were wrong.
@@ -158,16 +158,16 @@ def verify(store: Store, index: Index, say: Callable[[str], None] = lambda _: No
     return wrong
 
 
-def copy(
+def copy_parts(
     source: Store, target: Store, keys: Sequence[str], progress: Callable[[int, int], None] = lambda _done, _all: None
-) -> list[Result]:
-    """Carries parts from one mirror's folder to another's, verified on the way, resumed file by file.
+) -> list[PartResult]:
+    """Copies parts from the directory of one mirror to that of another; verifies each file, and resumes per file.
 
     Raises:
-        FleetError: the source lacks a part or has a file that is wrong, or there is no room.
+        FleetError: the source lacks a part or has a file with a wrong digest, or there is not enough space.
     """
-    there, index = source.read(), target.read()
-    lacking = [key for key in keys if key not in there.parts]
+    source_index, index = source.read(), target.read()
+    lacking = [key for key in keys if key not in source_index.parts]
     if lacking:
         raise FleetError(
             f"{paths.display(source.directory)} lacks {', '.join(lacking)}",
@@ -177,31 +177,31 @@ def copy(
     known = {name: entry for name, entry in index.files.items() if entry.is_as_verified(target.place(name))}
     jobs: dict[str, Artifact] = {}
     for key in keys:
-        for name, entry in there.entries(key).items():
+        for name, entry in source_index.entries(key).items():
             artifact = Artifact(name, entry.sha256, entry.size, str(source.place(name)))
             if not _is_there(target, artifact, known):
                 jobs[name] = artifact
-    room(target.directory, jobs.values(), target)
-    count = _counter(jobs.values(), progress)
+    check_free_space(target.directory, jobs.values(), target)
+    count = _byte_counter(jobs.values(), progress)
     results = []
     for key in keys:
         fetched: dict[str, Fetched] = {}
-        for name in there.parts[key]:
+        for name in source_index.parts[key]:
             if name in jobs:
-                fetched[name] = _copied(jobs.pop(name), target, count)
+                fetched[name] = _copy_file(jobs.pop(name), target, count)
                 known[name] = fetched[name].entry
-        index = index.with_part(key, {name: known[name] for name in there.parts[key]})
+        index = index.with_part(key, {name: known[name] for name in source_index.parts[key]})
         target.write(index)
         sizes = [entry.size for entry in index.entries(key).values()]
         results.append(
-            Result(key, len(sizes), sum(sizes), len(fetched), sum(each.entry.size for each in fetched.values()))
+            PartResult(key, len(sizes), sum(sizes), len(fetched), sum(file.entry.size for file in fetched.values()))
         )
-    _derived(target, index, keys)
+    _write_derived(target, index, keys)
     return results
 
 
-def _counter(artifacts: Iterable[Artifact], progress: Callable[[int, int], None]) -> Progress:
-    """What takes the bytes of one file after the other and tells how many there are of all."""
+def _byte_counter(artifacts: Iterable[Artifact], progress: Callable[[int, int], None]) -> Progress:
+    """A callback that takes the bytes of each file and reports the sum over all files."""
     total, done = sum(artifact.size for artifact in artifacts), 0
     # Files are fetched by several threads.
     lock = threading.Lock()
@@ -215,7 +215,7 @@ def _counter(artifacts: Iterable[Artifact], progress: Callable[[int, int], None]
     return count
 
 
-def _copied(artifact: Artifact, target: Store, progress: Progress) -> Fetched:
+def _copy_file(artifact: Artifact, target: Store, progress: Progress) -> Fetched:
     try:
         return download.fetch_file(artifact, target.place(artifact.path), progress)
     except FleetError as fault:
@@ -225,8 +225,8 @@ def _copied(artifact: Artifact, target: Store, progress: Progress) -> Fetched:
         raise FleetError(f"{artifact.source}: {fault.strerror}", "repair the folder", code="work-failed") from None
 
 
-def room(directory: Path, artifacts: Iterable[Artifact], store: Store) -> None:
-    """Checks the free space before anything is fetched.
+def check_free_space(directory: Path, artifacts: Iterable[Artifact], store: Store) -> None:
+    """Checks the free space before any file is fetched.
 
     Raises:
         FleetError: there is less than what is missing.
@@ -243,15 +243,17 @@ def room(directory: Path, artifacts: Iterable[Artifact], store: Store) -> None:
         )
 
 
-def _derived(store: Store, index: Index, keys: Iterable[str]) -> None:
-    """Writes what is served beside the files: the index of wheels, each model's list, the links of each image."""
+def _write_derived(store: Store, index: Index, keys: Iterable[str]) -> None:
+    """Writes what is served beside the files: the wheel index, the list of each model, the links of each image."""
     for key in keys:
         kind, _, rest = key.partition(":")
         if kind == "model":
             name, _, revision = rest.rpartition(":")
             entries = index.entries(key)
             folder = next(iter(entries)).rsplit("/", 1)[0]
-            _model_list(store, name, revision, folder, {path.rsplit("/", 1)[1]: each for path, each in entries.items()})
+            _write_model_list(
+                store, name, revision, folder, {path.rsplit("/", 1)[1]: entry for path, entry in entries.items()}
+            )
         if kind == "image":
             image = Image.from_key(key)
             for place, digest in image_store.repository_links(
@@ -262,7 +264,7 @@ def _derived(store: Store, index: Index, keys: Iterable[str]) -> None:
         _write(store.place(path), text)
 
 
-def _model_list(store: Store, name: str, revision: str, folder: str, files: Mapping[str, Entry]) -> None:
+def _write_model_list(store: Store, name: str, revision: str, folder: str, files: Mapping[str, Entry]) -> None:
     listed = {file: {"sha256": entry.sha256, "size": entry.size} for file, entry in sorted(files.items())}
     text = json.dumps({"name": name, "revision": revision, "files": listed}, indent=2) + "\n"
     _write(store.place(f"{folder}/model.json"), text)
@@ -274,7 +276,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _is_there(store: Store, artifact: Artifact, known: dict[str, Entry]) -> bool:
-    """Whether a file of the mirror is the wanted one; one that only has another time is read again."""
+    """Whether the mirror has the wanted file. A file with another time is read again."""
     entry = known.get(artifact.path)
     if entry:
         return not artifact.sha256 or entry.sha256 == artifact.sha256

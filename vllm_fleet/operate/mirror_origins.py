@@ -1,4 +1,4 @@
-"""Where each kind of part comes from: what it is made of, and its bytes."""
+"""The origin of each kind of part: the list of its files, and their bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import InvariantError
 from vllm_fleet.edge import apt, download, hub, package_index, registry
 from vllm_fleet.edge.download import Fetched, Progress
 from vllm_fleet.mirror.apt_packages import Debs
@@ -14,38 +14,38 @@ from vllm_fleet.mirror.parts import Encoding, Image, Model, Need, Wheels
 from vllm_fleet.mirror.store import Artifact, Store
 
 
-def listing(need: Need, token: str | None) -> list[Artifact]:
-    """Asks the origin of a part for its files.
+def list_files(need: Need, token: str | None) -> list[Artifact]:
+    """Lists the files of a part by its origin.
 
     Args:
         need: the part.
-        token: the hub's.
+        token: the token of the hub.
 
     Raises:
-        FleetError: the origin cannot be reached or does not have it.
+        FleetError: the origin cannot be reached or does not have the part.
     """
     if isinstance(need, Wheels):
         return package_index.list_files(need)
     if isinstance(need, Debs):
         return apt.list_files(need, paths.cache_dir() / "mirror-apt" / f"{need.distribution}-{need.architecture}")
     if isinstance(need, Encoding):
-        return [_encoding(need)]
+        return [_encoding_file(need)]
     if isinstance(need, Model):
-        return _folder(need) if need.folder else hub.list_files(need, token)
+        return _folder_files(need) if need.folder else hub.list_files(need, token)
     return registry.list_files(need)
 
 
-def _encoding(need: Encoding) -> Artifact:
-    copy_here = need.folder / need.name if need.folder else None
-    if copy_here and copy_here.is_file() and download.file_sha256(copy_here) == need.sha256:
-        return Artifact(f"encodings/{need.name}", need.sha256, copy_here.stat().st_size, str(copy_here))
+def _encoding_file(need: Encoding) -> Artifact:
+    local_copy = need.folder / need.name if need.folder else None
+    if local_copy and local_copy.is_file() and download.file_sha256(local_copy) == need.sha256:
+        return Artifact(f"encodings/{need.name}", need.sha256, local_copy.stat().st_size, str(local_copy))
     return Artifact(f"encodings/{need.name}", need.sha256, download.fetch_length(need.url), need.url)
 
 
-def _folder(need: Model) -> list[Artifact]:
+def _folder_files(need: Model) -> list[Artifact]:
     folder = need.folder
     if folder is None:
-        raise FleetError(f"{need.name} has no folder")
+        raise InvariantError(f"{need.name} has no folder")
     data = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     return [
         Artifact(f"{need.path}/{name}", entry["sha256"], (folder / name).stat().st_size, str(folder / name))
@@ -53,13 +53,13 @@ def _folder(need: Model) -> list[Artifact]:
     ]
 
 
-def fetch(
+def fetch_files(
     need: Need, artifacts: Sequence[Artifact], store: Store, token: str | None, count: Progress
 ) -> Mapping[str, Fetched]:
-    """Fetches files of a part to their places in the mirror; verified, resumed.
+    """Fetches files of a part to their places in the mirror; verifies each one and resumes partial downloads.
 
     Raises:
-        FleetError: a file cannot be had, or not with its digest.
+        FleetError: a file cannot be fetched, or has another digest.
     """
     if isinstance(need, Model) and need.folder is None:
         return hub.fetch_files(need, artifacts, store.place(need.path), token, count) if artifacts else {}

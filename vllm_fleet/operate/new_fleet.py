@@ -1,4 +1,4 @@
-"""Hosts that exist -> the text of a ``fleet.yml``: a new one, or one that gets them added with its comments kept."""
+"""Hosts -> the text of a ``fleet.yml``: a new one, or an existing one with the hosts added and its comments kept."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.resolve.resolve import Question, resolve
 
-#: Tried in this order for a pool whose model nobody has named.
+#: The models to try, in this order, for a pool without a model.
 MODELS = ("openai/gpt-oss-120b", "openai/gpt-oss-20b")
 _HEADER = """\
-# Hosts that exist, found by 'vllm-fleet init'. Other keys: README.md and inventories/example-aws/fleet.yml.
+# Existing hosts, found by 'vllm-fleet init'. Other keys: README.md and inventories/example-aws/fleet.yml.
 #   vllm-fleet check --fleet {name}
 #   ansible-playbook -i inventories/{name}/fleet.yml site.yml --check
 fleet: {name}
@@ -33,14 +33,14 @@ artifacts:
 
 
 @dataclass(frozen=True)
-class FoundHost:
-    """A host that was asked.
+class IdentifiedHost:
+    """A host whose facts were read.
 
     Attributes:
-        address: where it is reached.
-        port: of its sshd.
-        user: who Ansible is on it.
-        ssh_host_key: its public key, ``type base64``.
+        address: its address.
+        port: the port of its sshd.
+        user: the user that Ansible logs in as.
+        ssh_host_key: its public host key, ``type base64``.
         sized: its class; None for a gateway, which needs no GPU.
         says: its GPUs and its driver, for people.
     """
@@ -53,42 +53,44 @@ class FoundHost:
     says: str = ""
 
 
-def text(name: str, hosts: Sequence[FoundHost], catalog: Catalog, model: str | None, key_file: str | None) -> str:
+def fleet_text(
+    name: str, hosts: Sequence[IdentifiedHost], catalog: Catalog, model: str | None, key_file: str | None
+) -> str:
     """A new ``fleet.yml``.
 
     Args:
         name: the fleet.
         hosts: its hosts; those without a class are gateways.
         catalog: the recipes.
-        model: what all of them serve; None takes for each class the largest that it can.
-        key_file: the private key that opens the hosts; None leaves it to ssh's configuration and agent.
+        model: the model that all of them serve; None chooses for each class the largest that fits.
+        key_file: the private key to log in with; None uses ssh's configuration and agent.
 
     Raises:
-        FleetError: a class can serve no model, or not the one that was asked for.
+        FleetError: a class can serve no model, or not the given one.
     """
-    yaml, data = _read(_HEADER.format(name=name))
+    yaml, data = _load(_HEADER.format(name=name))
     if key_file:
         data["access"] = CommentedMap(ssh_private_key_file=key_file)
-    return _written(yaml, _with(data, hosts, catalog, model))
+    return _dump(yaml, _add_hosts(data, hosts, catalog, model))
 
 
-def with_hosts(old: str, hosts: Sequence[FoundHost], catalog: Catalog, model: str | None) -> str:
-    """The text of a ``fleet.yml`` with more hosts; all else stays, its comments too.
+def add_hosts(old: str, hosts: Sequence[IdentifiedHost], catalog: Catalog, model: str | None) -> str:
+    """The text of a ``fleet.yml`` with more hosts. Everything else stays, the comments too.
 
     Args:
-        old: the text as it is.
-        hosts: the hosts that it does not have.
+        old: the present text.
+        hosts: the hosts to add.
         catalog: the recipes.
-        model: what new pools serve; None takes for each class the largest that it can.
+        model: the model that new pools serve; None chooses for each class the largest that fits.
 
     Raises:
-        FleetError: as :func:`text`.
+        FleetError: as :func:`fleet_text`.
     """
-    yaml, data = _read(old)
-    return _written(yaml, _with(data, hosts, catalog, model))
+    yaml, data = _load(old)
+    return _dump(yaml, _add_hosts(data, hosts, catalog, model))
 
 
-def addresses(spec: Any) -> dict[tuple[str, int], str]:
+def static_addresses(spec: Any) -> dict[tuple[str, int], str]:
     """Address and port -> name of each static host in the data of a ``fleet.yml``."""
     sections = [*(spec.get("pools") or {}).values(), spec.get("gateway") or {}]
     return {
@@ -98,7 +100,7 @@ def addresses(spec: Any) -> dict[tuple[str, int], str]:
     }
 
 
-def _read(text: str) -> tuple[YAML, CommentedMap]:
+def _load(text: str) -> tuple[YAML, CommentedMap]:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
@@ -106,14 +108,16 @@ def _read(text: str) -> tuple[YAML, CommentedMap]:
     return yaml, data
 
 
-def _written(yaml: YAML, data: CommentedMap) -> str:
+def _dump(yaml: YAML, data: CommentedMap) -> str:
     out = io.StringIO()
     yaml.dump(data, out)
     return out.getvalue()
 
 
-def _with(data: CommentedMap, hosts: Sequence[FoundHost], catalog: Catalog, model: str | None) -> CommentedMap:
-    taken = set(addresses(data).values())
+def _add_hosts(
+    data: CommentedMap, hosts: Sequence[IdentifiedHost], catalog: Catalog, model: str | None
+) -> CommentedMap:
+    taken = set(static_addresses(data).values())
     data["pools"].fa.set_block_style()
     for host in hosts:
         if host.sized is None:
@@ -123,24 +127,24 @@ def _with(data: CommentedMap, hosts: Sequence[FoundHost], catalog: Catalog, mode
                 )
             section, prefix = data["gateway"], "gateway"
         else:
-            prefix = _pool(data, host.sized, catalog, model)
+            prefix = _pool_name(data, host.sized, catalog, model)
             section = data["pools"][prefix]
-        name = _free(_numbered(prefix), taken)
+        name = _take_free_name(_numbered(prefix), taken)
         static = section.setdefault("static", CommentedMap())
-        static[name] = _entry(host)
+        static[name] = _host_entry(host)
         if host.says:
             static.yaml_set_comment_before_after_key(name, before=host.says, indent=6 if host.sized else 4)
     return data
 
 
-def _pool(data: CommentedMap, sized: SizedClass, catalog: Catalog, model: str | None) -> str:
-    """The pool of static hosts of a class, made where there is none."""
+def _pool_name(data: CommentedMap, sized: SizedClass, catalog: Catalog, model: str | None) -> str:
+    """The name of the pool of static hosts of a class; creates the pool where there is none."""
     pools = data["pools"]
     for name, pool in pools.items():
         if pool.get("cloud") == "static" and pool.get("host_class") == sized.id and model in (None, pool.get("model")):
             return str(name)
-    name = _free(itertools.chain((sized.family.name, sized.id), _numbered(sized.id)), set(pools))
-    serves = model or _model(catalog, sized)
+    name = _take_free_name(itertools.chain((sized.family.name, sized.id), _numbered(sized.id)), set(pools))
+    serves = model or _largest_model(catalog, sized)
     pools[name] = CommentedMap(host_class=sized.id, cloud="static", model=serves)
     artifacts = data.setdefault("artifacts", CommentedMap())
     models = artifacts.setdefault("models", CommentedMap())
@@ -150,19 +154,19 @@ def _pool(data: CommentedMap, sized: SizedClass, catalog: Catalog, model: str | 
     return name
 
 
-def _model(catalog: Catalog, sized: SizedClass) -> str:
-    faults = []
+def _largest_model(catalog: Catalog, sized: SizedClass) -> str:
+    errors = []
     for model in MODELS:
         try:
             resolve(catalog, Question(sized.id, model))
-        except FleetError as fault:
-            faults.append(fault)
+        except FleetError as error:
+            errors.append(error)
         else:
             return model
-    raise FleetError(f"{sized.id} can serve none of {', '.join(MODELS)}: {faults[-1].message}", faults[-1].hint)
+    raise FleetError(f"{sized.id} can serve none of {', '.join(MODELS)}: {errors[-1].message}", errors[-1].hint)
 
 
-def _entry(host: FoundHost) -> CommentedMap:
+def _host_entry(host: IdentifiedHost) -> CommentedMap:
     entry = CommentedMap(address=host.address)
     if host.port != 22:
         entry["port"] = host.port
@@ -172,8 +176,8 @@ def _entry(host: FoundHost) -> CommentedMap:
     return entry
 
 
-def _free(names: Iterable[str], taken: set[str]) -> str:
-    """The first name that is not taken, and takes it."""
+def _take_free_name(names: Iterable[str], taken: set[str]) -> str:
+    """The first name that is free; marks it as taken."""
     name = next(name for name in names if name not in taken)
     taken.add(name)
     return name

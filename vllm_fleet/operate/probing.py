@@ -1,4 +1,4 @@
-"""Probes many hosts over SSH from one process: 10 ms of controller CPU a host, against a fork for each."""
+"""Probes many hosts over SSH from one process: 10 ms of CPU time on the controller for each host, and no forks."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class Drift:
 
 @dataclass(frozen=True)
 class Report:
-    """What the probe of one host found.
+    """The result of probing one host.
 
     Attributes:
-        veto: why the host must not be touched; empty when it may be.
-        error: why there was no answer; empty when there was one.
-        facts: what a host with GPUs says of itself, as :func:`vllm_fleet.on_host.gpu_facts.read_facts` spells it.
+        veto: why a run must not touch the host; empty when it may.
+        error: why the host gave no answer; empty when it gave one.
+        facts: what a host with GPUs reports, as :func:`vllm_fleet.on_host.gpu_facts.read_facts` returns it.
     """
 
     host: str
@@ -74,27 +74,27 @@ class Report:
 
 
 def probe_input(manifest: Manifest) -> str:
-    """What the probe reads: compact JSON, which Python encodes in C; the manifest's own text is for people."""
+    """The standard input of the probe: compact JSON, which Python encodes in C."""
     return json.dumps({"facts": dict(manifest.facts), "items": manifest.items}, separators=(",", ":"))
 
 
 def remote_command(user: str, manifest: Manifest) -> str:
-    """The command that probes a host; only one with GPUs is sent what asks for them."""
+    """The command that probes a host. Only hosts with GPUs get the module that reads GPU facts."""
     modules = ("gpu_facts",) if "gpu_vendor" in manifest.facts else ()
     return ssh.python_command(user, ssh.pack_program("probe", *modules))
 
 
-def probe(
+def probe_hosts(
     targets: Sequence[tuple[Target, Manifest]], on_report: Callable[[Report], None] = lambda _: None
 ) -> Mapping[str, Report]:
-    """Asks every host for the part of its manifest that is not true.
+    """Asks every host for the items of its manifest that differ.
 
     Args:
         targets: hosts with their manifests.
-        on_report: called as each host answers, for progress.
+        on_report: called for each report, to show progress.
 
     Returns:
-        A report for each host, in the order of the targets; a host that does not answer has an error.
+        Host name -> report, in the order of the targets. A host that does not answer has an error.
     """
     return asyncio.run(_probe_all(targets, on_report))
 
@@ -104,13 +104,13 @@ async def _probe_all(
 ) -> Mapping[str, Report]:
     gate = asyncio.Semaphore(CONCURRENCY)
 
-    async def one(target: Target, manifest: Manifest) -> Report:
+    async def probe_host(target: Target, manifest: Manifest) -> Report:
         async with gate:
-            question = (target, remote_command(target.user, manifest), probe_input(manifest))
-            answering = ssh.run_json_openssh(*question) if target.command else ssh.run_json(*question, jump_hosts)
+            request = (target, remote_command(target.user, manifest), probe_input(manifest))
+            response = ssh.run_json_openssh(*request) if target.command else ssh.run_json(*request, jump_hosts)
             try:
-                answer = await asyncio.wait_for(answering, PROBE_SECONDS)
-                report = report_of(target.name, manifest, answer)
+                answer = await asyncio.wait_for(response, PROBE_SECONDS)
+                report = parse_report(target.name, manifest, answer)
             except TimeoutError:
                 report = Report(target.name, error=f"no answer from {target.address} within {PROBE_SECONDS:.0f} s")
             except NoAnswerError as fault:
@@ -119,19 +119,19 @@ async def _probe_all(
         return report
 
     async with JumpHosts() as jump_hosts:
-        reports = await asyncio.gather(*(one(target, manifest) for target, manifest in targets))
+        reports = await asyncio.gather(*(probe_host(target, manifest) for target, manifest in targets))
     return {report.host: report for report in reports}
 
 
-def facts(targets: Sequence[Target]) -> list[Mapping[str, Any] | str]:
-    """What each host says of itself, as :mod:`vllm_fleet.on_host.gpu_facts` spells it, or why it says nothing."""
-    return asyncio.run(_facts_of_all(targets))
+def read_facts(targets: Sequence[Target]) -> list[Mapping[str, Any] | str]:
+    """The facts of each host, as :mod:`vllm_fleet.on_host.gpu_facts` returns them, or why it gave no answer."""
+    return asyncio.run(_read_all_facts(targets))
 
 
-async def _facts_of_all(targets: Sequence[Target]) -> list[Mapping[str, Any] | str]:
+async def _read_all_facts(targets: Sequence[Target]) -> list[Mapping[str, Any] | str]:
     gate = asyncio.Semaphore(CONCURRENCY)
 
-    async def one(target: Target) -> Mapping[str, Any] | str:
+    async def read_host(target: Target) -> Mapping[str, Any] | str:
         async with gate:
             try:
                 answer = await asyncio.wait_for(
@@ -141,14 +141,14 @@ async def _facts_of_all(targets: Sequence[Target]) -> list[Mapping[str, Any] | s
                 return f"no answer from {target.address} within {PROBE_SECONDS:.0f} s"
             except NoAnswerError as fault:
                 return str(fault)
-        found: Mapping[str, Any] = json.loads(answer)
-        return found
+        facts: Mapping[str, Any] = json.loads(answer)
+        return facts
 
-    return await asyncio.gather(*(one(target) for target in targets))
+    return await asyncio.gather(*(read_host(target) for target in targets))
 
 
-def report_of(host: str, manifest: Manifest, answer: str) -> Report:
-    """The probe's answer as a report, with what the facts in it veto."""
+def parse_report(host: str, manifest: Manifest, answer: str) -> Report:
+    """The probe's answer as a report, with the vetoes and repairs that follow from the facts in it."""
     data: dict[str, Any] = json.loads(answer)
     drift = [
         Drift(host, item["role"], item["kind"], item["what"], DriftState(item["state"]), item["why"])
@@ -157,7 +157,8 @@ def report_of(host: str, manifest: Manifest, answer: str) -> Report:
     facts: Mapping[str, Any] = data.get("facts") or {}
     role = str(manifest.facts.get("driver_role"))
     drift += [
-        Drift(host, role, "driver", "driver", fault.code, fault.text) for fault in vetoes.repairs(manifest.facts, facts)
+        Drift(host, role, "driver", "driver", fault.code, fault.text)
+        for fault in vetoes.find_repairs(manifest.facts, facts)
     ]
     own = [Veto(VetoCode(fault["code"]), fault["why"]) for fault in data["veto"]]
-    return Report(host, tuple(drift), (*own, *vetoes.vetoes(manifest.facts, facts)), facts=facts)
+    return Report(host, tuple(drift), (*own, *vetoes.find_vetoes(manifest.facts, facts)), facts=facts)

@@ -1,7 +1,7 @@
-"""New SSH host keys for the hosts of a fleet, over connections that are trusted already; cut off, the next run ends it.
+"""Gives the hosts of a fleet new SSH host keys over trusted connections. The next run completes an interrupted one.
 
-Every host makes its key; both keys are written down and trusted; the host takes the new one; a new connection that
-takes nothing else proves it; then the old one is forgotten.
+Every host creates a key. Both keys are written down and trusted. The host installs the new one. A new connection that
+accepts only that key proves it. Then the old key is removed.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from vllm_fleet.fleet.host_keys_file import Shown
 from vllm_fleet.inventory import Site
 
 _SECONDS = 60.0
-#: sshd closes its sockets and opens them anew when it reads its keys: a connection may be refused meanwhile, or be
-#: taken by the process that still shows the old key.
+#: sshd reopens its sockets when it reloads its keys: meanwhile it may refuse a connection, or a process with the old
+#: key may accept it.
 _RELOAD_SECONDS = 15.0
 _PAUSE_SECONDS = 0.3
 
 
 @dataclass
 class Outcome:
-    """What became of the hosts.
+    """The result of a rotation.
 
     Attributes:
-        rotated: host -> its new key.
-        faults: what went wrong, a host each; its old key is still trusted.
+        rotated: host name -> its new key.
+        errors: one error for each host that failed; its old key is still trusted.
     """
 
     rotated: dict[str, str] = field(default_factory=dict)
-    faults: list[FleetError] = field(default_factory=list)
+    errors: list[FleetError] = field(default_factory=list)
 
 
-def rotate(site: Site, targets: Mapping[str, Target]) -> Outcome:
+def rotate_keys(site: Site, targets: Mapping[str, Target]) -> Outcome:
     """Gives hosts new keys.
 
     Args:
         site: the fleet.
-        targets: the hosts, as they are reached now.
+        targets: host name -> how to reach it now.
     """
     return asyncio.run(_Rotation(site).run(targets))
 
@@ -57,40 +57,40 @@ class _Rotation:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._outcome = Outcome()
-        found = host_keys_file.load(site.plan.directory)
+        saved = host_keys_file.load(site.plan.directory)
         self._ids = {host.plan.name: host.location.id for host in site.hosts if host.location.id}
-        self._keys = dict(host_keys_file.standing(found, self._ids))
+        self._keys = dict(host_keys_file.standing(saved, self._ids))
 
     async def run(self, targets: Mapping[str, Target]) -> Outcome:
-        # What an earlier run has begun is brought to its end, and no third key is made.
+        # An interrupted run is completed first: no host creates a third key.
         fresh = {name: len(self._keys.get(name, ())) < 2 for name in targets}
         made = await self._ask(targets.values(), {name: {"step": "make", "create": fresh[name]} for name in targets})
         for name, shown in made.items():
             self._keys[name] = host_keys_file.both(targets[name].host_keys, shown)
         self._publish()
-        trusting = [self._knowing(targets[name], self._keys[name]) for name in made]
-        taken = await self._ask(trusting, {name: {"step": "take"} for name in made})
-        proving = [self._knowing(targets[name], (shown.current,)) for name, shown in taken.items()]
+        both_trusted = [self._trusting(targets[name], self._keys[name]) for name in made]
+        taken = await self._ask(both_trusted, {name: {"step": "take"} for name in made})
+        proving = [self._trusting(targets[name], (shown.current,)) for name, shown in taken.items()]
         looks = {name: {"step": "look"} for name in taken}
-        for name, shown in (await self._ask(proving, looks, again_for=_RELOAD_SECONDS)).items():
+        for name, shown in (await self._ask(proving, looks, retry_seconds=_RELOAD_SECONDS)).items():
             self._keys[name] = (shown.current,)
             self._outcome.rotated[name] = shown.current
         self._publish()
         return self._outcome
 
-    def _knowing(self, target: Target, keys: tuple[str, ...]) -> Target:
-        """A host that shows one of the keys, through a gateway whose own key may have changed in this run."""
+    def _trusting(self, target: Target, keys: tuple[str, ...]) -> Target:
+        """A target that trusts these keys, through a gateway whose own key may have changed in this run."""
         jump = target.jump and replace(target.jump, host_keys=self._keys.get(target.jump.name, target.jump.host_keys))
         return replace(target, host_keys=keys, jump=jump)
 
     async def _ask(
-        self, targets: Any, questions: Mapping[str, Mapping[str, Any]], again_for: float = 0.0
+        self, targets: Any, questions: Mapping[str, Mapping[str, Any]], retry_seconds: float = 0.0
     ) -> Mapping[str, Shown]:
-        """What the hosts answer; those that cannot be reached are asked again for ``again_for`` seconds."""
+        """The answers of the hosts. Hosts that cannot be reached are tried again for ``retry_seconds``."""
         gate = asyncio.Semaphore(connection.CONCURRENCY)
 
         async def answer(target: Target, command: str, text: str) -> str:
-            end = time.monotonic() + again_for
+            end = time.monotonic() + retry_seconds
             while True:
                 try:
                     return await ssh.run_json(target, command, text, jump_hosts)
@@ -99,26 +99,26 @@ class _Rotation:
                         raise
                     await asyncio.sleep(_PAUSE_SECONDS)
 
-        async def one(target: Target) -> tuple[str, Shown] | None:
+        async def ask_host(target: Target) -> tuple[str, Shown] | None:
             text, command = (
                 json.dumps(questions[target.name]),
                 ssh.python_command(target.user, ssh.pack_program("ssh_host_key")),
             )
             try:
                 async with gate:
-                    found = json.loads(await asyncio.wait_for(answer(target, command, text), _SECONDS))
+                    keys = json.loads(await asyncio.wait_for(answer(target, command, text), _SECONDS))
             except (NoAnswerError, TimeoutError) as fault:
                 message = str(fault) or f"no answer from {target.address} within {_SECONDS:.0f} s"
-                hint = "nothing is lost: both keys are trusted until the next run ends it"
-                self._outcome.faults.append(FleetError(message, hint, host=target.name, code="work-failed"))
+                hint = "run it again: both keys are trusted until a run completes the rotation"
+                self._outcome.errors.append(FleetError(message, hint, host=target.name, code="work-failed"))
                 return None
-            return target.name, Shown(found["current"], found["next"])
+            return target.name, Shown(keys["current"], keys["next"])
 
         async with JumpHosts() as jump_hosts:
-            return dict(filter(None, await asyncio.gather(*(one(target) for target in targets))))
+            return dict(filter(None, await asyncio.gather(*(ask_host(target) for target in targets))))
 
     def _publish(self) -> None:
-        """Writes the keys down, for the team and for ``ssh``."""
+        """Writes the keys to the fleet's file and to ``known_hosts``."""
         directory = self._site.plan.directory
         if self._keys:
             write_atomically(directory / host_keys_file.FILE, host_keys_file.text(self._keys, self._ids))

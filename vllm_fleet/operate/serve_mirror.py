@@ -1,4 +1,4 @@
-"""Serves a mirror's folder from this machine until it is ended: files with nginx, images with docker-registry."""
+"""Serves a mirror's directory from this machine until a program ends: files by nginx, images by docker-registry."""
 
 from __future__ import annotations
 
@@ -15,91 +15,93 @@ from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.mirror import image_store, nginx_config
 from vllm_fleet.mirror.store import Store
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
-def run(store: Store, plan: Plan) -> None:
-    """Runs nginx, and a registry where the mirror carries images, where the fleet's hosts look for them.
+def serve_until_ended(store: Store, plan: Plan) -> None:
+    """Runs nginx at the mirror's address, and a registry where the mirror has images.
 
     Raises:
-        FleetError: the fleet's mirror is not on this machine, a program is missing, or one ended with a fault.
+        FleetError: the fleet's mirror is not on this machine, a program is missing, or one failed.
     """
-    where = plan.spec.mirror
-    if where.url is None:
+    mirror = plan.spec.mirror
+    if mirror.url is None:
         raise plan.document.error(
             ("mirror", "url"),
-            "does not say where to serve",
+            "is missing, so the address to serve at is unknown",
             "give the address of this machine, such as http://10.0.0.5:8070",
         )
-    parts = urlsplit(where.url)
+    parts = urlsplit(mirror.url)
     if parts.scheme != "http":
         raise plan.document.error(
-            ("mirror", "url"), "wants TLS, which --serve does not do", "serve it by means of your own"
+            ("mirror", "url"),
+            "is https, which --serve does not support",
+            "serve the directory with your own web server",
         )
     with tempfile.TemporaryDirectory(prefix="vllm-fleet-mirror-") as state:
-        served = [("nginx", start(store, f"{parts.hostname}:{parts.port or 80}", Path(state)))]
+        programs = [("nginx", start_nginx(store, f"{parts.hostname}:{parts.port or 80}", Path(state)))]
         try:
-            if where.registry_port:
-                listen = f"{parts.hostname}:{where.registry_port}"
-                served.append(("docker-registry", start_registry(store, listen, Path(state))))
-            name, code = _first_to_end(served)
+            if mirror.registry_port:
+                listen = f"{parts.hostname}:{mirror.registry_port}"
+                programs.append(("docker-registry", start_registry(store, listen, Path(state))))
+            name, code = _first_to_end(programs)
         finally:
-            for _, process in served:
+            for _, process in programs:
                 process.terminate()
                 process.wait()
     if code:
         raise FleetError(f"{name} ended with {code}", "its own message is above", code="work-failed")
 
 
-def _first_to_end(served: Sequence[tuple[str, subprocess.Popen[bytes]]]) -> tuple[str, int]:
+def _first_to_end(programs: Sequence[tuple[str, subprocess.Popen[bytes]]]) -> tuple[str, int]:
     while True:
-        for name, process in served:
+        for name, process in programs:
             if (code := process.poll()) is not None:
                 return name, code
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
-def start(store: Store, listen: str, state: Path, program: str | None = None) -> subprocess.Popen[bytes]:
+def start_nginx(store: Store, listen: str, state: Path, program: str | None = None) -> subprocess.Popen[bytes]:
     """Starts nginx.
 
     Args:
         store: the mirror.
         listen: address and port.
         state: an empty folder for its configuration, its log and its temporary files.
-        program: nginx; None: the one that is installed.
+        program: the path of nginx; None searches for the installed one.
 
     Raises:
-        FleetError: it is not installed.
+        FleetError: nginx is not installed.
     """
-    program = program or _program("nginx", "nginx-light")
+    program = program or _find_program("nginx", "nginx-light")
     file = state / "nginx.conf"
     file.write_text(nginx_config.standalone_config(str(store.directory), listen, str(state)), encoding="utf-8")
-    # Its workers are another user, who must be able to read the folder's path.
+    # Its workers run as another user, who needs read permission on the directory.
     return subprocess.Popen([program, "-e", "stderr", "-p", str(state), "-c", str(file)])
 
 
 def start_registry(store: Store, listen: str, state: Path, program: str | None = None) -> subprocess.Popen[bytes]:
-    """Starts a registry that serves the mirror's images and takes none.
+    """Starts a registry that serves the mirror's images read-only.
 
     Args:
         store: the mirror.
         listen: address and port.
         state: a folder for its configuration and its log.
-        program: the registry; None: the one that is installed.
+        program: the path of the registry; None searches for the installed one.
 
     Raises:
-        FleetError: it is not installed.
+        FleetError: the registry is not installed.
     """
     file = state / "registry.json"
     file.write_text(image_store.registry_config(str(store.place(image_store.FOLDER)), listen), encoding="utf-8")
-    command = [program or _program("docker-registry", "docker-registry"), "serve", str(file)]
-    # What is written to stdout is a line for each request.
+    command = [program or _find_program("docker-registry", "docker-registry"), "serve", str(file)]
+    # It writes a line for each request to stdout.
     with (state / "registry.log").open("w") as log:
         return subprocess.Popen(command, stdout=log)
 
 
-def _program(name: str, package: str) -> str:
-    found = shutil.which(name, path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
-    if found is None:
+def _find_program(name: str, package: str) -> str:
+    path = shutil.which(name, path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    if path is None:
         raise FleetError(f"{name} is not installed on this machine", f"apt-get install {package}", code="refused")
-    return found
+    return path
