@@ -96,7 +96,7 @@ def test_every_row_of_every_table_can_be_asked_for(cloud: str, shape: str, kind:
             "names a zone twice",
         ),
         ({"placement.zone": "us-west-2a"}, "pools.main.placement", "is no zone of us-east-1"),
-        ({"placement.zon": "x"}, "pools.main.placement.zon", "is not a key that may stand here"),
+        ({"placement.zon": "x"}, "pools.main.placement.zon", "unknown key"),
         ({"placement.shape": "p4d.24xlarge"}, "pools.main.placement.shape", "is no h100-8 of aws"),
         ({"placement.capacity": {"kind": "flex-start"}}, "pools.main.placement.capacity.kind", "cannot be had as"),
         ({"placement.capacity": {"kind": "reservation"}}, "pools.main.placement.capacity", "needs the 'id'"),

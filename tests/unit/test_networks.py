@@ -57,10 +57,10 @@ def test_projects_and_compartments_have_networks_of_their_own(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("network", "says"),
     [
-        ("10.61.0.0", "has another size than clouds take"),
+        ("10.61.0.0", "has a size that clouds refuse"),
         ("10.61.0.1/16", "is not a network in CIDR form"),
-        ("198.51.100.0/24", "is no private range"),
-        ("fd00::/48", "is no private range"),
+        ("198.51.100.0/24", "is not a private network"),
+        ("fd00::/48", "is not a private network"),
         ("10.0.0.0/8", "from /16 to /22"),
         ("192.168.1.0/24", "from /16 to /22"),
     ],

@@ -1,4 +1,4 @@
-"""Files that are only ever seen whole."""
+"""Writes files so that no reader sees a part of one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Writes a file so that a reader sees the old text or the new one, never a part."""
+    """Writes a file so that a reader sees either the old text or the new one.
+
+    Args:
+        path: the file; its directory is created.
+        text: the content.
+        mode: the permissions of the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -12,14 +12,14 @@ class ErrorCode(DocumentedEnum):
     """What kind of error it is; the exit code follows from it."""
 
     BAD_INPUT = "bad-input", "a file or an argument is wrong; nothing was touched"
-    REFUSED = "refused", "the input is right, and the project does not do that; nothing was touched"
-    WORK_FAILED = "work-failed", "work that had begun failed"
+    REFUSED = "refused", "the input is valid, but the request is not supported or not safe; nothing was touched"
+    WORK_FAILED = "work-failed", "the work started and failed"
 
 
 class InvariantError(Exception):
-    """The program is wrong: something holds by its own rules and does not. No input of a user should lead here.
+    """A bug: one of the program's own rules is broken, whatever the user's input was.
 
-    It is not caught: it ends the program with a traceback and exit code 1.
+    Nothing catches it; it ends the program with a traceback and exit code 1.
     """
 
 
@@ -53,7 +53,7 @@ class FleetError(Exception):
 
     @property
     def where(self) -> str:
-        """``file:line: key`` or the host, as far as they are known; empty when neither is."""
+        """``file:line: key`` or the host, as far as they are known; empty if neither is."""
         place = self.file or ""
         if place and self.line:
             place = f"{place}:{self.line}"
@@ -69,7 +69,7 @@ class FleetError(Exception):
         return 1 if self.code is ErrorCode.WORK_FAILED else 2
 
     def record(self) -> dict[str, Any]:
-        """The error as the ``--json`` contract spells it."""
+        """The error in the output of ``--json``."""
         return {
             "code": self.code.value,
             "message": self.message,

@@ -1,4 +1,4 @@
-"""The kinds of values that records hold: names, networks, digests, arguments and environment."""
+"""Types of values in records: names, networks, digests, arguments and environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-#: RFC 1918; the units of vLLM answer to no other range.
+#: RFC 1918; the units of vLLM accept connections from no other range.
 PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 
 
@@ -31,10 +31,10 @@ def _network(value: str) -> str:
 
 def _private_network(value: str) -> str:
     network = ipaddress.ip_network(_network(value))
-    if not any(network.version == 4 and network.subnet_of(each) for each in PRIVATE):
-        raise ValueError(f"{value!r} is no private range: one in {', '.join(map(str, PRIVATE))}")
+    if not any(network.version == 4 and network.subnet_of(private) for private in PRIVATE):
+        raise ValueError(f"{value!r} is not a private network: choose one in {', '.join(map(str, PRIVATE))}")
     if not 16 <= network.prefixlen <= 22:
-        raise ValueError(f"{value!r} has another size than clouds take: from /16 to /22")
+        raise ValueError(f"{value!r} has a size that clouds refuse: choose one from /16 to /22")
     return value
 
 
@@ -45,17 +45,17 @@ def _sha256(value: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """YAML makes dates and bytes of what stands without quotes; neither a config file nor JSON holds them."""
+    """YAML reads some text without quotes as dates or bytes, which neither a config file nor JSON can contain."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"the key {key!r} is no text: quote it")  # noqa: TRY004 - a fault to pydantic
+                raise ValueError(f"the key {key!r} is not text: quote it")  # noqa: TRY004 - pydantic expects it
             _plain(item)
     elif isinstance(value, list):
         for item in value:
             _plain(item)
     elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{value!r} is no number, text, truth value, list or mapping: quote it if it is a text")
+        raise ValueError(f"{value!r} is not a number, text, boolean, list or mapping: quote it if it is text")
     return value
 
 
@@ -70,10 +70,10 @@ def _single_lines(env: dict[str, str | None]) -> dict[str, str | None]:
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Name = Annotated[str, AfterValidator(_name)]
 Network = Annotated[str, AfterValidator(_network)]
-#: What a cloud's network may be.
+#: The network of a cloud.
 PrivateNetwork = Annotated[str, AfterValidator(_private_network)]
 Sha256 = Annotated[str, AfterValidator(_sha256)]
-#: Names as vLLM's command line spells them, dashed; ``None`` takes a key away.
+#: Names as on vLLM's command line, with dashes; ``None`` removes a key.
 Args = Annotated[dict[str, Any], AfterValidator(_plain)]
-#: Environment values are strings, quoted in YAML, so that ``no`` and ``1`` stay what was written.
+#: Values of the environment are strings, quoted in YAML, so that ``no`` and ``1`` stay unchanged.
 Env = Annotated[dict[str, str | None], AfterValidator(_single_lines)]

@@ -1,4 +1,4 @@
-"""The one merge rule: later wins, ``None`` removes, mappings merge key by key, all else is replaced."""
+"""The merge rule: the later value wins, ``None`` removes a key, mappings merge key by key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The base with the layer on top of it; neither is changed."""
+    """A copy of the base with the layer merged into it."""
     result = dict(base)
     for key, value in layer.items():
         if value is None:
@@ -29,7 +29,7 @@ def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
 def leaves(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Each value of a nested mapping with its dotted key."""
     for key, value in layer.items():
-        # Most values are plain: the test that tells so costs least.
+        # Most values are plain, and this test is the cheapest.
         if type(value) not in _PLAIN and isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
         else:

@@ -1,4 +1,4 @@
-"""Where things are on the controller: the project's root, its inventories and its cache."""
+"""Directories on the controller: the project's root, its inventories and its cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @cache
 def root() -> Path:
-    """The checkout: the nearest folder above this file that holds ``Pulumi.yaml``."""
+    """The checkout: the nearest directory above this file that contains ``Pulumi.yaml``."""
     for folder in Path(__file__).resolve().parents:
         if (folder / "Pulumi.yaml").is_file():
             return folder
@@ -25,18 +25,18 @@ def cache_dir() -> Path:
 
 
 def inventories_dir() -> Path:
-    """The folder of the fleets: ``$VLLM_FLEET_INVENTORIES``, else ``inventories/`` in the checkout."""
+    """The directory of the fleets: ``$VLLM_FLEET_INVENTORIES``, else ``inventories/`` in the checkout."""
     explicit = os.environ.get("VLLM_FLEET_INVENTORIES")
     return Path(explicit) if explicit else root() / "inventories"
 
 
 def run_dir(fleet: str) -> Path:
-    """What runs on a fleet leave for each other on this controller; deleting it loses nothing."""
+    """The directory for state between runs on a fleet; it can be deleted at any time."""
     return root() / ".fleet" / fleet
 
 
 def display(path: Path) -> str:
-    """The path as a user would type it: relative to the working directory where that is shorter."""
+    """The path as a user types it: relative to the working directory if it is inside."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -1,4 +1,4 @@
-"""YAML files with the line of every key, so that an error can name the place that a user must edit."""
+"""YAML files with the line of every key, so that an error can name the line to edit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 class _Loader(yaml.CSafeLoader):
-    """The C parser with positions and without duplicate keys (YAML lets the last one win, silently)."""
+    """The C parser with positions. Duplicate keys are errors (in YAML the last one wins)."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Document:
     lines: Mapping[Location, int]
 
     def line(self, location: Location) -> int | None:
-        """The line of a key path, or of its nearest parent that stands in the file."""
+        """The line of a key path, or of its nearest parent that the file contains."""
         for length in range(len(location), -1, -1):
-            if (found := self.lines.get(location[:length])) is not None:
-                return found
+            if (line := self.lines.get(location[:length])) is not None:
+                return line
         return None
 
     def error(
@@ -48,13 +48,13 @@ def read(path: Path) -> Document:
     """Reads one YAML file.
 
     Raises:
-        FleetError: the file is missing, is not YAML, or has a key twice.
+        FleetError: the file is missing, is not YAML, or has a duplicate key.
     """
     file = paths.display(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FleetError("there is no such file", file=file) from None
+        raise FleetError("no such file", file=file) from None
     except (OSError, UnicodeDecodeError) as fault:
         raise FleetError(f"cannot be read: {fault}", file=file) from fault
     loader = _Loader(text)
@@ -66,7 +66,9 @@ def read(path: Path) -> Document:
         line = fault.problem_mark.line + 1 if fault.problem_mark else None
         raise FleetError(f"is not valid YAML: {fault.problem}", file=file, line=line) from None
     except RecursionError:
-        raise FleetError("an anchor holds itself, or the file is nested too deeply", "write it out", file) from None
+        raise FleetError(
+            "an anchor contains itself, or the file is nested too deeply", "write the content out", file
+        ) from None
     finally:
         loader.dispose()
     return Document(file, data, lines)
@@ -78,17 +80,17 @@ def _build(loader: Any, node: yaml.Node, at: Location, lines: dict[Location, int
         ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
     ):
         line = node.start_mark.line + 1
-        raise FleetError(f"is not valid YAML: the tag {node.tag!r} is not known", "take it out", file, line)
+        raise FleetError(f"is not valid YAML: unknown tag {node.tag!r}", "remove it", file, line)
     if isinstance(node, yaml.MappingNode):
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                raise FleetError("a list or a mapping cannot be a key", "write a word", file, line)
+                raise FleetError("a list or a mapping cannot be a key", "use a word", file, line)
             key = loader.construct_object(key_node, deep=True)
             if key in result:
                 raise FleetError(
-                    "the key stands here twice",
+                    "duplicate key",
                     "keep one of them",
                     file,
                     line,
@@ -103,7 +105,7 @@ def _build(loader: Any, node: yaml.Node, at: Location, lines: dict[Location, int
 
 
 def parse(document: Document, model: type[Record], at: Location = (), data: Any = None) -> Record:
-    """The file's data, or a part of it, as a strict record.
+    """Validates the file's data, or a part of it, as a record.
 
     Args:
         document: the file.
@@ -112,31 +114,31 @@ def parse(document: Document, model: type[Record], at: Location = (), data: Any 
         data: the part, where it is not the whole file.
 
     Raises:
-        FleetError: with every fault that the schema finds; the first one carries the others.
+        FleetError: the data does not match the schema; the first error carries the others.
     """
-    given = document.data if data is None else data
-    if not isinstance(given, dict):
+    content = document.data if data is None else data
+    if not isinstance(content, dict):
         raise document.error(at, "must be a mapping", "see docs/ for the format of this file")
     try:
-        return model.model_validate(given)
-    except ValidationError as faults:
+        return model.model_validate(content)
+    except ValidationError as invalid:
         # A misspelt key is also a missing one: the spelling comes first.
-        found = sorted(faults.errors(), key=lambda fault: fault["type"] == "missing")
-        errors = [_translate(document, fault, at) for fault in found]
+        details = sorted(invalid.errors(), key=lambda detail: detail["type"] == "missing")
+        errors = [_translate(document, detail, at) for detail in details]
         first = errors[0]
         first.others = errors[1:]
         raise first from None
 
 
-def _translate(document: Document, fault: Any, at: Location) -> FleetError:
-    location: Location = (*at, *(part for part in fault["loc"] if part != "[key]"))
-    if fault["type"] == "extra_forbidden":
-        return document.error(location, "is not a key that may stand here", "check the spelling")
-    if fault["type"] == "missing":
+def _translate(document: Document, detail: Any, at: Location) -> FleetError:
+    location: Location = (*at, *(part for part in detail["loc"] if part != "[key]"))
+    if detail["type"] == "extra_forbidden":
+        return document.error(location, "unknown key", "check the spelling")
+    if detail["type"] == "missing":
         return document.error(location, "is missing", "add the key")
-    message = str(fault["msg"])
+    message = str(detail["msg"])
     for prefix in ("Value error, ", "Assertion failed, "):
         message = message.removeprefix(prefix)
-    if not isinstance(fault["input"], dict | list) and "value_error" not in fault["type"]:
-        message = f"{message}, not {fault['input']!r}"
+    if not isinstance(detail["input"], dict | list) and "value_error" not in detail["type"]:
+        message = f"{message}, not {detail['input']!r}"
     return document.error(location, message[:1].lower() + message[1:])

@@ -1,4 +1,4 @@
-"""Host -> Manifest: everything that must be true on it, each item owned by the role that brings it about."""
+"""Host -> Manifest: everything that must be true on it. Each item is owned by the role that repairs it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Manifest:
 
 
 def baseline_items() -> Iterable[Item]:
-    """What the role host_baseline brings about on every host."""
+    """The items of the role host_baseline, on every host."""
     role = "host_baseline"
     for name in ("python3-venv", "nftables", "systemd-timesyncd"):
         yield package_item(role, name)
@@ -117,10 +117,10 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
 
 
 def wanted_facts(sized: SizedClass, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a host of a class must be before anything is done to it; the engine's lock may ask for more.
+    """The facts that a host of a class must have before a run touches it; the engine's lock may add some.
 
-    ``gpu_vendor``, ``gpu_arch`` and ``gpu_count`` are there only for classes with GPUs: without them no tool of a
-    vendor is asked.
+    Only classes with GPUs have ``gpu_vendor``, ``gpu_arch`` and ``gpu_count``; without them the probe runs no vendor's
+    tool.
     """
     family = sized.family
     facts = family.facts.model_dump(exclude_none=True)
@@ -132,7 +132,7 @@ def wanted_facts(sized: SizedClass, asked: Mapping[str, Any] | None = None) -> d
 
 
 def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Item, ...]:
-    """What must be true on every gateway of a fleet."""
+    """The items of every gateway of a fleet."""
     role = "gateway"
     items: list[Item] = [
         *baseline_items(),
