@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import grp
 import hashlib
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from vllm_fleet.edge import ssh
 from vllm_fleet.on_host import probe
 
 ME = pwd.getpwuid(os.getuid()).pw_name
@@ -173,3 +175,27 @@ def test_it_runs_as_source_with_the_standard_library_alone(file: Path) -> None:
     assert drift == [
         {"role": "r", "kind": "file", "what": str(file), "state": "wrong_mode", "why": "mode is 0640, not 0600"}
     ]
+
+
+def test_every_program_that_is_sent_to_hosts_is_there_and_python_3_8_reads_it() -> None:
+    folder = Path(probe.__file__).parent
+    called: set[str] = set()
+    for path in folder.parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "pack_program":
+                called |= {str(word.value) for word in node.args if isinstance(word, ast.Constant)}
+    assert called == {"probe", "gpu_facts", "ssh_host_key"}
+    for name in ("probe", "gpu_facts", "ssh_host_key"):
+        source = (folder / f"{name}.py").read_text(encoding="utf-8")
+        ast.parse(source, feature_version=(3, 8))
+        imported = {
+            (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else node.names[0].name.split(".")[0]
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        }
+        assert imported - {"__future__", "vllm_fleet"} <= set(sys.stdlib_module_names), name
+
+
+def test_what_is_sent_to_hosts_stays_small() -> None:
+    assert len(ssh.pack_program("probe")) < 7500
+    assert len(ssh.pack_program("probe", "gpu_facts")) < 15500
