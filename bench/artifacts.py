@@ -29,7 +29,7 @@ from lab.spec import HostSpec, NetworkSpec
 from lab.tree import ensure_tree, tree_digest
 from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.edge import keys
 from vllm_fleet.mirror.parts import Encoding
 from vllm_fleet.mirror.store import Store
@@ -124,7 +124,7 @@ class _Hosts:
         own = {"ANSIBLE_CONFIG": str(paths.root() / "ansible.cfg"), "ANSIBLE_ROLES_PATH": str(paths.root() / "roles")}
         done = subprocess.run(words, env={**os.environ, **own}, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise FleetError(f"the role failed on {count} hosts: {done.stdout[-800:]}", code="work-failed")
+            raise FleetError(f"the role failed on {count} hosts: {done.stdout[-800:]}", code=ErrorCode.WORK_FAILED)
 
 
 @contextlib.contextmanager

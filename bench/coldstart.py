@@ -23,7 +23,7 @@ from lab import job, state
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 FLEET = "coldstart"
 #: The lab's recipe leaves compilation out, since its hosts are made for tests; here it is what is measured.
@@ -108,7 +108,7 @@ def _ansible(folder: Path, hosts: str, command: str, module: str = "command") ->
     words = ["ansible", "-i", str(folder / "fleet.yml"), hosts, "--become", "--one-line", "-m", module, "-a", command]
     done = subprocess.run(words, cwd=paths.root(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise FleetError(f"{command!r} on {hosts} failed: {done.stdout[-500:]}", code="work-failed")
+        raise FleetError(f"{command!r} on {hosts} failed: {done.stdout[-500:]}", code=ErrorCode.WORK_FAILED)
     return done.stdout
 
 

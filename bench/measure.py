@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 _PR_SET_CHILD_SUBREAPER = 36
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -128,7 +128,7 @@ def run(
         controller += _end_others(before)
     if code is None:
         raise FleetError(
-            f"'{' '.join(command[:6])} ...' did not end within {timeout_seconds:.0f} s", code="work-failed"
+            f"'{' '.join(command[:6])} ...' did not end within {timeout_seconds:.0f} s", code=ErrorCode.WORK_FAILED
         )
     time.sleep(_SETTLE_SECONDS)
     after = _usage(target)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from bench import fleets
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.host.manifest_items import Item
 
 #: What someone sets who has read about Ansible's speed; each of it is in its documentation.
@@ -101,14 +101,14 @@ def _check(item: Item, copies: Mapping[str, Path]) -> Check:
                 "files.link",
                 {"path": path, "target": target},
             )
-        case {"kind": "unit", "name": name}:
+        case {"kind": "unit", "name": name, **wanted}:
             arguments: dict[str, Any] = {"name": name}
             keywords: dict[str, Any] = {"service": name, "running": None}
-            if "active" in item:
-                arguments["state"] = "started" if item["active"] else "stopped"
-                keywords["running"] = item["active"]
-            if "enabled" in item:
-                arguments["enabled"] = keywords["enabled"] = item["enabled"]
+            if "active" in wanted:
+                arguments["state"] = "started" if wanted["active"] else "stopped"
+                keywords["running"] = wanted["active"]
+            if "enabled" in wanted:
+                arguments["enabled"] = keywords["enabled"] = wanted["enabled"]
             return Check(f"unit {name}", "systemd_service", arguments, "systemd.service", keywords)
     raise FleetError(
         f"the benchmark does not know how its peers check {item['kind']!r} with {sorted(item)}", "teach bench/peers.py"
@@ -133,7 +133,9 @@ def copy_files(items: Iterable[Item], root: Path, folder: Path) -> dict[str, Pat
             continue
         content = (root / item["path"].lstrip("/")).read_bytes()
         if hashlib.sha256(content).hexdigest() != item["sha256"]:
-            raise FleetError("differs from its manifest after the deployment", file=item["path"], code="work-failed")
+            raise FleetError(
+                "differs from its manifest after the deployment", file=item["path"], code=ErrorCode.WORK_FAILED
+            )
         copies[item["path"]] = folder / f"{len(copies):02d}-{Path(item['path']).name}"
         copies[item["path"]].write_bytes(content)
     return copies

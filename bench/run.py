@@ -24,7 +24,7 @@ from lab import state
 from lab.progress import Heartbeat
 from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 _RUNS = 3
 #: The first run of each contender is thrown away: it fills caches and compiles Python.
@@ -63,7 +63,7 @@ class _Bench:
     def failed(self, message: str, output: str) -> FleetError:
         """The error of a run that does not count, after the end of its output."""
         print("\n".join(output.splitlines()[-25:]), file=sys.stderr)
-        return FleetError(message, "its output is above", code="work-failed")
+        return FleetError(message, "its output is above", code=ErrorCode.WORK_FAILED)
 
     def run(self, contender: Contender, count: int) -> measure.Sample:
         """Runs a contender and checks that it found every host unchanged."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.results import Runs
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 HOSTS = 1000
 GOAL_SECONDS = 10.0
@@ -134,7 +134,7 @@ def _sample(what: str, hosts: int) -> Sample:
     done = subprocess.run(words, cwd=paths.root(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         print("\n".join(done.stderr.splitlines()[-25:]), file=sys.stderr)
-        raise FleetError(f"{' '.join(words[1:])} ended with {done.returncode}", "see above", code="work-failed")
+        raise FleetError(f"{' '.join(words[1:])} ended with {done.returncode}", "see above", code=ErrorCode.WORK_FAILED)
     return Sample(**json.loads(done.stdout))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from lab import process
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 _OWN_TYPES = "pulumi-python:dynamic/"
 
@@ -160,7 +160,7 @@ def pulumi(words: list[str], text_in: str | None = None) -> str:
         raise FleetError(
             f"'{' '.join(words)}' failed: {(done.stderr or done.stdout).strip()[-500:]}",
             "run it by hand",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
     return done.stdout
 

@@ -11,7 +11,7 @@ from lab import process, rootfs, shell, state
 from lab.spec import HostSpec
 from lab.surroundings import read_site, site_files
 from lab.tree import ensure_tree, require_disk, tree_digest
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 10.0
@@ -125,7 +125,7 @@ def _mount(folder: Path, tree: Path) -> Path:
         raise FleetError(
             f"this machine cannot lay one file system over another: {fault.message}",
             "it needs the kernel module 'overlay', and VLLM_FLEET_CACHE on a disk (not on another overlay)",
-            code="refused",
+            code=ErrorCode.REFUSED,
         ) from None
     return folder / "root"
 
@@ -170,7 +170,7 @@ def _wait(spec: HostSpec, folder: Path) -> None:
                 f"another machine answers at {spec.address}",
                 "give the pool another subnet or another 'placement.first'",
                 host=spec.name,
-                code="work-failed",
+                code=ErrorCode.WORK_FAILED,
             )
         if time.monotonic() - began > 1 and not process.find(folder / "root"):
             raise shell.failed(f"systemd-nspawn ended: {_last_words(folder)}", host=spec.name)

@@ -19,7 +19,7 @@ from lab import cleanup, state
 from lab.artifacts.model.questions import read_questions
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 #: How many of the questions the main job asks.
 QUESTIONS = 3
@@ -51,7 +51,7 @@ def run(*words: str) -> None:
         raise FleetError(
             f"{' '.join(words)} ended with exit code {done.returncode}",
             "what went wrong stands above; the same command run again goes on from there",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
 
 
@@ -124,7 +124,7 @@ def ask(gateway: Endpoint, **body: Any) -> dict[str, Any]:
             choice: dict[str, Any] = json.load(answer)["choices"][0]
             return choice
     except (urllib.error.URLError, OSError, ValueError, KeyError) as fault:
-        raise FleetError(f"{gateway.url} gives no completion: {fault}", code="work-failed") from None
+        raise FleetError(f"{gateway.url} gives no completion: {fault}", code=ErrorCode.WORK_FAILED) from None
 
 
 def show(gateway: Endpoint) -> None:
@@ -156,7 +156,7 @@ def show(gateway: Endpoint) -> None:
 
 def _expect(question: str, said: str | None, right: str) -> None:
     if said != right:
-        raise FleetError(f"{question!r} was answered with {said!r}, not {right!r}", code="work-failed")
+        raise FleetError(f"{question!r} was answered with {said!r}, not {right!r}", code=ErrorCode.WORK_FAILED)
     print(f"{question:<40} {said}", flush=True)
 
 

@@ -12,7 +12,7 @@ from lab import shell, state
 from lab.spec import NetworkSpec
 from lab.tree import require_disk
 from vllm_fleet.base.atomic_files import write_atomically
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 #: Outside the cache, as it is the machine's and not one lab's; forgotten at a reboot, like the setting itself.
@@ -161,14 +161,14 @@ def _refuse_strangers(spec: NetworkSpec, owners: set[str]) -> bool:
             f"the bridge {spec.bridge} belongs to the lab of {known.get('owner')}",
             f"take another 'placement.bridge', or remove that lab: python -m lab down --lab {spec.bridge}",
             key="placement.bridge",
-            code="refused",
+            code=ErrorCode.REFUSED,
         )
     if not known and _link(spec.bridge) is not None:
         raise FleetError(
             f"this machine has an interface {spec.bridge} that is not the lab's",
             "take another 'placement.bridge'",
             key="placement.bridge",
-            code="refused",
+            code=ErrorCode.REFUSED,
         )
     routes = json.loads(shell.run("ip", "-j", "-4", "route", "show", "table", "all") or "[]")
     if found := overlaps(spec.network, spec.bridge, routes):
@@ -176,7 +176,7 @@ def _refuse_strangers(spec: NetworkSpec, owners: set[str]) -> bool:
             f"the subnet {spec.subnet} overlaps {found[0]} at {found[1]}",
             "take another 'placement.subnet'",
             key="placement.subnet",
-            code="refused",
+            code=ErrorCode.REFUSED,
         )
     return bool(known)
 
@@ -197,7 +197,7 @@ def _add_bridge(spec: NetworkSpec, keep_state: bool) -> None:
         raise FleetError(
             f"this machine cannot make a bridge: {fault.message}",
             "it needs the kernel module 'bridge' and, in a container, the right to add interfaces (--privileged)",
-            code="refused",
+            code=ErrorCode.REFUSED,
         ) from None
 
 

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 #: The Debian and Ubuntu package that carries each tool that the lab starts.
 PACKAGES = {
@@ -23,7 +23,7 @@ _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 def failed(message: str, hint: str = "", host: str | None = None) -> FleetError:
     """The error of work that was begun and did not succeed (exit code 1)."""
-    return FleetError(message, hint, host=host, code="work-failed")
+    return FleetError(message, hint, host=host, code=ErrorCode.WORK_FAILED)
 
 
 def environment() -> dict[str, str]:
@@ -68,7 +68,7 @@ def require(tools: Sequence[str] = tuple(PACKAGES)) -> None:
         raise FleetError(
             "the lab makes hosts, mounts and a bridge, which needs root",
             "run it as root (sudo -E make lab)",
-            code="refused",
+            code=ErrorCode.REFUSED,
         )
     missing = [tool for tool in tools if shutil.which(tool, path=environment()["PATH"]) is None]
     if missing:
@@ -77,4 +77,4 @@ def require(tools: Sequence[str] = tuple(PACKAGES)) -> None:
 
 def _missing(tools: list[str]) -> FleetError:
     packages = " ".join(sorted({PACKAGES.get(tool, tool) for tool in tools}))
-    return FleetError(f"not installed: {', '.join(tools)}", f"apt-get install {packages}", code="refused")
+    return FleetError(f"not installed: {', '.join(tools)}", f"apt-get install {packages}", code=ErrorCode.REFUSED)

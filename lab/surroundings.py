@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 SUITE = "bookworm"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -124,7 +124,7 @@ def usable_resolver(*texts: str) -> str:
     raise FleetError(
         "/etc/resolv.conf names no name server that the lab's hosts could reach",
         "name one that is not on the loopback address",
-        code="refused",
+        code=ErrorCode.REFUSED,
     )
 
 

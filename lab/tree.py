@@ -12,7 +12,7 @@ from lab import shell, state
 from lab.progress import Heartbeat
 from lab.surroundings import KEYRING, SUITE, read_site
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 #: What a plain cloud image of Debian carries and the roles expect; libnuma1 is vLLM's on a CPU.
 PACKAGES = (
@@ -63,7 +63,7 @@ def ensure_tree() -> Path:
             "the keys that sign Debian's archive are not here",
             "apt-get install debian-archive-keyring",
             KEYRING,
-            code="refused",
+            code=ErrorCode.REFUSED,
         )
     with state.locked("tree"):
         if not path.is_dir():
@@ -138,5 +138,5 @@ def require_disk(folder: Path, needed_gib: int) -> None:
         raise FleetError(
             f"the lab needs {needed_gib} GiB at {folder}, and {free_gib:.1f} GiB are free",
             "free some space, or set VLLM_FLEET_CACHE to a folder on a larger disk",
-            code="refused",
+            code=ErrorCode.REFUSED,
         )

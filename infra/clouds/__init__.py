@@ -9,7 +9,7 @@ from typing import cast
 import pulumi
 
 from infra.hosts import CloudArgs, CloudComponent
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 #: cloud -> its component, as module and class: a new cloud is one more line and one more module.
 CLOUDS: Mapping[str, tuple[str, str]] = {
@@ -38,7 +38,7 @@ def component(cloud: str) -> Make:
             f"this release makes no hosts in the cloud {cloud!r}",
             f"it knows {', '.join(sorted(CLOUDS))}",
             key="cloud",
-            code="refused",
+            code=ErrorCode.REFUSED,
         )
     module, name = CLOUDS[cloud]
     try:
@@ -50,5 +50,5 @@ def component(cloud: str) -> Make:
             f"the cloud {cloud!r} needs the Python package {str(missing.name).replace('_', '-')}",
             f"uv sync --extra {cloud}, or: pip install 'vllm-fleet[{cloud}]'",
             key="cloud",
-            code="refused",
+            code=ErrorCode.REFUSED,
         ) from None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lab.artifacts.store import only_one, say, sha256_of
 from lab.artifacts.uv import run_uv
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.paths import cache_dir, display
 
 #: Name of each file -> its official digest; a test compares them with recipes/encodings.yml.
@@ -63,14 +63,14 @@ def put(source: Path, name: str, folder: Path) -> Path:
             "the package does not hold the vocabulary any more",
             hint="pin the release that encodings.py describes",
             file=display(_LOCK),
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
     if (digest := sha256_of(source)) != SHA256[name]:
         raise FleetError(
             f"the sha256 of {name} is {digest}, the official one is {SHA256[name]}",
             hint="nothing was put in place; fetch it again, and if it stays wrong do not trust the package index",
             file=str(source),
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / name

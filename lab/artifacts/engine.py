@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lab.artifacts.store import build_once, remove_unused, say, sha256_of
 from lab.artifacts.uv import run_uv
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.paths import cache_dir, display, root
 
 ENGINE = "vllm-0.32.0-cpu"
@@ -91,6 +91,6 @@ def _install(lock: Path, folder: Path) -> None:
             f"the engine was installed but does not start: {answer.stderr.strip()[-500:] or answer.stdout.strip()}",
             hint="the lock fits x86_64 Linux with glibc 2.28 or newer and Python 3.11 or 3.12",
             file=display(lock),
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
     say("the engine is built")

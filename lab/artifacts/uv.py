@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.paths import cache_dir, root
 
 # Two gigabytes over a slow line still fit into this.
@@ -29,7 +29,7 @@ def uv_program() -> str:
         raise FleetError(
             "uv is neither in the project's environment nor on PATH",
             hint="install it with `pip install uv`, then run the command again",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
     return program
 
@@ -55,11 +55,11 @@ def run_uv(arguments: Sequence[str], what: str) -> None:
         raise FleetError(
             f"{what}: uv did not finish within {_TIMEOUT_SECONDS} s",
             hint="look at the network, then run the command again: what was fetched is kept",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         ) from error
     if done.returncode != 0:
         raise FleetError(
             f"{what}: uv ended with {done.returncode}",
             hint="its own message is above; what was fetched is kept, so a second run goes on from there",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )

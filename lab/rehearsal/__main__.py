@@ -24,7 +24,7 @@ from lab.rehearsal.machines import Lab
 from lab.rehearsal.serve import serve
 from lab.rehearsal.stage import Stage, account_of, build, end_left
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.fleet import plan
 
 #: Of this machine, while a fleet is played through.
@@ -101,13 +101,13 @@ def _play(stage: Stage, cloud: Cloud, times: Times, protect: bool) -> None:
         times.phase("pulumi up, protect: false", lambda: _unchanged(stage.pulumi("up", *quiet)))
     times.phase("pulumi destroy", lambda: counts(stage.pulumi("destroy", "--skip-preview", "--yes")))
     if left := [f"{each.type} {each.name}" for each in cloud.records]:
-        raise FleetError(f"destroy left in the cloud: {', '.join(left)}", code="work-failed")
+        raise FleetError(f"destroy left in the cloud: {', '.join(left)}", code=ErrorCode.WORK_FAILED)
 
 
 def _unchanged(said: str) -> str:
     found = counts(said)
     if not re.fullmatch(r"\d+ unchanged", found):
-        raise FleetError(f"a run that should change nothing says: {found}\n{said}", code="work-failed")
+        raise FleetError(f"a run that should change nothing says: {found}\n{said}", code=ErrorCode.WORK_FAILED)
     return found
 
 
@@ -117,14 +117,14 @@ def _checked(stage: Stage) -> str:
         return f"the plan is refused, no host was asked: {result.refused}"
     drift = ansible.drift_count(stage)
     if result.exit_code:
-        raise FleetError(f"site.yml --check failed:\n{result.text}", code="work-failed")
+        raise FleetError(f"site.yml --check failed:\n{result.text}", code=ErrorCode.WORK_FAILED)
     return f"probed {len(drift)} hosts; not as planned yet: {', '.join(f'{h} {n}' for h, n in sorted(drift.items()))}"
 
 
 def _vetoed(stage: Stage) -> str:
     found = ansible.vetoes(stage)
     if bad := [f"{host}: {reason}" for host, reasons in found.items() for reason in reasons]:
-        raise FleetError("; ".join(bad), code="work-failed")
+        raise FleetError("; ".join(bad), code=ErrorCode.WORK_FAILED)
     return f"{len(found)} hosts answer with the key of the stack and are as their class says"
 
 
@@ -132,7 +132,7 @@ def _refused(stage: Stage) -> str:
     said = stage.pulumi("destroy", "--yes", check=False)
     hosts = re.findall(r"::([\w-]+)\" cannot be deleted", said)
     if not hosts:
-        raise FleetError(f"a protected stack was not kept:\n{said}", code="work-failed")
+        raise FleetError(f"a protected stack was not kept:\n{said}", code=ErrorCode.WORK_FAILED)
     return f"refused, nothing was touched; protected: {', '.join(sorted(set(hosts)))}"
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lab.rehearsal.stage import Stage
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import load as load_catalog
 from vllm_fleet.edge import ssh_target
 from vllm_fleet.fleet import plan
@@ -63,7 +63,7 @@ def vetoes(stage: Stage) -> Mapping[str, tuple[str, ...]]:
     reports = probing.probe_hosts(asked)
     for report in reports.values():
         if report.error:
-            raise FleetError(report.error, host=report.host, code="work-failed")
+            raise FleetError(report.error, host=report.host, code=ErrorCode.WORK_FAILED)
     return {name: tuple(veto.text for veto in report.veto) for name, report in reports.items()}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from lab import process
 from lab.rehearsal.cloud import Account
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.fleet import plan
 
 
@@ -61,7 +61,7 @@ class Stage:
         )
         said = done.stdout + done.stderr
         if check and done.returncode:
-            raise FleetError(f"pulumi {' '.join(words)} failed:\n{said}", code="work-failed")
+            raise FleetError(f"pulumi {' '.join(words)} failed:\n{said}", code=ErrorCode.WORK_FAILED)
         return said
 
 

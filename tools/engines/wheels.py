@@ -19,7 +19,7 @@ from typing import Any
 from lab.artifacts.uv import uv_program
 from tools.engines.releases import Release
 from tools.engines.sources import Sources
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.paths import cache_dir
 from vllm_fleet.edge import download
 from vllm_fleet.mirror.store import Artifact
@@ -129,7 +129,9 @@ def _published(release: Release) -> dict[str, Any]:
         check=False,
     )
     if done.returncode != 0:
-        raise FleetError(f"the package index does not give {requirement}: {done.stderr.strip()}", code="work-failed")
+        raise FleetError(
+            f"the package index does not give {requirement}: {done.stderr.strip()}", code=ErrorCode.WORK_FAILED
+        )
     wheels = [wheel for package in tomllib.loads(done.stdout)["packages"] for wheel in package.get("wheels", [])]
     for wheel in wheels:
         if wheel.get("url", "").endswith(f"/{release.file}") and wheel["hashes"].get("sha256") == release.sha256:
@@ -139,5 +141,5 @@ def _published(release: Release) -> dict[str, Any]:
         hint=f"it offers {[wheel.get('url', '').rpartition('/')[2] for wheel in wheels]}",
         file="tools/engines/releases.py",
         key=release.id,
-        code="work-failed",
+        code=ErrorCode.WORK_FAILED,
     )

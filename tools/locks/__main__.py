@@ -15,7 +15,7 @@ from typing import get_args
 from tools.locks.compile import packages
 from tools.locks.text import lock_text
 from vllm_fleet.base.atomic_files import write_atomically
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.paths import display
 from vllm_fleet.catalogue import engine_locks
 from vllm_fleet.catalogue.catalogue import Catalog, load
@@ -67,7 +67,7 @@ def _one(catalog: Catalog, engine: Engine, machine: Machine, options: argparse.N
         raise FleetError(
             f"the lock of {engine.id} for {machine} {'; '.join(wrong)}",
             "name the index that has the right build with --index",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
     same = path.is_file() and path.read_text(encoding="utf-8") == text
     if not same and not options.check:

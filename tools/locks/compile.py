@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.artifacts.uv import uv_program
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.paths import cache_dir
 from vllm_fleet.catalogue import engine_locks
 from vllm_fleet.schema.recipe import Engine, Machine, WheelInstall
@@ -72,7 +72,7 @@ def _compile(engine: Engine, wheel: WheelInstall, machine: Machine, python: str,
         raise FleetError(
             f"no lock for {engine.id}, Python {python}, {machine}: {done.stderr.strip()}",
             "where a build is on an index of its own, name that with --index",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
 
 

@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
 from lab.progress import Heartbeat  # noqa: E402 - the checkout has to be on the path first
-from vllm_fleet.base.errors import FleetError  # noqa: E402
+from vllm_fleet.base.errors import ErrorCode, FleetError  # noqa: E402
 from vllm_fleet.base.paths import cache_dir  # noqa: E402
 
 #: An older engine lacks what the program asks of it.
@@ -165,7 +165,7 @@ def _build(place: Path, pinned: str, recipe: str, environment: Mapping[str, str]
         target.chmod(0o755)
     said = subprocess.run([part / "pulumi", "version"], capture_output=True, text=True, env=environment)
     if said.stdout.strip() != f"v{pinned}":
-        raise FleetError(f"the Pulumi that was built says {said.stdout or said.stderr!r}", code="work-failed")
+        raise FleetError(f"the Pulumi that was built says {said.stdout or said.stderr!r}", code=ErrorCode.WORK_FAILED)
     (part / "built-from").write_text(recipe, encoding="utf-8")
     shutil.rmtree(place / "bin", ignore_errors=True)
     part.rename(place / "bin")
@@ -197,7 +197,7 @@ def _go_run(what: str, folder: Path, environment: Mapping[str, str], *words: str
             raise FleetError(
                 f"'go {' '.join(words[:2])}' failed: {tail}",
                 "if it could not reach its module proxy, set GOPROXY; run this again and it goes on from there",
-                code="work-failed",
+                code=ErrorCode.WORK_FAILED,
             )
     return "".join(said)
 
@@ -213,7 +213,7 @@ def _require_disk(environment: Mapping[str, str]) -> None:
             raise FleetError(
                 f"building Pulumi takes {_NEEDED_GIB} GiB at {folder}, and {free_gib:.1f} GiB are free",
                 "free some space, or set GOMODCACHE and GOCACHE to a larger disk",
-                code="refused",
+                code=ErrorCode.REFUSED,
             )
 
 

@@ -13,7 +13,7 @@ from packaging.version import Version
 from pydantic import BaseModel
 
 from vllm_fleet.base import paths, yaml_document
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue import engine_locks
 from vllm_fleet.catalogue.engine_locks import Lock
 from vllm_fleet.catalogue.engine_names import EngineNames, read_names
@@ -111,7 +111,7 @@ class Catalog:
                 f"{name} is a draft: it proposes tokens for {', '.join(draft.draft_of)} and serves nothing by itself",
                 f"serve {draft.draft_of[0]} with the feature {draft.method}",
                 key="model",
-                code="refused",
+                code=ErrorCode.REFUSED,
             )
         if name not in self.models:
             raise FleetError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from vllm_fleet.base import yaml_document
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.schema.cloud import PLACEMENTS, CloudTable, ImageKind, Placement
 from vllm_fleet.schema.fleet import Pool
@@ -124,7 +124,7 @@ def _shape(catalog: Catalog, table: CloudTable, host: SizedClass, placement: Pla
         where = [f"{cloud} ({shape})" for cloud, shape, _ in offers(catalog, host.id)]
         told = ", ".join(where) if where else "no cloud of recipes/clouds; as 'static' hosts of your own"
         raise FleetError(
-            f"{table.name} has no {host.id}", f"it can be had at: {told}", key="host_class", code="refused"
+            f"{table.name} has no {host.id}", f"it can be had at: {told}", key="host_class", code=ErrorCode.REFUSED
         )
     if placement.shape and placement.shape not in mine:
         raise FleetError(

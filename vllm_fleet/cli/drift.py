@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import raise_all
 from vllm_fleet.cli.output import DRIFT_EXIT, FleetOption, JsonOption, fleet_directory, print_json, stderr, stdout
 from vllm_fleet.operate import drift, probing
@@ -51,6 +51,6 @@ def command(
 
 def _plain(fault: FleetError) -> FleetError:
     """The same fault with a hint that fits this command."""
-    if fault.code == "work-failed":
+    if fault.code == ErrorCode.WORK_FAILED:
         fault.hint = "repair the host, or probe the others with --host"
     return fault

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.atomic_files import write_atomically
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.field_types import Name
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.catalogue.catalogue import raise_all
@@ -110,7 +110,7 @@ def _confirm(shown: list[tuple[NamedHost, str]], known: dict[ssh_scan.Address, s
         given = known.get((asked.address, asked.port))
         if given and given != seen:
             text = f"shows the host key {seen}, not {given}: it is another machine, or someone is between"
-            faults.append(FleetError(text, "compare on the host's console", host=asked.address, code="refused"))
+            faults.append(FleetError(text, "compare on the host's console", host=asked.address, code=ErrorCode.REFUSED))
         elif not given:
             unknown.append((asked, public.split()[0], seen))
     raise_all(faults)
@@ -122,9 +122,11 @@ def _confirm(shown: list[tuple[NamedHost, str]], known: dict[ssh_scan.Address, s
         stderr.print(f"  {asked.address} port {asked.port}  {seen}  ({kind})", markup=False)
     if not sys.stdin.isatty():
         hint = "give --fingerprint ADDRESS=SHA256:… for each, from a source that you trust; no option skips this"
-        raise FleetError("nobody is here to confirm the host keys, so nothing was written", hint, code="refused")
+        raise FleetError(
+            "nobody is here to confirm the host keys, so nothing was written", hint, code=ErrorCode.REFUSED
+        )
     if not typer.confirm("Are these the keys of your hosts?", default=False, err=True):
-        raise FleetError("the host keys were not confirmed, so nothing was written", code="refused")
+        raise FleetError("the host keys were not confirmed, so nothing was written", code=ErrorCode.REFUSED)
 
 
 def _write(folder: Path, text: str, *, has_gateway: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli import plan_tables
 from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, stderr, stdout
@@ -93,7 +93,7 @@ def _price_lists(plan: plans.Plan, prices: str) -> list[cost.PriceList]:
         try:
             lists.insert(0, gpuhunt_prices.load(host.cloud for host in plan.hosts if host.rented))
         except FleetError as fault:
-            if fault.code != "work-failed":
+            if fault.code != ErrorCode.WORK_FAILED:
                 raise
             # A plan is worth printing without prices too.
             stderr.print(f"prices: {fault}", markup=False)

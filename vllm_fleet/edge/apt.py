@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.edge import download
 from vllm_fleet.host.apt_repositories import KEY_FILE, Repository, pins
 from vllm_fleet.mirror import apt_lists
@@ -55,7 +55,9 @@ def list_files(need: Debs, work: Path) -> list[Artifact]:
         artifacts[place] = Artifact(place, download.file_sha256(key), key.stat().st_size, str(key))
     if missing := len(wanted) - sum(1 for path in artifacts if path.endswith(".deb")):
         raise FleetError(
-            f"{missing} packages of {need.distribution} are in no package list", "run it again", code="work-failed"
+            f"{missing} packages of {need.distribution} are in no package list",
+            "run it again",
+            code=ErrorCode.WORK_FAILED,
         )
     return list(artifacts.values())
 
@@ -67,7 +69,7 @@ def _list_archive(origin: Origin, need: Debs, work: Path, wanted: Iterable[str])
         raise FleetError(
             f"{origin.release} is missing: the archive has only the older form of a signed list",
             "name a copy of the archive that has it in artifacts.repositories",
-            code="refused",
+            code=ErrorCode.REFUSED,
         )
     place = f"{origin.place}/{origin.folder}InRelease"
     yield Artifact(place, download.file_sha256(release), release.stat().st_size, str(release))
@@ -113,7 +115,7 @@ def _fetch_key(repository: Repository, path: Path) -> Path:
             f"the key at {url} is not the pinned key {fingerprint}",
             f"ask the vendor of {repository.name} why it changed, then pin the new key",
             "recipes/drivers.yml",
-            code="refused",
+            code=ErrorCode.REFUSED,
         )
     return path
 
@@ -132,7 +134,7 @@ def _expect_tools(need: Debs) -> None:
             raise FleetError(
                 f"{program} is not installed on this machine; it reads an archive or the key that signs it",
                 "run it on Debian or Ubuntu with apt and gpg, or remove mirror.distribution",
-                code="refused",
+                code=ErrorCode.REFUSED,
             )
     if not Path(need.record.keyring).is_file():
         raise FleetError(
@@ -150,12 +152,12 @@ def _apt(need: Debs, work: Path, *words: str) -> str:
             ["apt-get", *words], env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise FleetError(f"apt-get did not finish within {_TIMEOUT_SECONDS} s", code="work-failed") from None
+        raise FleetError(f"apt-get did not finish within {_TIMEOUT_SECONDS} s", code=ErrorCode.WORK_FAILED) from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
         raise FleetError(
             f"{need.distribution}: {'; '.join(lines[-3:])}",
             "check the network and the package names",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
     return done.stdout

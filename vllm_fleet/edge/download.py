@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from vllm_fleet.base.errors import FleetError, InvariantError
+from vllm_fleet.base.errors import ErrorCode, FleetError, InvariantError
 from vllm_fleet.mirror.store import Artifact, Entry
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class _Transfer:
                     raise FleetError(
                         f"{source} cannot be downloaded: {error}",
                         f"{_CHECK_NETWORK}: the partial file is kept",
-                        code="work-failed",
+                        code=ErrorCode.WORK_FAILED,
                     ) from None
                 _back_off(attempt)
                 continue
@@ -226,7 +226,7 @@ class _Transfer:
         raise FleetError(
             f"{source} has {mismatch}",
             "the server's file is not the pinned one: nothing was put in place",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
 
     def _complete(self, artifact: Artifact, part: Path) -> int:
@@ -246,7 +246,7 @@ class _Transfer:
             received = self._append(artifact.source, part, have)
         except _StatusError as error:
             if error.status in _FINAL:
-                raise FleetError(f"{display_url(artifact.source)}: {error}", code="work-failed") from None
+                raise FleetError(f"{display_url(artifact.source)}: {error}", code=ErrorCode.WORK_FAILED) from None
             if error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 part.unlink(missing_ok=True)
             raise _IncompleteError(str(error)) from None
@@ -255,7 +255,7 @@ class _Transfer:
                 raise FleetError(
                     f"{part.parent}: the disk is full",
                     "free some space and run it again: the partial file is kept",
-                    code="work-failed",
+                    code=ErrorCode.WORK_FAILED,
                 ) from None
             raise _IncompleteError(str(error)) from None
         if artifact.size and part.stat().st_size < artifact.size:
@@ -274,7 +274,7 @@ class _Transfer:
                 # Without a chunk size: a broken transfer then loses no byte that came.
                 for block in response.iter_raw():
                     if self.stop.is_set():
-                        raise FleetError("stopped", code="work-failed")
+                        raise FleetError("stopped", code=ErrorCode.WORK_FAILED)
                     file.write(block)
                     received += len(block)
                     self.progress(len(block))
@@ -301,7 +301,7 @@ def fetch_text(url: str, accept: str = "*/*", access: Access = _ANONYMOUS) -> Do
                     return Document(response.read().decode(), media_type, str(response.url))
             except _StatusError as error:
                 if error.status < HTTPStatus.INTERNAL_SERVER_ERROR or attempt == _TRIES - 1:
-                    raise FleetError(f"{display_url(url)}: {error}", code="work-failed") from None
+                    raise FleetError(f"{display_url(url)}: {error}", code=ErrorCode.WORK_FAILED) from None
             except _NetworkError as error:
                 if attempt == _TRIES - 1:
                     raise _unreachable(url, error) from None
@@ -320,7 +320,7 @@ def fetch_length(url: str) -> int:
             return int(response.headers["Content-Length"])
     except (_StatusError, _NetworkError, KeyError, ValueError) as error:
         reason = "no Content-Length" if isinstance(error, KeyError) else error
-        raise FleetError(f"the length of {display_url(url)} is unknown: {reason}", code="work-failed") from None
+        raise FleetError(f"the length of {display_url(url)} is unknown: {reason}", code=ErrorCode.WORK_FAILED) from None
 
 
 def fetch_challenge(url: str, access: Access) -> str:
@@ -334,14 +334,14 @@ def fetch_challenge(url: str, access: Access) -> str:
             return ""
     except _StatusError as error:
         if error.status != HTTPStatus.UNAUTHORIZED:
-            raise FleetError(f"{display_url(url)}: {error}", code="work-failed") from None
+            raise FleetError(f"{display_url(url)}: {error}", code=ErrorCode.WORK_FAILED) from None
         return error.headers.get("WWW-Authenticate", "")
     except _NetworkError as error:
         raise _unreachable(url, error) from None
 
 
 def _unreachable(url: str, error: Exception) -> FleetError:
-    return FleetError(f"{display_url(url)} cannot be reached: {error}", _CHECK_NETWORK, code="work-failed")
+    return FleetError(f"{display_url(url)} cannot be reached: {error}", _CHECK_NETWORK, code=ErrorCode.WORK_FAILED)
 
 
 def _back_off(attempt: int) -> None:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.edge import download
 from vllm_fleet.edge.download import Fetched, Progress
 from vllm_fleet.mirror.parts import Model
@@ -69,7 +69,7 @@ def list_files(need: Model, secret: str | None) -> list[Artifact]:
         raise FleetError(
             f"the hub returns the commit {info.sha} of {need.name} for the revision {need.revision}",
             "pin the full commit in the recipe of the model",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
     artifacts = []
     for file in info.siblings or ():
@@ -82,7 +82,7 @@ def list_files(need: Model, secret: str | None) -> list[Artifact]:
             Artifact(f"{need.path}/{name}", digest, int(file.size or 0), f"hub:{name}", file.blob_id or "")
         )
     if not artifacts:
-        raise FleetError(f"the hub has no files of {need.name} at {need.revision}", code="work-failed")
+        raise FleetError(f"the hub has no files of {need.name} at {need.revision}", code=ErrorCode.WORK_FAILED)
     return artifacts
 
 
@@ -142,7 +142,7 @@ def _fetch_file(need: Model, artifact: Artifact, folder: Path, secret: str | Non
     raise FleetError(
         f"{need.name}: {name} has the SHA-256 {digest} instead of {artifact.sha256 or artifact.blob}",
         "nothing was put in place",
-        code="work-failed",
+        code=ErrorCode.WORK_FAILED,
     )
 
 
@@ -167,7 +167,7 @@ def _refused(need: Model, error: Exception) -> FleetError:
         )
     else:
         text, hint = f"the hub answers with HTTP {status}", "run it again: partial files are kept"
-    return FleetError(f"{need.name}: {text}", hint, code="work-failed")
+    return FleetError(f"{need.name}: {text}", hint, code=ErrorCode.WORK_FAILED)
 
 
 def _unreachable(need: Model, error: Exception) -> FleetError:
@@ -175,5 +175,5 @@ def _unreachable(need: Model, error: Exception) -> FleetError:
     return FleetError(
         f"{need.name}: {where} cannot be reached: {type(error).__name__}",
         "check the network and run it again: partial files are kept",
-        code="work-failed",
+        code=ErrorCode.WORK_FAILED,
     )

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.edge import download
 from vllm_fleet.mirror import wheels
 from vllm_fleet.mirror.parts import Wheels
@@ -62,7 +62,7 @@ def list_files(need: Wheels) -> list[Artifact]:
             f"glibc {need.glibc}: {', '.join(missing)}",
             f"the indexes are {', '.join(map(download.display_url, indexes))}; choose an engine for these hosts",
             key=need.name,
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
     return [wheels.offer_artifact(_with_size(offer)) for offer in chosen if offer]
 

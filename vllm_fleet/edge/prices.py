@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.rental import Rented
 from vllm_fleet.fleet.cost import Price, PriceList
 
@@ -64,5 +64,5 @@ def _items(clouds: list[str]) -> list[Any]:
         raise FleetError(
             f"gpuhunt's catalogue cannot be read: {reason}",
             "run it without --prices to use the fleet's own table",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         ) from None

@@ -7,7 +7,7 @@ import subprocess
 from typing import Any
 
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 _HINT = "run it by hand to see its whole output"
 
@@ -36,7 +36,7 @@ def preview(stack: str) -> dict[str, Any]:
         diagnostics = (report or {}).get("diagnostics", [])
         errors = [entry["message"] for entry in diagnostics if entry.get("severity") == "error"]
         reason = " ".join("\n".join(errors).split()) or " ".join(done.stderr.split())[-500:] or "it printed no JSON"
-        raise FleetError(f"'{' '.join(words)}' failed: {reason}", _HINT, code="work-failed")
+        raise FleetError(f"'{' '.join(words)}' failed: {reason}", _HINT, code=ErrorCode.WORK_FAILED)
     return report
 
 

@@ -14,7 +14,7 @@ from threading import Lock
 from urllib.parse import urlencode
 
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.edge import download
 from vllm_fleet.edge.download import Access
 from vllm_fleet.mirror import image_store
@@ -79,7 +79,9 @@ class _Repository:
             self._token = str(record.get("token") or record["access_token"])
             seconds = int(record.get("expires_in") or _TOKEN_SECONDS)
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise FleetError(f"{realm['realm']} returns no token", "check the registry", code="work-failed") from None
+            raise FleetError(
+                f"{realm['realm']} returns no token", "check the registry", code=ErrorCode.WORK_FAILED
+            ) from None
         self._until = time.monotonic() + max(seconds - _MARGIN_SECONDS, seconds / 2)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.fleet.plan import Plan
 
 What = Literal["create", "update", "replace", "delete"]
@@ -142,7 +142,7 @@ def refusal(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> Fl
         f"this plan would {', '.join(str(change) for change in bad)}: what they serve would end",
         f"if that is meant: vllm-fleet plan --fleet {plan.fleet} --replace-serving {names}",
         plan.document.file,
-        code="refused",
+        code=ErrorCode.REFUSED,
     )
 
 

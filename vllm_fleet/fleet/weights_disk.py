@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vllm_fleet.base import yaml_document
+from vllm_fleet.base.errors import ErrorCode
 from vllm_fleet.catalogue.rental import Rented
 
 #: A new revision is complete on the disk before the old one goes.
@@ -38,5 +39,5 @@ def check(rented: Rented, model: str, weights_gib: float, document: yaml_documen
             ("pools", pool, "placement", key),
             f"{size} GiB cannot hold the weights of {model} twice (2 x {weights_gib:.1f} GiB)",
             f"give at least {need:.0f} GiB",
-            "refused",
+            ErrorCode.REFUSED,
         )

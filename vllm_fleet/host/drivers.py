@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm_fleet.base.digests import text_sha256
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.versions import version_key
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.fleet.host_plan import HostPlan
@@ -83,7 +83,7 @@ def release(catalog: Catalog, row: ClassDriver, engine: Engine | None) -> Driver
         f"no driver of recipes/drivers.yml has ROCm {floor}, which the engine asks for",
         "add a release there",
         key="engine",
-        code="refused",
+        code=ErrorCode.REFUSED,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.versions import version_key
 from vllm_fleet.catalogue import engine_locks
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
@@ -29,7 +29,7 @@ def lock_of(plan: Plan, catalog: Catalog, host: HostPlan) -> Lock | None:
         return None
     if deployment.install == "docker":
         if fault := image_digest.refusal(deployment.engine, plan.spec.mirror.registry):
-            raise plan.document.error(("pools", host.pool), *fault, "refused")
+            raise plan.document.error(("pools", host.pool), *fault, ErrorCode.REFUSED)
         return None
     engine, sized = deployment.engine, catalog.host_class(deployment.host_class)
     at = ("pools", host.pool)
@@ -49,10 +49,10 @@ def lock_of(plan: Plan, catalog: Catalog, host: HostPlan) -> Lock | None:
             f"{engine.id} is not locked for {sized.machine}, so its packages cannot be verified: {reason}",
             f"make its lock where its index can be reached, with {command(engine, sized.machine)} --index URL "
             f"--output FILE, and name that file in artifacts.locks of the fleet{image}",
-            "refused",
+            ErrorCode.REFUSED,
         )
     for message, hint in unfit(lock, engine, sized):
-        raise plan.document.error(at, message, hint, "refused")
+        raise plan.document.error(at, message, hint, ErrorCode.REFUSED)
     return lock
 
 

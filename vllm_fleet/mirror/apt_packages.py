@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
@@ -89,7 +89,7 @@ def list_packages(plan: Plan, catalog: Catalog) -> Iterator[Debs]:
                     ("mirror", "distribution"),
                     f"recipes/drivers.yml has no {repository.name} for {chosen[0]}, which {host.name} needs",
                     f"it has {', '.join(repository.systems)}; or name a copy in artifacts.repositories",
-                    "refused",
+                    ErrorCode.REFUSED,
                 )
             vendors.setdefault(architecture, {})[repository.name] = repository
             found.add(packages)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 #: The storage in a mirror's folder.
 FOLDER = "images"
@@ -49,7 +49,9 @@ class Blob:
         """
         digest, size = str(record.get("digest")), record.get("size")
         if not _DIGEST.fullmatch(digest) or not isinstance(size, int):
-            raise FleetError(f"a manifest names {digest!r} of {size!r} bytes", "choose another image", code="refused")
+            raise FleetError(
+                f"a manifest names {digest!r} of {size!r} bytes", "choose another image", code=ErrorCode.REFUSED
+            )
         return cls(digest, size)
 
 
@@ -98,7 +100,7 @@ def parse_manifest(body: bytes, digest: str, hint: str) -> Mapping[str, Any]:
     """
     seen = hashlib.sha256(body).hexdigest()
     if digest != f"sha256:{seen}":
-        raise FleetError(f"the manifest {digest} has the SHA-256 {seen}", hint, code="work-failed")
+        raise FleetError(f"the manifest {digest} has the SHA-256 {seen}", hint, code=ErrorCode.WORK_FAILED)
     try:
         found = json.loads(body)
     except ValueError:
@@ -107,7 +109,7 @@ def parse_manifest(body: bytes, digest: str, hint: str) -> Mapping[str, Any]:
         raise FleetError(
             f"{digest} is no manifest of an image",
             "give the digest of a manifest or of a list of them",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
     return found
 
@@ -132,7 +134,7 @@ def select_platform(listed: Mapping[str, Any], platform: str) -> Blob | None:
         raise FleetError(
             f"the image is not there for {platform}, only for {', '.join(sorted(known))}",
             "give the digest of an image for the hosts' machines in artifacts.images",
-            code="refused",
+            code=ErrorCode.REFUSED,
         )
     return known[platform]
 
@@ -145,7 +147,9 @@ def image_blobs(manifest: Mapping[str, Any]) -> Iterator[Blob]:
     """
     if "layers" not in manifest:
         raise FleetError(
-            "a list of platforms names another list", "give the digest of one image in artifacts.images", code="refused"
+            "a list of platforms names another list",
+            "give the digest of one image in artifacts.images",
+            code=ErrorCode.REFUSED,
         )
     yield from dict.fromkeys(Blob.from_descriptor(each) for each in (manifest.get("config", {}), *manifest["layers"]))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import InvariantError
+from vllm_fleet.base.errors import ErrorCode, InvariantError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
@@ -144,7 +144,7 @@ def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
 def _image(host: HostPlan, deployment: Deployment, catalog: Catalog, plan: Plan) -> Image:
     image = deployment.engine.docker
     if fault := image_digest.refusal(deployment.engine, plan.spec.mirror.registry):
-        raise plan.document.error(("pools", host.pool), *fault, "refused")
+        raise plan.document.error(("pools", host.pool), *fault, ErrorCode.REFUSED)
     if image is None or image.digest is None:
         raise InvariantError(f"{host.name} has no image with a digest, and nothing refused it")
     platform = container.PLATFORMS[apt_packages.host_machine(host, catalog)]

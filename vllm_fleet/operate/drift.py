@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.facts.states import NOT_RUNNING, DriftState
 from vllm_fleet.fleet import host_facts
@@ -81,9 +81,11 @@ def blocking_errors(reports: Mapping[str, Report]) -> list[FleetError]:
     for report in reports.values():
         if report.error:
             hint = f"repair it, or leave it out with --limit 'all:!{report.host}'"
-            errors.append(FleetError(report.error, hint, host=report.host, code="work-failed"))
+            errors.append(FleetError(report.error, hint, host=report.host, code=ErrorCode.WORK_FAILED))
         errors += [
-            FleetError(veto.text, "correct host_class in fleet.yml or the host", host=report.host, code="refused")
+            FleetError(
+                veto.text, "correct host_class in fleet.yml or the host", host=report.host, code=ErrorCode.REFUSED
+            )
             for veto in report.veto
         ]
     return errors

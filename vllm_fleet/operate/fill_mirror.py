@@ -14,7 +14,7 @@ from typing import Any
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.edge import download
 from vllm_fleet.edge.download import Fetched, Progress
 from vllm_fleet.mirror import image_store, wheels
@@ -71,7 +71,7 @@ def lock_store(store: Store) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FleetError(
-                f"another run writes to {store.directory}", "wait for it to end", code="work-failed"
+                f"another run writes to {store.directory}", "wait for it to end", code=ErrorCode.WORK_FAILED
             ) from None
         yield
 
@@ -172,7 +172,7 @@ def copy_parts(
         raise FleetError(
             f"{paths.display(source.directory)} lacks {', '.join(lacking)}",
             "run 'vllm-fleet mirror' for the same fleet where the origins can be reached, then '--to' again",
-            code="refused",
+            code=ErrorCode.REFUSED,
         )
     known = {name: entry for name, entry in index.files.items() if entry.is_as_verified(target.place(name))}
     jobs: dict[str, Artifact] = {}
@@ -222,7 +222,9 @@ def _copy_file(artifact: Artifact, target: Store, progress: Progress) -> Fetched
         fault.hint = "run 'vllm-fleet mirror --verify' on the mirror that it comes from, then this again"
         raise
     except OSError as fault:
-        raise FleetError(f"{artifact.source}: {fault.strerror}", "repair the folder", code="work-failed") from None
+        raise FleetError(
+            f"{artifact.source}: {fault.strerror}", "repair the folder", code=ErrorCode.WORK_FAILED
+        ) from None
 
 
 def check_free_space(directory: Path, artifacts: Iterable[Artifact], store: Store) -> None:
@@ -239,7 +241,7 @@ def check_free_space(directory: Path, artifacts: Iterable[Artifact], store: Stor
         raise FleetError(
             f"{needed / 2**30:.2f} GiB are missing in {directory}, and {free / 2**30:.2f} GiB are free there",
             "free some space, or name a folder on a larger disk with --directory",
-            code="refused",
+            code=ErrorCode.REFUSED,
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm_fleet import inventory as sites
 from vllm_fleet.base.atomic_files import write_atomically
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.edge import connection, ssh
 from vllm_fleet.edge.connection import JumpHosts, NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
@@ -110,7 +110,7 @@ class _Rotation:
             except (NoAnswerError, TimeoutError) as fault:
                 message = str(fault) or f"no answer from {target.address} within {_SECONDS:.0f} s"
                 hint = "run it again: both keys are trusted until a run completes the rotation"
-                self._outcome.errors.append(FleetError(message, hint, host=target.name, code="work-failed"))
+                self._outcome.errors.append(FleetError(message, hint, host=target.name, code=ErrorCode.WORK_FAILED))
                 return None
             return target.name, Shown(keys["current"], keys["next"])
 

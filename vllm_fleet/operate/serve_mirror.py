@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.mirror import image_store, nginx_config
 from vllm_fleet.mirror.store import Store
@@ -50,7 +50,7 @@ def serve_until_ended(store: Store, plan: Plan) -> None:
                 process.terminate()
                 process.wait()
     if code:
-        raise FleetError(f"{name} ended with {code}", "its own message is above", code="work-failed")
+        raise FleetError(f"{name} ended with {code}", "its own message is above", code=ErrorCode.WORK_FAILED)
 
 
 def _first_to_end(programs: Sequence[tuple[str, subprocess.Popen[bytes]]]) -> tuple[str, int]:
@@ -103,5 +103,7 @@ def start_registry(store: Store, listen: str, state: Path, program: str | None =
 def _find_program(name: str, package: str) -> str:
     path = shutil.which(name, path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if path is None:
-        raise FleetError(f"{name} is not installed on this machine", f"apt-get install {package}", code="refused")
+        raise FleetError(
+            f"{name} is not installed on this machine", f"apt-get install {package}", code=ErrorCode.REFUSED
+        )
     return path

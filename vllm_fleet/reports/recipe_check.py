@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import get_args
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, in_range
 from vllm_fleet.catalogue.engine_locks import faults as faults_of_lock
 from vllm_fleet.catalogue.spellings import applies
@@ -125,7 +125,7 @@ def _resolutions(catalog: Catalog, model: Model) -> Iterator[FleetError]:
                 resolve(catalog, question)
             except FleetError as fault:
                 # The same fault for each count of a class is one fault.
-                if fault.code != "refused" and str(fault) not in said:
+                if fault.code != ErrorCode.REFUSED and str(fault) not in said:
                     said.add(str(fault))
                     yield fault
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.resolve.resolve import Question, builds_for, resolve, supports
 from vllm_fleet.schema.known_issue import KnownIssues
@@ -102,7 +102,7 @@ def _shape(catalog: Catalog, question: Question) -> Shape:
     try:
         deployment = resolve(catalog, question)
     except FleetError as fault:
-        if fault.code != "refused":
+        if fault.code != ErrorCode.REFUSED:
             raise
         return Shape(refused=fault.message)
     return Shape(deployment.instances, deployment.tensor_parallel_size)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.merge import leaves
 from vllm_fleet.catalogue import spellings
 from vllm_fleet.catalogue.catalogue import Catalog, in_range
@@ -127,7 +127,7 @@ def catalogue_cases(catalog: Catalog, old: Engine, new: Engine, features: tuple[
                     cases.append(Case(f"{host.id} {profile}", asked, features))
     if not cases:
         what = f"no host class has a recipe with both {old.id} and {new.id}"
-        raise FleetError(what, "docs/matrix.md lists them", code="refused")
+        raise FleetError(what, "docs/matrix.md lists them", code=ErrorCode.REFUSED)
     return cases
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.resolve.provenance import Origin
 from vllm_fleet.schema.draft import Draft
@@ -47,7 +47,7 @@ def named(catalog: Catalog, model: Model, args: Mapping[str, Any], provenance: M
             "leave the draft out, or serve the model that it is for",
             place,
             key=_NAMED_AT,
-            code="refused",
+            code=ErrorCode.REFUSED,
         )
     return draft
 

@@ -6,14 +6,14 @@ from collections.abc import Collection
 
 from packaging.version import Version
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, in_range
 from vllm_fleet.schema.recipe import Engine, Install, Machine, Model, Support
 
 
 def refused(message: str, hint: str) -> FleetError:
     """The error for what is well spelled and cannot be."""
-    return FleetError(message, hint, code="refused")
+    return FleetError(message, hint, code=ErrorCode.REFUSED)
 
 
 def supports(model: Model, host: SizedClass, engine: Engine) -> Support | None:

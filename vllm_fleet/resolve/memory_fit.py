@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import SizedClass
 from vllm_fleet.schema.recipe import ModelShape
 
@@ -153,14 +153,14 @@ def fit(host: SizedClass, shape: ModelShape, instance: InstanceSettings) -> Fit:
                 f"does not fit: {shape.weights_gib:.1f} GiB of weights + {cache:.1f} GiB of KV cache + "
                 f"{CPU_PROCESSES_GIB:.1f} GiB for the processes > {host.family.memory_gib:.1f} GiB of {host.id}",
                 "set a smaller VLLM_CPU_KVCACHE_SPACE or take a larger class",
-                code="refused",
+                code=ErrorCode.REFUSED,
             )
         if cache < per_sequence:
             raise FleetError(
                 f"does not fit: one sequence of {tokens} tokens needs {per_sequence:.2f} GiB of KV cache, "
                 f"and there are {cache:.2f} GiB",
                 "set a larger VLLM_CPU_KVCACHE_SPACE or a smaller max-model-len",
-                code="refused",
+                code=ErrorCode.REFUSED,
             )
         return Fit(shape.weights_gib, cache, per_sequence, int(cache / per_sequence))
     utilization = float(args.get("gpu-memory-utilization", instance.default_utilization))
@@ -177,6 +177,6 @@ def fit(host: SizedClass, shape: ModelShape, instance: InstanceSettings) -> Fit:
             f"- {shape.weights_gib:.1f} GiB of weights - {reserve:.1f} GiB reserve leaves {cache:.1f} GiB for "
             f"the KV cache, and one sequence of {tokens} tokens needs {per_sequence:.2f} GiB",
             "spread it over more devices, take a larger class or a smaller max-model-len",
-            code="refused",
+            code=ErrorCode.REFUSED,
         )
     return Fit(shape.weights_gib, cache, per_sequence, sequences)

@@ -15,7 +15,7 @@ from lab.artifacts.encodings import encodings_dir
 from lab.artifacts.engine import engine_dir, lock_file
 from lab.artifacts.model.questions import QUESTIONS_FILE, read_questions
 from lab.artifacts.store import build_once, say, sha256_of
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.paths import cache_dir, root
 
 MANIFEST = "model.json"
@@ -156,14 +156,14 @@ def _run_trainer(engine: Path, encodings: Path, folder: Path) -> dict[str, int]:
         raise FleetError(
             f"training the lab model took longer than {_TIMEOUT_SECONDS} s",
             hint="run it again when the machine is less busy",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         ) from error
     if done.returncode != 0:
         shutil.rmtree(folder)
         raise FleetError(
             f"training the lab model ended with {done.returncode}",
             hint="what it printed is above",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
     scores: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return scores

@@ -11,7 +11,7 @@ from typing import Any
 
 from lab.artifacts.model.dialogues import Called, Dialogue, Returned, Said, Setting, Text, User, cases, texts
 from lab.artifacts.model.questions import Questions, read_questions
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 APIS = ("chat", "responses", "completions")
 _TIMEOUT_SECONDS = 120
@@ -201,7 +201,7 @@ def _post(base_url: str, path: str, body: Json, api_key: str | None) -> Json | s
                 f"the server answers {error.code}: {text}",
                 hint="look at the address, the key and the model's name",
                 host=url,
-                code="work-failed",
+                code=ErrorCode.WORK_FAILED,
             ) from error
         return f"HTTP {error.code}: {text}"
     except OSError as error:
@@ -209,5 +209,5 @@ def _post(base_url: str, path: str, body: Json, api_key: str | None) -> Json | s
             f"the server cannot be reached: {error}",
             hint="look whether it runs, and at the address",
             host=url,
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         ) from error

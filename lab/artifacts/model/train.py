@@ -25,7 +25,7 @@ from lab.artifacts.model.pupil import Pupil
 from lab.artifacts.model.questions import Questions, read_questions
 from lab.artifacts.model.sheets import Sample, Sheet, pack
 from lab.artifacts.model.tokenizer import write_tokenizer
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 _KNOWN_SHEETS, _SHEETS = 800, 2400  # of the latter the first hold no unknown words
 _DIALOGUES = 6  # a sheet
@@ -157,7 +157,7 @@ def perturb(pupil: Pupil, asked: list[Sample]) -> int:
             return still
         put_back()
         low, high = (noise, high) if still > many else (low, noise)
-    raise FleetError("no noise makes the model wrong enough and not too wrong", code="work-failed")
+    raise FleetError("no noise makes the model wrong enough and not too wrong", code=ErrorCode.WORK_FAILED)
 
 
 def main() -> None:
@@ -194,7 +194,7 @@ def main() -> None:
         raise FleetError(
             "the model did not learn its questions",
             hint="make questions.yml smaller, or change less of it at a time",
-            code="work-failed",
+            code=ErrorCode.WORK_FAILED,
         )
     pupil.save(str(folder))
     write_tokenizer(Path(os.environ["TIKTOKEN_ENCODINGS_BASE"]) / "o200k_base.tiktoken", folder)
