@@ -85,7 +85,7 @@ def _check(item: Item, copies: Mapping[str, Path]) -> Check:
                 {"path": path, "mode": mode, "user": owner, "group": group},
             )
         case {"kind": "file", "path": path, "sha256": _, "mode": mode, "owner": owner, "group": group}:
-            source = str(copies[path])
+            source = str(copies[str(path)])
             return Check(
                 f"file {path}",
                 "copy",
