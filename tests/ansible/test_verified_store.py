@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from vllm_fleet.base import paths
+from vllm_fleet.host.manifest_items import store_item
 from vllm_fleet.on_host import probe
 
 MODULE = paths.root() / "plugins" / "modules" / "verified_store.py"
@@ -50,8 +51,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_it_stamps_is_what_the_probe_trusts(folder: Path) -> None:
     files = {"weights": sha256("w")}
-    item = {"path": str(folder), "stamp": ".verified.json", "files": files}
-    assert probe.check_store(item) == "is not complete"
+    item = store_item("model_store", str(folder), ".verified.json", files)
+    assert probe.check_store(item) == ("incomplete", "is not complete")
     first = run(folder, files)
     assert (first["changed"], first["verified"]) == (True, ["weights"])
     assert probe.check_store(item) is None
