@@ -74,7 +74,7 @@ RIGHT = (paths.root() / "recipes" / "engines" / "locks" / f"{CPU}-x86_64.txt").r
         (None, {}, "there is no"),
         ("torch==2.0\n", {}, "is no lock"),
         (RIGHT.replace(f"# engine: {CPU}", "# engine: another"), {}, "is for the engine another"),
-        (RIGHT, {"vllm-9": "own.txt"}, "is no engine"),
+        (RIGHT, {"vllm-9": "own.txt"}, "there is no engine"),
     ],
 )
 def test_a_lock_that_is_wrong_is_told_by_check_and_plan_alike(

@@ -1,4 +1,4 @@
-"""NVIDIA's container toolkit: what a host of a fleet gets of it, and from where."""
+"""NVIDIA's container toolkit on the hosts of a fleet: versions and repository."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllm_fleet.host.container import Toolkit
 
 
 def of_host(plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem | None = None) -> Toolkit | None:
-    """The container toolkit of a host of a fleet; None for one that has no NVIDIA GPUs or no containers.
+    """The container toolkit of a host; None for a host without NVIDIA GPUs or without containers.
 
     Args:
         plan: the fleet.
@@ -20,7 +20,7 @@ def of_host(plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem
         mirror: the fleet's mirror, where it has packages.
 
     Raises:
-        FleetError: the fleet names a repository or a key that is not there.
+        FleetError: the fleet names a repository or a key file that does not exist.
     """
     deployment = host.deployment
     if deployment is None or deployment.install != "docker":
@@ -29,5 +29,5 @@ def of_host(plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem
     if sized.family.vendor != "nvidia":
         return None
     recipe = catalog.drivers.container_toolkit
-    found = apt_repositories.of(catalog, recipe.repository, sized.machine, apt_repositories.copies(plan))
-    return Toolkit(found.served_by(mirror), recipe.packages, drivers.mode_of(plan, host) == "managed")
+    repository = apt_repositories.of(catalog, recipe.repository, sized.machine, apt_repositories.copies(plan))
+    return Toolkit(repository.served_by(mirror), recipe.packages, drivers.mode_of(plan, host) == "managed")
