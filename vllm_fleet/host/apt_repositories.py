@@ -94,7 +94,7 @@ class Repository:
         return replace(self, systems={mirror.system: mirrored}, key=key)
 
 
-def copies(plan: Plan) -> Copies:
+def fleet_copies(plan: Plan) -> Copies:
     """The copies of repositories that a fleet names.
 
     Raises:
@@ -107,7 +107,7 @@ def copies(plan: Plan) -> Copies:
     }
 
 
-def of(catalog: Catalog, name: str, machine: Machine, own: Copies) -> Repository:
+def choose_repository(catalog: Catalog, name: str, machine: Machine, own: Copies) -> Repository:
     """A repository for one kind of processor: the fleet's own copy, else the vendor's.
 
     Args:
@@ -129,7 +129,7 @@ def of(catalog: Catalog, name: str, machine: Machine, own: Copies) -> Repository
     return Repository(name, systems, recipe.key, recipe.pin)
 
 
-def pins(repositories: Iterable[Repository], *, in_mirror: bool) -> list[str]:
+def apt_pins(repositories: Iterable[Repository], *, in_mirror: bool) -> list[str]:
     """Pins for apt that prefer the vendors to the distribution, which may have packages with the same names.
 
     Args:

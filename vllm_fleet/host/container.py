@@ -136,7 +136,7 @@ class Image:
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
-def run_words(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> list[str]:
+def run_options(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> list[str]:
     """The options of ``docker run`` that do not depend on the host's accounts, without values of variables.
 
     Args:
@@ -158,14 +158,14 @@ def run_words(image: Image, deployment: Deployment, model: str, cache: str, name
     return words + [f"--env={name}" for name in sorted({*names, *deployment.env, *_ACCOUNT})]
 
 
-def start_env(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> dict[str, str]:
-    """The variables of the unit that describe the container; arguments as for :func:`run_words`."""
+def image_env(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the unit that describe the container; arguments as for :func:`run_options`."""
     home = {"HF_HOME": f"{cache}/huggingface"}
-    words = run_words(image, deployment, model, cache, {**names, **home})
+    words = run_options(image, deployment, model, cache, {**names, **home})
     return {**home, "VLLM_FLEET_IMAGE": image.reference, "VLLM_FLEET_RUN": shlex.join(words)}
 
 
-def variables(image: Image) -> dict[str, Any]:
+def image_variables(image: Image) -> dict[str, Any]:
     """The variables of the roles container_engine and vllm_image."""
     toolkit = image.toolkit
     return {
@@ -183,7 +183,7 @@ def variables(image: Image) -> dict[str, Any]:
     }
 
 
-def items(image: Image) -> Iterator[dict[str, Any]]:
+def image_items(image: Image) -> Iterator[dict[str, Any]]:
     """The manifest items of the roles container_engine and vllm_image."""
     file = {"role": _ENGINE_ROLE, "kind": "file", "mode": "0644", "owner": "root", "group": "root"}
     for name in PACKAGES:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
-from vllm_fleet.host import apt_repositories, drivers
-from vllm_fleet.host.apt_repositories import MirroredSystem
+from vllm_fleet.host import drivers
+from vllm_fleet.host.apt_repositories import MirroredSystem, choose_repository, fleet_copies
 from vllm_fleet.host.container import Toolkit
 
 
-def of_host(plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem | None = None) -> Toolkit | None:
+def host_toolkit(plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem | None = None) -> Toolkit | None:
     """The container toolkit of a host; None for a host without NVIDIA GPUs or without containers.
 
     Args:
@@ -29,5 +29,5 @@ def of_host(plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem
     if sized.family.vendor != "nvidia":
         return None
     recipe = catalog.drivers.container_toolkit
-    repository = apt_repositories.of(catalog, recipe.repository, sized.machine, apt_repositories.copies(plan))
-    return Toolkit(repository.served_by(mirror), recipe.packages, drivers.mode_of(plan, host) == "managed")
+    repository = choose_repository(catalog, recipe.repository, sized.machine, fleet_copies(plan))
+    return Toolkit(repository.served_by(mirror), recipe.packages, drivers.driver_mode(plan, host) == "managed")

@@ -13,7 +13,7 @@ from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import apt_repositories
-from vllm_fleet.host.apt_repositories import MirroredSystem, Repository
+from vllm_fleet.host.apt_repositories import MirroredSystem, Repository, choose_repository
 from vllm_fleet.host.manifest import Item, Manifest, file_item
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.schema.driver import ClassDriver, DriverMode, DriverRelease
@@ -62,12 +62,12 @@ def default_mode(cloud: str) -> DriverMode:
     return "managed" if cloud in ("static", "lab") else "verified"
 
 
-def mode_of(plan: Plan, host: HostPlan) -> DriverMode:
+def driver_mode(plan: Plan, host: HostPlan) -> DriverMode:
     """Whether this project installs the driver of a host or only verifies it."""
     return plan.spec.pools[host.pool].driver or default_mode(host.cloud)
 
 
-def release(catalog: Catalog, row: ClassDriver, engine: Engine | None) -> DriverRelease:
+def choose_release(catalog: Catalog, row: ClassDriver, engine: Engine | None) -> DriverRelease:
     """The first release of a class that has the ROCm that an engine requires.
 
     Raises:
@@ -107,7 +107,7 @@ class DriverChoice:
     mirror: MirroredSystem | None = None
 
 
-def for_host(catalog: Catalog, sized: SizedClass, choice: DriverChoice) -> HostDriver | None:
+def choose_driver(catalog: Catalog, sized: SizedClass, choice: DriverChoice) -> HostDriver | None:
     """The driver of a host; None for a class without one.
 
     Args:
@@ -121,7 +121,7 @@ def for_host(catalog: Catalog, sized: SizedClass, choice: DriverChoice) -> HostD
     row = catalog.drivers.classes[sized.family.name]
     if not row.releases:
         return None
-    chosen = release(catalog, row, choice.engine)
+    chosen = choose_release(catalog, row, choice.engine)
     vendor, role, managed = chosen.vendor, ROLES[chosen.vendor], choice.mode == "managed"
     switches = sized.count in row.fabric_manager
     packages = dict(chosen.packages)
@@ -129,7 +129,7 @@ def for_host(catalog: Catalog, sized: SizedClass, choice: DriverChoice) -> HostD
         packages |= chosen.fabric_manager.packages
     packages |= chosen.imex if row.imex else {}
     others = row.fabric_packages if switches else []
-    origins = tuple(apt_repositories.of(catalog, name, sized.machine, choice.copies) for name in chosen.repositories)
+    origins = tuple(choose_repository(catalog, name, sized.machine, choice.copies) for name in chosen.repositories)
     repositories = [origin.served_by(choice.mirror) for origin in origins]
     holds = [*catalog.drivers.holds[vendor].packages, *catalog.drivers.kernel.packages]
     pins = _preferences(repositories, packages, in_mirror=choice.mirror is not None)
@@ -166,7 +166,9 @@ def for_host(catalog: Catalog, sized: SizedClass, choice: DriverChoice) -> HostD
     return HostDriver(role, variables, tuple(items), facts, origins if managed else ())
 
 
-def of_host(plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem | None = None) -> HostDriver | None:
+def host_driver(
+    plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem | None = None
+) -> HostDriver | None:
     """The driver of a host of a fleet; None for a class without one.
 
     Args:
@@ -182,14 +184,14 @@ def of_host(plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem
     if deployment is None:
         return None
     choice = DriverChoice(
-        mode=mode_of(plan, host),
+        mode=driver_mode(plan, host),
         engine=deployment.engine,
-        copies=apt_repositories.copies(plan),
+        copies=apt_repositories.fleet_copies(plan),
         reboot=plan.access.reboot,
         lab=host.cloud == "lab",
         mirror=mirror,
     )
-    return for_host(catalog, catalog.host_class(deployment.host_class), choice)
+    return choose_driver(catalog, catalog.host_class(deployment.host_class), choice)
 
 
 def _nvidia_items(managed: bool, switches: bool, chosen: DriverRelease) -> list[Item]:
@@ -219,7 +221,7 @@ def _amd_items(lab: bool) -> list[Item]:
 
 def _preferences(repositories: Iterable[Repository], packages: Mapping[str, str], *, in_mirror: bool) -> str:
     """Pins for apt: exactly these versions, and the vendor before the distribution."""
-    stanzas = [f"# {_MADE}", *apt_repositories.pins(repositories, in_mirror=in_mirror)]
+    stanzas = [f"# {_MADE}", *apt_repositories.apt_pins(repositories, in_mirror=in_mirror)]
     # Above 1000, so that apt also installs an older version.
     stanzas += [f"Package: {name}\nPin: version {packages[name]}\nPin-Priority: 1001" for name in sorted(packages)]
     return "\n\n".join(stanzas) + "\n"

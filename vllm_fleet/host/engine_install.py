@@ -18,7 +18,7 @@ from vllm_fleet.resolve.deployment import Deployment
 from vllm_fleet.schema.recipe import Engine, Machine
 
 
-def lock_of(plan: Plan, catalog: Catalog, host: HostPlan) -> Lock | None:
+def host_lock(plan: Plan, catalog: Catalog, host: HostPlan) -> Lock | None:
     """The lock that a host's engine is installed from; None if it is an image, or the host is a gateway.
 
     Raises:
@@ -38,7 +38,7 @@ def lock_of(plan: Plan, catalog: Catalog, host: HostPlan) -> Lock | None:
         raise plan.document.error(
             ("artifacts", "locks", engine.id),
             f"{own.file} {'; '.join(wrong)}",
-            f"run {command(engine, sized.machine)} again",
+            f"run {lock_command(engine, sized.machine)} again",
         )
     lock = own or catalog.lock(engine, sized.machine)
     if lock is None:
@@ -47,26 +47,26 @@ def lock_of(plan: Plan, catalog: Catalog, host: HostPlan) -> Lock | None:
         raise plan.document.error(
             at,
             f"{engine.id} is not locked for {sized.machine}, so its packages cannot be verified: {reason}",
-            f"run {command(engine, sized.machine)} --index URL --output FILE where its index is reachable, and name "
-            f"that file in artifacts.locks of the fleet{image}",
+            f"run {lock_command(engine, sized.machine)} --index URL --output FILE where its index is reachable, "
+            f"and name that file in artifacts.locks of the fleet{image}",
             "refused",
         )
-    for message, hint in unfit(lock, engine, sized):
+    for message, hint in lock_misfits(lock, engine, sized):
         raise plan.document.error(at, message, hint, "refused")
     return lock
 
 
-def locked(plan: Plan, catalog: Catalog) -> Plan:
+def with_engine_locks(plan: Plan, catalog: Catalog) -> Plan:
     """The plan with engine directories that are named by the locks of the fleet and the recipes.
 
     Raises:
-        FleetError: as :func:`lock_of`, or the fleet has a lock for an unknown engine.
+        FleetError: as :func:`host_lock`, or the fleet has a lock for an unknown engine.
     """
-    raise_all(list(faults(plan, catalog)))
+    raise_all(list(lock_faults(plan, catalog)))
     return replace(plan, hosts=tuple(_with_directory(plan, catalog, host) for host in plan.hosts))
 
 
-def faults(plan: Plan, catalog: Catalog) -> Iterator[FleetError]:
+def lock_faults(plan: Plan, catalog: Catalog) -> Iterator[FleetError]:
     """The errors in the locks that a fleet names, each once."""
     for name in plan.spec.artifacts.locks:
         if name not in catalog.engines:
@@ -82,7 +82,7 @@ def faults(plan: Plan, catalog: Catalog) -> Iterator[FleetError]:
     )
 
 
-def missing(plan: Plan, catalog: Catalog) -> tuple[FleetError, ...]:
+def unpinned_engines(plan: Plan, catalog: Catalog) -> tuple[FleetError, ...]:
     """The engines that are not pinned yet: their hosts can be planned and created, but ``site.yml`` refuses them."""
     return tuple(_refused(plan, catalog, plan.hosts))
 
@@ -91,7 +91,7 @@ def _refused(plan: Plan, catalog: Catalog, hosts: Iterable[HostPlan]) -> Iterato
     messages = set()
     for host in hosts:
         try:
-            lock_of(plan, catalog, host)
+            host_lock(plan, catalog, host)
         except FleetError as fault:
             if fault.message not in messages:
                 yield fault
@@ -99,7 +99,7 @@ def _refused(plan: Plan, catalog: Catalog, hosts: Iterable[HostPlan]) -> Iterato
 
 
 def _with_directory(plan: Plan, catalog: Catalog, host: HostPlan) -> HostPlan:
-    lock = lock_of(plan, catalog, host)
+    lock = host_lock(plan, catalog, host)
     if lock is None or host.deployment is None:
         return host
     named = engine_locks.directory_id(host.deployment.engine, lock)
@@ -111,26 +111,27 @@ def _own(plan: Plan, engine: Engine, machine: Machine) -> Lock | None:
     name = plan.spec.artifacts.locks.get(engine.id)
     if name is None:
         return None
-    hint = f"run {command(engine, machine)} --index URL --output FILE"
+    hint = f"run {lock_command(engine, machine)} --index URL --output FILE"
     return engine_locks.read(plan.artifact(f"locks.{engine.id}", name.replace("{machine}", machine), hint).resolve())
 
 
-def unfit(lock: Lock, engine: Engine, sized: SizedClass) -> Iterator[tuple[str, str]]:
+def lock_misfits(lock: Lock, engine: Engine, sized: SizedClass) -> Iterator[tuple[str, str]]:
     """The reasons why a class cannot use a lock, each with what to do."""
     floor = sized.family.facts.cuda_min
     if engine.accelerator == "cuda" and floor and version_key(lock.cuda or "0") < version_key(floor):
         yield (
             f"{engine.id} is locked for CUDA {lock.cuda}, and {sized.id} needs {floor} or newer",
-            f"make a lock from an index with builds for CUDA {floor}: {command(engine, sized.machine)} --index URL",
+            f"make a lock from an index with builds for CUDA {floor}: "
+            f"{lock_command(engine, sized.machine)} --index URL",
         )
 
 
-def command(engine: Engine, machine: Machine) -> str:
+def lock_command(engine: Engine, machine: Machine) -> str:
     """The command that makes a lock."""
     return f"'python -m tools.locks --engine {engine.id} --machine {machine}'"
 
 
-def variables(deployment: Deployment, lock: Lock) -> dict[str, Any]:
+def engine_variables(deployment: Deployment, lock: Lock) -> dict[str, Any]:
     """The variables of the role vllm_engine."""
     engine = deployment.engine
     platform, release = lock.platform if engine.accelerator != "cpu" else ("cpu", "")

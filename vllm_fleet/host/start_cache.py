@@ -8,7 +8,7 @@ import json
 from vllm_fleet.resolve.deployment import Deployment
 
 
-def key(deployment: Deployment, revision: str, arch: str, driver: str | None) -> str:
+def start_cache_key(deployment: Deployment, revision: str, arch: str, driver: str | None) -> str:
     """The name of the caches of a start: hosts with the same name compile the same code.
 
     Args:

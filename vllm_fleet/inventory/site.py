@@ -53,14 +53,14 @@ class Site:
     def _gateways(self) -> Mapping[str, SiteHost]:
         return {host.plan.name: host for host in self.hosts if host.plan.kind == "gateway"}
 
-    def door(self, host: SiteHost) -> SiteHost | None:
+    def jump_host(self, host: SiteHost) -> SiteHost | None:
         """The gateway through which SSH reaches a host; None: directly."""
         return self._gateways[host.location.jump] if host.location.jump else None
 
     def ssh_arguments(self, host: SiteHost) -> str:
         """The options that ``ssh`` needs to reach a host, besides address, port and user."""
-        door = self.door(host)
-        jump = (door.location.user, door.location.address, door.location.port) if door else None
+        gateway = self.jump_host(host)
+        jump = (gateway.location.user, gateway.location.address, gateway.location.port) if gateway else None
         return ssh_routes.arguments(self.known_hosts_file, jump, self.private_key_file)
 
     @cached_property
