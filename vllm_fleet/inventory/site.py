@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base import paths
+from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.fleet import ssh_routes
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
@@ -69,7 +69,7 @@ class Site:
 
         It differs for each fleet: two fleets may have the same private address, and Ansible names a connection by it.
         """
-        return f"~/.ansible/cp/{hashlib.sha256(str(self.plan.directory.resolve()).encode()).hexdigest()[:8]}"
+        return f"~/.ansible/cp/{text_sha256(str(self.plan.directory.resolve()))[:8]}"
 
     @cached_property
     def private_key_file(self) -> Path | None:
