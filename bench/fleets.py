@@ -1,4 +1,4 @@
-"""The fleets of the benchmark: N names for N loopback addresses, all of them gateways, as the project's own files."""
+"""The fleets of the benchmark, as files: N gateways with N names and N loopback addresses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST = 4 * _PER_NETWORK
 
 
 def fleet_name(count: int) -> str:
-    """The name of the fleet of that many hosts."""
+    """The name of the fleet with that many hosts."""
     return f"bench-{count}"
 
 
@@ -36,15 +36,15 @@ def address(number: int) -> str:
 
 
 def fleet_text(count: int, host_key: str, private_key: Path) -> str:
-    """``fleet.yml`` of that many hosts.
+    """``fleet.yml`` for that many hosts.
 
     Args:
         count: how many hosts.
         host_key: their SSH host key, ``type base64``; all of them are one machine.
-        private_key: the private key of who logs in.
+        private_key: the file of the private key that logs in.
     """
     lines = [
-        "# Made by the benchmark: every host is a gateway, as those need no GPU and no model.",
+        "# Made by the benchmark: every host is a gateway, because a gateway needs no GPU and no model.",
         f"fleet: {fleet_name(count)}",
         "defaults: {model: vllm-fleet/lab-gpt-oss}",
         "pools:",
@@ -71,7 +71,7 @@ def known_hosts_text(count: int, host_key: str) -> str:
 
 
 def write(folder: Path, count: int, host_key: str, private_key: Path) -> Path:
-    """Writes a fleet's folder below the folder of all fleets and returns it."""
+    """Writes the folder of a fleet below the folder of all fleets and returns it."""
     home = folder / fleet_name(count)
     home.mkdir(parents=True)
     (home / "fleet.yml").write_text(fleet_text(count, host_key, private_key), encoding="utf-8")

@@ -29,18 +29,18 @@ description:
   - After the probe of the same run, the groups needs_ROLE hold the hosts whose drift that role owns.
 options:
   plugin:
-    description: Not used; the plugin takes every file called fleet.yml.
+    description: Not used; the plugin accepts every file called fleet.yml.
     type: str
 """
 
 
 class InventoryModule(BaseInventoryPlugin):
-    """Thin: all shaping of data is in :mod:`vllm_fleet.inventory`."""
+    """Passes what :mod:`vllm_fleet.inventory` returns to Ansible."""
 
     NAME = "fleet"
 
     def verify_file(self, path: str) -> bool:
-        """Takes files called ``fleet.yml``."""
+        """Accepts files called ``fleet.yml``."""
         readable = super().verify_file(path)  # type: ignore[no-untyped-call] # Ansible gives it no types
         return readable and Path(path).name == "fleet.yml"
 
@@ -51,9 +51,9 @@ class InventoryModule(BaseInventoryPlugin):
             fleet = drift.load_site_of_run(Path(path).resolve().parent)
             self._fill(inventory, fleet, loader)
         except FleetError as fault:
-            # Not AnsibleParserError: Ansible would try its other plugins on the same file and bury this under theirs.
-            for each in (fault, *fault.others):
-                Display().error(str(each), wrap_text=False)
+            # Not AnsibleParserError: Ansible would try its other plugins on this file and print their errors too.
+            for error in (fault, *fault.others):
+                Display().error(str(error), wrap_text=False)
             raise SystemExit(fault.exit_code) from None
 
     def _fill(self, data: InventoryData, fleet: inventory.Site, loader: DataLoader) -> None:
@@ -74,9 +74,9 @@ class InventoryModule(BaseInventoryPlugin):
         key = fleet.private_key_file
         if other := data.hosts.get(host.plan.name):
             raise FleetError(
-                f"the host {host.plan.name} is in the fleet {other.vars.get('fleet_name', '?')} too, which is read "
-                "before",
-                "give pools other names, or gateways another gateway.name, in one of them",
+                f"the host {host.plan.name} is in the fleet {other.vars.get('fleet_name', '?')} too, which Ansible "
+                "read before",
+                "rename the pool, or set another gateway.name, in one of them",
                 fleet.plan.document.file,
             )
         name = data.add_host(host.plan.name)

@@ -27,14 +27,16 @@ from vllm_fleet.on_host import manifest_items, probe
 def driver_items(catalog: Catalog) -> Iterator[Item]:
     for sized in catalog.sized_classes():
         for mode in ("managed", "verified"):
-            if driver := drivers.for_host(catalog, sized, drivers.DriverChoice(mode=mode)):
+            if driver := drivers.choose_driver(catalog, sized, drivers.DriverChoice(mode=mode)):
                 yield from driver.items
 
 
 def image_items(catalog: Catalog) -> Iterator[Item]:
     install = next(engine.docker for engine in catalog.engines.values() if engine.docker)
     for vendor in ("nvidia", "amd", "cpu"):
-        yield from container.items(container.Image(install, "x86_64", vendor, container.Registry("r:5000", "PEM")))
+        yield from container.image_items(
+            container.Image(install, "x86_64", vendor, container.Registry("r:5000", "PEM"))
+        )
 
 
 @pytest.fixture

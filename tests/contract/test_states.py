@@ -244,7 +244,7 @@ def test_vetoes_and_repairs(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(gpu_facts, "_MORE_FOLDER", str(tmp_path))
-    driver = drivers.for_host(catalog, catalog.host_class("h100-8"), drivers.DriverChoice(mode=mode))
+    driver = drivers.choose_driver(catalog, catalog.host_class("h100-8"), drivers.DriverChoice(mode=mode))
     assert driver
     manifest = Manifest("a", (), {**wanted_facts(catalog.host_class("h100-8")), **driver.facts})
 

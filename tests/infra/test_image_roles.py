@@ -95,7 +95,7 @@ class Box:
             "ansible_ssh_private_key_file": str(self.folder / "login"),
             "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.folder / 'known_hosts'}",
         }
-        hosts = {each.name: {**reached, **container.variables(each.image)} for each in plays}
+        hosts = {each.name: {**reached, **container.image_variables(each.image)} for each in plays}
         (self.folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}, sort_keys=False))
         book = [one_run.play({each.name: each.roles for each in plays}, become=False)]
         (self.folder / "play.yml").write_text(yaml.safe_dump(book))

@@ -46,7 +46,7 @@ def families(catalog: Catalog) -> list[str]:
 
 def got(catalog: Catalog, name: str, **options: Any) -> drivers.HostDriver:
     choice = drivers.DriverChoice(options.pop("mode", "managed"), **options)
-    found = drivers.for_host(catalog, catalog.host_class(name), choice)
+    found = drivers.choose_driver(catalog, catalog.host_class(name), choice)
     assert found
     return found
 
@@ -55,7 +55,7 @@ def test_every_class_has_a_driver_or_a_reason(catalog: Catalog) -> None:
     assert list(driver_check.faults(catalog)) == []
     for sized in catalog.sized_classes():
         row = catalog.drivers.classes[sized.family.name]
-        found = drivers.for_host(catalog, sized, drivers.DriverChoice("managed"))
+        found = drivers.choose_driver(catalog, sized, drivers.DriverChoice("managed"))
         assert (found is None) == (sized.family.vendor == "cpu")
         assert row.why
         assert row.source

@@ -62,10 +62,10 @@ def command(
     """Print the To-Be of a fleet: what each host runs, what it costs, and what would change against the stack."""
     recipes = catalogue.load()
     plan = plans.load(fleet_directory(fleet), recipes)
-    catalogue.raise_all(list(engine_install.faults(plan, recipes)))
+    catalogue.raise_all(list(engine_install.lock_faults(plan, recipes)))
     allowed = list(dict.fromkeys(filter(None, (name.strip() for name in replace_serving.split(",")))))
     bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
-    missing = (*engine_install.missing(plan, recipes), *apt_packages.find_missing(plan, recipes))
+    missing = (*engine_install.unpinned_engines(plan, recipes), *apt_packages.find_missing(plan, recipes))
     as_is, changes = _changes(plan, preview or bool(allowed))
     replacement.check(plan, changes, allowed)
     run = replacement.commands(plan, changes, allowed) if allowed else ()

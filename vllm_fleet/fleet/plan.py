@@ -173,12 +173,6 @@ def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catal
     first_pool = next(iter(spec.pools.values()))
     gateway = spec.gateway
     cloud = gateway.cloud or ("static" if gateway.static else first_pool.cloud)
-    if cloud == "static" and gateway.hosts and not gateway.static:
-        raise document.error(
-            ("gateway", "hosts"),
-            "asks for gateways that do not exist yet, and the cloud 'static' creates none",
-            "list your own under gateway.static, or set gateway.cloud",
-        )
     if cloud != "static" and gateway.static:
         raise document.error(
             ("gateway", "cloud"), f"is {cloud!r}, but gateway.static lists hosts that exist", "remove one of the two"

@@ -1,6 +1,6 @@
-"""An engine as an image on a host: what is pulled, how its container is run, and what must be true of both.
+"""An engine as an image on a host: which image is pulled, how its container runs, and what must be true on the host.
 
-The program ``vllm-container`` adds what only the host knows: its name, its user and its groups, and the config.
+The program ``vllm-container`` adds what only the host knows: its name, its user and groups, and the config.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from vllm_fleet.resolve.deployment import Deployment
 from vllm_fleet.schema.mirror import Mirror
 from vllm_fleet.schema.recipe import DockerInstall
 
-#: What docker calls the machines whose kernels call themselves so.
+#: Machine, as the kernel names it -> docker's name of the platform.
 PLATFORMS = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
-#: The toolkit's way to all devices by CDI, with any docker; what ``--gpus`` gives, a daemon-reload may take away.
+#: All devices by CDI, which works with any docker; ``--gpus`` loses devices after a daemon-reload.
 _CDI = ("--runtime=nvidia", "--env=NVIDIA_VISIBLE_DEVICES=nvidia.com/gpu=all")
-#: vLLM needs no right over the host; an image's own options may give some back.
+#: vLLM needs no capability; the options of an image may add some.
 _LIMITS = ("--cap-drop=ALL", "--security-opt=no-new-privileges")
-#: Memory that devices reach by themselves is locked.
+#: Devices need locked memory.
 _LOCKED = "--ulimit=memlock=-1:-1"
-#: Variables that systemd sets for the account: libraries ask for a name that the image does not know.
+#: Variables that systemd sets for the account: libraries look up its name, which the image does not have.
 _ACCOUNT = ("LOGNAME", "USER")
-#: What containers need of the distribution.
+#: Packages of the distribution that containers need.
 PACKAGES = ("docker.io", "python3-requests")
 _ENGINE_ROLE = "container_engine"
 _IMAGE_ROLE = "vllm_image"
 CONFIG = "/etc/docker/daemon.json"
-#: The digest of the config that the daemon has read; the role writes it after a restart.
+#: Holds the digest of the config that the daemon has loaded; the role writes it after a restart.
 LOADED = "/etc/docker/vllm-fleet.loaded"
 CDI = "/etc/cdi/nvidia.yaml"
 
 
 @dataclass(frozen=True)
 class Toolkit:
-    """What lets containers reach NVIDIA's GPUs.
+    """The container toolkit, which gives containers NVIDIA's GPUs.
 
     Attributes:
-        repository: where it comes from.
+        repository: where its packages come from.
         versions: package -> pattern of its version.
-        managed: whether the host gets just these versions; else what its image has is left as it is.
+        managed: whether the host gets exactly these versions; False keeps the toolkit of the host's image.
     """
 
     repository: Repository
@@ -57,7 +57,7 @@ class Toolkit:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """What is installed, as apt takes it."""
+        """The packages in the form NAME=VERSION."""
         return tuple(f"{name}={version}" for name, version in sorted(self.versions.items()))
 
 
@@ -117,18 +117,18 @@ class Image:
 
     @property
     def reference(self) -> str:
-        """What is pulled and run: never a tag."""
+        """The name with the digest, for pull and run; never a tag."""
         name = f"{self.registry.address}/{self.install.image}" if self.registry else self.install.image
         return f"{name}@{self.install.digest}"
 
     @property
     def tag(self) -> str:
-        """The name that the guides run; for people, as no unit does."""
+        """The name that the guides use; for people only, no unit uses it."""
         return f"{self.install.image}:{serve_command.DEPLOY_TAG}"
 
     @property
     def daemon_config(self) -> str:
-        """The daemon's settings: its restart ends no container, logs end, and one named registry has no TLS."""
+        """The daemon's settings: containers survive its restart, logs have a limit, one registry may have no TLS."""
         config: dict[str, Any] = {"live-restore": True, "log-opts": {"max-file": "3", "max-size": "50m"}}
         if self.registry and self.registry.ca is None:
             config["insecure-registries"] = [self.registry.address]
@@ -137,14 +137,14 @@ class Image:
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
-def run_words(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> list[str]:
-    """The options of ``docker run`` that do not depend on the host's accounts; no value of a variable is in them.
+def run_options(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> list[str]:
+    """The options of ``docker run`` that do not depend on the host's accounts, without values of variables.
 
     Args:
         image: the image.
         deployment: what it serves.
         model: the model's directory.
-        cache: the directory of what it compiles.
+        cache: the directory of its caches.
         names: the variables that it gets from the unit's environment.
     """
     own = shlex.join(image.install.options).replace("--gpus all", shlex.join(_CDI))
@@ -159,15 +159,15 @@ def run_words(image: Image, deployment: Deployment, model: str, cache: str, name
     return words + [f"--env={name}" for name in sorted({*names, *deployment.env, *_ACCOUNT})]
 
 
-def start_env(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> dict[str, str]:
-    """What the unit's environment says of the container; arguments as for :func:`run_words`."""
+def image_env(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the unit that describe the container; arguments as for :func:`run_options`."""
     home = {"HF_HOME": f"{cache}/huggingface"}
-    words = run_words(image, deployment, model, cache, {**names, **home})
+    words = run_options(image, deployment, model, cache, {**names, **home})
     return {**home, "VLLM_FLEET_IMAGE": image.reference, "VLLM_FLEET_RUN": shlex.join(words)}
 
 
-def variables(image: Image) -> dict[str, Any]:
-    """The variables of the roles."""
+def image_variables(image: Image) -> dict[str, Any]:
+    """The variables of the roles container_engine and vllm_image."""
     toolkit = image.toolkit
     return {
         **({"apt_repository_tools": list(apt_repositories.TOOLS)} if toolkit else {}),
@@ -184,8 +184,8 @@ def variables(image: Image) -> dict[str, Any]:
     }
 
 
-def items(image: Image) -> Iterator[Item]:
-    """What the two roles bring about."""
+def image_items(image: Image) -> Iterator[Item]:
+    """The manifest items of the roles container_engine and vllm_image."""
     role = _ENGINE_ROLE
     for name in PACKAGES:
         yield package_item(role, name)

@@ -91,7 +91,7 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
         for encoding in host.encodings
     ]
     items.append(store_item("model_store", host.model_directory, STAMP, host.model.sha256))
-    items += container.items(host.image) if host.image else _engine_items(host)
+    items += container.image_items(host.image) if host.image else _engine_items(host)
     role = "vllm_service"
     for path, name, mode in (
         ("/etc/systemd/system/vllm@.service", "vllm@.service", "0644"),

@@ -70,7 +70,7 @@ def probe_site(
 def host_target(site: Site, host: SiteHost) -> Target:
     """How to reach a host by the fleet's own files."""
     at = host.location
-    door = site.door(host)
+    door = site.jump_host(host)
     jump = host_target(site, door) if door else None
     return Target(host.plan.name, at.address, at.port, at.user, at.ssh_host_keys, site.private_key_file, jump=jump)
 
