@@ -83,14 +83,14 @@ def fill(
         FleetError: a file cannot be had, or there is no room for all of them; then nothing was fetched.
     """
     index = store.read()
-    missing = set(store.missing(index, [need.key for need in needs]))
+    missing = set(store.missing_parts(index, [need.key for need in needs]))
     again = {need.key for need in needs if refresh and isinstance(need, Debs)}
     listings: dict[str, list[Artifact]] = {}
     for need in needs:
         if need.key in missing | again:
             say(f"asking what {need.key} is made of")
             listings[need.key] = mirror_origins.listing(need, token)
-    known = {name: entry for name, entry in index.files.items() if entry.is_as_verified(store.place(name))}
+    known = {name: entry for name, entry in index.files.items() if entry.is_unchanged(store.place(name))}
     wanted: dict[str, Artifact] = {}
     for artifacts in listings.values():
         for artifact in artifacts:
@@ -138,7 +138,7 @@ def verify(store: Store, index: Index, say: Callable[[str], None] = lambda _: No
             say(f"wrong: {name}")
             path.unlink(missing_ok=True)
             wrong.append(name)
-        elif not entry.is_as_verified(path):
+        elif not entry.is_unchanged(path):
             index = replace(index, files={**index.files, name: download.index_entry(path, entry.sha256)})
     store.write(index)
     return wrong
@@ -160,7 +160,7 @@ def copy(
             "run 'vllm-fleet mirror' for the same fleet where the origins can be reached, then '--to' again",
             code="refused",
         )
-    known = {name: entry for name, entry in index.files.items() if entry.is_as_verified(target.place(name))}
+    known = {name: entry for name, entry in index.files.items() if entry.is_unchanged(target.place(name))}
     jobs: dict[str, Artifact] = {}
     for key in keys:
         for name, entry in there.entries(key).items():
