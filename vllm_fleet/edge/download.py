@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -369,6 +368,8 @@ def _system_trust() -> ssl.SSLContext:
 
 def _http_client(context: ssl.SSLContext | None = None) -> httpx.Client:
     """A client that threads may share. Proxies come from the environment; cookies are not kept."""
+    from http.cookiejar import CookieJar, DefaultCookiePolicy
+
     import httpx
 
     headers = {"User-Agent": "vllm-fleet", "Accept-Encoding": "identity"}
