@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import download
-from vllm_fleet.host.apt_repositories import KEY_FILE, Repository, pins
+from vllm_fleet.host.apt_repositories import KEY_FILE, Repository, apt_pins
 from vllm_fleet.mirror import apt_lists
 from vllm_fleet.mirror.apt_lists import Origin
 from vllm_fleet.mirror.apt_packages import Debs
@@ -38,7 +38,8 @@ def list_files(need: Debs, work: Path) -> list[Artifact]:
         repository.name: _fetch_key(repository, work / f"{repository.name}.asc") for repository in need.repositories
     }
     (work / "origin.sources").write_text(_sources(need, keys), encoding="utf-8")
-    (work / "preferences").write_text("\n\n".join(pins(need.repositories, in_mirror=False)) + "\n", encoding="utf-8")
+    pins = "\n\n".join(apt_pins(need.repositories, in_mirror=False))
+    (work / "preferences").write_text(pins + "\n", encoding="utf-8")
     (work / "apt.conf").write_text(apt_lists.isolated_apt_config(str(work), need.architecture), encoding="utf-8")
     # By default apt only warns of an index that it cannot download.
     _apt(need, work, "-o", "APT::Update::Error-Mode=any", "update")

@@ -127,8 +127,8 @@ def _packages(plan: Plan, host: HostPlan, python: str) -> set[str]:
 
 def _vendors(plan: Plan, catalog: Catalog, host: HostPlan) -> Iterator[tuple[Repository, tuple[str, ...]]]:
     """The vendors' repositories of a host, each with the packages that it installs from it."""
-    driver = drivers.of_host(plan, catalog, host)
+    driver = drivers.host_driver(plan, catalog, host)
     for repository in driver.repositories if driver else ():
         yield repository, driver.packages if driver else ()
-    if toolkit := container_toolkit.of_host(plan, catalog, host):
+    if toolkit := container_toolkit.host_toolkit(plan, catalog, host):
         yield toolkit.repository, toolkit.packages
