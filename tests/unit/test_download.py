@@ -201,6 +201,32 @@ def test_a_partial_file_of_an_older_version_is_downloaded_again(server: Server, 
     assert sum(counted) == len(BODY)
 
 
+def test_a_broken_transfer_is_resumed_and_each_byte_counts_once(tmp_path: Path) -> None:
+    """The length of the file is unknown: a wheel of an index without sizes."""
+    served = Server()
+
+    class Breaking(_Handler):
+        server_state = served
+
+        def do_GET(self) -> None:
+            start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+            served.requests.append((self.path, {"range": self.headers.get("Range", "")}))
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(BODY) - start))
+            self.end_headers()
+            self.wfile.write(BODY[start : start + 123_457])
+            self.close_connection = True
+
+    counted: list[int] = []
+    with web.serving(Breaking) as served.url:
+        wanted = Artifact("a", sha256(BODY).hexdigest(), 0, f"{served.url}/a")
+        download.fetch_file(wanted, tmp_path / "a", counted.append)
+    assert [headers["range"] for _, headers in served.requests] == ["", "bytes=123457-", "bytes=246914-"]
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert sum(counted) == len(BODY)
+    assert max(counted) <= len(BODY)
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
 def test_another_try_does_not_change_a_final_status(server: Server, tmp_path: Path, status: int) -> None:
     server.answers["/a"] = (status, {}, b"")

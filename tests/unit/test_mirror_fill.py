@@ -233,5 +233,5 @@ def test_an_index_that_leaves_the_folder_is_refused(store: Store) -> None:
     (store.directory / "mirror.json").write_text(
         '{"version": 1, "parts": {}, "files": {"../x": {"sha256": "", "size": 0, "mtime_ns": 0}}}'
     )
-    with pytest.raises(FleetError, match="leaves the folder"):
+    with pytest.raises(FleetError, match="is outside the folder"):
         store.read()

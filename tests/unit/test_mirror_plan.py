@@ -141,7 +141,7 @@ def test_a_vendor_that_has_nothing_for_the_distribution_is_an_error_of_the_plan(
     folder = gpu_fleet(fleets, **WHEEL, driver="managed")
     with pytest.raises(FleetError, match=r"has no nvidia-cuda for debian-12, which g needs") as fault:
         parts_by_kind(folder, catalog)
-    assert fault.value.hint == "it has ubuntu-22.04, ubuntu-24.04; or name a copy in artifacts.repositories"
+    assert fault.value.hint == "use one of ubuntu-22.04, ubuntu-24.04, or name a copy in artifacts.repositories"
     # Before the hosts are paid for.
     (told,) = apt_packages.find_missing(plan.load(folder, catalog), catalog)
     assert told.message == fault.value.message

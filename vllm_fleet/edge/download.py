@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -71,6 +70,18 @@ class Document(NamedTuple):
     url: str
 
 
+class _Position:
+    """How much of a file is there; reports each change, so that a byte counts once however often it is sent."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._bytes = progress, 0
+
+    def set(self, position: int) -> None:
+        """Reports the difference to the last position."""
+        self._progress(position - self._bytes)
+        self._bytes = position
+
+
 class _StatusError(Exception):
     """The server answered with an error."""
 
@@ -121,7 +132,7 @@ def fetch_files(
 
     Args:
         jobs: each file and its place.
-        progress: called with the number of bytes that came.
+        progress: called with the number of bytes by which the downloads advance; negative when one starts again.
         access: how to send requests to their server.
 
     Returns:
@@ -156,7 +167,7 @@ def fetch_file(
     Args:
         artifact: the file with its size and digest; a source without ``http(s)://`` is a path on this machine.
         path: its place.
-        progress: called with the number of bytes that came.
+        progress: called with the number of bytes by which the downloads advance; negative when one starts again.
         access: how to send requests to its server.
 
     Raises:
@@ -195,10 +206,10 @@ class _Transfer:
         """Completes the partial file of an artifact, verifies it and moves it into place."""
         path.parent.mkdir(parents=True, exist_ok=True)
         part, received = partial_file(path), 0
-        source = display_url(artifact.source)
+        source, position = display_url(artifact.source), _Position(self.progress)
         for attempt in range(_TRIES):
             try:
-                received += self._complete(artifact, part)
+                received += self._complete(artifact, part, position)
             except _IncompleteError as error:
                 if attempt == _TRIES - 1:
                     raise FleetError(
@@ -219,7 +230,7 @@ class _Transfer:
                 part.replace(path)
                 return Fetched(index_entry(path, artifact.sha256), received)
             # The partial file may come from an older version of the file: start again, once.
-            self.progress(-part.stat().st_size)
+            position.set(0)
             part.unlink()
             if attempt:
                 break
@@ -229,21 +240,21 @@ class _Transfer:
             code=ErrorCode.WORK_FAILED,
         )
 
-    def _complete(self, artifact: Artifact, part: Path) -> int:
+    def _complete(self, artifact: Artifact, part: Path, position: _Position) -> int:
         """Completes a partial file; returns the number of bytes that came."""
         if not _is_url(artifact.source):
             shutil.copyfile(artifact.source, part)
-            self.progress(part.stat().st_size)
+            position.set(part.stat().st_size)
             return part.stat().st_size
         have = part.stat().st_size if part.exists() else 0
         if have and have == artifact.size:
-            self.progress(have)
+            position.set(have)
             return 0
         if artifact.size and have > artifact.size:
             part.unlink()
             have = 0
         try:
-            received = self._append(artifact.source, part, have)
+            received = self._append(artifact.source, part, have, position)
         except _StatusError as error:
             if error.status in _FINAL:
                 raise FleetError(f"{display_url(artifact.source)}: {error}", code=ErrorCode.WORK_FAILED) from None
@@ -262,14 +273,15 @@ class _Transfer:
             raise _IncompleteError(f"the connection ended after {part.stat().st_size} of {artifact.size} bytes")
         return received
 
-    def _append(self, url: str, part: Path, have: int) -> int:
+    def _append(self, url: str, part: Path, have: int, position: _Position) -> int:
         """Appends the bytes from ``have`` on; writes the file anew where the server sends all of it."""
         if self.client is None:
             raise AssertionError("the transfer of a URL has no HTTP client")
         received = 0
         with _send(self.client, "GET", url, self.access, {"Range": f"bytes={have}-"} if have else {}) as response:
             resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
-            self.progress(have if resumed else 0)
+            begin = have if resumed else 0
+            position.set(begin)
             with part.open("ab" if resumed else "wb") as file:
                 # Without a chunk size: a broken transfer then loses no byte that came.
                 for block in response.iter_raw():
@@ -277,7 +289,7 @@ class _Transfer:
                         raise FleetError("stopped", code=ErrorCode.WORK_FAILED)
                     file.write(block)
                     received += len(block)
-                    self.progress(len(block))
+                    position.set(begin + received)
         return received
 
 
@@ -356,6 +368,8 @@ def _system_trust() -> ssl.SSLContext:
 
 def _http_client(context: ssl.SSLContext | None = None) -> httpx.Client:
     """A client that threads may share. Proxies come from the environment; cookies are not kept."""
+    from http.cookiejar import CookieJar, DefaultCookiePolicy
+
     import httpx
 
     headers = {"User-Agent": "vllm-fleet", "Accept-Encoding": "identity"}

@@ -1,4 +1,4 @@
-"""Packages in a mirror: the signed lists of a distribution and of vendors, and of their pools what hosts install."""
+"""Debian packages in a mirror: signed lists of a distribution and of vendors, and the package files of hosts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm_fleet.mirror.store import Artifact
 from vllm_fleet.schema.distribution import Distribution, Source
 from vllm_fleet.schema.driver import AptSource
 
-#: The list that apt takes first of those that an archive has.
+#: apt's order of preference among the forms of a list.
 _COMPRESSIONS = (".zst", ".xz", ".bz2", ".lzma", ".gz", ".lz4", "")
 _SHA256 = re.compile("[0-9a-f]{64}")
 #: As apt reads a list: only an empty line ends a stanza.
@@ -22,7 +22,7 @@ _STRICT = {"whitespace-separates-paragraphs": False}
 
 @dataclass(frozen=True)
 class Origin:
-    """One suite of one archive, and where it stands in the mirror; a flat one has the suite ``/``."""
+    """One suite of one archive, and its folder in the mirror; a flat archive has the suite ``/``."""
 
     uri: str
     suite: str
@@ -31,21 +31,21 @@ class Origin:
 
     @property
     def folder(self) -> str:
-        """Its lists, as seen from the archive's own folder: empty, or with a slash at its end."""
+        """The folder of its lists below the archive's URL: empty, or with a slash at its end."""
         if not self.suite.endswith("/"):
             return f"dists/{self.suite}/"
         return "" if self.suite == "/" else self.suite
 
     @property
     def release(self) -> str:
-        """The URL of its signed list of lists."""
+        """The URL of its signed release file."""
         return f"{self.uri}/{self.folder}InRelease"
 
     def lists(self, architecture: str) -> tuple[str, ...]:
-        """Its package lists, as seen from its folder, without the ending of a compression."""
+        """Its package lists below its folder, without the suffix of a compression."""
         if self.suite.endswith("/"):
             return ("Packages",)
-        return tuple(f"{each}/binary-{architecture}/Packages" for each in self.components)
+        return tuple(f"{component}/binary-{architecture}/Packages" for component in self.components)
 
 
 def distribution_origins(name: str, record: Distribution) -> Iterator[Origin]:
@@ -62,23 +62,23 @@ def vendor_origins(name: str, repository: str, source: AptSource) -> Iterator[Or
 
 
 def archive_folder(name: str, archive: int | str) -> str:
-    """Where an archive stands in the mirror: by its number those of a distribution, by its name a vendor's."""
+    """The folder of an archive in the mirror: named by number for a distribution, by name for a vendor."""
     return f"{distribution_folder(name)}/{archive}"
 
 
 def distribution_folder(name: str) -> str:
-    """Where the archives of a distribution stand in the mirror."""
+    """The folder in the mirror of all archives of a distribution."""
     return f"debs/{name}"
 
 
 def source_stanza(uri: str, source: Source | AptSource, keyring: str, *, check_valid_until: bool = True) -> str:
-    """One source as apt reads it, in the deb822 form.
+    """One source in apt's deb822 format.
 
     Args:
-        uri: where it lies.
+        uri: its URL.
         source: its suites and components.
-        keyring: the file of the keys that sign it.
-        check_valid_until: False where the lists may be older than their signers allow, as in a mirror without network.
+        keyring: the file with the keys that sign it.
+        check_valid_until: False accepts expired lists, as in a mirror without a network.
     """
     components = f"Components: {' '.join(source.components)}\n" if source.components else ""
     text = f"Types: deb\nURIs: {uri}\nSuites: {' '.join(source.suites)}\n{components}Signed-By: {keyring}\n"
@@ -86,7 +86,7 @@ def source_stanza(uri: str, source: Source | AptSource, keyring: str, *, check_v
 
 
 def sources_text(record: Distribution, bases: Iterable[str], *, check_valid_until: bool = True) -> str:
-    """The sources of a distribution; ``bases`` are the URIs of its archives, the rest as for :func:`source_stanza`."""
+    """The sources of a distribution in apt's deb822 format; ``bases`` are the URLs of its archives."""
     return "\n".join(
         source_stanza(base, source, record.keyring, check_valid_until=check_valid_until)
         for source, base in zip(record.sources, bases, strict=True)
@@ -94,7 +94,7 @@ def sources_text(record: Distribution, bases: Iterable[str], *, check_valid_unti
 
 
 def isolated_apt_config(folder: str, architecture: str) -> str:
-    """A configuration of apt that knows nothing of this machine: no package is installed, all of it is in a folder."""
+    """An apt configuration independent of this machine: all files in one folder, no package installed."""
     return (
         f'Dir::Etc::sourcelist "{folder}/origin.sources";\n'
         'Dir::Etc::sourceparts "/dev/null";\nDir::Etc::parts "/dev/null";\n'
@@ -116,11 +116,11 @@ def printed_urls(text: str) -> list[str]:
 
 
 def pool_files(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator[Artifact]:
-    """The files of an archive that are wanted, with their digests from its list.
+    """The wanted files of an archive, with the digests from its package list.
 
     Args:
         packages: the text of the list.
-        wanted: URLs of files; those of other archives are left out.
+        wanted: URLs of files; URLs of other archives are ignored.
         origin: the archive.
     """
     # Imported when a mirror is filled: the inventory imports this module too.
@@ -137,15 +137,15 @@ def pool_files(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator
 
 
 def release_lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]:
-    """The package lists of a suite that a host will ask for, with the digests that its signed release gives.
+    """The package lists of a suite that apt on a host downloads, with the digests from the signed release file.
 
     Args:
-        release: the text of ``InRelease``, whose signature was checked.
+        release: the text of ``InRelease``, with a verified signature.
         origin: the suite.
-        architecture: as Debian calls it.
+        architecture: Debian's name of it.
 
     Raises:
-        FleetError: the release has no such list.
+        FleetError: the release has no list for the architecture.
     """
     from debian.deb822 import Release
 
@@ -163,13 +163,13 @@ def release_lists(release: str, origin: Origin, architecture: str) -> Iterator[A
 
 
 def apt_list_name(uri: str) -> str:
-    """The name that apt gives to its copy of a file: the URL without its scheme, ``/`` as ``_``."""
+    """The name of apt's copy of a file: the URL without its scheme, with ``_`` for ``/``."""
     bare = re.sub(r"^\w+://", "", uri)
     return bare.replace("_", "%5f").replace("/", "_")
 
 
 def host_apt_config(sources: str | None) -> str:
-    """The text of apt's configuration on a host: what ``sources`` says and nothing else, or what the host has."""
+    """The apt configuration of a host: only the sources in the file ``sources``; None keeps the host's own sources."""
     if sources is None:
         return "// Made by vllm-fleet: this fleet has no mirror of packages.\n"
     return (

@@ -1,4 +1,4 @@
-"""A host of the fleet as its mirror: what it serves, and what must be true on it."""
+"""A host of the fleet as its mirror: role variables and manifest items."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _ROLE = "mirror"
 def role_variables(
     plan: Plan, catalog: Catalog, port: int, apt_sources: str, registry_address: str | None
 ) -> dict[str, Any]:
-    """What the role mirror gets.
+    """The variables of the role mirror.
 
     Args:
         plan: the fleet.
         catalog: the recipes.
         port: where the mirror listens.
-        apt_sources: the archives in the mirror's own folder; empty where it carries none.
-        registry_address: where it serves images, ``host:port``; None where it carries none.
+        apt_sources: apt sources of the archives in the mirror's own folder; empty for a mirror without packages.
+        registry_address: ``host:port`` of its image registry; None for a mirror without images.
 
     Raises:
-        FleetError: the mirror of this machine does not have all that the fleet needs.
+        FleetError: the mirror of this machine lacks parts that the fleet needs.
     """
     store = Store(default_directory())
     index = store.read()
@@ -72,17 +72,17 @@ def role_variables(
     }
 
 
-def manifest_items(given: Mapping[str, Any]) -> list[Item]:
-    """What must be true on the host.
+def manifest_items(variables: Mapping[str, Any]) -> list[Item]:
+    """The manifest items of the host.
 
     Args:
-        given: the variables of the role.
+        variables: the variables of the role mirror.
     """
-    files = {each["name"]: each["sha256"] for each in given["mirror_files"]}
-    found: list[Item] = [
+    files = {file["name"]: file["sha256"] for file in variables["mirror_files"]}
+    items: list[Item] = [
         package_item(_ROLE, "nginx-light"),
         store_item(_ROLE, DIRECTORY, STAMP, files),
-        file_item(_ROLE, CONFIG, text_sha256(given["mirror_nginx_config"])),
+        file_item(_ROLE, CONFIG, text_sha256(variables["mirror_nginx_config"])),
         file_item(
             _ROLE,
             "/etc/systemd/system/nginx.service.d/vllm-fleet.conf",
@@ -90,9 +90,9 @@ def manifest_items(given: Mapping[str, Any]) -> list[Item]:
         ),
         unit_item(_ROLE, "nginx.service", active=True, enabled=True),
     ]
-    if config := given["mirror_registry_config"]:
+    if config := variables["mirror_registry_config"]:
         drop_in = "docker-registry.service"
-        found += [
+        items += [
             package_item(_ROLE, "docker-registry"),
             file_item(_ROLE, REGISTRY_CONFIG, text_sha256(config)),
             file_item(
@@ -100,4 +100,4 @@ def manifest_items(given: Mapping[str, Any]) -> list[Item]:
             ),
             unit_item(_ROLE, drop_in, active=True, enabled=True),
         ]
-    return found
+    return items

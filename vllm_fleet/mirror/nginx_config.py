@@ -1,15 +1,15 @@
-"""The configuration of nginx that serves a mirror's folder: files, ranges of files, and nothing else."""
+"""The nginx configuration of a mirror: it serves files and ranges of files, and nothing else."""
 
 from __future__ import annotations
 
 
 def server_block(directory: str, listen: str, access_log: str) -> str:
-    """The ``server`` block.
+    """The ``server`` block and its log format.
 
     Args:
         directory: the mirror's folder.
         listen: address and port.
-        access_log: where each request goes, one JSON object a line.
+        access_log: the log file, one JSON object for each request.
     """
     return f"""log_format vllm_fleet_mirror escape=json
   '{{"host":"$remote_addr","path":"$uri","status":$status,"bytes":$body_bytes_sent,"range":"$http_range"}}';
@@ -33,7 +33,7 @@ server {{
 
 
 def standalone_config(directory: str, listen: str, state: str) -> str:
-    """A whole configuration for one nginx in the foreground, with its own files in one folder.
+    """A complete configuration for one nginx in the foreground, with its own files in one folder.
 
     Args:
         directory: the mirror's folder.

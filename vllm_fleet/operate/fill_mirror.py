@@ -97,14 +97,14 @@ def fill_store(
         FleetError: a file cannot be fetched; or there is not enough space for all files, and nothing was fetched.
     """
     index = store.read()
-    missing = set(store.missing(index, [need.key for need in needs]))
+    missing = set(store.missing_parts(index, [need.key for need in needs]))
     refreshed = {need.key for need in needs if refresh and isinstance(need, Debs)}
     listings: dict[str, list[Artifact]] = {}
     for need in needs:
         if need.key in missing | refreshed:
             reporter.say(f"listing the files of {need.key}")
             listings[need.key] = mirror_origins.list_files(need, token)
-    known = {name: entry for name, entry in index.files.items() if entry.is_as_verified(store.place(name))}
+    known = {name: entry for name, entry in index.files.items() if entry.is_unchanged(store.place(name))}
     wanted: dict[str, Artifact] = {}
     for artifacts in listings.values():
         for artifact in artifacts:
@@ -152,7 +152,7 @@ def verify_store(store: Store, index: Index, say: Callable[[str], None] = lambda
             say(f"wrong: {name}")
             path.unlink(missing_ok=True)
             wrong.append(name)
-        elif not entry.is_as_verified(path):
+        elif not entry.is_unchanged(path):
             index = replace(index, files={**index.files, name: download.index_entry(path, entry.sha256)})
     store.write(index)
     return wrong
@@ -174,7 +174,7 @@ def copy_parts(
             "run 'vllm-fleet mirror' for the same fleet where the origins can be reached, then '--to' again",
             code=ErrorCode.REFUSED,
         )
-    known = {name: entry for name, entry in index.files.items() if entry.is_as_verified(target.place(name))}
+    known = {name: entry for name, entry in index.files.items() if entry.is_unchanged(target.place(name))}
     jobs: dict[str, Artifact] = {}
     for key in keys:
         for name, entry in source_index.entries(key).items():
