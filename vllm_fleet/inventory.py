@@ -21,7 +21,7 @@ from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.plan import load as load_plan
 from vllm_fleet.fleet.stack import Location, locations
 from vllm_fleet.host import container, container_toolkit, drivers, engine_install, haproxy, instance_files, start_cache
-from vllm_fleet.host.manifest import UNITS, Item, Manifest, gateway_items, serving_manifest
+from vllm_fleet.host.manifest import Item, Manifest, gateway_items, instance_unit, runtime_directory, serving_manifest
 from vllm_fleet.host.model_files import ModelFiles
 from vllm_fleet.host.role_files import unit_digest
 from vllm_fleet.mirror import client, parts
@@ -32,12 +32,12 @@ from vllm_fleet.schema.fleet import ApiKeys
 ROLES = {
     "serving": (
         *("host_baseline", "nvidia_driver", "amd_driver", "harmony_encodings", "model_store"),
-        *("vllm_engine", "container_engine", "vllm_image", "vllm_service"),
+        *("vllm_engine", "container_engine", "vllm_image", "vllm_firewall", "vllm_release", "vllm_service"),
     ),
     "gateway": ("host_baseline", "gateway"),
 }
 #: Roles that others use on a serving host; they own nothing of a manifest.
-HELPERS = ("apt_repository", "driver_packages", "host_reboot", "gateway_traffic")
+HELPERS = ("apt_repository", "driver_packages", "host_reboot", "gateway_traffic", "vllm_start_cache")
 ALL_ROLES = ("mirror", *ROLES["serving"], "gateway")
 
 
@@ -207,7 +207,7 @@ def _serving(
     start = (
         container.start_env(image, deployment, model_at, kept, instance_files.serving_env(deployment, kept))
         if image
-        else {"VLLM_FLEET_ENGINE": f"{instance_files.ENGINES}/{deployment.engine_directory_id}"}
+        else {"FLEET_ENGINE": f"{instance_files.ENGINES}/{deployment.engine_directory_id}"}
     )
     unit = unit_digest(deployment.install)
     instances = [
@@ -228,13 +228,20 @@ def _serving(
         "harmony_encodings_files": encodings,
         **(container.variables(image) if image else {}),
         **(engine_install.variables(deployment, lock) if lock else {}),
-        "vllm_service_unit": UNITS[deployment.install],
+        "vllm_firewall_rules": firewall,
+        "vllm_release_id": release,
+        "vllm_release_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
         "vllm_service_release": release,
-        "vllm_service_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
-        "vllm_service_instances": [{"name": each.name, "loaded": each.loaded} for each in instances],
-        "vllm_service_firewall_rules": firewall,
-        "vllm_service_cache_key": cache,
-        "vllm_service_cache_store": str(paths.cache_dir() / "start-caches"),
+        "vllm_service_instances": [
+            {
+                "unit": instance_unit(deployment.install, instance.name),
+                "runtime_directory": runtime_directory(instance.name),
+                "loaded": instance.loaded,
+            }
+            for instance in instances
+        ],
+        "vllm_start_cache_path": kept,
+        "vllm_start_cache_store": str(paths.cache_dir() / "start-caches"),
     }
     return {**(driver.variables if driver else {}), **variables}, manifest
 

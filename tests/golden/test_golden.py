@@ -18,10 +18,10 @@ def rendered(site: Site) -> dict[str, str]:
     for host in site.hosts:
         name = host.plan.name
         variables = dict(host.variables)
-        for file in variables.pop("vllm_service_files", []):
+        for file in variables.pop("vllm_release_files", []):
             files[f"{name}/release/{file['name']}"] = file["content"]
         for variable, file in (
-            ("vllm_service_firewall_rules", "firewall.nft"),
+            ("vllm_firewall_rules", "firewall.nft"),
             ("gateway_config", "haproxy.cfg"),
             ("gateway_api_key_digests", "api-keys"),
         ):

@@ -187,7 +187,7 @@ def test_images_are_on_a_file_system_of_their_own_kind(box: Box) -> None:
 
 def test_a_run_keeps_what_a_release_names_and_has_the_daemon_read_its_settings(box: Box) -> None:
     """Settings that it has not read are read by the next run."""
-    box.on(f"mkdir -p /opt/vllm/releases/a; echo VLLM_FLEET_IMAGE=r/i@{box.first} > /opt/vllm/releases/a/0.env")
+    box.on(f"mkdir -p /opt/vllm/releases/a; echo FLEET_IMAGE=r/i@{box.first} > /opt/vllm/releases/a/0.env")
     before = box.on("systemctl show --value -p ActiveEnterTimestampMonotonic docker")
     box.on("rm /etc/docker/vllm-fleet.loaded")
     code, _, said = box.play(Play(box.image(box.second)))

@@ -160,7 +160,7 @@ def start_env(image: Image, deployment: Deployment, model: str, cache: str, name
     """What the unit's environment says of the container; arguments as for :func:`run_words`."""
     home = {"HF_HOME": f"{cache}/huggingface"}
     words = run_words(image, deployment, model, cache, {**names, **home})
-    return {**home, "VLLM_FLEET_IMAGE": image.reference, "VLLM_FLEET_RUN": shlex.join(words)}
+    return {**home, "FLEET_IMAGE": image.reference, "FLEET_RUN": shlex.join(words)}
 
 
 def variables(image: Image) -> dict[str, Any]:

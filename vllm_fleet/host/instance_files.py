@@ -40,7 +40,7 @@ class InstanceFiles:
     @property
     def loaded(self) -> str:
         """What the instance writes under /run when it has started with just these two files."""
-        env_digest = self.env.rsplit('VLLM_FLEET_ENV_DIGEST="', 1)[1].split('"', 1)[0]
+        env_digest = self.env.rsplit('FLEET_ENV_DIGEST="', 1)[1].split('"', 1)[0]
         return f"{sha256(self.config)} {env_digest}\n"
 
 
@@ -159,14 +159,14 @@ def instance_files(
             **deployment.env,
             **serving_env(deployment, cache, name),
             **start,
-            "VLLM_FLEET_MODEL": deployment.model,
-            "VLLM_FLEET_URL": f"http://{address}:{port}",
-            "VLLM_FLEET_READINESS": f"{address}:{port + READINESS_OFFSET}",
-            "VLLM_FLEET_START_TIMEOUT_SECONDS": str(START_TIMEOUT_SECONDS),
-            "VLLM_FLEET_UNIT_DIGEST": unit_digest,
+            "FLEET_MODEL": deployment.model,
+            "FLEET_URL": f"http://{address}:{port}",
+            "FLEET_READINESS": f"{address}:{port + READINESS_OFFSET}",
+            "FLEET_START_TIMEOUT_SECONDS": str(START_TIMEOUT_SECONDS),
+            "FLEET_UNIT_DIGEST": unit_digest,
         }
     )
-    return InstanceFiles(name, port, config, env + f'VLLM_FLEET_ENV_DIGEST="{sha256(env)}"\n')
+    return InstanceFiles(name, port, config, env + f'FLEET_ENV_DIGEST="{sha256(env)}"\n')
 
 
 def release_digest(files: Mapping[str, str]) -> str:

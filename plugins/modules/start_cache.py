@@ -1,0 +1,279 @@
+#!/usr/bin/python
+"""The host's half of the start cache: inspects it, packs it, unpacks a copy, removes it."""
+
+from __future__ import annotations
+
+import grp
+import gzip
+import hashlib
+import io
+import os
+import pwd
+import shutil
+import stat
+import tarfile
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: start_cache
+short_description: Inspect, pack, unpack or remove the compiled code of a start on a host
+description:
+  - The action plugin C(fleet_start_cache) calls it and moves the archive between host and controller.
+  - >-
+    A module of its own because a copy must appear at once and only if its digest is right, and because a cache may
+    change while it is packed.
+  - Idempotent; supports check mode and diff.
+options:
+  path:
+    description: The directory of the cache.
+    type: path
+    required: true
+  state:
+    description:
+      - C(inspected) reports whether the directory exists, and the seconds in the files of I(times).
+      - C(packed) writes the directory into I(archive), the same bytes for the same content.
+      - C(unpacked) creates the directory from I(archive), if its SHA-256 is I(sha256). An existing one stays.
+      - C(absent) removes the directory.
+    type: str
+    choices: [inspected, packed, unpacked, absent]
+    required: true
+  archive:
+    description: The archive, a tar file with gzip.
+    type: path
+  sha256:
+    description: The digest that the archive must have.
+    type: str
+  owner:
+    description: The user that owns what is unpacked; the one that runs the module if it is not given.
+    type: str
+  group:
+    description: The group of what is unpacked.
+    type: str
+  times:
+    description: Files that hold a number of seconds each.
+    type: list
+    elements: path
+    default: []
+author: [vllm-fleet]
+"""
+EXAMPLES = r"""
+- start_cache:
+    path: /var/cache/vllm/0123456789abcdef
+    state: packed
+    archive: /tmp/cache.tar.gz
+"""
+RETURN = r"""
+exists:
+  description: Whether the directory exists, after the task.
+  type: bool
+  returned: success
+seconds:
+  description: The largest number in the files of I(times); null for no file.
+  type: float
+  returned: state is inspected
+sha256:
+  description: The digest of the archive.
+  type: str
+  returned: state is packed and the directory exists
+bytes:
+  description: The size of the archive.
+  type: int
+  returned: state is packed and the directory exists
+"""
+#: Settings and reports of use: they belong to one host.
+NOT_PACKED = frozenset({".config"})
+#: The levels above 6 cost more time than a network needs for the bytes that they save.
+LEVEL = 6
+
+
+def read_seconds(paths):
+    """The longest start; None for no file.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file holds no number.
+    """
+    seconds = []
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            seconds.append(float(file.read()))
+    return max(seconds) if seconds else None
+
+
+def sha256(path):
+    """Digest of a file, in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def names_below(path):
+    """The relative names of everything below a directory that is packed, parents first."""
+    for folder, folders, files in os.walk(path):
+        if folder == path:
+            folders[:] = [name for name in folders if name not in NOT_PACKED]
+        folders.sort()
+        for name in sorted([*folders, *files]):
+            relative = os.path.relpath(os.path.join(folder, name), path)
+            if relative not in NOT_PACKED:
+                yield relative
+
+
+def member(path, name):
+    """A file, directory or link as a member of the archive with its bytes; None for anything else or what is gone."""
+    full = os.path.join(path, name)
+    try:
+        info = os.lstat(full)
+        entry = tarfile.TarInfo(name)
+        entry.mode, entry.mtime = stat.S_IMODE(info.st_mode), int(info.st_mtime)
+        if stat.S_ISLNK(info.st_mode):
+            entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(full)
+            return (entry, b"") if is_inside(name, entry.linkname) else None
+        if stat.S_ISDIR(info.st_mode):
+            entry.type = tarfile.DIRTYPE
+            return entry, b""
+        if not stat.S_ISREG(info.st_mode):
+            return None
+        # The whole file at once: it may grow while it is read. The account that owns it may have put a link there.
+        with open(os.open(full, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            content = file.read()
+    except FileNotFoundError:
+        return None
+    entry.size = len(content)
+    return entry, content
+
+
+def is_inside(name, link=""):
+    """Whether a name, and the target of the link that it is, stay inside the directory of the cache."""
+    target = os.path.normpath(os.path.join(os.path.dirname(name), link) if link else name)
+    return not os.path.isabs(link or name) and target.split(os.sep)[0] != os.pardir
+
+
+def pack(path, archive):
+    """Writes the archive, readable by the owner of its folder alone."""
+    draft = archive + ".part"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with (
+        os.fdopen(descriptor, "wb") as raw,
+        gzip.GzipFile("", "wb", LEVEL, raw, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name in names_below(path):
+            entry = member(path, name)
+            if entry:
+                tar.addfile(entry[0], io.BytesIO(entry[1]))
+    # The user that fetches the file owns the folder, and may not be the one that runs this.
+    folder = os.stat(os.path.dirname(archive))
+    if os.geteuid() == 0:
+        os.chown(draft, folder.st_uid, folder.st_gid)
+    os.rename(draft, archive)
+
+
+def unpack(archive, path, user, group):
+    """Creates the directory, which appears only when it is whole.
+
+    Raises:
+        ValueError: the archive holds a name outside of the directory, or something that is no file, directory or link.
+    """
+    draft = path + ".part"
+    shutil.rmtree(draft, ignore_errors=True)
+    # Until it is whole nobody else may write into it.
+    os.mkdir(draft, 0o700)
+    with tarfile.open(archive, "r:gz") as tar:
+        for entry in tar:
+            unpack_member(tar, entry, draft)
+    for folder, folders, files in os.walk(draft):
+        for name in [*folders, *files]:
+            os.chown(os.path.join(folder, name), user, group, follow_symlinks=False)
+    os.chown(draft, user, group)
+    os.chmod(draft, 0o750)  # noqa: S103 - as the directory of all caches
+    os.rename(draft, path)
+
+
+def unpack_member(tar, entry, folder):
+    """Writes one member below a folder; the packer names parents first."""
+    full = os.path.join(folder, entry.name)
+    if not is_inside(entry.name) or os.path.realpath(os.path.dirname(full)) != os.path.dirname(os.path.abspath(full)):
+        raise ValueError(f"{entry.name} is outside of the directory of the cache")
+    if entry.issym() and is_inside(entry.name, entry.linkname):
+        os.symlink(entry.linkname, full)
+        return
+    if entry.isdir():
+        os.mkdir(full)
+    elif entry.isreg():
+        with open(full, "xb") as file:
+            shutil.copyfileobj(tar.extractfile(entry), file)
+    else:
+        raise ValueError(f"{entry.name} is no file, directory or link inside of the cache")
+    os.chmod(full, entry.mode & 0o777)
+    os.utime(full, (entry.mtime, entry.mtime))
+
+
+def ids(owner, group):
+    """The numbers of an account and a group; those of this process for what is not given.
+
+    Raises:
+        KeyError: the host has no such account or group.
+    """
+    return (
+        pwd.getpwnam(owner).pw_uid if owner else os.geteuid(),
+        grp.getgrnam(group).gr_gid if group else os.getegid(),
+    )
+
+
+def change(module, exists):
+    """What the task returns; it changes the host unless in check mode."""
+    path, state, archive = module.params["path"], module.params["state"], module.params["archive"]
+    if state == "inspected":
+        return {"changed": False, "exists": exists, "seconds": read_seconds(module.params["times"])}
+    if state == "packed":
+        if not exists or module.check_mode:
+            return {"changed": exists, "exists": exists}
+        pack(path, archive)
+        return {"changed": True, "exists": True, "sha256": sha256(archive), "bytes": os.path.getsize(archive)}
+    if state == "absent":
+        if exists and not module.check_mode:
+            shutil.rmtree(path)
+        return {"changed": exists, "exists": False, "diff": diff(path if exists else "", "")}
+    if exists:
+        return {"changed": False, "exists": True}
+    seen = sha256(archive)
+    if seen != module.params["sha256"]:
+        raise ValueError(f"{archive} has the SHA-256 {seen}, not {module.params['sha256']}")
+    if not module.check_mode:
+        unpack(archive, path, *ids(module.params["owner"], module.params["group"]))
+    return {"changed": True, "exists": True, "diff": diff("", path)}
+
+
+def diff(before, after):
+    """A diff of the directory's name."""
+    return {name: f"{text}\n" if text else "" for name, text in (("before", before), ("after", after))}
+
+
+def main():
+    """Runs the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "state": {"type": "str", "choices": ["inspected", "packed", "unpacked", "absent"], "required": True},
+            "archive": {"type": "path"},
+            "sha256": {"type": "str"},
+            "owner": {"type": "str"},
+            "group": {"type": "str"},
+            "times": {"type": "list", "elements": "path", "default": []},
+        },
+        required_if=[("state", "packed", ["archive"]), ("state", "unpacked", ["archive", "sha256"])],
+        supports_check_mode=True,
+    )
+    try:
+        result = change(module, os.path.isdir(module.params["path"]))
+    except (OSError, ValueError, KeyError, tarfile.TarError, EOFError) as fault:
+        module.fail_json(msg=f"{module.params['path']} cannot be {module.params['state']}: {fault}")
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
