@@ -214,7 +214,7 @@ def test_what_is_not_for_the_host_is_refused_with_what_to_do(box: Box) -> None:
     assert {name: count["failed"] for name, count in counts.items()} == {"arm": 1, "wrong": 1, "bare": 1}, said
     assert "is for linux/arm64, this host needs linux/amd64" in said
     assert box.on('docker image inspect --format "{{.RepoDigests}}" vllm-fleet/lab:deploy') != f"[{box.arm}]"
-    assert "Task failed: Module failed" in said.partition("Pull | Pull it by its digest")[2]
+    assert "Task failed: Module failed" in said.partition("Pull | Pull the image by its digest")[2]
     assert wrong not in box.digests()
     assert "has no nvidia-container-toolkit for debian-12, it has plan-9" in " ".join(said.split())
 
