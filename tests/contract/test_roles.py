@@ -37,8 +37,9 @@ class TestRole:
             else True
         )
 
-    def test_every_variable_that_the_tasks_use_is_specified(self, role: Path) -> None:
-        text = "".join(path.read_text(encoding="utf-8") for path in (role / "tasks").glob("*.yml"))
+    def test_every_variable_that_tasks_and_templates_use_is_specified(self, role: Path) -> None:
+        files = [*(role / "tasks").glob("*.yml"), *(role / "templates").glob("*.j2")]
+        text = "".join(path.read_text(encoding="utf-8") for path in files)
         used = set(re.findall(rf"(?<![\w_]){role.name}_\w+", text))
         assert used - set(options(role)) == set()
         unused = {name for name in options(role) if name not in used}
