@@ -71,7 +71,7 @@ class ActionModule(ActionBase):
         diff = {"before": "", "after": f"{self._path} of {record.host}, {record.bytes} bytes, {record.sha256}\n"}
         if not self._task.check_mode:
             archive = self._connection._shell.join_path(self._make_tmp_path(), "start-cache.tar.gz")
-            self._transfer_file(str(self._store.archive(record)), archive)
+            self._transfer_file(str(self._store.archive(record)), archive)  # type: ignore[no-untyped-call, unused-ignore]
             account = {name: self._task.args[name] for name in ("owner", "group") if name in self._task.args}
             self._on_host("unpacked", archive=archive, sha256=record.sha256, **account)
         return {"changed": True, "origin": origin, "msg": f"from {record.host}", "diff": diff}

@@ -54,13 +54,13 @@ available:
 FORMAT = r"--showformat=${binary:Package} ${Version} ${db:Status-Want} ${db:Status-Status}\n"
 
 
-def read_rows(text):
+def read_rows(text: str) -> list[tuple[str, str, bool]]:
     """The rows of dpkg-query that are installed: (name, version, whether it is on hold)."""
     rows = [line.split() for line in text.splitlines()]
     return [(row[0], row[1], row[2] == "hold") for row in rows if len(row) == 4 and row[3] == "installed"]
 
 
-def main():
+def main() -> None:
     """Runs the module."""
     module = AnsibleModule(
         argument_spec={
@@ -70,7 +70,7 @@ def main():
         },
         supports_check_mode=True,
     )
-    rows = []
+    rows: list[tuple[str, str, bool]] = []
     if module.params["patterns"]:
         code, out, err = module.run_command(["dpkg-query", "--show", FORMAT, *module.params["patterns"]])
         # 1: nothing is installed of one of the patterns.

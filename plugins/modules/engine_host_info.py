@@ -7,6 +7,8 @@ import glob
 import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -71,19 +73,19 @@ found:
 DEVICES = (("cuda", "nvidiactl"), ("rocm", "kfd"))
 
 
-def python_versions():
+def python_versions() -> list[str]:
     """The Pythons in /usr/bin, the distribution's own first: packages that compile against Python are made for it."""
     names = "\n".join([*glob.glob("/usr/bin/python3.*"), ""])
     own = f"{sys.version_info[0]}.{sys.version_info[1]}"
     return sorted(re.findall(r"/usr/bin/python(3\.\d+)\n", names), key=lambda version: version != own)
 
 
-def glibc_version():
+def glibc_version() -> str:
     """The version of glibc; empty if the host has another library."""
     return "".join((os.confstr("CS_GNU_LIBC_VERSION") or "glibc").split()[1:2])
 
 
-def rocm_version():
+def rocm_version() -> str:
     """The version of ROCm; empty if it is not installed."""
     try:
         with open(os.path.join(os.environ.get("ROCM_PATH", "/opt/rocm"), ".info", "version"), encoding="utf-8") as file:
@@ -92,13 +94,13 @@ def rocm_version():
         return ""
 
 
-def is_at_least(version, minimum):
+def is_at_least(version: str, minimum: str) -> bool:
     """Whether a dotted version is a minimum or newer; an empty one is older than any."""
     numbers = [[int(part) for part in re.findall(r"\d+", text)] for text in (version, minimum)]
     return numbers[0] >= numbers[1]
 
 
-def compare(required, machine, pythons, glibc, rocm):
+def compare(required: Mapping[str, Any], machine: str, pythons: Sequence[str], glibc: str, rocm: str) -> dict[str, Any]:
     """The answer of the module, without devices.
 
     Args:
@@ -123,7 +125,7 @@ def compare(required, machine, pythons, glibc, rocm):
     }
 
 
-def main():
+def main() -> None:
     """Runs the module."""
     module = AnsibleModule(
         argument_spec={

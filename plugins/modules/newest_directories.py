@@ -46,7 +46,7 @@ removed:
 """
 
 
-def old_directories(path, current, kept):
+def old_directories(path: str, current: str, kept: int) -> list[str]:
     """The directories to remove, oldest last.
 
     Args:
@@ -63,7 +63,7 @@ def old_directories(path, current, kept):
     return [entry.path for entry in others[max(kept - 1, 0) :]]
 
 
-def main():
+def main() -> None:
     """Runs the module."""
     module = AnsibleModule(
         argument_spec={

@@ -32,7 +32,7 @@ fingerprints:
 """
 
 
-def primary_fingerprints(text):
+def primary_fingerprints(text: str) -> list[str]:
     """The fingerprints of primary keys in the output of ``gpg --with-colons``: the row after each key's own."""
     fingerprints, primary = [], False
     for line in text.splitlines():
@@ -45,7 +45,7 @@ def primary_fingerprints(text):
     return fingerprints
 
 
-def main():
+def main() -> None:
     """Runs the module."""
     module = AnsibleModule(argument_spec={"path": {"type": "path", "required": True}}, supports_check_mode=True)
     words = ["gpg", "--batch", "--show-keys", "--with-colons", module.params["path"]]

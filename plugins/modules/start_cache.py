@@ -12,6 +12,8 @@ import pwd
 import shutil
 import stat
 import tarfile
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, cast
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -87,7 +89,7 @@ NOT_PACKED = frozenset({".config"})
 LEVEL = 6
 
 
-def read_seconds(paths):
+def read_seconds(paths: Iterable[str]) -> float | None:
     """The longest start; None for no file.
 
     Raises:
@@ -101,7 +103,7 @@ def read_seconds(paths):
     return max(seconds) if seconds else None
 
 
-def sha256(path):
+def sha256(path: str) -> str:
     """Digest of a file, in blocks."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -110,7 +112,7 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def names_below(path):
+def names_below(path: str) -> Iterator[str]:
     """The relative names of everything below a directory that is packed, parents first."""
     for folder, folders, files in os.walk(path):
         if folder == path:
@@ -122,7 +124,7 @@ def names_below(path):
                 yield relative
 
 
-def member(path, name):
+def member(path: str, name: str) -> tuple[tarfile.TarInfo, bytes] | None:
     """A file, directory or link as a member of the archive with its bytes; None for anything else or what is gone."""
     full = os.path.join(path, name)
     try:
@@ -146,25 +148,18 @@ def member(path, name):
     return entry, content
 
 
-def is_inside(name, link=""):
+def is_inside(name: str, link: str = "") -> bool:
     """Whether a name, and the target of the link that it is, stay inside the directory of the cache."""
     target = os.path.normpath(os.path.join(os.path.dirname(name), link) if link else name)
     return not os.path.isabs(link or name) and target.split(os.sep)[0] != os.pardir
 
 
-def pack(path, archive):
+def pack(path: str, archive: str) -> None:
     """Writes the archive, readable by the owner of its folder alone."""
     draft = archive + ".part"
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with (
-        os.fdopen(descriptor, "wb") as raw,
-        gzip.GzipFile("", "wb", LEVEL, raw, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for name in names_below(path):
-            entry = member(path, name)
-            if entry:
-                tar.addfile(entry[0], io.BytesIO(entry[1]))
+    with os.fdopen(descriptor, "wb") as raw, gzip.GzipFile("", "wb", LEVEL, raw, mtime=0) as packed:
+        write_members(path, packed)
     # The user that fetches the file owns the folder, and may not be the one that runs this.
     folder = os.stat(os.path.dirname(archive))
     if os.geteuid() == 0:
@@ -172,7 +167,16 @@ def pack(path, archive):
     os.rename(draft, archive)
 
 
-def unpack(archive, path, user, group):
+def write_members(path: str, stream: gzip.GzipFile) -> None:
+    """Writes a directory as a tar file."""
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name in names_below(path):
+            entry = member(path, name)
+            if entry:
+                tar.addfile(entry[0], io.BytesIO(entry[1]))
+
+
+def unpack(archive: str, path: str, user: int, group: int) -> None:
     """Creates the directory, which appears only when it is whole.
 
     Raises:
@@ -193,7 +197,7 @@ def unpack(archive, path, user, group):
     os.rename(draft, path)
 
 
-def unpack_member(tar, entry, folder):
+def unpack_member(tar: tarfile.TarFile, entry: tarfile.TarInfo, folder: str) -> None:
     """Writes one member below a folder; the packer names parents first."""
     full = os.path.join(folder, entry.name)
     if not is_inside(entry.name) or os.path.realpath(os.path.dirname(full)) != os.path.dirname(os.path.abspath(full)):
@@ -205,14 +209,14 @@ def unpack_member(tar, entry, folder):
         os.mkdir(full)
     elif entry.isreg():
         with open(full, "xb") as file:
-            shutil.copyfileobj(tar.extractfile(entry), file)
+            shutil.copyfileobj(cast("IO[bytes]", tar.extractfile(entry)), file)
     else:
         raise ValueError(f"{entry.name} is no file, directory or link inside of the cache")
     os.chmod(full, entry.mode & 0o777)
     os.utime(full, (entry.mtime, entry.mtime))
 
 
-def ids(owner, group):
+def ids(owner: str | None, group: str | None) -> tuple[int, int]:
     """The numbers of an account and a group; those of this process for what is not given.
 
     Raises:
@@ -224,7 +228,7 @@ def ids(owner, group):
     )
 
 
-def change(module, exists):
+def change(module: AnsibleModule, exists: bool) -> dict[str, Any]:
     """What the task returns; it changes the host unless in check mode."""
     path, state, archive = module.params["path"], module.params["state"], module.params["archive"]
     if state == "inspected":
@@ -248,12 +252,12 @@ def change(module, exists):
     return {"changed": True, "exists": True, "diff": diff("", path)}
 
 
-def diff(before, after):
+def diff(before: str, after: str) -> dict[str, str]:
     """A diff of the directory's name."""
     return {name: f"{text}\n" if text else "" for name, text in (("before", before), ("after", after))}
 
 
-def main():
+def main() -> None:
     """Runs the module."""
     module = AnsibleModule(
         argument_spec={

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -42,9 +43,9 @@ removed:
 DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})")
 
 
-def named_digests(releases):
+def named_digests(releases: str) -> set[str]:
     """The digests in the environment files of all releases."""
-    digests = set()
+    digests: set[str] = set()
     for folder, _, files in os.walk(releases):
         for name in files:
             if name.endswith(".env"):
@@ -53,7 +54,7 @@ def named_digests(releases):
     return digests
 
 
-def unused(images, reference, digests):
+def unused(images: Iterable[str], reference: str, digests: Iterable[str]) -> list[str]:
     """The images to remove.
 
     Args:
@@ -66,7 +67,7 @@ def unused(images, reference, digests):
     return sorted({image for image in images if image.startswith(f"{name}@sha256:")} - kept)
 
 
-def main():
+def main() -> None:
     """Runs the module."""
     module = AnsibleModule(
         argument_spec={

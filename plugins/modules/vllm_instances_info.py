@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -79,7 +81,7 @@ PATTERNS = ("vllm@*.service", "vllm-docker@*.service")
 RUNNING = ("active", "activating")
 
 
-def read_loaded(directory):
+def read_loaded(directory: str) -> str:
     """What an instance has loaded; empty if it does not run."""
     try:
         with open(os.path.join(directory, "loaded"), encoding="utf-8") as file:
@@ -88,7 +90,7 @@ def read_loaded(directory):
         return ""
 
 
-def compare(instances, states):
+def compare(instances: Sequence[Mapping[str, str]], states: Mapping[str, str]) -> dict[str, Any]:
     """What a role must do.
 
     Args:
@@ -108,7 +110,7 @@ def compare(instances, states):
     }
 
 
-def main():
+def main() -> None:
     """Runs the module."""
     instance = {
         "unit": {"type": "str", "required": True},
