@@ -184,17 +184,21 @@ def unpack(archive: str, path: str, user: int, group: int) -> None:
     """
     draft = path + ".part"
     shutil.rmtree(draft, ignore_errors=True)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     # Until it is whole nobody else may write into it.
     os.mkdir(draft, 0o700)
-    with tarfile.open(archive, "r:gz") as tar:
-        for entry in tar:
-            unpack_member(tar, entry, draft)
-    for folder, folders, files in os.walk(draft):
-        for name in [*folders, *files]:
-            os.chown(os.path.join(folder, name), user, group, follow_symlinks=False)
-    os.chown(draft, user, group)
-    os.chmod(draft, 0o750)  # noqa: S103 - as the directory of all caches
-    os.rename(draft, path)
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for entry in tar:
+                unpack_member(tar, entry, draft)
+        for folder, folders, files in os.walk(draft):
+            for name in [*folders, *files]:
+                os.chown(os.path.join(folder, name), user, group, follow_symlinks=False)
+        os.chown(draft, user, group)
+        os.chmod(draft, 0o750)  # noqa: S103 - as the directory of all caches
+        os.rename(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def unpack_member(tar: tarfile.TarFile, entry: tarfile.TarInfo, folder: str) -> None:

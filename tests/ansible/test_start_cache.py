@@ -115,11 +115,7 @@ class TestModule:
         digest = hashlib.sha256(archive.read_bytes()).hexdigest()
         result = self.run(tmp_path / "caches" / KEY, "unpacked", archive=str(archive), sha256=digest)
         assert result["failed"] is True
-        (tmp_path / "caches").mkdir()
-        result = self.run(tmp_path / "caches" / KEY, "unpacked", archive=str(archive), sha256=digest)
-        assert result["failed"] is True
-        assert not (tmp_path / "caches" / KEY).exists()
-        assert not (tmp_path / "caches" / "outside").exists()
+        assert list((tmp_path / "caches").iterdir()) == []
 
     def test_a_file_below_a_link_is_refused(self, tmp_path: Path) -> None:
         archive = tmp_path / "archive"
