@@ -202,12 +202,19 @@ def unpack(archive: str, path: str, user: int, group: int) -> None:
 
 
 def unpack_member(tar: tarfile.TarFile, entry: tarfile.TarInfo, folder: str) -> None:
-    """Writes one member below a folder; the packer names parents first."""
-    full = os.path.join(folder, entry.name)
-    if not is_inside(entry.name) or os.path.realpath(os.path.dirname(full)) != os.path.dirname(os.path.abspath(full)):
-        raise ValueError(f"{entry.name} is outside of the directory of the cache")
-    if entry.issym() and is_inside(entry.name, entry.linkname):
+    """Writes one member below a folder; parents come before what is in them.
+
+    Archives of GNU tar are read too: their names begin with ``./``, and a file may be a link to an earlier one.
+    """
+    name = os.path.normpath(entry.name)
+    if name == ".":
+        return
+    full = inner_path(folder, name)
+    if entry.issym() and is_inside(name, entry.linkname):
         os.symlink(entry.linkname, full)
+        return
+    if entry.islnk():
+        os.link(inner_path(folder, os.path.normpath(entry.linkname)), full, follow_symlinks=False)
         return
     if entry.isdir():
         os.mkdir(full)
@@ -218,6 +225,18 @@ def unpack_member(tar: tarfile.TarFile, entry: tarfile.TarInfo, folder: str) -> 
         raise ValueError(f"{entry.name} is no file, directory or link inside of the cache")
     os.chmod(full, entry.mode & 0o777)
     os.utime(full, (entry.mtime, entry.mtime))
+
+
+def inner_path(folder: str, name: str) -> str:
+    """The path of a name in a folder, which no link on the way may lead out of.
+
+    Raises:
+        ValueError: the name is outside, or below a link.
+    """
+    full = os.path.join(os.path.realpath(folder), name)
+    if not is_inside(name) or os.path.realpath(os.path.dirname(full)) != os.path.dirname(full):
+        raise ValueError(f"{name} is outside of the directory of the cache")
+    return full
 
 
 def ids(owner: str | None, group: str | None) -> tuple[int, int]:

@@ -130,6 +130,16 @@ class TestModule:
         result = self.run(tmp_path / KEY, "unpacked", archive=str(archive), sha256=digest)
         assert "outside of the directory" in result["msg"]
 
+    def test_an_archive_of_gnu_tar_is_unpacked(self, cache: Path) -> None:
+        (cache / "vllm" / "same").hardlink_to(cache / "vllm" / "graphs" / "a.so")
+        (cache / "vllm" / "pipe").unlink()
+        archive = cache.parent / "archive"
+        subprocess.run(["tar", "-czf", archive, "-C", cache, "--exclude=./.config", "."], check=True)
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        other = cache.parent / "other"
+        assert self.run(other, "unpacked", archive=str(archive), sha256=digest)["changed"] is True
+        assert tree(other) == {name: text for name, text in tree(cache).items() if not name.startswith(".config")}
+
     def test_a_link_out_of_the_cache_is_not_packed(self, cache: Path) -> None:
         (cache / "secret").symlink_to("/etc/passwd")
         (cache / "up").symlink_to("../other")
