@@ -27,7 +27,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "file": (
         *("host_baseline", "nvidia_driver", "amd_driver", "harmony_encodings", "model_store"),
         *("vllm_engine", "container_engine"),
-        *("vllm_service", "gateway", "mirror"),
+        *("vllm_firewall", "vllm_release", "vllm_service", "gateway", "mirror"),
     ),
     "directory": ("host_baseline", "harmony_encodings"),
     "link": ("vllm_service",),
@@ -35,7 +35,9 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "image": ("vllm_image",),
     "user": ("host_baseline", "amd_driver"),
     "sysctl": ("amd_driver",),
-    "unit": ("host_baseline", "nvidia_driver", "container_engine", "vllm_service", "gateway", "mirror"),
+    "unit": (
+        *("host_baseline", "nvidia_driver", "container_engine", "vllm_firewall", "vllm_service", "gateway", "mirror"),
+    ),
     "package": (
         *("host_baseline", "nvidia_driver", "amd_driver", "vllm_engine", "container_engine", "gateway", "mirror"),
     ),
