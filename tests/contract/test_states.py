@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.inventory.data import InventoryData
 from ansible.parsing.dataloader import DataLoader
 
@@ -414,6 +415,17 @@ def test_no_program_branches_on_a_text() -> None:
         if is_python and (lines := set(reads_of_texts(ast.parse(content)))):
             reads[str(path.relative_to(paths.root()))] = lines
     assert reads == FOREIGN
+
+
+def test_no_task_of_a_role_branches_on_a_text_of_its_own() -> None:
+    """What only a foreign tool's text tells is a variable of the role, with the reason beside it."""
+    words_in = r"""(?:'[^']* [^']*'|"[^"]* [^"]*") (?:not )?in """
+    text_in_condition = re.compile(rf"{words_in}|is (?:not )?(?:search|match|regex)")
+    folders = (paths.root() / "roles", paths.root() / "playbooks")
+    for path in sorted(path for folder in folders for path in folder.rglob("*.yml") if "tasks" in path.parts):
+        for task in yaml.safe_load(path.read_text(encoding="utf-8")) or []:
+            for key in ("when", "failed_when", "changed_when", "until"):
+                assert not text_in_condition.search(str(task.get(key, ""))), (path, task["name"])
 
 
 def test_the_search_sees_what_it_is_for() -> None:

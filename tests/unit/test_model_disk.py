@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import json
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -66,3 +68,39 @@ def test_several_disks_become_one_and_one_stays_itself(program: ModuleType) -> N
     assert several[0][:2] == ["mdadm", "--create"]
     assert several[1][-1] == "/dev/md/vllm-models"
     assert next(iter(program.commands(["/dev/a"])))[-1] == "/dev/a"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "changed", "status"), [(None, False, 0), ("/opt/nvme/models", True, 0), (OSError("no lsblk"), False, 1)]
+)
+def test_it_reports_in_json_whether_it_has_changed_anything(
+    program: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    chosen: Any,
+    changed: bool,
+    status: int,
+) -> None:
+    def choose(*_: Any) -> tuple[str | None, list[str]]:
+        if isinstance(chosen, Exception):
+            raise chosen
+        return chosen, []
+
+    monkeypatch.setattr(program, "STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(program, "run", lambda _: "{}")
+    monkeypatch.setattr(program, "choose", choose)
+    monkeypatch.setattr(program, "link", lambda _: None)
+    monkeypatch.setattr("sys.argv", ["vllm-model-disk", "1"])
+    assert program.main() == status
+    report = json.loads(capsys.readouterr().out)
+    assert (report["changed"], set(report)) == (changed, {"changed", "message"})
+
+
+def test_a_store_that_has_files_is_left_alone(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(program, "STORE", str(tmp_path))
+    assert program.main() == 0
+    assert json.loads(capsys.readouterr().out) == {"changed": False, "message": "the store exists"}
