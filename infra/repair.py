@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from lab import process
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.processes import command_line, find_process, kill_process, process_ids
 
 _OWN_TYPES = "pulumi-python:dynamic/"
 
@@ -85,16 +85,12 @@ def end_orphans() -> list[int]:
         Their process numbers.
     """
     ended: list[int] = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
-        except OSError:
-            continue  # no process, or gone by now
-        address = engine_address(words)
-        found = process.look(int(entry.name)) if address else None
-        if address and found and not _listens(address):
-            process.kill(found)
-            ended.append(found.pid)
+    for pid in process_ids():
+        address = engine_address(command_line(pid))
+        orphan = find_process(pid) if address else None
+        if address and orphan and not _listens(address):
+            kill_process(orphan)
+            ended.append(orphan.pid)
     return ended
 
 

@@ -1,24 +1,21 @@
 """The processes of a host: how they are started, found again and ended without ever hitting another's.
 
 A host is found by the folder that its systemd-nspawn names on its command line, not by a pid in a file: a pid
-is used again after its process is gone, a folder of the lab's state never is. Signals go through a pidfd that
-is opened before the process is looked at once more, so the process that was looked at is the one that ends.
+is used again after its process is gone, a folder of the lab's state never is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from lab import shell, state
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.processes import Process, command_line, find_process, kill_process, process_ids
 
 #: nspawn ends with this code when the host rebooted; the loop starts it again, as a service manager would.
 _LOOP = 'while :; do "$@"; [ $? -eq 133 ] || exit; done'
@@ -28,71 +25,19 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _FORCE_SECONDS, _END_SECONDS = 10.0, 120.0
 
 
-@dataclass(frozen=True)
-class Process:
-    """One process of this machine, for its whole life: a pid that is used again has another start.
-
-    Attributes:
-        pid: its number.
-        started: when it began, in clock ticks since the machine's boot.
-        parent: the number of its parent.
-    """
-
-    pid: int
-    started: int
-    parent: int
-
-
-def parse_stat(text: str) -> Process:
-    """The identity from ``/proc/<pid>/stat``; the name in it may hold blanks and brackets."""
-    number, rest = text.split(" ", 1)
-    fields = rest[rest.rindex(")") + 2 :].split()
-    return Process(pid=int(number), parent=int(fields[1]), started=int(fields[19]))
-
-
-def look(pid: int) -> Process | None:
-    """The process of that number, None where there is none or only its remains wait for a parent."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if text[text.rindex(")") + 2] == "Z" else parse_stat(text)
-
-
 def find(root: Path) -> list[Process]:
     """The processes that keep the host of that root folder up: the loop and nspawn, parents first."""
     wanted = f"--directory={root}"
-    found: list[Process] = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if wanted in words and (process := look(int(entry.name))):
-            found.append(process)
+    supervisors = [find_process(pid) for pid in process_ids() if wanted in command_line(pid)]
     # nspawn's outer child keeps the command line for a moment before it becomes the host's init.
-    return sorted(found, key=lambda process: process.started)
+    return sorted(filter(None, supervisors), key=lambda process: process.started)
 
 
 def host_init(supervisors: Sequence[Process]) -> list[Process]:
     """The first processes inside of the hosts of these supervisors."""
     parents = {process.pid for process in supervisors}
-    everyone = (look(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    everyone = map(find_process, process_ids())
     return [process for process in everyone if process and process.parent in parents and process.pid not in parents]
-
-
-def kill(process: Process) -> None:
-    """Ends exactly that process; nothing happens when it is gone, whoever has its number now."""
-    with contextlib.suppress(ProcessLookupError):
-        handle = os.pidfd_open(process.pid)
-        try:
-            now = look(process.pid)
-            if now and now.started == process.started:
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-        finally:
-            os.close(handle)
 
 
 def end(root: Path, machine: str) -> None:
@@ -114,7 +59,7 @@ def end(root: Path, machine: str) -> None:
         waited = time.monotonic() - began
         first = () if nspawns and waited < _FORCE_SECONDS else (*nspawns, *inside)
         for process in (*loops, *host_init(nspawns), *first):
-            kill(process)
+            kill_process(process)
         if waited > _END_SECONDS:
             pids = ", ".join(str(process.pid) for process in (*supervisors, *inside))
             raise shell.failed(f"the processes {pids} do not end", "see what they wait for", host=machine)
@@ -165,9 +110,7 @@ def start(root: Path, machine: str, arguments: Sequence[str], log: Path) -> None
 
 
 def _is_loop(process: Process) -> bool:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return _LOOP_NAME.encode() in Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
-    return False
+    return _LOOP_NAME in command_line(process.pid)
 
 
 def cgroup_roots(base: Path = _CGROUPS) -> list[Path]:
@@ -191,7 +134,7 @@ def members(machine: str) -> list[Process]:
             # A cgroup may go while it is looked at; on a v2 machine a threaded one has no list.
             with contextlib.suppress(OSError):
                 pids.update(int(pid) for pid in file.read_text(encoding="ascii").split())
-    return [process for process in map(look, sorted(pids)) if process]
+    return [process for process in map(find_process, sorted(pids)) if process]
 
 
 def _make_cgroups(machine: str) -> list[str]:

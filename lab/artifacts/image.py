@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 
 from lab.artifacts import engine
 from lab.artifacts.store import build_once, only_one, remove_unused, say, sha256_of
-from lab.artifacts.uv import run_uv
 from lab.tree import ensure_tree, tree_digest
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.paths import cache_dir
+from vllm_fleet.edge.uv import run_uv
 from vllm_fleet.mirror import image_store
 
 #: The Python of the hosts' Debian.

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import process
 from lab.rehearsal.cloud import Account
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.processes import environment_of, find_process, kill_process, process_ids
 from vllm_fleet.fleet import plan
 
 
@@ -117,17 +117,11 @@ def end_left(project: Path) -> int:
     Returns:
         How many there were.
     """
-    mark = f"PULUMI_HOME={project / 'home'}".encode()
-    ended = 0
-    for entry in Path("/proc").iterdir():
-        try:
-            mine = entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue  # no process, or gone by now
-        if mine and (found := process.look(int(entry.name))):
-            process.kill(found)
-            ended += 1
-    return ended
+    mark = f"PULUMI_HOME={project / 'home'}"
+    left = [process for pid in process_ids() if mark in environment_of(pid) and (process := find_process(pid))]
+    for process in left:
+        kill_process(process)
+    return len(left)
 
 
 def account_of(folder: Path) -> Account:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.artifacts.uv import uv_program
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.paths import cache_dir
 from vllm_fleet.catalogue import engine_locks
+from vllm_fleet.edge.uv import uv_program
 from vllm_fleet.schema.recipe import Engine, Machine, WheelInstall
 
 _TIMEOUT_SECONDS = 1800
