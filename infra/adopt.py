@@ -10,10 +10,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from infra.repair import pulumi
-from infra.zones import read_tries, write_tries
+from infra.tries import read_tries, write_tries
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge.pulumi_cli import pulumi_output
 
 Deployment = dict[str, Any]
 
@@ -57,12 +57,12 @@ def settle(stack: str, adopted: Sequence[str], gone: Sequence[str]) -> None:
         raise FleetError(f"{wrong[0]!r} names no id", "write --adopt HOST=ID")
     ids = {host: id_ for host, _, id_ in (each.partition("=") for each in adopted)}
     directory = paths.inventories_dir() / stack
-    exported = json.loads(pulumi(["pulumi", "stack", "export", "--stack", stack]))
+    exported = json.loads(pulumi_output("stack", "export", "--stack", stack))
     exported["deployment"], urns = adopt(exported["deployment"], ids, gone)
-    pulumi(["pulumi", "stack", "import", "--stack", stack], json.dumps(exported))
+    pulumi_output("stack", "import", "--stack", stack, text_in=json.dumps(exported))
     if urns:
         targets = [f"--target={urn}" for urn in urns]
-        pulumi(["pulumi", "refresh", "--stack", stack, *targets, "--yes", "--skip-preview", "--non-interactive"])
+        pulumi_output("refresh", "--stack", stack, *targets, "--yes", "--skip-preview", "--non-interactive")
     tries = read_tries(directory)
     for host in {*ids, *gone} & set(tries):
         tries[host] |= {"answered": True, "made": host in ids}

@@ -12,15 +12,16 @@ import argparse
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from infra.adopt import settle
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.processes import command_line, find_process, kill_process, process_ids
+from vllm_fleet.edge.pulumi_cli import pulumi_output
 
 _OWN_TYPES = "pulumi-python:dynamic/"
 
@@ -138,27 +139,8 @@ def repair(backend_url: str, stack: str) -> None:
 
 def _clear(stack: str, count: int) -> None:
     print(f"a killed pulumi left {count} creations open: looking at what there is", file=sys.stderr)
-    words = ["pulumi", "refresh", "--stack", stack, "--clear-pending-creates", "--yes", "--skip-preview"]
-    pulumi([*words, "--non-interactive"])
-
-
-def pulumi(words: list[str], text_in: str | None = None) -> str:
-    """Runs ``pulumi`` and returns what it printed.
-
-    Raises:
-        FleetError: there is none, or it failed.
-    """
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, input=text_in)
-    except FileNotFoundError:
-        raise FleetError("there is no 'pulumi' on PATH", "run 'make setup' and '. ./activate'") from None
-    if done.returncode != 0:
-        raise FleetError(
-            f"'{' '.join(words)}' failed: {(done.stderr or done.stdout).strip()[-500:]}",
-            "run it by hand",
-            code="work-failed",
-        )
-    return done.stdout
+    words = ("refresh", "--stack", stack, "--clear-pending-creates", "--yes", "--skip-preview", "--non-interactive")
+    pulumi_output(*words)
 
 
 def main() -> int:
@@ -171,8 +153,6 @@ def main() -> int:
     try:
         repair(os.environ.get("PULUMI_BACKEND_URL", ""), chosen.stack)
         if chosen.adopt or chosen.gone:
-            from infra.adopt import settle
-
             settle(chosen.stack, chosen.adopt, chosen.gone)
     except FleetError as fault:
         print(f"error: {fault}", file=sys.stderr)

@@ -10,37 +10,15 @@ host may exist, and may cost money, so it is not asked for once more before a pe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pulumi
 
-from vllm_fleet.base.atomic_files import write_atomically
+from infra.tries import read_tries, write_tries
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet.host_plan import HostPlan
-
-
-def tries_file(directory: Path) -> Path:
-    """Where the tries of a fleet are kept, beside its ``stack.json``."""
-    return directory / "zones.json"
-
-
-def read_tries(directory: Path) -> dict[str, dict[str, Any]]:
-    """Host -> its last try.
-
-    ``zone``, ``made``, and what older files do not have: ``answered``, ``pool``, ``full`` (the answer was that the zone
-    has no capacity) and ``run`` (its number).
-    """
-    file = tries_file(directory)
-    found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return found
-
-
-def write_tries(directory: Path, tries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Keeps the tries."""
-    write_atomically(tries_file(directory), json.dumps(tries, indent=2, sort_keys=True) + "\n")
 
 
 class Zones:

@@ -20,6 +20,7 @@ from lab.artifacts.model.questions import read_questions
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge.pulumi_cli import pulumi_output
 
 #: How many of the questions the main job asks.
 QUESTIONS = 3
@@ -82,9 +83,7 @@ def stack_down(fleet: str) -> None:
 
 
 def _stacks_have(fleet: str) -> bool:
-    listed = subprocess.run(
-        ["pulumi", "stack", "ls", "--json"], cwd=paths.root(), check=True, capture_output=True, text=True
-    ).stdout
+    listed = pulumi_output("stack", "ls", "--json", cwd=paths.root())
     return any(stack["name"].rsplit("/", 1)[-1] == fleet for stack in json.loads(listed))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,10 @@ from lab.rehearsal.cloud import Account
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.processes import environment_of, find_process, kill_process, process_ids
+from vllm_fleet.edge.pulumi_cli import run_pulumi
 from vllm_fleet.fleet import plan
+
+_TIMEOUT_SECONDS = 900
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,11 @@ class Stage:
         Raises:
             FleetError: it failed.
         """
-        done = subprocess.run(
-            self.words(*words),
+        done = run_pulumi(
+            *self.words(*words)[1:],
             cwd=self.project,
-            env={**self.environment, **more},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=900,
+            environment={**self.environment, **more},
+            timeout_seconds=_TIMEOUT_SECONDS,
         )
         said = done.stdout + done.stderr
         if check and done.returncode:
