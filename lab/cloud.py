@@ -1,4 +1,4 @@
-"""The lab: systemd hosts of this machine."""
+"""The cloud ``lab``: a fleet's plan as bridges and systemd hosts of this machine."""
 
 from __future__ import annotations
 
