@@ -8,11 +8,12 @@ asks for the whole help, so that texts of help are read too.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from tools.engines import calls, expressions, externals, fields
+from tools.engines.reader import Scope
 from tools.engines.sources import Binding, Sources
 from tools.engines.values import (
     UNKNOWN,
@@ -28,7 +29,6 @@ from tools.engines.values import (
     Super,
 )
 
-Scope = MutableMapping[str, Any]
 _PLATFORM = External("vllm.platforms.current_platform")
 
 
