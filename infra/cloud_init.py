@@ -6,6 +6,7 @@ host make a key of its own after the first contact.
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pulumi
@@ -46,3 +47,8 @@ def user_data(user: str, authorised_keys: pulumi.Input[str], host_key: SshKeyPai
     return pulumi.Output.secret(
         pulumi.Output.all(authorised_keys, host_key.private_key, host_key.public_key).apply(text)
     )
+
+
+def encoded_user_data(user: str, authorised_keys: pulumi.Input[str], host_key: SshKeyPair) -> pulumi.Output[str]:
+    """:func:`user_data` in Base64, for clouds that take it so."""
+    return user_data(user, authorised_keys, host_key).apply(lambda text: base64.b64encode(text.encode()).decode())

@@ -64,7 +64,7 @@ class Fleet(pulumi.ComponentResource):
         mine = pulumi.ResourceOptions(parent=self)
         access = AccessKeys(f"{name}-access", plan, mine) if any(h.cloud != "static" for h in plan.hosts) else None
         hosts: dict[str, HostRecord] = {}
-        parts: list[pulumi.Resource] = []
+        parts: list[pulumi.Resource] = [access] if access else []
         # One for all clouds: they share its file and its hooks.
         zones = Zones(plan.directory)
         gateways: dict[str, pulumi.Input[str]] = {}

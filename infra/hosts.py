@@ -22,6 +22,8 @@ from vllm_fleet.fleet.ssh_routes import is_private
 from vllm_fleet.schema.cloud import Placement
 from vllm_fleet.schema.fleet import Access
 
+#: Every IPv4 address.
+EVERYWHERE = "0.0.0.0/0"
 #: The ports of vLLM and of its readiness, as the plan counts them.
 SERVICE_PORTS = (FIRST_PORT, FIRST_PORT + READINESS_OFFSET + 99)
 
@@ -131,6 +133,30 @@ class CloudArgs:
         found = members(self.hosts).values()
         return tuple(sorted(found, key=lambda hosts: not any(host.kind == "gateway" for host in hosts)))
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """What marks everything of the fleet in a cloud that has tags or labels."""
+        return {"fleet": self.fleet, "managed-by": "vllm-fleet"}
+
+    def protects(self, host: HostPlan) -> bool:
+        """Whether this run may neither replace nor delete a host."""
+        return host.name not in self.unprotected
+
+    def host_options(self, host: HostPlan, zone: str, kept: Sequence[str], image: str) -> pulumi.ResourceOptions:
+        """The options of the resource that is a host: its protection, and the record of the zone that it is tried in.
+
+        Args:
+            host: the host, which is rented.
+            zone: where it is made.
+            kept: the inputs whose change would stop or replace a host that exists: such a change is ignored.
+            image: the input that names the image; a change is ignored too, unless the fleet itself names the image.
+        """
+        return pulumi.ResourceOptions(
+            protect=self.protects(host),
+            ignore_changes=[*kept, *([] if rented(host).placement.image else [image])],
+            hooks=self.zones.hooks(host, zone),
+        )
+
     def error(self, host: HostPlan, key: str | None, fault: FleetError) -> FleetError:
         """A fault in the placement of a host's pool, at its place in the fleet's file."""
         pool = ("gateway",) if host.kind == "gateway" else ("pools", host.pool)
@@ -172,6 +198,10 @@ class CloudComponent(pulumi.ComponentResource):
 
     def __init__(self, kind: str, name: str, opts: pulumi.ResourceOptions | None) -> None:
         super().__init__(f"fleet:infra:{kind}", name, None, opts)
+
+    def register_hosts(self) -> None:
+        """Ends the component; its outputs are the addresses of its hosts."""
+        self.register_outputs({"hosts": {name: record.address for name, record in self.hosts.items()}})
 
     def far_gateways(self, args: CloudArgs, hosts: Iterable[HostPlan]) -> dict[str, pulumi.Input[str]]:
         """Name -> address of the gateways that a network lets in though they are in another one, joined with it.

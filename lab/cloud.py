@@ -89,7 +89,7 @@ class LabCloud(CloudComponent):
         everywhere = places(args)
         networks = {bridge: self._network(bridge, everywhere) for bridge in dict.fromkeys(p.bridge for p in everywhere)}
         self.hosts = {place.host.name: self._host(place, everywhere, networks[place.bridge]) for place in everywhere}
-        self.register_outputs({"hosts": {name: record.address for name, record in self.hosts.items()}})
+        self.register_hosts()
 
     def _network(self, bridge: str, everywhere: tuple[Place, ...]) -> LabNetwork:
         mine = [place for place in everywhere if place.bridge == bridge]

@@ -23,13 +23,12 @@ class AwsCloud(CloudComponent):
         self.hosts = {}
         for hosts in args.networks:
             self._region(args, rented(hosts[0]).placement.region, hosts)
-        self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
+        self.register_hosts()
 
     def _region(self, args: CloudArgs, region: str, hosts: tuple[HostPlan, ...]) -> None:
         name = f"{args.fleet}-{region}"
-        tags = {"fleet": args.fleet, "managed-by": "vllm-fleet"}
         provider = aws.Provider(
-            name, region=region, default_tags={"tags": tags}, opts=pulumi.ResourceOptions(parent=self)
+            name, region=region, default_tags={"tags": args.tags}, opts=pulumi.ResourceOptions(parent=self)
         )
         below = pulumi.ResourceOptions(parent=self, provider=provider)
         network = AwsNetwork(name, args, hosts, self.far_gateways(args, hosts), below)

@@ -45,11 +45,11 @@ class AwsHost(pulumi.ComponentResource):
         where = rented(host)
         zone = args.zones.choose(host)
         key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self))
-        protect = host.name not in args.unprotected
+        protect = args.protects(host)
         instance = aws.ec2.Instance(
             host.name,
             instance_type=where.shape,
-            ami=images.of(where),
+            ami=images.image(where),
             user_data=user_data(host.user, args.authorised_keys, key),
             metadata_options={"http_tokens": "required", "http_put_response_hop_limit": 1, "http_endpoint": "enabled"},
             root_block_device={"encrypted": True, "volume_type": "gp3", "volume_size": where.placement.disk_gib},
@@ -58,11 +58,7 @@ class AwsHost(pulumi.ComponentResource):
             **capacity.arguments(),
             opts=pulumi.ResourceOptions.merge(
                 self._mine,
-                pulumi.ResourceOptions(
-                    protect=protect,
-                    ignore_changes=[*_KEPT, *([] if where.placement.image else ["ami"])],
-                    hooks=args.zones.hooks(host, zone),
-                ),
+                args.host_options(host, zone, _KEPT, image="ami"),
             ),
         )
         if where.placement.model_disk_gib:

@@ -7,12 +7,10 @@ from typing import Any
 
 import pulumi
 
-from infra.hosts import SERVICE_PORTS, CloudArgs, has_private, needs_nat, range_of, rented
+from infra.hosts import EVERYWHERE, SERVICE_PORTS, CloudArgs, has_private, needs_nat, range_of, rented
 from infra.sdk import aws
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.private_networks import PARTS, part
-
-_EVERYWHERE = "0.0.0.0/0"
 
 
 class AwsNetwork(pulumi.ComponentResource):
@@ -85,9 +83,7 @@ class AwsNetwork(pulumi.ComponentResource):
         table = aws.ec2.RouteTable(label, vpc_id=self._vpc.id, tags={"Name": label}, opts=self._mine)
         if way_out:
             # Beside the table and not in it: routes that others add, to networks that are joined, stay.
-            aws.ec2.Route(
-                label, route_table_id=table.id, destination_cidr_block=_EVERYWHERE, **way_out, opts=self._mine
-            )
+            aws.ec2.Route(label, route_table_id=table.id, destination_cidr_block=EVERYWHERE, **way_out, opts=self._mine)
         found = {}
         for zone in zones:
             name = f"{self._name}-{zone[-1]}{suffix}"
@@ -116,7 +112,7 @@ class AwsNetwork(pulumi.ComponentResource):
             opts=self._mine,
         )
         aws.vpc.SecurityGroupEgressRule(
-            name, security_group_id=group.id, ip_protocol="-1", cidr_ipv4=_EVERYWHERE, opts=self._mine
+            name, security_group_id=group.id, ip_protocol="-1", cidr_ipv4=EVERYWHERE, opts=self._mine
         )
         return group.id
 

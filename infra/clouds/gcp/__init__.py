@@ -23,7 +23,7 @@ class GcpCloud(CloudComponent):
         for hosts in args.networks:
             where = placed(hosts[0], GcpPlacement)
             self._region(args, "-".join([args.fleet, *([where.project] if several else []), where.region]), hosts)
-        self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
+        self.register_hosts()
 
     def _region(self, args: CloudArgs, name: str, hosts: tuple[HostPlan, ...]) -> None:
         placement = placed(hosts[0], GcpPlacement)
@@ -31,7 +31,7 @@ class GcpCloud(CloudComponent):
             name,
             project=placement.project,
             region=placement.region,
-            default_labels={"fleet": args.fleet, "managed-by": "vllm-fleet"},
+            default_labels=args.tags,
             opts=pulumi.ResourceOptions(parent=self),
         )
         below = pulumi.ResourceOptions(parent=self, provider=provider)

@@ -22,6 +22,9 @@ _HYPERDISK = ("a3-ultragpu", "a4-", "a4x-")
 #: Series whose reservations are used by the provisioning model RESERVATION_BOUND.
 _BOUND = ("a3-ultragpu", "a4-", "a4x-")
 
+#: What a host keeps that exists: a change of these would stop or replace it.
+_KEPT = ["zone", "metadata"]
+
 
 class GcpHost(pulumi.ComponentResource):
     """An instance. It has no service account: nothing on it talks to Google, so it has no right to take away.
@@ -46,16 +49,15 @@ class GcpHost(pulumi.ComponentResource):
         where, placement = rented(host), placed(host, GcpPlacement)
         zone = args.zones.choose(host)
         key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self))
-        protect = host.name not in args.unprotected
+        protect = args.protects(host)
         # Names are unique in a project, where other fleets are too.
         name = f"{args.fleet}-{host.name}"
-        kept = ["zone", "metadata", *([] if placement.image else ["bootDisk.initializeParams.image"])]
         instance = gcp.compute.Instance(
             host.name,
             name=name,
             machine_type=where.shape,
             zone=zone,
-            boot_disk=_boot_disk(where, images.of(where)),
+            boot_disk=_boot_disk(where, images.image(where)),
             network_interfaces=[self._interface(name, placement, network, protect)],
             metadata={
                 "user-data": user_data(host.user, args.authorised_keys, key),
@@ -74,7 +76,7 @@ class GcpHost(pulumi.ComponentResource):
             **capacity(placement, where.shape),
             opts=pulumi.ResourceOptions.merge(
                 self._mine,
-                pulumi.ResourceOptions(protect=protect, ignore_changes=kept, hooks=args.zones.hooks(host, zone)),
+                args.host_options(host, zone, _KEPT, image="bootDisk.initializeParams.image"),
             ),
         )
         if placement.model_disk_gib:
