@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 
 from infra import repair
-from tools.pulumi import provide
+from tools.pulumi import go_build
+from tools.pulumi.programs import PROGRAMS, find_installed, parse_version
 from vllm_fleet.base.errors import FleetError
 
-HERE = Path(provide.__file__).parent
+HERE = go_build.HERE
 
 
 def programs(folder: Path, said: str) -> Path:
     folder.mkdir(parents=True)
-    for name in provide.PROGRAMS:
+    for name in PROGRAMS:
         (folder / name).write_text(f"#!/bin/sh\necho {said}\n", encoding="utf-8")
         (folder / name).chmod(0o755)
     return folder
@@ -38,7 +39,7 @@ def programs(folder: Path, said: str) -> Path:
     ],
 )
 def test_version(text: str, found: tuple[int, int, int]) -> None:
-    assert provide.version(text) == found
+    assert parse_version(text) == found
 
 
 @pytest.mark.parametrize(
@@ -51,14 +52,14 @@ def test_a_recent_pulumi_on_path_is_taken_where_it_really_is(
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pulumi").symlink_to(real / "pulumi")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
-    assert provide.installed() == (real if taken else None)
+    assert find_installed() == (real if taken else None)
 
 
 def test_a_pulumi_without_its_python_host_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = programs(tmp_path / "real", "v3.259.0")
     (real / "pulumi-language-python").unlink()
     monkeypatch.setenv("PATH", f"{real}:/bin:/usr/bin")
-    assert provide.installed() is None
+    assert find_installed() is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_a_pulumi_without_its_python_host_is_not_taken(tmp_path: Path, monkeypat
     ],
 )
 def test_go_that_can_build_it(present: str, chosen: str | None, means: dict[str, str]) -> None:
-    assert provide.toolchain(present, "1.25.11", chosen) == means
+    assert go_build.toolchain(present, "1.25.11", chosen) == means
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_go_that_can_build_it(present: str, chosen: str | None, means: dict[str,
 )
 def test_one_sentence_says_what_to_install(present: str | None, chosen: str | None, says: str) -> None:
     with pytest.raises(FleetError, match=says) as fault:
-        provide.toolchain(present, "1.25.11", chosen)
+        go_build.toolchain(present, "1.25.11", chosen)
     assert fault.value.exit_code == 2
     assert "install Pulumi" in fault.value.hint
     assert "Go 1.25.11" in fault.value.hint
@@ -95,12 +96,12 @@ def test_what_is_built_is_pinned_with_digests() -> None:
         module, sums = (folder / "go.mod").read_text(encoding="utf-8"), (folder / "go.sum").read_text(encoding="utf-8")
         assert "github.com/pulumi/pulumi/sdk/v3 v3." in module
         assert all(line.split()[2].startswith("h1:") for line in sums.splitlines())
-    assert provide.engine_version((HERE / "go.mod").read_text(encoding="utf-8")) == "3.259.0"
+    assert go_build.engine_version((HERE / "go.mod").read_text(encoding="utf-8")) == "3.259.0"
 
 
 def test_the_engine_and_the_sdk_of_the_program_are_of_one_release() -> None:
     project = (HERE.parent.parent / "pyproject.toml").read_text(encoding="utf-8")
-    pinned = provide.engine_version((HERE / "go.mod").read_text(encoding="utf-8"))
+    pinned = go_build.engine_version((HERE / "go.mod").read_text(encoding="utf-8"))
     assert f'"pulumi=={pinned}"' in project
 
 
