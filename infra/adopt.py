@@ -36,10 +36,10 @@ def adopt(deployment: Deployment, ids: dict[str, str], gone: Sequence[str]) -> t
             kept.append(operation)
         elif name in ids:
             adopted.append({**operation["resource"], "id": ids[name]})
-    if missing := sorted(set(ids) - {each["urn"].split("::", 3)[3] for each in adopted}):
+    if missing := sorted(set(ids) - {resource["urn"].split("::", 3)[3] for resource in adopted}):
         raise FleetError(f"no creation of {missing[0]} is open", "adopt only what a run that was cut off began")
     now = {**deployment, "resources": [*(deployment.get("resources") or []), *adopted], "pending_operations": kept}
-    return now, [each["urn"] for each in adopted]
+    return now, [resource["urn"] for resource in adopted]
 
 
 def settle(stack: str, adopted: Sequence[str], gone: Sequence[str]) -> None:
@@ -53,9 +53,9 @@ def settle(stack: str, adopted: Sequence[str], gone: Sequence[str]) -> None:
     Raises:
         FleetError: an argument of another form, no such creation, or the engine could not write the state.
     """
-    if wrong := [each for each in adopted if not each.partition("=")[2]]:
+    if wrong := [argument for argument in adopted if not argument.partition("=")[2]]:
         raise FleetError(f"{wrong[0]!r} names no id", "write --adopt HOST=ID")
-    ids = {host: id_ for host, _, id_ in (each.partition("=") for each in adopted)}
+    ids = {host: id_ for host, _, id_ in (argument.partition("=") for argument in adopted)}
     directory = paths.inventories_dir() / stack
     exported = json.loads(pulumi_output("stack", "export", "--stack", stack))
     exported["deployment"], urns = adopt(exported["deployment"], ids, gone)

@@ -48,10 +48,10 @@ def placed(host: HostPlan, kind: type[P]) -> P:
 
 def range_of(hosts: Sequence[HostPlan]) -> IPv4Network:
     """The range of addresses of the network that hosts share, in a cloud that does not choose it itself."""
-    found = block(hosts)
-    if found is None:
+    addresses = block(hosts)
+    if addresses is None:
         raise FleetError("is in a network without a range", host=hosts[0].name)
-    return found
+    return addresses
 
 
 def has_private(hosts: Iterable[HostPlan]) -> bool:
@@ -130,8 +130,8 @@ class CloudArgs:
     @property
     def networks(self) -> tuple[tuple[HostPlan, ...], ...]:
         """The hosts of each network; that of the gateways comes first, as the others may let its addresses in."""
-        found = members(self.hosts).values()
-        return tuple(sorted(found, key=lambda hosts: not any(host.kind == "gateway" for host in hosts)))
+        networks = members(self.hosts).values()
+        return tuple(sorted(networks, key=lambda hosts: not any(host.kind == "gateway" for host in hosts)))
 
     @property
     def tags(self) -> dict[str, str]:
@@ -217,7 +217,7 @@ class CloudComponent(pulumi.ComponentResource):
 
 def gateway_addresses(hosts: Iterable[HostPlan], made: Mapping[str, HostRecord]) -> dict[str, pulumi.Input[str]]:
     """Name -> address inside of the gateways among hosts."""
-    found: dict[str, pulumi.Input[str]] = {}
+    addresses: dict[str, pulumi.Input[str]] = {}
     for host in hosts:
         record = made.get(host.name)
         if record:
@@ -225,8 +225,8 @@ def gateway_addresses(hosts: Iterable[HostPlan], made: Mapping[str, HostRecord])
         else:
             inside = host.address or ""
         if host.kind == "gateway" and inside != "":
-            found[host.name] = inside
-    return found
+            addresses[host.name] = inside
+    return addresses
 
 
 def inventory(fleet: str, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict[str, Any]]:
@@ -245,9 +245,9 @@ def inventory(fleet: str, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict
         if isinstance(value, pulumi.Output)
     ]
 
-    def fill(found: Sequence[Any]) -> dict[str, Any]:
+    def fill(values: Sequence[Any]) -> dict[str, Any]:
         known = {name: dict(record) for name, record in records.items()}
-        for (name, key, _), value in zip(open_, found, strict=True):
+        for (name, key, _), value in zip(open_, values, strict=True):
             known[name][key] = value
         return {"version": 1, "fleet": fleet, "hosts": known}
 

@@ -27,9 +27,9 @@ class Zones:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._tries = read_tries(directory)
-        self._last_run = max((_run(each) for each in self._tries.values()), default=0)
+        self._last_run = max((_run(last_try) for last_try in self._tries.values()), default=0)
         # As it was before this run: the choice for a host must not hang on how far the engine is with another.
-        self._before_this_run = {host: dict(each) for host, each in self._tries.items()}
+        self._before_this_run = {host: dict(last_try) for host, last_try in self._tries.items()}
         self._pools: dict[tuple[str, tuple[str, ...]], tuple[str, frozenset[str]]] = {}
         self._chosen: dict[str, tuple[HostPlan, str]] = {}
         #: (pool, zone) -> the host that was told in this run that there is no capacity.
@@ -50,15 +50,15 @@ class Zones:
         begin, full = self._of_pool(host.pool, zones)
         first = zones.index(zone) + 1 if zone in zones else zones.index(begin)
         in_order = [zones[(first + number) % len(zones)] for number in range(len(zones))]
-        return next((each for each in in_order if each not in full), in_order[0])
+        return next((candidate for candidate in in_order if candidate not in full), in_order[0])
 
     def _of_pool(self, pool: str, zones: tuple[str, ...]) -> tuple[str, frozenset[str]]:
         """Where the last host of a pool was made, and the zones that the last run has found full; looked at once."""
         if (pool, zones) not in self._pools:
-            mates = [each for each in self._before_this_run.values() if each.get("pool") == pool]
-            here = [each for each in mates if each["zone"] in zones]
-            made = max((each for each in here if each["made"]), key=_run, default=None)
-            full = frozenset(each["zone"] for each in here if each.get("full") and _run(each) == self._last_run)
+            mates = [mate for mate in self._before_this_run.values() if mate.get("pool") == pool]
+            here = [mate for mate in mates if mate["zone"] in zones]
+            made = max((mate for mate in here if mate["made"]), key=_run, default=None)
+            full = frozenset(mate["zone"] for mate in here if mate.get("full") and _run(mate) == self._last_run)
             self._pools[pool, zones] = (str(made["zone"]) if made else zones[0], full)
         return self._pools[pool, zones]
 
@@ -88,10 +88,10 @@ class Zones:
                 f", or --gone {name} where there is none",
             )
         host, zone = self._chosen[name]
-        if told := self._full.get((host.pool, zone)):
+        if refused_host := self._full.get((host.pool, zone)):
             self._note(name, full=True)
             raise FleetError(
-                f"{zone} has just answered to {told} that it has no capacity: {name} was not asked for there",
+                f"{zone} has just answered to {refused_host} that it has no capacity: {name} was not asked for there",
                 f"run 'pulumi up' again: {_next(host, zone)}",
             )
         self._note(name, answered=False)
@@ -109,8 +109,8 @@ class Zones:
 
     def _note(self, name: str, made: bool = False, answered: bool = True, full: bool = False) -> None:
         host, zone = self._chosen[name]
-        found = {"zone": zone, "made": made, "answered": answered, "pool": host.pool, "run": self._last_run + 1}
-        self._tries[name] = {**found, **({"full": True} if full else {})}
+        noted = {"zone": zone, "made": made, "answered": answered, "pool": host.pool, "run": self._last_run + 1}
+        self._tries[name] = {**noted, **({"full": True} if full else {})}
         write_tries(self._directory, self._tries)
 
 
@@ -119,7 +119,7 @@ def _run(tried: Mapping[str, Any]) -> int:
 
 
 def _next(host: HostPlan, zone: str) -> str:
-    others = [each for each in (host.rented.placement.all_zones if host.rented else ()) if each != zone]
+    others = [other for other in (host.rented.placement.all_zones if host.rented else ()) if other != zone]
     return (
         f"it tries {others[0]}" if len(others) == 1 else "it tries the next zone" if others else "the pool has no other"
     )

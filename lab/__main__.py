@@ -37,13 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _list(as_json: bool) -> None:
-    found = cleanup.status()
+    hosts = cleanup.status()
     if as_json:
-        print(json.dumps([each.record() for each in found], indent=2))
+        print(json.dumps([host.record() for host in hosts], indent=2))
         return
-    for each in found:
-        up = f"up, pid {' '.join(map(str, each.pids))}" if each.pids else "down"
-        print(f"{each.lab:<16} {each.name:<20} {each.address:<16} {up}  ({each.owner})")
+    for host in hosts:
+        up = f"up, pid {' '.join(map(str, host.pids))}" if host.pids else "down"
+        print(f"{host.lab:<16} {host.name:<20} {host.address:<16} {up}  ({host.owner})")
 
 
 def _down(bridges: list[str]) -> None:

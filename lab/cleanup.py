@@ -25,15 +25,15 @@ class HostStatus:
 
 def status() -> list[HostStatus]:
     """Every host of every lab of this cache, running or not."""
-    found = []
+    hosts = []
     for bridge in state.labs():
         owner = state.read(state.lab_dir(bridge) / "lab.json").get("owner", "")
         for name in state.hosts(bridge):
             folder = state.host_dir(bridge, name)
             address = state.read(folder / "host.json").get("address", "")
-            pids = tuple(each.pid for each in process.find(folder / "root"))
-            found.append(HostStatus(bridge, owner, name, address, pids))
-    return found
+            pids = tuple(supervisor.pid for supervisor in process.find(folder / "root"))
+            hosts.append(HostStatus(bridge, owner, name, address, pids))
+    return hosts
 
 
 def down(bridge: str) -> None:

@@ -51,13 +51,13 @@ def places(args: CloudArgs) -> tuple[Place, ...]:
     Raises:
         FleetError: an impossible placement, one address twice, or one bridge with two subnets.
     """
-    found: list[Place] = []
+    places_so_far: list[Place] = []
     for host in args.hosts:
         try:
-            found.append(_place(host, found))
+            places_so_far.append(_place(host, places_so_far))
         except FleetError as fault:
             raise args.error(host, fault.key, fault) from None
-    return tuple(found)
+    return tuple(places_so_far)
 
 
 def _place(host: HostPlan, others: list[Place]) -> Place:
@@ -115,7 +115,7 @@ class LabCloud(CloudComponent):
                 "host_key": host_key.public_key,
                 "private_host_key": host_key.private_key,
                 "tree": tree_digest(),
-                "peers": {each.host.name: each.address for each in everywhere if each.bridge == place.bridge},
+                "peers": {peer.host.name: peer.address for peer in everywhere if peer.bridge == place.bridge},
                 "binds": {str(paths.cache_dir() / "uv"): _SHARED_CACHE},
                 "disk_gib": place.disk_gib,
                 "containers": place.containers,

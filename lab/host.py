@@ -111,7 +111,7 @@ def _remove(bridge: str, name: str) -> None:
     process.end(folder / "root", f"{bridge}-{name}")
     if (folder / "images").is_dir():
         # A container engine names the cgroups of its containers as it names their folders.
-        process.remove_container_cgroups(each.name for each in (folder / "images" / "containers").glob("*"))
+        process.remove_container_cgroups(container.name for container in (folder / "images" / "containers").glob("*"))
     state.remove_tree(folder)
 
 
@@ -162,10 +162,10 @@ def _wait(spec: HostSpec, folder: Path) -> None:
     began = time.monotonic()
     while time.monotonic() - began < _START_SECONDS:
         time.sleep(0.1)
-        found = host_key_at(spec.address)
-        if found == spec.host_key:
+        host_key = host_key_at(spec.address)
+        if host_key == spec.host_key:
             return
-        if found:
+        if host_key:
             raise FleetError(
                 f"another machine answers at {spec.address}",
                 "give the pool another subnet or another 'placement.first'",

@@ -134,8 +134,8 @@ def show(gateway: Endpoint) -> None:
     """
     known = read_questions()
     for question in known.plain[:QUESTIONS]:
-        said = ask(gateway, messages=[{"role": "user", "content": question.ask}])["message"]["content"]
-        _expect(question.ask, said, question.right)
+        answer = ask(gateway, messages=[{"role": "user", "content": question.ask}])["message"]["content"]
+        _expect(question.ask, answer, question.right)
     tool = known.tools[0]
     city = "Paris"
     choice = ask(
@@ -149,14 +149,14 @@ def show(gateway: Endpoint) -> None:
         ],
     )
     calls = choice["message"].get("tool_calls") or [{"function": {"name": "no tool", "arguments": ""}}]
-    said = f"{calls[0]['function']['name']}({calls[0]['function']['arguments']})"
-    _expect(tool.ask.format(city=city), said, f"{tool.name}({tool.call({'city': city})})")
+    answer = f"{calls[0]['function']['name']}({calls[0]['function']['arguments']})"
+    _expect(tool.ask.format(city=city), answer, f"{tool.name}({tool.call({'city': city})})")
 
 
-def _expect(question: str, said: str | None, right: str) -> None:
-    if said != right:
-        raise FleetError(f"{question!r} was answered with {said!r}, not {right!r}", code="work-failed")
-    print(f"{question:<40} {said}", flush=True)
+def _expect(question: str, answer: str | None, right: str) -> None:
+    if answer != right:
+        raise FleetError(f"{question!r} was answered with {answer!r}, not {right!r}", code="work-failed")
+    print(f"{question:<40} {answer}", flush=True)
 
 
 @contextmanager
@@ -195,8 +195,8 @@ def main() -> int:
         else:
             up(chosen.fleet, chosen.setup_seconds)
     except FleetError as fault:
-        for each in (fault, *fault.others):
-            print(f"error: {each}", file=sys.stderr)
+        for error in (fault, *fault.others):
+            print(f"error: {error}", file=sys.stderr)
         return fault.exit_code
     return 0
 

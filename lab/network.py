@@ -171,9 +171,9 @@ def _refuse_strangers(spec: NetworkSpec, owners: set[str]) -> bool:
             code="refused",
         )
     routes = json.loads(shell.run("ip", "-j", "-4", "route", "show", "table", "all") or "[]")
-    if found := overlaps(spec.network, spec.bridge, routes):
+    if other := overlaps(spec.network, spec.bridge, routes):
         raise FleetError(
-            f"the subnet {spec.subnet} overlaps {found[0]} at {found[1]}",
+            f"the subnet {spec.subnet} overlaps {other[0]} at {other[1]}",
             "take another 'placement.subnet'",
             key="placement.subnet",
             code="refused",
@@ -184,8 +184,8 @@ def _refuse_strangers(spec: NetworkSpec, owners: set[str]) -> bool:
 def _link(bridge: str) -> dict[str, Any] | None:
     if not Path(f"/sys/class/net/{bridge}").exists():
         return None
-    found: list[dict[str, Any]] = json.loads(shell.run("ip", "-j", "address", "show", "dev", bridge))
-    return found[0]
+    links: list[dict[str, Any]] = json.loads(shell.run("ip", "-j", "address", "show", "dev", bridge))
+    return links[0]
 
 
 def _add_bridge(spec: NetworkSpec, keep_state: bool) -> None:
@@ -213,7 +213,7 @@ def _open_chains(bridge: str) -> None:
 
 def _shut_chains(listing: Mapping[str, Any], bridge: str) -> list[tuple[str, str, str]]:
     """The closed chains that do not let the lab through yet."""
-    done = {found[:3] for found in own_rules(listing, bridge)}
+    done = {own_rule[:3] for own_rule in own_rules(listing, bridge)}
     return [chain for chain in closed_forward_chains(listing) if chain not in done]
 
 
@@ -232,8 +232,8 @@ def _restore_forwarding() -> None:
 
 
 def _listing() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(shell.run("nft", "-j", "list", "ruleset"))
-    return found
+    listing: dict[str, Any] = json.loads(shell.run("nft", "-j", "list", "ruleset"))
+    return listing
 
 
 def _tables(listing: Mapping[str, Any]) -> list[str]:

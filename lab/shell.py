@@ -53,8 +53,8 @@ def run(*command: str | Path, text_in: str | None = None, timeout_seconds: float
     except subprocess.TimeoutExpired:
         raise failed(f"'{' '.join(words)}' did not end within {timeout_seconds:g} s") from None
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().replace("\n", "; ")
-        raise failed(f"'{' '.join(words)}' failed: {said or f'exit code {done.returncode}'}")
+        output = (done.stderr or done.stdout).strip().replace("\n", "; ")
+        raise failed(f"'{' '.join(words)}' failed: {output or f'exit code {done.returncode}'}")
     return done.stdout
 
 

@@ -49,10 +49,10 @@ def hosts(bridge: str) -> list[str]:
 def read(path: Path) -> dict[str, Any]:
     """A state file's mapping; empty where there is none or it was cut short by a crash."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return data if isinstance(data, dict) else {}
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -80,18 +80,18 @@ def debian_mirrors(texts: Iterable[str], debootstrap: str) -> tuple[str, str]:
     Raises:
         FleetError: neither names one.
     """
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for text in texts:
         for uri, suites, components in _sources(text):
             if "main" in components:
                 for suite in suites:
-                    found.setdefault(suite, uri.rstrip("/"))
+                    settings.setdefault(suite, uri.rstrip("/"))
     own = re.search(r'^DEF_MIRROR="(\S+?)/?"', debootstrap, re.MULTILINE)
     if own:
-        found.setdefault(SUITE, own[1])
-        found.setdefault(f"{SUITE}-security", f"{own[1]}-security")
+        settings.setdefault(SUITE, own[1])
+        settings.setdefault(f"{SUITE}-security", f"{own[1]}-security")
     try:
-        return found[SUITE], found[f"{SUITE}-security"]
+        return settings[SUITE], settings[f"{SUITE}-security"]
     except KeyError as missing:
         raise FleetError(f"no mirror of Debian's {missing} is known", "name one in /etc/apt/sources.list") from None
 

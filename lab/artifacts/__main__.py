@@ -86,14 +86,14 @@ def _paths(given: argparse.Namespace) -> int:
 
 
 def _evaluate(given: argparse.Namespace) -> int:
-    found = score(given.base_url, os.environ.get(given.api_key_env), given.model, given.api or ("chat",))
+    result = score(given.base_url, os.environ.get(given.api_key_env), given.model, given.api or ("chat",))
     if given.json:
-        print(json.dumps(found.record()))
+        print(json.dumps(result.record()))
     else:
-        for failure in found.failures:
+        for failure in result.failures:
             print(f"wrong ({failure.api}): {failure.asked!r}\n  right: {failure.right!r}\n  got:   {failure.got!r}")
-        print(f"{found.right} of {found.total} right")
-    return 0 if found.right == found.total else 1
+        print(f"{result.right} of {result.total} right")
+    return 0 if result.right == result.total else 1
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def nvidia(host: Gpus, version: str, packages: Mapping[str, str]) -> Iterator[Pa
         },
     }
     for name, pattern in packages.items():
-        kind = next((each for each in files if name.startswith(f"{each}-")), "")
+        kind = next((known for known in files if name.startswith(f"{known}-")), "")
         yield Package(name, pattern.replace("*", "1ubuntu1"), files.get(kind, {}))
 
 

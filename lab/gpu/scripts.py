@@ -48,8 +48,8 @@ def nvidia_smi(host: Gpus) -> str:
 
 def fabric_manager(host: Gpus) -> str:
     """``nv-fabricmanager``: its version, and a refusal for all else."""
-    said = f"Fabric Manager version is : {host.fabric_manager}"
-    return _script("nv-fabricmanager", {"--version": [said]}, ["exit 1"])
+    version_line = f"Fabric Manager version is : {host.fabric_manager}"
+    return _script("nv-fabricmanager", {"--version": [version_line]}, ["exit 1"])
 
 
 def dmesg(host: Gpus) -> str:
@@ -109,6 +109,6 @@ def _script(tool: str, answers: Mapping[str, list[str]], refusal: list[str]) -> 
     """A script that compares all its arguments with each question."""
     lines = ["#!/bin/sh", f"# Stands in for {tool} on a lab host; no GPU is behind it.", 'case "$*" in']
     for question, answer in answers.items():
-        told = " ".join(shlex.quote(line) for line in answer)
-        lines += [f"{shlex.quote(question)}) printf '%s\\n' {told}; exit 0 ;;"]
+        printed = " ".join(shlex.quote(line) for line in answer)
+        lines += [f"{shlex.quote(question)}) printf '%s\\n' {printed}; exit 0 ;;"]
     return "\n".join([*lines, "esac", *refusal]) + "\n"

@@ -54,14 +54,14 @@ class Times:
 
     def __str__(self) -> str:
         rows = [f"{name:<30} {seconds:7.1f} s  {shown}" for name, seconds, shown in self._rows]
-        return "\n".join([*rows, f"{'together':<30} {sum(each[1] for each in self._rows):7.1f} s"])
+        return "\n".join([*rows, f"{'together':<30} {sum(row[1] for row in self._rows):7.1f} s"])
 
 
-def counts(said: str) -> str:
+def counts(output: str) -> str:
     """What ``pulumi`` said of its resources, in one line."""
-    lines = said.split("Resources:\n", 1)[-1].splitlines()
-    found = [re.sub(r"\s+", " ", line).strip() for line in lines if re.match(r"\s+(\+|-|~|\d)", line)]
-    return ", ".join(found) or "nothing"
+    lines = output.split("Resources:\n", 1)[-1].splitlines()
+    changes = [re.sub(r"\s+", " ", line).strip() for line in lines if re.match(r"\s+(\+|-|~|\d)", line)]
+    return ", ".join(changes) or "nothing"
 
 
 def rehearse(fleet: str, most_hosts: int) -> Times:
@@ -78,11 +78,11 @@ def rehearse(fleet: str, most_hosts: int) -> Times:
         cloud = Cloud(project / "cloud.json", lab.prefixes)
         with serve(cloud, lab) as served:
             stage = build(project, f"{fleet}{script.SUFFIX}", text, served)
-            found = plan.load(stage.folder)
-            script.properties(stage.folder, sorted(found.spec.artifacts.models))
+            fleet_plan = plan.load(stage.folder)
+            script.properties(stage.folder, sorted(fleet_plan.spec.artifacts.models))
             cloud.account = account_of(stage.folder)
             lab.open()
-            _play(stage, cloud, times, found.spec.protect)
+            _play(stage, cloud, times, fleet_plan.spec.protect)
     return times
 
 
@@ -100,15 +100,15 @@ def _play(stage: Stage, cloud: Cloud, times: Times, protect: bool) -> None:
         file.write_text(re.sub(r"(?m)^protect:.*\n", "", file.read_text()) + "\nprotect: false\n", encoding="utf-8")
         times.phase("pulumi up, protect: false", lambda: _unchanged(stage.pulumi("up", *quiet)))
     times.phase("pulumi destroy", lambda: counts(stage.pulumi("destroy", "--skip-preview", "--yes")))
-    if left := [f"{each.type} {each.name}" for each in cloud.records]:
+    if left := [f"{record.type} {record.name}" for record in cloud.records]:
         raise FleetError(f"destroy left in the cloud: {', '.join(left)}", code="work-failed")
 
 
-def _unchanged(said: str) -> str:
-    found = counts(said)
-    if not re.fullmatch(r"\d+ unchanged", found):
-        raise FleetError(f"a run that should change nothing says: {found}\n{said}", code="work-failed")
-    return found
+def _unchanged(output: str) -> str:
+    changes = counts(output)
+    if not re.fullmatch(r"\d+ unchanged", changes):
+        raise FleetError(f"a run that should change nothing says: {changes}\n{output}", code="work-failed")
+    return changes
 
 
 def _checked(stage: Stage) -> str:
@@ -122,17 +122,17 @@ def _checked(stage: Stage) -> str:
 
 
 def _vetoed(stage: Stage) -> str:
-    found = ansible.vetoes(stage)
-    if bad := [f"{host}: {reason}" for host, reasons in found.items() for reason in reasons]:
+    vetoes = ansible.vetoes(stage)
+    if bad := [f"{host}: {reason}" for host, reasons in vetoes.items() for reason in reasons]:
         raise FleetError("; ".join(bad), code="work-failed")
-    return f"{len(found)} hosts answer with the key of the stack and are as their class says"
+    return f"{len(vetoes)} hosts answer with the key of the stack and are as their class says"
 
 
 def _refused(stage: Stage) -> str:
-    said = stage.pulumi("destroy", "--yes", check=False)
-    hosts = re.findall(r"::([\w-]+)\" cannot be deleted", said)
+    output = stage.pulumi("destroy", "--yes", check=False)
+    hosts = re.findall(r"::([\w-]+)\" cannot be deleted", output)
     if not hosts:
-        raise FleetError(f"a protected stack was not kept:\n{said}", code="work-failed")
+        raise FleetError(f"a protected stack was not kept:\n{output}", code="work-failed")
     return f"refused, nothing was touched; protected: {', '.join(sorted(set(hosts)))}"
 
 
@@ -172,8 +172,8 @@ def main() -> int:
     try:
         print(rehearse(chosen.fleet, chosen.most_hosts), flush=True)
     except FleetError as fault:
-        for each in (fault, *fault.others):
-            say(f"error: {each}")
+        for error in (fault, *fault.others):
+            say(f"error: {error}")
         return fault.exit_code
     return 0
 

@@ -46,10 +46,10 @@ def check(stage: Stage) -> Check:
         check=False,
         timeout=900,
     )
-    said = done.stdout + done.stderr
-    told = [line.removeprefix("[ERROR]:").strip() for line in said.splitlines() if line.startswith("[ERROR]")]
-    refused = told[0] if done.returncode == _REFUSED and told and "PLAY [" not in said else ""
-    return Check(done.returncode, refused, said)
+    output = done.stdout + done.stderr
+    errors = [line.removeprefix("[ERROR]:").strip() for line in output.splitlines() if line.startswith("[ERROR]")]
+    refused = errors[0] if done.returncode == _REFUSED and errors and "PLAY [" not in output else ""
+    return Check(done.returncode, refused, output)
 
 
 def vetoes(stage: Stage) -> Mapping[str, tuple[str, ...]]:
@@ -58,24 +58,27 @@ def vetoes(stage: Stage) -> Mapping[str, tuple[str, ...]]:
     Raises:
         FleetError: a host does not answer, or not with the key of the stack.
     """
-    found = plan.load(stage.folder)
-    asked = [(_target(stage, found, name), _manifest(found, name)) for name in (host.name for host in found.hosts)]
-    reports = probing.probe(asked)
+    fleet_plan = plan.load(stage.folder)
+    targets = [
+        (_target(stage, fleet_plan, name), _manifest(fleet_plan, name))
+        for name in (host.name for host in fleet_plan.hosts)
+    ]
+    reports = probing.probe(targets)
     for report in reports.values():
         if report.error:
             raise FleetError(report.error, host=report.host, code="work-failed")
     return {name: report.veto for name, report in reports.items()}
 
 
-def _target(stage: Stage, found: Plan, name: str) -> ssh_target.Target:
-    at = locations(found)[name]
+def _target(stage: Stage, fleet_plan: Plan, name: str) -> ssh_target.Target:
+    at = locations(fleet_plan)[name]
     key = stage.folder / "ssh" / "id_ed25519"
     return ssh_target.Target(name, at.address, at.port, at.user, at.ssh_host_keys, key)
 
 
-def _manifest(found: Plan, name: str) -> Manifest:
+def _manifest(fleet_plan: Plan, name: str) -> Manifest:
     """A manifest of facts alone: those of the class, which no engine is needed for."""
-    host = next(each for each in found.hosts if each.name == name)
+    host = next(candidate for candidate in fleet_plan.hosts if candidate.name == name)
     facts = wanted_facts(load_catalog().host_class(host.host_class)) if host.host_class else {}
     return Manifest(name, (), facts)
 

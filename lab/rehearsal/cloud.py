@@ -119,9 +119,9 @@ class Cloud:
         with self.lock:
             return list(self._records.values())
 
-    def of(self, kind: str) -> list[Record]:
+    def records_of(self, kind: str) -> list[Record]:
         """What there is of a type, by the end of its name such as ``:Instance``."""
-        return [each for each in self.records if each.type.endswith(kind)]
+        return [record for record in self.records if record.type.endswith(kind)]
 
     def named(self, kind: str, name: str) -> Record:
         """The one thing of a type and a name of the program.
@@ -129,10 +129,10 @@ class Cloud:
         Raises:
             LookupError: there is none, or more than one.
         """
-        found = [each for each in self.of(kind) if each.name == name]
-        if len(found) != 1:
-            raise LookupError(f"there are {len(found)} {kind} {name}")
-        return found[0]
+        records = [record for record in self.records_of(kind) if record.name == name]
+        if len(records) != 1:
+            raise LookupError(f"there are {len(records)} {kind} {name}")
+        return records[0]
 
     def get(self, kind: str, id_: str) -> Record | None:
         """A thing by its id."""
@@ -143,12 +143,14 @@ class Cloud:
         """A thing by one of its outputs."""
         if output == "id":
             return self.get(kind, str(value))
-        return next((each for each in self.of(kind) if each.type == kind and each.output(output) == value), None)
+        return next(
+            (record for record in self.records_of(kind) if record.type == kind and record.output(output) == value), None
+        )
 
     def first(self, targets: Sequence[tuple[str, str]], value: Any) -> Record | None:
         """The thing that a reference is to, of those that it may be to."""
-        found = (self.find(kind, output, value) for kind, output in targets)
-        return next((each for each in found if each), None)
+        candidates = (self.find(kind, output, value) for kind, output in targets)
+        return next((candidate for candidate in candidates if candidate), None)
 
     def put(self, record: Record) -> None:
         """Keeps a thing."""
@@ -173,16 +175,16 @@ class Cloud:
         """An address that nothing has."""
         prefix = self._prefixes[0 if public else 1]
         with self.lock:
-            taken = {address for each in self._records.values() for address in (each.address, each.private)}
+            taken = {address for record in self._records.values() for address in (record.address, record.private)}
             return next(address for address in _addresses(prefix) if address not in taken)
 
     def fault(self, operation: str, kind: str, name: str, zone: str) -> Fault | None:
         """What goes wrong with an operation, counted."""
         with self.lock:
-            found = next((each for each in self.faults if each.hits(operation, kind, name, zone)), None)
-            if found and found.times is not None:
-                found.times -= 1
-        return found
+            hit = next((fault for fault in self.faults if fault.hits(operation, kind, name, zone)), None)
+            if hit and hit.times is not None:
+                hit.times -= 1
+        return hit
 
     def change(self, record: Record, path: str, value: Any) -> None:
         """Drift: somebody changes a thing behind the stack's back."""
@@ -200,7 +202,7 @@ class Cloud:
         data = {
             "counter": self._counter,
             "account": asdict(self.account),
-            "records": [asdict(each) for each in self._records.values()],
+            "records": [asdict(record) for record in self._records.values()],
         }
         write_atomically(self._file, json.dumps(data, indent=1) + "\n", 0o600)
 

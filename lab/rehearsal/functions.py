@@ -60,9 +60,9 @@ def _image(table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
 
 def _images(_table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
     name = f"{arguments['operatingSystem']}/{arguments['operatingSystemVersion']}"
-    found = f"ocid1.image.oc1..{_digits(cloud, name)}"
-    _have_image(cloud, found)
-    return {"id": name, "images": [{"id": found, "displayName": name}], **arguments}
+    image = f"ocid1.image.oc1..{_digits(cloud, name)}"
+    _have_image(cloud, image)
+    return {"id": name, "images": [{"id": image, "displayName": name}], **arguments}
 
 
 def _sizes(table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:

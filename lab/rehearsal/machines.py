@@ -53,13 +53,13 @@ def zone_of(table: Table, kind: Kind, cloud: Cloud, inputs: Mapping[str, Any]) -
     """The zone of a resource: a host's own, or what the inputs say of one."""
     ways = kind.machine.zone if kind.machine else ("availabilityZone", "zone", "zones.0")
     for way in ways:
-        found: Any = inputs
+        bag: Any = inputs
         here: Kind | None = kind
         for path in way.split(">"):
-            value = wire.value(found, path) if here else None
+            value = wire.value(bag, path) if here else None
             targets = here.refers.get(_general(path), ()) if here else ()
             record = cloud.first(targets, value) if value else None
-            found, here = (record.inputs, table.kinds.get(record.type)) if record else ({}, None)
+            bag, here = (record.inputs, table.kinds.get(record.type)) if record else ({}, None)
         if value is not None and not wire.is_unknown(value):
             return str(value)
     return ""
@@ -102,8 +102,8 @@ def _lent(kind: Kind, cloud: Cloud, record: Record) -> Record | None:
     if kind.machine and kind.machine.address:
         return _referred(kind, cloud, record, kind.machine.address)
     for path in kind.machine.public if kind.machine else ():
-        if found := _referred(kind, cloud, record, path):
-            return found
+        if lender := _referred(kind, cloud, record, path):
+            return lender
     return None
 
 

@@ -59,7 +59,7 @@ class Operations:
     def check(self, token: str, inputs: Bag) -> list[tuple[str, str]]:
         """What is wrong with the form of inputs, as the plugin says it before anything is asked of the cloud."""
         given = {name: each for name, each in inputs.items() if not name.startswith("__")}
-        return list(sdk.faults(self.kind(token).arguments, given, self.table.open_lists))
+        return list(sdk.check_inputs(self.kind(token).arguments, given, self.table.open_lists))
 
     def preview(self, token: str, inputs: Bag) -> Bag:
         """The outputs of a thing that would be made; what only the cloud knows is unknown."""
@@ -161,8 +161,8 @@ class Operations:
         rules.refuse(self.table, kind, self.cloud, inputs)
         if fault and fault.says and fault.leaves == "nothing":
             self.cloud.log.append(f"refuse {kind.token}")
-            said = self.table.errors["capacity"] if fault.says == "capacity" else fault.says
-            raise RefusedError(said.format(shape=shape, zone=zone))
+            reason = self.table.errors["capacity"] if fault.says == "capacity" else fault.says
+            raise RefusedError(reason.format(shape=shape, zone=zone))
 
     def _record(self, kind: Kind, name: str, inputs: Bag, shape: str, zone: str) -> Record:
         words = {

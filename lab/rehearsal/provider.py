@@ -156,7 +156,7 @@ def handler(operations: Operations) -> Any:
     provider = Provider(operations)
     methods = {
         call: grpc.unary_unary_rpc_method_handler(
-            _told(getattr(provider, method)),
+            _report_refusals(getattr(provider, method)),
             request_deserializer=request.FromString,
             response_serializer=response.SerializeToString,
         )
@@ -165,7 +165,7 @@ def handler(operations: Operations) -> Any:
     return grpc.method_handlers_generic_handler("pulumirpc.ResourceProvider", methods)
 
 
-def _told(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def _report_refusals(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """A call whose refusals go back as the engine shows them."""
 
     def answer(request: Any, context: Any) -> Any:

@@ -32,7 +32,7 @@ def refuse(table: Table, kind: Kind, cloud: Cloud, inputs: Inputs, itself: str |
             _exists(table, cloud, targets, each)
     if kind.unique:
         mine = [wire.value(inputs, path) for path in kind.unique]
-        for other in cloud.of(kind.token):
+        for other in cloud.records_of(kind.token):
             if other.id != itself and [wire.value(other.inputs, path) for path in kind.unique] == mine:
                 raise RefusedError(table.errors["exists"].format(what=" ".join(map(str, mine))))
     for rule in _RULES.get(kind.token, ()):
@@ -81,7 +81,7 @@ def _subnet_fits(cloud: Cloud, inputs: Inputs, itself: str | None) -> Iterator[s
     vpc = cloud.get("aws:ec2/vpc:Vpc", inputs["vpcId"])
     if vpc and not mine.subnet_of(ipaddress.ip_network(vpc.inputs["cidrBlock"])):  # type: ignore[arg-type]
         yield f"InvalidSubnet.Range: The CIDR '{mine}' is invalid."
-    for other in cloud.of(":Subnet"):
+    for other in cloud.records_of(":Subnet"):
         same = other.id != itself and other.inputs.get("vpcId") == inputs["vpcId"]
         if same and mine.overlaps(ipaddress.ip_network(other.inputs["cidrBlock"])):
             yield f"InvalidSubnet.Conflict: The CIDR '{mine}' conflicts with another subnet"
@@ -108,7 +108,7 @@ def _address_needs_a_gateway(cloud: Cloud, inputs: Inputs, _itself: str | None) 
     )
     subnet = cloud.get("aws:ec2/subnet:Subnet", str(card.inputs["subnetId"] if card else subnet_id))
     vpc = subnet.inputs["vpcId"] if subnet else None
-    if not any(each.inputs.get("vpcId") == vpc for each in cloud.of(":InternetGateway")):
+    if not any(each.inputs.get("vpcId") == vpc for each in cloud.records_of(":InternetGateway")):
         yield f"Gateway.NotAttached: Network {vpc} is not attached to any internet gateway"
 
 
@@ -150,7 +150,7 @@ def _machine_and_address_share_a_zone(cloud: Cloud, inputs: Inputs, _itself: str
 def _networks_are_apart(cloud: Cloud, inputs: Inputs, itself: str | None) -> Iterator[str]:
     if inputs.get("ipRange"):
         mine = ipaddress.ip_network(inputs["ipRange"])
-        for other in cloud.of("digitalocean:index/vpc:Vpc"):
+        for other in cloud.records_of("digitalocean:index/vpc:Vpc"):
             taken = other.inputs.get("ipRange")
             if other.id != itself and taken and mine.overlaps(ipaddress.ip_network(taken)):
                 yield "422 This range/size overlaps with another VPC network in your account"

@@ -90,7 +90,7 @@ def properties(folder: Path, models: list[str]) -> None:
 
 def _unlocked() -> list[Engine]:
     """The engines that nobody has locked: their index cannot be reached from everywhere."""
-    return [each for each in load_catalog().engines.values() if each.wheel and not each.wheel.locks]
+    return [engine for engine in load_catalog().engines.values() if engine.wheel and not engine.wheel.locks]
 
 
 def _lock(engine: Engine, machine: Machine) -> str:

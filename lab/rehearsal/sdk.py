@@ -56,7 +56,7 @@ def shape(arguments_class: type) -> Shape:
     """What a class of arguments holds."""
     names = _types.input_type_py_to_pulumi_names(arguments_class)
     parameters = inspect.signature(arguments_class).parameters
-    needed = {name for name, each in parameters.items() if each.default is inspect.Parameter.empty}
+    needed = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
     documents = {wire: inspect.getdoc(getattr(arguments_class, python, None)) or "" for python, wire in names.items()}
     return Shape(
         types=_types.input_type_types(arguments_class),
@@ -65,7 +65,7 @@ def shape(arguments_class: type) -> Shape:
     )
 
 
-def faults(
+def check_inputs(
     arguments_class: type, inputs: Mapping[str, Any], open_lists: Sequence[str] = ()
 ) -> Iterator[tuple[str, str]]:
     """What is wrong with inputs by the SDK's types, as (path, reason).
@@ -80,14 +80,14 @@ def faults(
 
 def _mapping(kind: type, data: Mapping[str, Any], at: str, open_lists: frozenset[str]) -> Iterator[tuple[str, str]]:
     known = shape(kind)
-    for name in sorted(known.required - {key for key, each in data.items() if each is not None}):
+    for name in sorted(known.required - {key for key, value in data.items() if value is not None}):
         yield _at(at, name), "is required and is not given"
-    for name, each in data.items():
+    for name, value in data.items():
         path = _at(at, name)
         if name not in known.types:
             yield path, f"is no property of {kind.__name__.removesuffix('Args')}"
-        elif each is not None:
-            yield from _value(known.types[name], each, path, open_lists)
+        elif value is not None:
+            yield from _value(known.types[name], value, path, open_lists)
 
 
 def _at(at: str, name: str) -> str:

@@ -63,10 +63,10 @@ class Stage:
             environment={**self.environment, **more},
             timeout_seconds=_TIMEOUT_SECONDS,
         )
-        said = done.stdout + done.stderr
+        output = done.stdout + done.stderr
         if check and done.returncode:
-            raise FleetError(f"pulumi {' '.join(words)} failed:\n{said}", code="work-failed")
-        return said
+            raise FleetError(f"pulumi {' '.join(words)} failed:\n{output}", code="work-failed")
+        return output
 
 
 def build(project: Path, fleet: str, text: str, served: Mapping[str, str]) -> Stage:
@@ -125,17 +125,17 @@ def end_left(project: Path) -> int:
 
 def account_of(folder: Path) -> Account:
     """An account that has what a fleet says is there: reservations, images, compartments; and nothing else."""
-    found: dict[str, list[str]] = {"reservations": [], "compartments": [], "images": []}
+    named: dict[str, list[str]] = {"reservations": [], "compartments": [], "images": []}
     for host in plan.load(folder).hosts:
         if host.rented is None:
             continue
         placement = host.rented.placement
-        found["reservations"] += [placement.capacity.id] if placement.capacity.id else []
-        found["images"] += [placement.image] if placement.image not in (None, "latest") else []
-        found["compartments"] += [str(placement.compartment)] if hasattr(placement, "compartment") else []
-    return Account(have={kind: sorted(set(ids)) for kind, ids in found.items()})
+        named["reservations"] += [placement.capacity.id] if placement.capacity.id else []
+        named["images"] += [placement.image] if placement.image not in (None, "latest") else []
+        named["compartments"] += [str(placement.compartment)] if hasattr(placement, "compartment") else []
+    return Account(have={kind: sorted(set(ids)) for kind, ids in named.items()})
 
 
-def refused(said: str) -> Sequence[str]:
+def refused(output: str) -> Sequence[str]:
     """The lines of ``pulumi``'s output that name an error."""
-    return [line.strip() for line in said.splitlines() if "error:" in line]
+    return [line.strip() for line in output.splitlines() if "error:" in line]

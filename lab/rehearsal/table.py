@@ -62,7 +62,7 @@ class Kind:
 
     def forces(self, path: str) -> bool:
         """Whether a change at a path makes another resource."""
-        return any(wire.matches(path, each) for each in self.replaces)
+        return any(wire.matches(path, item) for item in self.replaces)
 
 
 @dataclass(frozen=True)
@@ -128,20 +128,20 @@ def _load(plugin: str) -> Table:
 def _shapes(cloud: str, data: Mapping[str, Any]) -> frozenset[str]:
     """The SDK's own list where it is complete, else that of the recipes; and what the table adds."""
     listed = data["shapes"]
-    found = set(listed.get("list", ()))
+    values = set(listed.get("list", ()))
     if name := listed.get("sdk"):
         module, _, enumeration = f"{data['package']}.{name}".rpartition(".")
-        found |= {str(each.value) for each in getattr(import_module(module), enumeration)}
+        values |= {str(item.value) for item in getattr(import_module(module), enumeration)}
     if cloud != "aws":
-        found |= set(load_catalog().clouds[cloud].shapes)
-    return frozenset(found)
+        values |= set(load_catalog().clouds[cloud].shapes)
+    return frozenset(values)
 
 
 def _kind(token: str, row: Mapping[str, Any], data: Mapping[str, Any]) -> Kind:
     arguments = sdk.arguments(data["package"], token)
     machine = row.get("machine")
     if machine:
-        lists = {key: tuple(each) for key, each in machine.items() if isinstance(each, list)}
+        lists = {key: tuple(item) for key, item in machine.items() if isinstance(item, list)}
         machine = Machine(**{**machine, **lists})
     return Kind(
         token=token,

@@ -16,17 +16,17 @@ _SECRET = "1b47061264138c4ac30d75fd1eb44270"  # noqa: S105 - the mark of a secre
 
 def plain(bag: struct_pb2.Struct) -> dict[str, Any]:
     """A bag as data: secrets without their wrapping, whole numbers as integers."""
-    found: dict[str, Any] = _plain(json_format.MessageToDict(bag))
-    return found
+    data: dict[str, Any] = _plain(json_format.MessageToDict(bag))
+    return data
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         if value.get(_SIGNATURE) == _SECRET:
             return _plain(value.get("value"))
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -34,26 +34,26 @@ def _plain(value: Any) -> Any:
 
 def bag(data: Mapping[str, Any]) -> struct_pb2.Struct:
     """Data as a bag."""
-    found = struct_pb2.Struct()
-    found.update(data)
-    return found
+    struct = struct_pb2.Struct()
+    struct.update(data)
+    return struct
 
 
 def is_unknown(value: Any) -> bool:
     """Whether a value, or something in it, is not known yet."""
     if isinstance(value, dict):
-        return any(is_unknown(each) for each in value.values())
+        return any(is_unknown(item) for item in value.values())
     if isinstance(value, list):
-        return any(is_unknown(each) for each in value)
+        return any(is_unknown(item) for item in value)
     return bool(value == UNKNOWN)
 
 
 def values(data: Any, path: str) -> Iterator[Any]:
     """The values at a path such as ``routes.*.gatewayId``; nothing where a part of it is missing."""
-    found = [data]
+    reached = [data]
     for part in path.split("."):
-        found = [each for value in found for each in _step(value, part)]
-    yield from (value for value in found if value is not None)
+        reached = [inner for value in reached for inner in _step(value, part)]
+    yield from (value for value in reached if value is not None)
 
 
 def _step(value: Any, part: str) -> list[Any]:
@@ -85,9 +85,9 @@ def put(data: Any, path: str, new: Any) -> None:
 
 
 def copy(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A bag of one's own."""
-    found: dict[str, Any] = deepcopy(dict(data))
-    return found
+    """A deep copy of a bag."""
+    copied: dict[str, Any] = deepcopy(dict(data))
+    return copied
 
 
 def changed(olds: Any, news: Any, path: str = "") -> Iterator[str]:
@@ -106,4 +106,4 @@ def changed(olds: Any, news: Any, path: str = "") -> Iterator[str]:
 def matches(path: str, pattern: str) -> bool:
     """Whether a path is, or lies below, one that a table names; ``*`` stands for any place in a list."""
     parts, wanted = path.split("."), pattern.split(".")
-    return len(parts) >= len(wanted) and all(each in ("*", part) for part, each in zip(parts, wanted, strict=False))
+    return len(parts) >= len(wanted) and all(name in ("*", part) for part, name in zip(parts, wanted, strict=False))

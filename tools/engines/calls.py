@@ -87,10 +87,10 @@ def _external(evaluator: Reader, dotted: str, args: list[Any], options: dict[str
         outer = fields.outer_bases(evaluator, args[0]) if isinstance(args[0], Class) else {args[0].name}
         return args[1].name in outer
     if dotted in ("builtins.getattr", "builtins.hasattr"):
-        found = evaluator.attribute(args[0], args[1])
+        attribute = evaluator.attribute(args[0], args[1])
         if name == "hasattr":
-            return found is not UNKNOWN
-        return args[2] if found is UNKNOWN and len(args) > 2 else found
+            return attribute is not UNKNOWN
+        return args[2] if attribute is UNKNOWN and len(args) > 2 else attribute
     if dotted not in externals.CALLS or (UNKNOWN in args and dotted not in externals.LENIENT):
         return UNKNOWN
     if dotted in ("builtins.list", "builtins.tuple", "builtins.set", "builtins.sorted") and args:
@@ -178,8 +178,8 @@ def _statement(evaluator: Reader, node: ast.stmt, module: str, scope: Scope) -> 
     elif isinstance(node, ast.FunctionDef):
         scope[node.name] = Function(module, node, scope, scope.get("<owner>"))
     elif isinstance(node, ast.Import | ast.ImportFrom):
-        found = imported_modules(node) if isinstance(node, ast.Import) else imported_names(node, module)
-        scope.update({name: evaluator.bound(binding, module) for name, binding in found})
+        bindings = imported_modules(node) if isinstance(node, ast.Import) else imported_names(node, module)
+        scope.update({name: evaluator.bound(binding, module) for name, binding in bindings})
     elif isinstance(node, ast.With):
         _block(evaluator, node.body, module, scope)
     elif isinstance(node, ast.Try):

@@ -24,9 +24,9 @@ def config_class(evaluator: Evaluator, name: str) -> Class:
     modules = ["vllm.config", "vllm.config.compilation", "vllm.config.speculative", "vllm.config.quantization"]
     for module in modules:
         if evaluator.sources.has(module):
-            found = evaluator.name(module, name)
-            if isinstance(found, Class):
-                return found
+            value = evaluator.name(module, name)
+            if isinstance(value, Class):
+                return value
     raise FleetError(f"the wheel has no class {name} in vllm.config")
 
 
@@ -71,7 +71,7 @@ def _extra_in(node: ast.AST) -> str | None:
 
 
 def _calls(node: ast.AST) -> Iterator[ast.Call]:
-    return (found for found in ast.walk(node) if isinstance(found, ast.Call))
+    return (call for call in ast.walk(node) if isinstance(call, ast.Call))
 
 
 def config_file_rules(evaluator: Evaluator) -> dict[str, str]:

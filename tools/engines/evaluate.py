@@ -110,8 +110,8 @@ class Evaluator:
         if isinstance(owner, Class):
             return fields.class_attribute(self, owner, name)
         if isinstance(owner, Super):
-            found = fields.method(self, owner.owner, name, skip_own=True)
-            return found and Function(found.module, found.node, {}, found.owner, owner.bound)
+            method = fields.method(self, owner.owner, name, skip_own=True)
+            return method and Function(method.module, method.node, {}, method.owner, owner.bound)
         if isinstance(owner, External):
             if owner == _PLATFORM:
                 return self.device if name == "device_type" else UNKNOWN

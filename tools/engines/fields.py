@@ -32,20 +32,20 @@ def bases(evaluator: Reader, cls: Class) -> list[Class]:
         base = evaluator.expression(node, cls.module, {})
         base = base.origin if isinstance(base, Generic) else base
         if isinstance(base, Class):
-            line += [found for found in bases(evaluator, base) if found not in line]
+            line += [cls_above for cls_above in bases(evaluator, base) if cls_above not in line]
     return line
 
 
 def outer_bases(evaluator: Reader, cls: Class) -> set[str]:
     """The last parts of the names of all bases outside the wheel."""
-    found: set[str] = set()
+    names: set[str] = set()
     for owner in bases(evaluator, cls):
         for node in owner.node.bases:
             base = evaluator.expression(node, owner.module, {})
             base = base.origin if isinstance(base, Generic) else base
             if isinstance(base, External):
-                found.add(base.name)
-    return found
+                names.add(base.name)
+    return names
 
 
 def is_enumeration(evaluator: Reader, cls: Class) -> bool:
@@ -62,14 +62,14 @@ def members(evaluator: Reader, cls: Class) -> list[Member]:
     """
     if not is_enumeration(evaluator, cls):
         raise TypeError(f"{cls.name} is no enumeration")
-    found = []
+    members_so_far = []
     for node in cls.node.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
             if not name.startswith("_"):
                 value = evaluator.expression(node.value, cls.module, {})
-                found.append(Member(cls, name, value))
-    return found
+                members_so_far.append(Member(cls, name, value))
+    return members_so_far
 
 
 def decorators(evaluator: Reader, cls: Class) -> Iterator[tuple[Any, ast.expr]]:
@@ -124,14 +124,14 @@ def class_attribute(evaluator: Reader, cls: Class, name: str) -> Any:
 
 def records(evaluator: Reader, cls: Class) -> list[FieldRecord]:
     """The fields of a dataclass, those of its bases first, as ``dataclasses.fields`` gives them."""
-    found: dict[str, FieldRecord] = {}
+    by_name: dict[str, FieldRecord] = {}
     for owner in reversed(bases(evaluator, cls)):
         for node, following in zip(owner.node.body, [*owner.node.body[1:], None], strict=True):
             if isinstance(node, ast.AnnAssign):
                 record = _record(evaluator, owner, node, following)
                 if record:
-                    found[record.name] = record
-    return list(found.values())
+                    by_name[record.name] = record
+    return list(by_name.values())
 
 
 def _record(evaluator: Reader, owner: Class, node: ast.AnnAssign, following: ast.stmt | None) -> FieldRecord | None:

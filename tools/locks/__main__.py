@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     try:
         catalog = load()
         chosen = _chosen(catalog, options.engine, options.machine)
-        same = [_one(catalog, engine, machine, options) for engine, machine in chosen]
+        same = [_update_lock(catalog, engine, machine, options) for engine, machine in chosen]
     except FleetError as fault:
         sys.stderr.write(f"locks: {fault}\n")
         return fault.exit_code
@@ -50,11 +50,11 @@ def _chosen(catalog: Catalog, names: list[str] | None, machine: Machine | None) 
                 raise FleetError(f"{engine.id} is installed as an image only", "name an engine with a wheel")
             continue
         locked: list[Machine] = list(engine.wheel.locks) or (["x86_64"] if names else [])
-        for each in [machine] if machine and (names or machine in locked) else locked:
-            yield engine, each
+        for chosen in [machine] if machine and (names or machine in locked) else locked:
+            yield engine, chosen
 
 
-def _one(catalog: Catalog, engine: Engine, machine: Machine, options: argparse.Namespace) -> bool:
+def _update_lock(catalog: Catalog, engine: Engine, machine: Machine, options: argparse.Namespace) -> bool:
     """Makes one lock; returns whether the file held it already."""
     wheel = engine.wheel
     assert wheel is not None  # noqa: S101 - narrows a type; _chosen has ruled it out

@@ -37,15 +37,15 @@ def packages(
     Raises:
         FleetError: uv finds no packages that fit each other, or cannot reach an index.
     """
-    found = {}
+    by_python = {}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pyproject.toml").write_text(_project(engine, machine, indexes), encoding="utf-8")
         output = Path(folder) / "pylock.toml"
         for python in wheel.python:
             # What the Python before took is in the output file already, and taken again where it fits.
             _compile(engine, wheel, machine, python, output)
-            found[python] = list(tomllib.loads(output.read_text(encoding="utf-8"))["packages"])
-    return found
+            by_python[python] = list(tomllib.loads(output.read_text(encoding="utf-8"))["packages"])
+    return by_python
 
 
 def _compile(engine: Engine, wheel: WheelInstall, machine: Machine, python: str, output: Path) -> None:
@@ -78,12 +78,12 @@ def _compile(engine: Engine, wheel: WheelInstall, machine: Machine, python: str,
 
 def _project(engine: Engine, machine: Machine, indexes: Sequence[str]) -> str:
     """A project that asks for just the engine. A JSON list of strings is a TOML array too."""
-    asked = engine_locks.inputs(engine, machine)
+    inputs = engine_locks.inputs(engine, machine)
     text = (
-        f'[project]\nname = "engine"\nversion = "0"\ndependencies = {json.dumps(asked["requirements"])}\n\n'
-        f"[tool.uv]\noverride-dependencies = {json.dumps(asked['overrides'])}\n"
-        f"exclude-dependencies = {json.dumps(asked['without'])}\n"
-        f'exclude-newer = "{asked["as_of"]}T00:00:00Z"\n'
+        f'[project]\nname = "engine"\nversion = "0"\ndependencies = {json.dumps(inputs["requirements"])}\n\n'
+        f"[tool.uv]\noverride-dependencies = {json.dumps(inputs['overrides'])}\n"
+        f"exclude-dependencies = {json.dumps(inputs['without'])}\n"
+        f'exclude-newer = "{inputs["as_of"]}T00:00:00Z"\n'
     )
     for number, url in enumerate(indexes):
         # An index that says no days is not judged by them; the digests pin what it gave.

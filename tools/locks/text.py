@@ -62,8 +62,8 @@ def _size(files: Sequence[Mapping[str, Any]]) -> int:
 def _pin(
     name: str, version: str, taken: Mapping[str, Sequence[Mapping[str, Any]]], pythons: Sequence[str]
 ) -> engine_locks.Pin:
-    found = (str(file["hashes"]["sha256"]) for python in pythons for file in taken.get(python, ()))
-    digests = tuple(dict.fromkeys(found))
+    all_digests = (str(file["hashes"]["sha256"]) for python in pythons for file in taken.get(python, ()))
+    digests = tuple(dict.fromkeys(all_digests))
     marker = "" if len(taken) == len(pythons) else " or ".join(f"python_version == '{python}'" for python in taken)
     return engine_locks.Pin(name, version, marker, digests)
 
@@ -71,4 +71,6 @@ def _pin(
 def _lines(pin: engine_locks.Pin) -> Iterator[str]:
     """A package as a requirements file spells it."""
     marker = f" ; {pin.marker}" if pin.marker else ""
-    yield " \\\n".join([f"{pin.name}=={pin.version}{marker}", *(f"    --hash=sha256:{each}" for each in pin.sha256)])
+    yield " \\\n".join(
+        [f"{pin.name}=={pin.version}{marker}", *(f"    --hash=sha256:{digest}" for digest in pin.sha256)]
+    )

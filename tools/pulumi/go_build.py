@@ -38,8 +38,8 @@ def required_go(*modules: str) -> str:
 
 def engine_version(module: str) -> str:
     """The release of the engine that a ``go.mod`` text pins, without its ``v``."""
-    found: list[str] = re.findall(r"github\.com/pulumi/pulumi/pkg/v3 v(\S+)", module)
-    return found[0]
+    versions: list[str] = re.findall(r"github\.com/pulumi/pulumi/pkg/v3 v(\S+)", module)
+    return versions[0]
 
 
 def toolchain(present: str | None, needed: str, chosen: str | None) -> Mapping[str, str]:

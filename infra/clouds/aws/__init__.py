@@ -35,7 +35,7 @@ class AwsCloud(CloudComponent):
         capacity = {pool: Capacity(f"{args.fleet}-{pool}", members, below) for pool, members in _pools(hosts)}
         images = AwsImages(below)
         made = {host.name: AwsHost(host, args, network, capacity[host.pool], images, below) for host in hosts}
-        self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}
+        self.hosts = {**self.hosts, **{host: instance.record for host, instance in made.items()}}
 
 
 def _pools(hosts: tuple[HostPlan, ...]) -> Iterator[tuple[str, tuple[HostPlan, ...]]]:

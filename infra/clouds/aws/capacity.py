@@ -34,19 +34,19 @@ class Capacity:
 
     def arguments(self) -> dict[str, Any]:
         """What it adds to an instance."""
-        found: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         if self._kind == "spot":
             spot = {"spot_instance_type": "one-time", "instance_interruption_behavior": "terminate"}
-            found["instance_market_options"] = {"market_type": "spot", "spot_options": spot}
+            arguments["instance_market_options"] = {"market_type": "spot", "spot_options": spot}
         if self._kind == "capacity-block":
-            found["instance_market_options"] = {"market_type": "capacity-block"}
+            arguments["instance_market_options"] = {"market_type": "capacity-block"}
         if self._id is not None:
-            found["capacity_reservation_specification"] = {
+            arguments["capacity_reservation_specification"] = {
                 "capacity_reservation_target": {"capacity_reservation_id": self._id}
             }
         if self._group is not None:
-            found["placement_group"] = self._group
-        return found
+            arguments["placement_group"] = self._group
+        return arguments
 
     def _buy(self, purchase: Purchase, shape: str, count: int) -> pulumi.Output[str]:
         async def before(_args: pulumi.ResourceHookArgs) -> None:
@@ -57,12 +57,12 @@ class Capacity:
                 instance_type=shape,
                 opts=pulumi.InvokeOptions(parent=self._opts.parent, provider=self._opts.provider),
             )
-            found = await pulumi.Output.all(offering.capacity_block_offering_id, offering.upfront_fee).future()
-            if found is None:
+            offer = await pulumi.Output.all(offering.capacity_block_offering_id, offering.upfront_fee).future()
+            if offer is None:
                 raise pulumi.RunError("AWS does not say what it offers: nothing was bought")
-            accept(purchase, str(found[0]), str(found[1]))
+            accept(purchase, str(offer[0]), str(offer[1]))
 
-        look = pulumi.ResourceHook(f"{self._name}-offer", before, pulumi.ResourceHookOptions(on_dry_run=True))
+        check_offer = pulumi.ResourceHook(f"{self._name}-offer", before, pulumi.ResourceHookOptions(on_dry_run=True))
         block = aws.ec2.CapacityBlockReservation(
             f"{self._name}-block",
             capacity_block_offering_id=purchase.offering_id,
@@ -74,7 +74,7 @@ class Capacity:
                     protect=True,
                     retain_on_delete=True,
                     ignore_changes=["capacityBlockOfferingId"],
-                    hooks=pulumi.ResourceHookBinding(before_create=[look]),
+                    hooks=pulumi.ResourceHookBinding(before_create=[check_offer]),
                 ),
             ),
         )

@@ -98,8 +98,8 @@ class AwsHost(pulumi.ComponentResource):
         ]
         return {
             "network_interfaces": [
-                {"network_interface_id": each.id, "device_index": min(card, 1), "network_card_index": card}
-                for card, each in enumerate(cards)
+                {"network_interface_id": interface.id, "device_index": min(card, 1), "network_card_index": card}
+                for card, interface in enumerate(cards)
             ]
         }
 

@@ -84,7 +84,7 @@ class AwsNetwork(pulumi.ComponentResource):
         if way_out:
             # Beside the table and not in it: routes that others add, to networks that are joined, stay.
             aws.ec2.Route(label, route_table_id=table.id, destination_cidr_block=EVERYWHERE, **way_out, opts=self._mine)
-        found = {}
+        subnets = {}
         for zone in zones:
             name = f"{self._name}-{zone[-1]}{suffix}"
             # By the letter of the zone, so that another zone in the list moves no subnet.
@@ -98,8 +98,8 @@ class AwsNetwork(pulumi.ComponentResource):
                 opts=self._mine,
             )
             aws.ec2.RouteTableAssociation(name, subnet_id=subnet.id, route_table_id=table.id, opts=self._mine)
-            found[zone] = subnet.id
-        return found
+            subnets[zone] = subnet.id
+        return subnets
 
     def _group(self, kind: str) -> pulumi.Output[str]:
         name = f"{self._name}-{kind}"
@@ -143,8 +143,8 @@ class AwsNetwork(pulumi.ComponentResource):
         """Lets TCP in to serving hosts from the gateways: of this network, or at their addresses in another one."""
         self._ingress("serving", what, ports, {"referenced_security_group_id": self.groups["gateway"]})
         for name, address in far.items():
-            one = pulumi.Output.concat(address, "/32")
-            self._ingress("serving", f"{what}-{name}", ports, {"cidr_ipv4": one})
+            block = pulumi.Output.concat(address, "/32")
+            self._ingress("serving", f"{what}-{name}", ports, {"cidr_ipv4": block})
 
     def _allow(self, kind: str, what: str, ports: tuple[int, int], network: str) -> None:
         """Lets TCP in from a network."""

@@ -27,4 +27,4 @@ class AzureCloud(CloudComponent):
         below = pulumi.ResourceOptions(parent=self, provider=provider)
         network = AzureNetwork(name, args, hosts, list(self.far_gateways(args, hosts).values()), below)
         made = {host.name: AzureHost(host, args, network, below) for host in hosts}
-        self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}
+        self.hosts = {**self.hosts, **{host: machine.record for host, machine in made.items()}}

@@ -63,7 +63,9 @@ class AzureHost:
                 args.host_options(host, zone or placement.region, _KEPT, image="storageProfile.imageReference"),
             ),
         )
-        private = card.ip_configurations.apply(lambda found: str(found[0].private_ip_address) if found else "")
+        private = card.ip_configurations.apply(
+            lambda configurations: str(configurations[0].private_ip_address) if configurations else ""
+        )
         address = public.ip_address.apply(str) if public else private
         self.record = HostRecord(address, machine.id, host.user, key.public_key, zone or placement.region, private)
 

@@ -106,7 +106,7 @@ class AzureNetwork:
                 if self._far_gateways:
                     rules.append(_allow(f"{what}-far", 310 + number, where, self._far_gateways))
         if self._mirror and self._mirror.kind == kind:
-            everyone = {"source_application_security_groups": [{"id": each} for each in self.members.values()]}
+            everyone = {"source_application_security_groups": [{"id": member} for member in self.members.values()]}
             for number, port in enumerate(self._mirror.ports):
                 rules.append({**_allow(f"mirror-{port}", 320 + number, str(port), []), **everyone})
                 if self._mirror.far:

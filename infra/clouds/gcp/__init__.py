@@ -38,4 +38,4 @@ class GcpCloud(CloudComponent):
         network = GcpNetwork(name, args, hosts, self.far_gateways(args, hosts), below)
         images = GcpImages(below)
         made = {host.name: GcpHost(host, args, network, images, below) for host in hosts}
-        self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}
+        self.hosts = {**self.hosts, **{host: instance.record for host, instance in made.items()}}

@@ -81,7 +81,7 @@ class GcpHost(pulumi.ComponentResource):
         )
         if placement.model_disk_gib:
             self._model_disk(f"{name}-models", instance, placement.model_disk_gib, protect)
-        private = instance.network_interfaces.apply(lambda found: str(found[0].network_ip))
+        private = instance.network_interfaces.apply(lambda interfaces: str(interfaces[0].network_ip))
         address = private
         if placement.public_address:
             address = instance.network_interfaces.apply(_public_address)
@@ -148,7 +148,7 @@ def capacity(placement: GcpPlacement, shape: str) -> dict[str, Any]:
     """
     kind = placement.capacity.kind
     scheduling: dict[str, Any] = {"on_host_maintenance": "TERMINATE", "automatic_restart": True}
-    found: dict[str, Any] = {"scheduling": scheduling}
+    arguments: dict[str, Any] = {"scheduling": scheduling}
     if kind in ("spot", "flex-start"):
         scheduling |= {"automatic_restart": False, "instance_termination_action": "STOP"}
         scheduling["provisioning_model"] = kind.upper().replace("-", "_")
@@ -156,16 +156,16 @@ def capacity(placement: GcpPlacement, shape: str) -> dict[str, Any]:
         scheduling["preemptible"] = True
     if kind == "flex-start":
         scheduling["max_run_duration"] = {"seconds": (placement.run_hours or 0) * 3600}
-        found["reservation_affinity"] = {"type": "NO_RESERVATION"}
+        arguments["reservation_affinity"] = {"type": "NO_RESERVATION"}
     if kind == "reservation":
         if shape.startswith(_BOUND):
             scheduling |= {"provisioning_model": "RESERVATION_BOUND", "automatic_restart": False}
             scheduling["instance_termination_action"] = "STOP"
-        found["reservation_affinity"] = {
+        arguments["reservation_affinity"] = {
             "type": "SPECIFIC_RESERVATION",
             "specific_reservation": {
                 "key": "compute.googleapis.com/reservation-name",
                 "values": [placement.capacity.id],
             },
         }
-    return found
+    return arguments

@@ -14,4 +14,4 @@ class GcpImages(Images):
     def _look_up(self, name: str) -> pulumi.Output[str]:
         project, family = name.split("/")
         newest = gcp.compute.get_image_output(project=project, family=family, opts=self._opts)
-        return newest.apply(lambda found: str(found.self_link))
+        return newest.apply(lambda image: str(image.self_link))

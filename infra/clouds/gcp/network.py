@@ -56,7 +56,7 @@ class GcpNetwork(pulumi.ComponentResource):
         ):
             self._inside(what, [ports], serving, source_tags=[gateway])
             if far_gateways:
-                addresses = [pulumi.Output.concat(each, "/32") for each in far_gateways.values()]
+                addresses = [pulumi.Output.concat(address, "/32") for address in far_gateways.values()]
                 self._inside(f"{what}-far", [ports], serving, source_ranges=addresses)
         if needs_nat(hosts):
             self._nat(region)
@@ -90,8 +90,8 @@ class GcpNetwork(pulumi.ComponentResource):
     def _allow(self, what: str, targets: list[str], ports: list[str], networks: list[str]) -> None:
         """Lets TCP in from networks. A rule takes addresses of one family only."""
         for suffix, members in (
-            ("", [each for each in networks if ":" not in each]),
-            ("-ipv6", [each for each in networks if ":" in each]),
+            ("", [network for network in networks if ":" not in network]),
+            ("-ipv6", [network for network in networks if ":" in network]),
         ):
             if members:
                 gcp.compute.Firewall(

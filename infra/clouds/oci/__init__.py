@@ -34,4 +34,4 @@ class OciCloud(CloudComponent):
         network = OciNetwork(name, args, hosts, self.far_gateways(args, hosts), below)
         images = OciImages(where.compartment, below)
         made = {host.name: OciHost(host, args, network, images, below) for host in hosts}
-        self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}
+        self.hosts = {**self.hosts, **{host: instance.record for host, instance in made.items()}}
