@@ -1,4 +1,4 @@
-"""Which image a rented host starts from: one that the fleet names, or the one of the cloud's table."""
+"""The boot image of a rented host: the one that the fleet names, else the one of the cloud's table."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from vllm_fleet.catalogue.rental import Rented
 
 
 def named_image(where: Rented) -> str | None:
-    """The image that the fleet names itself; None where it wants the one of the cloud's table."""
+    """The image that the fleet names; None for the one of the cloud's table."""
     image = where.placement.image
     return None if image == "latest" else image or None
 
 
 class Images(ABC):
-    """The images of one provider, in a cloud that must be asked for the newest; each is looked up once."""
+    """The images of one provider in a cloud with a lookup for the newest image; each is looked up once."""
 
     def __init__(self, opts: pulumi.ResourceOptions) -> None:
         self._opts = pulumi.InvokeOptions(parent=opts.parent, provider=opts.provider)
@@ -41,4 +41,4 @@ class Images(ABC):
 
     @abstractmethod
     def _look_up(self, name: str) -> pulumi.Output[str]:
-        """Asks the cloud for the id of the newest image of a name."""
+        """Looks up the id of the newest image of that name."""

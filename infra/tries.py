@@ -1,6 +1,6 @@
-"""``zones.json`` of a fleet: in which zone each host was last tried, and what the cloud answered.
+"""``zones.json`` of a fleet: the zone in which each host was last tried, and the result.
 
-:mod:`infra.zones` writes it while Pulumi runs; :mod:`infra.adopt` corrects it after a person has looked.
+:mod:`infra.zones` writes it while Pulumi runs; :mod:`infra.adopt` corrects it after a person has checked the cloud.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from vllm_fleet.base.atomic_files import write_atomically
 
 
 def tries_file(directory: Path) -> Path:
-    """Where the tries of a fleet are kept, beside its ``stack.json``."""
+    """The file of a fleet's tries, beside its ``stack.json``."""
     return directory / "zones.json"
 
 
 def read_tries(directory: Path) -> dict[str, dict[str, Any]]:
     """Host -> its last try.
 
-    ``zone``, ``made``, and what older files do not have: ``answered``, ``pool``, ``full`` (the answer was that the zone
-    has no capacity) and ``run`` (its number).
+    A try has ``zone`` and ``made``; in newer files also ``answered``, ``pool``, ``full`` (the zone had no capacity) and
+    ``run`` (the number of the run).
     """
     file = tries_file(directory)
     tries: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -30,5 +30,5 @@ def read_tries(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_tries(directory: Path, tries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Keeps the tries."""
+    """Writes the tries."""
     write_atomically(tries_file(directory), json.dumps(tries, indent=2, sort_keys=True) + "\n")

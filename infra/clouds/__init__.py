@@ -1,4 +1,4 @@
-"""The clouds that make hosts: entry points of installed packages, each imported only when a plan names its cloud.
+"""The clouds: entry points of installed packages. A cloud is imported only when a plan names it.
 
 The clouds of this project are in ``pyproject.toml`` under ``[project.entry-points."vllm_fleet.clouds"]``. Another
 package adds a cloud with an entry point of the same group.
@@ -19,7 +19,7 @@ from vllm_fleet.schema.recipe import Cloud
 #: The group of entry points: the cloud's name -> its component, as ``module:Class``.
 GROUP = "vllm_fleet.clouds"
 
-#: How a component is made: name, args, options.
+#: The constructor of a component: name, args, options.
 Make = Callable[[str, CloudArgs, pulumi.ResourceOptions], CloudComponent]
 
 
@@ -43,7 +43,7 @@ def registered_clouds() -> Mapping[str, EntryPoint]:
 
 
 def component(cloud: str) -> Make:
-    """Imports the component that makes hosts in a cloud.
+    """Imports the component of a cloud.
 
     Raises:
         FleetError: no package registers the cloud, or the cloud's SDK is not installed.

@@ -16,7 +16,7 @@ from vllm_fleet.fleet.host_plan import HostPlan
 
 
 class AwsCloud(CloudComponent):
-    """One provider and one network a region; account and credentials are those of the AWS SDK."""
+    """One provider and one network per region; the AWS SDK finds account and credentials."""
 
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("AwsCloud", name, opts)

@@ -1,7 +1,7 @@
-"""How the hosts of a pool are got: on demand, spot, from a reservation or a capacity block, which may be bought here.
+"""The capacity of a pool: on demand, spot, a reservation, or a capacity block, which this module can buy.
 
-A block is bought only where the fleet names the offering and the price that it accepts: making the resource is the
-purchase, and nothing gives the money back.
+Creating the block resource is the purchase, and it cannot be refunded. So the fleet must name the offering and the
+highest price.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vllm_fleet.schema.cloud import AwsPlacement, Purchase
 
 
 class Capacity:
-    """What the hosts of one pool have in common: their market, their reservation, their placement group."""
+    """Market, reservation and placement group of the hosts of one pool."""
 
     def __init__(self, name: str, hosts: tuple[HostPlan, ...], opts: pulumi.ResourceOptions) -> None:
         self._name = name
@@ -33,7 +33,7 @@ class Capacity:
             self._group = aws.ec2.PlacementGroup(name, name=name, strategy="cluster", opts=opts).name
 
     def arguments(self) -> dict[str, Any]:
-        """What it adds to an instance."""
+        """The arguments of an instance for its capacity."""
         arguments: dict[str, Any] = {}
         if self._kind == "spot":
             spot = {"spot_instance_type": "one-time", "instance_interruption_behavior": "terminate"}
@@ -50,7 +50,7 @@ class Capacity:
 
     def _buy(self, purchase: Purchase, shape: str, count: int) -> pulumi.Output[str]:
         async def before(_args: pulumi.ResourceHookArgs) -> None:
-            # Asked only when a block is about to be bought: one that is sold is not on offer any more.
+            # Looked up only before a purchase: a block that is sold is no longer offered.
             offering = aws.ec2.get_capacity_block_offering_output(
                 capacity_duration_hours=purchase.duration_hours,
                 instance_count=count,
@@ -59,7 +59,7 @@ class Capacity:
             )
             offer = await pulumi.Output.all(offering.capacity_block_offering_id, offering.upfront_fee).future()
             if offer is None:
-                raise pulumi.RunError("AWS does not say what it offers: nothing was bought")
+                raise pulumi.RunError("AWS returned no capacity block offering: nothing was bought")
             accept(purchase, str(offer[0]), str(offer[1]))
 
         check_offer = pulumi.ResourceHook(f"{self._name}-offer", before, pulumi.ResourceHookOptions(on_dry_run=True))
@@ -69,7 +69,7 @@ class Capacity:
             instance_platform="Linux/UNIX",
             opts=pulumi.ResourceOptions.merge(
                 self._opts,
-                # What is paid for stays bought, whatever happens to the stack; another offering is another order.
+                # The block is paid for, so no change of the stack may end it; another offering is another purchase.
                 pulumi.ResourceOptions(
                     protect=True,
                     retain_on_delete=True,
@@ -82,15 +82,15 @@ class Capacity:
 
 
 def accept(purchase: Purchase, offering: str, fee: str) -> None:
-    """Says whether an offering is the one that the fleet accepts, at a price that it accepts.
+    """Checks an offering against the id and the highest price that the fleet accepts.
 
     Raises:
-        pulumi.RunError: it is not.
+        pulumi.RunError: the offering has another id, or costs more.
     """
     if offering != purchase.offering_id:
         raise pulumi.RunError(
             f"the capacity block that AWS offers now is {offering} for {fee} USD, and the fleet accepts "
-            f"{purchase.offering_id}: nothing was bought (look at the offer, then correct purchase.offering_id)"
+            f"{purchase.offering_id}: nothing was bought (check the offering, then correct purchase.offering_id)"
         )
     if float(fee) > purchase.accept_cost_usd:
         raise pulumi.RunError(

@@ -17,15 +17,15 @@ from vllm_fleet.catalogue.rental import Rented
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import AwsPlacement
 
-#: What a host keeps that exists: a change of these would stop or replace it.
+#: Ignored changes of a host that exists: they would stop or replace it.
 _KEPT = ["userData", "subnetId", "availabilityZone", "associatePublicIpAddress"]
 
 
 class AwsHost(pulumi.ComponentResource):
-    """An instance. It has no instance profile: nothing on it talks to AWS, so it has no right to take away.
+    """An instance. It has no instance profile, because nothing on it uses the AWS API.
 
     Attributes:
-        record: how it stands in ``stack.json``.
+        record: its entry in ``stack.json``.
     """
 
     record: HostRecord
@@ -104,10 +104,11 @@ class AwsHost(pulumi.ComponentResource):
         }
 
     def _address(self, instance: aws.ec2.Instance, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
-        """Where SSH reaches it.
+        """The address for SSH.
 
-        Gateways have an elastic address, which clients know by name; so have hosts with several interfaces, which AWS
-        gives no other. An account has few of them, so other hosts take what they get: it stays until they are stopped.
+        Gateways have an elastic address, which DNS names can point to. So do hosts with several interfaces: AWS gives
+        them no dynamic one. Accounts have few elastic addresses, so other hosts get a dynamic one, which stays until
+        they are stopped.
         """
         placement = placed(self._host, AwsPlacement)
         if not placement.public_address:

@@ -12,7 +12,7 @@ from vllm_fleet.fleet.host_plan import HostPlan
 
 
 class AzureCloud(CloudComponent):
-    """One provider and one resource group a region; subscription and credentials are those of the Azure CLI."""
+    """One provider and one resource group per region; the Azure CLI gives subscription and credentials."""
 
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("AzureCloud", name, opts)

@@ -1,4 +1,4 @@
-"""How a host of Azure is got: on demand, spot, or from a reservation."""
+"""The capacity of a host of Azure: on demand, spot, or a reservation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def capacity(placement: AzurePlacement) -> dict[str, Any]:
     """The arguments of a virtual machine for its capacity. A maximum price of -1 is the price on demand.
 
     Args:
-        placement: where, and how it is got.
+        placement: the placement with its capacity.
     """
     if placement.capacity.kind == "spot":
         return {"priority": "Spot", "eviction_policy": "Deallocate", "billing_profile": {"max_price": -1}}

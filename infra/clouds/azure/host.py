@@ -17,7 +17,7 @@ from vllm_fleet.catalogue.rental import Rented
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import AzurePlacement
 
-#: What a host keeps that exists: a change of these would stop or replace it.
+#: Ignored changes of a host that exists: they would stop or replace it.
 _KEPT = ["zones", "osProfile"]
 
 
@@ -25,7 +25,7 @@ class AzureHost:
     """A virtual machine. No component of Pulumi, for the reason that :class:`AzureNetwork` gives.
 
     Attributes:
-        record: how it stands in ``stack.json``.
+        record: its entry in ``stack.json``.
     """
 
     def __init__(self, host: HostPlan, args: CloudArgs, network: AzureNetwork, opts: pulumi.ResourceOptions) -> None:

@@ -7,7 +7,7 @@ from vllm_fleet.catalogue.rental import Rented
 
 
 def image_reference(where: Rented) -> dict[str, str]:
-    """The fleet's own image by its id, or the newest of the table's ``publisher:offer:sku``; Azure finds that itself.
+    """The fleet's own image by its id, else the newest of the table's ``publisher:offer:sku``, which Azure resolves.
 
     Args:
         where: how the host is rented.

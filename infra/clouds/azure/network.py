@@ -1,4 +1,4 @@
-"""A region's network: one subnet, SSH and the API only from where the fleet says, vLLM only from the gateways."""
+"""A region's network: one subnet, SSH and the API from the ranges of the fleet, vLLM from the gateways only."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class AzureNetwork:
     parent would be another URN.
 
     Attributes:
-        common: arguments that every resource of the region takes: its group, its place, its tags.
+        common: arguments of every resource of the region: resource group, location, tags.
         subnet: the id of the subnet.
-        members: kind of host -> the id of its application security group, which rules name.
-        groups: kind of host -> the id of its network security group, which holds the rules.
+        members: kind of host -> the id of its application security group, used in rules.
+        groups: kind of host -> the id of its network security group with the rules.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class AzureNetwork:
             virtual_network_name=network.name,
             address_prefix=block,
             nat_gateway={"id": self._nat(f"{name}-nat")} if needs_nat(hosts) else None,
-            # Nothing reaches out but by that NAT and by addresses that the fleet asks for.
+            # Outbound traffic needs that NAT or a public address of the fleet.
             default_outbound_access=False,
             opts=self._opts,
         ).id
@@ -72,7 +72,7 @@ class AzureNetwork:
         self.groups = {kind: self._rules(f"{name}-{kind}", kind) for kind in self.members}
 
     def _nat(self, name: str) -> pulumi.Output[str]:
-        """The way out of hosts without a public address."""
+        """NAT for hosts without a public address."""
         address = azure.network.PublicIPAddress(
             name,
             public_ip_address_name=name,
@@ -102,7 +102,7 @@ class AzureNetwork:
                 [("vllm", ports), *([("ssh-inside", "22")] if self._private else [])]
             ):
                 rules.append({**_allow(what, 300 + number, where, []), **origin})
-                # A rule names groups or addresses, not both.
+                # A rule takes groups or addresses, not both.
                 if self._far_gateways:
                     rules.append(_allow(f"{what}-far", 310 + number, where, self._far_gateways))
         if self._mirror and self._mirror.kind == kind:
@@ -111,7 +111,7 @@ class AzureNetwork:
                 rules.append({**_allow(f"mirror-{port}", 320 + number, str(port), []), **everyone})
                 if self._mirror.far:
                     rules.append(_allow(f"mirror-{port}-far", 330 + number, str(port), self._mirror.far))
-        # Azure's own last rules let everything of the virtual network in.
+        # Azure's default rules allow all traffic inside the virtual network.
         rules.append({**_allow("rest", 4096, "*", ["*"]), "access": "Deny", "protocol": "*"})
         return azure.network.NetworkSecurityGroup(
             name, network_security_group_name=name, security_rules=rules, **self.common, opts=self._opts

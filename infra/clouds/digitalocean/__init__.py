@@ -1,4 +1,4 @@
-"""DigitalOcean: a network in each region, droplets in it. Which region offers a size is asked, at every preview."""
+"""DigitalOcean: a network in each region, droplets in it. Every preview asks which region offers a size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from infra.hosts import CloudArgs, CloudComponent
 
 
 class DigitalOceanCloud(CloudComponent):
-    """One provider; its token is that of ``DIGITALOCEAN_TOKEN``."""
+    """One provider; ``DIGITALOCEAN_TOKEN`` gives its token."""
 
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("DigitalOceanCloud", name, opts)
         provider = do.Provider(name, opts=pulumi.ResourceOptions(parent=self))
         below = pulumi.ResourceOptions(parent=self, provider=provider)
-        # Without a key of the account a droplet's root password goes out by mail.
+        # Without an SSH key of the account, DigitalOcean mails the root password of a droplet.
         first = pulumi.Output.from_input(args.authorised_keys).apply(lambda keys: keys.splitlines()[0])
         key = do.SshKey(f"{args.fleet}-deploy", name=f"{args.fleet}-deploy", public_key=first, opts=below)
         self.hosts = {}

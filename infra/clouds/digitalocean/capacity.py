@@ -1,4 +1,4 @@
-"""Which region offers a size today: DigitalOcean is asked at every preview."""
+"""The regions that offer a size, looked up at every preview: DigitalOcean changes them from day to day."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pulumi_digitalocean as do
 
 
 class Sizes:
-    """The sizes of one account; each is looked up once a region."""
+    """The sizes of one account; each is looked up once per region."""
 
     def __init__(self, opts: pulumi.ResourceOptions) -> None:
         self._opts = pulumi.InvokeOptions(parent=opts.parent, provider=opts.provider)
         self._sizes: dict[tuple[str, str], pulumi.Output[str]] = {}
 
     def offered(self, size: str, region: str) -> pulumi.Output[str]:
-        """The size, once the region is known to have it today.
+        """The size, known after a lookup has shown that the region offers it.
 
         Args:
             size: the slug of the size.
@@ -31,15 +31,15 @@ class Sizes:
 
 
 def check_offer(size: str, region: str, offered: Any) -> str:
-    """The size, if a region offers it.
+    """Returns the size if a region offers it.
 
     Args:
-        size: the size.
-        region: where it is wanted.
-        offered: the regions that have it; None where the account does not see the size at all.
+        size: the slug of the size.
+        region: the slug of the region.
+        offered: the regions that offer it; None where the account does not see the size.
 
     Raises:
-        pulumi.RunError: it does not, with the regions that do.
+        pulumi.RunError: the region does not offer it; the message names those that do.
     """
     if offered is None:
         raise pulumi.RunError(f"DigitalOcean shows this account no size {size} (contract sizes need one: ask for it)")

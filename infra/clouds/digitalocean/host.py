@@ -14,7 +14,7 @@ from infra.keys import SshKeyPair
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import DigitalOceanPlacement
 
-#: What a host keeps that exists: a change of these would replace it.
+#: Ignored changes of a host that exists: they would replace it.
 _KEPT = ["userData", "sshKeys"]
 
 
@@ -22,7 +22,7 @@ class DigitalOceanHost:
     """A droplet. No component of Pulumi, for the reason that :class:`DigitalOceanNetwork` gives.
 
     Attributes:
-        record: how it stands in ``stack.json``.
+        record: its entry in ``stack.json``.
     """
 
     def __init__(

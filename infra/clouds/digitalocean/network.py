@@ -1,4 +1,4 @@
-"""Networks a region and firewalls by tag: SSH and the API only from where the fleet says, vLLM only from gateways."""
+"""Networks per region and firewalls by tag: SSH and the API from the fleet's ranges, vLLM from the gateways only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DigitalOceanNetwork:
     parent would be another URN.
 
     Attributes:
-        tags: kind of host -> its tag, which firewalls name: a host that is deleted changes no rule.
+        tags: kind of host -> its tag. Firewalls use tags, so that a deleted host changes no rule.
         regions: region -> the id of its network.
     """
 
@@ -37,9 +37,9 @@ class DigitalOceanNetwork:
         self.regions = {region: self._network(region, hosts) for region, hosts in regions.items()}
 
     def _network(self, region: str, hosts: tuple[HostPlan, ...]) -> pulumi.Output[str]:
-        """The id of a region's network, once its way out is there."""
+        """The id of a region's network, known after its NAT gateway exists."""
         name = f"{self._args.fleet}-{region}"
-        # Networks of one account may not overlap, of whatever fleet: without a range, DigitalOcean takes a free one.
+        # Networks of one account must not overlap, across fleets: without a range, DigitalOcean chooses a free one.
         chosen = block(hosts)
         network = do.Vpc(name, name=name, region=region, ip_range=str(chosen) if chosen else None, opts=self._opts).id
         if not needs_nat(hosts):
@@ -53,11 +53,11 @@ class DigitalOceanNetwork:
             vpcs=[{"vpc_uuid": network, "default_gateway": True}],
             opts=self._opts,
         )
-        # Droplets learn their route at their birth: the way out must be there before them.
+        # Droplets get their default route when they are created: the NAT gateway must exist before.
         return pulumi.Output.all(network, nat.id).apply(lambda ids: str(ids[0]))
 
     def _firewalls(self, far_gateways: Mapping[str, pulumi.Input[str]]) -> None:
-        """One firewall for each kind of host; gateways of another cloud have no tag here: their addresses come in."""
+        """One firewall for each kind of host; gateways of another cloud have no tag here: rules use their addresses."""
         args, tags = self._args, self.tags
         access = args.access
         ssh = {"protocol": "tcp", "port_range": "22", "source_addresses": access.ssh_from}

@@ -14,7 +14,7 @@ from vllm_fleet.schema.cloud import GcpPlacement
 
 
 class GcpCloud(CloudComponent):
-    """One provider and one network a project and region; credentials are those of the SDK."""
+    """One provider and one network per project and region; the SDK finds the credentials."""
 
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("GcpCloud", name, opts)

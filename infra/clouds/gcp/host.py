@@ -22,15 +22,15 @@ _HYPERDISK = ("a3-ultragpu", "a4-", "a4x-")
 #: Series whose reservations are used by the provisioning model RESERVATION_BOUND.
 _BOUND = ("a3-ultragpu", "a4-", "a4x-")
 
-#: What a host keeps that exists: a change of these would stop or replace it.
+#: Ignored changes of a host that exists: they would stop or replace it.
 _KEPT = ["zone", "metadata"]
 
 
 class GcpHost(pulumi.ComponentResource):
-    """An instance. It has no service account: nothing on it talks to Google, so it has no right to take away.
+    """An instance. It has no service account, because nothing on it uses Google's API.
 
     Attributes:
-        record: how it stands in ``stack.json``.
+        record: its entry in ``stack.json``.
     """
 
     record: HostRecord
@@ -61,7 +61,7 @@ class GcpHost(pulumi.ComponentResource):
             network_interfaces=[self._interface(name, placement, network, protect)],
             metadata={
                 "user-data": user_data(host.user, args.authorised_keys, key),
-                # Who may log in stands in the fleet, and not in the project or in an account of Google.
+                # The fleet alone defines who may log in, not the project and not Google accounts.
                 "enable-oslogin": "FALSE",
                 "block-project-ssh-keys": "TRUE",
                 "serial-port-enable": "FALSE",
@@ -91,9 +91,9 @@ class GcpHost(pulumi.ComponentResource):
     def _interface(
         self, name: str, placement: GcpPlacement, network: GcpNetwork, protect: bool
     ) -> gcp.compute.InstanceNetworkInterfaceArgs:
-        """The interface, with a public address: one that stays for gateways, which clients know by name.
+        """The network interface. Gateways get a reserved address, which DNS names can point to.
 
-        That of other hosts stays until they are stopped; a project has few addresses to keep.
+        Other hosts get a dynamic one, which stays until they are stopped: projects have few reserved addresses.
         """
         if not placement.public_address:
             return gcp.compute.InstanceNetworkInterfaceArgs(subnetwork=network.subnet)
@@ -140,10 +140,10 @@ def _public_address(interfaces: Sequence[Any]) -> str:
 
 
 def capacity(placement: GcpPlacement, shape: str) -> dict[str, Any]:
-    """Scheduling and reservation of an instance; one with GPUs cannot be moved, so it ends for maintenance.
+    """Scheduling and reservation of an instance. Instances with GPUs cannot migrate: maintenance stops them.
 
     Args:
-        placement: where, and how it is got.
+        placement: the placement with its capacity.
         shape: the machine type.
     """
     kind = placement.capacity.kind

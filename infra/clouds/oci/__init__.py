@@ -14,7 +14,7 @@ from vllm_fleet.schema.cloud import OciPlacement
 
 
 class OciCloud(CloudComponent):
-    """One provider and one network a region and compartment; credentials are those of the OCI SDK."""
+    """One provider and one network per region and compartment; the OCI SDK finds the credentials."""
 
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("OciCloud", name, opts)

@@ -15,7 +15,7 @@ from infra.sdk import oci
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import OciPlacement
 
-#: What a host keeps that exists: a change of these would stop or replace it.
+#: Ignored changes of a host that exists: they would stop or replace it.
 _KEPT = ["metadata", "availabilityDomain"]
 
 
@@ -23,7 +23,7 @@ class OciHost:
     """An instance. No component of Pulumi, for the reason that :class:`OciNetwork` gives.
 
     Attributes:
-        record: how it stands in ``stack.json``.
+        record: its entry in ``stack.json``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The network of a region and compartment: SSH and the API only from where the fleet says, vLLM only from gateways."""
+"""The network of a region and compartment: SSH and the API from the fleet's ranges, vLLM from the gateways."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class OciNetwork:
 
     Attributes:
         common: arguments that every resource takes: its compartment and its tags.
-        outer: the id of the subnet with a way to and from the internet.
-        inner: the id of the subnet for hosts without a public address; None where there are none.
+        outer: the id of the public subnet.
+        inner: the id of the private subnet; None where no host needs it.
         groups: kind of host -> the id of its security group.
     """
 
@@ -52,7 +52,7 @@ class OciNetwork:
             "freeform_tags": args.tags,
         }
         block = range_of(hosts)
-        # Hosts with and without a public address need different routes.
+        # Public and private hosts need different routes.
         outer, inner = (str(part(block, PARTS["oci"], index)) for index in range(2))
         vcn = oci.core.Vcn(name, cidr_blocks=[str(block)], display_name=name, **self.common, opts=self._opts)
         closed = self._closed(vcn)
@@ -77,7 +77,7 @@ class OciNetwork:
             self._from_gateways("ssh", (22, 22), far_gateways)
 
     def _closed(self, vcn: oci.core.Vcn) -> pulumi.Output[str]:
-        # A network's own list of rules opens SSH to everybody; this one lets nothing in.
+        # The default list of a VCN allows SSH from everywhere; this one allows nothing.
         return oci.core.SecurityList(
             self._name,
             vcn_id=vcn.id,
@@ -96,7 +96,7 @@ class OciNetwork:
         way_out: pulumi.Output[str] | None,
         public: bool,
     ) -> pulumi.Output[str]:
-        # A table holds all of its routes: where networks are joined, those that their owner adds must stay.
+        # A table holds all of its routes: those that the owner adds for joined networks must stay.
         kept = pulumi.ResourceOptions(ignore_changes=["routeRules"] if self._args.access.joined_networks else [])
         table = oci.core.RouteTable(
             name,
@@ -133,13 +133,13 @@ class OciNetwork:
                     self._allow(mirror.kind, f"mirror-{port}", (port, port), network)
 
     def _from_gateways(self, what: str, ports: tuple[int, int], far: Mapping[str, pulumi.Input[str]]) -> None:
-        """Lets TCP in to serving hosts from the gateways: of this network, or at their addresses in another one."""
+        """Allows TCP to serving hosts from the gateways: by group in this network, by address from another one."""
         self._ingress("serving", what, ports, self.groups["gateway"], "NETWORK_SECURITY_GROUP")
         for name, address in far.items():
             self._ingress("serving", f"{what}-{name}", ports, pulumi.Output.concat(address, "/32"))
 
     def _allow(self, kind: str, what: str, ports: tuple[int, int], network: str) -> None:
-        """Lets TCP in from a network."""
+        """Allows TCP from a network."""
         self._ingress(kind, f"{what}-{network.replace('/', '-').replace(':', '.')}", ports, network)
 
     def _ingress(
