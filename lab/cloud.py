@@ -15,11 +15,11 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet.host_plan import HostPlan
 
-#: The place of ordinal 0 in the subnet, by kind of host.
+#: Kind of host -> the place of ordinal 0 in the subnet.
 _FIRST = {"gateway": 2, "serving": 11}
-#: What a host takes on this machine's disk: an engine's virtual environment and a model, or a package or two.
+#: The disk space of a host on this machine: a virtual environment and a model, or some packages.
 _DISK_GIB = {"gateway": 1, "serving": 7}
-#: The same for a host that gets its engine as an image: packed while it is fetched, then unpacked.
+#: The same for a host with its engine as an image: the layers, and the unpacked file system.
 _DISK_OF_IMAGES_GIB = 14
 #: The package cache that controller and hosts share: a stand-in for a mirror in the site's network.
 _SHARED_CACHE = "/var/cache/uv"
@@ -27,7 +27,7 @@ _SHARED_CACHE = "/var/cache/uv"
 
 @dataclass(frozen=True)
 class Place:
-    """Where one host is."""
+    """The placement of one host."""
 
     host: HostPlan
     bridge: str
@@ -41,7 +41,7 @@ class Place:
 
     @property
     def disk_gib(self) -> int:
-        """What the host takes on this machine's disk."""
+        """The disk space that the host needs on this machine, in GiB."""
         return _DISK_OF_IMAGES_GIB if self.containers else _DISK_GIB[self.host.kind]
 
 
@@ -72,7 +72,7 @@ def _place(host: HostPlan, others: list[Place]) -> Place:
             )
         if other.bridge == place.bridge and other.address == place.address:
             raise FleetError(
-                f"{other.host.name} and {host.name} both come to {place.address}",
+                f"{other.host.name} and {host.name} have the same address {place.address}",
                 "give one of their pools another 'first'",
                 key="first",
             )

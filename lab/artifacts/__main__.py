@@ -1,4 +1,4 @@
-"""``python -m lab.artifacts build|paths|evaluate``: makes, finds and tries what the lab serves."""
+"""``python -m lab.artifacts build|paths|evaluate``: builds, locates and tests the lab's artifacts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the result goes to stdout, progress and errors to stderr.
 
     Returns:
-        0 when it is done and right, 1 when it failed or an answer was wrong, 2 for bad input.
+        0 for success, 1 for a failure or a wrong answer, 2 for bad input.
     """
     given = _parser().parse_args(arguments)
     try:
@@ -38,12 +38,16 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     with_json = argparse.ArgumentParser(add_help=False)
     with_json.add_argument("--json", action="store_true", help="print the result as JSON")
-    build = commands.add_parser("build", parents=[with_json], help="make what is missing, and say where all of it is")
+    build = commands.add_parser(
+        "build", parents=[with_json], help="build missing artifacts, and print the path of each"
+    )
     build.set_defaults(run=_build)
-    paths = commands.add_parser("paths", parents=[with_json], help="say where each part is, made if missing")
+    paths = commands.add_parser("paths", parents=[with_json], help="print the path of each artifact, built if missing")
     paths.add_argument("part", nargs="?", choices=_PARTS, help="only this part")
     paths.set_defaults(run=_paths)
-    evaluate = commands.add_parser("evaluate", parents=[with_json], help="ask a server every question of the lab model")
+    evaluate = commands.add_parser(
+        "evaluate", parents=[with_json], help="send every question of the lab model to a server"
+    )
     evaluate.add_argument("--base-url", required=True, help="the server's address, such as http://127.0.0.1:8000")
     evaluate.add_argument("--model", default=read_questions().name, help="the name it is served under (%(default)s)")
     evaluate.add_argument("--api", action="append", choices=APIS, help="through this API; can be repeated (chat)")

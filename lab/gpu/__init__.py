@@ -1,7 +1,7 @@
-"""Stand-ins for ``nvidia-smi``, ``rocm-smi`` and ``amd-smi``: a lab host that says it has GPUs of a class.
+"""Stand-ins for ``nvidia-smi``, ``rocm-smi`` and ``amd-smi``: a lab host that reports GPUs of a class.
 
-They answer just what :mod:`vllm_fleet.on_host.gpu_facts` asks and fail on all else as the real tools do. There is no
-GPU: they are for what is decided before an engine starts.
+They answer the queries of :mod:`vllm_fleet.on_host.gpu_facts` and fail on others, as the real tools do. There is no
+GPU: they serve to test the decisions before an engine starts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DRIVER = "580.159.03"
 
 @dataclass(frozen=True)
 class Gpus:
-    """What the tools of one host say.
+    """The output of the tools of one host.
 
     Attributes:
         vendor: ``nvidia`` or ``amd``.
@@ -37,11 +37,11 @@ class Gpus:
         driver: the version of the kernel driver.
         cuda: the highest CUDA version that the driver supports; NVIDIA only.
         rocm: the installed version of ROCm; AMD only. None: there is none.
-        ecc_uncorrected: such errors on the first GPU; None where the GPU has no ECC. NVIDIA only.
+        ecc_uncorrected: uncorrected ECC errors of the first GPU; None without ECC. NVIDIA only.
         xid: codes in the kernel's log; NVIDIA only.
         mec: the MEC firmware; AMD only.
         fabric_manager: the version of NVIDIA's fabric manager; None: there is none.
-        broken: what the tool says, and nothing else, where its driver does not work.
+        broken: the whole output of the tool where the driver does not work.
     """
 
     vendor: str
@@ -68,7 +68,7 @@ def _table() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
 
 
 def families() -> frozenset[str]:
-    """The families that there are answers of."""
+    """The families with known output."""
     return frozenset(name for rows in _table().values() for name in rows)
 
 
@@ -76,7 +76,7 @@ def gpus(sized_class: str) -> Gpus:
     """A healthy host of a class such as ``h200-8``.
 
     Raises:
-        FleetError: there are no answers of its family.
+        FleetError: the output of its family is not known.
     """
     family, _, count = sized_class.rpartition("-")
     if row := _table()["nvidia"].get(family):
@@ -104,11 +104,11 @@ def gpus(sized_class: str) -> Gpus:
 
 
 def files(host: Gpus) -> dict[str, File]:
-    """Path on the host -> file: the tools that say this, and what ROCm leaves on the disk."""
+    """Path on the host -> file: the tools with this output, and the files of ROCm."""
     if host.vendor == "nvidia":
         found = {
             f"{_FOLDER}/nvidia-smi": File(scripts.nvidia_smi(host), 0o755),
-            # A container sees the log of the machine that it runs on, whose GPUs are not these.
+            # A container sees the kernel log of its machine, which has other GPUs.
             f"{_FOLDER}/dmesg": File(scripts.dmesg(host), 0o755),
         }
         if host.fabric_manager:
@@ -127,6 +127,6 @@ def tools(sized_class: str) -> dict[str, File]:
     """Path on the host -> file, for a healthy host of a class such as ``mi300x-8``.
 
     Raises:
-        FleetError: there are no answers of its family.
+        FleetError: the output of its family is not known.
     """
     return files(gpus(sized_class))

@@ -216,14 +216,14 @@ def args_of(tmp_path: Path, hosts: list[HostPlan]) -> CloudArgs:
                 make_host("gateway-0", placement={**HOSTS[0].placement, "first": 12}),
             ],
             ("gateway", "first", 8),
-            "lab-1 and gateway-0 both come to 10.70.0.12",
+            "lab-1 and gateway-0 have the same address 10.70.0.12",
         ),
         (
             [make_host("lab-0"), make_host("b-0", placement={"bridge": "vf-demo", "subnet": "10.71.0.0/24"})],
             ("pools.b", "subnet", 2),
             "has the subnet 10.70.0.0/24 for lab-0",
         ),
-        ([make_host("lab-0", placement={"bridg": "x"})], ("pools.lab", "bridg", 6), "is not a key of the lab"),
+        ([make_host("lab-0", placement={"bridg": "x"})], ("pools.lab", "bridg", 6), "unknown key"),
     ],
 )
 def test_a_wrong_placement_is_told_with_its_place(
