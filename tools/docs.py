@@ -1,4 +1,4 @@
-"""Writes what is generated from other files: the README of each role, and the tables of the recipes."""
+"""Writes the generated documents: the README of each role, and the tables of the recipes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vllm_fleet.reports import cloud_table, support_matrix
 
 
 def role_readme(role: Path) -> str:
-    """The README of a role: what it is for, what it does and does not do, and every variable."""
+    """The README of a role: purpose, scope, and every variable."""
     main: dict[str, Any] = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))[
         "argument_specs"
     ]["main"]

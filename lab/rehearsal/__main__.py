@@ -1,7 +1,7 @@
-"""``python -m lab.rehearsal FLEET``: a fleet from nothing to nothing, in clouds that are rehearsed.
+"""``python -m lab.rehearsal FLEET``: creates and destroys a fleet in emulated clouds.
 
-Preview, up, refresh, up again, ``site.yml --check`` on the hosts, a destroy that protection refuses, destroy. Nothing
-is left behind; what a killed rehearsal has left goes first.
+Preview, up, refresh, up again, ``site.yml --check`` on the hosts, a destroy that protection refuses, destroy. It leaves
+nothing behind, and first removes the rest of a killed rehearsal.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import plan
 
-#: Of this machine, while a fleet is played through.
+#: The bridge on this machine during a rehearsal.
 BRIDGE = "vf-rehearse"
 _SUBNET = "10.78.0"
 _MOST_HOSTS = 3
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """Prints one line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Times:
-    """The phases of a rehearsal: how long each took, and what it showed."""
+    """The phases of a rehearsal, with their durations and results."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[str, float, str]] = []
 
     def phase(self, name: str, work: Callable[[], str]) -> None:
-        """Runs one phase, whose result is what it showed."""
+        """Runs one phase and records its result."""
         say(f"{name} ...")
         start = time.monotonic()
         shown = work()
@@ -58,17 +58,17 @@ class Times:
 
 
 def counts(output: str) -> str:
-    """What ``pulumi`` said of its resources, in one line."""
+    """The resource counts in the output of ``pulumi``, in one line."""
     lines = output.split("Resources:\n", 1)[-1].splitlines()
     changes = [re.sub(r"\s+", " ", line).strip() for line in lines if re.match(r"\s+(\+|-|~|\d)", line)]
     return ", ".join(changes) or "nothing"
 
 
 def rehearse(fleet: str, most_hosts: int) -> Times:
-    """The whole rehearsal of a fleet.
+    """Runs the whole rehearsal of a fleet.
 
     Raises:
-        FleetError: a phase does not show what it should.
+        FleetError: a phase has another result than expected.
     """
     text = script.copy(fleet, most_hosts)
     project = paths.root() / ".fleet" / "rehearsal" / fleet
@@ -107,38 +107,39 @@ def _play(stage: Stage, cloud: Cloud, times: Times, protect: bool) -> None:
 def _unchanged(output: str) -> str:
     changes = counts(output)
     if not re.fullmatch(r"\d+ unchanged", changes):
-        raise FleetError(f"a run that should change nothing says: {changes}\n{output}", code="work-failed")
+        raise FleetError(f"a run that should change nothing reports: {changes}\n{output}", code="work-failed")
     return changes
 
 
 def _checked(stage: Stage) -> str:
     result = ansible.check(stage)
     if result.refused:
-        return f"the plan is refused, no host was asked: {result.refused}"
+        return f"the plan is refused before any host is probed: {result.refused}"
     drift = ansible.drift_count(stage)
     if result.exit_code:
         raise FleetError(f"site.yml --check failed:\n{result.text}", code="work-failed")
-    return f"probed {len(drift)} hosts; not as planned yet: {', '.join(f'{h} {n}' for h, n in sorted(drift.items()))}"
+    counts_by_host = ", ".join(f"{host} {count}" for host, count in sorted(drift.items()))
+    return f"probed {len(drift)} hosts; items that differ from the plan: {counts_by_host}"
 
 
 def _vetoed(stage: Stage) -> str:
     vetoes = ansible.vetoes(stage)
     if bad := [f"{host}: {reason}" for host, reasons in vetoes.items() for reason in reasons]:
         raise FleetError("; ".join(bad), code="work-failed")
-    return f"{len(vetoes)} hosts answer with the key of the stack and are as their class says"
+    return f"{len(vetoes)} hosts answer with the key of the stack and match their class"
 
 
 def _refused(stage: Stage) -> str:
     output = stage.pulumi("destroy", "--yes", check=False)
     hosts = re.findall(r"::([\w-]+)\" cannot be deleted", output)
     if not hosts:
-        raise FleetError(f"a protected stack was not kept:\n{output}", code="work-failed")
+        raise FleetError(f"a protected stack was destroyed:\n{output}", code="work-failed")
     return f"refused, nothing was touched; protected: {', '.join(sorted(set(hosts)))}"
 
 
 @contextmanager
 def _alone(project: Path, lab: Lab, name: str) -> Iterator[None]:
-    """One rehearsal at a time on this machine; all of it goes at the end, and what a killed one left at the start."""
+    """Allows one rehearsal at a time on this machine; removes the rest of a killed one first, and all of it at the end."""
 
     def clear() -> None:
         if ended := end_left(project) + len(repair.end_orphans()):
@@ -161,10 +162,10 @@ def _alone(project: Path, lab: Lab, name: str) -> Iterator[None]:
 
 
 def main() -> int:
-    """The command line; the exit code is 0 when all is as it should be, else that of the error."""
+    """The command line; the exit code is 0, or that of the error."""
     parser = argparse.ArgumentParser(prog="python -m lab.rehearsal", description=__doc__)
     parser.add_argument("fleet", help="a folder under inventories/")
-    parser.add_argument("--most-hosts", type=int, default=_MOST_HOSTS, help="what a pool is cut down to (default: 3)")
+    parser.add_argument("--most-hosts", type=int, default=_MOST_HOSTS, help="the most hosts of a pool (default: 3)")
     chosen = parser.parse_args()
     if os.geteuid() != 0:
         say("error: the rehearsal boots real hosts, which needs root (run this as root)")

@@ -1,4 +1,4 @@
-"""The second half of a rehearsal: ``site.yml --check`` on its hosts, and what they say of their GPUs."""
+"""The second half of a rehearsal: ``site.yml --check`` on its hosts, and the facts of their GPUs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _REFUSED = 2
 
 @dataclass(frozen=True)
 class Check:
-    """What ``site.yml --check`` came to.
+    """The result of ``site.yml --check``.
 
     Attributes:
-        refused: why the plan was refused before a host was asked; empty where it was not.
-        text: what Ansible said.
+        refused: why the plan was refused before any host was probed; empty where it was accepted.
+        text: the output of Ansible.
     """
 
     exit_code: int
@@ -53,7 +53,7 @@ def check(stage: Stage) -> Check:
 
 
 def vetoes(stage: Stage) -> Mapping[str, tuple[str, ...]]:
-    """Host -> why it must not be touched, of all hosts of a stage, by the facts that its class wants.
+    """Host -> the vetoes from its facts, for all hosts of a stage.
 
     Raises:
         FleetError: a host does not answer, or not with the key of the stack.
@@ -77,14 +77,14 @@ def _target(stage: Stage, fleet_plan: Plan, name: str) -> ssh_target.Target:
 
 
 def _manifest(fleet_plan: Plan, name: str) -> Manifest:
-    """A manifest of facts alone: those of the class, which no engine is needed for."""
+    """A manifest with the facts of the class only, which needs no engine."""
     host = next(candidate for candidate in fleet_plan.hosts if candidate.name == name)
     facts = wanted_facts(load_catalog().host_class(host.host_class)) if host.host_class else {}
     return Manifest(name, (), facts)
 
 
 def drift_count(stage: Stage) -> Mapping[str, int]:
-    """Host -> how many items the probe of the last check has found not as planned; empty where it asked none."""
+    """Host -> the number of items that differ from the plan in the last check; empty where no host was probed."""
     file = paths.run_dir(stage.fleet) / "drift.json"
     if not file.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""What a cloud refuses of inputs that have the right form: references to nothing, names that are taken, and more."""
+"""The errors of a cloud for inputs of the right form: missing references, names in use, and others."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Inputs = Mapping[str, Any]
 
 
 def refuse(table: Table, kind: Kind, cloud: Cloud, inputs: Inputs, itself: str | None = None) -> None:
-    """Raises what the cloud would answer to a creation or, with its id, to an update.
+    """Raises the error of the cloud for a creation or, with an id, for an update.
 
     Raises:
-        RefusedError: an id that does not exist, a name that is taken, or what a rule of the cloud forbids.
+        RefusedError: an id does not exist, a name is in use, or a rule of the cloud forbids it.
     """
     for path in kind.needs:
         if wire.value(inputs, path) is None:
@@ -41,7 +41,7 @@ def refuse(table: Table, kind: Kind, cloud: Cloud, inputs: Inputs, itself: str |
 
 
 def refuse_deletion(table: Table, cloud: Cloud, record: Record) -> None:
-    """Raises what the cloud would answer to the deletion of what something else uses.
+    """Raises the error of the cloud for the deletion of a resource that another one uses.
 
     Raises:
         RefusedError: it is in use.
@@ -97,7 +97,7 @@ def _block_has_a_target(_cloud: Cloud, inputs: Inputs, _itself: str | None) -> I
 
 
 def _address_needs_a_gateway(cloud: Cloud, inputs: Inputs, _itself: str | None) -> Iterator[str]:
-    """An elastic address reaches an instance only through its network's internet gateway."""
+    """An elastic address needs an internet gateway in the network of its instance."""
     instance = cloud.get("aws:ec2/instance:Instance", str(inputs.get("instance")))
     if instance is None:
         return
@@ -157,8 +157,8 @@ def _networks_are_apart(cloud: Cloud, inputs: Inputs, itself: str | None) -> Ite
 
 
 Rule = Callable[[Cloud, Inputs, str | None], Iterator[str]]
-#: Type -> rules that no table can hold, from the clouds' documents, from memory and unverified; that of DigitalOcean's
-#: networks is in its SDK.
+#: Type -> rules that do not fit into a table, from memory of the clouds' documents and unverified; the rule of
+#: DigitalOcean's networks is in its SDK.
 _RULES: Mapping[str, tuple[Rule, ...]] = {
     "aws:ec2/subnet:Subnet": (_subnet_fits,),
     "aws:ec2/instance:Instance": (_block_has_a_target,),

@@ -1,4 +1,4 @@
-"""What an SDK's own types say of a resource: which inputs there are, which must be there, of which kind each is."""
+"""The types of an SDK: the inputs of a resource, the required ones, and their types."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Shape:
 
     Attributes:
         types: name on the wire -> its type in the SDK.
-        required: those that must be there.
-        documents: name -> what the SDK says of it.
+        required: the names of required inputs.
+        documents: name -> its documentation in the SDK.
     """
 
     types: Mapping[str, Any]
@@ -53,7 +53,7 @@ def arguments(package: str, token: str) -> type:
 
 @cache
 def shape(arguments_class: type) -> Shape:
-    """What a class of arguments holds."""
+    """The inputs of a class of arguments."""
     names = _types.input_type_py_to_pulumi_names(arguments_class)
     parameters = inspect.signature(arguments_class).parameters
     needed = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
@@ -68,12 +68,12 @@ def shape(arguments_class: type) -> Shape:
 def check_inputs(
     arguments_class: type, inputs: Mapping[str, Any], open_lists: Sequence[str] = ()
 ) -> Iterator[tuple[str, str]]:
-    """What is wrong with inputs by the SDK's types, as (path, reason).
+    """Yields the errors in inputs by the SDK's types, as (path, reason).
 
     Args:
         arguments_class: the class of the resource's arguments.
-        inputs: what the program gave.
-        open_lists: paths whose values need not be among those that the SDK lists.
+        inputs: the inputs from the program.
+        open_lists: paths whose values may differ from the lists of the SDK.
     """
     yield from _mapping(arguments_class, inputs, "", frozenset(open_lists))
 
@@ -121,7 +121,7 @@ def _value(kind: Any, value: Any, path: str, open_lists: frozenset[str]) -> Iter
         for key, each in value.items():
             yield from _value((get_args(kind) or (str, Any))[1], each, f"{path}.{key}", open_lists)
     elif kind in _SCALARS and not isinstance(value, _SCALARS[kind]):
-        # A bool is an int to Python, not to a cloud.
+        # A bool is an int in Python, not in a cloud.
         yield path, f"is {value!r}, and must be a {kind.__name__}"
     elif kind in (int, float) and isinstance(value, bool):
         yield path, f"is {value!r}, and must be a number"

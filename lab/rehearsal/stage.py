@@ -1,4 +1,4 @@
-"""Where a rehearsal plays: a project with a backend, an inventory and a cloud of its own, and ``pulumi`` in it."""
+"""The project of a rehearsal, with its own backend, inventory and cloud, and ``pulumi`` in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Stage:
 
     Attributes:
         fleet: the fleet's and the stack's name.
-        project: where ``pulumi`` runs.
+        project: the folder in which ``pulumi`` runs.
     """
 
     fleet: str
@@ -39,7 +39,7 @@ class Stage:
 
     @property
     def cloud_file(self) -> Path:
-        """Where the rehearsed cloud keeps its things."""
+        """The file of the emulated cloud."""
         return self.project / "cloud.json"
 
     def words(self, *words: str) -> list[str]:
@@ -47,12 +47,12 @@ class Stage:
         return ["pulumi", *words, "--stack", self.fleet, "--non-interactive"]
 
     def pulumi(self, *words: str, check: bool = True, **more: str) -> str:
-        """Runs ``pulumi`` and returns what it said.
+        """Runs ``pulumi`` and returns its output.
 
         Args:
             words: its arguments.
             check: whether a failure is an error.
-            more: further variables of its environment.
+            more: additional environment variables.
 
         Raises:
             FleetError: it failed.
@@ -70,7 +70,7 @@ class Stage:
 
 
 def build(project: Path, fleet: str, text: str, served: Mapping[str, str]) -> Stage:
-    """Makes the folders of a stage and its stack; what was there before goes.
+    """Creates the folders of a stage and its stack; removes an earlier one.
 
     Args:
         project: its folder.
@@ -108,13 +108,13 @@ def build(project: Path, fleet: str, text: str, served: Mapping[str, str]) -> St
 
 
 def end_left(project: Path) -> int:
-    """Ends what a killed rehearsal has left running for its stage: engines, their plugins, Ansible, connections.
+    """Kills the processes of a killed rehearsal: engines, their plugins, Ansible, connections.
 
     Args:
-        project: the stage's folder, which its processes have in their environment.
+        project: the stage's folder, which is in the environment of its processes.
 
     Returns:
-        How many there were.
+        The number of processes.
     """
     mark = f"PULUMI_HOME={project / 'home'}"
     left = [process for pid in process_ids() if mark in environment_of(pid) and (process := find_process(pid))]
@@ -124,7 +124,7 @@ def end_left(project: Path) -> int:
 
 
 def account_of(folder: Path) -> Account:
-    """An account that has what a fleet says is there: reservations, images, compartments; and nothing else."""
+    """An account with the reservations, images and compartments that a fleet names."""
     named: dict[str, list[str]] = {"reservations": [], "compartments": [], "images": []}
     for host in plan.load(folder).hosts:
         if host.rented is None:

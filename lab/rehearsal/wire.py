@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf import json_format, struct_pb2  # type: ignore[import-untyped]
 
-#: What stands for a value that a preview cannot know.
+#: The marker of a value that is unknown in a preview.
 UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
 _SIGNATURE = "4dabf18193072939515e22adb298388d"
 _SECRET = "1b47061264138c4ac30d75fd1eb44270"  # noqa: S105 - the mark of a secret, not one
@@ -49,7 +49,7 @@ def is_unknown(value: Any) -> bool:
 
 
 def values(data: Any, path: str) -> Iterator[Any]:
-    """The values at a path such as ``routes.*.gatewayId``; nothing where a part of it is missing."""
+    """The values at a path such as ``routes.*.gatewayId``; none where a part is missing."""
     reached = [data]
     for part in path.split("."):
         reached = [inner for value in reached for inner in _step(value, part)]
@@ -70,7 +70,7 @@ def value(data: Any, path: str) -> Any:
 
 
 def put(data: Any, path: str, new: Any) -> None:
-    """Sets the value at a path; a mapping that is missing on the way is made, a place in a list is not."""
+    """Sets the value at a path; creates missing mappings on the way, and no list items."""
     *way, last = path.split(".")
     for part, after in zip(way, path.split(".")[1:], strict=True):
         if isinstance(data, list):
@@ -91,7 +91,7 @@ def copy(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed(olds: Any, news: Any, path: str = "") -> Iterator[str]:
-    """The paths of what differs between two bags; a list of another length differs as a whole."""
+    """The paths that differ between two bags; a list of another length differs as a whole."""
     if isinstance(olds, dict) and isinstance(news, dict):
         for key in sorted({*olds, *news}):
             if not key.startswith("__"):
@@ -104,6 +104,6 @@ def changed(olds: Any, news: Any, path: str = "") -> Iterator[str]:
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Whether a path is, or lies below, one that a table names; ``*`` stands for any place in a list."""
+    """Whether a path is equal to a pattern or below it; ``*`` matches any list index."""
     parts, wanted = path.split("."), pattern.split(".")
     return len(parts) >= len(wanted) and all(name in ("*", part) for part, name in zip(parts, wanted, strict=False))

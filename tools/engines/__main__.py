@@ -28,7 +28,7 @@ def _write(path: Path, content: str) -> None:
 
 
 def _update_manifest(release: Release, *, check: bool) -> bool:
-    """Generates one manifest; returns whether the file held it already."""
+    """Generates one manifest; returns whether the file is up to date already."""
     path = names_dir() / f"{release.id}.yml"
     wanted = manifest.text(manifest.build(release, wheels.sources(release)))
     present = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     generate = commands.add_parser("generate", help="read the wheels and write recipes/engines/names/")
     known = [release.id for release in RELEASES]
     generate.add_argument("--only", metavar="ID", choices=known, action="append", help=f"one of {', '.join(known)}")
-    generate.add_argument("--check", action="store_true", help="write nothing, show what differs")
+    generate.add_argument("--check", action="store_true", help="write nothing, show the differences")
     options = parser.parse_args(arguments)
     try:
         chosen = [release for release in RELEASES if not options.only or release.id in options.only]

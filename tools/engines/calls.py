@@ -19,7 +19,7 @@ from tools.engines.values import (
     Super,
 )
 
-# A wheel's code may fail on the values that are put in; such a failure means "not static".
+# A wheel's code may fail on stand-in values; such a failure means "not static".
 FAULTS = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError)
 _DEEPEST = 40
 _MUTATORS = {"append", "extend", "insert", "pop", "remove", "update", "setdefault", "clear", "add", "items"}
@@ -52,7 +52,7 @@ def call(evaluator: Reader, function: Any, args: list[Any], options: dict[str, A
         try:
             return _run(evaluator, function, args, options)
         except (NotStaticError, *FAULTS) as error:
-            # A fault while the parser is built would lose options without a word.
+            # An error while the parser is built would lose options silently.
             if any(isinstance(arg, externals.Recorder) for arg in args):
                 raise NotStaticError(f"{dotted}: {error}") from error
             return UNKNOWN
@@ -127,7 +127,7 @@ def assign(evaluator: Reader, target: ast.expr, value: Any, module: str, scope: 
     """Binds a value to a name, to an item, or to the names of a tuple.
 
     Raises:
-        NotStaticError: the target is nothing of these, or the value does not fit it.
+        NotStaticError: the target has another form, or the value does not fit it.
     """
     if isinstance(target, ast.Name):
         scope[target.id] = value

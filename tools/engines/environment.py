@@ -1,4 +1,4 @@
-"""Every environment variable that a release reads: vLLM's own table, and each other read in the wheel's sources."""
+"""Every environment variable that a release reads: vLLM's own table, and other reads in the wheel's sources."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def table(evaluator: Evaluator) -> dict[str, Any]:
 
 
 def unused(evaluator: Evaluator) -> list[str]:
-    """The variables of vLLM's table that nothing in the wheel uses: setting one does nothing, without a word.
+    """The variables of vLLM's table that the wheel does not use: setting one silently has no effect.
 
     A name counts as used when any other file holds it, compiled files included, or when a second place in the table's
     own file reads it. Names that are not vLLM's own (``CUDA_HOME``) are left out: other libraries read them. So are
@@ -52,7 +52,7 @@ def unused(evaluator: Evaluator) -> list[str]:
 
 
 def other_reads(evaluator: Evaluator) -> dict[str, Any]:
-    """Each variable that a file of the wheel reads from the environment by itself."""
+    """Each variable that a file of the wheel reads without the table."""
     found: dict[str, Any] = {}
     for path in sorted(evaluator.sources.files):
         content = evaluator.sources.files[path]

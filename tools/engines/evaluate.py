@@ -90,7 +90,7 @@ class Evaluator:
         """The value of an expression that stands in ``module`` with the local names of ``scope``.
 
         Raises:
-            NotStaticError: an option of the argument parser cannot be read: it must not be lost without a word.
+            NotStaticError: an option of the argument parser cannot be read; it must not be lost silently.
         """
         try:
             return expressions.evaluate(self, node, module, scope)

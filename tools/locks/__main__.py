@@ -1,7 +1,7 @@
-"""``python -m tools.locks``: makes the locks of engines; on what is locked already it changes nothing.
+"""``python -m tools.locks``: writes the locks of engines. An existing lock does not change.
 
-A lock holds what the package index had on the engine's day (``as_of``), so the same recipe gives the same lock. Builds
-that are on an index of their own (ROCm, another CUDA) are locked where that index can be reached, with ``--index``.
+A lock contains the packages that the index had on the engine's date (``as_of``), so the same recipe gives the same
+lock. Builds on another index (ROCm, another CUDA) need ``--index``, and a machine that reaches that index.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--machine", choices=get_args(Machine), help="default: every one that is locked, else x86_64")
     parser.add_argument("--index", metavar="URL", action="append", help="in front of the package index")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: the file that the recipe names")
-    parser.add_argument("--check", action="store_true", help="write nothing, say what differs")
+    parser.add_argument("--check", action="store_true", help="write nothing, print the differences")
     options = parser.parse_args(arguments)
     if options.output and (len(options.engine or ()) != 1 or not options.machine):
         parser.error("--output is for one lock: name one engine and one machine")
@@ -55,7 +55,7 @@ def _chosen(catalog: Catalog, names: list[str] | None, machine: Machine | None) 
 
 
 def _update_lock(catalog: Catalog, engine: Engine, machine: Machine, options: argparse.Namespace) -> bool:
-    """Makes one lock; returns whether the file held it already."""
+    """Generates one lock; returns whether the file is up to date already."""
     wheel = engine.wheel
     assert wheel is not None  # noqa: S101 - narrows a type; _chosen has ruled it out
     path = options.output or catalog.root / "engines" / wheel.locks.get(machine, f"locks/{engine.id}-{machine}.txt")
@@ -73,7 +73,7 @@ def _update_lock(catalog: Catalog, engine: Engine, machine: Machine, options: ar
     if not same and not options.check:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
-    state = "is as the index says" if same else "differs from the index" if options.check else "written"
+    state = "matches the index" if same else "differs from the index" if options.check else "written"
     sys.stderr.write(f"locks: {display(path)} {state}\n")
     return same
 

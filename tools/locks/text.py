@@ -26,11 +26,11 @@ def lock_text(
         engine: the engine.
         wheel: its wheel form.
         machine: the machine that it is for.
-        packages: Python -> what uv has chosen.
+        packages: Python -> the choices of uv.
         indexes: the indexes in front of the package index; hosts need them too.
-        command: how to make it again.
+        command: the command that writes it again.
     """
-    #: (name, version) -> Python -> the files that this Python can take, which is nearly always one.
+    #: (name, version) -> Python -> the files for this Python, nearly always one.
     files: _Files = defaultdict(dict)
     for python, chosen in packages.items():
         for package in chosen:
@@ -69,7 +69,7 @@ def _pin(
 
 
 def _lines(pin: engine_locks.Pin) -> Iterator[str]:
-    """A package as a requirements file spells it."""
+    """A package in the syntax of a requirements file."""
     marker = f" ; {pin.marker}" if pin.marker else ""
     yield " \\\n".join(
         [f"{pin.name}=={pin.version}{marker}", *(f"    --hash=sha256:{digest}" for digest in pin.sha256)]
