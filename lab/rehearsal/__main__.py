@@ -139,7 +139,7 @@ def _refused(stage: Stage) -> str:
 
 @contextmanager
 def _alone(project: Path, lab: Lab, name: str) -> Iterator[None]:
-    """Allows one rehearsal at a time on this machine; removes the rest of a killed one first, and all of it at the end."""
+    """Allows one rehearsal at a time on this machine; removes a killed one first, and all of this one at the end."""
 
     def clear() -> None:
         if ended := end_left(project) + len(repair.end_orphans()):
