@@ -63,14 +63,14 @@ def _errors(as_json: bool) -> Any:
 
 
 def _build(given: argparse.Namespace) -> int:
-    found: dict[str, Any] = {part: {"path": str(find())} for part, find in _PARTS.items()}
+    artifacts: dict[str, Any] = {part: {"path": str(find())} for part, find in _PARTS.items()}
     for part in ("model", "perturbed"):
         manifest = manifest_of(_PARTS[part]())
-        found[part] |= {key: manifest[key] for key in ("name", "revision", "score")}
+        artifacts[part] |= {key: manifest[key] for key in ("name", "revision", "score")}
     if given.json:
-        print(json.dumps(found))
+        print(json.dumps(artifacts))
         return 0
-    for part, facts in found.items():
+    for part, facts in artifacts.items():
         known = f"  {facts['score']['right']} of {facts['score']['total']} right" if "score" in facts else ""
         print(f"{part:<10} {facts['path']}{known}")
     return 0
@@ -78,13 +78,13 @@ def _build(given: argparse.Namespace) -> int:
 
 def _paths(given: argparse.Namespace) -> int:
     wanted = [given.part] if given.part else list(_PARTS)
-    found = {part: str(_PARTS[part]()) for part in wanted}
+    artifacts = {part: str(_PARTS[part]()) for part in wanted}
     if given.json:
-        print(json.dumps(found))
+        print(json.dumps(artifacts))
     elif given.part:
-        print(found[given.part])
+        print(artifacts[given.part])
     else:
-        for part, path in found.items():
+        for part, path in artifacts.items():
             print(f"{part:<10} {path}")
     return 0
 

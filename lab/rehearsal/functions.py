@@ -66,7 +66,7 @@ def _images(_table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer
 
 
 def _sizes(table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
-    (wanted,) = [each for one in arguments["filters"] if one["key"] == "slug" for each in one["values"]]
+    (wanted,) = [slug for filter_ in arguments["filters"] if filter_["key"] == "slug" for slug in filter_["values"]]
     if wanted not in table.shapes:
         return {"id": wanted, "sizes": []}
     regions = cloud.account.regions.get(wanted, ["nyc1", "nyc2", "nyc3", "tor1", "ams3", "sfo3", "ric1", "mem1"])

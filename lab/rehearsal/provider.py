@@ -60,10 +60,10 @@ class Provider:
     def check(self, request: Any, _context: Any) -> Any:
         """The errors in the form of the inputs."""
         try:
-            found = self._do.check(_type(request.urn), wire.plain(request.news))
+            faults = self._do.check(_type(request.urn), wire.plain(request.news))
         except RefusedError as fault:
-            found = [("", str(fault))]
-        failures = [provider_pb2.CheckFailure(property=path, reason=f"{path} {reason}") for path, reason in found]
+            faults = [("", str(fault))]
+        failures = [provider_pb2.CheckFailure(property=path, reason=f"{path} {reason}") for path, reason in faults]
         return provider_pb2.CheckResponse(inputs=request.news, failures=failures)
 
     def diff(self, request: Any, _context: Any) -> Any:
@@ -123,8 +123,8 @@ class Provider:
         """Calls a function of the cloud."""
         project = str(self._do.config.get("project", ""))
         arguments = wire.plain(request.args)
-        found = functions.answer(self._do.table, self._do.cloud, request.tok, arguments, project)
-        return provider_pb2.InvokeResponse(**{"return": wire.bag(found)})
+        answer = functions.answer(self._do.table, self._do.cloud, request.tok, arguments, project)
+        return provider_pb2.InvokeResponse(**{"return": wire.bag(answer)})
 
     def cancel(self, _request: Any, _context: Any) -> Any:
         """The engine cancels running operations."""

@@ -28,8 +28,8 @@ def refuse(table: Table, kind: Kind, cloud: Cloud, inputs: Inputs, itself: str |
             raise RefusedError(f"{kind.token}: {first} conflicts with {second}")
     _names(table, inputs)
     for path, targets in kind.refers.items():
-        for each in wire.values(inputs, path):
-            _exists(table, cloud, targets, each)
+        for item in wire.values(inputs, path):
+            _exists(table, cloud, targets, item)
     if kind.unique:
         mine = [wire.value(inputs, path) for path in kind.unique]
         for other in cloud.records_of(kind.token):
@@ -52,7 +52,7 @@ def refuse_deletion(table: Table, cloud: Cloud, record: Record) -> None:
             continue
         for path, targets in kind.refers.items():
             mine = [record.output(output) for target, output in targets if target == record.type]
-            if any(each in mine for each in wire.values(other.inputs, path)):
+            if any(item in mine for item in wire.values(other.inputs, path)):
                 raise RefusedError(table.errors["used"].format(id=record.id, by=other.id))
 
 
@@ -108,7 +108,7 @@ def _address_needs_a_gateway(cloud: Cloud, inputs: Inputs, _itself: str | None) 
     )
     subnet = cloud.get("aws:ec2/subnet:Subnet", str(card.inputs["subnetId"] if card else subnet_id))
     vpc = subnet.inputs["vpcId"] if subnet else None
-    if not any(each.inputs.get("vpcId") == vpc for each in cloud.records_of(":InternetGateway")):
+    if not any(item.inputs.get("vpcId") == vpc for item in cloud.records_of(":InternetGateway")):
         yield f"Gateway.NotAttached: Network {vpc} is not attached to any internet gateway"
 
 

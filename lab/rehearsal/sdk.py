@@ -45,10 +45,10 @@ def arguments(package: str, token: str) -> type:
         home = getattr(import_module(place), name).__module__
         # ``InitArgs`` where the plain name is that of a mapping inside another resource.
         names = (getattr(import_module(home), f"{name}{end}", None) for end in ("Args", "InitArgs"))
-        found: type = next(each for each in names if each is not None and each.__module__ == home)
+        arguments_class: type = next(part for part in names if part is not None and part.__module__ == home)
     except (ImportError, AttributeError, StopIteration):
         raise LookupError(f"{package} has no {token}") from None
-    return found
+    return arguments_class
 
 
 @cache
@@ -99,7 +99,7 @@ def _value(kind: Any, value: Any, path: str, open_lists: frozenset[str]) -> Iter
     if not isinstance(value, (dict, list)) and is_unknown(value):
         return
     if inspect.isclass(kind) and issubclass(kind, enum.Enum):
-        listed = [each.value for each in kind]
+        listed = [part.value for part in kind]
         if value not in listed and re.sub(r"\.\d+", ".*", path) not in open_lists:
             yield path, f"is {value!r}, and may be: {', '.join(map(str, listed[:12]))}"
     elif inspect.isclass(kind) and _types.is_input_type(kind):
@@ -112,14 +112,14 @@ def _value(kind: Any, value: Any, path: str, open_lists: frozenset[str]) -> Iter
             yield path, f"is {value!r}, and must be a list"
             return
         (inner,) = get_args(kind) or (Any,)
-        for index, each in enumerate(value):
-            yield from _value(inner, each, f"{path}.{index}", open_lists)
+        for index, part in enumerate(value):
+            yield from _value(inner, part, f"{path}.{index}", open_lists)
     elif get_origin(kind) in (Mapping, dict):
         if not isinstance(value, dict):
             yield path, f"is {value!r}, and must be a mapping"
             return
-        for key, each in value.items():
-            yield from _value((get_args(kind) or (str, Any))[1], each, f"{path}.{key}", open_lists)
+        for key, part in value.items():
+            yield from _value((get_args(kind) or (str, Any))[1], part, f"{path}.{key}", open_lists)
     elif kind in _SCALARS and not isinstance(value, _SCALARS[kind]):
         # A bool is an int in Python, not in a cloud.
         yield path, f"is {value!r}, and must be a {kind.__name__}"
@@ -133,9 +133,9 @@ _SCALARS: Mapping[Any, tuple[type, ...]] = {str: (str,), bool: (bool,), int: (in
 def _bare(kind: Any) -> Any:
     """A type without None, awaitables and outputs; of a string or an enumeration, the enumeration."""
     while get_origin(kind) in (Union, UnionType):
-        parts = [each for each in get_args(kind) if each is not type(None) and "Awaitable" not in str(each)]
-        parts = [each for each in parts if not str(each).startswith("pulumi.output.Output")]
-        listed = [each for each in parts if inspect.isclass(each) and issubclass(each, enum.Enum)]
-        classes = [each for each in parts if inspect.isclass(each) and _types.is_input_type(each)]
+        parts = [part for part in get_args(kind) if part is not type(None) and "Awaitable" not in str(part)]
+        parts = [part for part in parts if not str(part).startswith("pulumi.output.Output")]
+        listed = [part for part in parts if inspect.isclass(part) and issubclass(part, enum.Enum)]
+        classes = [part for part in parts if inspect.isclass(part) and _types.is_input_type(part)]
         kind = next(iter([*listed, *classes, *parts]), Any)
     return kind

@@ -17,6 +17,7 @@ from infra import repair
 from tools.pulumi import go_build
 from tools.pulumi.programs import PROGRAMS, find_installed, parse_version
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge import pulumi_cli
 
 HERE = go_build.HERE
 
@@ -208,3 +209,36 @@ def test_only_a_provider_without_its_engine_is_ended() -> None:
         finally:
             kept.kill()
             kept.wait()
+
+
+def a_pulumi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    folder.mkdir()
+    (folder / "pulumi").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (folder / "pulumi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
+
+
+def test_the_runner_gives_arguments_and_input_and_returns_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_pulumi(tmp_path / "bin", monkeypatch, 'echo "$@" in $(pwd); cat; echo noise >&2')
+    shown = pulumi_cli.pulumi_output("stack", "import", cwd=tmp_path, text_in="state")
+    assert shown == f"stack import in {tmp_path}\nstate"
+    done = pulumi_cli.run_pulumi("up", environment={"PATH": f"{tmp_path / 'bin'}:/bin:/usr/bin"}, text_in="")
+    assert (done.returncode, done.stderr) == (0, "noise\n")
+
+
+def test_a_failed_run_is_one_error_with_its_command_and_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_pulumi(tmp_path / "bin", monkeypatch, "echo 'the stack is locked' >&2; exit 255")
+    with pytest.raises(FleetError, match="'pulumi refresh --yes' failed: the stack is locked") as fault:
+        pulumi_cli.pulumi_output("refresh", "--yes")
+    assert fault.value.exit_code == 1
+    assert pulumi_cli.run_pulumi("refresh").returncode == 255
+
+
+def test_without_a_pulumi_the_error_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FleetError, match="no 'pulumi' on PATH") as fault:
+        pulumi_cli.run_pulumi("version")
+    assert "make setup" in fault.value.hint
+    assert fault.value.exit_code == 2
