@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from lab.apt import Package
-from lab.gpu import Gpus, scripts
+from lab.gpu import scripts
+from lab.gpu.model import Gpus
 from lab.rootfs import File
 
 _MODULE = "usr/lib/lab-gpu/module"

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lab.gpu.model import Gpus
 from vllm_fleet.on_host import gpu_facts
-
-if TYPE_CHECKING:
-    from lab.gpu import Gpus
 
 _NVIDIA_BROKEN_EXIT = 9
 _RULE = "+" + "-" * 89 + "+"
