@@ -37,11 +37,6 @@ class Stage:
         """The fleet's folder."""
         return self.project / "inventories" / self.fleet
 
-    @property
-    def cloud_file(self) -> Path:
-        """The file of the emulated cloud."""
-        return self.project / "cloud.json"
-
     def words(self, *words: str) -> list[str]:
         """The command line of ``pulumi`` for this stack."""
         return ["pulumi", *words, "--stack", self.fleet, "--non-interactive"]
