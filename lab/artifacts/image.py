@@ -172,9 +172,9 @@ def _add_blob(folder: Path, write: Callable[[BinaryIO], None]) -> tuple[str, int
 
 def blob(folder: Path, name: str) -> Path:
     """The path of the blob with that digest in a storage."""
-    return folder / image_store.blob(name)
+    return folder / image_store.blob_path(name)
 
 
 def link(folder: Path, kind: str, name: str, repository: str = NAME) -> None:
     """Links a blob to a repository of a storage."""
-    write_atomically(folder / image_store.link(repository, kind, name), name)
+    write_atomically(folder / image_store.link_path(repository, kind, name), name)

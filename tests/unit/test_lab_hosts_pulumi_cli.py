@@ -238,7 +238,7 @@ def test_a_failed_run_is_one_error_with_its_command_and_reason(tmp_path: Path, m
 
 def test_without_a_pulumi_the_error_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FleetError, match="no 'pulumi' on PATH") as fault:
+    with pytest.raises(FleetError, match="pulumi is not on PATH") as fault:
         pulumi_cli.run_pulumi("version")
     assert "make setup" in fault.value.hint
     assert fault.value.exit_code == 2

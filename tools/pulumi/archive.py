@@ -79,7 +79,7 @@ def install_archive(version: str, place: Path, releases: str = RELEASES) -> Path
             received += count
             beat.note = f"{received >> 20} of {size >> 20} MiB"
 
-        download.one(Artifact(name, digest, size, url), file, progress)
+        download.fetch_file(Artifact(name, digest, size, url), file, progress)
     part = place / "unpacked"
     shutil.rmtree(part, ignore_errors=True)
     try:

@@ -11,6 +11,8 @@ from typing import Any
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 
+_HINT = "run it by hand to see its whole output"
+
 
 def run_pulumi(
     *words: str,
@@ -44,7 +46,7 @@ def run_pulumi(
             timeout=timeout_seconds,
         )
     except FileNotFoundError:
-        raise FleetError("there is no 'pulumi' on PATH", "run 'make setup' and '. ./activate'") from None
+        raise FleetError("pulumi is not on PATH", "run 'make setup' and '. ./activate'") from None
 
 
 def pulumi_output(*words: str, cwd: Path | None = None, text_in: str | None = None) -> str:
@@ -69,32 +71,33 @@ def pulumi_output(*words: str, cwd: Path | None = None, text_in: str | None = No
 
 
 def preview(stack: str) -> dict[str, Any]:
-    """What ``pulumi up`` would do to a stack, protected resources included.
+    """What ``pulumi up`` would do to a stack, including protected resources.
 
     Args:
-        stack: the stack, which is called like its fleet.
+        stack: the stack; it has the name of its fleet.
+
+    Returns:
+        The preview, as ``pulumi preview --json`` prints it.
 
     Raises:
-        FleetError: there is no such stack, no Pulumi, or the preview failed (``work-failed``).
+        FleetError: the stack or the program pulumi is missing, or the preview failed (``work-failed``).
     """
     words = ("preview", "--json", "--ignore-protect", "--stack", stack, "--non-interactive")
     done = run_pulumi(*words, cwd=paths.root())
     if f"no stack named '{stack}' found" in done.stderr:
-        raise FleetError(f"there is no Pulumi stack {stack!r}", f"pulumi stack init {stack}, or leave --preview out")
-    steps = _json(done.stdout)
-    if done.returncode != 0 or steps is None:
-        diagnostics = (steps or {}).get("diagnostics", [])
-        errors = [item["message"] for item in diagnostics if item.get("severity") == "error"]
+        raise FleetError(f"there is no Pulumi stack {stack!r}", f"run 'pulumi stack init {stack}', or omit --preview")
+    report = _parse_json(done.stdout)
+    if done.returncode != 0 or report is None:
+        diagnostics = (report or {}).get("diagnostics", [])
+        errors = [entry["message"] for entry in diagnostics if entry.get("severity") == "error"]
         reason = " ".join("\n".join(errors).split()) or " ".join(done.stderr.split())[-500:] or "it printed no JSON"
-        raise FleetError(
-            f"'pulumi {' '.join(words)}' failed: {reason}", "run it by hand to see all that it says", code="work-failed"
-        )
-    return steps
+        raise FleetError(f"'pulumi {' '.join(words)}' failed: {reason}", _HINT, code="work-failed")
+    return report
 
 
-def _json(text: str) -> dict[str, Any] | None:
+def _parse_json(text: str) -> dict[str, Any] | None:
     try:
-        data = json.loads(text)
+        report = json.loads(text)
     except ValueError:
         return None
-    return data if isinstance(data, dict) else None
+    return report if isinstance(report, dict) else None
