@@ -1,4 +1,4 @@
-"""Writes what is generated from other files: the README of each role, and the tables of the recipes."""
+"""Writes what is generated from other files: role READMEs, the tables of the recipes, the pictures of docs/."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from tools import pictures
 from vllm_fleet import catalog, matrix, offers, paths
 
 
@@ -51,6 +52,8 @@ def main() -> int:
             (role / "README.md").write_text(role_readme(role), encoding="utf-8")
     (paths.root() / "docs" / "matrix.md").write_text(support_matrix(), encoding="utf-8")
     (paths.root() / "docs" / "clouds.md").write_text(cloud_table(), encoding="utf-8")
+    for source in pictures.sources():
+        source.with_suffix(".svg").write_text(pictures.svg(source), encoding="utf-8")
     return 0
 
 
