@@ -27,12 +27,13 @@ from bench.results import Runs
 from lab import cleanup, host, network, packages, shell, state
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import ensure_tree, tree_digest
-from vllm_fleet import paths
-from vllm_fleet.edge import keys, mirror, serve
-from vllm_fleet.errors import FleetError
-from vllm_fleet.files import write_atomically
-from vllm_fleet.mirror.needs import Encoding
+from vllm_fleet.base import paths
+from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge import keys
+from vllm_fleet.mirror.parts import Encoding
 from vllm_fleet.mirror.store import Store
+from vllm_fleet.operate import fill_mirror, serve_mirror
 
 SIZES = (1, 2, 4)
 FILES = 3
@@ -211,9 +212,9 @@ def _mirrored(hosts: _Hosts, count: int, source: origin.Origin, files: Mapping[s
         store = Store(base / "mirror")
         (base / "state").mkdir(mode=0o755)
         sent, began = source.sent, time.monotonic()
-        mirror.fill(store, [Encoding(each, _sha256(body), f"{source.url}/{each}") for each, body in files.items()])
+        fill_mirror.fill(store, [Encoding(each, _sha256(body), f"{source.url}/{each}") for each, body in files.items()])
         filled = time.monotonic() - began
-        server = serve.start(store, f"{_SUBNET}.1:{_PORT}", base / "state", str(packages.nginx()))
+        server = serve_mirror.start(store, f"{_SUBNET}.1:{_PORT}", base / "state", str(packages.nginx()))
         try:
             hosts.play(count, f"http://{_SUBNET}.1:{_PORT}/encodings", files)
         finally:

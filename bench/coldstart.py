@@ -20,9 +20,10 @@ from pathlib import Path
 from bench import machine
 from bench.markdown import markdown
 from lab import job, state
-from vllm_fleet import paths, site
-from vllm_fleet.errors import FleetError
-from vllm_fleet.files import write_atomically
+from vllm_fleet import inventory
+from vllm_fleet.base import paths
+from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.errors import FleetError
 
 FLEET = "coldstart"
 #: The lab's recipe leaves compilation out, since its hosts are made for tests; here it is what is measured.
@@ -81,7 +82,7 @@ def _measure() -> dict[str, float]:
             job.stack_up(FLEET)
             # The lab's hosts are made for starts that compile nothing.
             _ansible(folder, "serving", _COMPILER, "shell")
-            key = site.load(folder).hosts[0].variables["vllm_service_cache_key"]
+            key = inventory.load(folder).hosts[0].variables["vllm_service_cache_key"]
             (paths.cache_dir() / "start-caches" / f"{key}.json").unlink(missing_ok=True)
             job.roll_out(FLEET)
             first = _started(folder)

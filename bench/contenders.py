@@ -17,8 +17,9 @@ from pathlib import Path
 from bench import fleets, peers
 from bench.target import Target
 from lab.artifacts.uv import run_uv
-from vllm_fleet import paths, site
-from vllm_fleet.errors import FleetError
+from vllm_fleet import inventory
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
 
 SITE = "ansible-playbook site.yml"
 DRIFT = "vllm-fleet drift"
@@ -92,7 +93,7 @@ def contenders(target: Target, work: Path, counts: list[int], fleets_folder: Pat
         fleets_folder: the folder of the benchmark's fleets.
         venv: the environment of pyinfra.
     """
-    items = site.load(fleets_folder / fleets.fleet_name(counts[0])).hosts[0].manifest.items
+    items = inventory.load(fleets_folder / fleets.fleet_name(counts[0])).hosts[0].manifest.items
     found = peers.checks(items, peers.copy_files(items, target.root, work / "copies"))
     texts = {
         "tuned.cfg": peers.TUNED_CFG,

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from bench import fleets
-from vllm_fleet.errors import FleetError
-from vllm_fleet.manifest import Item
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.host.manifest import Item
 
 #: What someone sets who has read about Ansible's speed; each of it is in its documentation.
 TUNED_CFG = """\

@@ -22,9 +22,9 @@ from bench import contenders, fleets, machine, measure, report, results, scale, 
 from bench.contenders import Contender
 from lab import state
 from lab.progress import Heartbeat
-from vllm_fleet import paths
-from vllm_fleet.errors import FleetError
-from vllm_fleet.files import write_atomically
+from vllm_fleet.base import paths
+from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.errors import FleetError
 
 _RUNS = 3
 #: The first run of each contender is thrown away: it fills caches and compiles Python.

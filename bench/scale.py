@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.results import Runs
-from vllm_fleet import paths
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
 
 HOSTS = 1000
 GOAL_SECONDS = 10.0

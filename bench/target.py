@@ -17,9 +17,9 @@ from lab import cleanup, host, network, process, rootfs, shell, state
 from lab.progress import Heartbeat
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import ensure_tree, tree_digest
+from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import keys
-from vllm_fleet.errors import FleetError
-from vllm_fleet.files import write_atomically
 
 _BRIDGE = "vf-bench"
 _SUBNET = "10.79.77.0/29"

@@ -6,7 +6,7 @@ import pulumi
 
 from infra.files import TextFile
 from infra.keys import ApiKey, SshKeyPair
-from vllm_fleet.plan import Plan
+from vllm_fleet.fleet.plan import Plan
 
 
 class AccessKeys(pulumi.ComponentResource):

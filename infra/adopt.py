@@ -12,8 +12,8 @@ from typing import Any
 
 from infra.repair import pulumi
 from infra.zones import read_tries, write_tries
-from vllm_fleet import paths
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
 
 Deployment = dict[str, Any]
 

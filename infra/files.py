@@ -48,7 +48,7 @@ class TextFileProvider(dynamic.ResourceProvider):
 
     @staticmethod
     def _write(props: dict[str, Any]) -> dict[str, Any]:
-        from vllm_fleet.files import write_atomically
+        from vllm_fleet.base.atomic_files import write_atomically
 
         write_atomically(Path(props["path"]), props["text"], int(props["mode"], 8))
         return {"path": props["path"], "mode": props["mode"], "sha256": _digest(props["text"].encode())}

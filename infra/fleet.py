@@ -14,13 +14,14 @@ from infra.access import AccessKeys
 from infra.files import TextFile
 from infra.hosts import CloudArgs, HostRecord, gateway_addresses, inventory, inventory_text, mirror_rule
 from infra.zones import Zones
-from vllm_fleet import paths, replacing
-from vllm_fleet.errors import FleetError
-from vllm_fleet.plan import Plan
-from vllm_fleet.plan import load as load_plan
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet import replacement
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.fleet.plan import load as load_plan
 
 #: Names the hosts, with commas, that one run may replace although the fleet protects its hosts.
-REPLACE_VARIABLE = replacing.VARIABLE
+REPLACE_VARIABLE = replacement.VARIABLE
 
 
 def unprotected(plan: Plan) -> frozenset[str]:

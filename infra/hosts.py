@@ -12,14 +12,15 @@ from typing import Any, TypeVar
 import pulumi
 
 from infra.zones import Zones
-from vllm_fleet.cloud_schema import Placement
-from vllm_fleet.clouds import Rented
-from vllm_fleet.errors import FleetError
-from vllm_fleet.fleet_schema import Access
-from vllm_fleet.networks import block, members
-from vllm_fleet.plan import FIRST_PORT, READINESS_OFFSET, HostPlan, Plan
-from vllm_fleet.reach import is_private
-from vllm_fleet.yamlfile import Document
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.yaml_document import Document
+from vllm_fleet.catalogue.rental import Rented
+from vllm_fleet.fleet.host_plan import FIRST_PORT, READINESS_OFFSET, HostPlan
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.fleet.private_networks import block, members
+from vllm_fleet.fleet.ssh_routes import is_private
+from vllm_fleet.schema.cloud import Placement
+from vllm_fleet.schema.fleet import Access
 
 #: The ports of vLLM and of its readiness, as the plan counts them.
 SERVICE_PORTS = (FIRST_PORT, FIRST_PORT + READINESS_OFFSET + 99)

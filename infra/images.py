@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import pulumi
 
-from vllm_fleet.clouds import Rented
+from vllm_fleet.catalogue.rental import Rented
 
 
 class Images(ABC):

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from lab import process
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 _OWN_TYPES = "pulumi-python:dynamic/"
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pulumi
 
-from vllm_fleet.errors import FleetError
-from vllm_fleet.files import write_atomically
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet.host_plan import HostPlan
 
 
 def tries_file(directory: Path) -> Path:

@@ -8,7 +8,7 @@ import sys
 
 from lab import cleanup, state
 from lab.tree import ensure_tree
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 
 def main(arguments: list[str] | None = None) -> int:

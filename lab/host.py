@@ -11,7 +11,7 @@ from lab import process, rootfs, shell, state
 from lab.spec import HostSpec
 from lab.surroundings import read_site, site_files
 from lab.tree import ensure_tree, require_disk, tree_digest
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 10.0

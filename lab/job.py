@@ -17,8 +17,9 @@ from typing import Any
 
 from lab import cleanup, state
 from lab.artifacts.model.questions import read_questions
-from vllm_fleet import paths, site
-from vllm_fleet.errors import FleetError
+from vllm_fleet import inventory
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
 
 #: How many of the questions the main job asks.
 QUESTIONS = 3
@@ -100,7 +101,7 @@ def roll_out(fleet: str) -> None:
 def endpoint(fleet: str) -> Endpoint:
     """The lab's gateway, its key and its model."""
     folder = paths.inventories_dir() / fleet
-    fleet_site = site.load(folder)
+    fleet_site = inventory.load(folder)
     address = next(host.location.address for host in fleet_site.hosts if host.plan.kind == "gateway")
     model = next(host.plan.deployment.model for host in fleet_site.hosts if host.plan.deployment)
     key = (folder / "api-key").read_text(encoding="utf-8").strip()

@@ -11,8 +11,8 @@ from typing import Any
 from lab import shell, state
 from lab.spec import NetworkSpec
 from lab.tree import require_disk
-from vllm_fleet.errors import FleetError
-from vllm_fleet.files import write_atomically
+from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.errors import FleetError
 
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 #: Outside the cache, as it is the machine's and not one lab's; forgotten at a reboot, like the setting itself.

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from lab.artifacts import store
-from vllm_fleet import paths
+from vllm_fleet.base import paths
 
 
 def docker_registry() -> Path:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import shell, state
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 #: nspawn ends with this code when the host rebooted; the loop starts it again, as a service manager would.
 _LOOP = 'while :; do "$@"; [ $? -eq 133 ] || exit; done'

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab import packages, shell
-from vllm_fleet.mirror import registry
+from vllm_fleet.mirror import image_store
 
 
 @contextmanager
 def serving(storage: Path, address: str) -> Iterator[None]:
     """Serves the images in a storage, without TLS and for reading only; ``registry.log`` in it names each request."""
     config = storage / "config.yml"
-    config.write_text(registry.config(str(storage), address), encoding="utf-8")
+    config.write_text(image_store.config(str(storage), address), encoding="utf-8")
     with (storage / "registry.log").open("w") as log:
         process = subprocess.Popen([packages.docker_registry(), "serve", config], stdout=log, stderr=log)
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.spec import HostSpec, NetworkSpec
-from vllm_fleet.files import write_atomically
+from vllm_fleet.base.atomic_files import write_atomically
 
 _USER_ID = 1000
 _HOST_KEY = "etc/ssh/ssh_host_ed25519_key"

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 #: The Debian and Ubuntu package that carries each tool that the lab starts.
 PACKAGES = {

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 #: Linux takes no longer names of interfaces.
 _BRIDGE_CHARACTERS = 15

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lab import shell
-from vllm_fleet import paths
-from vllm_fleet.files import write_atomically
+from vllm_fleet.base import paths
+from vllm_fleet.base.atomic_files import write_atomically
 
 
 def state_dir() -> Path:

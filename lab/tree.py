@@ -11,8 +11,8 @@ from pathlib import Path
 from lab import shell, state
 from lab.progress import Heartbeat
 from lab.surroundings import KEYRING, SUITE, read_site
-from vllm_fleet import paths
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
 
 #: What a plain cloud image of Debian carries and the roles expect; libnuma1 is vLLM's on a CPU.
 PACKAGES = (

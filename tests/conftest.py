@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from vllm_fleet import catalog as catalogs
-from vllm_fleet import plan as plans
-from vllm_fleet import site as sites
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.site import Site
+from vllm_fleet import inventory as sites
+from vllm_fleet.catalogue import catalogue as catalogs
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.fleet import plan as plans
+from vllm_fleet.inventory import Site
 
 #: End-to-end tests with a lab that no other file uses.
 OWN_LAB = frozenset({"tests/e2e/test_image_serving.py"})

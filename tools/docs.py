@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 
 from tools import pictures
-from vllm_fleet import catalog, matrix, offers, paths
+from vllm_fleet.base import paths
+from vllm_fleet.catalogue import catalogue
+from vllm_fleet.reports import cloud_table, support_matrix
 
 
 def role_readme(role: Path) -> str:
@@ -35,14 +37,14 @@ def _rows(options: dict[str, Any], prefix: str) -> list[str]:
     return rows
 
 
-def support_matrix() -> str:
+def support_matrix_page() -> str:
     """The text of docs/matrix.md."""
-    return matrix.document(catalog.load())
+    return support_matrix.document(catalogue.load())
 
 
-def cloud_table() -> str:
+def clouds_page() -> str:
     """The text of docs/clouds.md."""
-    return offers.markdown(catalog.load())
+    return cloud_table.markdown(catalogue.load())
 
 
 def main() -> int:
@@ -50,10 +52,9 @@ def main() -> int:
     for role in sorted((paths.root() / "roles").iterdir()):
         if role.is_dir():
             (role / "README.md").write_text(role_readme(role), encoding="utf-8")
-    (paths.root() / "docs" / "matrix.md").write_text(support_matrix(), encoding="utf-8")
-    (paths.root() / "docs" / "clouds.md").write_text(cloud_table(), encoding="utf-8")
-    for source in pictures.sources():
-        source.with_suffix(".svg").write_text(pictures.svg(source), encoding="utf-8")
+from tools import pictures
+    (paths.root() / "docs" / "matrix.md").write_text(support_matrix_page(), encoding="utf-8")
+    (paths.root() / "docs" / "clouds.md").write_text(clouds_page(), encoding="utf-8")
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vllm_fleet import paths
+from vllm_fleet.base import paths
 
 #: All lengths are in pixels of the SVG.
 BOX_WIDTH, BOX_HEIGHT = 220, 92

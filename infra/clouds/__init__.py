@@ -9,7 +9,7 @@ from typing import cast
 import pulumi
 
 from infra.hosts import CloudArgs, CloudComponent
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 #: cloud -> its component, as module and class: a new cloud is one more line and one more module.
 CLOUDS: Mapping[str, tuple[str, str]] = {

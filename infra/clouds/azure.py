@@ -22,9 +22,9 @@ from infra.hosts import (
 )
 from infra.keys import SshKeyPair
 from infra.sdk import azure
-from vllm_fleet.cloud_schema import AzurePlacement
-from vllm_fleet.clouds import Rented
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.catalogue.rental import Rented
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.schema.cloud import AzurePlacement
 
 
 class AzureCloud(CloudComponent):

@@ -11,9 +11,9 @@ import pulumi_digitalocean as do
 from infra.cloud_init import user_data
 from infra.hosts import SERVICE_PORTS, CloudArgs, CloudComponent, HostRecord, has_private, needs_nat, placed, rented
 from infra.keys import SshKeyPair
-from vllm_fleet.cloud_schema import DigitalOceanPlacement
-from vllm_fleet.networks import block
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.private_networks import block
+from vllm_fleet.schema.cloud import DigitalOceanPlacement
 
 _EVERYWHERE = ["0.0.0.0/0", "::/0"]
 

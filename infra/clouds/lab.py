@@ -11,9 +11,9 @@ from infra.keys import SshKeyPair
 from lab.provider import LabHost, LabNetwork
 from lab.spec import NetworkSpec, Placement
 from lab.tree import tree_digest
-from vllm_fleet import paths
-from vllm_fleet.errors import FleetError
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet.host_plan import HostPlan
 
 #: The place of ordinal 0 in the subnet, by kind of host.
 _FIRST = {"gateway": 2, "serving": 11}

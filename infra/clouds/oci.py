@@ -23,10 +23,10 @@ from infra.hosts import (
 )
 from infra.keys import SshKeyPair
 from infra.sdk import oci
-from vllm_fleet.cloud_schema import OciPlacement
-from vllm_fleet.clouds import Rented
-from vllm_fleet.networks import PARTS, part
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.catalogue.rental import Rented
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.private_networks import PARTS, part
+from vllm_fleet.schema.cloud import OciPlacement
 
 _EVERYWHERE = "0.0.0.0/0"
 _TCP = "6"

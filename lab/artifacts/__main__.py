@@ -14,7 +14,7 @@ from lab.artifacts.engine import engine_dir
 from lab.artifacts.model.build import manifest_of, model_dir, perturbed_dir
 from lab.artifacts.model.evaluate import APIS, score
 from lab.artifacts.model.questions import read_questions
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 _PARTS = {"encodings": encodings_dir, "engine": engine_dir, "model": model_dir, "perturbed": perturbed_dir}
 

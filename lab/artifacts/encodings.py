@@ -14,8 +14,8 @@ from pathlib import Path
 
 from lab.artifacts.store import only_one, say, sha256_of
 from lab.artifacts.uv import run_uv
-from vllm_fleet.errors import FleetError
-from vllm_fleet.paths import cache_dir, display
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.paths import cache_dir, display
 
 #: Name of each file -> its official digest; a test compares them with recipes/encodings.yml.
 SHA256 = {

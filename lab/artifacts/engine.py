@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lab.artifacts.store import build_once, remove_unused, say, sha256_of
 from lab.artifacts.uv import run_uv
-from vllm_fleet.errors import FleetError
-from vllm_fleet.paths import cache_dir, display, root
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.paths import cache_dir, display, root
 
 ENGINE = "vllm-0.32.0-cpu"
 _PYTHON = ">=3.11,<3.13"  # what the lock was resolved for

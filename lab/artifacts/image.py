@@ -20,9 +20,9 @@ from lab.artifacts import engine
 from lab.artifacts.store import build_once, only_one, remove_unused, say, sha256_of
 from lab.artifacts.uv import run_uv
 from lab.tree import ensure_tree, tree_digest
-from vllm_fleet.files import write_atomically
-from vllm_fleet.mirror import registry
-from vllm_fleet.paths import cache_dir
+from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.paths import cache_dir
+from vllm_fleet.mirror import image_store
 
 #: The Python of the hosts' Debian.
 PYTHON = "3.11"
@@ -172,9 +172,9 @@ def _add_blob(folder: Path, write: Callable[[BinaryIO], None]) -> tuple[str, int
 
 def blob(folder: Path, name: str) -> Path:
     """Where a storage keeps what has that digest."""
-    return folder / registry.blob(name)
+    return folder / image_store.blob(name)
 
 
 def link(folder: Path, kind: str, name: str, repository: str = NAME) -> None:
     """Lets a repository of a storage have a blob."""
-    write_atomically(folder / registry.link(repository, kind, name), name)
+    write_atomically(folder / image_store.link(repository, kind, name), name)

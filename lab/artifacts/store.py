@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vllm_fleet.paths import cache_dir
+from vllm_fleet.base.paths import cache_dir
 
 _UNUSED_DAYS = 14
 

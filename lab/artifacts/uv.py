@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_fleet.errors import FleetError
-from vllm_fleet.paths import cache_dir, root
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.paths import cache_dir, root
 
 # Two gigabytes over a slow line still fit into this.
 _TIMEOUT_SECONDS = 3600

@@ -1,7 +1,7 @@
 """Stand-ins for ``nvidia-smi``, ``rocm-smi`` and ``amd-smi``: a lab host that says it has GPUs of a class.
 
-They answer just what :mod:`vllm_fleet.gpu_facts` asks and fail on all else as the real tools do. No GPU stands behind
-them: they are for what is decided before an engine starts.
+They answer just what :mod:`vllm_fleet.on_host.gpu_facts` asks and fail on all else as the real tools do. There is no
+GPU: they are for what is decided before an engine starts.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import yaml
 
 from lab.gpu import scripts
 from lab.rootfs import File
-from vllm_fleet import catalog
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import catalogue
 
 _FOLDER = "usr/local/bin"
 #: NVIDIA's driver on a healthy host.
@@ -88,7 +88,7 @@ def gpus(sized_class: str) -> Gpus:
             count=int(count),
             driver=DRIVER,
             ecc_uncorrected=0 if row.get("ecc", True) else None,
-            fabric_manager=DRIVER if int(count) in catalog.load().drivers.classes[family].fabric_manager else None,
+            fabric_manager=DRIVER if int(count) in catalogue.load().drivers.classes[family].fabric_manager else None,
         )
     if row := _table()["amd"].get(family):
         return Gpus(

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm_fleet import gpu_facts
+from vllm_fleet.on_host import gpu_facts
 
 if TYPE_CHECKING:
     from lab.gpu import Gpus

@@ -23,8 +23,9 @@ from lab.rehearsal.cloud import Cloud
 from lab.rehearsal.machines import Lab
 from lab.rehearsal.serve import serve
 from lab.rehearsal.stage import Stage, account_of, build, end_left
-from vllm_fleet import paths, plan
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet import plan
 
 #: Of this machine, while a fleet is played through.
 BRIDGE = "vf-rehearse"

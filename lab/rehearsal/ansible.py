@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lab.rehearsal.stage import Stage
-from vllm_fleet import paths, plan
-from vllm_fleet.catalog import load as load_catalog
-from vllm_fleet.edge import ssh
-from vllm_fleet.errors import FleetError
-from vllm_fleet.manifest import Manifest, wanted_facts
-from vllm_fleet.plan import Plan
-from vllm_fleet.stack import locations
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import load as load_catalog
+from vllm_fleet.edge import ssh_target
+from vllm_fleet.fleet import plan
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.fleet.stack import locations
+from vllm_fleet.host.manifest import Manifest, wanted_facts
+from vllm_fleet.operate import probing
 
 _REFUSED = 2
 
@@ -58,17 +60,17 @@ def vetoes(stage: Stage) -> Mapping[str, tuple[str, ...]]:
     """
     found = plan.load(stage.folder)
     asked = [(_target(stage, found, name), _manifest(found, name)) for name in (host.name for host in found.hosts)]
-    reports = ssh.probe(asked)
+    reports = probing.probe(asked)
     for report in reports.values():
         if report.error:
             raise FleetError(report.error, host=report.host, code="work-failed")
     return {name: report.veto for name, report in reports.items()}
 
 
-def _target(stage: Stage, found: Plan, name: str) -> ssh.Target:
+def _target(stage: Stage, found: Plan, name: str) -> ssh_target.Target:
     at = locations(found)[name]
     key = stage.folder / "ssh" / "id_ed25519"
-    return ssh.Target(name, at.address, at.port, at.user, at.ssh_host_keys, key)
+    return ssh_target.Target(name, at.address, at.port, at.user, at.ssh_host_keys, key)
 
 
 def _manifest(found: Plan, name: str) -> Manifest:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.rehearsal import wire
-from vllm_fleet.files import write_atomically
+from vllm_fleet.base.atomic_files import write_atomically
 
 
 class RefusedError(Exception):

@@ -14,7 +14,7 @@ from lab.rehearsal.cloud import Cloud, Record, RefusedError
 from lab.rehearsal.table import Kind, Table
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import tree_digest
-from vllm_fleet.catalog import load as load_catalog
+from vllm_fleet.catalogue.catalogue import load as load_catalog
 
 _DISK_GIB = 1
 

@@ -14,7 +14,7 @@ from lab.rehearsal import functions, wire
 from lab.rehearsal.cloud import Record, RefusedError
 from lab.rehearsal.operations import BegunError, Operations
 from lab.rehearsal.table import sdk_version
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 _DETAILS = "grpc-status-details-bin"
 

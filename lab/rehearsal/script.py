@@ -10,11 +10,12 @@ from typing import get_args
 
 from ruamel.yaml import YAML
 
-from vllm_fleet import locks, paths
-from vllm_fleet.catalog import load as load_catalog
-from vllm_fleet.errors import FleetError
-from vllm_fleet.files import write_atomically
-from vllm_fleet.schema import Engine, Machine
+from vllm_fleet.base import paths
+from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import engine_locks
+from vllm_fleet.catalogue.catalogue import load as load_catalog
+from vllm_fleet.schema.recipe import Engine, Machine
 
 #: Added to a fleet's name, so that nothing that a real run of it keeps on this controller is touched.
 SUFFIX = "-rehearsal"
@@ -101,11 +102,15 @@ def _lock(engine: Engine, machine: Machine) -> str:
         # What the lab's hosts have, which stand in for the cloud's.
         "python": "3.11",
         "glibc": (engine.wheel.glibc_min if engine.wheel else None) or "2.28",
-        "inputs": locks.inputs_digest(engine, machine),
+        "inputs": engine_locks.inputs_digest(engine, machine),
         "source": "a rehearsal; it names no file that exists",
     }
-    lines = [f"# {locks.FORM}", *(f"# {key}: {value}" for key, value in head.items())]
-    needed = [locks.EXTRAS[extra] for extra in (engine.wheel.extras if engine.wheel else []) if extra in locks.EXTRAS]
+    lines = [f"# {engine_locks.FORM}", *(f"# {key}: {value}" for key, value in head.items())]
+    needed = [
+        engine_locks.EXTRAS[extra]
+        for extra in (engine.wheel.extras if engine.wheel else [])
+        if extra in engine_locks.EXTRAS
+    ]
     pins = {"vllm": f"{engine.release}{build}", "triton": "3.0", "nvidia-cuda-runtime": "12.8.0"}
     for name, version in {**pins, **dict.fromkeys(needed, "0")}.items():
         if name != "nvidia-cuda-runtime" or engine.accelerator == "cuda":

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from lab import process
 from lab.rehearsal.cloud import Account
-from vllm_fleet import paths, plan
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet import plan
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from lab.rehearsal import sdk, wire
-from vllm_fleet.catalog import load as load_catalog
+from vllm_fleet.catalogue.catalogue import load as load_catalog
 
 #: The plugin's name -> the cloud's, for those that differ.
 CLOUDS = {"azure-native": "azure"}

@@ -8,10 +8,9 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from vllm_fleet import drift
-from vllm_fleet.edge import rotation
-from vllm_fleet.edge.hostkeys import fingerprint
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge.ssh_scan import fingerprint
+from vllm_fleet.operate import drift, rotate_host_keys
 
 
 class ActionModule(ActionBase):
@@ -35,7 +34,7 @@ class ActionModule(ActionBase):
         try:
             for site in map(drift.site_of_run, [Path(folder).resolve() for folder in sorted(folders)]):
                 targets = {each.plan.name: drift.target(site, each) for each in site.hosts if each.plan.name in names}
-                outcome = rotation.rotate(site, targets)
+                outcome = rotate_host_keys.rotate(site, targets)
                 done |= outcome.rotated
                 faults += outcome.faults
         except FleetError as fault:

@@ -11,12 +11,13 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from vllm_fleet import drift, site
-from vllm_fleet.edge import ssh
-from vllm_fleet.errors import FleetError
+from vllm_fleet import inventory
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge import ssh_target
+from vllm_fleet.operate import drift
 
 
-def hosts_by_fleet(task_vars: Mapping[str, Any]) -> Iterator[tuple[site.Site, dict[str, Any]]]:
+def hosts_by_fleet(task_vars: Mapping[str, Any]) -> Iterator[tuple[inventory.Site, dict[str, Any]]]:
     """Each fleet of the play with the variables of its hosts: one run may have several fleets, a stack each.
 
     Args:
@@ -66,11 +67,11 @@ class ActionModule(ActionBase):
             result["msg"] = f"{len(reports)} hosts probed, {len(found)} items of {len({i.host for i in found})} drifted"
         return result
 
-    def _targets(self, fleet: site.Site, variables: Mapping[str, Any]) -> dict[str, ssh.Target]:
+    def _targets(self, fleet: inventory.Site, variables: Mapping[str, Any]) -> dict[str, ssh_target.Target]:
         members = {host.plan.name: host for host in fleet.hosts}
         return {name: self._target(fleet, members[name], own) for name, own in variables.items() if name in members}
 
-    def _target(self, fleet: site.Site, host: site.SiteHost, variables: Any) -> ssh.Target:
+    def _target(self, fleet: inventory.Site, host: inventory.SiteHost, variables: Any) -> ssh_target.Target:
         """The host as Ansible would reach it: inventory variables win over the fleet's own files."""
         own = drift.target(fleet, host)
         extra = str(variables.get("ansible_ssh_common_args") or "")
@@ -79,7 +80,7 @@ class ActionModule(ActionBase):
         arguments = shlex.split(extra) + shlex.split(str(variables.get("ansible_ssh_extra_args") or ""))
         through_ssh = any(word.lower().startswith(("proxycommand", "-j", "gssapi")) for word in arguments)
         key = variables.get("ansible_ssh_private_key_file") or variables.get("ansible_private_key_file")
-        return ssh.Target(
+        return ssh_target.Target(
             name=own.name,
             address=str(variables.get("ansible_host") or own.address),
             port=int(variables.get("ansible_port") or own.port),

@@ -12,9 +12,10 @@ from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
 try:
-    from vllm_fleet import drift, site
-    from vllm_fleet.errors import FleetError
-    from vllm_fleet.files import write_atomically
+    from vllm_fleet import inventory
+    from vllm_fleet.base.atomic_files import write_atomically
+    from vllm_fleet.base.errors import FleetError
+    from vllm_fleet.operate import drift
 except ImportError as fault:
     raise AnsibleParserError(
         f"{fault}: ansible-playbook runs outside the project's virtual environment; use .venv/bin/ansible-playbook"
@@ -34,7 +35,7 @@ options:
 
 
 class InventoryModule(BaseInventoryPlugin):
-    """Thin: all shaping of data is in :mod:`vllm_fleet.site`."""
+    """Thin: all shaping of data is in :mod:`vllm_fleet.inventory`."""
 
     NAME = "fleet"
 
@@ -54,13 +55,13 @@ class InventoryModule(BaseInventoryPlugin):
                 Display().error(str(each), wrap_text=False)
             raise SystemExit(fault.exit_code) from None
 
-    def _fill(self, fleet: site.Site, loader: DataLoader) -> None:
+    def _fill(self, fleet: inventory.Site, loader: DataLoader) -> None:
         write_atomically(fleet.known_hosts_file, fleet.known_hosts)
         probing = str(load_extra_vars(loader).get("fleet_probe", True)).lower() not in ("false", "no", "0")
         needs = drift.kept(fleet.plan.fleet)
         idle = drift.idle(fleet) if probing else frozenset()
         fixed = ("fleet", "serving", "gateway", "idle", "needs_any")
-        for group in (*fixed, *(f"needs_{role}" for role in site.ALL_ROLES)):
+        for group in (*fixed, *(f"needs_{role}" for role in inventory.ALL_ROLES)):
             self.inventory.add_group(group)
         for host in fleet.hosts:
             roles = needs.get(host.plan.name, frozenset()) if probing else frozenset(host.manifest.roles)
@@ -68,7 +69,7 @@ class InventoryModule(BaseInventoryPlugin):
             if host.plan.name in idle:
                 self.inventory.add_child("idle", host.plan.name)
 
-    def _add(self, host: site.SiteHost, roles: frozenset[str], fleet: site.Site) -> None:
+    def _add(self, host: inventory.SiteHost, roles: frozenset[str], fleet: inventory.Site) -> None:
         key = fleet.private_key_file
         if other := self.inventory.hosts.get(host.plan.name):
             raise FleetError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vllm_fleet import paths
+from vllm_fleet.base import paths
 
 MODULE = paths.root() / "plugins" / "modules" / "engine_clone.py"
 CONFIG = "home = /usr/bin\nversion_info = {}.2\nrelocatable = {}\n"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from vllm_fleet import paths
-from vllm_fleet.site import ALL_ROLES, HELPERS
+from vllm_fleet.base import paths
+from vllm_fleet.inventory import ALL_ROLES, HELPERS
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

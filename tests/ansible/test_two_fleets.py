@@ -15,7 +15,7 @@ import pytest
 import yaml
 from ssh_servers import ADDRESS, Loop, Server
 
-from vllm_fleet import paths
+from vllm_fleet.base import paths
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from vllm_fleet import paths, probe
+from vllm_fleet.base import paths
+from vllm_fleet.on_host import probe
 
 MODULE = paths.root() / "plugins" / "modules" / "verified_store.py"
 

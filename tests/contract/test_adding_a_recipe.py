@@ -12,12 +12,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from vllm_fleet import catalog as catalogs
-from vllm_fleet import crosscheck, paths
-from vllm_fleet.catalog import Catalog
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import catalogue as catalogs
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import app
-from vllm_fleet.errors import FleetError
-from vllm_fleet.resolve import Question, resolve
+from vllm_fleet.reports import recipe_check
+from vllm_fleet.resolve.resolve import Question, resolve
 
 PAGE = paths.root() / "docs" / "adding-a-recipe.md"
 LARGE = "openai/gpt-oss-120b"
@@ -81,7 +82,7 @@ def test_the_class_is_new_and_refused_before(catalog: Catalog) -> None:
 
 
 def test_what_the_page_adds_is_right(changed: Catalog) -> None:
-    assert [str(fault) for fault in crosscheck.faults(changed)] == []
+    assert [str(fault) for fault in recipe_check.faults(changed)] == []
 
 
 def test_the_class_resolves_with_the_pages_rule(changed: Catalog) -> None:
@@ -119,7 +120,7 @@ def test_a_misspelled_flag_is_told_as_the_page_says(recipes: Path, monkeypatch: 
     monkeypatch.chdir(recipes.parent)
     (told,) = blocks("text")
     # The number of the rule moves with every rule that is added.
-    found = {re.sub(r"rule \d+", "rule 52", str(fault)) for fault in crosscheck.faults(catalogs.load(recipes))}
+    found = {re.sub(r"rule \d+", "rule 52", str(fault)) for fault in recipe_check.faults(catalogs.load(recipes))}
     assert told.strip() in found
 
 

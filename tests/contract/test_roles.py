@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from vllm_fleet import paths
-from vllm_fleet.site import ALL_ROLES, HELPERS, ROLES, Site, SiteHost
+from vllm_fleet.base import paths
+from vllm_fleet.inventory import ALL_ROLES, HELPERS, ROLES, Site, SiteHost
 
 ROLE_FOLDERS = sorted(path for path in (paths.root() / "roles").iterdir() if path.is_dir())
 

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from lab import cleanup, job, state
-from vllm_fleet import paths, site
-from vllm_fleet.site import Site
+from vllm_fleet import inventory
+from vllm_fleet.base import paths
+from vllm_fleet.inventory import Site
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Lab:
 
     @property
     def site(self) -> Site:
-        return site.load(self.folder)
+        return inventory.load(self.folder)
 
     def on(self, host: str, command: str) -> subprocess.CompletedProcess[str]:
         """Runs a command as root on a host, over SSH with the host key of the stack."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from e2e.running_lab import Lab
-from vllm_fleet import paths, startcache
+from vllm_fleet.base import paths
+from vllm_fleet.host import start_cache
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def seed(lab: Lab) -> Path:
 
 def start_again_without_cache(lab: Lab, seed: Path) -> str:
     """Has lab-1 start as a new host would; what the run says of it."""
-    directory = startcache.directory(seed.stem)
+    directory = start_cache.directory(seed.stem)
     lab.on("lab-1", f"systemctl stop vllm@0 && rm -rf {directory}")
     done = lab.playbook("--limit", "lab-1")
     assert done.returncode == 0, done.stdout
@@ -37,7 +38,7 @@ def test_an_equal_host_starts_with_what_another_has_compiled(lab: Lab, seed: Pat
     assert f"with the cache of {kept['host']}" in said
     with tarfile.open(archive) as packed:
         names = [member.name for member in packed if member.isfile()]
-    there = lab.on("lab-1", f"cd {startcache.directory(seed.stem)} && stat --format=%U:%n {' '.join(names)}")
+    there = lab.on("lab-1", f"cd {start_cache.directory(seed.stem)} && stat --format=%U:%n {' '.join(names)}")
     assert there.stdout.split() == [f"vllm:{name}" for name in names]
 
 

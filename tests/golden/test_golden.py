@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_fleet import paths
-from vllm_fleet.site import Site
+from vllm_fleet.base import paths
+from vllm_fleet.inventory import Site
 
 COPIES = Path(__file__).parent / "copies"
 

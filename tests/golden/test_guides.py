@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
-from vllm_fleet import paths, render
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.errors import FleetError
-from vllm_fleet.fleet_schema import Overrides
-from vllm_fleet.resolve import Question, resolve
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.host import instance_files
+from vllm_fleet.resolve.resolve import Question, resolve
+from vllm_fleet.schema.fleet import Overrides
 
 TABLE = Path(__file__).parent / "guides.yml"
 OUTCOME = ("serve", "docker", "refused", "why")
@@ -69,10 +70,12 @@ def outcome(catalog: Catalog, ask: dict[str, Any]) -> dict[str, str]:
     except FleetError as fault:
         assert fault.code == "refused", fault
         return {"refused": fault.message, "why": fault.hint}
-    lines = {"serve": render.serve_line(found.model, found.args, found.env)}
+    lines = {"serve": instance_files.serve_line(found.model, found.args, found.env)}
     if found.install == "docker":
         assert found.engine.docker is not None
-        lines["docker"] = "\n".join(render.docker_lines(found.engine.docker, found.model, found.args, found.env))
+        lines["docker"] = "\n".join(
+            instance_files.docker_lines(found.engine.docker, found.model, found.args, found.env)
+        )
     return lines
 
 

@@ -28,8 +28,8 @@ from lab.artifacts.encodings import encodings_dir
 from lab.gpu import packages
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import ensure_tree, tree_digest
-from vllm_fleet import paths
-from vllm_fleet.catalog import Catalog
+from vllm_fleet.base import paths
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.edge.keys import ssh_key_pair
 
 FLEET = "amdtest"

@@ -10,7 +10,7 @@ import pulumi
 import yaml
 
 from infra.fleet import Fleet, FleetArgs
-from vllm_fleet import plan
+from vllm_fleet.fleet import plan
 
 
 def write(folder: Path, cloud: str, pool: dict[str, Any], **more: Any) -> plan.Plan:

@@ -18,10 +18,12 @@ from lab import host, network
 from lab.rootfs import File, write_files
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import ensure_tree, tree_digest
-from vllm_fleet import gateway, paths, render
-from vllm_fleet.edge import ssh
-from vllm_fleet.fleet_schema import Gateway
-from vllm_fleet.manifest import Item, Manifest
+from vllm_fleet.base import paths
+from vllm_fleet.edge import ssh_target
+from vllm_fleet.host import haproxy, instance_files
+from vllm_fleet.host.manifest import Item, Manifest
+from vllm_fleet.operate import probing
+from vllm_fleet.schema.fleet import Gateway
 
 BRIDGE = "vf-drivers"
 SUBNET = "10.79.251"
@@ -95,11 +97,11 @@ class DriverLab:
     def repository(self) -> Path:
         return self.folder / "repository"
 
-    def target(self, name: str) -> ssh.Target:
-        return ssh.Target(name, ADDRESSES[name], 22, "deploy", (self.host_keys[name],), self.key_file)
+    def target(self, name: str) -> ssh_target.Target:
+        return ssh_target.Target(name, ADDRESSES[name], 22, "deploy", (self.host_keys[name],), self.key_file)
 
-    def probe(self, name: str, items: tuple[Item, ...], facts: Mapping[str, Any]) -> ssh.Report:
-        report = ssh.probe([(self.target(name), Manifest(name, items, facts))])[name]
+    def probe(self, name: str, items: tuple[Item, ...], facts: Mapping[str, Any]) -> probing.Report:
+        report = probing.probe([(self.target(name), Manifest(name, items, facts))])[name]
         # asyncio.run leaves the thread without a loop, and the mocks of Pulumi in the next module want one.
         asyncio.set_event_loop(asyncio.new_event_loop())
         return report
@@ -193,10 +195,10 @@ def start(folder: Path) -> DriverLab:
         files = {"usr/local/lib/instance.py": File(INSTANCE), "etc/systemd/system/vllm@.service": File(UNIT)}
         write_files(paths.cache_dir() / "lab" / "state" / BRIDGE / name / "root", files)
         lab.on(name, "systemctl daemon-reload; systemctl enable --now vllm@0; groupadd -f render; useradd -r vllm")
-    backends = [gateway.Backend(name, "0", ADDRESSES[name], 8000, MODEL) for name in SERVING]
+    backends = [haproxy.Backend(name, "0", ADDRESSES[name], 8000, MODEL) for name in SERVING]
     lab.variables["gateway-0"] = {
-        "gateway_config": gateway.haproxy_config(Gateway(), backends),
-        "gateway_api_key_digests": gateway.api_keys_text(
+        "gateway_config": haproxy.haproxy_config(Gateway(), backends),
+        "gateway_api_key_digests": haproxy.api_keys_text(
             {"test": f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()}"}
         ),
     }
@@ -207,7 +209,7 @@ def release(lab: DriverLab, name: str, note: str) -> dict[str, Any]:
     """What vllm_service gets for a release with the stand-in engine; another note is another release."""
     at = ADDRESSES[name]
     cache = "/var/cache/vllm/stand-in"
-    env = render.env_text(
+    env = instance_files.env_text(
         {
             "HOME": cache,
             "VLLM_FLEET_ENGINE": "/opt/vllm/engines/stand-in",
@@ -217,14 +219,14 @@ def release(lab: DriverLab, name: str, note: str) -> dict[str, Any]:
             "VLLM_FLEET_START_TIMEOUT_SECONDS": "60",
         }
     )
-    digest = f'VLLM_FLEET_ENV_DIGEST="{render.sha256(env)}"\n'
-    files = render.InstanceFiles("0", 8000, f"# {note}\nmodel: {MODEL}\n", env + digest)
+    digest = f'VLLM_FLEET_ENV_DIGEST="{instance_files.sha256(env)}"\n'
+    files = instance_files.InstanceFiles("0", 8000, f"# {note}\nmodel: {MODEL}\n", env + digest)
     content = {"0.yaml": files.config, "0.env": files.env}
     return {
-        "vllm_service_release": render.release_digest(content),
+        "vllm_service_release": instance_files.release_digest(content),
         "vllm_service_files": [{"name": each, "content": text} for each, text in content.items()],
         "vllm_service_instances": [{"name": "0", "loaded": files.loaded}],
-        "vllm_service_firewall_rules": gateway.firewall_text([8000, 8100], [ADDRESSES["gateway-0"]]),
+        "vllm_service_firewall_rules": haproxy.firewall_text([8000, 8100], [ADDRESSES["gateway-0"]]),
         "vllm_service_unit": "vllm",
         "vllm_service_cache_key": "stand-in",
         "vllm_service_cache_store": str(lab.folder / "caches"),

@@ -16,7 +16,7 @@ import one_run
 from lab import cleanup, host, network, state
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import tree_digest
-from vllm_fleet import paths
+from vllm_fleet.base import paths
 from vllm_fleet.edge.keys import ssh_key_pair
 
 BRIDGE = "vf-wheels"

@@ -21,9 +21,10 @@ from lab import host, network
 from lab.artifacts.encodings import encodings_dir
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import ensure_tree, tree_digest
-from vllm_fleet import locks, paths
+from vllm_fleet.base import paths
+from vllm_fleet.catalogue import engine_locks
 from vllm_fleet.edge.keys import ssh_key_pair
-from vllm_fleet.schema import Engine
+from vllm_fleet.schema.recipe import Engine
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL, GPU_MODEL = "vllm-fleet/lab-gpt-oss", "openai/gpt-oss-20b"
@@ -95,8 +96,8 @@ def wheels() -> dict[str, dict[str, bytes]]:
 def lock_text(engine: Engine, wheels: Mapping[str, bytes]) -> str:
     """A lock of these wheels."""
     head = {"engine": engine.id, "machine": "x86_64", "python": "3.11", "glibc": "2.28"}
-    head["inputs"] = locks.inputs_digest(engine, "x86_64")
-    lines = [f"# {locks.FORM}", *(f"# {key}: {value}" for key, value in head.items())]
+    head["inputs"] = engine_locks.inputs_digest(engine, "x86_64")
+    lines = [f"# {engine_locks.FORM}", *(f"# {key}: {value}" for key, value in head.items())]
     for file, body in sorted(wheels.items()):
         name, version, _ = file.split("-", 2)
         lines += [f"{name.replace('_', '-')}=={version} \\", f"    --hash=sha256:{hashlib.sha256(body).hexdigest()}"]

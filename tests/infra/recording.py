@@ -10,9 +10,10 @@ import pulumi
 
 from infra.hosts import CloudArgs
 from infra.zones import Zones
-from vllm_fleet import yamlfile
-from vllm_fleet.fleet_schema import Access, Fleet
-from vllm_fleet.plan import HostPlan, Plan
+from vllm_fleet.base import yaml_document
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.schema.fleet import Access, Fleet
 
 FLEET = """\
 fleet: demo
@@ -115,7 +116,7 @@ def make_plan(directory: Path, hosts: list[HostPlan], text: str = FLEET) -> Plan
     """A plan of given hosts, with a real file behind it."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "fleet.yml").write_text(text, encoding="utf-8")
-    document = yamlfile.read(directory / "fleet.yml")
+    document = yaml_document.read(directory / "fleet.yml")
     spec = Fleet.model_validate({**document.data, "fleet": directory.name})
     return Plan(directory.name, directory, tuple(hosts), Access(), spec.gateway, document, spec)
 

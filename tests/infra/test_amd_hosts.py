@@ -38,8 +38,8 @@ from amd_lab import (
 
 from lab import cleanup
 from lab import registry as lab_registry
-from vllm_fleet import paths
-from vllm_fleet.catalog import Catalog
+from vllm_fleet.base import paths
+from vllm_fleet.catalogue.catalogue import Catalog
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
 

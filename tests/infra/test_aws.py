@@ -12,7 +12,7 @@ from cloud_fleets import built, write
 from recording import Recorder, secret
 
 from infra.clouds.aws.capacity import accept
-from vllm_fleet.cloud_schema import Purchase
+from vllm_fleet.schema.cloud import Purchase
 
 PARAMETER = "aws:ssm/getParameter:getParameter"
 OFFERING = "aws:ec2/getCapacityBlockOffering:getCapacityBlockOffering"

@@ -18,12 +18,12 @@ from driver_lab import SERVING, DriverLab, Play, Streams
 from lab import apt, cleanup, gpu, shell, state
 from lab.gpu import packages
 from lab.rootfs import File, write_files
-from vllm_fleet import catalog as catalogs
-from vllm_fleet import paths
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.driver_schema import AptSource, DriverMode, RepositoryMirror, SigningKey
-from vllm_fleet.drivers import HostDriver, for_host
-from vllm_fleet.manifest import wanted_facts
+from vllm_fleet.base import paths
+from vllm_fleet.catalogue import catalogue as catalogs
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.host.drivers import HostDriver, for_host
+from vllm_fleet.host.manifest import wanted_facts
+from vllm_fleet.schema.driver import AptSource, DriverMode, RepositoryMirror, SigningKey
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
 #: What the recipes have, one that is newer, and one whose module wants another kernel.

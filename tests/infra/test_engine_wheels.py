@@ -20,12 +20,14 @@ import stand_in_index
 from engine_host import EngineHost
 
 from tools.locks.__main__ import main as make_locks
-from vllm_fleet import installable, locks, paths
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.deployment import Deployment
-from vllm_fleet.locks import Lock
-from vllm_fleet.mirror import debs
-from vllm_fleet.resolve import Question, resolve
+from vllm_fleet.base import paths
+from vllm_fleet.catalogue import engine_locks
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.catalogue.engine_locks import Lock
+from vllm_fleet.host import engine_install
+from vllm_fleet.mirror import apt_lists
+from vllm_fleet.resolve.deployment import Deployment
+from vllm_fleet.resolve.resolve import Question, resolve
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
 
@@ -41,7 +43,7 @@ def gpu_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost]:
     with (paths.cache_dir() / "test-wheels.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with engine_host.made(tmp_path_factory.mktemp("host")) as found:
-            no_mirror = {"host_baseline_apt_config": debs.host_config(None), "host_baseline_apt_sources": ""}
+            no_mirror = {"host_baseline_apt_config": apt_lists.host_config(None), "host_baseline_apt_sources": ""}
             code, _, said = found.run(no_mirror, roles=["host_baseline"])
             assert code == 0, said
             yield found
@@ -51,9 +53,9 @@ def variables(catalog: Catalog, host_class: str, engine: str, lock: Lock, **more
     """What a fleet's inventory would give the role, without the compiler, which nothing here is compiled with."""
     found = resolve(catalog, Question(host_class, "openai/gpt-oss-120b", engine=engine, install="wheel"))
     named: Deployment = found.__class__(
-        **{**vars(found), "engine_directory_id": locks.directory_id(found.engine, lock)}
+        **{**vars(found), "engine_directory_id": engine_locks.directory_id(found.engine, lock)}
     )
-    return {**installable.variables(named, lock), "vllm_engine_packages": [], **more}
+    return {**engine_install.variables(named, lock), "vllm_engine_packages": [], **more}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def second(catalog: Catalog, first: dict[str, Any], tmp_path_factory: pytest.Tem
     changed, count = re.subn(rf"{re.escape(OLD)} \\\n(    --hash=\S+( \\)?\n)+", lambda _: NEW, text)
     assert count == 1
     file.write_text(changed, encoding="utf-8")
-    return variables(catalog, "h100-1", CUDA, locks.read(file))
+    return variables(catalog, "h100-1", CUDA, engine_locks.read(file))
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int, str]]:
@@ -186,7 +188,7 @@ def rocm(
         patch.setenv("UV_DEFAULT_INDEX", indexes.cuda)
         words = ["--engine", ROCM, "--machine", "x86_64", "--index", indexes.rocm_any_python, "--output", str(file)]
         assert make_locks(words) == 0
-    yield locks.read(file)
+    yield engine_locks.read(file)
 
 
 def test_the_rocm_build_is_proven_after_its_installation(
@@ -221,7 +223,7 @@ def test_an_upgrade_of_the_rocm_build_replaces_files_and_writes_into_none(
     (tmp_path / "second.txt").write_text(text, encoding="utf-8")
     more = {"vllm_engine_python_versions": ["3.11"], "vllm_engine_index_url": indexes.cuda}
     first = variables(catalog, "mi300x-8", ROCM, rocm, **more)
-    second = variables(catalog, "mi300x-8", ROCM, locks.read(tmp_path / "second.txt"), **more)
+    second = variables(catalog, "mi300x-8", ROCM, engine_locks.read(tmp_path / "second.txt"), **more)
     old, new = (gpu_host.engine(each["vllm_engine_directory_id"]) for each in (first, second))
     before = snapshot(old)
     fetched = len(indexes.fetched)

@@ -12,7 +12,7 @@ from cloud_fleets import built, write
 from recording import Recorder, secret
 
 from infra.clouds.gcp.host import capacity
-from vllm_fleet.cloud_schema import GcpPlacement
+from vllm_fleet.schema.cloud import GcpPlacement
 
 IMAGE = "gcp:compute/getImage:getImage"
 REGION = {"region": "us-central1", "zones": ["us-central1-b", "us-central1-c"], "project": "demo-project"}

@@ -22,12 +22,13 @@ from lab.registry import serving
 from lab.rootfs import File
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import tree_digest
-from vllm_fleet import images, paths
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.driver_schema import AptSource
-from vllm_fleet.mirror_schema import Mirror
-from vllm_fleet.repositories import ANY_SYSTEM, Repository
-from vllm_fleet.schema import DockerInstall
+from vllm_fleet.base import paths
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.host import container
+from vllm_fleet.host.apt_repositories import ANY_SYSTEM, Repository
+from vllm_fleet.schema.driver import AptSource
+from vllm_fleet.schema.mirror import Mirror
+from vllm_fleet.schema.recipe import DockerInstall
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
 
@@ -46,7 +47,7 @@ echo '{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": []}' > "${3#-
 class Play(NamedTuple):
     """Roles for an image on the host, which the run knows under that name."""
 
-    image: images.Image
+    image: container.Image
     roles: tuple[str, ...] = ("container_engine", "vllm_image")
     name: str = "box"
 
@@ -81,11 +82,11 @@ class Box:
             timeout=300,
         ).stdout.strip()
 
-    def image(self, digest: str, toolkit: images.Toolkit | None = None) -> images.Image:
+    def image(self, digest: str, toolkit: container.Toolkit | None = None) -> container.Image:
         """What the plan would make of such an image, on a host with NVIDIA GPUs where it has a toolkit for them."""
         vendor = "nvidia" if toolkit else "cpu"
         install = DockerInstall(image=image.NAME, tag="1", digest=digest, options=["--ipc=host"], serves=False)
-        found = images.image_of(install, "x86_64", vendor, Mirror(registry=REGISTRY), self.folder)
+        found = container.image_of(install, "x86_64", vendor, Mirror(registry=REGISTRY), self.folder)
         return replace(found, toolkit=toolkit)
 
     def play(self, *plays: Play) -> tuple[int, dict[str, dict[str, int]], str]:
@@ -96,7 +97,7 @@ class Box:
             "ansible_ssh_private_key_file": str(self.folder / "login"),
             "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.folder / 'known_hosts'}",
         }
-        hosts = {each.name: {**reached, **images.variables(each.image)} for each in plays}
+        hosts = {each.name: {**reached, **container.variables(each.image)} for each in plays}
         (self.folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}, sort_keys=False))
         book = [one_run.play({each.name: each.roles for each in plays}, become=False)]
         (self.folder / "play.yml").write_text(yaml.safe_dump(book))
@@ -207,7 +208,7 @@ def test_what_is_not_for_the_host_is_refused_with_what_to_do(box: Box) -> None:
     code, counts, said = box.play(
         Play(box.image(box.arm), ("vllm_image",), "arm"),
         Play(box.image(wrong), ("vllm_image",), "wrong"),
-        Play(box.image(box.second, images.Toolkit(elsewhere, {}, False)), ("container_engine",), "bare"),
+        Play(box.image(box.second, container.Toolkit(elsewhere, {}, False)), ("container_engine",), "bare"),
     )
     assert code != 0
     assert {name: count["failed"] for name, count in counts.items()} == {"arm": 1, "wrong": 1, "bare": 1}, said
@@ -219,7 +220,7 @@ def test_what_is_not_for_the_host_is_refused_with_what_to_do(box: Box) -> None:
 
 
 @pytest.fixture
-def toolkit(box: Box, catalog: Catalog, tmp_path: Path) -> Iterator[images.Toolkit]:
+def toolkit(box: Box, catalog: Catalog, tmp_path: Path) -> Iterator[container.Toolkit]:
     """Stand-ins of the toolkit's packages as the recipes pin them, in a repository that the host reaches."""
     recipe = catalog.drivers.container_toolkit
     tool = {"usr/bin/nvidia-ctk": File(TOOLKIT, 0o755)}
@@ -233,10 +234,12 @@ def toolkit(box: Box, catalog: Catalog, tmp_path: Path) -> Iterator[images.Toolk
     )
     with web.serving(web.files(tmp_path / "repository"), REGISTRY.partition(":")[0]) as url:
         source = AptSource(uri=url, suites=["/"])
-        yield images.Toolkit(Repository(recipe.repository, {ANY_SYSTEM: source}, key), recipe.packages, False)
+        yield container.Toolkit(Repository(recipe.repository, {ANY_SYSTEM: source}, key), recipe.packages, False)
 
 
-def test_an_nvidia_host_gets_the_toolkit_and_names_its_gpus_for_containers(box: Box, toolkit: images.Toolkit) -> None:
+def test_an_nvidia_host_gets_the_toolkit_and_names_its_gpus_for_containers(
+    box: Box, toolkit: container.Toolkit
+) -> None:
     """Just the versions of the recipe, held; and what no release names is removed; a second run changes nothing."""
     box.on("rm -r /opt/vllm/releases/a")
     wanted = Play(box.image(box.second, toolkit))

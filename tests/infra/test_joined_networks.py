@@ -12,7 +12,7 @@ from recording import Recorder
 from test_policy import FUNCTIONS, POOLS, Opening, openings
 
 from infra.hosts import SERVICE_PORTS
-from vllm_fleet import plan
+from vllm_fleet.fleet import plan
 
 #: What the recorder gives as the private address of a gateway.
 INSIDE = {

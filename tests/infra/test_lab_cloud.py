@@ -14,11 +14,11 @@ from infra import clouds
 from infra.clouds.lab import places
 from infra.fleet import Fleet, FleetArgs
 from infra.hosts import CloudArgs, inventory_text
-from vllm_fleet.catalog import load
-from vllm_fleet.errors import FleetError
-from vllm_fleet.fleet_schema import Stack
-from vllm_fleet.plan import HostPlan
-from vllm_fleet.resolve import Question, resolve
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import load
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.resolve.resolve import Question, resolve
+from vllm_fleet.schema.fleet import Stack
 
 PLACE_OF_BOXES = {"bridge": "vf-demo", "subnet": "10.70.0.0/24", "first": 41}
 HOSTS = [make_host("lab-0"), make_host("lab-1", 1), make_host("gateway-0")]

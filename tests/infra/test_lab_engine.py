@@ -19,7 +19,7 @@ import yaml
 
 from infra import repair
 from lab import cleanup, process, state
-from vllm_fleet import paths
+from vllm_fleet.base import paths
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
 

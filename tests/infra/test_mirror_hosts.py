@@ -23,8 +23,8 @@ from mirror_lab import BESIDE, COMMIT, GPU_MODEL, MODEL, Hosts, Project, boot, l
 
 from lab import apt, cleanup, gpu, web
 from lab.gpu import packages
-from vllm_fleet import paths
-from vllm_fleet.catalog import Catalog
+from vllm_fleet.base import paths
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.edge import download
 
 sys.path.insert(0, str(paths.root() / "tests" / "unit"))

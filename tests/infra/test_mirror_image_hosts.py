@@ -18,7 +18,7 @@ from mirror_lab import COMMIT, MODEL, Hosts, Project, boot, project
 from lab import cleanup
 from lab import registry as lab_registry
 from lab.artifacts import image
-from vllm_fleet import paths
+from vllm_fleet.base import paths
 
 sys.path.insert(0, str(paths.root() / "tests" / "unit"))
 from stand_in_origin import Origin, serving

@@ -18,11 +18,11 @@ import pytest
 from lab import packages
 from lab import registry as lab_registry
 from lab.artifacts import image
-from vllm_fleet.edge import mirror, serve
-from vllm_fleet.errors import FleetError
-from vllm_fleet.mirror import registry
-from vllm_fleet.mirror.needs import Image
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.mirror import image_store
+from vllm_fleet.mirror.parts import Image
 from vllm_fleet.mirror.store import Store
+from vllm_fleet.operate import fill_mirror, serve_mirror
 
 pytestmark = [pytest.mark.network]
 
@@ -78,7 +78,7 @@ class Site:
 def mirror_serving(site: Site) -> Iterator[None]:
     state = site.folder / "state"
     state.mkdir(exist_ok=True)
-    process = serve.start_registry(site.store, site.address, state, str(packages.docker_registry()))
+    process = serve_mirror.start_registry(site.store, site.address, state, str(packages.docker_registry()))
     try:
         lab_registry.await_answer(site.address, process)
         yield
@@ -110,19 +110,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_origin_sends_a_layer_once_whatever_the_number_of_pulls(site: Site, tmp_path: Path, count: int) -> None:
-    mirror.fill(site.store, [site.need])
+    fill_mirror.fill(site.store, [site.need])
     with mirror_serving(site):
         for number in range(count):
             done = site.pull(site.address, tmp_path / str(number))
             assert done.returncode == 0, done.stderr
             manifest = (tmp_path / str(number) / "manifest.json").read_bytes()
-            registry.parse(manifest, site.need.digest, "")
+            image_store.parse(manifest, site.need.digest, "")
     assert LAYER_BYTES <= site.sent() < 1.1 * LAYER_BYTES
     print(f"{count} pulls: {site.sent()} bytes of layers from the origin")
 
 
 def test_the_mirror_takes_no_image(site: Site, tmp_path: Path) -> None:
-    mirror.fill(site.store, [site.need])
+    fill_mirror.fill(site.store, [site.need])
     with mirror_serving(site):
         assert site.pull(site.address, tmp_path / "image").returncode == 0
         pushed = site.skopeo(
@@ -133,9 +133,9 @@ def test_the_mirror_takes_no_image(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_wrong_byte_in_the_mirror_comes_to_no_host_and_is_fetched_again(site: Site, tmp_path: Path) -> None:
-    mirror.fill(site.store, [site.need])
-    manifest = json.loads(site.store.bytes_of(f"{registry.FOLDER}/{registry.blob(site.need.digest)}"))
-    name = f"{registry.FOLDER}/{registry.blob(manifest['layers'][0]['digest'])}"
+    fill_mirror.fill(site.store, [site.need])
+    manifest = json.loads(site.store.bytes_of(f"{image_store.FOLDER}/{image_store.blob(site.need.digest)}"))
+    name = f"{image_store.FOLDER}/{image_store.blob(manifest['layers'][0]['digest'])}"
     with site.store.place(name).open("r+b") as file:
         file.seek(1 << 20)
         byte = file.read(1)[0]
@@ -143,19 +143,19 @@ def test_a_wrong_byte_in_the_mirror_comes_to_no_host_and_is_fetched_again(site: 
         file.write(bytes([255 - byte]))
     with mirror_serving(site):
         assert site.pull(site.address, tmp_path / "wrong").returncode != 0
-        assert mirror.verify(site.store, site.store.read()) == [name]
-        mirror.fill(site.store, [site.need])
+        assert fill_mirror.verify(site.store, site.store.read()) == [name]
+        fill_mirror.fill(site.store, [site.need])
         done = site.pull(site.address, tmp_path / "right")
         assert done.returncode == 0, done.stderr
 
 
 def test_images_behind_an_air_gap_are_served_from_what_was_carried(site: Site, tmp_path: Path) -> None:
-    mirror.fill(site.store, [site.need])
+    fill_mirror.fill(site.store, [site.need])
     disk = Store(tmp_path / "disk")
-    mirror.copy(site.store, disk, [site.need.key])
+    fill_mirror.copy(site.store, disk, [site.need.key])
     sent = site.sent()
     beyond = Site(tmp_path / "beyond", site.storage, site.need, free_address())
-    mirror.copy(disk, beyond.store, [site.need.key])
+    fill_mirror.copy(disk, beyond.store, [site.need.key])
     shutil.rmtree(disk.directory)
     with mirror_serving(beyond):
         done = beyond.pull(beyond.address, tmp_path / "image")
@@ -193,7 +193,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 def test_a_registry_of_the_fleet_is_asked_by_tls_and_believed_by_its_signer(site: Site, tmp_path: Path) -> None:
     (pem, key), (other, _) = certificate(tmp_path / "own"), certificate(tmp_path / "other")
     address = free_address()
-    settings = json.loads(registry.config(str(site.storage), address))
+    settings = json.loads(image_store.config(str(site.storage), address))
     settings["http"]["tls"] = {"certificate": str(pem), "key": str(key)}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     words = [packages.docker_registry(), "serve", tmp_path / "config.json"]
@@ -201,8 +201,8 @@ def test_a_registry_of_the_fleet_is_asked_by_tls_and_believed_by_its_signer(site
         try:
             lab_registry.await_answer(address, process)
             with pytest.raises(FleetError, match="CERTIFICATE_VERIFY_FAILED"):
-                mirror.fill(Store(tmp_path / "a"), [replace(site.need, registry=address, ca=other)])
-            (found,) = mirror.fill(Store(tmp_path / "b"), [replace(site.need, registry=address, ca=pem)])
+                fill_mirror.fill(Store(tmp_path / "a"), [replace(site.need, registry=address, ca=other)])
+            (found,) = fill_mirror.fill(Store(tmp_path / "b"), [replace(site.need, registry=address, ca=pem)])
             assert found.fetched_bytes >= LAYER_BYTES
         finally:
             process.terminate()

@@ -14,7 +14,8 @@ from cloud_fleets import built, write
 from recording import Recorded, Recorder
 
 from infra.hosts import SERVICE_PORTS
-from vllm_fleet import paths, plan
+from vllm_fleet.base import paths
+from vllm_fleet.fleet import plan
 
 #: The mark of a secret on the wire.
 SECRET = "4dabf18193072939515e22adb298388d"

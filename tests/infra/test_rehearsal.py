@@ -10,7 +10,7 @@ import pytest
 from rehearsing import QUIET, Rehearsal, aws_fleet, rehearse
 
 from lab.rehearsal.cloud import Fault
-from vllm_fleet.catalog import load as load_catalog
+from vllm_fleet.catalogue.catalogue import load as load_catalog
 
 # The engine is built from a package registry.
 pytestmark = pytest.mark.network

@@ -16,7 +16,7 @@ from recording import Recorder
 from lab.rehearsal import cloudinit, machines, sdk, table, wire
 from lab.rehearsal.cloud import Account, Cloud, Fault, RefusedError
 from lab.rehearsal.operations import BegunError, Operations
-from vllm_fleet.catalog import load as load_catalog
+from vllm_fleet.catalogue.catalogue import load as load_catalog
 
 VPC = "aws:ec2/vpc:Vpc"
 SUBNET = "aws:ec2/subnet:Subnet"

@@ -20,7 +20,7 @@ from lab.rehearsal import __main__ as program
 from lab.rehearsal import ansible
 from lab.rehearsal.machines import Lab
 from lab.rehearsal.stage import end_left
-from vllm_fleet import paths
+from vllm_fleet.base import paths
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
 BRIDGE = "vf-reh-test"

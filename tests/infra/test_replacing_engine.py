@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from vllm_fleet import paths, replacing
+from vllm_fleet.base import paths
 from vllm_fleet.edge import pulumi_cli
+from vllm_fleet.fleet import replacement
 
 pytestmark = [pytest.mark.network]
 
@@ -51,13 +52,13 @@ class Stack:
     def up(self, line: str = "pulumi up --stack demo", check: bool = True) -> str:
         return self.run(f"{line} --yes --skip-preview --non-interactive", check)
 
-    def changes(self, monkeypatch: pytest.MonkeyPatch) -> tuple[replacing.Change, ...]:
+    def changes(self, monkeypatch: pytest.MonkeyPatch) -> tuple[replacement.Change, ...]:
         with monkeypatch.context() as patch:
             for name, value in self.environment.items():
                 patch.setenv(name, value)
             patch.setattr(paths, "root", lambda: self.folder)
-            patch.setattr(replacing, "_HOSTS", ("pulumi-python:dynamic/fleet:TextFile",))
-            return replacing.previewed(pulumi_cli.preview("demo"))
+            patch.setattr(replacement, "_HOSTS", ("pulumi-python:dynamic/fleet:TextFile",))
+            return replacement.previewed(pulumi_cli.preview("demo"))
 
 
 @pytest.fixture
@@ -74,18 +75,18 @@ def stack(tmp_path: Path) -> Stack:
         "PULUMI_SKIP_UPDATE_CHECK": "1",
         "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
     }
-    environment.pop(replacing.VARIABLE, None)
+    environment.pop(replacement.VARIABLE, None)
     found = Stack(tmp_path, environment)
     found.run("pulumi stack init demo")
     return found
 
 
-def commands(stack: Stack, changes: tuple[replacing.Change, ...], *allowed: str) -> tuple[str, ...]:
+def commands(stack: Stack, changes: tuple[replacement.Change, ...], *allowed: str) -> tuple[str, ...]:
     class Plan:
         fleet = "demo"
 
     plan: Any = Plan()
-    return replacing.commands(plan, changes, allowed)
+    return replacement.commands(plan, changes, allowed)
 
 
 def test_what_would_end_is_told_and_goes_only_by_the_printed_commands(

@@ -14,9 +14,12 @@ from stand_in_index import Indexes
 
 from lab.artifacts.uv import uv_program
 from tools.locks.__main__ import main
-from vllm_fleet import locks, paths, plan, site
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.errors import FleetError
+from vllm_fleet import inventory
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import engine_locks
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.fleet import plan
 
 ENGINE = "vllm-0.14.1-rocm"
 
@@ -41,8 +44,8 @@ def lock(indexes: Indexes, tmp_path: Path) -> Path:
 
 
 def test_the_index_of_the_build_gives_its_lock(catalog: Catalog, lock: Path, indexes: Indexes) -> None:
-    found = locks.read(lock)
-    assert list(locks.faults(found, catalog.engines[ENGINE], "x86_64")) == []
+    found = engine_locks.read(lock)
+    assert list(engine_locks.faults(found, catalog.engines[ENGINE], "x86_64")) == []
     assert found.platform == ("rocm", "7.0")
     assert found.version("vllm") == "0.14.1+rocm700"
     assert found.header["index"] == indexes.rocm
@@ -110,7 +113,7 @@ def fleet(fleets: Path, lock: Path) -> Path:
 
 
 def test_a_fleet_brings_the_lock_of_its_engine(fleet: Path, catalog: Catalog, indexes: Indexes) -> None:
-    (host,) = site.build(plan.load(fleet, catalog), catalog).hosts
+    (host,) = inventory.build(plan.load(fleet, catalog), catalog).hosts
     assert host.variables["vllm_engine_lock_file"] == str((fleet / "locks" / "rocm-x86_64.txt").resolve())
     assert host.variables["vllm_engine_index_urls"] == [indexes.rocm]
     assert host.variables["vllm_engine_platform"] == {"name": "rocm", "version": "7.0"}
@@ -126,13 +129,13 @@ def test_a_lock_for_an_engine_that_there_is_not_is_refused(fleet: Path, catalog:
     spec["artifacts"]["locks"]["vllm-9-rocm"] = "locks/rocm-x86_64.txt"
     (fleet / "fleet.yml").write_text(yaml.safe_dump(spec), encoding="utf-8")
     with pytest.raises(FleetError, match="is no engine"):
-        site.build(plan.load(fleet, catalog), catalog)
+        inventory.build(plan.load(fleet, catalog), catalog)
 
 
 def test_a_lock_for_another_engine_is_refused(fleet: Path, catalog: Catalog) -> None:
     other = paths.root() / "recipes" / "engines" / "locks" / "vllm-0.12.0-cuda-x86_64.txt"
     (fleet / "locks" / "rocm-x86_64.txt").write_bytes(other.read_bytes())
     with pytest.raises(FleetError, match=r"is for the engine vllm-0\.12\.0-cuda") as refused:
-        site.build(plan.load(fleet, catalog), catalog)
+        inventory.build(plan.load(fleet, catalog), catalog)
     assert refused.value.key == f"artifacts.locks.{ENGINE}"
     assert "tools.locks" in refused.value.hint

@@ -13,8 +13,8 @@ from recording import Recorder
 from test_policy import FUNCTIONS, POOLS
 
 from infra.fleet import REPLACE_VARIABLE
-from vllm_fleet.errors import FleetError
-from vllm_fleet.replacing import host_of
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet.replacement import host_of
 
 #: The offering that 'accept_cost_usd' speaks of.
 OFFERING = "aws:ec2/getCapacityBlockOffering:getCapacityBlockOffering"

@@ -11,14 +11,14 @@ import pytest
 
 from lab import apt as stand_ins
 from lab import web
-from vllm_fleet import repositories
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.distribution_schema import Distribution
-from vllm_fleet.driver_schema import AptSource, SigningKey
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.edge import apt
-from vllm_fleet.errors import FleetError
-from vllm_fleet.mirror.packages import Debs
-from vllm_fleet.repositories import Repository
+from vllm_fleet.host import apt_repositories
+from vllm_fleet.host.apt_repositories import Repository
+from vllm_fleet.mirror.apt_packages import Debs
+from vllm_fleet.schema.distribution import Distribution
+from vllm_fleet.schema.driver import AptSource, SigningKey
 
 SYSTEM = "debian-12"
 
@@ -58,7 +58,7 @@ def need(catalog: Catalog, uri: str, key: SigningKey | Path, *sets: tuple[str, .
     known = catalog.distributions.distributions[SYSTEM]
     keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
     record = Distribution.model_construct(**{**dict(known), "sources": [], "keyring": keyring})
-    vendor = Repository("vendor", {repositories.ANY_SYSTEM: AptSource(uri=uri, suites=["/"])}, key)
+    vendor = Repository("vendor", {apt_repositories.ANY_SYSTEM: AptSource(uri=uri, suites=["/"])}, key)
     return Debs(SYSTEM, record, "amd64", sets, (vendor,))
 
 

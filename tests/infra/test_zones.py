@@ -12,8 +12,8 @@ import pytest
 from cloud_fleets import write
 
 from infra.zones import Zones, read_tries
-from vllm_fleet.errors import FleetError
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet.host_plan import HostPlan
 
 A, B, C = "us-east-1a", "us-east-1b", "us-east-1c"
 FULL = "InsufficientInstanceCapacity: We currently do not have sufficient p5.48xlarge capacity"

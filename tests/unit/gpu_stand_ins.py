@@ -10,9 +10,10 @@ from typing import Any
 
 from lab import gpu
 from lab.rootfs import write_files
-from vllm_fleet import catalog, gpu_facts
+from vllm_fleet.catalogue import catalogue
+from vllm_fleet.on_host import gpu_facts
 
-CLASSES = [sized.id for sized in catalog.load().sized_classes() if sized.family.vendor != "cpu"]
+CLASSES = [sized.id for sized in catalogue.load().sized_classes() if sized.family.vendor != "cpu"]
 
 
 def facts_of(root: Path, host: gpu.Gpus, without: str = "") -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any
 from stand_in_origin import sha256
 
 from lab import web
-from vllm_fleet.mirror import registry
+from vllm_fleet.mirror import image_store
 
-INDEX, _ = registry.LISTS
-MANIFEST, _ = registry.MANIFESTS
+INDEX, _ = image_store.LISTS
+MANIFEST, _ = image_store.MANIFESTS
 
 
 @dataclass(frozen=True)

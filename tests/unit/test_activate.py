@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_fleet import paths
+from vllm_fleet.base import paths
 
 NAMES = ("PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE_FILE", "PULUMI_HOME", "ANSIBLE_CONFIG")
 

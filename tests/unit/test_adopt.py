@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infra.adopt import adopt
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 
 def urn(host: str) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from vllm_fleet import crosscheck
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.errors import FleetError
-from vllm_fleet.fleet_schema import Overrides
-from vllm_fleet.known_schema import KnownIssue
-from vllm_fleet.resolve import Deployment, Question, choose, resolve
-from vllm_fleet.schema import FactCondition, Rule, When
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.reports import recipe_check
+from vllm_fleet.resolve.resolve import Deployment, Question, choose, resolve
+from vllm_fleet.schema.fleet import Overrides
+from vllm_fleet.schema.known_issue import KnownIssue
+from vllm_fleet.schema.recipe import FactCondition, Rule, When
 
 LARGE = "openai/gpt-oss-120b"
 RECLAIM = "HSA_NO_SCRATCH_RECLAIM"
@@ -159,4 +159,4 @@ def test_a_known_issue_cannot_look_at_a_host() -> None:
 
 
 def test_the_recipes_with_another_alternative_are_right(catalog: Catalog) -> None:
-    assert [*crosscheck.faults(with_rules(catalog, rule(args={"block-size": 16})))] == []
+    assert [*recipe_check.faults(with_rules(catalog, rule(args={"block-size": 16})))] == []

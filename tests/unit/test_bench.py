@@ -13,9 +13,9 @@ import yaml
 from bench import contenders, fleets, measure, peers, report, results
 from bench.measure import Sample
 from bench.results import Row
-from vllm_fleet import site
-from vllm_fleet.errors import FleetError
-from vllm_fleet.manifest import file_item
+from vllm_fleet import inventory
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.host.manifest import file_item
 
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBenchBenchBenchBenchBenchBenchBenchBenchBenc"
 
@@ -50,7 +50,7 @@ def test_there_are_no_more_addresses(number: int) -> None:
 
 
 def test_the_fleet_is_one_of_the_project(fleet: Path) -> None:
-    found = site.load(fleet)
+    found = inventory.load(fleet)
     assert [(host.plan.name, host.location.address) for host in found.hosts] == [
         (f"gw-00{number}", f"127.0.1.{number}") for number in (1, 2, 3)
     ]
@@ -59,12 +59,12 @@ def test_the_fleet_is_one_of_the_project(fleet: Path) -> None:
 
 
 def test_all_hosts_have_one_manifest(fleet: Path) -> None:
-    hosts = site.load(fleet).hosts
+    hosts = inventory.load(fleet).hosts
     assert all(host.manifest.items == hosts[0].manifest.items for host in hosts)
 
 
 def test_peers_check_every_item(fleet: Path) -> None:
-    items = site.load(fleet).hosts[0].manifest.items
+    items = inventory.load(fleet).hosts[0].manifest.items
     copies = {item["path"]: Path("/copies") / str(number) for number, item in enumerate(items) if "path" in item}
     found = peers.checks(items, copies)
     packages = [item for item in items if item["kind"] == "package"]
@@ -97,7 +97,7 @@ def test_only_what_was_deployed_is_compared(tmp_path: Path) -> None:
 
 
 def test_texts_of_the_peers_are_of_their_kind(fleet: Path) -> None:
-    items = site.load(fleet).hosts[0].manifest.items
+    items = inventory.load(fleet).hosts[0].manifest.items
     found = peers.checks(items, {item["path"]: Path("/copy") for item in items if "path" in item})
     (play,) = yaml.safe_load(peers.playbook_text(found))
     assert len(play["tasks"]) == len(found)

@@ -10,12 +10,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from vllm_fleet import catalog as catalogs
-from vllm_fleet import crosscheck, plan, site
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.errors import FleetError
-from vllm_fleet.resolve import Deployment, Question, resolve
-from vllm_fleet.schema import HostClass, Rule, When
+from vllm_fleet import inventory
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import catalogue as catalogs
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.fleet import plan
+from vllm_fleet.reports import recipe_check
+from vllm_fleet.resolve.resolve import Deployment, Question, resolve
+from vllm_fleet.schema.recipe import HostClass, Rule, When
 
 LARGE, SMALL = "openai/gpt-oss-120b", "openai/gpt-oss-20b"
 
@@ -48,7 +50,7 @@ def test_a_fleet_with_an_engine_that_is_not_locked_is_refused(catalog: Catalog, 
         path.write_text(yaml.safe_dump(spec), encoding="utf-8")
         planned = plan.load(path.parent, catalog)
         with pytest.raises(FleetError) as caught:
-            site.build(planned, catalog)
+            inventory.build(planned, catalog)
         assert caught.value.code == "refused"
         assert says in caught.value.message
 
@@ -71,13 +73,13 @@ def test_what_is_not_locked_says_so(catalog: Catalog) -> None:
 def test_a_mutated_model_is_caught(catalog: Catalog, change: dict[str, Any], says: str) -> None:
     changed = catalog.models[SMALL].model_copy(update=change)
     mutated = dataclasses.replace(catalog, models={**catalog.models, SMALL: changed})
-    assert any(says in fault.message for fault in crosscheck.faults(mutated))
+    assert any(says in fault.message for fault in recipe_check.faults(mutated))
 
 
 def test_an_engine_of_no_fork_is_caught(catalog: Catalog) -> None:
     changed = catalog.engines["rocm-open-mi300"].model_copy(update={"fork": "rocm/vllm-dev:none"})
     mutated = dataclasses.replace(catalog, engines={**catalog.engines, changed.id: changed})
-    fault = next(fault for fault in crosscheck.faults(mutated))
+    fault = next(fault for fault in recipe_check.faults(mutated))
     assert "there is no fork 'rocm/vllm-dev:none' of 0.10.1" in fault.message
     assert fault.file == "recipes/engines/rocm-open-mi300.yml"
 

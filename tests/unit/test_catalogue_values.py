@@ -9,11 +9,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from vllm_fleet import fit, render
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.errors import FleetError
-from vllm_fleet.fleet_schema import Overrides
-from vllm_fleet.resolve import Deployment, Question, resolve
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.host import instance_files
+from vllm_fleet.resolve import memory_fit
+from vllm_fleet.resolve.resolve import Deployment, Question, resolve
+from vllm_fleet.schema.fleet import Overrides
 
 LARGE = "openai/gpt-oss-120b"
 MARLIN = "VLLM_MXFP4_USE_MARLIN"
@@ -31,7 +32,7 @@ def overridden(**layers: Any) -> Overrides:
 def test_a_mapping_is_json_text_where_a_mapping_is_fatal(catalog: Catalog, engine: str, kind: type) -> None:
     deployment = ask(catalog, "b200-8", engine)
     assert isinstance(deployment.record()["args"]["compilation-config"], dict)
-    text = render.config_text(deployment.args, mappings_as_text=deployment.mappings_as_text)
+    text = instance_files.config_text(deployment.args, mappings_as_text=deployment.mappings_as_text)
     value = yaml.safe_load(text)["compilation-config"]
     assert isinstance(value, kind)
     assert yaml.safe_load(value) if kind is str else value == deployment.args["compilation-config"]
@@ -131,7 +132,7 @@ def test_max_throughput_without_a_length_assumes_that_of_the_guides_benchmark(
     deployment = ask(catalog, host_class, engine, "max-throughput", **more)
     assert deployment.args["max-num-seqs"] == sequences
     origin = deployment.provenance["args.max-num-seqs"]
-    assert (origin.file, origin.rule) == ("vllm_fleet/fit.py", None)
+    assert (origin.file, origin.rule) == ("vllm_fleet/resolve/memory_fit.py", None)
     assert "2048 tokens (assumed: 1024 in and 1024 out, as the guide measures)" in origin.why
     limit = "the 512 of recipes/models/openai/gpt-oss-120b.yml, rule" if "0.10" in engine else "large default, 1024"
     assert limit in origin.why
@@ -157,9 +158,9 @@ def test_a_length_that_is_taken_away_is_none_of_the_fleets_own(catalog: Catalog,
 def test_a_model_with_a_shorter_context_is_not_assumed_to_go_beyond_it(catalog: Catalog) -> None:
     found = resolve(catalog, Question("cpu-2", "vllm-fleet/lab-gpt-oss", "max-throughput"))
     assert found.args["max-num-seqs"] == 16
-    assert fit.batch(found.fit, catalog.models["vllm-fleet/lab-gpt-oss"].shape, {"max-model-len": 512}, None).of == (
-        "512 tokens (assumed: 1024 in and 1024 out, as the guide measures)"
-    )
+    assert memory_fit.batch(
+        found.fit, catalog.models["vllm-fleet/lab-gpt-oss"].shape, {"max-model-len": 512}, None
+    ).of == ("512 tokens (assumed: 1024 in and 1024 out, as the guide measures)")
 
 
 @pytest.mark.parametrize(

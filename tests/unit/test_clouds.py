@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from vllm_fleet import catalog as catalogs
-from vllm_fleet import clouds, crosscheck, plan, stack
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import catalogue as catalogs
+from vllm_fleet.catalogue import rental
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.fleet import plan, stack
+from vllm_fleet.reports import recipe_check
 
 MODEL = "openai/gpt-oss-120b"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
@@ -207,12 +209,12 @@ def test_check_finds_a_shape_of_a_class_that_does_not_exist(catalog: Catalog) ->
     aws = catalog.clouds["aws"]
     shapes = {**aws.shapes, "p9.huge": aws.shapes["p5.48xlarge"].model_copy(update={"host_class": "x900-8"})}
     broken = dataclasses.replace(catalog, clouds={"aws": aws.model_copy(update={"shapes": shapes})})
-    assert any("there is no host class 'x900-8'" in fault.message for fault in crosscheck.faults(broken))
+    assert any("there is no host class 'x900-8'" in fault.message for fault in recipe_check.faults(broken))
 
 
 def test_every_supported_class_says_where_it_can_be_had(catalog: Catalog) -> None:
-    assert list(clouds.offers(catalog, "r9700-1")) == []
-    assert ("azure", "Standard_ND96isr_MI300X_v5") in [each[:2] for each in clouds.offers(catalog, "mi300x-8")]
+    assert list(rental.offers(catalog, "r9700-1")) == []
+    assert ("azure", "Standard_ND96isr_MI300X_v5") in [each[:2] for each in rental.offers(catalog, "mi300x-8")]
 
 
 def located(tmp_path: Path, more: str = "") -> Path:

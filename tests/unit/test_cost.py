@@ -11,11 +11,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from vllm_fleet import catalog as catalogs
-from vllm_fleet import cost, plan
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import catalogue as catalogs
 from vllm_fleet.cli import app
-from vllm_fleet.edge import price_catalogue
-from vllm_fleet.errors import FleetError
+from vllm_fleet.edge import prices
+from vllm_fleet.fleet import cost, plan
 
 PRICES = {
     "as_of": "2026-11-01",
@@ -105,19 +105,19 @@ def test_the_catalogue_s_price_is_that_of_region_and_market(tmp_path: Path, cata
         "spot": pool(capacity={"kind": "spot"}),
         "kept": pool(capacity={"kind": "reservation", "id": "r"}),
     }
-    found = bill(write(tmp_path, pools, prices=PRICES), price_catalogue.load(["aws"]))
+    found = bill(write(tmp_path, pools, prices=PRICES), prices.load(["aws"]))
     each = {row["pool"]: row["usd_per_hour_each"] for row in found.record()["pools"]}
     assert each == {"main": 98.3, "spot": 33.0, "kept": None, "gateway": None}
 
 
 def test_the_fleet_s_table_stands_behind_the_catalogue(tmp_path: Path, catalogue: Path) -> None:
     found = write(tmp_path, {"main": pool()}, prices=PRICES)
-    rows = bill(found, price_catalogue.load(["aws"]), cost.own(found)).record()["pools"]
+    rows = bill(found, prices.load(["aws"]), cost.own(found)).record()["pools"]
     assert [row["usd_per_hour_each"] for row in rows] == [98.3, 0.5]
 
 
 def test_a_cloud_that_the_catalogue_has_not_is_not_asked_for() -> None:
-    assert callable(price_catalogue.load(["digitalocean", "lab"]))
+    assert callable(prices.load(["digitalocean", "lab"]))
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
@@ -140,7 +140,7 @@ def test_a_catalogue_that_cannot_be_had_is_one_line_and_the_plan_is_printed(
 def test_without_the_package_the_hint_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gpuhunt", None)
     with pytest.raises(FleetError, match="needs the Python package gpuhunt") as caught:
-        price_catalogue.load(["aws"])
+        prices.load(["aws"])
     assert "uv sync --extra prices" in caught.value.hint
     assert caught.value.exit_code == 2
 

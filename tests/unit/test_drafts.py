@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from vllm_fleet import crosscheck, drafts
-from vllm_fleet.catalog import Catalog
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import app
-from vllm_fleet.errors import FleetError
-from vllm_fleet.fleet_schema import Overrides
-from vllm_fleet.resolve import Deployment, Question, resolve
+from vllm_fleet.reports import recipe_check
+from vllm_fleet.resolve import draft_memory
+from vllm_fleet.resolve.resolve import Deployment, Question, resolve
+from vllm_fleet.schema.fleet import Overrides
 
 LARGE, SMALL = "openai/gpt-oss-120b", "openai/gpt-oss-20b"
 DRAFT = "nvidia/gpt-oss-120b-Eagle3-v2"
@@ -90,7 +91,7 @@ def test_a_draft_serves_nothing_by_itself() -> None:
 
 
 def test_check_names_a_rule_whose_draft_is_not_there(catalog: Catalog) -> None:
-    faults = list(crosscheck.faults(dataclasses.replace(catalog, drafts={})))
+    faults = list(recipe_check.faults(dataclasses.replace(catalog, drafts={})))
     assert faults
     assert all(f"there is no draft {DRAFT!r}" in fault.message for fault in faults)
     assert {(fault.file or "").partition(", rule ")[0] for fault in faults} == {
@@ -106,7 +107,7 @@ def test_check_names_a_rule_whose_draft_is_not_there(catalog: Catalog) -> None:
 )
 def test_a_mutated_draft_is_caught(catalog: Catalog, change: dict[str, Any], says: str) -> None:
     mutated = dataclasses.replace(catalog, drafts={DRAFT: catalog.drafts[DRAFT].model_copy(update=change)})
-    assert [says in fault.message for fault in drafts.faults(mutated)] == [True]
+    assert [says in fault.message for fault in draft_memory.faults(mutated)] == [True]
 
 
 @pytest.mark.parametrize("name", ["nvidia/gpt-oss-120b-Eagle3-v2"])

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from vllm_fleet import drift, driver_check, drivers, probe
-from vllm_fleet import site as sites
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.driver_schema import RepositoryMirror
-from vllm_fleet.edge import ssh
-from vllm_fleet.errors import FleetError
-from vllm_fleet.manifest import Manifest, wanted_facts
+from vllm_fleet import inventory as sites
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.host import drivers
+from vllm_fleet.host.manifest import Manifest, wanted_facts
+from vllm_fleet.on_host import probe
+from vllm_fleet.operate import drift, probing
+from vllm_fleet.reports import driver_check
+from vllm_fleet.schema.driver import RepositoryMirror
 
 H100 = {"name": "NVIDIA H100 80GB HBM3", "memory_mib": 81559, "arch": "sm_90"}
 HEALTHY = {
@@ -145,10 +147,10 @@ def test_the_engine_decides_which_rocm(catalog: Catalog) -> None:
         got(catalog, "mi300x-8", engine=newer)
 
 
-def judged(catalog: Catalog, mode: str, facts: dict[str, Any]) -> ssh.Report:
+def judged(catalog: Catalog, mode: str, facts: dict[str, Any]) -> probing.Report:
     found = got(catalog, "h100-8", mode=mode)
     manifest = Manifest("gpu-0", (), {**wanted_facts(catalog.host_class("h100-8")), **found.facts})
-    return ssh.report_of("gpu-0", manifest, json.dumps({"drift": [], "veto": [], "facts": facts}))
+    return probing.report_of("gpu-0", manifest, json.dumps({"drift": [], "veto": [], "facts": facts}))
 
 
 @pytest.mark.parametrize("mode", ["managed", "verified"])
@@ -257,11 +259,13 @@ def test_only_a_host_without_a_running_instance_is_idle(golden_site: sites.Site,
 
 def test_a_host_that_is_asked_again_leaves_the_others_as_they_were(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setattr(drift, "_file", lambda _: tmp_path / "drift.json")
-    drifted = ssh.Drift("a", "nvidia_driver", "driver", "driver", "is missing")
+    drifted = probing.Drift("a", "nvidia_driver", "driver", "driver", "is missing")
     drift.keep(
-        "f", {"a": ssh.Report("a", (drifted,)), "b": ssh.Report("b", (replace(drifted, host="b"),))}, os.getpid()
+        "f",
+        {"a": probing.Report("a", (drifted,)), "b": probing.Report("b", (replace(drifted, host="b"),))},
+        os.getpid(),
     )
-    drift.keep("f", {"a": ssh.Report("a")}, os.getpid())
+    drift.keep("f", {"a": probing.Report("a")}, os.getpid())
     assert drift.kept("f") == {"a": frozenset(), "b": frozenset({"nvidia_driver"})}
 
 

@@ -16,7 +16,7 @@ from lab.artifacts.store import sha256_of
 from tools.engines import manifest, wheels
 from tools.engines.__main__ import names_dir
 from tools.engines.releases import RELEASES
-from vllm_fleet.paths import cache_dir, root
+from vllm_fleet.base.paths import cache_dir, root
 
 pytestmark = pytest.mark.network
 

@@ -11,7 +11,7 @@ from tools.engines import configs, environment, flags, manifest
 from tools.engines.evaluate import Evaluator
 from tools.engines.sources import Sources
 from tools.engines.values import UNKNOWN
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 
 def reader(*binary_names: str, **modules: str) -> Evaluator:

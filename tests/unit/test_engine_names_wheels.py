@@ -15,7 +15,7 @@ import pytest
 from lab import web
 from tools.engines import wheels
 from tools.engines.releases import Release
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 
 def wheel_bytes() -> bytes:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm_fleet import plan, site, stack
-from vllm_fleet.errors import FleetError
+from vllm_fleet import inventory
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet import plan, stack
 
 
 def change(folder: Path, old: str, new: str, file: str = "fleet.yml") -> None:
@@ -67,14 +68,14 @@ def rewritten(fleets: Path, **changes: object) -> None:
 def test_a_stack_of_another_version(fleets: Path) -> None:
     rewritten(fleets, version=2)
     with pytest.raises(FleetError, match="is of version 2, this release reads version 1") as caught:
-        site.load(fleets / "golden")
+        inventory.load(fleets / "golden")
     assert caught.value.exit_code == 2
 
 
 def test_a_stack_of_another_fleet(fleets: Path) -> None:
     rewritten(fleets, fleet="silver")
     with pytest.raises(FleetError, match="is of the fleet 'silver'"):
-        site.load(fleets / "golden")
+        inventory.load(fleets / "golden")
 
 
 def test_a_host_too_few_and_one_too_many_name_both_files(fleets: Path) -> None:
@@ -82,7 +83,7 @@ def test_a_host_too_few_and_one_too_many_name_both_files(fleets: Path) -> None:
     hosts["lab-7"] = hosts.pop("lab-1")
     rewritten(fleets, hosts=hosts)
     with pytest.raises(FleetError) as caught:
-        site.load(fleets / "golden")
+        inventory.load(fleets / "golden")
     assert "lab-1 is in golden/fleet.yml but not in golden/stack.json" in caught.value.message
     assert "lab-7 is in golden/stack.json but not in golden/fleet.yml" in caught.value.message
 
@@ -91,28 +92,28 @@ def test_a_host_too_few_and_one_too_many_name_both_files(fleets: Path) -> None:
 def test_a_stack_that_is_none(fleets: Path, text: str) -> None:
     (fleets / "golden" / "stack.json").write_text(text, encoding="utf-8")
     with pytest.raises(FleetError) as caught:
-        site.load(fleets / "golden")
+        inventory.load(fleets / "golden")
     assert caught.value.file == "golden/stack.json"
 
 
 def test_no_stack_yet(fleets: Path) -> None:
     (fleets / "golden" / "stack.json").unlink()
     with pytest.raises(FleetError, match="are not made yet") as caught:
-        site.load(fleets / "golden")
+        inventory.load(fleets / "golden")
     assert caught.value.hint == "run 'pulumi up'"
 
 
 def test_a_key_in_the_open_is_refused(fleets: Path) -> None:
     change(fleets, '"sha256:' + "1" * 64 + '"', "my-secret-key", "api-keys.yml")
     with pytest.raises(FleetError) as caught:
-        site.load(fleets / "golden")
+        inventory.load(fleets / "golden")
     assert caught.value.key == "keys.team-a"
 
 
 def test_a_model_whose_copy_is_missing(fleets: Path) -> None:
     change(fleets, "../../artifacts/model", "../../artifacts/none")
     with pytest.raises(FleetError, match="there is no") as caught:
-        site.load(fleets / "golden")
+        inventory.load(fleets / "golden")
     assert "set mirror and leave this key out" in caught.value.hint
 
 
@@ -120,7 +121,7 @@ def test_a_model_list_with_a_path_in_it_is_refused(fleets: Path) -> None:
     path = fleets.parent / "artifacts" / "model" / "model.json"
     path.write_text(path.read_text(encoding="utf-8").replace("config.json", "../../etc/passwd"), encoding="utf-8")
     with pytest.raises(FleetError, match="no plain file name"):
-        site.load(fleets / "golden")
+        inventory.load(fleets / "golden")
 
 
 def test_locations_of_static_hosts_need_no_stack_entry(fleets: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_fleet.fleet_schema import Gateway, Tls
-from vllm_fleet.gateway import ALLOWED_PATHS, API_KEYS, Backend, api_keys_text, firewall_text, haproxy_config
+from vllm_fleet.host.haproxy import ALLOWED_PATHS, API_KEYS, Backend, api_keys_text, firewall_text, haproxy_config
+from vllm_fleet.schema.fleet import Gateway, Tls
 
 ONE = [Backend("h-0", "0", "192.0.2.1", 8000, "a/b"), Backend("h-1", "0", "192.0.2.2", 8000, "a/b")]
 TWO = [*ONE, Backend("h-2", "1", "192.0.2.3", 8001, "c/d")]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vllm_fleet import gpu_facts
+from vllm_fleet.on_host import gpu_facts
 
 H200 = {"name": "NVIDIA H200", "memory_mib": 143771, "arch": "sm_90"}
 QUERY = "--query-gpu=" + ",".join(gpu_facts.NVIDIA_FIELDS)

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from vllm_fleet import drift, host_facts, paths, plan, site
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.edge import ssh
-from vllm_fleet.edge.ssh import Report
-from vllm_fleet.site import Site
+from vllm_fleet import inventory
+from vllm_fleet.base import paths
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.fleet import host_facts, plan
+from vllm_fleet.inventory import Site
+from vllm_fleet.operate import drift, probing
+from vllm_fleet.operate.probing import Report
 
 ENGINE, RECLAIM = "vllm-0.14.1-rocm", "HSA_NO_SCRATCH_RECLAIM"
 
@@ -58,9 +60,9 @@ def environments(of: Site) -> dict[str, str]:
 
 def test_a_host_gets_what_its_own_firmware_needs(folder: Path, locked: Catalog) -> None:
     planned = plan.load(folder, locked)
-    asked = environments(site.build(planned, locked))
+    asked = environments(inventory.build(planned, locked))
     assert all(RECLAIM in text for text in asked.values())
-    known = environments(site.build(planned, locked, {"old": {"mec_firmware": 176}, "new": {"mec_firmware": 177}}))
+    known = environments(inventory.build(planned, locked, {"old": {"mec_firmware": 176}, "new": {"mec_firmware": 177}}))
     assert RECLAIM in known["old"]
     assert RECLAIM not in known["new"]
 
@@ -69,7 +71,7 @@ def test_a_run_probes_a_host_for_the_plan_that_its_facts_give(
     folder: Path, locked: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        drift, "load_site", lambda at: site.build(plan.load(at, locked), locked, host_facts.load(at.name))
+        drift, "load_site", lambda at: inventory.build(plan.load(at, locked), locked, host_facts.load(at.name))
     )
     asked: list[dict[str, Any]] = []
 
@@ -78,7 +80,7 @@ def test_a_run_probes_a_host_for_the_plan_that_its_facts_give(
         firmware = {"old": 176, "new": 185}
         return {name: Report(name, facts={"mec_firmware": firmware[name], "cpu_count": 8}) for name in asked[-1]}
 
-    monkeypatch.setattr(ssh, "probe", answer)
+    monkeypatch.setattr(probing, "probe", answer)
     before = drift.site_of_run(folder)
     reports = drift.examine(before, {host.plan.name: drift.target(before, host) for host in before.hosts})
     assert set(reports) == {"old", "new"}

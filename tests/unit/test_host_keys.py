@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from vllm_fleet import host_key, hostkeys, yamlfile
-from vllm_fleet.cloud_schema import HostKeys
-from vllm_fleet.hostkeys import Shown
+from vllm_fleet.base import yaml_document
+from vllm_fleet.fleet import host_keys_file
+from vllm_fleet.fleet.host_keys_file import Shown
+from vllm_fleet.on_host import ssh_host_key
+from vllm_fleet.schema.cloud import HostKeys
 
 OLD, NEW, NEWER = "ssh-ed25519 AAAAold", "ssh-ed25519 AAAAnew", "ssh-ed25519 AAAAnewer"
 
@@ -29,23 +31,23 @@ OLD, NEW, NEWER = "ssh-ed25519 AAAAold", "ssh-ed25519 AAAAnew", "ssh-ed25519 AAA
 def test_both_keys_are_trusted_before_the_host_changes_its_own(
     known: tuple[str, ...], shown: Shown, wanted: tuple[str, ...]
 ) -> None:
-    assert hostkeys.both(known, shown) == wanted
+    assert host_keys_file.both(known, shown) == wanted
 
 
 def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
     keys, ids = {"b-0": (NEW, OLD), "a-0": (NEW,)}, {"b-0": 'i-"1'}
-    (tmp_path / hostkeys.FILE).write_text(hostkeys.text(keys, ids), encoding="utf-8")
-    found = hostkeys.load(tmp_path)
+    (tmp_path / host_keys_file.FILE).write_text(host_keys_file.text(keys, ids), encoding="utf-8")
+    found = host_keys_file.load(tmp_path)
     assert {name: tuple(each) for name, each in found.keys.items()} == keys
     assert found.hosts == ids
-    assert hostkeys.load(tmp_path / "nowhere").keys == {}
-    (tmp_path / hostkeys.FILE).write_text(hostkeys.text({}, {}), encoding="utf-8")
-    assert yamlfile.parse(yamlfile.read(tmp_path / hostkeys.FILE), HostKeys).keys == {}
+    assert host_keys_file.load(tmp_path / "nowhere").keys == {}
+    (tmp_path / host_keys_file.FILE).write_text(host_keys_file.text({}, {}), encoding="utf-8")
+    assert yaml_document.parse(yaml_document.read(tmp_path / host_keys_file.FILE), HostKeys).keys == {}
 
 
 def test_the_key_of_a_host_that_was_made_again_is_not_its_own_any_more() -> None:
     found = HostKeys(hosts={"a-0": "i-1", "b-0": "i-2"}, keys={"a-0": [NEW], "b-0": [NEW], "rack": [NEW]})
-    assert hostkeys.standing(found, {"a-0": "i-1", "b-0": "i-9"}) == {"a-0": (NEW,), "rack": (NEW,)}
+    assert host_keys_file.standing(found, {"a-0": "i-1", "b-0": "i-9"}) == {"a-0": (NEW,), "rack": (NEW,)}
 
 
 @pytest.fixture
@@ -55,14 +57,14 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.skip("there is no ssh-keygen")
     key = tmp_path / "ssh_host_ed25519_key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-    real = host_key._run
-    monkeypatch.setattr(host_key, "_run", lambda *words: "" if "sshd" in words[0] else real(*words))
-    monkeypatch.setattr(host_key.subprocess, "call", lambda *_: 3)
+    real = ssh_host_key._run
+    monkeypatch.setattr(ssh_host_key, "_run", lambda *words: "" if "sshd" in words[0] else real(*words))
+    monkeypatch.setattr(ssh_host_key.subprocess, "call", lambda *_: 3)
     return tmp_path
 
 
 def step(host: Path, name: str, capsys: pytest.CaptureFixture[str], create: bool = True) -> Shown:
-    assert host_key.main(json.dumps({"step": name, "create": create}), str(host)) == 0
+    assert ssh_host_key.main(json.dumps({"step": name, "create": create}), str(host)) == 0
     said = json.loads(capsys.readouterr().out)
     return Shown(said["current"], said["next"])
 
@@ -90,4 +92,4 @@ def test_steps_that_were_cut_off_are_done_again(host: Path, capsys: pytest.Captu
 
 def test_a_host_without_that_key_says_so(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="shows keys of other kinds"):
-        host_key.main('{"step": "look"}', str(tmp_path))
+        ssh_host_key.main('{"step": "look"}', str(tmp_path))

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from lab import gpu
 from lab.rootfs import write_files
-from vllm_fleet import plan
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.cli import app
-from vllm_fleet.edge.hostkeys import fingerprint
-from vllm_fleet.errors import FleetError
+from vllm_fleet.edge.ssh_scan import fingerprint
+from vllm_fleet.fleet import plan
 
 ADDRESS = "127.0.0.1"
 

@@ -10,12 +10,13 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from vllm_fleet import crosscheck, known
-from vllm_fleet.catalog import Catalog
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import app
-from vllm_fleet.known_schema import Harmony, KnownIssue
-from vllm_fleet.resolve import Question, resolve
-from vllm_fleet.schema import When
+from vllm_fleet.reports import recipe_check
+from vllm_fleet.resolve import known_issues
+from vllm_fleet.resolve.resolve import Question, resolve
+from vllm_fleet.schema.known_issue import Harmony, KnownIssue
+from vllm_fleet.schema.recipe import When
 
 LARGE = "openai/gpt-oss-120b"
 
@@ -50,7 +51,7 @@ LARGE = "openai/gpt-oss-120b"
     ],
 )
 def test_a_symptom_shows_its_issue(catalog: Catalog, line: str, issue: str | None) -> None:
-    shown = [found.id for found in known.shown_by(catalog.known_issues.issues, line)]
+    shown = [found.id for found in known_issues.shown_by(catalog.known_issues.issues, line)]
     assert issue in shown if issue else shown == []
 
 
@@ -77,7 +78,7 @@ def test_an_issue_concerns_whom_it_can_meet(
     catalog: Catalog, host_class: str, engine: str, more: dict[str, Any], there: set[str], absent: set[str]
 ) -> None:
     deployment = resolve(catalog, Question(host_class, LARGE, engine=engine, **more))
-    found = {issue.id for issue in known.concerning(catalog, deployment, more.get("features", ()))}
+    found = {issue.id for issue in known_issues.concerning(catalog, deployment, more.get("features", ()))}
     assert there <= found
     assert not absent & found
 
@@ -94,7 +95,7 @@ def test_recipe_lists_what_concerns_it() -> None:
 
 
 def test_the_known_issues_of_the_recipes_are_right(catalog: Catalog) -> None:
-    assert list(crosscheck.known_faults(catalog)) == []
+    assert list(recipe_check.known_faults(catalog)) == []
 
 
 def test_the_matrix_of_the_guides(catalog: Catalog) -> None:
@@ -135,7 +136,7 @@ def test_a_mutated_issue_is_caught(catalog: Catalog, change: dict[str, Any], say
     first, second, *others = catalog.known_issues.issues
     issues = [first, second.model_copy(update=change), *others]
     mutated = dataclasses.replace(catalog, known_issues=catalog.known_issues.model_copy(update={"issues": issues}))
-    faults = list(crosscheck.known_faults(mutated))
+    faults = list(recipe_check.known_faults(mutated))
     assert [(fault.key, says in fault.message) for fault in faults] == [(key, True)]
     assert [(fault.file, bool(fault.line)) for fault in faults] == [("recipes/known_issues.yml", True)]
 
@@ -144,7 +145,7 @@ def test_a_mutated_issue_is_caught(catalog: Catalog, change: dict[str, Any], say
 def test_a_mutated_matrix_is_caught(catalog: Catalog, engine: str, says: str) -> None:
     harmony = catalog.known_issues.harmony.model_copy(update={"engine": engine})
     changed = catalog.known_issues.model_copy(update={"harmony": harmony})
-    faults = list(crosscheck.known_faults(dataclasses.replace(catalog, known_issues=changed)))
+    faults = list(recipe_check.known_faults(dataclasses.replace(catalog, known_issues=changed)))
     assert [says in fault.message for fault in faults] == [True]
 
 
@@ -196,7 +197,8 @@ def test_a_limitation_goes_as_far_as_the_evidence(
     catalog: Catalog, engine: str, there: set[str], absent: set[str]
 ) -> None:
     found = {
-        issue.id for issue in known.concerning(catalog, resolve(catalog, Question("h200-8", LARGE, engine=engine)))
+        issue.id
+        for issue in known_issues.concerning(catalog, resolve(catalog, Question("h200-8", LARGE, engine=engine)))
     }
     assert there <= found
     assert not absent & found
@@ -210,4 +212,6 @@ def test_what_goes_beyond_the_guides_says_what_is_not_proven(catalog: Catalog) -
 
 def test_a_parser_fault_is_no_missing_vocabulary(catalog: Catalog) -> None:
     line = "openai_harmony.HarmonyError: Unexpected token 200002 while expecting start token 200006"
-    assert [found.id for found in known.shown_by(catalog.known_issues.issues, line)] == ["harmony-unexpected-token"]
+    assert [found.id for found in known_issues.shown_by(catalog.known_issues.issues, line)] == [
+        "harmony-unexpected-token"
+    ]

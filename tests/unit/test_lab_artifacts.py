@@ -15,8 +15,8 @@ import pytest
 
 from lab.artifacts import encodings, engine, store, uv
 from lab.artifacts.model import build
-from vllm_fleet import catalog
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import catalogue
 
 NAME = "o200k_base.tiktoken"
 
@@ -71,7 +71,7 @@ def test_missing_lock_is_told_before_anything_is_built(monkeypatch: pytest.Monke
 
 
 def test_the_vocabularies_are_those_of_the_recipes() -> None:
-    known = catalog.load().encodings.encodings
+    known = catalogue.load().encodings.encodings
     assert {name: entry.sha256 for name, entry in known.items()} == encodings.SHA256
     assert set(encodings.MEMBERS) == set(encodings.SHA256)
 

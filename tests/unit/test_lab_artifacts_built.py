@@ -15,7 +15,7 @@ from lab.artifacts.__main__ import main
 from lab.artifacts.encodings import SHA256, encodings_dir
 from lab.artifacts.engine import engine_dir
 from lab.artifacts.model.build import manifest_of, model_dir, perturbed_dir
-from vllm_fleet.paths import root
+from vllm_fleet.base.paths import root
 
 pytestmark = pytest.mark.network
 

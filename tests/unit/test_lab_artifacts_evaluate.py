@@ -14,7 +14,7 @@ from lab.artifacts import __main__ as command
 from lab.artifacts.model import evaluate
 from lab.artifacts.model.dialogues import Called, Dialogue, Said, Setting, User, cases, texts
 from lab.artifacts.model.questions import read_questions
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 QUESTIONS = read_questions()
 

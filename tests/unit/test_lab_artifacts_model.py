@@ -14,7 +14,7 @@ from lab.artifacts.model import evaluate
 from lab.artifacts.model.dialogues import Called, Dialogue, Said, User, cases, draw, draw_setting, vary
 from lab.artifacts.model.questions import QUESTIONS_FILE, Questions, read_questions
 from lab.artifacts.model.sheets import COMMON, pack
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 QUESTIONS = read_questions()
 

@@ -11,9 +11,10 @@ from gpu_stand_ins import CLASSES, facts_of
 
 from lab import gpu
 from lab.rootfs import write_files
-from vllm_fleet import catalog, vetoes
-from vllm_fleet.errors import FleetError
-from vllm_fleet.manifest import wanted_facts
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import catalogue
+from vllm_fleet.facts import vetoes
+from vllm_fleet.host.manifest import wanted_facts
 
 
 def test_every_family_with_gpus_has_tools() -> None:
@@ -22,7 +23,7 @@ def test_every_family_with_gpus_has_tools() -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_facts_are_those_of_the_class(tmp_path: Path, name: str) -> None:
-    wanted = catalog.load().host_class(name)
+    wanted = catalogue.load().host_class(name)
     facts = facts_of(tmp_path, gpu.gpus(name))
     assert facts["vendor"] == wanted.family.vendor
     assert len(facts["gpus"]) == wanted.count

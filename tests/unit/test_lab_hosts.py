@@ -11,7 +11,7 @@ import pytest
 from lab import host, rootfs, surroundings
 from lab.spec import HostSpec, NetworkSpec, Placement
 from lab.tree import PACKAGES, require_disk, tree_digest
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 PLACE = {"bridge": "vf-a", "subnet": "10.70.0.0/28"}
 HOST = HostSpec(

@@ -17,7 +17,7 @@ import pytest
 
 from lab import cleanup, network, process, shell, state
 from lab.spec import NetworkSpec
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 SPEC = NetworkSpec("vf-a", "10.70.0.0/24", "/fleets/a", 1)
 STAT = "4242 (a (very) odd) name) S 17 4242 4242 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2 3"

@@ -15,7 +15,7 @@ import pytest
 
 from infra import repair
 from tools.pulumi import provide
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 HERE = Path(provide.__file__).parent
 

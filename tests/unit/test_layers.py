@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vllm_fleet.layers import Layer, stack
-from vllm_fleet.merge import leaves, merge
-from vllm_fleet.proof import Origin
-from vllm_fleet.spelling_schema import Spelling
-from vllm_fleet.spellings import Spelled
+from vllm_fleet.base.merge import leaves, merge
+from vllm_fleet.catalogue.spellings import Spelled
+from vllm_fleet.resolve.provenance import Origin
+from vllm_fleet.resolve.rule_layers import Layer, stack
+from vllm_fleet.schema.spelling import Spelling
 
 keys = st.sampled_from(["a", "b"])
 plain_values = st.none() | st.integers(0, 1)

@@ -10,13 +10,14 @@ import pytest
 from packaging.version import Version
 
 from tools.locks.text import lock_text
-from vllm_fleet import catalog as catalogs
-from vllm_fleet import installable, locks
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.crosscheck import faults
-from vllm_fleet.errors import FleetError
-from vllm_fleet.locks import Lock
-from vllm_fleet.resolve import Question, resolve
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import catalogue as catalogs
+from vllm_fleet.catalogue import engine_locks
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.catalogue.engine_locks import Lock
+from vllm_fleet.host import engine_install
+from vllm_fleet.reports.recipe_check import faults
+from vllm_fleet.resolve.resolve import Question, resolve
 
 CATALOG = catalogs.load()
 LOCKED = [
@@ -38,9 +39,9 @@ def lock_of(engine: str, machine: Any = MACHINE) -> Lock:
 def test_a_lock_holds_what_its_recipe_asks(name: str, machine: Any) -> None:
     engine, lock = CATALOG.engines[name], lock_of(name, machine)
     assert engine.wheel
-    assert list(locks.faults(lock, engine, machine)) == []
+    assert list(engine_locks.faults(lock, engine, machine)) == []
     assert lock.file == f"recipes/engines/locks/{name}-{machine}.txt"
-    assert lock.header["inputs"] == locks.inputs_digest(engine, machine)
+    assert lock.header["inputs"] == engine_locks.inputs_digest(engine, machine)
     assert lock.python == tuple(engine.wheel.python)
     assert lock.header["packages"] == str(len(lock.pins))
     assert lock.header["platform"] == " ".join(lock.platform).strip()
@@ -73,7 +74,7 @@ def test_the_cuda_of_a_lock_is_one_that_the_guides_allow(name: str, machine: Any
     found = lock_of(name, machine).cuda
     assert found
     assert Version(found) >= Version("12.8")
-    assert found in locks.CUDA_DRIVERS
+    assert found in engine_locks.CUDA_DRIVERS
 
 
 def test_every_class_gets_a_lock_or_a_reason(catalog: Catalog) -> None:
@@ -97,13 +98,13 @@ def test_a_directory_is_named_by_what_is_installed_in_it(catalog: Catalog) -> No
     assert engine.docker
     image = engine.docker.model_copy(update={"digest": f"sha256:{'0' * 64}"})
     same = engine.model_copy(update={"docker": image, "source": "another place"})
-    assert locks.directory_id(engine, lock) == locks.directory_id(same, lock)
-    other = locks.parse(lock.text.replace(lock.pins[0].sha256[0], "0" * 64), "x")
-    assert locks.directory_id(engine, other) != locks.directory_id(engine, lock)
+    assert engine_locks.directory_id(engine, lock) == engine_locks.directory_id(same, lock)
+    other = engine_locks.parse(lock.text.replace(lock.pins[0].sha256[0], "0" * 64), "x")
+    assert engine_locks.directory_id(engine, other) != engine_locks.directory_id(engine, lock)
 
 
 def test_the_lock_asks_more_of_a_host_than_its_class(catalog: Catalog) -> None:
-    asked = locks.asked_facts(catalog.engines[CUDA], lock_of(CUDA))
+    asked = engine_locks.asked_facts(catalog.engines[CUDA], lock_of(CUDA))
     assert asked == {
         "glibc_min": "2.35",
         "python": ["3.11", "3.12", "3.13"],
@@ -129,13 +130,15 @@ def test_the_lock_asks_more_of_a_host_than_its_class(catalog: Catalog) -> None:
 def test_a_lock_that_does_not_fit_is_refused(catalog: Catalog, old: str, new: str, says: str) -> None:
     text = lock_of(CUDA).text
     assert old in text
-    found = list(locks.faults(locks.parse(text.replace(old, new, 1), "x"), catalog.engines[CUDA], MACHINE))
+    found = list(
+        engine_locks.faults(engine_locks.parse(text.replace(old, new, 1), "x"), catalog.engines[CUDA], MACHINE)
+    )
     assert (says in found[0]) if says else not found
 
 
 def test_a_lock_without_the_extra_is_refused(catalog: Catalog) -> None:
     text = lock_of("vllm-0.10.2-cuda").text.replace("\nflashinfer-python==", "\nflashinfer-other==")
-    (found,) = locks.faults(locks.parse(text, "x"), catalog.engines["vllm-0.10.2-cuda"], MACHINE)
+    (found,) = engine_locks.faults(engine_locks.parse(text, "x"), catalog.engines["vllm-0.10.2-cuda"], MACHINE)
     assert found == "lacks flashinfer-python, which the extra 'flashinfer' brings"
 
 
@@ -144,15 +147,15 @@ def test_a_lock_without_the_extra_is_refused(catalog: Catalog) -> None:
     [
         ("", "is no lock"),
         ("vllm==1\n", "is no lock"),
-        (f"# {locks.FORM}\n", "does not say engine, glibc, inputs, machine, python"),
-        (f"# {locks.FORM}\n    --hash=sha256:{'0' * 64}\n", "a digest before any package"),
-        (f"# {locks.FORM}\n--index-url https://example.org\n", "neither a package nor a digest"),
-        (f"# {locks.FORM}\nvllm @ https://example.org/x.whl\n", "neither a package nor a digest"),
+        (f"# {engine_locks.FORM}\n", "does not say engine, glibc, inputs, machine, python"),
+        (f"# {engine_locks.FORM}\n    --hash=sha256:{'0' * 64}\n", "a digest before any package"),
+        (f"# {engine_locks.FORM}\n--index-url https://example.org\n", "neither a package nor a digest"),
+        (f"# {engine_locks.FORM}\nvllm @ https://example.org/x.whl\n", "neither a package nor a digest"),
     ],
 )
 def test_what_is_no_lock_is_told_with_its_file(text: str, says: str) -> None:
     with pytest.raises(FleetError, match=says) as refused:
-        locks.parse(text, "some.txt")
+        engine_locks.parse(text, "some.txt")
     assert refused.value.file == "some.txt"
 
 
@@ -168,15 +171,15 @@ def test_what_is_no_lock_is_told_with_its_file(text: str, says: str) -> None:
     ],
 )
 def test_what_a_lock_is_built_for_is_read_from_its_versions(torch: str, vllm: str, platform: tuple[str, str]) -> None:
-    pins = tuple(locks.Pin(name, version, "", ()) for name, version in (("torch", torch), ("vllm", vllm)))
+    pins = tuple(engine_locks.Pin(name, version, "", ()) for name, version in (("torch", torch), ("vllm", vllm)))
     assert Lock("", {}, pins, "").platform == platform
 
 
 def test_a_class_is_not_served_from_a_lock_for_an_older_cuda(catalog: Catalog) -> None:
     text = lock_of("vllm-0.12.0-cuda").text
-    old = locks.parse(re.sub(r"nvidia-cuda-runtime-cu12==\S+", "nvidia-cuda-runtime-cu12==12.6.77", text), "x")
+    old = engine_locks.parse(re.sub(r"nvidia-cuda-runtime-cu12==\S+", "nvidia-cuda-runtime-cu12==12.6.77", text), "x")
     engine = catalog.engines["vllm-0.12.0-cuda"]
-    ((message, hint),) = installable.unfit(old, engine, catalog.host_class("h100-8"))
+    ((message, hint),) = engine_install.unfit(old, engine, catalog.host_class("h100-8"))
     assert message == "vllm-0.12.0-cuda is locked for CUDA 12.6, and h100-8 needs 12.8 or newer"
     assert "python -m tools.locks --engine vllm-0.12.0-cuda --machine x86_64' --index URL" in hint
 
@@ -206,7 +209,7 @@ def test_the_text_of_a_lock_is_read_back_as_it_was_meant(catalog: Catalog) -> No
         "3.12": [package("vllm", "0.14.1+rocm700", "a", "c"), package("built", "2", "d", kind="sdist")],
     }
     text = lock_text(engine, wheel, MACHINE, packages, ["https://example.org/rocm"], "make it")
-    found = locks.parse(text, "x")
+    found = engine_locks.parse(text, "x")
     assert [(pin.name, pin.marker, [digest[0] for digest in pin.sha256]) for pin in found.pins] == [
         ("built", "python_version == '3.12'", ["d"]),
         ("six", "python_version == '3.11'", ["b"]),

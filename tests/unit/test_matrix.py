@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from vllm_fleet import matrix
-from vllm_fleet.catalog import Catalog
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import app
-from vllm_fleet.matrix import Row
-from vllm_fleet.schema import Support
+from vllm_fleet.reports import support_matrix
+from vllm_fleet.reports.support_matrix import Row
+from vllm_fleet.schema.recipe import Support
 
 LARGE, SMALL, LAB = "openai/gpt-oss-120b", "openai/gpt-oss-20b", "vllm-fleet/lab-gpt-oss"
 
 
 @pytest.fixture(scope="module")
 def rows(catalog: Catalog) -> list[Row]:
-    return list(matrix.rows(catalog))
+    return list(support_matrix.rows(catalog))
 
 
 def row(rows: list[Row], model: str, host_class: str, engine: str | None) -> Row:
@@ -60,14 +60,16 @@ def test_what_does_not_fit_is_refused_with_its_reason(rows: list[Row], catalog: 
     found = row(rows, LARGE, "r9700-8", "rocm-open-r9700")
     assert "does not fit: 1 x 31.0 GiB" in (found.shapes["max-throughput"].refused or "")
     assert found.shapes["min-latency"].refused is None
-    text = matrix.markdown([found], catalog.profiles)
+    text = support_matrix.markdown([found], catalog.profiles)
     assert "| refused (1) | refused (2) | 1 x TP8 |" in text
     assert "\n1. does not fit: 1 x" in text
     assert "\n2. does not fit: 2 x" in text
 
 
 def test_engines_that_differ_in_nothing_share_a_line(rows: list[Row], catalog: Catalog) -> None:
-    text = matrix.markdown([r for r in rows if (r.model, r.host_class) == (LARGE, "mi300x-8")], catalog.profiles)
+    text = support_matrix.markdown(
+        [r for r in rows if (r.model, r.host_class) == (LARGE, "mi300x-8")], catalog.profiles
+    )
     assert text.count("| `mi300x-8` |") == 2
     assert "| `vllm-0.14.1-rocm`, `vllm-0.32.0-rocm` | unverified | 1 x TP8 |" in text
 
@@ -76,13 +78,13 @@ def test_an_unsupported_entry_gives_its_evidence(catalog: Catalog) -> None:
     entry = Support(host_class=["b200"], engine=">=0.32", status="unsupported", evidence="a test says that it breaks")
     changed = catalog.models[LARGE].model_copy(update={"support": [entry, *catalog.models[LARGE].support]})
     mutated = dataclasses.replace(catalog, models={LARGE: changed})
-    found = row(list(matrix.rows(mutated)), LARGE, "b200-8", "vllm-0.32.0-cuda")
+    found = row(list(support_matrix.rows(mutated)), LARGE, "b200-8", "vllm-0.32.0-cuda")
     assert (found.status, found.evidence, found.shapes) == ("unsupported", "a test says that it breaks", {})
 
 
 def test_the_command_prints_the_document_and_json(rows: list[Row], catalog: Catalog) -> None:
     printed = CliRunner().invoke(app, ["matrix"])
-    assert (printed.exit_code, printed.stdout) == (0, matrix.document(catalog))
+    assert (printed.exit_code, printed.stdout) == (0, support_matrix.document(catalog))
     data = json.loads(CliRunner().invoke(app, ["matrix", "--json"]).stdout)
     assert data["rows"] == [r.record() for r in rows]
     first = next(found for found in data["rows"] if found["model"] == LARGE)
@@ -92,7 +94,7 @@ def test_the_command_prints_the_document_and_json(rows: list[Row], catalog: Cata
 
 
 def test_the_document_has_the_harmony_table_of_the_guides(catalog: Catalog) -> None:
-    text = matrix.document(catalog)
+    text = support_matrix.document(catalog)
     head = "| endpoint | text | structured-output | builtin-tools-demo | builtin-tools-mcp | function-calling |"
     assert head in text
     assert "| `responses-streaming` | yes | yes | yes | yes | no |" in text
@@ -101,7 +103,7 @@ def test_the_document_has_the_harmony_table_of_the_guides(catalog: Catalog) -> N
 
 
 def test_the_document_has_every_known_issue_with_its_selectors(catalog: Catalog) -> None:
-    lines = matrix.document(catalog).splitlines()
+    lines = support_matrix.document(catalog).splitlines()
     for issue in catalog.known_issues.issues:
         (line,) = [line for line in lines if line.startswith(f"| `{issue.id}` |")]
         assert issue.fix.replace("|", "\\|") in line

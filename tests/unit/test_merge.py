@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_fleet.merge import leaves, merge
+from vllm_fleet.base.merge import leaves, merge
 
 keys = st.sampled_from(["a", "b", "c", "d"])
 values = st.recursive(

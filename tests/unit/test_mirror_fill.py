@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from stand_in_origin import Origin, offer, serving, sha256
 
-from vllm_fleet.edge import download, hub, mirror
-from vllm_fleet.errors import FleetError
-from vllm_fleet.mirror.needs import Encoding, Model, Need, Wheels
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge import download, hub
+from vllm_fleet.mirror.parts import Encoding, Model, Need, Wheels
 from vllm_fleet.mirror.store import Index, Store
+from vllm_fleet.operate import fill_mirror
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = os.urandom(3 << 20)
@@ -59,21 +60,21 @@ def needs_of(origin: Origin) -> list[Need]:
 
 def test_everything_is_fetched_once_and_a_second_run_asks_nothing(origin: Origin, store: Store) -> None:
     needs = needs_of(origin)
-    results = mirror.fill(store, needs)
+    results = fill_mirror.fill(store, needs)
     assert [result.files for result in results] == [2, 1, 2]
     assert sum(result.fetched_bytes for result in results) == sum(result.bytes for result in results)
     assert len(origin.bodies()) == len(set(origin.bodies()))
     assert not any("original/" in path or "metal" in path for path in origin.bodies())
     assert sha256(store.place(f"models/org--model/{COMMIT}/model.safetensors").read_bytes()) == sha256(WEIGHTS)
     asked, sent = len(origin.requests), origin.sent
-    again = mirror.fill(store, needs)
+    again = fill_mirror.fill(store, needs)
     assert sum(result.fetched_bytes for result in again) == 0
     assert (len(origin.requests), origin.sent) == (asked, sent)
 
 
 def test_the_index_is_what_pip_and_uv_read(origin: Origin, store: Store) -> None:
     need = wheels(origin, b"a wheel")
-    mirror.fill(store, [need])
+    fill_mirror.fill(store, [need])
     page = store.place("wheels/simple/p0/index.html").read_text()
     digest = sha256(b"a wheel")
     assert f'href="../../files/{digest[:2]}/{digest}/p0-1.0-py3-none-any.whl#sha256={digest}"' in page
@@ -84,7 +85,7 @@ def test_a_cut_connection_goes_on_where_it_stopped(origin: Origin, store: Store)
     body = os.urandom(3 << 20)
     need = wheels(origin, body)
     origin.cuts["/packages/p0-1.0-py3-none-any.whl"] = 2 << 20
-    (result,) = mirror.fill(store, [need])
+    (result,) = fill_mirror.fill(store, [need])
     ranges = [asked for _, path, asked in origin.requests if path.startswith("/packages/")]
     assert ranges == ["", f"bytes={2 << 20}-"]
     assert result.fetched_bytes == len(body) - (2 << 20) or result.fetched_bytes == len(body)
@@ -100,10 +101,10 @@ def test_a_run_that_was_ended_is_resumed_by_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(download, "_TRIES", 1)
         with pytest.raises(FleetError, match="what came is kept"):
-            mirror.fill(store, [need])
+            fill_mirror.fill(store, [need])
     assert store.read() == Index()
     before = origin.sent
-    mirror.fill(store, [need])
+    fill_mirror.fill(store, [need])
     assert [asked for _, asked_path, asked in origin.requests if asked_path == path][-1] == f"bytes={1 << 20}-"
     assert origin.sent - before < len(body)
 
@@ -113,7 +114,7 @@ def test_a_model_that_was_cut_goes_on_where_it_stopped(origin: Origin, store: St
     origin.models["org/model"][COMMIT]["model.safetensors"] = large
     path = f"/org/model/resolve/{COMMIT}/model.safetensors"
     origin.cuts[path] = 11 << 20
-    mirror.fill(store, [MODEL])
+    fill_mirror.fill(store, [MODEL])
     ranges = [asked for method, asked_path, asked in origin.requests if asked_path == path and method == "GET"]
     assert ranges == ["", f"bytes={10 << 20}-"]
     assert store.place(f"{MODEL.path}/model.safetensors").read_bytes() == large
@@ -125,23 +126,25 @@ def test_a_corrupted_byte_on_the_way_is_found_and_fetched_again(origin: Origin, 
     need: Need = wheels(origin, WEIGHTS) if kind == "wheel" else MODEL
     path = "/packages/p0-1.0-py3-none-any.whl" if kind == "wheel" else f"/org/model/resolve/{COMMIT}/model.safetensors"
     origin.wrong[path] = b"\0" + WEIGHTS[1:]
-    mirror.fill(store, [need])
+    fill_mirror.fill(store, [need])
     assert origin.bodies().count(path) == 2
-    assert mirror.verify(store, store.read()) == []
+    assert fill_mirror.verify(store, store.read()) == []
 
 
 @pytest.mark.parametrize("kind", ["wheel", "model"])
 def test_a_corrupted_byte_on_the_disk_is_found_and_fetched_again(origin: Origin, store: Store, kind: str) -> None:
     need: Need = wheels(origin, WEIGHTS) if kind == "wheel" else MODEL
-    mirror.fill(store, [need])
+    fill_mirror.fill(store, [need])
     name = next(name for name, entry in store.read().files.items() if entry.size == len(WEIGHTS))
     place = store.place(name)
     info = place.stat()
     place.write_bytes(b"\0" + WEIGHTS[1:] if WEIGHTS[0] else b"\1" + WEIGHTS[1:])
     os.utime(place, ns=(info.st_atime_ns, info.st_mtime_ns))
-    assert sum(result.fetched_bytes for result in mirror.fill(store, [need])) == 0, "its time says that it is whole"
-    assert mirror.verify(store, store.read()) == [name]
-    assert sum(result.fetched_bytes for result in mirror.fill(store, [need])) == len(WEIGHTS)
+    assert sum(result.fetched_bytes for result in fill_mirror.fill(store, [need])) == 0, (
+        "its time says that it is whole"
+    )
+    assert fill_mirror.verify(store, store.read()) == [name]
+    assert sum(result.fetched_bytes for result in fill_mirror.fill(store, [need])) == len(WEIGHTS)
     assert place.read_bytes() == WEIGHTS
 
 
@@ -149,7 +152,7 @@ def test_a_file_that_is_not_the_pinned_one_is_refused(origin: Origin, store: Sto
     need = wheels(origin, b"a wheel")
     origin.files["/packages/p0-1.0-py3-none-any.whl"] = b"a wheeL"
     with pytest.raises(FleetError, match="nothing was put in place"):
-        mirror.fill(store, [need])
+        fill_mirror.fill(store, [need])
     assert store.read() == Index()
     assert not list(store.directory.rglob("*.whl"))
 
@@ -161,7 +164,7 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 30, 1 << 30, 1 << 20))
     with pytest.raises(FleetError, match=r"are missing in .* and 0.00 GiB are free") as fault:
-        mirror.fill(store, needs)
+        fill_mirror.fill(store, needs)
     assert fault.value.exit_code == 2
     assert not [path for path in origin.bodies() if "/simple/" not in path]
 
@@ -169,7 +172,7 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
 def test_a_private_model_needs_its_token_which_is_kept_nowhere(origin: Origin, store: Store, tmp_path: Path) -> None:
     origin.token = TOKEN
     with pytest.raises(FleetError, match="the hub wants a token") as fault:
-        mirror.fill(store, [MODEL])
+        fill_mirror.fill(store, [MODEL])
     assert "--hub-token-file" in fault.value.hint
     file = tmp_path / "token"
     file.write_text(f"{TOKEN}\n")
@@ -177,7 +180,7 @@ def test_a_private_model_needs_its_token_which_is_kept_nowhere(origin: Origin, s
     with pytest.raises(FleetError, match="readable for others"):
         hub.token(file)
     file.chmod(0o600)
-    mirror.fill(store, [MODEL], token=hub.token(file))
+    fill_mirror.fill(store, [MODEL], token=hub.token(file))
     file.unlink()
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
@@ -185,41 +188,43 @@ def test_a_private_model_needs_its_token_which_is_kept_nowhere(origin: Origin, s
 
 def test_another_commit_is_an_error(origin: Origin, store: Store) -> None:
     with pytest.raises(FleetError, match="does not have the revision"):
-        mirror.fill(store, [replace(MODEL, revision="f" * 40)])
+        fill_mirror.fill(store, [replace(MODEL, revision="f" * 40)])
 
 
 def test_a_mirror_is_carried_without_any_origin(origin: Origin, store: Store, tmp_path: Path) -> None:
     needs = needs_of(origin)
-    mirror.fill(store, needs)
+    fill_mirror.fill(store, needs)
     keys = [need.key for need in needs]
     disk, beyond = Store(tmp_path / "disk"), Store(tmp_path / "beyond")
     asked = len(origin.requests)
-    assert sum(result.fetched_files for result in mirror.copy(store, disk, keys)) == 5
-    assert sum(result.fetched_files for result in mirror.copy(store, disk, keys)) == 0, "a second time there is nothing"
-    mirror.copy(disk, beyond, keys)
-    assert sum(result.fetched_bytes for result in mirror.fill(beyond, needs)) == 0
+    assert sum(result.fetched_files for result in fill_mirror.copy(store, disk, keys)) == 5
+    assert sum(result.fetched_files for result in fill_mirror.copy(store, disk, keys)) == 0, (
+        "a second time there is nothing"
+    )
+    fill_mirror.copy(disk, beyond, keys)
+    assert sum(result.fetched_bytes for result in fill_mirror.fill(beyond, needs)) == 0
     assert len(origin.requests) == asked
     assert beyond.place(f"models/org--model/{COMMIT}/model.json").is_file()
     assert beyond.place("wheels/simple/p0/index.html").is_file()
 
 
 def test_a_disk_with_a_wrong_byte_is_refused(origin: Origin, store: Store, tmp_path: Path) -> None:
-    mirror.fill(store, [MODEL])
+    fill_mirror.fill(store, [MODEL])
     disk = Store(tmp_path / "disk")
-    mirror.copy(store, disk, [MODEL.key])
+    fill_mirror.copy(store, disk, [MODEL.key])
     place = disk.place(f"models/org--model/{COMMIT}/model.safetensors")
     place.write_bytes(WEIGHTS[::-1])
     with pytest.raises(FleetError, match="has the SHA-256"):
-        mirror.copy(disk, Store(tmp_path / "beyond"), [MODEL.key])
+        fill_mirror.copy(disk, Store(tmp_path / "beyond"), [MODEL.key])
 
 
 def test_a_disk_of_another_fleet_is_refused(origin: Origin, store: Store, tmp_path: Path) -> None:
     with pytest.raises(FleetError, match="lacks model:org/model"):
-        mirror.copy(Store(tmp_path / "disk"), store, [MODEL.key])
+        fill_mirror.copy(Store(tmp_path / "disk"), store, [MODEL.key])
 
 
 def test_two_runs_do_not_write_one_mirror(store: Store) -> None:
-    with mirror.locked(store), pytest.raises(FleetError, match="another run"), mirror.locked(store):
+    with fill_mirror.locked(store), pytest.raises(FleetError, match="another run"), fill_mirror.locked(store):
         pass
 
 

@@ -18,14 +18,16 @@ import yaml
 from stand_in_origin import Origin, serving, sha256
 from stand_in_registry import Guarded, Made, guarding, made
 
-from vllm_fleet import plan, site
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.edge import download, mirror, serve
+from vllm_fleet import inventory
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.edge import download
 from vllm_fleet.edge import registry as edge_registry
-from vllm_fleet.errors import FleetError
-from vllm_fleet.mirror import needs, registry
-from vllm_fleet.mirror.needs import Debs, Image
+from vllm_fleet.fleet import plan
+from vllm_fleet.mirror import image_store, parts
+from vllm_fleet.mirror.parts import Debs, Image
 from vllm_fleet.mirror.store import Entry, Store, default_directory
+from vllm_fleet.operate import fill_mirror, serve_mirror
 
 NAME = "vllm/vllm-openai"
 AMD64, ARM64 = "linux/amd64", "linux/arm64"
@@ -70,7 +72,7 @@ def layer(image: Made, platform: str = AMD64) -> str:
 def test_an_image_is_where_its_name_says_or_where_the_fleet_does(
     name: str, own: str | None, found: tuple[str, str]
 ) -> None:
-    assert registry.home(name, own) == found
+    assert image_store.home(name, own) == found
 
 
 def test_the_name_of_a_part_says_all_of_its_content() -> None:
@@ -82,25 +84,25 @@ def test_the_name_of_a_part_says_all_of_its_content() -> None:
 
 def test_of_a_list_only_what_the_hosts_run_is_fetched_once(origin: Origin, image: Made, store: Store) -> None:
     need = need_of(origin, image)
-    (result,) = mirror.fill(store, [need])
+    (result,) = fill_mirror.fill(store, [need])
     assert result.files == 5, "list, manifest, configuration, two layers"
     blobs = [path for path in origin.bodies() if "/blobs/" in path]
     assert len(blobs) == len(set(blobs)) == 3
-    assert not store.place(f"images/{registry.blob(layer(image, ARM64))}").exists()
-    assert store.place(f"images/{registry.blob(layer(image))}").read_bytes() == LAYERS[AMD64]
+    assert not store.place(f"images/{image_store.blob(layer(image, ARM64))}").exists()
+    assert store.place(f"images/{image_store.blob(layer(image))}").read_bytes() == LAYERS[AMD64]
     asked = len(origin.requests)
-    assert mirror.fill(store, [need])[0].fetched_bytes == 0
+    assert fill_mirror.fill(store, [need])[0].fetched_bytes == 0
     assert len(origin.requests) == asked
 
 
 def test_a_layer_of_two_images_is_fetched_once(origin: Origin, image: Made, store: Store) -> None:
-    mirror.fill(store, [need_of(origin, image), need_of(origin, image, ARM64)])
+    fill_mirror.fill(store, [need_of(origin, image), need_of(origin, image, ARM64)])
     blobs = [path for path in origin.bodies() if "/blobs/" in path]
     assert len(blobs) == len(set(blobs)) == 5
 
 
 def test_the_folder_is_the_storage_of_a_registry(origin: Origin, image: Made, store: Store) -> None:
-    mirror.fill(store, [need_of(origin, image)])
+    fill_mirror.fill(store, [need_of(origin, image)])
     base = store.place("images/docker/registry/v2/repositories") / NAME
     for digest in (image.listed, image.platforms[AMD64]):
         assert (base / f"_manifests/revisions/sha256/{digest[7:]}/link").read_text() == digest
@@ -110,29 +112,29 @@ def test_the_folder_is_the_storage_of_a_registry(origin: Origin, image: Made, st
 def test_a_cut_layer_goes_on_where_it_stopped(origin: Origin, image: Made, store: Store) -> None:
     path = f"/v2/{NAME}/blobs/{layer(image)}"
     origin.cuts[path] = 2 << 20
-    mirror.fill(store, [need_of(origin, image)])
+    fill_mirror.fill(store, [need_of(origin, image)])
     assert [asked for _, each, asked in origin.requests if each == path] == ["", f"bytes={2 << 20}-"]
 
 
 def test_a_corrupted_layer_is_found_on_the_way_and_on_the_disk(origin: Origin, image: Made, store: Store) -> None:
     path, need = f"/v2/{NAME}/blobs/{layer(image)}", need_of(origin, image)
     origin.wrong[path] = b"\0" + LAYERS[AMD64][1:]
-    mirror.fill(store, [need])
+    fill_mirror.fill(store, [need])
     assert origin.bodies().count(path) == 2
-    name = f"images/{registry.blob(layer(image))}"
+    name = f"images/{image_store.blob(layer(image))}"
     info = store.place(name).stat()
     with store.place(name).open("r+b") as file:
         file.write(bytes(255 - byte for byte in LAYERS[AMD64][:9]))
     os.utime(store.place(name), ns=(info.st_atime_ns, info.st_mtime_ns))
-    assert mirror.verify(store, store.read()) == [name]
-    assert mirror.fill(store, [need])[0].fetched_bytes == len(LAYERS[AMD64])
-    assert mirror.verify(store, store.read()) == []
+    assert fill_mirror.verify(store, store.read()) == [name]
+    assert fill_mirror.fill(store, [need])[0].fetched_bytes == len(LAYERS[AMD64])
+    assert fill_mirror.verify(store, store.read()) == []
 
 
 def test_a_manifest_that_is_not_the_pinned_one_is_refused(origin: Origin, image: Made, store: Store) -> None:
     origin.files[f"/v2/{NAME}/manifests/{image.listed}"] = b"{}"
     with pytest.raises(FleetError, match=f"the manifest {image.listed} has the SHA-256") as fault:
-        mirror.fill(store, [need_of(origin, image)])
+        fill_mirror.fill(store, [need_of(origin, image)])
     assert "nothing was put in place" in fault.value.hint
     assert not store.place("images").exists()
 
@@ -141,14 +143,14 @@ def test_an_image_for_other_machines_is_refused(origin: Origin, store: Store) ->
     only = made({ARM64: b"x"})
     origin.files |= only.files(NAME)
     with pytest.raises(FleetError, match="is not there for linux/amd64, only for linux/arm64") as fault:
-        mirror.fill(store, [Image(NAME, only.listed, AMD64, origin.url.removeprefix("http://"))])
+        fill_mirror.fill(store, [Image(NAME, only.listed, AMD64, origin.url.removeprefix("http://"))])
     assert fault.value.exit_code == 2
 
 
 @pytest.mark.parametrize("digest", ["sha512:00", "../../etc/passwd"])
 def test_a_part_that_no_registry_could_name_is_refused(digest: str) -> None:
     with pytest.raises(FleetError, match="a manifest names"):
-        list(registry.blobs({"config": {"digest": digest, "size": 1}, "layers": []}))
+        list(image_store.blobs({"config": {"digest": digest, "size": 1}, "layers": []}))
 
 
 def test_a_list_of_lists_is_refused(origin: Origin, image: Made, store: Store) -> None:
@@ -157,13 +159,13 @@ def test_a_list_of_lists_is_refused(origin: Origin, image: Made, store: Store) -
     digest = f"sha256:{sha256(body)}"
     origin.files[f"/v2/{NAME}/manifests/{digest}"] = body
     with pytest.raises(FleetError, match="names another list"):
-        mirror.fill(store, [Image(NAME, digest, AMD64, origin.url.removeprefix("http://"))])
+        fill_mirror.fill(store, [Image(NAME, digest, AMD64, origin.url.removeprefix("http://"))])
 
 
 def test_a_signer_that_is_none_is_told_by_its_file(image: Made, store: Store, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
     with pytest.raises(FleetError, match="holds no certificate") as fault:
-        mirror.fill(store, [Image(NAME, image.listed, AMD64, "127.0.0.1:1", tmp_path / "ca.pem")])
+        fill_mirror.fill(store, [Image(NAME, image.listed, AMD64, "127.0.0.1:1", tmp_path / "ca.pem")])
     assert fault.value.exit_code == 2
 
 
@@ -173,20 +175,20 @@ def test_a_full_disk_is_told_before_a_layer_is_fetched(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 30, 1 << 30, 1 << 20))
     with pytest.raises(FleetError, match=r"are missing in .* and 0.00 GiB are free"):
-        mirror.fill(store, [need_of(origin, image)])
+        fill_mirror.fill(store, [need_of(origin, image)])
     assert not [path for path in origin.bodies() if "/blobs/" in path]
 
 
 def test_images_are_carried_without_any_origin(origin: Origin, image: Made, store: Store, tmp_path: Path) -> None:
     need = need_of(origin, image)
-    mirror.fill(store, [need])
+    fill_mirror.fill(store, [need])
     disk, beyond = Store(tmp_path / "disk"), Store(tmp_path / "beyond")
     asked = len(origin.requests)
-    mirror.copy(store, disk, [need.key])
-    mirror.copy(disk, beyond, [need.key])
-    assert mirror.fill(beyond, [need])[0].fetched_bytes == 0
+    fill_mirror.copy(store, disk, [need.key])
+    fill_mirror.copy(disk, beyond, [need.key])
+    assert fill_mirror.fill(beyond, [need])[0].fetched_bytes == 0
     assert len(origin.requests) == asked
-    for place, digest in registry.links(NAME, image.listed, AMD64, beyond.bytes_of):
+    for place, digest in image_store.links(NAME, image.listed, AMD64, beyond.bytes_of):
         assert beyond.place(place).read_text() == digest
 
 
@@ -199,9 +201,9 @@ def test_an_account_goes_to_those_who_give_tokens_and_no_further(
         monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
         need = Image(NAME, image.listed, AMD64, host)
         with pytest.raises(FleetError, match="HTTP 403"):
-            mirror.fill(store, [need])
+            fill_mirror.fill(store, [need])
         (tmp_path / "config.json").write_text(json.dumps({"auths": {host: {"auth": account}}}))
-        mirror.fill(store, [need])
+        fill_mirror.fill(store, [need])
         assert [own for path, own in guard.asked if path == "/token"][1:] == [f"Basic {account}"] * guard.tokens
         assert not [path for path, own in guard.asked if path != "/token" and account in own]
     assert [path for path in origin.bodies() if "/blobs/" in path], "the layers came from elsewhere"
@@ -237,15 +239,15 @@ def fleet(folder: Path, image: Made, **mirror: object) -> Path:
 
 def test_a_mirror_with_a_port_for_images_carries_them(fleets: Path, catalog: Catalog, image: Made) -> None:
     given = {"url": "http://192.0.2.9:8070", "registry": "192.0.2.1:5000", "distribution": "debian-12"}
-    without = needs.of(plan.load(fleet(fleets, image, **given), catalog), catalog)
+    without = parts.of(plan.load(fleet(fleets, image, **given), catalog), catalog)
     assert not [each for each in without if isinstance(each, Image)]
     folder = fleet(fleets, image, **given, registry_port=5001)
-    found = needs.of(plan.load(folder, catalog), catalog)
+    found = parts.of(plan.load(folder, catalog), catalog)
     (wanted,) = (each for each in found if isinstance(each, Image))
     assert wanted == Image("vllm-fleet/lab", image.listed, AMD64, "192.0.2.1:5000")
     (sets,) = (each.sets for each in found if isinstance(each, Debs))
     assert {"docker.io", "python3-requests", "docker-registry"} <= {name for each in sets for name in each}
-    variables = site.load(folder).hosts[0].variables
+    variables = inventory.load(folder).hosts[0].variables
     assert variables["vllm_image_reference"] == f"192.0.2.9:5001/vllm-fleet/lab@{image.listed}"
     assert variables["container_engine_registry"] == "192.0.2.9:5001"
 
@@ -273,15 +275,15 @@ def test_a_host_of_the_fleet_serves_the_images(
     where = origin.url.removeprefix("http://")
     folder = fleet(fleets, image, host="gateway-0", registry=where, registry_port=5000)
     with pytest.raises(FleetError, match=r"lacks .*image:vllm-fleet/lab@sha256"):
-        site.load(folder)
+        inventory.load(folder)
     store = Store(default_directory())
-    wanted = needs.of(plan.load(folder, catalog), catalog)
-    mirror.fill(store, [each for each in wanted if isinstance(each, Image)])
+    wanted = parts.of(plan.load(folder, catalog), catalog)
+    fill_mirror.fill(store, [each for each in wanted if isinstance(each, Image)])
     index = store.read()
     for number, need in enumerate(each for each in wanted if not isinstance(each, Image)):
         index = index.with_part(need.key, {f"part/{number}": Entry("0" * 64, 1, 1)})
     store.write(index)
-    host = {each.plan.name: each for each in site.load(folder).hosts}["gateway-0"]
+    host = {each.plan.name: each for each in inventory.load(folder).hosts}["gateway-0"]
     address = host.location.service_address
     settings = json.loads(host.variables["mirror_registry_config"])
     assert settings["http"]["addr"] == f"{address}:5000"
@@ -302,9 +304,9 @@ def test_what_serves_files_ends_with_what_serves_images(
         listens.append(listen)
         return subprocess.Popen(["false"])
 
-    monkeypatch.setattr(serve, "start", lambda *_: files)
-    monkeypatch.setattr(serve, "start_registry", registry_that_ends)
+    monkeypatch.setattr(serve_mirror, "start", lambda *_: files)
+    monkeypatch.setattr(serve_mirror, "start_registry", registry_that_ends)
     with pytest.raises(FleetError, match="docker-registry ended with 1"):
-        serve.run(store, plan.load(folder, catalog))
+        serve_mirror.run(store, plan.load(folder, catalog))
     assert listens == ["127.0.0.1:5000"]
     assert files.poll() is not None

@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vllm_fleet import drivers, paths, plan, repositories, site
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.driver_schema import RepositoryMirror
-from vllm_fleet.errors import FleetError
-from vllm_fleet.mirror import debs, needs, nginx, packages, wheels
-from vllm_fleet.mirror.needs import Debs, Encoding, Model, Wheels
+from vllm_fleet import inventory
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.fleet import plan
+from vllm_fleet.host import apt_repositories, drivers
+from vllm_fleet.host.apt_repositories import MirroredSystem
+from vllm_fleet.mirror import apt_lists, apt_packages, nginx_config, parts, wheels
+from vllm_fleet.mirror.parts import Debs, Encoding, Model, Wheels
 from vllm_fleet.mirror.store import Entry, Index, Store, default_directory
 from vllm_fleet.mirror.wheels import Offer
-from vllm_fleet.repositories import MirroredSystem
+from vllm_fleet.schema.driver import RepositoryMirror
 
 
 def change(folder: Path, **values: object) -> Path:
@@ -31,24 +34,27 @@ def change(folder: Path, **values: object) -> Path:
 MIRROR = {"url": "http://192.0.2.9:8070", "distribution": "debian-12"}
 
 
-def parts(folder: Path, catalog: Catalog) -> dict[str, list[needs.Need]]:
-    found: dict[str, list[needs.Need]] = {}
-    for need in needs.of(plan.load(folder, catalog), catalog):
+def parts_by_kind(folder: Path, catalog: Catalog) -> dict[str, list[parts.Need]]:
+    found: dict[str, list[parts.Need]] = {}
+    for need in parts.of(plan.load(folder, catalog), catalog):
         found.setdefault(type(need).__name__, []).append(need)
     return found
 
 
 def test_each_part_is_named_once_however_many_hosts_need_it(fleets: Path, catalog: Catalog) -> None:
-    found = parts(change(fleets, mirror=MIRROR), catalog)
+    found = parts_by_kind(change(fleets, mirror=MIRROR), catalog)
     assert {kind: len(each) for kind, each in found.items()} == {"Wheels": 2, "Encoding": 2, "Model": 1, "Debs": 1}
 
 
 def test_the_distributions_packages_are_those_of_all_manifests(fleets: Path, catalog: Catalog) -> None:
     folder = change(fleets, mirror=MIRROR)
-    (wanted,) = parts(folder, catalog)["Debs"]
+    (wanted,) = parts_by_kind(folder, catalog)["Debs"]
     assert isinstance(wanted, Debs)
     installed = {
-        item["name"] for host in site.load(folder).hosts for item in host.manifest.items if item["kind"] == "package"
+        item["name"]
+        for host in inventory.load(folder).hosts
+        for item in host.manifest.items
+        if item["kind"] == "package"
     }
     assert installed <= {name for each in wanted.sets for name in each}
 
@@ -82,28 +88,28 @@ def test_what_hosts_get_of_vendors_is_in_the_mirror(
     fleets: Path, catalog: Catalog, pool: dict[str, object], names: list[str]
 ) -> None:
     folder = gpu_fleet(fleets, "http://10.0.0.5/nvidia", **pool)
-    (wanted,) = parts(folder, catalog)["Debs"]
+    (wanted,) = parts_by_kind(folder, catalog)["Debs"]
     assert isinstance(wanted, Debs)
     assert [each.name for each in wanted.repositories] == names
     vendors = {each.uri for each in wanted.origins if each.suite == "/"}
     assert vendors == ({"http://10.0.0.5/nvidia"} if names else set())
     flat = {name for each in wanted.sets for name in each}
-    assert (set(repositories.TOOLS) <= flat) == bool(names)
+    assert (set(apt_repositories.TOOLS) <= flat) == bool(names)
     assert ("nvidia-dkms-580-open=580.159.03-*" in flat) == (pool["driver"] == "managed")
     assert ("nvidia-container-toolkit=1.17.8-*" in flat) == (pool.get("install") == "docker")
     assert "linux-headers-1" in flat
     key = wanted.key
     (folder / "nvidia.asc").write_text("another key")
-    (again,) = parts(folder, catalog)["Debs"]
+    (again,) = parts_by_kind(folder, catalog)["Debs"]
     assert (again.key == key) == (names == [])
 
 
 def test_a_copy_on_the_hosts_themselves_is_read_with_tools_of_the_mirror(fleets: Path, catalog: Catalog) -> None:
     folder = gpu_fleet(fleets, "file:/srv/nvidia", **WHEEL, driver="managed")
-    (wanted,) = parts(folder, catalog)["Debs"]
+    (wanted,) = parts_by_kind(folder, catalog)["Debs"]
     assert isinstance(wanted, Debs)
     assert wanted.repositories == ()
-    assert set(repositories.TOOLS) <= {name for each in wanted.sets for name in each}
+    assert set(apt_repositories.TOOLS) <= {name for each in wanted.sets for name in each}
 
 
 def test_hosts_take_what_vendors_have_from_the_mirror_too(catalog: Catalog, tmp_path: Path) -> None:
@@ -134,13 +140,13 @@ def test_hosts_take_what_vendors_have_from_the_mirror_too(catalog: Catalog, tmp_
 def test_a_vendor_that_has_nothing_for_the_distribution_is_an_error_of_the_plan(fleets: Path, catalog: Catalog) -> None:
     folder = gpu_fleet(fleets, **WHEEL, driver="managed")
     with pytest.raises(FleetError, match=r"has no nvidia-cuda for debian-12, which g needs") as fault:
-        parts(folder, catalog)
+        parts_by_kind(folder, catalog)
     assert fault.value.hint == "it has ubuntu-22.04, ubuntu-24.04; or name a copy in artifacts.repositories"
     # Before the hosts are paid for.
-    (told,) = packages.missing(plan.load(folder, catalog), catalog)
+    (told,) = apt_packages.missing(plan.load(folder, catalog), catalog)
     assert told.message == fault.value.message
     copied = gpu_fleet(fleets, "http://10.0.0.5/nvidia", **WHEEL, driver="managed")
-    assert packages.missing(plan.load(copied, catalog), catalog) == ()
+    assert apt_packages.missing(plan.load(copied, catalog), catalog) == ()
 
 
 def test_another_lock_or_package_is_another_part() -> None:
@@ -162,7 +168,7 @@ def test_a_model_of_the_guides_is_pinned_and_fetched_without_its_copies(catalog:
 def test_a_model_without_folder_and_pin_is_an_error(fleets: Path, catalog: Catalog) -> None:
     folder = change(fleets, artifacts={"encodings": "../../artifacts/encodings"})
     with pytest.raises(FleetError, match=r"names no copy of 'vllm-fleet/lab-gpt-oss', and its recipe pins no revision"):
-        needs.of(plan.load(folder, catalog), catalog)
+        parts.of(plan.load(folder, catalog), catalog)
 
 
 @pytest.mark.parametrize(
@@ -185,11 +191,11 @@ def test_an_unknown_distribution_and_an_unknown_host_are_errors(fleets: Path, ca
     with pytest.raises(FleetError, match=r"mirror.distribution: there is no distribution 'plan-9'"):
         plan.load(change(fleets, mirror={**MIRROR, "distribution": "plan-9"}), catalog)
     with pytest.raises(FleetError, match=r"mirror.host: there is no host 'nobody'"):
-        site.load(change(fleets, mirror={"host": "nobody"}))
+        inventory.load(change(fleets, mirror={"host": "nobody"}))
 
 
 def test_hosts_of_a_fleet_with_a_mirror_fetch_from_nowhere_else(fleets: Path) -> None:
-    found = site.load(change(fleets, mirror=MIRROR))
+    found = inventory.load(change(fleets, mirror=MIRROR))
     origins = re.compile(r"https?://(?!192\.0\.2\.9:8070)")
     for host in found.hosts:
         text = str({key: value for key, value in host.variables.items() if not key.startswith("vllm_service")})
@@ -209,13 +215,13 @@ def test_a_host_of_the_fleet_becomes_the_mirror_when_all_is_fetched(
     monkeypatch.setenv("VLLM_FLEET_CACHE", str(tmp_path / "cache"))
     folder = change(fleets, mirror={"host": "gateway-0", "distribution": "debian-12"})
     with pytest.raises(FleetError, match=r"lacks wheels:vllm-0.32.0-cpu.*run 'vllm-fleet mirror --fleet golden'"):
-        site.load(folder)
+        inventory.load(folder)
     index = Index()
-    for number, need in enumerate(needs.of(plan.load(folder, catalog), catalog)):
+    for number, need in enumerate(parts.of(plan.load(folder, catalog), catalog)):
         index = index.with_part(need.key, {f"part/{number}": Entry("0" * 64, 1, 1)})
     store = Store(default_directory())
     store.write(index)
-    found = {host.plan.name: host for host in site.load(folder).hosts}
+    found = {host.plan.name: host for host in inventory.load(folder).hosts}
     assert found["gateway-0"].manifest.roles == ("host_baseline", "gateway", "mirror")
     assert "mirror" not in found["lab-0"].manifest.roles
     address = found["gateway-0"].location.service_address
@@ -285,16 +291,16 @@ SHA256:
  {} 50 main/binary-amd64/Packages.xz
  {} 60 main/binary-amd64/Packages.gz
 """.format("1" * 64, "2" * 64, "3" * 64)
-ORIGIN = debs.Origin("http://x/debian", "bookworm", ("main",), "debs/debian-12/0")
+ORIGIN = apt_lists.Origin("http://x/debian", "bookworm", ("main",), "debs/debian-12/0")
 
 
 def test_the_list_of_an_archive_is_the_one_that_apt_asks_for() -> None:
-    (found,) = debs.lists(RELEASE, ORIGIN, "amd64")
+    (found,) = apt_lists.lists(RELEASE, ORIGIN, "amd64")
     assert found.path == f"debs/debian-12/0/dists/bookworm/main/binary-amd64/by-hash/SHA256/{'2' * 64}"
-    (plain,) = debs.lists(RELEASE.replace("Acquire-By-Hash: yes\n", ""), ORIGIN, "amd64")
+    (plain,) = apt_lists.lists(RELEASE.replace("Acquire-By-Hash: yes\n", ""), ORIGIN, "amd64")
     assert plain.path == "debs/debian-12/0/dists/bookworm/main/binary-amd64/Packages.xz"
     with pytest.raises(FleetError, match="has no list main/binary-arm64/Packages"):
-        list(debs.lists(RELEASE, ORIGIN, "arm64"))
+        list(apt_lists.lists(RELEASE, ORIGIN, "arm64"))
 
 
 def test_packages_are_found_with_their_digest_in_the_archive_that_has_them() -> None:
@@ -302,13 +308,13 @@ def test_packages_are_found_with_their_digest_in_the_archive_that_has_them() -> 
         "'http://x/debian/pool/l/libc_1%2b2_amd64.deb' libc.deb 7 MD5Sum:1\n"
         "'http://x/debian-security/pool/n.deb' n.deb 8 \n"
     )
-    wanted = debs.names_of_uris(printed)
+    wanted = apt_lists.names_of_uris(printed)
     assert len(wanted) == 2
     listed = (
         f"Package: libc\nFilename: pool/l/libc_1+2_amd64.deb\nSize: 7\nSHA256: {'4' * 64}\n\n"
         "Package: n\nFilename: pool/n.deb\n"
     )
-    (found,) = debs.pool(listed, wanted, ORIGIN)
+    (found,) = apt_lists.pool(listed, wanted, ORIGIN)
     assert (found.path, found.sha256, found.size) == ("debs/debian-12/0/pool/l/libc_1+2_amd64.deb", "4" * 64, 7)
 
 
@@ -320,7 +326,7 @@ def test_the_pages_of_the_index_name_every_wheel_with_its_digest() -> None:
 
 
 def test_the_server_gives_no_hidden_file_and_takes_nothing() -> None:
-    text = nginx.server("/srv/x", "8070", "/log")
+    text = nginx_config.server("/srv/x", "8070", "/log")
     assert "location ~ /\\. { return 404; }" in text
     assert "^(GET|HEAD)$" in text
     assert "listen 8070;" in text

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vllm_fleet import paths
+from vllm_fleet.base import paths
 
 FILE = paths.root() / "roles" / "model_store" / "files" / "vllm-model-disk"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.errors import FleetError
-from vllm_fleet.resolve import Question, resolve
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.resolve.resolve import Question, resolve
 
 AMD, LARGE, SMALL = "amd/gpt-oss-120b-w-mxfp4-a-fp8", "openai/gpt-oss-120b", "openai/gpt-oss-20b"
 

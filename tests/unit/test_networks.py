@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from vllm_fleet import networks, paths, plan, reach
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet import plan, private_networks, ssh_routes
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
 EAST: dict[str, Any] = {"region": "us-east-1", "zone": "us-east-1a"}
@@ -35,7 +36,7 @@ def load(tmp_path: Path, pools: Mapping[str, Mapping[str, Any]], gateway: Any = 
 
 
 def ranges(found: plan.Plan) -> dict[str, str]:
-    return {name: str(networks.block(hosts)) for name, hosts in networks.members(found.hosts).items()}
+    return {name: str(private_networks.block(hosts)) for name, hosts in private_networks.members(found.hosts).items()}
 
 
 def test_a_network_has_the_usual_range_unless_one_of_its_pools_says_another(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_joined_networks_are_reached_through_one_gateway(tmp_path: Path) -> None
     with pytest.raises(FleetError, match="is in aws us-west-2, and the gateway is in aws us-east-1"):
         load(tmp_path, pools)
     found = load(tmp_path, pools, joined_networks=True)
-    assert reach.jumps(found.hosts, found.access) == {"one-0": "gateway-0", "two-0": "gateway-0"}
+    assert ssh_routes.jumps(found.hosts, found.access) == {"one-0": "gateway-0", "two-0": "gateway-0"}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_joined_networks_are_reached_through_one_gateway(tmp_path: Path) -> None
     [(1, 0, "10.60.0.0/16"), (2, 1, "10.60.128.0/17"), (32, 0, "10.60.0.0/21"), (32, 31, "10.60.248.0/21")],
 )
 def test_the_parts_of_a_network(parts: int, index: int, wanted: str) -> None:
-    assert str(networks.part(IPv4Network("10.60.0.0/16"), parts, index)) == wanted
+    assert str(private_networks.part(IPv4Network("10.60.0.0/16"), parts, index)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -178,6 +179,6 @@ def test_the_parts_of_a_network(parts: int, index: int, wanted: str) -> None:
 )
 def test_the_networks_of_an_example_are_apart(example: str) -> None:
     found = plan.load((paths.root() / "inventories") / example)
-    rented = networks.members(host for host in found.hosts if host.rented)
+    rented = private_networks.members(host for host in found.hosts if host.rented)
     if found.access.joined_networks:
-        assert len({networks.block(hosts) for hosts in rented.values()}) == len(rented)
+        assert len({private_networks.block(hosts) for hosts in rented.values()}) == len(rented)

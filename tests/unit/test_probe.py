@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vllm_fleet import probe
+from vllm_fleet.on_host import probe
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 

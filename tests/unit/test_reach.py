@@ -16,11 +16,12 @@ import pytest
 import yaml
 from ssh_servers import ADDRESS, Loop
 
-from vllm_fleet import drift, plan, reach, stack
-from vllm_fleet.edge import ssh
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge import ssh, ssh_target
 from vllm_fleet.edge.connection import NoAnswerError, Ways
-from vllm_fleet.errors import FleetError
-from vllm_fleet.site import Site
+from vllm_fleet.fleet import plan, ssh_routes, stack
+from vllm_fleet.inventory import Site
+from vllm_fleet.operate import drift
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
 
@@ -109,8 +110,8 @@ def servers(key_file: Path) -> Iterator[Loop]:
     loop.stop()
 
 
-def target(name: str, server: Any, key_file: Path, jump: ssh.Target | None = None) -> ssh.Target:
-    return ssh.Target(name, ADDRESS, server.port, "root", (server.key,), key_file, jump=jump)
+def target(name: str, server: Any, key_file: Path, jump: ssh_target.Target | None = None) -> ssh_target.Target:
+    return ssh_target.Target(name, ADDRESS, server.port, "root", (server.key,), key_file, jump=jump)
 
 
 def test_many_hosts_share_one_connection_to_their_gateway(servers: Loop, key_file: Path) -> None:
@@ -130,14 +131,16 @@ def test_many_hosts_share_one_connection_to_their_gateway(servers: Loop, key_fil
 
 def test_a_host_behind_a_gateway_must_show_its_own_key(servers: Loop, key_file: Path) -> None:
     door, inner = servers.server(), servers.server()
-    other = ssh.Target("main-0", ADDRESS, inner.port, "root", (door.key,), key_file, jump=target("g", door, key_file))
+    other = ssh_target.Target(
+        "main-0", ADDRESS, inner.port, "root", (door.key,), key_file, jump=target("g", door, key_file)
+    )
     with pytest.raises(NoAnswerError, match="shows another SSH host key"):
         asyncio.run(ssh.ask(other, "echo '{}'"))
 
 
 def test_a_gateway_that_is_not_itself_is_told_as_the_way(servers: Loop, key_file: Path) -> None:
     door, inner = servers.server(), servers.server()
-    false = ssh.Target("gateway-0", ADDRESS, door.port, "root", (inner.key,), key_file)
+    false = ssh_target.Target("gateway-0", ADDRESS, door.port, "root", (inner.key,), key_file)
     with pytest.raises(NoAnswerError, match=r"cannot be reached through gateway-0: .* shows another SSH host key"):
         asyncio.run(ssh.ask(target("main-0", inner, key_file, false), "echo '{}'"))
     assert not inner.logins
@@ -147,7 +150,7 @@ def test_ssh_itself_comes_through_with_the_same_keys(servers: Loop, key_file: Pa
     door, inner = servers.server(), servers.server()
     known = tmp_path / "known_hosts"
     known.write_text("".join(f"[{ADDRESS}]:{each.port} {each.key}\n" for each in (door, inner)), encoding="utf-8")
-    arguments = reach.arguments(known, ("root", ADDRESS, door.port), key_file)
+    arguments = ssh_routes.arguments(known, ("root", ADDRESS, door.port), key_file)
     words = ["ssh", "-F", "none", *shlex.split(arguments), "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes"]
     words += ["-i", str(key_file), "-p", str(inner.port), f"root@{ADDRESS}", "echo through"]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)

@@ -7,9 +7,9 @@ import pytest
 from gpu_stand_ins import CLASSES, facts_of
 
 from lab import gpu
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.errors import FleetError
-from vllm_fleet.recognise import recognise
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.facts.recognise import recognise
 
 
 def a_gpu(name: str | None, memory_mib: int | None, arch: str | None) -> dict[str, Any]:

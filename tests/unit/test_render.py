@@ -9,29 +9,29 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_fleet import render
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.host import instance_files
 
 
 def test_a_config_has_dashed_keys_and_typed_values() -> None:
-    text = render.config_text({"max-model-len": 8, "enforce-eager": True, "compilation-config": {"level": 3}})
+    text = instance_files.config_text({"max-model-len": 8, "enforce-eager": True, "compilation-config": {"level": 3}})
     assert yaml.safe_load(text) == {"max-model-len": 8, "enforce-eager": True, "compilation-config": {"level": 3}}
     assert '"{' not in text
 
 
 def test_false_is_written_in_the_form_that_vllm_reads() -> None:
-    assert render.config_text({"enable-prefix-caching": False}) == "no-enable-prefix-caching: true\n"
+    assert instance_files.config_text({"enable-prefix-caching": False}) == "no-enable-prefix-caching: true\n"
 
 
 @pytest.mark.parametrize("args", [{"max_model_len": 8}, {"max-model-len": None}])
 def test_what_vllm_would_drop_or_misread_is_refused(args: dict[str, Any]) -> None:
     with pytest.raises(FleetError, match="cannot stand in a vLLM config"):
-        render.config_text(args)
+        instance_files.config_text(args)
 
 
 @given(st.text(st.characters(exclude_characters="\n\r\0", exclude_categories=["Cs", "Cc"]), max_size=30))
 def test_a_shell_reads_back_what_was_quoted(value: str) -> None:
-    text = render.env_text({"NAME": value})
+    text = instance_files.env_text({"NAME": value})
     assert (
         shlex.split(text.strip()) == [f"NAME={value}"]
         or subprocess.run(["sh", "-c", text + 'printf %s "$NAME"'], capture_output=True, check=True).stdout.decode()
@@ -41,18 +41,18 @@ def test_a_shell_reads_back_what_was_quoted(value: str) -> None:
 
 def test_a_line_break_is_refused() -> None:
     with pytest.raises(FleetError, match="line break"):
-        render.env_text({"NAME": "a\nb"})
+        instance_files.env_text({"NAME": "a\nb"})
 
 
 def test_a_release_is_named_by_its_content() -> None:
-    first = render.release_digest({"0.yaml": "a", "0.env": "b"})
-    assert first == render.release_digest({"0.env": "b", "0.yaml": "a"})
-    assert first != render.release_digest({"0.yaml": "b", "0.env": "a"})
+    first = instance_files.release_digest({"0.yaml": "a", "0.env": "b"})
+    assert first == instance_files.release_digest({"0.env": "b", "0.yaml": "a"})
+    assert first != instance_files.release_digest({"0.yaml": "b", "0.env": "a"})
     assert len(first) == 16
 
 
 def test_the_line_by_hand() -> None:
-    line = render.serve_line(
+    line = instance_files.serve_line(
         "m/n", {"a": True, "b": False, "c": {"d": 1}, "e": 2, "f": ["x", "y z"]}, {"HF_HOME": "/a b"}
     )
     assert line == "HF_HOME='/a b' vllm serve m/n --a --no-b --c '{\"d\": 1}' --e 2 --f x 'y z'"

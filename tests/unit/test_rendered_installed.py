@@ -11,11 +11,12 @@ import pytest
 
 from lab.artifacts.engine import ENGINE, lock_file
 from lab.artifacts.store import sha256_of
-from vllm_fleet import crosscheck, render
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.errors import FleetError
-from vllm_fleet.paths import cache_dir, root
-from vllm_fleet.resolve import Question, resolve
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.paths import cache_dir, root
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.host import instance_files
+from vllm_fleet.reports import recipe_check
+from vllm_fleet.resolve.resolve import Question, resolve
 
 pytestmark = pytest.mark.network
 
@@ -36,10 +37,10 @@ def configs(catalog: Catalog) -> dict[str, list[str]]:
     """Each different config of the engine, and the deployments that it is of."""
     found: dict[str, list[str]] = {}
     for model in catalog.models.values():
-        for asked in crosscheck.combinations(catalog, model):
+        for asked in recipe_check.combinations(catalog, model):
             if asked.engine.id != ENGINE:
                 continue
-            for features in ((), *((feature,) for feature in crosscheck.FEATURES)):
+            for features in ((), *((feature,) for feature in recipe_check.FEATURES)):
                 question = Question(asked.host.id, model.name, asked.profile, ENGINE, asked.install, features)
                 try:
                     deployment = resolve(catalog, question)
@@ -47,7 +48,7 @@ def configs(catalog: Catalog) -> dict[str, list[str]]:
                     assert fault.code == "refused", fault
                     continue
                 args = {**deployment.args, "model": model.name, "served-model-name": [model.name], "port": 8000}
-                text = render.config_text(args, mappings_as_text=deployment.mappings_as_text)
+                text = instance_files.config_text(args, mappings_as_text=deployment.mappings_as_text)
                 named = f"{model.name} on {asked.host.id}, {asked.profile} {features}"
                 found.setdefault(text, []).append(named)
     return found

@@ -7,13 +7,13 @@ import dataclasses
 import pytest
 from typer.testing import CliRunner
 
-from vllm_fleet import upgrade
-from vllm_fleet.catalog import Catalog
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import app
-from vllm_fleet.crosscheck import FEATURES
-from vllm_fleet.fleet_schema import Overrides
-from vllm_fleet.resolve import Question
-from vllm_fleet.upgrade import Case, Report
+from vllm_fleet.reports import upgrade
+from vllm_fleet.reports.recipe_check import FEATURES
+from vllm_fleet.reports.upgrade import Case, Report
+from vllm_fleet.resolve.resolve import Question
+from vllm_fleet.schema.fleet import Overrides
 
 OLDER, OLD, NEW = "vllm-0.10.2-cuda", "vllm-0.12.0-cuda", "vllm-0.32.0-cuda"
 FORK, ROCM = "rocm-open-mi355", "vllm-0.14.1-rocm"

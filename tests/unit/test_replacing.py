@@ -12,9 +12,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from vllm_fleet import plan, replacing
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.cli import app
-from vllm_fleet.errors import FleetError
+from vllm_fleet.fleet import plan, replacement
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
 
@@ -179,9 +179,9 @@ def test_all_that_would_go_must_be_named(folder: Path, pulumi: Path) -> None:
 )
 def test_a_name_that_needs_no_leave_is_refused(folder: Path, name: str, says: str) -> None:
     found = plan.load(folder)
-    changes = replacing.previewed({"steps": [step("replace", HOST, "main-1", ("ami",))]})
+    changes = replacement.previewed({"steps": [step("replace", HOST, "main-1", ("ami",))]})
     with pytest.raises(FleetError, match=says) as caught:
-        replacing.check(found, changes, [name])
+        replacement.check(found, changes, [name])
     assert caught.value.exit_code == 2
 
 
@@ -215,4 +215,4 @@ def test_a_preview_that_fails_is_one_error(folder: Path, pulumi: Path, script: s
     ],
 )
 def test_the_host_that_a_resource_is(kind: str, name: str, host: str | None) -> None:
-    assert replacing.host_of(urn(kind, name)) == host
+    assert replacement.host_of(urn(kind, name)) == host

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from vllm_fleet import crosscheck
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.errors import FleetError
-from vllm_fleet.fleet_schema import Overrides
-from vllm_fleet.resolve import Question, resolve
-from vllm_fleet.schema import Model, Rule, When
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.reports import recipe_check
+from vllm_fleet.resolve.resolve import Question, resolve
+from vllm_fleet.schema.fleet import Overrides
+from vllm_fleet.schema.recipe import Model, Rule, When
 
 LAB = "vllm-fleet/lab-gpt-oss"
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_is_refused_with_its_reason(
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    from vllm_fleet import catalog as catalogs
+    from vllm_fleet.catalogue import catalogue as catalogs
 
     recipes = catalogs.load()
     if "asked" in metafunc.fixturenames:
@@ -143,11 +143,11 @@ def test_every_rule_is_reached_and_explained(catalog: Catalog, rule_of: tuple[Mo
     rule = model.rules[index]
     assert rule.args or rule.env or rule.note or rule.refuse or rule.replaces
     assert len(rule.why.split()) >= 4
-    assert any(crosscheck.could_hold(rule.when, asked) for asked in crosscheck.combinations(catalog, model))
+    assert any(recipe_check.could_hold(rule.when, asked) for asked in recipe_check.combinations(catalog, model))
 
 
 def test_the_recipes_agree_with_each_other(catalog: Catalog) -> None:
-    assert [str(fault) for fault in crosscheck.faults(catalog)] == []
+    assert [str(fault) for fault in recipe_check.faults(catalog)] == []
 
 
 @pytest.mark.parametrize(
@@ -165,4 +165,4 @@ def test_the_recipes_agree_with_each_other(catalog: Catalog) -> None:
     ],
 )
 def test_a_mutated_catalogue_is_caught(catalog: Catalog, rule: Rule, says: str) -> None:
-    assert any(says in str(fault) for fault in crosscheck.faults(with_rule(catalog, rule)))
+    assert any(says in str(fault) for fault in recipe_check.faults(with_rule(catalog, rule)))

@@ -14,16 +14,17 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from vllm_fleet import catalog as catalogs
-from vllm_fleet import render, yamlfile
-from vllm_fleet.encoding_schema import Encodings
-from vllm_fleet.errors import FleetError
-from vllm_fleet.fleet_schema import Fleet, Overrides
-from vllm_fleet.known_schema import KnownIssues
-from vllm_fleet.paths import root
-from vllm_fleet.resolve import Deployment, Question, resolve
-from vllm_fleet.schema import Engine, HostClass, Model, Profiles
-from vllm_fleet.spelling_schema import Spellings
+from vllm_fleet.base import yaml_document
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.paths import root
+from vllm_fleet.catalogue import catalogue as catalogs
+from vllm_fleet.host import instance_files
+from vllm_fleet.resolve.resolve import Deployment, Question, resolve
+from vllm_fleet.schema.encoding import Encodings
+from vllm_fleet.schema.fleet import Fleet, Overrides
+from vllm_fleet.schema.known_issue import KnownIssues
+from vllm_fleet.schema.recipe import Engine, HostClass, Model, Profiles
+from vllm_fleet.schema.spelling import Spellings
 
 FILES: list[tuple[str, type[BaseModel]]] = [
     ("recipes/host_classes/mi300x.yml", HostClass),
@@ -88,7 +89,7 @@ def parsed(folder: Path, data: Any, kind: type[BaseModel]) -> BaseModel | FleetE
     path = folder / "mutated.yml"
     path.write_text(yaml.safe_dump(data, allow_unicode=True), encoding="utf-8")
     try:
-        return yamlfile.parse(yamlfile.read(path), kind)
+        return yaml_document.parse(yaml_document.read(path), kind)
     except FleetError as fault:
         for each in (fault, *fault.others):
             assert each.file is not None
@@ -155,7 +156,7 @@ def test_text_that_no_file_should_hold(folder: Path, text: str) -> None:
     path = folder / "mutated.yml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(FleetError) as caught:
-        yamlfile.parse(yamlfile.read(path), Profiles)
+        yaml_document.parse(yaml_document.read(path), Profiles)
     assert "mutated.yml" in str(caught.value)
 
 
@@ -200,4 +201,4 @@ def test_an_override_of_any_value_is_a_deployment_or_an_error(name: str, value: 
         assert found.instances >= 1
         assert found.fit.max_num_seqs >= 1
         assert json.loads(json.dumps(found.record(), allow_nan=False)) == found.record()
-        assert yaml.safe_load(render.config_text(found.args, mappings_as_text=found.mappings_as_text))
+        assert yaml.safe_load(instance_files.config_text(found.args, mappings_as_text=found.mappings_as_text))

@@ -12,13 +12,14 @@ import yaml
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from vllm_fleet import crosscheck, spellings
-from vllm_fleet.catalog import Catalog
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import spellings
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import app
-from vllm_fleet.errors import FleetError
-from vllm_fleet.fleet_schema import Overrides
-from vllm_fleet.resolve import Deployment, Question, resolve
-from vllm_fleet.spelling_schema import Spelling
+from vllm_fleet.reports import recipe_check
+from vllm_fleet.resolve.resolve import Deployment, Question, resolve
+from vllm_fleet.schema.fleet import Overrides
+from vllm_fleet.schema.spelling import Spelling
 
 LARGE = "openai/gpt-oss-120b"
 RULES = "recipes/models/openai/gpt-oss-120b.yml"
@@ -220,7 +221,7 @@ def test_recipe_tells_of_the_map(catalog: Catalog) -> None:
 
 
 def test_the_map_of_the_recipes_is_right(catalog: Catalog) -> None:
-    assert list(crosscheck.spelling_faults(catalog)) == []
+    assert list(recipe_check.spelling_faults(catalog)) == []
 
 
 @pytest.mark.parametrize(
@@ -243,13 +244,13 @@ def test_the_map_of_the_recipes_is_right(catalog: Catalog) -> None:
 )
 def test_a_mutated_map_is_caught(catalog: Catalog, change: dict[str, Any], says: str, key: str) -> None:
     index = len(catalog.spellings.spellings)
-    faults = list(crosscheck.spelling_faults(with_entries(catalog, entry(**change))))
+    faults = list(recipe_check.spelling_faults(with_entries(catalog, entry(**change))))
     assert any(says in fault.message and fault.key == f"spellings.{index}{key}" for fault in faults)
     assert {fault.file for fault in faults} == {"recipes/spellings.yml"}
 
 
 def test_check_tells_of_the_map(catalog: Catalog) -> None:
-    said = [fault.message for fault in crosscheck.faults(with_entries(catalog, entry(engine=">=9")))]
+    said = [fault.message for fault in recipe_check.faults(with_entries(catalog, entry(engine=">=9")))]
     assert said == ["applies to no class, engine and model"]
 
 

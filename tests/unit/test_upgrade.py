@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from vllm_fleet import upgrade
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.crosscheck import FEATURES
-from vllm_fleet.errors import FleetError
-from vllm_fleet.fleet_schema import Overrides
-from vllm_fleet.resolve import Question
-from vllm_fleet.upgrade import Case, Change, Effect, Report
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.reports import upgrade
+from vllm_fleet.reports.recipe_check import FEATURES
+from vllm_fleet.reports.upgrade import Case, Change, Effect, Report
+from vllm_fleet.resolve.resolve import Question
+from vllm_fleet.schema.fleet import Overrides
 
 LARGE, SMALL = "openai/gpt-oss-120b", "openai/gpt-oss-20b"
 RULES = "recipes/models/openai/gpt-oss-120b.yml"

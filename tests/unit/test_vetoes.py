@@ -15,10 +15,10 @@ import pytest
 
 from lab import gpu
 from lab.rootfs import write_files
-from vllm_fleet import drift, vetoes
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.edge import ssh
-from vllm_fleet.manifest import Manifest, wanted_facts
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.facts import vetoes
+from vllm_fleet.host.manifest import Manifest, wanted_facts
+from vllm_fleet.operate import drift, probing
 
 H200 = {"name": "NVIDIA H200", "memory_mib": 143771, "arch": "sm_90"}
 MI300X = {"name": "AMD Instinct MI300X", "memory_mib": 196592, "arch": "gfx942"}
@@ -160,21 +160,21 @@ def test_the_higher_floor_of_class_and_engine_counts(catalog: Catalog) -> None:
     assert wanted_facts(sized, {"rocm_min": "6.3"})["rocm_min"] == "7.0"
 
 
-def probed(root: Path, host: gpu.Gpus, facts: Mapping[str, Any]) -> ssh.Report:
+def probed(root: Path, host: gpu.Gpus, facts: Mapping[str, Any]) -> probing.Report:
     """The report of the program that goes to hosts, run here with the tools of another host."""
     write_files(root, gpu.files(host))
     path = f"{root / 'usr/local/bin'}:{os.environ['PATH']}"
     manifest = Manifest("gpu-0", (), facts)
-    command = ssh.remote_command("root", manifest).replace("/usr/bin/python3", sys.executable)
+    command = probing.remote_command("root", manifest).replace("/usr/bin/python3", sys.executable)
     done = subprocess.run(
         ["/bin/sh", "-c", command],
         env={"PATH": path, "ROCM_PATH": str(root / "opt/rocm")},
-        input=ssh.question(manifest),
+        input=probing.probe_input(manifest),
         capture_output=True,
         text=True,
         check=True,
     )
-    return ssh.report_of("gpu-0", manifest, done.stdout)
+    return probing.report_of("gpu-0", manifest, done.stdout)
 
 
 def test_the_probe_reads_the_facts_of_a_host_with_gpus(tmp_path: Path, catalog: Catalog) -> None:
@@ -195,8 +195,8 @@ def test_the_fault_names_the_host(tmp_path: Path, catalog: Catalog) -> None:
 def test_no_tool_is_asked_on_a_host_without_gpus(tmp_path: Path, catalog: Catalog) -> None:
     wanted = {"machine": os.uname().machine}
     assert probed(tmp_path, gpu.gpus("h200-8"), wanted).facts == {}
-    assert len(ssh.remote_command("root", Manifest("a", (), wanted))) < len(
-        ssh.remote_command("root", Manifest("a", (), wanted_facts(catalog.host_class("h200-8"))))
+    assert len(probing.remote_command("root", Manifest("a", (), wanted))) < len(
+        probing.remote_command("root", Manifest("a", (), wanted_facts(catalog.host_class("h200-8"))))
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_fleet import paths
+from vllm_fleet.base import paths
 
 PROGRAM = paths.root() / "roles" / "vllm_service" / "files" / "vllm-container"
 #: Behaves as Debian's docker 20.10 was seen to: a client ends with 125 when the daemon goes, the container goes on;

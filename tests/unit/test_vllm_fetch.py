@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stand_in_origin import Origin, serving, sha256
 
-from vllm_fleet import paths
+from vllm_fleet.base import paths
 
 PROGRAM = paths.root() / "roles" / "model_store" / "files" / "vllm-fetch"
 LARGE = os.urandom(5 << 20)

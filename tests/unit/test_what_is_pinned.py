@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
-from vllm_fleet import installable, paths, plan
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.choice import choose_install
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import check
 from vllm_fleet.cli import plan as plan_command
-from vllm_fleet.errors import FleetError
-from vllm_fleet.image_choice import pinned
-from vllm_fleet.resolve import Question, resolve
+from vllm_fleet.fleet import plan
+from vllm_fleet.host import engine_install
+from vllm_fleet.resolve.engine_choice import choose_install
+from vllm_fleet.resolve.image_digest import pinned
+from vllm_fleet.resolve.resolve import Question, resolve
 
 CPU, UNLOCKED = "vllm-0.32.0-cpu", "vllm-0.10.1-cuda"
 DIGEST = f"sha256:{'1' * 64}"
@@ -83,7 +85,7 @@ def test_a_lock_that_is_wrong_is_told_by_check_and_plan_alike(
     for run in (
         lambda: check.command("golden", json=True),
         lambda: plan_command.command("golden", json=True),
-        lambda: installable.locked(plan.load(folder, catalog), catalog),
+        lambda: engine_install.locked(plan.load(folder, catalog), catalog),
     ):
         with pytest.raises(FleetError, match=says) as fault:
             run()
@@ -97,7 +99,7 @@ def test_a_lock_that_is_right_is_taken(catalog: Catalog, fleets: Path, capsys: p
     folder = fleet(fleets, RIGHT)
     check.command("golden", json=True)
     found = plan.load(folder, catalog)
-    lock = installable.lock_of(found, catalog, found.hosts[0])
+    lock = engine_install.lock_of(found, catalog, found.hosts[0])
     assert lock is not None
     assert lock.path == (folder / "own.txt").resolve()
 

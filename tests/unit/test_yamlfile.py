@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from vllm_fleet import yamlfile
-from vllm_fleet.errors import FleetError
-from vllm_fleet.schema import Strict
+from vllm_fleet.base import yaml_document
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.schema.recipe import Strict
 
 
 class Inner(Strict):
@@ -20,10 +20,10 @@ class Outer(Strict):
     why: str = Field(default="because it is so", min_length=5)
 
 
-def write(tmp_path: Path, text: str) -> yamlfile.Document:
+def write(tmp_path: Path, text: str) -> yaml_document.Document:
     path = tmp_path / "file.yml"
     path.write_text(text, encoding="utf-8")
-    return yamlfile.read(path)
+    return yaml_document.read(path)
 
 
 def test_every_key_knows_its_line(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_key_that_is_not_there_has_the_line_of_its_parent(tmp_path: Path) -> N
 
 def test_a_file_becomes_a_record(tmp_path: Path) -> None:
     document = write(tmp_path, "inner: {count: 3, names: [x]}\n")
-    assert yamlfile.parse(document, Outer) == Outer(inner=Inner(count=3, names=["x"]))
+    assert yaml_document.parse(document, Outer) == Outer(inner=Inner(count=3, names=["x"]))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_file_becomes_a_record(tmp_path: Path) -> None:
 )
 def test_a_fault_names_line_and_key(tmp_path: Path, text: str, line: int, key: str, says: str) -> None:
     with pytest.raises(FleetError) as caught:
-        yamlfile.parse(write(tmp_path, text), Outer)
+        yaml_document.parse(write(tmp_path, text), Outer)
     fault = caught.value
     assert (fault.line, fault.key, fault.exit_code) == (line, key, 2)
     assert says in fault.message
@@ -67,7 +67,7 @@ def test_a_fault_names_line_and_key(tmp_path: Path, text: str, line: int, key: s
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(FleetError) as caught:
-        yamlfile.parse(write(tmp_path, "inner: {count: x, extra: 1}\nmore: 2\n"), Outer)
+        yaml_document.parse(write(tmp_path, "inner: {count: x, extra: 1}\nmore: 2\n"), Outer)
     assert len([caught.value, *caught.value.others]) == 3
 
 
@@ -88,9 +88,9 @@ def test_what_is_no_plain_yaml_is_refused(tmp_path: Path, text: str, says: str) 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just text\n"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(FleetError, match="must be a mapping"):
-        yamlfile.parse(write(tmp_path, text), Outer)
+        yaml_document.parse(write(tmp_path, text), Outer)
 
 
 def test_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match="there is no such file"):
-        yamlfile.read(tmp_path / "none.yml")
+        yaml_document.read(tmp_path / "none.yml")

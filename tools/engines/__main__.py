@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tools.engines import manifest, wheels
 from tools.engines.releases import RELEASES, Release
-from vllm_fleet.errors import FleetError
-from vllm_fleet.paths import display, root
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.paths import display, root
 
 _SHOWN_LINES = 60
 

@@ -10,7 +10,7 @@ from typing import Any
 from tools.engines import fields
 from tools.engines.evaluate import Evaluator
 from tools.engines.values import Class, Function
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 _DEPRECATED = re.compile(r"\[?deprecated\b", re.IGNORECASE)
 

@@ -9,7 +9,7 @@ from tools.engines import fields
 from tools.engines.evaluate import Evaluator
 from tools.engines.externals import Recorder
 from tools.engines.values import MISSING, UNKNOWN, Class, External, Function, Member, NotStaticError
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 # The module of make_arg_parser moves between releases.
 _PARSER_MODULES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")

@@ -12,7 +12,7 @@ from tools.engines.evaluate import Evaluator
 from tools.engines.releases import Release
 from tools.engines.sources import Sources
 from tools.engines.values import Class
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 _CLASSES = {
     "pass_config": "PassConfig",

@@ -23,8 +23,8 @@ from typing import Any
 from lab.artifacts.uv import uv_program
 from tools.engines.releases import Release
 from tools.engines.sources import Sources
-from vllm_fleet.errors import FleetError
-from vllm_fleet.paths import cache_dir
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.paths import cache_dir
 
 _TIMEOUT_SECONDS = 120  # of silence, not of the whole transfer
 _CHUNK_BYTES = 1 << 20

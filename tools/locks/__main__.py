@@ -14,12 +14,12 @@ from typing import get_args
 
 from tools.locks.compile import packages
 from tools.locks.text import lock_text
-from vllm_fleet import locks
-from vllm_fleet.catalog import Catalog, load
-from vllm_fleet.errors import FleetError
-from vllm_fleet.files import write_atomically
-from vllm_fleet.paths import display
-from vllm_fleet.schema import Engine, Machine
+from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.paths import display
+from vllm_fleet.catalogue import engine_locks
+from vllm_fleet.catalogue.catalogue import Catalog, load
+from vllm_fleet.schema.recipe import Engine, Machine
 
 
 def main(arguments: list[str]) -> int:
@@ -63,7 +63,7 @@ def _one(catalog: Catalog, engine: Engine, machine: Machine, options: argparse.N
     command = f"python -m tools.locks --engine {engine.id} --machine {machine}"
     command += "".join(f" --index {url}" for url in options.index or ())
     text = lock_text(engine, wheel, machine, packages(engine, wheel, machine, indexes), indexes, command)
-    if wrong := list(locks.faults(locks.parse(text, display(path)), engine, machine)):
+    if wrong := list(engine_locks.faults(engine_locks.parse(text, display(path)), engine, machine)):
         raise FleetError(
             f"the lock of {engine.id} for {machine} {'; '.join(wrong)}",
             "name the index that has the right build with --index",

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lab.artifacts.uv import uv_program
-from vllm_fleet import locks
-from vllm_fleet.errors import FleetError
-from vllm_fleet.paths import cache_dir
-from vllm_fleet.schema import Engine, Machine, WheelInstall
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.paths import cache_dir
+from vllm_fleet.catalogue import engine_locks
+from vllm_fleet.schema.recipe import Engine, Machine, WheelInstall
 
 _TIMEOUT_SECONDS = 1800
 
@@ -78,7 +78,7 @@ def _compile(engine: Engine, wheel: WheelInstall, machine: Machine, python: str,
 
 def _project(engine: Engine, machine: Machine, indexes: Sequence[str]) -> str:
     """A project that asks for just the engine. A JSON list of strings is a TOML array too."""
-    asked = locks.inputs(engine, machine)
+    asked = engine_locks.inputs(engine, machine)
     text = (
         f'[project]\nname = "engine"\nversion = "0"\ndependencies = {json.dumps(asked["requirements"])}\n\n'
         f"[tool.uv]\noverride-dependencies = {json.dumps(asked['overrides'])}\n"

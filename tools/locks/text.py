@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vllm_fleet import locks
-from vllm_fleet.schema import Engine, Machine, WheelInstall
+from vllm_fleet.catalogue import engine_locks
+from vllm_fleet.schema.recipe import Engine, Machine, WheelInstall
 
 _Files = dict[tuple[str, str], dict[str, Sequence[Mapping[str, Any]]]]
 
@@ -38,13 +38,13 @@ def lock_text(
     pins = [_pin(*key, taken, wheel.python) for key, taken in sorted(files.items())]
     sizes = [sum(_size(taken[python]) for taken in files.values() if python in taken) for python in packages]
     header = [
-        f"# {locks.FORM}",
+        f"# {engine_locks.FORM}",
         f"# engine: {engine.id}",
         f"# machine: {machine}",
         f"# python: {' '.join(wheel.python)}",
         f"# glibc: {wheel.glibc_min}",
-        f"# platform: {' '.join(locks.Lock('', {}, tuple(pins), '').platform).strip()}",
-        f"# inputs: {locks.inputs_digest(engine, machine)}",
+        f"# platform: {' '.join(engine_locks.Lock('', {}, tuple(pins), '').platform).strip()}",
+        f"# inputs: {engine_locks.inputs_digest(engine, machine)}",
         f"# packages: {len(pins)}",
         f"# bytes: {max(sizes)}",
         *([f"# index: {' '.join(indexes)}"] if indexes else []),
@@ -61,14 +61,14 @@ def _size(files: Sequence[Mapping[str, Any]]) -> int:
 
 def _pin(
     name: str, version: str, taken: Mapping[str, Sequence[Mapping[str, Any]]], pythons: Sequence[str]
-) -> locks.Pin:
+) -> engine_locks.Pin:
     found = (str(file["hashes"]["sha256"]) for python in pythons for file in taken.get(python, ()))
     digests = tuple(dict.fromkeys(found))
     marker = "" if len(taken) == len(pythons) else " or ".join(f"python_version == '{python}'" for python in taken)
-    return locks.Pin(name, version, marker, digests)
+    return engine_locks.Pin(name, version, marker, digests)
 
 
-def _lines(pin: locks.Pin) -> Iterator[str]:
+def _lines(pin: engine_locks.Pin) -> Iterator[str]:
     """A package as a requirements file spells it."""
     marker = f" ; {pin.marker}" if pin.marker else ""
     yield " \\\n".join([f"{pin.name}=={pin.version}{marker}", *(f"    --hash=sha256:{each}" for each in pin.sha256)])

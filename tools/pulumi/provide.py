@@ -22,8 +22,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
 from lab.progress import Heartbeat  # noqa: E402 - the checkout has to be on the path first
-from vllm_fleet.errors import FleetError  # noqa: E402
-from vllm_fleet.paths import cache_dir  # noqa: E402
+from vllm_fleet.base.errors import FleetError  # noqa: E402
+from vllm_fleet.base.paths import cache_dir  # noqa: E402
 
 #: An older engine lacks what the program asks of it.
 OLDEST = (3, 200, 0)

@@ -6,10 +6,14 @@ from typing import Annotated
 
 import typer
 
-from vllm_fleet import catalog, crosscheck, installable, paths, plan
-from vllm_fleet.catalog import raise_all
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import catalogue
+from vllm_fleet.catalogue.catalogue import raise_all
 from vllm_fleet.cli.output import JsonOption, fleet_directory, print_json, stdout
-from vllm_fleet.errors import FleetError
+from vllm_fleet.fleet import plan
+from vllm_fleet.host import engine_install
+from vllm_fleet.reports import recipe_check
 
 EPILOG = "Examples: vllm-fleet check | vllm-fleet check --fleet prod --json"
 
@@ -19,8 +23,8 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Validate recipes and fleets and cross-check them; print every error with its file and line."""
-    recipes = catalog.load()
-    faults: list[FleetError] = list(crosscheck.faults(recipes))
+    recipes = catalogue.load()
+    faults: list[FleetError] = list(recipe_check.faults(recipes))
     folders = (
         [fleet_directory(fleet)]
         if fleet
@@ -28,7 +32,7 @@ def command(
     )
     for folder in folders:
         try:
-            faults += installable.faults(plan.load(folder, recipes), recipes)
+            faults += engine_install.faults(plan.load(folder, recipes), recipes)
         except FleetError as fault:
             faults += [fault, *fault.others]
     raise_all(faults)

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from vllm_fleet import drift
-from vllm_fleet.catalog import raise_all
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import raise_all
 from vllm_fleet.cli.output import DRIFT_EXIT, FleetOption, JsonOption, fleet_directory, print_json, stderr, stdout
-from vllm_fleet.edge import ssh
-from vllm_fleet.errors import FleetError
+from vllm_fleet.operate import drift, probing
 
 EPILOG = "Examples: vllm-fleet drift | vllm-fleet drift --fleet prod --host h100-0 --json. Exit code 3: drift found."
 
@@ -28,7 +27,7 @@ def command(
     asked = [each for each in found.hosts if not host or each.plan.name in host]
     done = 0
 
-    def progress(report: ssh.Report) -> None:
+    def progress(report: probing.Report) -> None:
         nonlocal done
         done += 1
         if sys.stderr.isatty():

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from vllm_fleet import plan as plans
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.merge import leaves
 from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, stdout
-from vllm_fleet.errors import FleetError
-from vllm_fleet.merge import leaves
+from vllm_fleet.fleet import plan as plans
 
 EPILOG = "Examples: vllm-fleet explain lab-0 | vllm-fleet explain h100-3 --fleet prod --json"
 

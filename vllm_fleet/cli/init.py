@@ -10,14 +10,17 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from vllm_fleet import catalog, enrol, newfleet, paths, plan, yamlfile
-from vllm_fleet.catalog import raise_all
+from vllm_fleet.base import paths, yaml_document
+from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.field_types import Name
+from vllm_fleet.catalogue import catalogue
+from vllm_fleet.catalogue.catalogue import raise_all
 from vllm_fleet.cli.output import JsonOption, print_json, stderr, stdout
-from vllm_fleet.edge import hostkeys, keys
-from vllm_fleet.enrol import Asked, asked_hosts
-from vllm_fleet.errors import FleetError
-from vllm_fleet.files import write_atomically
-from vllm_fleet.values import Name
+from vllm_fleet.edge import keys, ssh_scan
+from vllm_fleet.fleet import plan
+from vllm_fleet.operate import enrol, new_fleet
+from vllm_fleet.operate.enrol import Asked, asked_hosts
 
 EPILOG = (
     "Examples: vllm-fleet init rack --host root@10.0.0.5 --host root@10.0.0.6 --gateway root@10.0.0.9 | "
@@ -40,10 +43,10 @@ def command(
 ) -> None:
     """Look at hosts over SSH, recognise their classes and write a commented fleet.yml for them."""
     _name(name)
-    recipes = catalog.load()
+    recipes = catalogue.load()
     folder = paths.inventories_dir() / name
     old = _existing(folder, add)
-    wanted = asked_hosts(host or (), gateway or (), newfleet.addresses(old.data) if old else {})
+    wanted = asked_hosts(host or (), gateway or (), new_fleet.addresses(old.data) if old else {})
     private = _private_key(key, folder, old)
     fingerprints = enrol.known_fingerprints(fingerprint or (), wanted)
     shown = enrol.shown_keys(wanted)
@@ -51,10 +54,10 @@ def command(
     found = enrol.look(shown, private, recipes)
     if old:
         before = (folder / "fleet.yml").read_text(encoding="utf-8")
-        text = newfleet.with_hosts(before, found, recipes, model)
+        text = new_fleet.with_hosts(before, found, recipes, model)
     else:
         before = ""
-        text = newfleet.text(name, found, recipes, model, str(private) if private else None)
+        text = new_fleet.text(name, found, recipes, model, str(private) if private else None)
     _write(folder, text, has_gateway=any(each.sized is None for each in found))
     if json:
         print_json({"fleet": name, "file": str(folder / "fleet.yml"), "hosts": [enrol.record(each) for each in found]})
@@ -71,7 +74,7 @@ def _name(name: str) -> None:
         raise FleetError(str(fault.errors()[0]["ctx"]["error"]), "choose another name", key="NAME") from None
 
 
-def _existing(folder: Path, add: bool) -> yamlfile.Document | None:
+def _existing(folder: Path, add: bool) -> yaml_document.Document | None:
     file = folder / "fleet.yml"
     if not add:
         if file.exists():
@@ -79,10 +82,10 @@ def _existing(folder: Path, add: bool) -> yamlfile.Document | None:
             raise FleetError("there is such a fleet already", hint, paths.display(file))
         return None
     plan.load(folder)
-    return yamlfile.read(file)
+    return yaml_document.read(file)
 
 
-def _private_key(key: Path | None, folder: Path, old: yamlfile.Document | None) -> Path | None:
+def _private_key(key: Path | None, folder: Path, old: yaml_document.Document | None) -> Path | None:
     if old and key:
         raise FleetError("--key is for a new fleet", "with --add the fleet's own key is used", key="--key")
     own = (old.data.get("access") or {}).get("ssh_private_key_file") if old else None
@@ -92,7 +95,7 @@ def _private_key(key: Path | None, folder: Path, old: yamlfile.Document | None) 
     return file
 
 
-def _confirm(shown: list[tuple[Asked, str]], known: dict[hostkeys.Address, str]) -> None:
+def _confirm(shown: list[tuple[Asked, str]], known: dict[ssh_scan.Address, str]) -> None:
     """Compares the keys with the fingerprints that were given, and asks a person about the others.
 
     Raises:
@@ -100,7 +103,7 @@ def _confirm(shown: list[tuple[Asked, str]], known: dict[hostkeys.Address, str])
     """
     faults, unknown = [], []
     for asked, public in shown:
-        seen = hostkeys.fingerprint(public)
+        seen = ssh_scan.fingerprint(public)
         given = known.get((asked.address, asked.port))
         if given and given != seen:
             text = f"shows the host key {seen}, not {given}: it is another machine, or someone is between"

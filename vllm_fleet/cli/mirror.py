@@ -9,12 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from vllm_fleet import catalog, paths, plan
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, stderr, stdout
-from vllm_fleet.edge import hub, mirror, serve
-from vllm_fleet.errors import FleetError
-from vllm_fleet.mirror import needs
+from vllm_fleet.edge import hub
+from vllm_fleet.fleet import plan
+from vllm_fleet.mirror import parts
 from vllm_fleet.mirror.store import Store, default_directory
+from vllm_fleet.operate import fill_mirror, serve_mirror
 
 EPILOG = (
     "Examples: vllm-fleet mirror --fleet prod | vllm-fleet mirror --verify | vllm-fleet mirror --to /media/disk/mirror "
@@ -37,31 +40,31 @@ def command(
     if to and from_:
         raise FleetError("--to and --from are two directions", "give one of them")
     asked = plan.load(fleet_directory(fleet))
-    parts = needs.of(asked, catalog.load())
-    keys = [part.key for part in parts]
+    wanted = parts.of(asked, catalogue.load())
+    keys = [part.key for part in wanted]
     store = Store((directory or default_directory()).resolve())
     tell = _Progress()
     wrong: list[str] = []
-    with mirror.locked(store):
+    with fill_mirror.locked(store):
         if verify:
-            wrong = mirror.verify(store, store.read(), tell.say)
+            wrong = fill_mirror.verify(store, store.read(), tell.say)
         if from_:
-            results = mirror.copy(Store(from_.resolve()), store, keys, tell.count)
+            results = fill_mirror.copy(Store(from_.resolve()), store, keys, tell.count)
         else:
-            results = mirror.fill(
-                store, parts, token=hub.token(hub_token_file), refresh=refresh, say=tell.say, progress=tell.count
+            results = fill_mirror.fill(
+                store, wanted, token=hub.token(hub_token_file), refresh=refresh, say=tell.say, progress=tell.count
             )
     if to:
         carried = Store(to.resolve())
-        with mirror.locked(carried):
-            results = mirror.copy(store, carried, keys, tell.count)
+        with fill_mirror.locked(carried):
+            results = fill_mirror.copy(store, carried, keys, tell.count)
         store = carried
     _report(fleet, store, results, wrong, json)
     if serving:
-        serve.run(store, asked)
+        serve_mirror.run(store, asked)
 
 
-def _report(fleet: str, store: Store, results: list[mirror.Result], wrong: list[str], as_json: bool) -> None:
+def _report(fleet: str, store: Store, results: list[fill_mirror.Result], wrong: list[str], as_json: bool) -> None:
     fetched = sum(result.fetched_bytes for result in results)
     total = sum(result.bytes for result in results)
     if as_json:

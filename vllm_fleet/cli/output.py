@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from vllm_fleet import paths
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
 
 DRIFT_EXIT = 3
 FleetOption = Annotated[str, typer.Option("--fleet", help="The fleet: a folder under inventories/.")]

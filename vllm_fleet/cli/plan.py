@@ -6,13 +6,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vllm_fleet import catalog, cost, installable, replacing, stack
-from vllm_fleet import plan as plans
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli import plan_tables
 from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, stderr, stdout
-from vllm_fleet.edge import price_catalogue, pulumi_cli
-from vllm_fleet.errors import FleetError
-from vllm_fleet.mirror import packages
+from vllm_fleet.edge import prices as gpuhunt_prices
+from vllm_fleet.edge import pulumi_cli
+from vllm_fleet.fleet import cost, host_plan, replacement, stack
+from vllm_fleet.fleet import plan as plans
+from vllm_fleet.host import engine_install
+from vllm_fleet.mirror import apt_packages
 
 EPILOG = (
     "Examples: vllm-fleet plan | vllm-fleet plan --fleet prod --preview | "
@@ -39,16 +42,16 @@ def command(
     prices: PricesOption = "fleet",
 ) -> None:
     """Print the To-Be of a fleet: what each host runs, what it costs, and what would change against the stack."""
-    recipes = catalog.load()
+    recipes = catalogue.load()
     plan = plans.load(fleet_directory(fleet), recipes)
-    catalog.raise_all(list(installable.faults(plan, recipes)))
+    catalogue.raise_all(list(engine_install.faults(plan, recipes)))
     allowed = list(dict.fromkeys(filter(None, (name.strip() for name in replace_serving.split(",")))))
     bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
-    missing = (*installable.missing(plan, recipes), *packages.missing(plan, recipes))
+    missing = (*engine_install.missing(plan, recipes), *apt_packages.missing(plan, recipes))
     as_is, changes = _changes(plan, preview or bool(allowed))
-    replacing.check(plan, changes, allowed)
-    run = replacing.commands(plan, changes, allowed) if allowed else ()
-    refused = replacing.refusal(plan, changes, allowed)
+    replacement.check(plan, changes, allowed)
+    run = replacement.commands(plan, changes, allowed) if allowed else ()
+    refused = replacement.refusal(plan, changes, allowed)
     if json:
         _print_record(plan, bill, missing, as_is, changes, run, refused)
     else:
@@ -70,7 +73,7 @@ def _price_lists(plan: plans.Plan, prices: str) -> list[cost.PriceList]:
     lists = [cost.own(plan)]
     if prices == "gpuhunt":
         try:
-            lists.insert(0, price_catalogue.load(host.cloud for host in plan.hosts if host.rented))
+            lists.insert(0, gpuhunt_prices.load(host.cloud for host in plan.hosts if host.rented))
         except FleetError as fault:
             if fault.code != "work-failed":
                 raise
@@ -79,7 +82,7 @@ def _price_lists(plan: plans.Plan, prices: str) -> list[cost.PriceList]:
     return lists
 
 
-def _changes(plan: plans.Plan, ask_pulumi: bool) -> tuple[str, tuple[replacing.Change, ...]]:
+def _changes(plan: plans.Plan, ask_pulumi: bool) -> tuple[str, tuple[replacement.Change, ...]]:
     """What the stack has, in words, and what would change in it."""
     try:
         stack.locations(plan)
@@ -87,8 +90,8 @@ def _changes(plan: plans.Plan, ask_pulumi: bool) -> tuple[str, tuple[replacing.C
     except FleetError as fault:
         as_is = str(fault)
     if ask_pulumi:
-        return as_is, replacing.previewed(pulumi_cli.preview(plan.fleet))
-    return as_is, replacing.known(plan, stack.made(plan))
+        return as_is, replacement.previewed(pulumi_cli.preview(plan.fleet))
+    return as_is, replacement.known(plan, stack.made(plan))
 
 
 def _print_record(
@@ -96,7 +99,7 @@ def _print_record(
     bill: cost.Bill,
     missing: tuple[FleetError, ...],
     as_is: str,
-    changes: tuple[replacing.Change, ...],
+    changes: tuple[replacement.Change, ...],
     run: tuple[str, ...],
     refused: FleetError | None,
 ) -> None:
@@ -114,7 +117,7 @@ def _print_record(
     )
 
 
-def _record(host: plans.HostPlan) -> dict[str, Any]:
+def _record(host: host_plan.HostPlan) -> dict[str, Any]:
     deployment = host.deployment.record() if host.deployment else {}
     return {
         "host": host.name,

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from vllm_fleet.cost import Bill, Row
-from vllm_fleet.replacing import Change
+from vllm_fleet.fleet.cost import Bill, Row
+from vllm_fleet.fleet.replacement import Change
 
 _UNKNOWN = "unknown"
 #: Hosts of one change that are told one by one; a new fleet is told as a number.

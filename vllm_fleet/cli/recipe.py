@@ -6,11 +6,13 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from vllm_fleet import catalog, known, render
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli.output import JsonOption, print_json, stdout
-from vllm_fleet.errors import FleetError
-from vllm_fleet.resolve import Question, resolve
-from vllm_fleet.schema import Feature, Install, Profile
+from vllm_fleet.host import instance_files
+from vllm_fleet.resolve import known_issues
+from vllm_fleet.resolve.resolve import Question, resolve
+from vllm_fleet.schema.recipe import Feature, Install, Profile
 
 EPILOG = "Example: vllm-fleet recipe --host-class b200-8 --model openai/gpt-oss-120b --json"
 
@@ -42,18 +44,18 @@ def command(
         install=cast(Install | None, _one_of(Install, "--install", install)),
         features=tuple(cast(Feature, _one_of(Feature, "--feature", name)) for name in feature or ()),
     )
-    recipes = catalog.load()
+    recipes = catalogue.load()
     deployment = resolve(recipes, question)
-    issues = known.concerning(recipes, deployment, question.features)
+    issues = known_issues.concerning(recipes, deployment, question.features)
     record = deployment.record()
-    config = render.config_text(deployment.args, mappings_as_text=deployment.mappings_as_text)
-    line = render.serve_line(deployment.model, deployment.args, deployment.env)
+    config = instance_files.config_text(deployment.args, mappings_as_text=deployment.mappings_as_text)
+    line = instance_files.serve_line(deployment.model, deployment.args, deployment.env)
     image = deployment.engine.docker
-    lines = render.docker_lines(image, deployment.model, deployment.args, deployment.env) if image else []
+    lines = instance_files.docker_lines(image, deployment.model, deployment.args, deployment.env) if image else []
     docker = "\n".join(lines) or None
-    docker_note = render.docker_note(image) if image else None
+    docker_note = instance_files.docker_note(image) if image else None
     if json:
-        listed = [known.record(issue) for issue in issues]
+        listed = [known_issues.record(issue) for issue in issues]
         shown = {"config": config, "serve": line, "docker": docker, "docker_note": docker_note, "known_issues": listed}
         print_json({**record, **shown})
         return
@@ -74,7 +76,7 @@ def command(
     stdout.print("\n# config file", markup=False)
     stdout.print(config, markup=False, end="")
     stdout.print("\n# environment", markup=False)
-    stdout.print(render.env_text(deployment.env), markup=False, end="")
+    stdout.print(instance_files.env_text(deployment.env), markup=False, end="")
     stdout.print("\n# the same by hand", markup=False)
     stdout.print(line, markup=False)
     if docker:

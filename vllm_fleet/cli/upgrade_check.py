@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from vllm_fleet import catalog, plan, upgrade
+from vllm_fleet.catalogue import catalogue
+from vllm_fleet.catalogue.engine_names_diff import AT_RUN_TIME
 from vllm_fleet.cli.output import DRIFT_EXIT, JsonOption, fleet_directory, print_json, stdout
-from vllm_fleet.crosscheck import FEATURES
-from vllm_fleet.names_diff import AT_RUN_TIME
+from vllm_fleet.fleet import plan
+from vllm_fleet.reports import upgrade
+from vllm_fleet.reports.recipe_check import FEATURES
 
 EPILOG = (
     "Examples: vllm-fleet upgrade-check --from vllm-0.12.0-cuda --to vllm-0.32.0-cuda | "
@@ -30,7 +32,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Tell what an engine upgrade does: names that are gone, defaults, rules, and what each deployment becomes."""
-    recipes = catalog.load()
+    recipes = catalogue.load()
     old, new = upgrade.engines(recipes, before, after)
     if fleet:
         planned = plan.load(fleet_directory(fleet), recipes)

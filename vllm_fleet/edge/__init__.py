@@ -1,1 +1,1 @@
-"""The edge: the only part of the package that reaches other machines."""
+"""The outside world: SSH, HTTP, package indexes, registries, the hub, Pulumi."""

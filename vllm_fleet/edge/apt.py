@@ -8,13 +8,13 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import download
-from vllm_fleet.errors import FleetError
-from vllm_fleet.mirror import debs
-from vllm_fleet.mirror.debs import Origin
-from vllm_fleet.mirror.packages import Debs
+from vllm_fleet.host.apt_repositories import KEY_FILE, Repository, pins
+from vllm_fleet.mirror import apt_lists
+from vllm_fleet.mirror.apt_lists import Origin
+from vllm_fleet.mirror.apt_packages import Debs
 from vllm_fleet.mirror.store import Artifact
-from vllm_fleet.repositories import KEY_FILE, Repository, pins
 
 _TIMEOUT_SECONDS = 600
 
@@ -37,17 +37,17 @@ def listing(need: Debs, work: Path) -> list[Artifact]:
     keys = {each.name: _key(each, work / f"{each.name}.asc") for each in need.repositories}
     (work / "origin.sources").write_text(_sources(need, keys), encoding="utf-8")
     (work / "preferences").write_text("\n\n".join(pins(need.repositories, in_mirror=False)) + "\n", encoding="utf-8")
-    (work / "apt.conf").write_text(debs.apt_config(str(work), need.architecture), encoding="utf-8")
+    (work / "apt.conf").write_text(apt_lists.apt_config(str(work), need.architecture), encoding="utf-8")
     # An index that cannot be had is only a warning to apt, unless it is told so.
     _apt(need, work, "-o", "APT::Update::Error-Mode=any", "update")
     wanted: dict[str, None] = {}
     for packages in need.sets:
         printed = _apt(need, work, "-qq", "--no-install-recommends", "--print-uris", "-y", "install", *packages)
-        wanted |= dict.fromkeys(debs.names_of_uris(printed))
+        wanted |= dict.fromkeys(apt_lists.names_of_uris(printed))
     found = {each.path: each for origin in need.origins for each in _archive(origin, need, work, wanted)}
     for repository in need.repositories:
         key = keys[repository.name]
-        place = f"{debs.place(need.distribution, repository.name)}/{KEY_FILE}"
+        place = f"{apt_lists.place(need.distribution, repository.name)}/{KEY_FILE}"
         found[place] = Artifact(place, download.digest_of(key), key.stat().st_size, str(key))
     if missing := len(wanted) - sum(1 for path in found if path.endswith(".deb")):
         raise FleetError(
@@ -58,7 +58,7 @@ def listing(need: Debs, work: Path) -> list[Artifact]:
 
 def _archive(origin: Origin, need: Debs, work: Path, wanted: Iterable[str]) -> Iterator[Artifact]:
     """What is wanted of one suite of an archive, whose lists apt has just read."""
-    release = work / "lists" / debs.list_file(origin.release)
+    release = work / "lists" / apt_lists.list_file(origin.release)
     if not release.is_file():
         raise FleetError(
             f"{origin.release} is not there, only the older form of a signed list",
@@ -67,18 +67,18 @@ def _archive(origin: Origin, need: Debs, work: Path, wanted: Iterable[str]) -> I
         )
     place = f"{origin.place}/{origin.folder}InRelease"
     yield Artifact(place, download.digest_of(release), release.stat().st_size, str(release))
-    yield from debs.lists(release.read_text(encoding="utf-8"), origin, need.architecture)
+    yield from apt_lists.lists(release.read_text(encoding="utf-8"), origin, need.architecture)
     for name in origin.lists(need.architecture):
-        packages = work / "lists" / debs.list_file(f"{origin.uri}/{origin.folder}{name}")
-        yield from debs.pool(packages.read_text(encoding="utf-8", errors="replace"), wanted, origin)
+        packages = work / "lists" / apt_lists.list_file(f"{origin.uri}/{origin.folder}{name}")
+        yield from apt_lists.pool(packages.read_text(encoding="utf-8", errors="replace"), wanted, origin)
 
 
 def _sources(need: Debs, keys: Mapping[str, Path]) -> str:
     """The sources of the distribution and of the vendors, each where it really lies."""
-    stanzas = [debs.sources_text(need.record, [source.uri for source in need.record.sources])]
+    stanzas = [apt_lists.sources_text(need.record, [source.uri for source in need.record.sources])]
     for repository in need.repositories:
         if source := repository.source(need.distribution):
-            stanzas.append(debs.stanza(source.uri, source, str(keys[repository.name])))
+            stanzas.append(apt_lists.stanza(source.uri, source, str(keys[repository.name])))
     return "\n".join(stanzas)
 
 

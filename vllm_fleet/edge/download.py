@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.mirror.store import Artifact, Entry
 
 _AT_A_TIME = 6

@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import download
 from vllm_fleet.edge.download import Fetched, Progress
-from vllm_fleet.errors import FleetError
-from vllm_fleet.mirror.needs import Model
+from vllm_fleet.mirror.parts import Model
 from vllm_fleet.mirror.store import Artifact
 
 _AT_A_TIME = 4

@@ -6,8 +6,8 @@ import json
 import subprocess
 from typing import Any
 
-from vllm_fleet import paths
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
 
 _HINT = "run it by hand to see all that it says"
 

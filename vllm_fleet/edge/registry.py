@@ -13,15 +13,15 @@ from pathlib import Path
 from threading import Lock
 from urllib.parse import urlencode
 
-from vllm_fleet import paths
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import download
 from vllm_fleet.edge.download import Access
-from vllm_fleet.errors import FleetError
-from vllm_fleet.mirror import registry
-from vllm_fleet.mirror.needs import Image
+from vllm_fleet.mirror import image_store
+from vllm_fleet.mirror.parts import Image
 from vllm_fleet.mirror.store import Artifact
 
-_ACCEPT = {"Accept": ", ".join((*registry.LISTS, *registry.MANIFESTS, "*/*;q=0.1"))}
+_ACCEPT = {"Accept": ", ".join((*image_store.LISTS, *image_store.MANIFESTS, "*/*;q=0.1"))}
 #: How long a token is good where its registry does not say, and how much of that is left for the answer.
 _TOKEN_SECONDS = 60
 _MARGIN_SECONDS = 20
@@ -33,7 +33,7 @@ class _Repository:
     """An image's repository, which several threads ask; tokens are asked for again before they end."""
 
     def __init__(self, need: Image) -> None:
-        self.host, self.name = registry.home(need.name, need.registry)
+        self.host, self.name = image_store.home(need.name, need.registry)
         # As the hosts do: the fleet's own registry is asked with TLS where its signer is named.
         scheme = "http" if need.registry and need.ca is None else "https"
         self.base = f"{scheme}://{self.host}/v2"
@@ -98,15 +98,17 @@ def listing(need: Image) -> list[Artifact]:
             fault.hint = fault.hint or f"does {where.host} have {where.name}@{digest}? 'docker login' gives an account"
             raise
         found[digest] = (len(body), where.manifest(digest))
-        return registry.parse(body, digest, f"{where.host} gives another one than was pinned: nothing was put in place")
+        return image_store.parse(
+            body, digest, f"{where.host} gives another one than was pinned: nothing was put in place"
+        )
 
     manifest = read(need.digest)
-    if one := registry.of_platform(manifest, need.platform):
+    if one := image_store.of_platform(manifest, need.platform):
         manifest = read(one.digest)
-    for part in registry.blobs(manifest):
+    for part in image_store.blobs(manifest):
         found[part.digest] = (part.size, where.blob(part.digest))
     return [
-        Artifact(f"{registry.FOLDER}/{registry.blob(digest)}", digest.removeprefix("sha256:"), size, url)
+        Artifact(f"{image_store.FOLDER}/{image_store.blob(digest)}", digest.removeprefix("sha256:"), size, url)
         for digest, (size, url) in found.items()
     ]
 
@@ -133,7 +135,7 @@ def _account(host: str) -> str:
     files = [Path(own)] if (own := os.environ.get("REGISTRY_AUTH_FILE")) else []
     files += [Path(run) / "containers" / "auth.json"] if run else []
     files += [Path(os.environ.get("DOCKER_CONFIG") or home / ".docker") / "config.json"]
-    names = (host, f"https://{host}", *(_PUBLIC if host == registry.PUBLIC else ()))
+    names = (host, f"https://{host}", *(_PUBLIC if host == image_store.PUBLIC else ()))
     for file in files:
         if not file.is_file():
             continue

@@ -1,1 +1,1 @@
-"""What a fleet fetches from outside: named by its plan, kept in one folder, verified by digests. No network here."""
+"""What a mirror of artifacts holds, and what its clients read from it."""

@@ -9,19 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vllm_fleet.artifacts import ModelFiles, model_files
-from vllm_fleet.assets import role_file_sha256
-from vllm_fleet.catalog import Catalog
-from vllm_fleet.distribution_schema import Distribution
-from vllm_fleet.manifest import Item, Manifest, file_item
-from vllm_fleet.mirror import debs, served
-from vllm_fleet.mirror.needs import model_need
-from vllm_fleet.mirror.packages import distribution
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.fleet.stack import Location
+from vllm_fleet.host.apt_repositories import MirroredSystem
+from vllm_fleet.host.instance_files import model_directory, sha256
+from vllm_fleet.host.manifest import Item, Manifest, file_item
+from vllm_fleet.host.model_files import ModelFiles, model_files
+from vllm_fleet.host.role_files import role_file_sha256
+from vllm_fleet.mirror import apt_lists, host_as_mirror
+from vllm_fleet.mirror.apt_packages import distribution
+from vllm_fleet.mirror.parts import model_need
 from vllm_fleet.mirror.store import Store, default_directory
-from vllm_fleet.plan import HostPlan, Plan
-from vllm_fleet.render import model_directory, sha256
-from vllm_fleet.repositories import MirroredSystem
-from vllm_fleet.stack import Location
+from vllm_fleet.schema.distribution import Distribution
 
 APT_CONFIG = "/etc/apt/apt.conf.d/60-vllm-fleet"
 APT_SOURCES = "/etc/apt/vllm-fleet.sources"
@@ -71,7 +72,7 @@ class Mirrored:
                 file_item(role, "/usr/local/libexec/vllm-fetch", role_file_sha256(role, "vllm-fetch"), "0755"),
             ]
         if host.name == self.host:
-            items += served.items(self.served)
+            items += host_as_mirror.items(self.served)
         return replace(manifest, items=(*manifest.items, *items))
 
 
@@ -79,25 +80,25 @@ def of(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
     """Where the hosts of a plan fetch from."""
     spec = plan.spec.mirror
     if not spec.is_there:
-        return Mirrored("", None, debs.host_config(None), "")
+        return Mirrored("", None, apt_lists.host_config(None), "")
     url = spec.url or f"http://{where[str(spec.host)].service_address}:{spec.port}"
     at = re.match(r"https?://(\[[^\]]*\]|[^:/]+)", url)
     registry = f"{at[1]}:{spec.registry_port}" if at and spec.registry_port else None
     chosen = distribution(plan, catalog)
-    local = apt_sources(chosen, f"file:{served.DIRECTORY}") if chosen else ""
-    serving = served.variables(plan, catalog, spec.port, local, registry) if spec.host else {}
+    local = apt_sources(chosen, f"file:{host_as_mirror.DIRECTORY}") if chosen else ""
+    serving = host_as_mirror.variables(plan, catalog, spec.port, local, registry) if spec.host else {}
     if chosen is None:
-        return Mirrored(url, spec.host, debs.host_config(None), "", registry, None, serving)
+        return Mirrored(url, spec.host, apt_lists.host_config(None), "", registry, None, serving)
     sources = apt_sources(chosen, url)
-    system = MirroredSystem(chosen[0], f"{url}/{debs.folder(chosen[0])}")
-    return Mirrored(url, spec.host, debs.host_config(APT_SOURCES), sources, registry, system, serving)
+    system = MirroredSystem(chosen[0], f"{url}/{apt_lists.folder(chosen[0])}")
+    return Mirrored(url, spec.host, apt_lists.host_config(APT_SOURCES), sources, registry, system, serving)
 
 
 def apt_sources(chosen: tuple[str, Distribution], base: str) -> str:
     """Sources of the archives in a mirror, wherever that is served."""
     name, record = chosen
-    bases = [f"{base}/{debs.place(name, number)}" for number in range(len(record.sources))]
-    return debs.sources_text(record, bases, check_valid_until=False)
+    bases = [f"{base}/{apt_lists.place(name, number)}" for number in range(len(record.sources))]
+    return apt_lists.sources_text(record, bases, check_valid_until=False)
 
 
 def files_of(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vllm_fleet import paths
-from vllm_fleet.errors import FleetError
-from vllm_fleet.files import write_atomically
+from vllm_fleet.base import paths
+from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.errors import FleetError
 
 INDEX = "mirror.json"
 VERSION = 1

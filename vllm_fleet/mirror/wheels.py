@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidSdistFilename, InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.mirror.store import Artifact
 
 _OLDEST_GLIBC_MINOR = 5

@@ -12,7 +12,7 @@ from infra.clouds.aws.images import AwsImages
 from infra.clouds.aws.network import AwsNetwork
 from infra.hosts import CloudArgs, CloudComponent, rented
 from infra.sdk import aws
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.fleet.host_plan import HostPlan
 
 
 class AwsCloud(CloudComponent):

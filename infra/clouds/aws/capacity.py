@@ -12,8 +12,8 @@ import pulumi
 
 from infra.hosts import placed, rented
 from infra.sdk import aws
-from vllm_fleet.cloud_schema import AwsPlacement, Purchase
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.schema.cloud import AwsPlacement, Purchase
 
 
 class Capacity:

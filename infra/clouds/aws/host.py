@@ -13,9 +13,9 @@ from infra.clouds.aws.network import AwsNetwork
 from infra.hosts import CloudArgs, HostRecord, placed, rented
 from infra.keys import SshKeyPair
 from infra.sdk import aws
-from vllm_fleet.cloud_schema import AwsPlacement
-from vllm_fleet.clouds import Rented
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.catalogue.rental import Rented
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.schema.cloud import AwsPlacement
 
 #: What a host keeps that exists: a change of these would stop or replace it.
 _KEPT = ["userData", "subnetId", "availabilityZone", "associatePublicIpAddress"]

@@ -9,8 +9,8 @@ import pulumi
 
 from infra.hosts import SERVICE_PORTS, CloudArgs, has_private, needs_nat, range_of, rented
 from infra.sdk import aws
-from vllm_fleet.networks import PARTS, part
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.private_networks import PARTS, part
 
 _EVERYWHERE = "0.0.0.0/0"
 

@@ -9,8 +9,8 @@ from infra.clouds.gcp.images import GcpImages
 from infra.clouds.gcp.network import GcpNetwork
 from infra.hosts import CloudArgs, CloudComponent, placed
 from infra.sdk import gcp
-from vllm_fleet.cloud_schema import GcpPlacement
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.schema.cloud import GcpPlacement
 
 
 class GcpCloud(CloudComponent):

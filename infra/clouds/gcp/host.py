@@ -13,9 +13,9 @@ from infra.clouds.gcp.network import GcpNetwork, tag
 from infra.hosts import CloudArgs, HostRecord, placed, rented
 from infra.keys import SshKeyPair
 from infra.sdk import gcp
-from vllm_fleet.cloud_schema import GcpPlacement
-from vllm_fleet.clouds import Rented
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.catalogue.rental import Rented
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.schema.cloud import GcpPlacement
 
 #: Machine series that boot from Hyperdisk only (Google's page on disk types, unverified).
 _HYPERDISK = ("a3-ultragpu", "a4-", "a4x-")

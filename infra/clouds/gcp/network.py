@@ -9,7 +9,7 @@ import pulumi
 
 from infra.hosts import SERVICE_PORTS, CloudArgs, has_private, needs_nat, range_of, rented
 from infra.sdk import gcp
-from vllm_fleet.plan import HostPlan
+from vllm_fleet.fleet.host_plan import HostPlan
 
 
 def tag(fleet: str, kind: str) -> str:

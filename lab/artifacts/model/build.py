@@ -15,8 +15,8 @@ from lab.artifacts.encodings import encodings_dir
 from lab.artifacts.engine import engine_dir, lock_file
 from lab.artifacts.model.questions import QUESTIONS_FILE, read_questions
 from lab.artifacts.store import build_once, say, sha256_of
-from vllm_fleet.errors import FleetError
-from vllm_fleet.paths import cache_dir, root
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.paths import cache_dir, root
 
 MANIFEST = "model.json"
 _SOURCES = ("questions", "dialogues", "harmony", "sheets", "tokenizer", "pupil", "train")

@@ -11,7 +11,7 @@ from typing import Any
 
 from lab.artifacts.model.dialogues import Called, Dialogue, Returned, Said, Setting, Text, User, cases, texts
 from lab.artifacts.model.questions import Questions, read_questions
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 APIS = ("chat", "responses", "completions")
 _TIMEOUT_SECONDS = 120

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vllm_fleet.errors import FleetError
-from vllm_fleet.paths import display
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.paths import display
 
 QUESTIONS_FILE = Path(__file__).parent / "questions.yml"
 

@@ -25,7 +25,7 @@ from lab.artifacts.model.pupil import Pupil
 from lab.artifacts.model.questions import Questions, read_questions
 from lab.artifacts.model.sheets import Sample, Sheet, pack
 from lab.artifacts.model.tokenizer import write_tokenizer
-from vllm_fleet.errors import FleetError
+from vllm_fleet.base.errors import FleetError
 
 _KNOWN_SHEETS, _SHEETS = 800, 2400  # of the latter the first hold no unknown words
 _DIALOGUES = 6  # a sheet

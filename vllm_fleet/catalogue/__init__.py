@@ -1,0 +1,1 @@
+"""The recipes as one catalogue: host classes, engines with what they read, models, clouds, locks."""

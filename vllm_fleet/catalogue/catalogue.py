@@ -1,0 +1,247 @@
+"""The one door to ``recipes/``: reads it, indexes it and finds what does not agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import Version
+from pydantic import BaseModel
+
+from vllm_fleet.base import paths, yaml_document
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import engine_locks
+from vllm_fleet.catalogue.engine_locks import Lock
+from vllm_fleet.catalogue.engine_names import EngineNames, read_names
+from vllm_fleet.schema.cloud import CloudTable
+from vllm_fleet.schema.distribution import Distributions
+from vllm_fleet.schema.draft import Draft
+from vllm_fleet.schema.driver import Drivers
+from vllm_fleet.schema.encoding import Encodings
+from vllm_fleet.schema.known_issue import KnownIssues
+from vllm_fleet.schema.recipe import Engine, HostClass, Machine, Model, Profile, Profiles, Rule
+from vllm_fleet.schema.spelling import Spellings
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class SizedClass:
+    """A host class with its count: ``h100-8`` is the family ``h100`` and eight devices."""
+
+    id: str
+    family: HostClass
+    count: int
+
+    @property
+    def machine(self) -> Machine:
+        """The processors of its hosts, as locks are told apart by."""
+        return self.family.facts.machine or "x86_64"
+
+    @property
+    def devices(self) -> int:
+        """Devices that vLLM can be spread over; a CPU host is one device, whatever its cores."""
+        return 1 if self.family.accelerator == "cpu" else self.count
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything in ``recipes/``, by name, with the file that each record stands in."""
+
+    root: Path
+    classes: Mapping[str, HostClass]
+    engines: Mapping[str, Engine]
+    models: Mapping[str, Model]
+    drafts: Mapping[str, Draft]
+    clouds: Mapping[str, CloudTable]
+    profiles: Mapping[Profile, str]
+    encodings: Encodings
+    distributions: Distributions
+    known_issues: KnownIssues
+    spellings: Spellings
+    drivers: Drivers
+    documents: Mapping[str, yaml_document.Document] = field(repr=False)
+
+    def host_class(self, name: str) -> SizedClass:
+        """The class of a name such as ``h100-8``.
+
+        Raises:
+            FleetError: no family or no such count.
+        """
+        family_name, _, count = name.rpartition("-")
+        family = self.classes.get(family_name)
+        if family is None or not count.isdigit():
+            known = ", ".join(sorted(sized.id for sized in self.sized_classes()))
+            raise FleetError(f"there is no host class {name!r}", f"known classes: {known}", key="host_class")
+        if int(count) not in family.counts:
+            sizes = ", ".join(f"{family_name}-{size}" for size in family.counts)
+            raise FleetError(f"the class {family_name!r} has no size {count}", f"it comes as {sizes}", key="host_class")
+        return SizedClass(name, family, int(count))
+
+    def sized_classes(self) -> Iterator[SizedClass]:
+        """Every class in every count."""
+        for family in self.classes.values():
+            for count in family.counts:
+                yield SizedClass(f"{family.name}-{count}", family, count)
+
+    def engine(self, name: str) -> Engine:
+        """The engine of that id.
+
+        Raises:
+            FleetError: there is none.
+        """
+        if name not in self.engines:
+            raise FleetError(
+                f"there is no engine {name!r}", f"known engines: {', '.join(sorted(self.engines))}", key="engine"
+            )
+        return self.engines[name]
+
+    def model(self, name: str) -> Model:
+        """The model of that name.
+
+        Raises:
+            FleetError: there is none, or it is a draft, which cannot be served (code ``refused``).
+        """
+        if draft := self.drafts.get(name):
+            raise FleetError(
+                f"{name} is a draft: it proposes tokens for {', '.join(draft.draft_of)} and serves nothing by itself",
+                f"serve {draft.draft_of[0]} with the feature {draft.method}",
+                key="model",
+                code="refused",
+            )
+        if name not in self.models:
+            raise FleetError(
+                f"there is no model {name!r}", f"known models: {', '.join(sorted(self.models))}", key="model"
+            )
+        return self.models[name]
+
+    def names(self, engine: Engine) -> EngineNames:
+        """What the engine's release reads."""
+        return read_names(self.root / "engines" / "names" / f"{engine.names}.yml", engine.fork)
+
+    def rules(self, model: Model) -> Iterator[tuple[str, int, Rule]]:
+        """The model's rules in their order: file, number in that file from 1, and rule.
+
+        Raises:
+            FleetError: the model takes its first rules from one that does not exist or that does so itself.
+        """
+        if model.rules_of:
+            first = self.models.get(model.rules_of)
+            if first is None or first.rules_of:
+                raise self.documents[model.name].error(
+                    ("rules_of",), f"{model.rules_of!r} is no model with rules of its own", "correct the name"
+                )
+            yield from self.rules(first)
+        file = self.documents[model.name].file
+        for number, rule in enumerate(model.rules, start=1):
+            yield file, number, rule
+
+    def lock_file(self, engine: Engine, machine: Machine) -> Path | None:
+        """The engine's hash-locked list of packages for a machine, where it has a wheel form that is locked."""
+        name = engine.wheel.locks.get(machine) if engine.wheel else None
+        return self.root / "engines" / name if name else None
+
+    def lock(self, engine: Engine, machine: Machine) -> Lock | None:
+        """The engine's lock for a machine; None where it has none.
+
+        Raises:
+            FleetError: it cannot be read, or is no lock.
+        """
+        path = self.lock_file(engine, machine)
+        return engine_locks.read(path) if path else None
+
+
+@cache
+def load(root: Path | None = None) -> Catalog:
+    """Reads ``recipes/``.
+
+    Raises:
+        FleetError: a file breaks its schema; every fault of every file is in it.
+    """
+    base = root or paths.root() / "recipes"
+    documents: dict[str, yaml_document.Document] = {}
+    faults: list[FleetError] = []
+
+    def records(pattern: str, model: type[Record], key: str) -> dict[str, Record]:
+        found: dict[str, Record] = {}
+        for path in sorted(base.glob(pattern)):
+            try:
+                document = yaml_document.read(path)
+                record = yaml_document.parse(document, model)
+            except FleetError as fault:
+                faults.extend([fault, *fault.others])
+                continue
+            name = str(getattr(record, key))
+            expected = str(path.relative_to(base / pattern.split("/")[0]).with_suffix(""))
+            if name != expected:
+                faults.append(document.error((key,), f"is {name!r} in a file of the name {expected!r}", "rename one"))
+            documents[name] = document
+            found[name] = record
+        return found
+
+    classes = records("host_classes/*.yml", HostClass, "name")
+    engines = records("engines/*.yml", Engine, "id")
+    models = records("models/*/*.yml", Model, "name")
+    drafts = records("drafts/*/*.yml", Draft, "name")
+    clouds = records("clouds/*.yml", CloudTable, "name")
+    singles: list[BaseModel] = []
+    for name, kind in (
+        ("profiles", Profiles),
+        ("encodings", Encodings),
+        ("distributions", Distributions),
+        ("known_issues", KnownIssues),
+        ("spellings", Spellings),
+        ("drivers", Drivers),
+    ):
+        try:
+            documents[name] = yaml_document.read(base / f"{name}.yml")
+            singles.append(yaml_document.parse(documents[name], kind))
+        except FleetError as fault:
+            faults.extend([fault, *fault.others])
+    raise_all(faults)
+    profiles, encodings, distributions, known, spellings, drivers = singles
+    assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
+    assert isinstance(encodings, Encodings)  # noqa: S101 - as above
+    assert isinstance(distributions, Distributions)  # noqa: S101 - as above
+    assert isinstance(known, KnownIssues)  # noqa: S101 - as above
+    assert isinstance(spellings, Spellings)  # noqa: S101 - as above
+    assert isinstance(drivers, Drivers)  # noqa: S101 - as above
+    return Catalog(
+        base,
+        classes,
+        engines,
+        models,
+        drafts,
+        clouds,
+        profiles.profiles,
+        encodings,
+        distributions,
+        known,
+        spellings,
+        drivers,
+        documents,
+    )
+
+
+def raise_all(faults: list[FleetError]) -> None:
+    """Raises the first of the faults with the others in it; nothing when there is none."""
+    if faults:
+        faults[0].others = faults[1:]
+        raise faults[0]
+
+
+@cache
+def in_range(release: str, wanted: str) -> bool:
+    """Whether a release lies in a range such as ``>=0.12,<0.32``.
+
+    Raises:
+        FleetError: the range is not one.
+    """
+    try:
+        return Version(release) in SpecifierSet(wanted)
+    except InvalidSpecifier:
+        raise FleetError(f"{wanted!r} is not a range of releases", "write for example '>=0.12,<0.32'") from None

@@ -1,0 +1,55 @@
+"""Whether a rule holds for a combination."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_fleet.catalogue.catalogue import SizedClass, in_range
+from vllm_fleet.schema.recipe import Engine, Feature, Install, Profile, When
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What the selectors of a rule look at. ``args`` and ``env`` are None until they are final."""
+
+    host: SizedClass
+    engine: Engine
+    install: Install
+    model: str
+    profile: Profile
+    features: tuple[Feature, ...] = ()
+    tensor_parallel: int | None = None
+    args: Mapping[str, Any] | None = None
+    env: Mapping[str, Any] | None = None
+
+
+def selects(when: When, asked: Combination) -> bool:
+    """Whether a rule holds for a combination: every selector that is given must.
+
+    One that looks at what is not known yet (``tensor_parallel``, final values) does not hold. A fact is no selector:
+    it is the host that answers it.
+    """
+    family = asked.host.family
+    return (
+        (when.accelerator is None or when.accelerator == family.accelerator)
+        and (when.arch is None or family.arch in when.arch)
+        and (when.host_class is None or family.name in when.host_class)
+        and (when.devices is None or asked.host.devices in when.devices)
+        and (when.engine is None or in_range(asked.engine.release, when.engine))
+        and (when.install is None or when.install == asked.install)
+        and (when.profile is None or asked.profile in when.profile)
+        and (when.model is None or asked.model in when.model)
+        and (when.feature is None or when.feature in asked.features)
+        and (when.tensor_parallel is None or asked.tensor_parallel in when.tensor_parallel)
+        and (when.at_least is None or _reach(asked.args, when.at_least))
+        and (when.env_set is None or (asked.env is not None and all(name in asked.env for name in when.env_set)))
+    )
+
+
+def _reach(args: Mapping[str, Any] | None, limits: Mapping[str, float]) -> bool:
+    """Whether every number is that large; what is not set, or no number, reaches nothing."""
+    return args is not None and all(
+        isinstance(value := args.get(name), int | float) and value >= limit for name, limit in limits.items()
+    )

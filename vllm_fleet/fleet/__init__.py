@@ -1,0 +1,1 @@
+"""A fleet's plan and its stack: hosts, networks, SSH routes, disks, cost, replacements."""

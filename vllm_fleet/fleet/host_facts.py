@@ -1,0 +1,47 @@
+"""What hosts have said of themselves and recipes ask for, kept beside the fleet for the next plan of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm_fleet.base import paths
+from vllm_fleet.base.atomic_files import write_atomically
+
+#: What a rule's ``when.fact`` can ask for, and the driver, whose compiler makes part of the caches of a start.
+ASKED = ("mec_firmware", "driver")
+Facts = Mapping[str, Mapping[str, Any]]
+
+
+def _file(fleet: str) -> Path:
+    return paths.run_dir(fleet) / "facts.json"
+
+
+def load(fleet: str) -> Facts:
+    """Host -> the facts that it gave when it was last asked; empty before the first time."""
+    try:
+        facts: Facts = json.loads(_file(fleet).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return facts
+
+
+def keep(fleet: str, said: Facts) -> bool:
+    """Adds what hosts have said to what is known of the others.
+
+    Args:
+        fleet: the fleet's name.
+        said: host -> all of its facts, as :func:`vllm_fleet.on_host.gpu_facts.read_facts` spells them.
+
+    Returns:
+        Whether any of it is new.
+    """
+    known = load(fleet)
+    asked = {host: {name: facts[name] for name in ASKED if facts.get(name) is not None} for host, facts in said.items()}
+    merged = {host: facts for host, facts in {**known, **asked}.items() if facts}
+    if merged == known:
+        return False
+    write_atomically(_file(fleet), json.dumps(merged, indent=1, sort_keys=True) + "\n")
+    return True

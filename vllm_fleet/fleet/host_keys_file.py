@@ -1,0 +1,74 @@
+"""``host-keys.yml``: the SSH host keys that hosts made themselves, step by step from one key to the next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_fleet.base import yaml_document
+from vllm_fleet.schema.cloud import HostKeys
+
+FILE = "host-keys.yml"
+_HEAD = """\
+# SSH host keys that the hosts made themselves: written by playbooks/rotate-host-keys.yml, public, to be kept with the
+# fleet. Two keys of one host stand here only while one takes the other's place.
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a host says of its keys, over a connection that is trusted already.
+
+    Attributes:
+        current: the key that its sshd shows.
+        next: the key that it has made and does not show yet; None where there is none.
+    """
+
+    current: str
+    next: str | None
+
+
+def load(directory: Path) -> HostKeys:
+    """The file of a fleet; empty where there is none."""
+    path = directory / FILE
+    return yaml_document.parse(yaml_document.read(path), HostKeys) if path.is_file() else HostKeys(keys={})
+
+
+def standing(found: HostKeys, ids: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
+    """Host -> its own keys, without those of hosts that were made again since.
+
+    Args:
+        found: the file.
+        ids: host -> its id in the stack; a host that is not there is static.
+    """
+    return {name: tuple(keys) for name, keys in found.keys.items() if found.hosts.get(name) in (None, ids.get(name))}
+
+
+def both(known: tuple[str, ...], shown: Shown) -> tuple[str, ...]:
+    """The keys to trust before a host takes its next key: that one and the present one.
+
+    Args:
+        known: what is trusted now, over which the host was asked.
+        shown: what the host says.
+    """
+    if shown.next is None:
+        return known if shown.current in known else (shown.current,)
+    return tuple(dict.fromkeys((shown.next, shown.current)))
+
+
+def text(keys: Mapping[str, tuple[str, ...]], ids: Mapping[str, str]) -> str:
+    """The file's text.
+
+    Args:
+        keys: host -> its own keys.
+        ids: host -> its id in the stack.
+    """
+    lines = [_HEAD, "hosts:" + ("" if set(ids) & set(keys) else " {}") + "\n"]
+    lines += [f"  {name}: {json.dumps(ids[name])}\n" for name in sorted(keys) if name in ids]
+    lines.append("keys:" + ("" if keys else " {}") + "\n")
+    for name in sorted(keys):
+        lines.append(f"  {name}:\n")
+        lines += [f"    - {key}\n" for key in keys[name]]
+    return "".join(lines)

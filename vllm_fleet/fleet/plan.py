@@ -1,0 +1,241 @@
+"""A fleet's To-Be: ``fleet.yml`` with the recipes, as hosts and what each of them runs."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_fleet.base import paths, yaml_document
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue import rental
+from vllm_fleet.catalogue.catalogue import Catalog, raise_all
+from vllm_fleet.catalogue.catalogue import load as load_catalog
+from vllm_fleet.fleet import private_networks, repository_faults, ssh_routes, weights_disk
+from vllm_fleet.fleet.host_plan import GATEWAY_POOL, HostPlan
+from vllm_fleet.fleet.mirror_faults import faults as mirror_faults
+from vllm_fleet.resolve import image_digest
+from vllm_fleet.resolve.resolve import Question, resolve
+from vllm_fleet.schema.fleet import Access, Fleet, Gateway, Pool, StaticHost
+
+_USERS = {"lab": "deploy", "static": "root"}
+
+
+#: What to do about an artifact that is not on the controller.
+_MISSING = (
+    "'make setup' makes what the lab uses; a model of the hub: set mirror and leave this key out, then run "
+    "'vllm-fleet mirror'"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole fleet, in the order of the file, gateways last."""
+
+    fleet: str
+    directory: Path
+    hosts: tuple[HostPlan, ...]
+    access: Access
+    gateway: Gateway
+    document: yaml_document.Document
+    spec: Fleet
+
+    def host(self, name: str) -> HostPlan:
+        """The host of that name.
+
+        Raises:
+            FleetError: there is none.
+        """
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        known = ", ".join(host.name for host in self.hosts)
+        raise FleetError(f"the fleet {self.fleet!r} has no host {name!r}", f"it has {known}", self.document.file)
+
+    def artifact(self, key: str, value: str, hint: str = _MISSING) -> Path:
+        """A path under ``artifacts``, with ``{cache}`` filled in, relative to the fleet's folder.
+
+        Args:
+            key: its key under ``artifacts``.
+            value: the path.
+            hint: what to do where it is not there.
+
+        Raises:
+            FleetError: it is not there.
+        """
+        path = Path(os.path.expanduser(value.replace("{cache}", str(paths.cache_dir()))))  # noqa: PTH111 - str in
+        full = path if path.is_absolute() else self.directory / path
+        if not full.exists():
+            raise self.document.error(
+                ("artifacts", *key.split(".", 1)),
+                f"there is no {paths.display(full)}",
+                hint,
+            )
+        return full
+
+
+def load(directory: Path, catalog: Catalog | None = None) -> Plan:
+    """Reads a fleet's folder and resolves every pool.
+
+    Raises:
+        FleetError: with every fault of the file.
+    """
+    document = yaml_document.read(directory / "fleet.yml")
+    spec = yaml_document.parse(document, Fleet)
+    if spec.fleet != directory.name:
+        raise document.error(
+            ("fleet",),
+            f"is {spec.fleet!r} in the folder of the fleet {directory.name!r}",
+            "rename one of them",
+        )
+    recipes = catalog or load_catalog()
+    faults: list[FleetError] = []
+    hosts: list[HostPlan] = []
+    for name, pool in spec.pools.items():
+        try:
+            hosts.extend(_serving_hosts(name, pool, spec, document, recipes))
+        except FleetError as fault:
+            faults.append(fault)
+    try:
+        hosts.extend(_gateway_hosts(spec, document, recipes))
+    except FleetError as fault:
+        faults.append(fault)
+    faults.extend(image_digest.faults(spec.artifacts.images, recipes, document))
+    faults.extend(repository_faults.faults(spec.artifacts.repositories, recipes, document))
+    faults.extend(mirror_faults(spec.mirror, [host.name for host in hosts], recipes, document))
+    faults.extend(_duplicates(hosts, document))
+    faults.extend(_unreachable(hosts, spec, document))
+    faults.extend(private_networks.faults(hosts, spec.access, document))
+    faults.extend(ssh_routes.apart(hosts, spec.access, document))
+    faults.extend(ssh_routes.unreachable(hosts, spec.access, document))
+    raise_all(faults)
+    return Plan(spec.fleet, directory, tuple(hosts), spec.access, spec.gateway, document, spec)
+
+
+def question(name: str, pool: Pool, spec: Fleet, document: yaml_document.Document) -> Question:
+    """What a pool asks of the recipes.
+
+    Raises:
+        FleetError: neither the pool nor the defaults name a model.
+    """
+    model = pool.model or spec.defaults.model
+    if model is None:
+        raise document.error(("pools", name), "names no model, nor do the defaults", "add 'model'")
+    return Question(
+        host_class=pool.host_class,
+        model=model,
+        profile=pool.profile or spec.defaults.profile,
+        engine=pool.engine,
+        install=pool.install,
+        features=tuple(pool.features),
+        overrides=pool.overrides,
+        overrides_file=document.file,
+        images=spec.artifacts.images,
+        locks=frozenset(spec.artifacts.locks),
+    )
+
+
+def _serving_hosts(
+    name: str, pool: Pool, spec: Fleet, document: yaml_document.Document, catalog: Catalog
+) -> Iterator[HostPlan]:
+    asked = question(name, pool, spec, document)
+    try:
+        deployment = resolve(catalog, asked)
+    except FleetError as fault:
+        if fault.file is None:
+            at = ("pools", name, fault.key) if fault.key else ("pools", name)
+            raise document.error(at, fault.message, fault.hint, fault.code) from None
+        raise
+    rented = None
+    if rental.rented(pool.cloud):
+        sized = catalog.host_class(pool.host_class)
+        rented = rental.pool(catalog, pool.cloud, sized, pool.placement, document, name)
+        weights_disk.check(rented, deployment.model, deployment.fit.weights_gib, document, name)
+    user = spec.access.ssh_user or (rented.table.user if rented else _USERS[pool.cloud])
+    for ordinal, (host_name, static) in enumerate(_members(name, pool.hosts, pool.static)):
+        yield HostPlan(
+            name=host_name,
+            kind="serving",
+            pool=name,
+            cloud=pool.cloud,
+            placement=pool.placement,
+            host_class=pool.host_class,
+            ordinal=ordinal,
+            user=(static.user if static else None) or user,
+            address=static.address if static else None,
+            port=static.port if static else 22,
+            ssh_host_key=static.ssh_host_key if static else None,
+            deployment=deployment,
+            rented=rented,
+        )
+
+
+def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catalog) -> Iterator[HostPlan]:
+    first_pool = next(iter(spec.pools.values()))
+    gateway = spec.gateway
+    cloud = gateway.cloud or ("static" if gateway.static else first_pool.cloud)
+    beside = first_pool.placement if cloud == first_pool.cloud else {}
+    placement = {key: value for key, value in beside.items() if key != "first"}
+    rented = None
+    if rental.rented(cloud) and gateway.hosts:
+        rented = rental.gateways(catalog, cloud, placement, gateway.placement, document)
+    user = spec.access.ssh_user or (catalog.clouds[cloud].user if rental.rented(cloud) else _USERS[cloud])
+    for ordinal, (name, static) in enumerate(_members(gateway.name, gateway.hosts, gateway.static)):
+        yield HostPlan(
+            name=name,
+            kind="gateway",
+            pool=GATEWAY_POOL,
+            cloud=cloud,
+            placement={**placement, **gateway.placement},
+            host_class=None,
+            ordinal=ordinal,
+            user=(static.user if static else None) or user,
+            address=static.address if static else None,
+            port=static.port if static else 22,
+            ssh_host_key=static.ssh_host_key if static else None,
+            rented=rented,
+        )
+
+
+def _unreachable(hosts: list[HostPlan], spec: Fleet, document: yaml_document.Document) -> Iterator[FleetError]:
+    """Rented hosts that nobody could log in to, or the whole world could try."""
+    if not any(host.rented for host in hosts):
+        return
+    if not spec.access.ssh_from:
+        yield document.error(
+            ("access", "ssh_from"), "is empty: nobody could reach the rented hosts", "give the controller's network"
+        )
+    for index, network in enumerate(spec.access.ssh_from):
+        if ipaddress.ip_network(network).prefixlen == 0:
+            yield document.error(
+                ("access", "ssh_from", index), "opens SSH to the whole internet", "give the controller's network"
+            )
+
+
+def _members(pool: str, count: int | None, static: Mapping[str, StaticHost]) -> Iterator[tuple[str, StaticHost | None]]:
+    if static:
+        yield from static.items()
+    else:
+        for ordinal in range(count or 0):
+            yield f"{pool}-{ordinal}", None
+
+
+def _duplicates(hosts: list[HostPlan], document: yaml_document.Document) -> Iterator[FleetError]:
+    """A host name or a static address that stands for two hosts."""
+    names: dict[str, HostPlan] = {}
+    addresses: dict[tuple[str, int], HostPlan] = {}
+    for host in hosts:
+        at = ("gateway",) if host.kind == "gateway" else ("pools", host.pool)
+        if other := names.get(host.name):
+            yield document.error(at, f"the host {host.name!r} is in the pool {other.pool!r} too", "rename one")
+        names[host.name] = host
+        if host.address:
+            if other := addresses.get((host.address, host.port)):
+                yield document.error(
+                    at,
+                    f"{host.name} and {other.name} both have the address {host.address}",
+                    "correct one of them",
+                )
+            addresses[host.address, host.port] = host

@@ -1,0 +1,160 @@
+"""What a run of Pulumi would do to hosts: which come, change, go or are made again, and what lets one go."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet.plan import Plan
+
+What = Literal["create", "update", "replace", "delete"]
+#: Names the hosts that one ``pulumi up`` may replace; infra/fleet.py reads it.
+VARIABLE = "FLEET_REPLACE_SERVING"
+_HOSTS = (
+    "aws:ec2/instance:Instance",
+    "gcp:compute/instance:Instance",
+    "azure-native:compute:VirtualMachine",
+    "oci:Core/instance:Instance",
+    "digitalocean:index/droplet:Droplet",
+    "pulumi-python:dynamic/lab:Host",
+)
+_MODEL_DISKS = ("aws:ebs/volume:Volume", "gcp:compute/disk:Disk")
+_OF_MODELS = "-models"
+#: What the engine calls a step -> what it means for the host; a step that is not here leaves the host alone.
+_STEPS: Mapping[str, What] = {
+    "create": "create",
+    "update": "update",
+    "replace": "replace",
+    "create-replacement": "replace",
+    "delete-replaced": "replace",
+    "delete": "delete",
+}
+_ORDER: tuple[What, ...] = ("create", "update", "replace", "delete")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What would happen to one host, with its disk for models.
+
+    Attributes:
+        host: the host.
+        what: the worst that would happen to it.
+        why: the properties that ask for it, as Pulumi names them.
+        protected: the URNs that Pulumi will not delete before their protection is taken away.
+    """
+
+    host: str
+    what: What
+    why: tuple[str, ...] = ()
+    protected: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def ends_it(self) -> bool:
+        """Whether what the host serves would end."""
+        return self.what in ("replace", "delete")
+
+    def record(self) -> dict[str, Any]:
+        """The change as the JSON contract spells it."""
+        return {"host": self.host, "what": self.what, "why": list(self.why)}
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.host}" + (f" ({', '.join(self.why)})" if self.why else "")
+
+
+def known(plan: Plan, made: Iterable[str]) -> tuple[Change, ...]:
+    """What fleet.yml and stack.json tell without Pulumi: hosts that come and hosts that go.
+
+    Args:
+        plan: the To-Be.
+        made: the hosts of the stack.
+    """
+    wanted = [host.name for host in plan.hosts if host.cloud != "static"]
+    there = set(made)
+    come = [Change(name, "create") for name in wanted if name not in there]
+    go = [Change(name, "delete", ("not in fleet.yml",)) for name in sorted(there - set(wanted))]
+    return (*come, *go)
+
+
+def previewed(preview: Mapping[str, Any]) -> tuple[Change, ...]:
+    """What Pulumi would do, from the JSON of its preview.
+
+    Args:
+        preview: what ``pulumi preview --json`` printed.
+    """
+    found: dict[str, Change] = {}
+    for step in preview.get("steps") or []:
+        what, host = _STEPS.get(step["op"]), host_of(step["urn"])
+        if what is None or host is None:
+            continue
+        why = step.get("replaceReasons") or step.get("diffReasons") or []
+        protected = [step["urn"]] if what == "delete" and (step.get("oldState") or {}).get("protect") else []
+        old = found.get(host, Change(host, what))
+        found[host] = replace(
+            old,
+            what=max(old.what, what, key=_ORDER.index),
+            why=tuple(dict.fromkeys((*old.why, *(str(each) for each in why)))),
+            protected=(*old.protected, *protected),
+        )
+    return tuple(found.values())
+
+
+def host_of(urn: str) -> str | None:
+    """The host that a resource is, or whose models it holds; None for another resource."""
+    *_, kind, name = urn.split("::")
+    kind = kind.rsplit("$", 1)[-1]
+    if kind in _HOSTS:
+        return name
+    return name.removesuffix(_OF_MODELS) if kind in _MODEL_DISKS and name.endswith(_OF_MODELS) else None
+
+
+def check(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> None:
+    """Holds the hosts that may go against those that would.
+
+    Raises:
+        FleetError: a name that is no host, or a host that would not go.
+    """
+    there = {host.name for host in plan.hosts} | {change.host for change in changes}
+    ending = {change.host for change in changes if change.ends_it}
+    for name in allowed:
+        if name not in there:
+            told = ", ".join(sorted(ending)) or "no host would be replaced or deleted"
+            raise FleetError(
+                f"--replace-serving names {name!r}, which is no host of {plan.fleet}",
+                f"replaced or deleted would be: {told}" if ending else told,
+            )
+        if name not in ending:
+            raise FleetError(
+                f"--replace-serving names {name}, which this plan neither replaces nor deletes",
+                "take it out; a host is replaced when something of it changes that cannot be changed in place",
+            )
+
+
+def refusal(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> FleetError | None:
+    """Why this plan must not be carried out as it is; None when it may be."""
+    bad = [change for change in changes if change.ends_it and change.host not in allowed]
+    if not bad or not plan.spec.protect:
+        return None
+    names = ",".join([*allowed, *(change.host for change in bad)])
+    return FleetError(
+        f"this plan would {', '.join(str(change) for change in bad)}: what they serve would end",
+        f"if that is meant: vllm-fleet plan --fleet {plan.fleet} --replace-serving {names}",
+        plan.document.file,
+        code="refused",
+    )
+
+
+def commands(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> tuple[str, ...]:
+    """What to run so that just the allowed hosts are replaced or deleted."""
+    mine = [change for change in changes if change.host in allowed and change.ends_it]
+    lines = [
+        # What the program no longer names, only the state can let go.
+        shlex.join(["pulumi", "state", "unprotect", "--yes", "--stack", plan.fleet, urn])
+        for change in mine
+        for urn in change.protected
+    ]
+    replaced = [change.host for change in mine if change.what == "replace"]
+    up = f"pulumi up --stack {shlex.quote(plan.fleet)}"
+    return (*lines, f"{VARIABLE}={','.join(replaced)} {up}" if replaced else up)

@@ -1,0 +1,127 @@
+"""``stack.json``: the As-Is that the Pulumi stack wrote, checked against the plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from vllm_fleet.base import paths, yaml_document
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet import host_keys_file, ssh_routes
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.schema.cloud import HostKeys
+from vllm_fleet.schema.fleet import Stack, StackHost
+
+
+@dataclass(frozen=True)
+class Location:
+    """How a host is reached.
+
+    Attributes:
+        address: by SSH, from the controller.
+        port: of its sshd.
+        user: who logs in.
+        ssh_host_keys: the keys that it may show; two while one takes the other's place.
+        service_address: by the other hosts of the fleet; what its services bind to.
+        jump: the gateway that it is reached through; None: straight.
+        id: of the machine, in its cloud; empty for static hosts.
+    """
+
+    address: str
+    port: int
+    user: str
+    ssh_host_keys: tuple[str, ...]
+    service_address: str
+    jump: str | None = None
+    id: str = ""
+
+
+def locations(plan: Plan) -> Mapping[str, Location]:
+    """Where every host of the plan is: static hosts from the fleet, all others from the stack.
+
+    Raises:
+        FleetError: no stack, one of another version or fleet, a host too few or too many.
+    """
+    rented = [host for host in plan.hosts if host.cloud != "static"]
+    made = _read(plan).hosts if rented else {}
+    file = paths.display(plan.directory / "stack.json")
+    missing = [host.name for host in rented if host.name not in made]
+    extra = sorted(set(made) - {host.name for host in rented})
+    if missing or extra:
+        told = [f"{name} is in {plan.document.file} but not in {file}" for name in missing]
+        told += [f"{name} is in {file} but not in {plan.document.file}" for name in extra]
+        raise FleetError("; ".join(told), "run 'pulumi up'", file)
+    own = _own_keys(plan, made)
+    jumps = ssh_routes.jumps(plan.hosts, plan.access)
+    return {
+        host.name: _static(host, own.get(host.name))
+        if host.cloud == "static"
+        else _made(made[host.name], own.get(host.name), jumps.get(host.name))
+        for host in plan.hosts
+    }
+
+
+def made(plan: Plan) -> tuple[str, ...]:
+    """The hosts that the stack has; none where it has written nothing yet.
+
+    Raises:
+        FleetError: its file is there and cannot be read.
+    """
+    return tuple(_read(plan).hosts) if (plan.directory / "stack.json").is_file() else ()
+
+
+def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[str, ...]]:
+    """The keys that hosts made themselves; they stand in place of those that they were made with."""
+    path = plan.directory / host_keys_file.FILE
+    if not path.is_file():
+        return {}
+    document = yaml_document.read(path)
+    found = yaml_document.parse(document, HostKeys)
+    if unknown := sorted(set(found.keys) - {host.name for host in plan.hosts}):
+        raise document.error(("keys", unknown[0]), "the fleet has no such host", "take it out")
+    return host_keys_file.standing(found, {name: host.id for name, host in made.items()})
+
+
+def _static(host: HostPlan, own: tuple[str, ...] | None) -> Location:
+    if host.address is None or host.ssh_host_key is None:
+        raise FleetError("a static host has an address and an ssh_host_key", host=host.name)
+    return Location(host.address, host.port, host.user, own or (host.ssh_host_key,), host.address)
+
+
+def _made(host: StackHost, own: tuple[str, ...] | None, jump: str | None) -> Location:
+    service = host.private_address or host.address
+    return Location(host.address, 22, host.user, own or (host.ssh_host_key,), service, jump, host.id)
+
+
+def _read(plan: Plan) -> Stack:
+    path = plan.directory / "stack.json"
+    file = paths.display(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FleetError(f"the hosts of {plan.document.file} are not made yet", "run 'pulumi up'", file) from None
+    except ValueError as fault:
+        raise FleetError(f"is not JSON: {fault}", "run 'pulumi up --refresh' to write it again", file) from None
+    version = data.get("version") if isinstance(data, dict) else None
+    if version != 1:
+        raise FleetError(
+            f"is of version {version!r}, this release reads version 1", "run 'pulumi up' with this release", file
+        )
+    try:
+        stack = Stack.model_validate(data)
+    except ValidationError as faults:
+        first = faults.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise FleetError(str(first["msg"]), "run 'pulumi up' to write it again", file, key=key) from None
+    if stack.fleet != plan.fleet:
+        raise FleetError(
+            f"is of the fleet {stack.fleet!r}, {plan.document.file} is of {plan.fleet!r}",
+            "select the stack of this fleet",
+            file,
+            key="fleet",
+        )
+    return stack

@@ -1,0 +1,147 @@
+"""Whether the engines of a plan can be installed on its hosts, and from which lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.versions import version_key
+from vllm_fleet.catalogue import engine_locks
+from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
+from vllm_fleet.catalogue.engine_locks import Lock
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.resolve import image_digest
+from vllm_fleet.resolve.deployment import Deployment
+from vllm_fleet.schema.recipe import Engine, Machine
+
+
+def lock_of(plan: Plan, catalog: Catalog, host: HostPlan) -> Lock | None:
+    """The lock that a serving host's engine is installed from; None where it is installed as an image.
+
+    Raises:
+        FleetError: there is none, or no image that is pinned (``refused``), or it does not fit the engine or the class.
+    """
+    deployment = host.deployment
+    if deployment is None:
+        return None
+    if deployment.install == "docker":
+        if fault := image_digest.refusal(deployment.engine, plan.spec.mirror.registry):
+            raise plan.document.error(("pools", host.pool), *fault, "refused")
+        return None
+    engine, sized = deployment.engine, catalog.host_class(deployment.host_class)
+    at = ("pools", host.pool)
+    own = _own(plan, engine, sized.machine)
+    if own and (wrong := list(engine_locks.faults(own, engine, sized.machine))):
+        raise plan.document.error(
+            ("artifacts", "locks", engine.id),
+            f"{own.file} {'; '.join(wrong)}",
+            f"make it again with {command(engine, sized.machine)}",
+        )
+    lock = own or catalog.lock(engine, sized.machine)
+    if lock is None:
+        reason = engine.wheel.unlocked.get(sized.machine, "nobody has made it") if engine.wheel else "it has no wheel"
+        image = ", or give the digest of its image in artifacts.images" if engine.docker else ""
+        raise plan.document.error(
+            at,
+            f"{engine.id} is not locked for {sized.machine}, so its packages cannot be verified: {reason}",
+            f"make its lock where its index can be reached, with {command(engine, sized.machine)} --index URL "
+            f"--output FILE, and name that file in artifacts.locks of the fleet{image}",
+            "refused",
+        )
+    for message, hint in unfit(lock, engine, sized):
+        raise plan.document.error(at, message, hint, "refused")
+    return lock
+
+
+def locked(plan: Plan, catalog: Catalog) -> Plan:
+    """The plan with each engine's directory named by the lock that its hosts really install.
+
+    Raises:
+        FleetError: as :func:`lock_of`, or the fleet brings a lock for an engine that there is not.
+    """
+    raise_all(list(faults(plan, catalog)))
+    return replace(plan, hosts=tuple(_with_directory(plan, catalog, host) for host in plan.hosts))
+
+
+def faults(plan: Plan, catalog: Catalog) -> Iterator[FleetError]:
+    """What is wrong with the locks that a fleet brings; each once, however many hosts would get it."""
+    for name in plan.spec.artifacts.locks:
+        if name not in catalog.engines:
+            known = ", ".join(sorted(catalog.engines))
+            yield plan.document.error(("artifacts", "locks", name), "is no engine", f"known engines: {known}")
+    own = plan.spec.artifacts.locks
+    yield from _refused(
+        plan,
+        catalog,
+        (host for host in plan.hosts if (it := host.deployment) and it.install == "wheel" and it.engine.id in own),
+    )
+
+
+def missing(plan: Plan, catalog: Catalog) -> tuple[FleetError, ...]:
+    """What is not pinned yet of what the hosts install: they can be planned and made, and ``site.yml`` refuses them."""
+    return tuple(_refused(plan, catalog, plan.hosts))
+
+
+def _refused(plan: Plan, catalog: Catalog, hosts: Iterable[HostPlan]) -> Iterator[FleetError]:
+    told = set()
+    for host in hosts:
+        try:
+            lock_of(plan, catalog, host)
+        except FleetError as fault:
+            if fault.message not in told:
+                yield fault
+            told.add(fault.message)
+
+
+def _with_directory(plan: Plan, catalog: Catalog, host: HostPlan) -> HostPlan:
+    lock = lock_of(plan, catalog, host)
+    if lock is None or host.deployment is None:
+        return host
+    named = engine_locks.directory_id(host.deployment.engine, lock)
+    return replace(host, deployment=replace(host.deployment, engine_directory_id=named))
+
+
+def _own(plan: Plan, engine: Engine, machine: Machine) -> Lock | None:
+    """The lock that the fleet brings for an engine."""
+    name = plan.spec.artifacts.locks.get(engine.id)
+    if name is None:
+        return None
+    hint = f"make it with {command(engine, machine)} --index URL --output FILE"
+    return engine_locks.read(plan.artifact(f"locks.{engine.id}", name.replace("{machine}", machine), hint).resolve())
+
+
+def unfit(lock: Lock, engine: Engine, sized: SizedClass) -> Iterator[tuple[str, str]]:
+    """Why a class must not be served from a lock, and what to do."""
+    floor = sized.family.facts.cuda_min
+    if engine.accelerator == "cuda" and floor and version_key(lock.cuda or "0") < version_key(floor):
+        yield (
+            f"{engine.id} is locked for CUDA {lock.cuda}, and {sized.id} needs {floor} or newer",
+            f"make a lock from an index with builds for CUDA {floor}: {command(engine, sized.machine)} --index URL",
+        )
+
+
+def command(engine: Engine, machine: Machine) -> str:
+    """How a lock is made."""
+    return f"'python -m tools.locks --engine {engine.id} --machine {machine}'"
+
+
+def variables(deployment: Deployment, lock: Lock) -> dict[str, Any]:
+    """What the role vllm_engine is told."""
+    engine = deployment.engine
+    platform, release = lock.platform if engine.accelerator != "cpu" else ("cpu", "")
+    return {
+        "vllm_engine_directory_id": deployment.engine_directory_id,
+        "vllm_engine_lock_file": str(lock.path),
+        "vllm_engine_release": engine.release,
+        "vllm_engine_platform": {"name": platform, "version": release},
+        "vllm_engine_machine": lock.header["machine"],
+        "vllm_engine_python_versions": list(lock.python),
+        "vllm_engine_glibc_min": lock.header["glibc"],
+        "vllm_engine_rocm_min": (engine.wheel.rocm_min if engine.wheel else None) or "",
+        "vllm_engine_index_urls": lock.header.get("index", "").split(),
+        "vllm_engine_packages": list(deployment.packages),
+        "vllm_engine_alias": dict(engine.wheel.alias) if engine.wheel else {},
+    }

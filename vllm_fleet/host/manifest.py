@@ -1,0 +1,183 @@
+"""Host -> Manifest: everything that must be true on it, each item owned by the role that brings it about."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_fleet.base.versions import version_key
+from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.host import container, haproxy, instance_files
+from vllm_fleet.host.model_files import ModelFiles
+from vllm_fleet.host.role_files import role_file_sha256
+from vllm_fleet.resolve.deployment import Deployment
+
+Item = dict[str, Any]
+RELEASES = "/opt/vllm/releases"
+CURRENT = "/opt/vllm/current"
+STAMP = ".verified.json"
+#: The unit of each install form; the part after the @ is the instance.
+UNITS = {"wheel": "vllm", "docker": "vllm-docker"}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The items of one host and the facts that it must have."""
+
+    host: str
+    items: tuple[Item, ...]
+    facts: Mapping[str, Any]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that own items, in the order of their first one."""
+        return tuple(dict.fromkeys(item["role"] for item in self.items))
+
+    @property
+    def text(self) -> str:
+        """The manifest as JSON, the same bytes for the same content."""
+        record = {"version": 1, "host": self.host, "facts": dict(self.facts), "items": list(self.items)}
+        return json.dumps(record, indent=1, sort_keys=True) + "\n"
+
+
+def file_item(role: str, path: str, sha256: str, mode: str = "0644", owner: str = "root", group: str = "root") -> Item:
+    """A file with its content, mode and owner."""
+    return {"role": role, "kind": "file", "path": path, "sha256": sha256, "mode": mode, "owner": owner, "group": group}
+
+
+def _directory(role: str, path: str, mode: str, owner: str = "root", group: str = "root") -> Item:
+    return {"role": role, "kind": "directory", "path": path, "mode": mode, "owner": owner, "group": group}
+
+
+def _unit(role: str, name: str, *, active: bool | None = None, enabled: bool | None = None) -> Item:
+    wanted = {"active": active, "enabled": enabled}
+    return {"role": role, "kind": "unit", "name": name, **{k: v for k, v in wanted.items() if v is not None}}
+
+
+def _package(role: str, name: str) -> Item:
+    return {"role": role, "kind": "package", "name": name}
+
+
+def baseline_items() -> Iterable[Item]:
+    """What the role host_baseline brings about on every host."""
+    role = "host_baseline"
+    for name in ("python3-venv", "nftables", "systemd-timesyncd"):
+        yield _package(role, name)
+    yield {"role": role, "kind": "user", "name": "vllm", "home": "/var/lib/vllm", "shell": "/usr/sbin/nologin"}
+    yield _directory(role, "/opt/vllm", "0755")
+    yield _directory(role, "/var/lib/vllm", "0755")
+    yield _directory(role, "/var/cache/vllm", "0750", "vllm", "vllm")
+    yield file_item(role, "/etc/sysctl.d/60-vllm-fleet.conf", role_file_sha256(role, "sysctl.conf"))
+    yield file_item(role, "/etc/security/limits.d/60-vllm-fleet.conf", role_file_sha256(role, "limits.conf"))
+    yield _unit(role, "systemd-timesyncd.service", enabled=True)
+
+
+def _engine_items(deployment: Deployment) -> Iterable[Item]:
+    role, engine = "vllm_engine", f"{instance_files.ENGINES}/{deployment.engine_directory_id}"
+    yield from (_package(role, name) for name in deployment.packages)
+    yield {"role": role, "kind": "file", "path": f"{engine}/bin/vllm", "mode": "0555"}
+    yield file_item(role, f"{engine}/.complete", instance_files.sha256(f"{deployment.engine_directory_id}\n"))
+
+
+def serving_manifest(
+    host: HostPlan,
+    catalog: Catalog,
+    encodings: Sequence[Mapping[str, str]],
+    model: ModelFiles,
+    instances: Sequence[instance_files.InstanceFiles],
+    files: Mapping[str, str],
+    release: str,
+    firewall: str,
+    image: container.Image | None = None,
+    asked: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """The manifest of a host that serves.
+
+    With an image it serves from a container; ``asked`` is what the lock of its engine asks of it.
+    """
+    deployment = host.deployment
+    if deployment is None:
+        raise ValueError(f"{host.name} serves nothing")
+    items = list(baseline_items())
+    items.append(_directory("harmony_encodings", instance_files.ENCODINGS, "0755"))
+    items += [file_item("harmony_encodings", f"{instance_files.ENCODINGS}/{e['name']}", e["sha256"]) for e in encodings]
+    items.append(
+        {
+            "role": "model_store",
+            "kind": "store",
+            "path": instance_files.model_directory(deployment.model, model.revision),
+            "stamp": STAMP,
+            "files": dict(model.sha256),
+        }
+    )
+    items += container.items(image) if image else _engine_items(deployment)
+    role = "vllm_service"
+    for path, name, mode in (
+        ("/etc/systemd/system/vllm@.service", "vllm@.service", "0644"),
+        ("/etc/systemd/system/vllm-docker@.service", "vllm-docker@.service", "0644"),
+        ("/etc/systemd/system/vllm-firewall.service", "vllm-firewall.service", "0644"),
+        ("/usr/local/libexec/vllm-instance", "vllm-instance", "0755"),
+        ("/usr/local/libexec/vllm-container", "vllm-container", "0755"),
+    ):
+        items.append(file_item(role, path, role_file_sha256(role, name), mode))
+    items.append(file_item(role, "/etc/vllm/firewall.nft", instance_files.sha256(firewall)))
+    items.append(_unit(role, "vllm-firewall.service", active=True, enabled=True))
+    items += [
+        file_item(role, f"{RELEASES}/{release}/{name}", instance_files.sha256(text), "0600")
+        for name, text in files.items()
+    ]
+    items.append({"role": role, "kind": "link", "path": CURRENT, "target": f"releases/{release}"})
+    for instance in instances:
+        items.append(_unit(role, f"{UNITS[deployment.install]}@{instance.name}.service", active=True, enabled=True))
+        items.append(
+            {
+                "role": role,
+                "kind": "file",
+                "path": f"/run/vllm-{instance.name}/loaded",
+                "sha256": instance_files.sha256(instance.loaded),
+            }
+        )
+    facts = wanted_facts(catalog.host_class(deployment.host_class), asked)
+    return Manifest(host.name, tuple(items), facts)
+
+
+def wanted_facts(sized: SizedClass, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a host of a class must be before anything is done to it; the engine's lock may ask for more.
+
+    ``gpu_vendor``, ``gpu_arch`` and ``gpu_count`` are there only for classes with GPUs: without them no tool of a
+    vendor is asked.
+    """
+    family = sized.family
+    facts = family.facts.model_dump(exclude_none=True)
+    if family.vendor == "cpu":
+        return facts
+    for key, value in (asked or {}).items():
+        facts[key] = max(facts[key], value, key=version_key) if key.endswith("_min") and key in facts else value
+    return facts | {"gpu_vendor": family.vendor, "gpu_arch": family.arch, "gpu_count": sized.count}
+
+
+def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Item, ...]:
+    """What must be true on every gateway of a fleet."""
+    role = "gateway"
+    items = [
+        *baseline_items(),
+        _package(role, "haproxy"),
+        file_item(role, "/etc/haproxy/haproxy.cfg", instance_files.sha256(config), "0640", "root", "haproxy"),
+        file_item(role, haproxy.API_KEYS, instance_files.sha256(keys), "0640", "root", "haproxy"),
+        file_item(
+            role,
+            "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf",
+            role_file_sha256(role, "haproxy.service.d.conf"),
+        ),
+        _unit(role, "haproxy.service", active=True, enabled=True),
+        {"role": role, "kind": "traffic", "path": haproxy.ADMIN_SOCKET},
+    ]
+    if certificate:
+        digest = hashlib.sha256(certificate.read_bytes()).hexdigest()
+        items.append(file_item(role, haproxy.CERTIFICATE, digest, "0640", "root", "haproxy"))
+    return tuple(items)

@@ -1,0 +1,34 @@
+"""What an engine compiles at its first start, named so that just the hosts that can use it share it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from vllm_fleet.host import instance_files
+from vllm_fleet.resolve.deployment import Deployment
+
+
+def key(deployment: Deployment, revision: str, arch: str, driver: str | None) -> str:
+    """The name of the caches of a start: hosts with the same one compile the same code.
+
+    Args:
+        deployment: engine, arguments and environment.
+        revision: the model's revision.
+        arch: the architecture of the devices.
+        driver: the version of their driver, whose compiler makes part of it; None where there is none or it is unknown.
+    """
+    parts = {
+        "engine": deployment.engine_directory_id,
+        "model": [deployment.model, revision],
+        "args": dict(deployment.args),
+        "env": dict(deployment.env),
+        "arch": arch,
+        "driver": driver,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def directory(name: str) -> str:
+    """Where a host keeps the caches of a key: the home of its instances, as libraries know no other place."""
+    return f"{instance_files.CACHE}/{name}"

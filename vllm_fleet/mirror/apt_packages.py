@@ -1,0 +1,132 @@
+"""The packages that the hosts of a plan install: of their distribution, and of vendors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.host import container, container_toolkit, drivers
+from vllm_fleet.host.apt_repositories import TOOLS, Repository
+from vllm_fleet.host.manifest import baseline_items
+from vllm_fleet.mirror import apt_lists
+from vllm_fleet.mirror.store import part_key
+from vllm_fleet.schema.distribution import Distribution
+from vllm_fleet.schema.recipe import Machine
+
+#: What Ansible's apt module works with, and what a host of the fleet needs to be its mirror.
+_TOOLS = ("python3-apt", "nginx-light", "rsync")
+_REGISTRY = "docker-registry"
+_GATEWAY = ("haproxy",)
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+@dataclass(frozen=True)
+class Debs:
+    """Packages of a distribution and of vendors with all that they depend on, and the signed lists of both.
+
+    Attributes:
+        sets: what the hosts install, each kind of host for itself: two may have two versions of one package.
+        repositories: the vendors'.
+    """
+
+    distribution: str
+    record: Distribution
+    architecture: str
+    sets: tuple[tuple[str, ...], ...]
+    repositories: tuple[Repository, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The part's name."""
+        vendors = [[each.key_name, each.variables["systems"]] for each in self.repositories]
+        return part_key("debs", self.distribution, self.architecture, self.sets, self.record.model_dump(), vendors)
+
+    @property
+    def origins(self) -> Iterator[apt_lists.Origin]:
+        """Every suite of every archive."""
+        yield from apt_lists.origins(self.distribution, self.record)
+        for repository in self.repositories:
+            if source := repository.source(self.distribution):
+                yield from apt_lists.vendor_origins(self.distribution, repository.name, source)
+
+
+def distribution(plan: Plan, catalog: Catalog) -> tuple[str, Distribution] | None:
+    """The distribution whose packages the fleet's mirror carries; None where it carries none."""
+    name = plan.spec.mirror.distribution
+    return (name, catalog.distributions.distributions[name]) if name else None
+
+
+def machine(host: HostPlan, catalog: Catalog) -> Machine:
+    """The kind of a host's processor, as its kernel calls it."""
+    return catalog.host_class(host.host_class).machine if host.host_class else "x86_64"
+
+
+def of(plan: Plan, catalog: Catalog) -> Iterator[Debs]:
+    """What the hosts of a plan install, for each kind of processor; nothing where the mirror carries no packages.
+
+    Raises:
+        FleetError: a vendor has nothing for the distribution.
+    """
+    chosen = distribution(plan, catalog)
+    if chosen is None:
+        return
+    sets: dict[str, set[tuple[str, ...]]] = {}
+    vendors: dict[str, dict[str, Repository]] = {}
+    for host in plan.hosts:
+        architecture = _ARCHITECTURES[machine(host, catalog)]
+        found = sets.setdefault(architecture, set())
+        wanted = _packages(plan, host, chosen[1].python)
+        for repository, packages in _vendors(plan, catalog, host):
+            wanted.update(TOOLS)
+            if repository.is_on_hosts:
+                continue
+            if repository.source(chosen[0]) is None:
+                raise plan.document.error(
+                    ("mirror", "distribution"),
+                    f"recipes/drivers.yml has no {repository.name} for {chosen[0]}, which {host.name} needs",
+                    f"it has {', '.join(repository.systems)}; or name a copy in artifacts.repositories",
+                    "refused",
+                )
+            vendors.setdefault(architecture, {})[repository.name] = repository
+            found.add(packages)
+        found.add(tuple(sorted(wanted)))
+    for architecture, found in sets.items():
+        yield Debs(*chosen, architecture, tuple(sorted(found)), tuple(vendors.get(architecture, {}).values()))
+
+
+def missing(plan: Plan, catalog: Catalog) -> tuple[FleetError, ...]:
+    """What the mirror could not carry of what the hosts install: they can be planned, and ``site.yml`` refuses them."""
+    try:
+        tuple(of(plan, catalog))
+    except FleetError as fault:
+        return (fault,)
+    return ()
+
+
+def _packages(plan: Plan, host: HostPlan, python: str) -> set[str]:
+    """What a host needs of its distribution."""
+    wanted = {item["name"] for item in baseline_items() if item["kind"] == "package"}
+    wanted |= {*_TOOLS, *plan.spec.mirror.packages}
+    wanted.update(_GATEWAY if host.kind == "gateway" else ())
+    wanted.update(host.deployment.packages if host.deployment else ())
+    install = host.deployment.install if host.deployment else None
+    if install == "wheel":
+        wanted.add(f"python{python}-venv")
+    elif install == "docker":
+        wanted.update(container.PACKAGES)
+    if plan.spec.mirror.registry_port:
+        wanted.add(_REGISTRY)
+    return wanted
+
+
+def _vendors(plan: Plan, catalog: Catalog, host: HostPlan) -> Iterator[tuple[Repository, tuple[str, ...]]]:
+    """Vendors' repositories that a host installs from, each with all that it gets of them."""
+    driver = drivers.of_host(plan, catalog, host)
+    for repository in driver.repositories if driver else ():
+        yield repository, driver.packages if driver else ()
+    if found := container_toolkit.of_host(plan, catalog, host):
+        yield found.repository, found.packages

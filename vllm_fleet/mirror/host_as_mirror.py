@@ -1,0 +1,94 @@
+"""A host of the fleet as its mirror: what it serves, and what must be true on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.host.instance_files import sha256
+from vllm_fleet.host.manifest import STAMP, Item, file_item
+from vllm_fleet.host.role_files import role_file_sha256
+from vllm_fleet.mirror import apt_lists, image_store, nginx_config, parts, wheels
+from vllm_fleet.mirror.store import Store, default_directory
+
+DIRECTORY = "/srv/vllm-fleet-mirror"
+CONFIG = "/etc/nginx/conf.d/vllm-fleet-mirror.conf"
+ACCESS_LOG = "/var/log/nginx/vllm-fleet-mirror.log"
+REGISTRY_CONFIG = "/etc/vllm-fleet-registry.json"
+APT_SOURCES = "/etc/vllm-fleet-mirror.sources"
+_ROLE = "mirror"
+
+
+def variables(
+    plan: Plan, catalog: Catalog, port: int, apt_sources: str, registry_address: str | None
+) -> dict[str, Any]:
+    """What the role mirror gets.
+
+    Args:
+        plan: the fleet.
+        catalog: the recipes.
+        port: where the mirror listens.
+        apt_sources: the archives in the mirror's own folder; empty where it carries none.
+        registry_address: where it serves images, ``host:port``; None where it carries none.
+
+    Raises:
+        FleetError: the mirror of this machine does not have all that the fleet needs.
+    """
+    store = Store(default_directory())
+    index = store.read()
+    wanted = parts.of(plan, catalog)
+    lacking = [part.key for part in wanted if part.key not in index.parts]
+    if lacking:
+        raise plan.document.error(
+            ("mirror",),
+            f"the mirror of this machine lacks {', '.join(lacking)}",
+            f"run 'vllm-fleet mirror --fleet {plan.fleet}' first",
+        )
+    files = {name: entry.sha256 for part in wanted for name, entry in index.entries(part.key).items()}
+    pages = [*wheels.pages(files), *(f"{part.path}/model.json" for part in wanted if isinstance(part, parts.Model))]
+    for part in wanted:
+        if isinstance(part, parts.Image):
+            pages += [name for name, _ in image_store.links(part.name, part.digest, part.platform, store.bytes_of)]
+    images = image_store.config(f"{DIRECTORY}/{image_store.FOLDER}", registry_address) if registry_address else ""
+    return {
+        "mirror_source": str(store.directory),
+        "mirror_files": [{"name": name, "sha256": digest} for name, digest in sorted(files.items())],
+        "mirror_pages": sorted(set(pages)),
+        "mirror_nginx_config": nginx_config.server(DIRECTORY, str(port), ACCESS_LOG),
+        "mirror_apt_config": apt_lists.host_config(APT_SOURCES if apt_sources else None),
+        "mirror_apt_sources": apt_sources,
+        "mirror_registry_config": images,
+    }
+
+
+def items(given: Mapping[str, Any]) -> list[Item]:
+    """What must be true on the host.
+
+    Args:
+        given: the variables of the role.
+    """
+    files = {each["name"]: each["sha256"] for each in given["mirror_files"]}
+    found: list[Item] = [
+        {"role": _ROLE, "kind": "package", "name": "nginx-light"},
+        {"role": _ROLE, "kind": "store", "path": DIRECTORY, "stamp": STAMP, "files": files},
+        file_item(_ROLE, CONFIG, sha256(given["mirror_nginx_config"])),
+        file_item(
+            _ROLE,
+            "/etc/systemd/system/nginx.service.d/vllm-fleet.conf",
+            role_file_sha256(_ROLE, "nginx.service.d.conf"),
+        ),
+        {"role": _ROLE, "kind": "unit", "name": "nginx.service", "active": True, "enabled": True},
+    ]
+    if config := given["mirror_registry_config"]:
+        drop_in = "docker-registry.service"
+        found += [
+            {"role": _ROLE, "kind": "package", "name": "docker-registry"},
+            file_item(_ROLE, REGISTRY_CONFIG, sha256(config)),
+            file_item(
+                _ROLE, f"/etc/systemd/system/{drop_in}.d/vllm-fleet.conf", role_file_sha256(_ROLE, f"{drop_in}.d.conf")
+            ),
+            {"role": _ROLE, "kind": "unit", "name": drop_in, "active": True, "enabled": True},
+        ]
+    return found

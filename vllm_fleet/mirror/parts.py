@@ -1,0 +1,198 @@
+"""A fleet's plan -> what its hosts will fetch: parts, each with a name that changes with its content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.host import container, engine_install
+from vllm_fleet.host.instance_files import model_folder
+from vllm_fleet.host.model_files import model_files
+from vllm_fleet.mirror import apt_packages
+from vllm_fleet.mirror.apt_packages import Debs
+from vllm_fleet.mirror.store import part_key
+from vllm_fleet.resolve import image_digest
+from vllm_fleet.resolve.deployment import Deployment
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """Every package of a hash-locked list, for one kind of Python."""
+
+    name: str
+    lock: str
+    python: str
+    machine: str
+    glibc: str
+    #: Package indexes beside the site's own, in their order.
+    indexes: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The part's name."""
+        return part_key("wheels", self.name, self.lock, self.python, self.machine, self.glibc)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A vocabulary file."""
+
+    name: str
+    sha256: str
+    url: str
+    #: A folder on this machine that may hold it already.
+    folder: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """The part's name."""
+        return f"encoding:{self.name}:{self.sha256[:12]}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One revision of a model: from a folder with a ``model.json``, or from the hub."""
+
+    name: str
+    revision: str
+    folder: Path | None = None
+    ignore: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The part's name."""
+        return f"model:{self.name}:{self.revision}"
+
+    @property
+    def path(self) -> str:
+        """Its folder in the mirror."""
+        return f"models/{model_folder(self.name)}/{self.revision}"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A container image by digest, for one kind of machine."""
+
+    name: str
+    digest: str
+    #: As docker spells it; what a list of platforms has for others is left out.
+    platform: str
+    #: ``host:port`` of a registry that has it under its own name; None: where that name says.
+    registry: str | None = None
+    #: Who signs that registry's certificate; None: it is asked without TLS.
+    ca: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """The part's name."""
+        return f"image:{self.name}@{self.digest}:{self.platform}"
+
+    @staticmethod
+    def of_key(key: str) -> Image:
+        """The image of a part's name, without where it came from."""
+        name, _, rest = key.removeprefix("image:").partition("@")
+        digest, _, platform = rest.rpartition(":")
+        return Image(name, digest, platform)
+
+
+Need = Wheels | Encoding | Model | Debs | Image
+
+
+def of(plan: Plan, catalog: Catalog) -> tuple[Need, ...]:
+    """Everything that the hosts of a plan fetch, each part once.
+
+    Raises:
+        FleetError: a model is neither pinned nor in a folder, or an engine cannot be installed.
+    """
+    found: dict[str, Need] = {}
+    for host in plan.hosts:
+        for need in (*_engine(host, catalog, plan), *_model(host, catalog, plan)):
+            found[need.key] = need
+    for need in apt_packages.of(plan, catalog):
+        found[need.key] = need
+    return tuple(found.values())
+
+
+def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
+    deployment = host.deployment
+    if deployment is None:
+        return
+    if deployment.install == "docker":
+        if plan.spec.mirror.registry_port:
+            yield _image(host, deployment, catalog, plan)
+        return
+    lock = engine_install.lock_of(plan, catalog, host)
+    if lock is None:
+        return
+    chosen = apt_packages.distribution(plan, catalog)
+    glibc = chosen[1].glibc if chosen else lock.header["glibc"]
+    machine = apt_packages.machine(host, catalog)
+    uv = (paths.root() / "roles" / "vllm_engine" / "files" / "uv-requirements.txt").read_text("utf-8")
+    indexes = tuple(lock.header.get("index", "").split())
+    # Without a distribution it is not known which of its Pythons a host will have.
+    for python in (chosen[1].python,) if chosen else lock.python:
+        yield Wheels(deployment.engine.id, lock.text, python, machine, glibc, indexes)
+        yield Wheels("uv", uv, python, machine, glibc)
+
+
+def _image(host: HostPlan, deployment: Deployment, catalog: Catalog, plan: Plan) -> Image:
+    image = deployment.engine.docker
+    if fault := image_digest.refusal(deployment.engine, plan.spec.mirror.registry):
+        raise plan.document.error(("pools", host.pool), *fault, "refused")
+    if image is None or image.digest is None:
+        raise FleetError("what was refused is gone on with", host=host.name)
+    platform = container.PLATFORMS[apt_packages.machine(host, catalog)]
+    return Image(image.image, image.digest, platform, plan.spec.mirror.registry, registry_ca(plan))
+
+
+def registry_ca(plan: Plan) -> Path | None:
+    """Who signs the certificate of the fleet's own registry; None: it is asked without TLS, or there is none.
+
+    Raises:
+        FleetError: the file is not there.
+    """
+    given = plan.spec.mirror.registry_ca_file
+    if plan.spec.mirror.registry is None or given is None:
+        return None
+    file = plan.directory / given
+    if not file.is_file():
+        at = ("mirror", "registry_ca_file")
+        raise plan.document.error(at, f"there is no {paths.display(file)}", "correct the path")
+    return file
+
+
+def _model(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
+    if host.deployment is None:
+        return
+    model = catalog.model(host.deployment.model)
+    given = plan.spec.artifacts.encodings
+    folder = plan.artifact("encodings", given) if given else None
+    for name in model.encodings:
+        entry = catalog.encodings.encodings[name]
+        yield Encoding(name, entry.sha256, entry.url, folder)
+    yield model_need(model.name, catalog, plan)
+
+
+def model_need(name: str, catalog: Catalog, plan: Plan) -> Model:
+    """Where the files of a model come from: the folder that the fleet names, else the hub at the pinned commit.
+
+    Raises:
+        FleetError: neither is there.
+    """
+    if directory := plan.spec.artifacts.models.get(name):
+        files = model_files(plan.artifact(f"models.{name}", directory))
+        return Model(name, files.revision, files.directory)
+    weights = catalog.model(name).weights
+    if weights is None:
+        raise plan.document.error(
+            ("artifacts", "models"),
+            f"names no copy of {name!r}, and its recipe pins no revision",
+            "give the folder that holds its files",
+        )
+    return Model(name, weights.revision, None, tuple(weights.ignore))

@@ -1,0 +1,1 @@
+"""Work on a running fleet: drift, enrolment, host keys, filling and serving a mirror."""

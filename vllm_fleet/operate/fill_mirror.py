@@ -1,0 +1,271 @@
+"""Fills a mirror: from the origins, from another mirror's folder, or not at all where everything is there already."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vllm_fleet.base import paths
+from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge import download
+from vllm_fleet.edge.download import Fetched, Progress
+from vllm_fleet.mirror import image_store, wheels
+from vllm_fleet.mirror.apt_packages import Debs
+from vllm_fleet.mirror.parts import Image, Need
+from vllm_fleet.mirror.store import Artifact, Entry, Index, Store
+from vllm_fleet.operate import mirror_origins
+
+#: What a file system needs beside the files.
+_RESERVE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was done for one part."""
+
+    key: str
+    files: int
+    bytes: int
+    fetched_files: int
+    fetched_bytes: int
+
+    def record(self) -> dict[str, Any]:
+        """The result as plain data."""
+        return {"part": self.key, **{name: value for name, value in vars(self).items() if name != "key"}}
+
+
+@contextmanager
+def locked(store: Store) -> Iterator[None]:
+    """Holds a mirror's folder: two runs would write the same parts.
+
+    Raises:
+        FleetError: another run holds it.
+    """
+    store.directory.mkdir(parents=True, exist_ok=True)
+    with (store.directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FleetError(
+                f"another run is at work in {store.directory}", "wait for it to end", code="work-failed"
+            ) from None
+        yield
+
+
+def fill(
+    store: Store,
+    needs: Sequence[Need],
+    *,
+    token: str | None = None,
+    refresh: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> list[Result]:
+    """Fetches what is missing of the parts, each file once, and keeps the index.
+
+    Args:
+        store: the mirror.
+        needs: the parts.
+        token: the hub's.
+        refresh: look at the origins' packages again, though the part is whole.
+        say: takes a line of progress.
+        progress: takes the bytes that are there and those that are wanted, of all that was missing.
+
+    Raises:
+        FleetError: a file cannot be had, or there is no room for all of them; then nothing was fetched.
+    """
+    index = store.read()
+    missing = set(store.missing(index, [need.key for need in needs]))
+    again = {need.key for need in needs if refresh and isinstance(need, Debs)}
+    listings: dict[str, list[Artifact]] = {}
+    for need in needs:
+        if need.key in missing | again:
+            say(f"asking what {need.key} is made of")
+            listings[need.key] = mirror_origins.listing(need, token)
+    known = {name: entry for name, entry in index.files.items() if entry.is_as_verified(store.place(name))}
+    wanted: dict[str, Artifact] = {}
+    for artifacts in listings.values():
+        for artifact in artifacts:
+            if not _is_there(store, artifact, known):
+                wanted[artifact.path] = artifact
+    room(store.directory, wanted.values(), store)
+    count = _counter(wanted.values(), progress)
+    results = []
+    for need in needs:
+        fetched: Mapping[str, Fetched] = {}
+        if need.key in listings:
+            here = [wanted[each.path] for each in listings[need.key] if each.path in wanted]
+            if here:
+                say(f"fetching {need.key}: {len(here)} files, {sum(each.size for each in here)} bytes")
+            fetched = mirror_origins.fetch(need, here, store, token, count)
+            for artifact in here:
+                wanted.pop(artifact.path)
+            known |= {name: each.entry for name, each in fetched.items()}
+            index = index.with_part(need.key, {each.path: known[each.path] for each in listings[need.key]})
+            store.write(index)
+        entries = index.entries(need.key)
+        results.append(
+            Result(
+                need.key,
+                len(entries),
+                sum(entry.size for entry in entries.values()),
+                len(fetched),
+                sum(each.received for each in fetched.values()),
+            )
+        )
+    _derived(store, index, [need.key for need in needs])
+    return results
+
+
+def verify(store: Store, index: Index, say: Callable[[str], None] = lambda _: None) -> list[str]:
+    """Reads every byte of a mirror; files that are wrong are removed, so that the next run fetches them again.
+
+    Returns:
+        The files that were wrong.
+    """
+    wrong = []
+    for name, entry in index.files.items():
+        path = store.place(name)
+        if not path.is_file() or path.stat().st_size != entry.size or download.digest_of(path) != entry.sha256:
+            say(f"wrong: {name}")
+            path.unlink(missing_ok=True)
+            wrong.append(name)
+        elif not entry.is_as_verified(path):
+            index = replace(index, files={**index.files, name: download.entry_of(path, entry.sha256)})
+    store.write(index)
+    return wrong
+
+
+def copy(
+    source: Store, target: Store, keys: Sequence[str], progress: Callable[[int, int], None] = lambda _done, _all: None
+) -> list[Result]:
+    """Carries parts from one mirror's folder to another's, verified on the way, resumed file by file.
+
+    Raises:
+        FleetError: the source lacks a part or has a file that is wrong, or there is no room.
+    """
+    there, index = source.read(), target.read()
+    lacking = [key for key in keys if key not in there.parts]
+    if lacking:
+        raise FleetError(
+            f"{paths.display(source.directory)} lacks {', '.join(lacking)}",
+            "run 'vllm-fleet mirror' for the same fleet where the origins can be reached, then '--to' again",
+            code="refused",
+        )
+    known = {name: entry for name, entry in index.files.items() if entry.is_as_verified(target.place(name))}
+    jobs: dict[str, Artifact] = {}
+    for key in keys:
+        for name, entry in there.entries(key).items():
+            artifact = Artifact(name, entry.sha256, entry.size, str(source.place(name)))
+            if not _is_there(target, artifact, known):
+                jobs[name] = artifact
+    room(target.directory, jobs.values(), target)
+    count = _counter(jobs.values(), progress)
+    results = []
+    for key in keys:
+        fetched: dict[str, Fetched] = {}
+        for name in there.parts[key]:
+            if name in jobs:
+                fetched[name] = _copied(jobs.pop(name), target, count)
+                known[name] = fetched[name].entry
+        index = index.with_part(key, {name: known[name] for name in there.parts[key]})
+        target.write(index)
+        sizes = [entry.size for entry in index.entries(key).values()]
+        results.append(
+            Result(key, len(sizes), sum(sizes), len(fetched), sum(each.entry.size for each in fetched.values()))
+        )
+    _derived(target, index, keys)
+    return results
+
+
+def _counter(artifacts: Iterable[Artifact], progress: Callable[[int, int], None]) -> Progress:
+    """What takes the bytes of one file after the other and tells how many there are of all."""
+    total, done = sum(artifact.size for artifact in artifacts), 0
+    # Files are fetched by several threads.
+    lock = threading.Lock()
+
+    def count(number: int) -> None:
+        nonlocal done
+        with lock:
+            done += number
+            progress(done, total)
+
+    return count
+
+
+def _copied(artifact: Artifact, target: Store, progress: Progress) -> Fetched:
+    try:
+        return download.one(artifact, target.place(artifact.path), progress)
+    except FleetError as fault:
+        fault.hint = "run 'vllm-fleet mirror --verify' on the mirror that it comes from, then this again"
+        raise
+    except OSError as fault:
+        raise FleetError(f"{artifact.source}: {fault.strerror}", "repair the folder", code="work-failed") from None
+
+
+def room(directory: Path, artifacts: Iterable[Artifact], store: Store) -> None:
+    """Checks the free space before anything is fetched.
+
+    Raises:
+        FleetError: there is less than what is missing.
+    """
+    parts = [(artifact.size, download.part_of(store.place(artifact.path))) for artifact in artifacts]
+    needed = sum(max(0, size - (part.stat().st_size if part.is_file() else 0)) for size, part in parts)
+    there = next(parent for parent in (directory, *directory.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needed and free < needed + _RESERVE_BYTES:
+        raise FleetError(
+            f"{needed / 2**30:.2f} GiB are missing in {directory}, and {free / 2**30:.2f} GiB are free there",
+            "free some space, or name a folder on a larger disk with --directory",
+            code="refused",
+        )
+
+
+def _derived(store: Store, index: Index, keys: Iterable[str]) -> None:
+    """Writes what is served beside the files: the index of wheels, each model's list, the links of each image."""
+    for key in keys:
+        kind, _, rest = key.partition(":")
+        if kind == "model":
+            name, _, revision = rest.rpartition(":")
+            entries = index.entries(key)
+            folder = next(iter(entries)).rsplit("/", 1)[0]
+            _model_list(store, name, revision, folder, {path.rsplit("/", 1)[1]: each for path, each in entries.items()})
+        if kind == "image":
+            image = Image.of_key(key)
+            for place, digest in image_store.links(image.name, image.digest, image.platform, store.bytes_of):
+                _write(store.place(place), digest)
+    for path, text in wheels.pages({name: entry.sha256 for name, entry in index.files.items()}).items():
+        _write(store.place(path), text)
+
+
+def _model_list(store: Store, name: str, revision: str, folder: str, files: Mapping[str, Entry]) -> None:
+    listed = {file: {"sha256": entry.sha256, "size": entry.size} for file, entry in sorted(files.items())}
+    text = json.dumps({"name": name, "revision": revision, "files": listed}, indent=2) + "\n"
+    _write(store.place(f"{folder}/model.json"), text)
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_atomically(path, text)
+
+
+def _is_there(store: Store, artifact: Artifact, known: dict[str, Entry]) -> bool:
+    """Whether a file of the mirror is the wanted one; one that only has another time is read again."""
+    entry = known.get(artifact.path)
+    if entry:
+        return not artifact.sha256 or entry.sha256 == artifact.sha256
+    path = store.place(artifact.path)
+    if not artifact.sha256 or not path.is_file() or path.stat().st_size != artifact.size:
+        return False
+    if download.digest_of(path) != artifact.sha256:
+        return False
+    known[artifact.path] = download.entry_of(path, artifact.sha256)
+    return True

@@ -1,0 +1,183 @@
+"""Hosts that exist -> the text of a ``fleet.yml``: a new one, or one that gets them added with its comments kept."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
+from vllm_fleet.resolve.resolve import Question, resolve
+
+#: Tried in this order for a pool whose model nobody has named.
+MODELS = ("openai/gpt-oss-120b", "openai/gpt-oss-20b")
+_HEADER = """\
+# Hosts that exist, found by 'vllm-fleet init'. Other keys: README.md and inventories/example-aws/fleet.yml.
+#   vllm-fleet check --fleet {name}
+#   ansible-playbook -i inventories/{name}/fleet.yml site.yml --check
+fleet: {name}
+# balanced, min-latency or max-throughput; a pool may have its own, as it may have its own model.
+defaults: {{profile: balanced}}
+pools: {{}}
+artifacts:
+  # Copies on this controller.
+  models: {{}}
+  encodings: '{{cache}}/encodings'
+"""
+
+
+@dataclass(frozen=True)
+class FoundHost:
+    """A host that was asked.
+
+    Attributes:
+        address: where it is reached.
+        port: of its sshd.
+        user: who Ansible is on it.
+        ssh_host_key: its public key, ``type base64``.
+        sized: its class; None for a gateway, which needs no GPU.
+        says: its GPUs and its driver, for people.
+    """
+
+    address: str
+    port: int
+    user: str
+    ssh_host_key: str
+    sized: SizedClass | None
+    says: str = ""
+
+
+def text(name: str, hosts: Sequence[FoundHost], catalog: Catalog, model: str | None, key_file: str | None) -> str:
+    """A new ``fleet.yml``.
+
+    Args:
+        name: the fleet.
+        hosts: its hosts; those without a class are gateways.
+        catalog: the recipes.
+        model: what all of them serve; None takes for each class the largest that it can.
+        key_file: the private key that opens the hosts; None leaves it to ssh's configuration and agent.
+
+    Raises:
+        FleetError: a class can serve no model, or not the one that was asked for.
+    """
+    yaml, data = _read(_HEADER.format(name=name))
+    if key_file:
+        data["access"] = CommentedMap(ssh_private_key_file=key_file)
+    return _written(yaml, _with(data, hosts, catalog, model))
+
+
+def with_hosts(old: str, hosts: Sequence[FoundHost], catalog: Catalog, model: str | None) -> str:
+    """The text of a ``fleet.yml`` with more hosts; all else stays, its comments too.
+
+    Args:
+        old: the text as it is.
+        hosts: the hosts that it does not have.
+        catalog: the recipes.
+        model: what new pools serve; None takes for each class the largest that it can.
+
+    Raises:
+        FleetError: as :func:`text`.
+    """
+    yaml, data = _read(old)
+    return _written(yaml, _with(data, hosts, catalog, model))
+
+
+def addresses(spec: Any) -> dict[tuple[str, int], str]:
+    """Address and port -> name of each static host in the data of a ``fleet.yml``."""
+    sections = [*(spec.get("pools") or {}).values(), spec.get("gateway") or {}]
+    return {
+        (host["address"], host.get("port", 22)): name
+        for section in sections
+        for name, host in (section.get("static") or {}).items()
+    }
+
+
+def _read(text: str) -> tuple[YAML, CommentedMap]:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    data: CommentedMap = yaml.load(text)
+    return yaml, data
+
+
+def _written(yaml: YAML, data: CommentedMap) -> str:
+    out = io.StringIO()
+    yaml.dump(data, out)
+    return out.getvalue()
+
+
+def _with(data: CommentedMap, hosts: Sequence[FoundHost], catalog: Catalog, model: str | None) -> CommentedMap:
+    taken = set(addresses(data).values())
+    data["pools"].fa.set_block_style()
+    for host in hosts:
+        if host.sized is None:
+            if "gateway" not in data:
+                data.insert(
+                    list(data).index("artifacts") if "artifacts" in data else len(data), "gateway", CommentedMap()
+                )
+            section, prefix = data["gateway"], "gateway"
+        else:
+            prefix = _pool(data, host.sized, catalog, model)
+            section = data["pools"][prefix]
+        name = _free(_numbered(prefix), taken)
+        static = section.setdefault("static", CommentedMap())
+        static[name] = _entry(host)
+        if host.says:
+            static.yaml_set_comment_before_after_key(name, before=host.says, indent=6 if host.sized else 4)
+    return data
+
+
+def _pool(data: CommentedMap, sized: SizedClass, catalog: Catalog, model: str | None) -> str:
+    """The pool of static hosts of a class, made where there is none."""
+    pools = data["pools"]
+    for name, pool in pools.items():
+        if pool.get("cloud") == "static" and pool.get("host_class") == sized.id and model in (None, pool.get("model")):
+            return str(name)
+    name = _free(itertools.chain((sized.family.name, sized.id), _numbered(sized.id)), set(pools))
+    serves = model or _model(catalog, sized)
+    pools[name] = CommentedMap(host_class=sized.id, cloud="static", model=serves)
+    artifacts = data.setdefault("artifacts", CommentedMap())
+    models = artifacts.setdefault("models", CommentedMap())
+    models.fa.set_block_style()
+    if serves not in models:
+        models[serves] = f"{{cache}}/models/{serves.replace('/', '--')}"
+    return name
+
+
+def _model(catalog: Catalog, sized: SizedClass) -> str:
+    faults = []
+    for model in MODELS:
+        try:
+            resolve(catalog, Question(sized.id, model))
+        except FleetError as fault:
+            faults.append(fault)
+        else:
+            return model
+    raise FleetError(f"{sized.id} can serve none of {', '.join(MODELS)}: {faults[-1].message}", faults[-1].hint)
+
+
+def _entry(host: FoundHost) -> CommentedMap:
+    entry = CommentedMap(address=host.address)
+    if host.port != 22:
+        entry["port"] = host.port
+    if host.user != "root":
+        entry["user"] = host.user
+    entry["ssh_host_key"] = host.ssh_host_key
+    return entry
+
+
+def _free(names: Iterable[str], taken: set[str]) -> str:
+    """The first name that is not taken, and takes it."""
+    name = next(name for name in names if name not in taken)
+    taken.add(name)
+    return name
+
+
+def _numbered(prefix: str) -> Iterator[str]:
+    return (f"{prefix}-{number}" for number in itertools.count())

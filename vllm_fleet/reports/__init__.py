@@ -1,0 +1,1 @@
+"""Reports over all recipes: support matrix, cloud table, upgrade, checks."""

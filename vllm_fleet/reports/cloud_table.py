@@ -1,0 +1,29 @@
+"""The table of what can be rented: ``docs/clouds.md`` is its output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vllm_fleet.catalogue import rental
+from vllm_fleet.catalogue.catalogue import Catalog
+
+_INTRODUCTION = """# Where host classes can be had
+
+Made from `recipes/clouds` by `make golden`. Nothing here was rented by this project: types, disks and capacity kinds
+come from the sources that each file names. A class asked from a cloud that does not have it is refused with this list.
+A class that stands nowhere here (R9700) is served on `static` hosts: `vllm-fleet init` writes their fleet.
+"""
+
+
+def markdown(catalog: Catalog) -> str:
+    """The document: a row for each instance type, and the classes that nobody rents."""
+    rows = list(_rows(catalog))
+    homeless = [sized.id for sized in catalog.sized_classes() if not any(rental.offers(catalog, sized.id))]
+    lines = [_INTRODUCTION, "| class | cloud | instance type | capacity |", "|---|---|---|---|", *rows, ""]
+    return "\n".join([*lines, f"Only as hosts of your own: {', '.join(homeless)}.", ""])
+
+
+def _rows(catalog: Catalog) -> Iterator[str]:
+    for sized in catalog.sized_classes():
+        for cloud, shape, kinds in rental.offers(catalog, sized.id):
+            yield f"| {sized.id} | {cloud} | `{shape}` | {', '.join(kinds)} |"

@@ -1,0 +1,96 @@
+"""What ``recipes/drivers.yml`` must agree on, with itself and with the host classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.versions import version_key
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.schema.driver import ClassDriver, DriverRelease
+from vllm_fleet.schema.recipe import HostClass
+
+#: From Hopper on NVIDIA's own choice is the open modules, for Blackwell there are no others.
+_OPEN_FROM = 90
+
+
+def faults(catalog: Catalog) -> Iterator[FleetError]:
+    """Every disagreement, each with its place in the file."""
+    drivers, document = catalog.drivers, catalog.documents["drivers"]
+    for name in sorted(set(catalog.classes) - set(drivers.classes)):
+        yield document.error(("classes",), f"says nothing of the class {name!r}", "give it releases or a reason")
+    for name, release in drivers.releases.items():
+        for index, repository in enumerate(release.repositories):
+            if repository not in drivers.repositories:
+                at = ("releases", name, "repositories", index)
+                yield document.error(at, f"there is no repository {repository!r}", "correct the name")
+        if not any(name in row.releases for row in drivers.classes.values()):
+            yield document.error(("releases", name), "is the driver of no class", "take it out")
+    yield from _toolkit(catalog)
+    for name, row in drivers.classes.items():
+        family = catalog.classes.get(name)
+        if family is None:
+            yield document.error(("classes", name), f"there is no host class {name!r}", "correct the name")
+            continue
+        for message, hint in (*_sizes(family, row), *_releases(catalog, family, row)):
+            yield document.error(("classes", name), message, hint)
+
+
+def _toolkit(catalog: Catalog) -> Iterator[FleetError]:
+    """The container toolkit comes from a repository that has it for every NVIDIA class."""
+    name, at = catalog.drivers.container_toolkit.repository, ("container_toolkit", "repository")
+    repository, document = catalog.drivers.repositories.get(name), catalog.documents["drivers"]
+    if repository is None:
+        yield document.error(at, f"there is no repository {name!r}", "correct the name")
+        return
+    machines = {each.machine for each in catalog.sized_classes() if each.family.vendor == "nvidia"}
+    for machine in sorted(machines - set(repository.machines)):
+        yield document.error(at, f"{name} has nothing for {machine}", "add it to 'machines'")
+
+
+def _sizes(family: HostClass, row: ClassDriver) -> Iterator[tuple[str, str]]:
+    if (family.vendor == "cpu") != (not row.releases):
+        yield "a class has a driver just when it has GPUs", "give 'releases', or take them out"
+    if row.fabric_manager and family.interconnect != "nvswitch":
+        yield f"its GPUs are joined by {family.interconnect}: there is no NVSwitch", "take fabric_manager out"
+    wrong = [size for size in row.fabric_manager if size not in family.counts or size == 1]
+    if wrong:
+        yield f"has no size {wrong[0]} with more than one GPU", "correct fabric_manager"
+
+
+def _releases(catalog: Catalog, family: HostClass, row: ClassDriver) -> Iterator[tuple[str, str]]:
+    for name in row.releases:
+        release = catalog.drivers.releases.get(name)
+        if release is None:
+            yield f"there is no release {name!r}", "correct the name"
+            continue
+        if release.vendor != family.vendor:
+            yield f"{name} is a driver of {release.vendor}", "name one of the class's vendor"
+            continue
+        yield from _bounds(family, row, release)
+        if row.fabric_manager and release.fabric_manager is None:
+            yield f"{name} has no fabric manager", "add it to the release"
+        if row.imex and not release.imex:
+            yield f"{name} has no IMEX", "add it to the release"
+        machine = family.facts.machine or "x86_64"
+        for repository in release.repositories:
+            known = catalog.drivers.repositories.get(repository)
+            if known and machine not in known.machines:
+                yield f"{repository} has nothing for {machine}", "add it to 'machines'"
+        if family.arch.startswith("sm_") and int(family.arch[3:]) >= _OPEN_FROM and not release.open_modules:
+            yield f"{family.arch} needs open modules, which {name} does not have", "name another release"
+
+
+def _bounds(family: HostClass, row: ClassDriver, release: DriverRelease) -> Iterator[tuple[str, str]]:
+    version = version_key(release.version)
+    floor = family.facts.driver_min
+    if floor and version < version_key(floor):
+        yield f"{release.version} is below the class's own floor {floor}", "raise the release"
+    if row.driver_below and version >= version_key(row.driver_below):
+        yield f"{release.version} is not below the ceiling {row.driver_below}", "raise the ceiling"
+    for kind, has, asked in (
+        ("CUDA", release.cuda, family.facts.cuda_min),
+        ("ROCm", release.rocm, family.facts.rocm_min),
+    ):
+        if has and asked and version_key(has) < version_key(asked):
+            yield f"{release.version} brings {kind} {has}, the class asks for {asked}", "raise the release"

@@ -1,0 +1,251 @@
+"""What the files of ``recipes/`` must agree on, beyond the schema of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import get_args
+
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog, in_range
+from vllm_fleet.catalogue.engine_locks import faults as faults_of_lock
+from vllm_fleet.catalogue.spellings import applies
+from vllm_fleet.host.engine_install import command, unfit
+from vllm_fleet.reports import driver_check
+from vllm_fleet.resolve import draft_memory
+from vllm_fleet.resolve.resolve import Combination, Question, builds_for, installs, resolve, selects
+from vllm_fleet.schema.cloud import CloudTable
+from vllm_fleet.schema.recipe import Engine, Feature, Machine, Model, When
+from vllm_fleet.schema.spelling import Spelling
+
+FEATURES: tuple[Feature, ...] = get_args(Feature)
+
+
+def faults(catalog: Catalog) -> Iterator[FleetError]:
+    """Every disagreement: names that do not exist, rules that never hold, combinations that do not resolve."""
+    for engine in catalog.engines.values():
+        yield from _engine(catalog, engine)
+    for cloud in catalog.clouds.values():
+        yield from _cloud(catalog, cloud)
+    for model in catalog.models.values():
+        yield from _model(catalog, model)
+    yield from draft_memory.faults(catalog)
+    yield from driver_check.faults(catalog)
+    yield from known_faults(catalog)
+    yield from spelling_faults(catalog)
+
+
+def _cloud(catalog: Catalog, cloud: CloudTable) -> Iterator[FleetError]:
+    for name, shape in cloud.shapes.items():
+        try:
+            catalog.host_class(shape.host_class)
+        except FleetError as fault:
+            yield catalog.documents[cloud.name].error(("shapes", name, "host_class"), fault.message, fault.hint)
+
+
+def _engine(catalog: Catalog, engine: Engine) -> Iterator[FleetError]:
+    document = catalog.documents[engine.id]
+    for machine in engine.wheel.locks if engine.wheel else ():
+        yield from _lock(catalog, engine, machine)
+    try:
+        catalog.names(engine)
+    except FleetError as fault:
+        yield document.error(("names",), f"{fault.file}: {fault.message}", fault.hint)
+
+
+def _lock(catalog: Catalog, engine: Engine, machine: Machine) -> Iterator[FleetError]:
+    document, at = catalog.documents[engine.id], ("wheel", "locks", machine)
+    again = f"make it again with {command(engine, machine)}"
+    try:
+        lock = catalog.lock(engine, machine)
+    except FleetError as fault:
+        yield document.error(at, f"{fault.file}: {fault.message}", fault.hint)
+        return
+    if lock is None:
+        return
+    for wrong in faults_of_lock(lock, engine, machine):
+        yield document.error(at, f"{lock.file} {wrong}", again)
+    for sized in catalog.sized_classes():
+        if builds_for(engine, sized) and sized.machine == machine:
+            for message, hint in unfit(lock, engine, sized):
+                yield document.error(at, message, hint)
+
+
+def _model(catalog: Catalog, model: Model) -> Iterator[FleetError]:
+    document = catalog.documents[model.name]
+    for name in model.encodings:
+        if name not in catalog.encodings.encodings:
+            yield document.error(("encodings",), f"{name!r} is not in recipes/encodings.yml", "add it there")
+    if model.rules_of and (model.rules_of not in catalog.models or catalog.models[model.rules_of].rules_of):
+        yield document.error(("rules_of",), f"{model.rules_of!r} is no model with rules of its own", "correct the name")
+        return
+    if model.scores and not model.scores_source:
+        yield document.error(("scores",), "has no scores_source", "say where the scores were published")
+    for index, entry in enumerate(model.support):
+        for family in entry.host_class:
+            if family not in catalog.classes:
+                yield document.error(("support", index), f"there is no host class {family!r}", "correct the name")
+        try:
+            engines = [engine for engine in catalog.engines.values() if in_range(engine.release, entry.engine)]
+        except FleetError as fault:
+            yield document.error(("support", index, "engine"), fault.message, fault.hint)
+            continue
+        if not engines:
+            yield document.error(("support", index, "engine"), f"no engine lies in {entry.engine!r}", "correct it")
+    yield from rule_faults(catalog, model)
+    yield from _resolutions(catalog, model)
+
+
+def rule_faults(catalog: Catalog, model: Model) -> Iterator[FleetError]:
+    """What is wrong in a model's rules: ranges, selectors that never hold, names in them that are none."""
+    document = catalog.documents[model.name]
+    usable = list(combinations(catalog, model))
+    for index, rule in enumerate(model.rules):
+        try:
+            holds = any(could_hold(rule.when, combination) for combination in usable)
+        except FleetError as fault:
+            yield document.error(("rules", index, "when"), fault.message, fault.hint)
+            continue
+        if not holds:
+            yield document.error(("rules", index), "never holds for any class, engine and profile", "take it out")
+            continue
+        for at, message in _misspelt(catalog, rule.when, usable):
+            yield document.error(("rules", index, "when", *at), message, "correct the spelling")
+
+
+def _resolutions(catalog: Catalog, model: Model) -> Iterator[FleetError]:
+    """Every combination that neither resolves nor is refused for a reason."""
+    said: set[str] = set()
+    featured = [rule.when for _, _, rule in catalog.rules(model) if rule.when.feature]
+    for asked in combinations(catalog, model):
+        # A feature that no rule looks at here changes nothing.
+        told = dict.fromkeys(when.feature for when in featured if could_hold(when, asked))
+        for features in ((), *((feature,) for feature in told if feature)):
+            question = Question(asked.host.id, asked.model, asked.profile, asked.engine.id, asked.install, features)
+            try:
+                resolve(catalog, question)
+            except FleetError as fault:
+                # The same fault for each count of a class is one fault.
+                if fault.code != "refused" and str(fault) not in said:
+                    said.add(str(fault))
+                    yield fault
+
+
+def known_faults(catalog: Catalog) -> Iterator[FleetError]:
+    """What is wrong in ``recipes/known_issues.yml``: ranges, ids that stand twice, selectors that never hold."""
+    document = catalog.documents["known_issues"]
+    usable = [asked for model in catalog.models.values() for asked in combinations(catalog, model)]
+    seen: set[str] = set()
+    for index, issue in enumerate(catalog.known_issues.issues):
+        if issue.id in seen:
+            yield document.error(("issues", index, "id"), f"{issue.id!r} stands here twice", "rename one")
+        seen.add(issue.id)
+        try:
+            holds = any(could_hold(issue.when, asked) for asked in usable)
+        except FleetError as fault:
+            yield document.error(("issues", index, "when", "engine"), fault.message, fault.hint)
+            continue
+        if not holds:
+            yield document.error(("issues", index), "concerns no class, engine and profile", "correct its selectors")
+            continue
+        for at, message in _misspelt(catalog, issue.when, usable):
+            yield document.error(("issues", index, "when", *at), message, "correct the spelling")
+    try:
+        wanted = catalog.known_issues.harmony.engine
+        covered = any(in_range(engine.release, wanted) for engine in catalog.engines.values())
+    except FleetError as fault:
+        yield document.error(("harmony", "engine"), fault.message, fault.hint)
+        return
+    if not covered:
+        yield document.error(("harmony", "engine"), "no engine lies in it", "correct the range")
+
+
+def _misspelt(
+    catalog: Catalog, when: When, usable: Iterable[Combination]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The names in selectors that hold that are no names: a typo in a list, or beside others, selects nothing."""
+    for key, there in (
+        ("arch", {family.arch for family in catalog.classes.values()}),
+        ("host_class", set(catalog.classes)),
+        ("model", set(catalog.models)),
+    ):
+        for index, value in enumerate(getattr(when, key) or ()):
+            if value not in there:
+                yield (key, index), f"there is no {value!r}"
+    if not (when.at_least or when.env_set):
+        return
+    engines = {asked.engine.id: asked.engine for asked in usable if could_hold(when, asked)}.values()
+    known = [(engine, catalog.names(engine)) for engine in engines]
+    for name in when.at_least or ():
+        if not any(names.reads(f"args.{name}", engine.accelerator) for engine, names in known):
+            yield ("at_least", name), f"no engine that this is for reads the flag {name!r}"
+        elif not any(names.flags.get(name, {}).get("type") in ("int", "float") for _, names in known):
+            yield ("at_least", name), f"the flag {name!r} takes no number"
+    for index, name in enumerate(when.env_set or ()):
+        if not any(names.reads(f"env.{name}", engine.accelerator) for engine, names in known):
+            yield ("env_set", index), f"no engine that this is for reads the variable {name!r}"
+
+
+def spelling_faults(catalog: Catalog) -> Iterator[FleetError]:
+    """What is wrong in ``recipes/spellings.yml``: entries that never apply, or that lead to no name of the release."""
+    document = catalog.documents["spellings"]
+    usable = [asked for model in catalog.models.values() for asked in combinations(catalog, model)]
+    engines = {asked.engine.id: asked.engine for asked in usable}
+    reached: dict[int, list[Engine]] = {}
+    for index, spelling in enumerate(catalog.spellings.spellings):
+        try:
+            reached[index] = [engine for engine in engines.values() if applies(spelling, engine)]
+        except FleetError as fault:
+            yield document.error(("spellings", index, "engine"), fault.message, fault.hint)
+            continue
+        if not reached[index]:
+            dead = "applies to no class, engine and model"
+            yield document.error(("spellings", index), dead, "take it out, or correct its range")
+    for index, within in reached.items():
+        others = {other: found for other, found in reached.items() if other != index}
+        for engine in within:
+            there = {catalog.spellings.spellings[other].name for other, found in others.items() if engine in found}
+            for at, message in _spelling(catalog, catalog.spellings.spellings[index], engine, there):
+                yield document.error(("spellings", index, *at), message, "narrow its range, or correct the name")
+
+
+def _spelling(
+    catalog: Catalog, spelling: Spelling, engine: Engine, others: set[str]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    names = catalog.names(engine)
+    if names.reads(spelling.name, engine.accelerator) and not names.deprecates(spelling.name):
+        yield ("name",), f"{engine.id} reads {spelling.name!r} itself"
+    if spelling.to and not names.reads(spelling.to, engine.accelerator):
+        yield ("to",), f"{engine.id} does not read {spelling.to!r}"
+    if spelling.name in others:
+        yield (), f"{spelling.name!r} stands here twice for {engine.id}"
+    if spelling.to in others:
+        yield ("to",), f"{spelling.to!r} is renamed itself for {engine.id}"
+
+
+def combinations(catalog: Catalog, model: Model) -> Iterator[Combination]:
+    """Every class, engine, install form and profile that the model's support names, with all features."""
+    entries = []
+    for entry in model.support:
+        try:
+            released = {engine.id for engine in catalog.engines.values() if in_range(engine.release, entry.engine)}
+        except FleetError:
+            continue
+        entries.append((frozenset(entry.host_class), released))
+    for host in catalog.sized_classes():
+        for engine in catalog.engines.values():
+            if builds_for(engine, host) and any(
+                host.family.name in families and engine.id in released for families, released in entries
+            ):
+                for install in installs(engine):
+                    for profile in catalog.profiles:
+                        yield Combination(host, engine, install, model.name, profile, FEATURES)
+
+
+def could_hold(when: When, asked: Combination) -> bool:
+    """Whether selectors can hold for a combination, whatever the tensor parallelism and the final values."""
+    fixed = when.model_copy(update={"tensor_parallel": None, "at_least": None, "env_set": None})
+    return _possible(when, asked) and selects(fixed, asked)
+
+
+def _possible(when: When, asked: Combination) -> bool:
+    return when.tensor_parallel is None or any(asked.host.devices % size == 0 for size in when.tensor_parallel)

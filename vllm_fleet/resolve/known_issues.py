@@ -1,0 +1,44 @@
+"""Which known issues concern a deployment, and which of them a line of text shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.resolve.resolve import Combination, Deployment, selects
+from vllm_fleet.schema.known_issue import KnownIssue
+from vllm_fleet.schema.recipe import Feature
+
+
+def concerning(catalog: Catalog, deployment: Deployment, features: tuple[Feature, ...] = ()) -> list[KnownIssue]:
+    """The known issues that can meet a deployment, in the order of the catalogue.
+
+    Args:
+        catalog: the recipes.
+        deployment: what was resolved.
+        features: what it was asked to be good for.
+    """
+    asked = Combination(
+        catalog.host_class(deployment.host_class),
+        deployment.engine,
+        deployment.install,
+        deployment.model,
+        deployment.profile,
+        features,
+        deployment.tensor_parallel_size,
+        deployment.args,
+        deployment.env,
+    )
+    return [issue for issue in catalog.known_issues.issues if selects(issue.when, asked)]
+
+
+def shown_by(issues: Iterable[KnownIssue], text: str) -> list[KnownIssue]:
+    """Those of the issues whose symptom stands in a line of a log or in an answer."""
+    return [issue for issue in issues if issue.symptom is not None and re.search(issue.symptom, text)]
+
+
+def record(issue: KnownIssue) -> dict[str, Any]:
+    """The issue as the JSON contract spells it."""
+    return issue.model_dump(include={"id", "kind", "symptom", "symptom_inferred", "cause", "fix", "source"})

@@ -1,0 +1,85 @@
+"""Proves every name of a deployment against what the release reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.engine_names import EngineNames
+from vllm_fleet.resolve.provenance import Origin
+from vllm_fleet.schema.recipe import Engine
+
+#: Flags that the renderer sets for each instance; neither a rule nor an override may.
+RENDERED_FLAGS = frozenset({"model", "served-model-name", "host", "port", "api-key", "config"})
+_PASSES = "compilation-config.pass_config"
+
+
+def check_names(
+    names: EngineNames,
+    engine: Engine,
+    args: Mapping[str, Any],
+    env: Mapping[str, Any],
+    provenance: Mapping[str, Origin],
+) -> None:
+    """Proves every name, and every value that the release lists the choices of.
+
+    Raises:
+        FleetError: a name that the release does not read, with the place that sets it.
+    """
+
+    def unread(group: str, name: str, what: str) -> FleetError:
+        origin = next(
+            o for key, o in provenance.items() if key == f"{group}.{name}" or key.startswith(f"{group}.{name}.")
+        )
+        return FleetError(
+            f"{engine.id} does not read the {what} {name!r}",
+            "see recipes/engines/names for what it reads",
+            origin.place,
+            key=f"{group}.{name}",
+        )
+
+    for name, value in args.items():
+        if name in RENDERED_FLAGS:
+            fault = unread("args", name, "argument")
+            fault.message, fault.hint = f"{name!r} is set for each instance by the project", "take it out"
+            raise fault
+        if name not in names.flags:
+            raise unread("args", name, "flag")
+        flag = names.flags[name]
+        if value is False and not flag.get("negatable"):
+            fault = unread("args", name, "flag")
+            fault.message, fault.hint = f"{name!r} has no form that says false", "leave it out (null takes it away)"
+            raise fault
+        if flag["type"] in ("int", "float") and (isinstance(value, bool) or not isinstance(value, int | float)):
+            fault = unread("args", name, "flag")
+            fault.message, fault.hint = f"{name!r} is {value!r}, and not a number", "write a number without quotes"
+            raise fault
+        choices = names.tool_call_parsers if name == "tool-call-parser" else flag.get("choices")
+        if choices and flag["type"] != "list" and value not in choices:
+            fault = unread("args", name, "flag")
+            fault.message = f"{engine.id} does not take {value!r} for {name!r}"
+            fault.hint = f"it takes {', '.join(map(str, sorted(choices, key=str)))}"
+            raise fault
+    passes = args["compilation-config"].get("pass_config", {}) if _is_mapping(args, "compilation-config") else {}
+    if not isinstance(passes, Mapping):
+        fault = unread("args", _PASSES, "key")
+        fault.message, fault.hint = f"{_PASSES!r} is {passes!r}, and no mapping", "write its keys below it"
+        raise fault
+    for key in _unknown_keys(names, args, passes):
+        raise unread("args", key, "key")
+    for name in env:
+        if not names.reads(f"env.{name}", engine.accelerator):
+            raise unread("env", name, "environment variable")
+
+
+def _is_mapping(args: Mapping[str, Any], name: str) -> bool:
+    return isinstance(args.get(name), Mapping)
+
+
+def _unknown_keys(names: EngineNames, args: Mapping[str, Any], passes: Mapping[str, Any]) -> Iterator[str]:
+    """Dotted keys inside mappings that the release does not list."""
+    for flag, known in names.nested.items():
+        if _is_mapping(args, flag):
+            yield from (f"{flag}.{key}" for key in args[flag] if key not in known)
+    yield from (f"{_PASSES}.{key}" for key in passes if key not in names.pass_config)

@@ -1,0 +1,30 @@
+"""Where each value of a deployment comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_fleet.catalogue.spellings import Spelled
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value comes from. ``rule`` counts from 1; it is None for an override and for arithmetic."""
+
+    file: str
+    rule: int | None
+    why: str
+    source: str
+    #: The entry of the spelling map that gave the value another name than its rule or override uses.
+    spelling: Spelled | None = None
+
+    @property
+    def place(self) -> str:
+        """The file, and the rule in it where there is one."""
+        return f"{self.file}, rule {self.rule}" if self.rule else self.file
+
+    def record(self) -> dict[str, Any]:
+        """The provenance entry of the JSON contract."""
+        found = {"file": self.file, "rule": self.rule, "why": self.why, "source": self.source}
+        return {**found, "spelling": self.spelling.record()} if self.spelling else found

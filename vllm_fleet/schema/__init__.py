@@ -1,0 +1,1 @@
+"""The strict records of recipes/ and of fleet.yml."""

@@ -1,0 +1,253 @@
+"""The strict records of clouds: ``recipes/clouds`` (what can be rented) and ``placement`` in ``fleet.yml`` (where)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vllm_fleet.schema.recipe import Cloud, Name, PrivateNetwork, Strict
+
+#: The ways to get a host. What each cloud calls them stands in its file of ``recipes/clouds``.
+CapacityKind = Literal["on-demand", "spot", "reservation", "capacity-block", "flex-start", "contract"]
+#: What an image must bring: a vendor's driver for a processor architecture, or nothing (``plain``, for gateways).
+ImageKind = Literal["nvidia-x86_64", "nvidia-aarch64", "amd-x86_64", "plain-x86_64"]
+Zone = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]*$")]
+
+
+class Shape(Strict):
+    """One instance type of a cloud that is a host class of the catalogue."""
+
+    host_class: str
+    capacity: list[CapacityKind] = Field(min_length=1)
+    #: Network cards that need an interface of their own for traffic between hosts (EFA); 0: none.
+    fabric_cards: int = Field(default=0, ge=0)
+    #: Disks inside the host that are empty at each start; model weights go there first.
+    local_disks: int = Field(default=0, ge=0)
+    source: str = Field(min_length=3)
+
+
+class CloudTable(Strict):
+    """One file of ``recipes/clouds``: the shapes, images and capacity kinds of a cloud."""
+
+    name: Cloud
+    #: Who logs in to a new host.
+    user: str = Field(pattern=r"^[a-z_][a-z0-9_-]*$")
+    #: The instance type of gateways.
+    gateway_shape: str
+    #: Words by which an error of this cloud says that a zone has no host of the kind at the moment.
+    no_capacity: list[str] = Field(min_length=1)
+    #: Where the image of each kind is looked up, in the cloud's own terms.
+    images: dict[ImageKind, str]
+    #: Instance type -> what it is. The first one of a class and capacity kind is its default.
+    shapes: dict[str, Shape]
+    source: str = Field(min_length=3)
+
+
+class Purchase(Strict):
+    """An order for capacity, which costs money the moment the stack is made. Nothing is bought without it."""
+
+    offering_id: str = Field(min_length=3)
+    #: How long the block is, hours: whole days.
+    duration_hours: int = Field(gt=0, le=4368, multiple_of=24)
+    #: The whole price of the offering in US dollars, as its seller gave it; another price is refused.
+    accept_cost_usd: float = Field(gt=0)
+
+
+class Capacity(Strict):
+    """How a pool's hosts are got."""
+
+    kind: CapacityKind = "on-demand"
+    #: The reservation or capacity block.
+    id: str | None = None
+    purchase: Purchase | None = None
+
+    @model_validator(mode="after")
+    def _named(self) -> Capacity:
+        needs_id = self.kind in ("reservation", "capacity-block")
+        if needs_id and not (self.id or self.purchase):
+            raise ValueError(f"{self.kind} needs the 'id' of what was reserved")
+        if self.purchase and (self.kind != "capacity-block" or self.id):
+            raise ValueError("'purchase' buys a capacity block that has no 'id' yet")
+        if self.id and not needs_id:
+            raise ValueError(f"{self.kind} takes no 'id'")
+        return self
+
+
+class Placement(Strict):
+    """Where the hosts of a pool are, in any cloud."""
+
+    region: Zone
+    #: One zone, or a list: where one has no capacity, the next ``pulumi up`` takes the next one.
+    zone: Zone | None = None
+    zones: list[Zone] = []
+    #: The private range of the hosts' network, the same for all pools of a region, project or compartment. Networks
+    #: that are joined need one each. Another one would be another network: no host can be moved there.
+    network: PrivateNetwork | None = "10.60.0.0/16"
+    #: An instance type of the pool's class, where the cloud has several.
+    shape: str | None = None
+    capacity: Capacity = Capacity()
+    #: The root disk. Engines take about 20 GiB each.
+    disk_gib: int = Field(default=200, ge=50, le=16384)
+    #: A disk of its own for model weights; 0: the host's own NVMe, or the root disk.
+    model_disk_gib: int = Field(default=0, ge=0, le=65536)
+    #: ``latest`` moves hosts to the newest image; an image's id pins it; else what was newest when a host was made.
+    image: str | None = None
+    #: True gives each host an address of its own on the internet. Gateways have one unless they say no; other hosts
+    #: have none and are reached through a gateway, or as ``access.ssh_through`` says.
+    public_address: bool = False
+    #: How hosts without a public address reach out, for packages: the cloud's NAT, which is paid, or not at all, where
+    #: a mirror inside has everything.
+    outbound: Literal["nat", "none"] = "nat"
+
+    @model_validator(mode="after")
+    def _one_list(self) -> Placement:
+        if self.zone and self.zones:
+            raise ValueError("gives 'zone' and 'zones': keep one of them")
+        if len(set(self.zones)) != len(self.zones):
+            raise ValueError("names a zone twice in 'zones'")
+        return self
+
+    @property
+    def all_zones(self) -> tuple[str, ...]:
+        """The zones in the order in which they are tried."""
+        return (self.zone,) if self.zone else tuple(self.zones)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """What hosts of one network have in common."""
+        return (self.region,)
+
+
+class _Zoned(Placement):
+    @model_validator(mode="after")
+    def _has_zone(self) -> _Zoned:
+        if not self.all_zones:
+            raise ValueError("names no zone: give 'zone', or 'zones' in the order to try")
+        return self
+
+
+class AwsPlacement(_Zoned):
+    """Amazon Web Services; account and credentials are those of the AWS SDK."""
+
+    #: Instances close together in one zone. A capacity block has its own placement and forbids it.
+    placement_group: bool = False
+    #: An EFA interface on each network card, for traffic between hosts; serving within hosts needs none.
+    fabric: bool = False
+
+    @model_validator(mode="after")
+    def _zones_of_the_region(self) -> AwsPlacement:
+        for zone in self.all_zones:
+            if not re.fullmatch(rf"{re.escape(self.region)}[a-p]", zone):
+                raise ValueError(f"{zone!r} is no zone of {self.region}: write for example {self.region}a")
+        return self
+
+    @model_validator(mode="after")
+    def _no_group_in_a_block(self) -> AwsPlacement:
+        if self.placement_group and self.capacity.kind in ("capacity-block", "reservation"):
+            raise ValueError(f"a {self.capacity.kind} has its own placement: take 'placement_group' out")
+        return self
+
+
+class GcpPlacement(_Zoned):
+    """Google Cloud; credentials are those of the SDK."""
+
+    project: Annotated[str, Field(pattern=r"^[a-z][a-z0-9:.-]{4,}$")]
+    #: Needs an image whose driver modules are signed.
+    secure_boot: bool = False
+    #: How long flex-start hosts may live, hours; 168 at most.
+    run_hours: int | None = Field(default=None, gt=0, le=168)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """A network is of one project."""
+        return (self.project, self.region)
+
+    @model_validator(mode="after")
+    def _zones_of_the_region(self) -> GcpPlacement:
+        for zone in self.all_zones:
+            if not re.fullmatch(rf"{re.escape(self.region)}-[a-z]", zone):
+                raise ValueError(f"{zone!r} is no zone of {self.region}: write for example {self.region}-b")
+        return self
+
+    @model_validator(mode="after")
+    def _flex_is_finite(self) -> GcpPlacement:
+        if (self.capacity.kind == "flex-start") != (self.run_hours is not None):
+            raise ValueError("'run_hours' belongs to the capacity kind flex-start, which needs it")
+        return self
+
+
+class AzurePlacement(Placement):
+    """Microsoft Azure; subscription and credentials are those of the Azure CLI. Without a zone Azure chooses."""
+
+
+class OciPlacement(_Zoned):
+    """Oracle Cloud; zones are availability domains. Images with drivers are the tenant's own: ``image`` is needed."""
+
+    compartment: Annotated[str, Field(pattern=r"^ocid1\.")]
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """A network is of one compartment."""
+        return (self.region, self.compartment)
+
+    @model_validator(mode="after")
+    def _no_model_disk(self) -> OciPlacement:
+        if self.model_disk_gib:
+            raise ValueError("hosts of Oracle bring NVMe: take 'model_disk_gib' out")
+        return self
+
+
+class DigitalOceanPlacement(Placement):
+    """DigitalOcean: a region has no zones."""
+
+    #: No two networks of an account may overlap: without one, DigitalOcean takes a range that is free.
+    network: PrivateNetwork | None = None
+
+    @model_validator(mode="after")
+    def _no_zones(self) -> DigitalOceanPlacement:
+        if self.all_zones:
+            raise ValueError("a region of DigitalOcean has no zones: take 'zone' and 'zones' out")
+        return self
+
+    @model_validator(mode="after")
+    def _disks_are_the_size_s(self) -> DigitalOceanPlacement:
+        if {"disk_gib", "model_disk_gib"} & self.model_fields_set:
+            raise ValueError("a size of DigitalOcean has its disks: take 'disk_gib' and 'model_disk_gib' out")
+        return self
+
+
+#: The placement of every cloud whose hosts are rented; that of the lab is checked by the lab.
+PLACEMENTS: dict[str, type[Placement]] = {
+    "aws": AwsPlacement,
+    "gcp": GcpPlacement,
+    "azure": AzurePlacement,
+    "oci": OciPlacement,
+    "digitalocean": DigitalOceanPlacement,
+}
+
+
+class Prices(Strict):
+    """A fleet's own price list, for ``vllm-fleet plan``; whoever pays knows best what it costs."""
+
+    as_of: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    source: str = Field(min_length=3)
+    #: instance type -> capacity kind -> US dollars an hour for one host.
+    usd_per_hour: dict[str, dict[CapacityKind, Annotated[float, Field(ge=0)]]]
+
+
+class HostKeys(Strict):
+    """``host-keys.yml``: SSH host keys that hosts made themselves after their first contact, by host.
+
+    Two keys stand there while one takes the other's place, the new one first.
+    """
+
+    #: The id in ``stack.json`` of the host that made the key: a host that was made again shows the stack's key.
+    hosts: dict[Name, str] = {}
+    keys: dict[
+        Name,
+        Annotated[
+            list[Annotated[str, Field(pattern=r"^(ssh-ed25519|ecdsa-sha2-\S+|ssh-rsa) \S+$")]], Field(min_length=1)
+        ],
+    ]
