@@ -6,10 +6,9 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
+import pages
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from vllm_fleet.base import paths
@@ -20,42 +19,14 @@ from vllm_fleet.cli import app
 from vllm_fleet.reports import recipe_check
 from vllm_fleet.resolve.resolve import Question, resolve
 
-PAGE = paths.root() / "docs" / "adding-a-recipe.md"
+PAGE = pages.page("adding-a-recipe.md")
 LARGE = "openai/gpt-oss-120b"
-
-
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of one language, in the order of the page."""
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-
-
-def commands() -> list[str]:
-    return [line for block in blocks("bash") for line in block.splitlines()]
-
-
-def follow(recipes: Path) -> None:
-    """Does what the yaml blocks say: each names its file, and the list in it where it is an entry."""
-    for block in blocks("yaml"):
-        place, _, _ = block.partition("\n")
-        file, _, key = place.removeprefix("# recipes/").partition(", in ")
-        path = recipes / file
-        if not key:
-            assert not path.exists()
-            path.write_text(block, encoding="utf-8")
-            continue
-        data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        entries = yaml.safe_load(block)
-        if isinstance(entries, dict):
-            data[key] |= entries
-        else:
-            data[key] = [*entries, *data[key]] if key == "support" else [*data[key], *entries]
-        path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
 
 
 @pytest.fixture
 def recipes(tmp_path: Path) -> Path:
     shutil.copytree(paths.root() / "recipes", tmp_path / "recipes")
-    follow(tmp_path / "recipes")
+    pages.add_recipes(PAGE, tmp_path / "recipes")
     return tmp_path / "recipes"
 
 
@@ -68,7 +39,7 @@ def changed(recipes: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
 
 
 def test_the_page_has_a_class_its_driver_an_entry_and_a_rule() -> None:
-    assert [block.splitlines()[0].partition(", in ")[2] for block in blocks("yaml")] == [
+    assert [block.splitlines()[0].partition(", in ")[2] for block in pages.blocks(PAGE, "yaml")] == [
         "",
         "classes",
         "support",
@@ -93,21 +64,21 @@ def test_the_class_resolves_with_the_pages_rule(changed: Catalog) -> None:
     assert found.evidence.startswith("derived from the guide's commands for H200")
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("vllm-fleet ")])
+@pytest.mark.parametrize("line", [line for line in pages.commands(PAGE) if line.startswith("vllm-fleet ")])
 def test_a_command_of_the_page_runs(changed: Catalog, line: str) -> None:
     result = CliRunner().invoke(app, shlex.split(line)[1:])
     # upgrade-check tells by its code 3 that deployments change.
     assert result.exit_code == (3 if "upgrade-check" in line else 0), result.output
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("make ")])
+@pytest.mark.parametrize("line", [line for line in pages.commands(PAGE) if line.startswith("make ")])
 def test_a_target_of_the_page_exists(line: str) -> None:
     makefile = (paths.root() / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{line.removeprefix('make ')}:", makefile, re.MULTILINE)
 
 
 def test_every_command_of_the_page_is_run_or_looked_up() -> None:
-    assert {line.split()[0] for line in commands()} == {"vllm-fleet", "make"}
+    assert {line.split()[0] for line in pages.commands(PAGE)} == {"vllm-fleet", "make"}
 
 
 def test_a_misspelled_flag_is_told_as_the_page_says(recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +89,7 @@ def test_a_misspelled_flag_is_told_as_the_page_says(recipes: Path, monkeypatch: 
         text[:rule] + "cuda-graph-size" + text[rule + len("max-cudagraph-capture-size") :], encoding="utf-8"
     )
     monkeypatch.chdir(recipes.parent)
-    (told,) = blocks("text")
+    (told,) = pages.blocks(PAGE, "text")
     # The number of the rule moves with every rule that is added.
     found = {re.sub(r"rule \d+", "rule 52", str(fault)) for fault in recipe_check.faults(catalogs.load(recipes))}
     assert told.strip() in found

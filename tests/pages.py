@@ -1,0 +1,73 @@
+"""Pages of docs/ that tests follow: their code blocks, written where their first line says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vllm_fleet.base import paths
+
+
+def page(name: str) -> Path:
+    """A page by its path below docs/."""
+    return paths.root() / "docs" / name
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The fenced blocks of one language, in the order of the page."""
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands(path: Path) -> list[str]:
+    """The lines of the bash blocks."""
+    return [line for block in blocks(path, "bash") for line in block.splitlines()]
+
+
+def add_recipes(path: Path, recipes: Path) -> None:
+    """Follows the yaml blocks of a page: each names its file, and the list or mapping in it where it is an entry."""
+    for block in blocks(path, "yaml"):
+        place, _, _ = block.partition("\n")
+        file, _, key = place.removeprefix("# recipes/").partition(", in ")
+        target = recipes / file
+        if not key:
+            assert not target.exists(), target
+            target.write_text(block, encoding="utf-8")
+            continue
+        data: dict[str, Any] = yaml.safe_load(target.read_text(encoding="utf-8"))
+        entries = yaml.safe_load(block)
+        if isinstance(entries, dict):
+            data[key] |= entries
+        else:
+            data[key] = [*entries, *data[key]] if key == "support" else [*data[key], *entries]
+        target.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+
+
+def change_files(path: Path, tree: Path) -> list[str]:
+    """Follows the blocks of a page whose first line is ``# FILE``: a whole file, or as a diff what changes in one.
+
+    A diff has no line numbers: what it shows of the old text must be in the file just once.
+
+    Returns:
+        The files, as the page names them.
+    """
+    changed = []
+    for language, block in re.findall(r"```(\w+)\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+        first, _, body = block.partition("\n")
+        if not (named := re.fullmatch(r"# ([\w./-]+)", first)) or language in ("bash", "text"):
+            continue
+        target = tree / named[1]
+        if language == "diff":
+            lines = body.splitlines()
+            old, new = ("\n".join(line[1:] for line in lines if line[:1] != sign) + "\n" for sign in "+-")
+            text = target.read_text(encoding="utf-8")
+            assert text.count(old) == 1, f"{named[1]} contains this {text.count(old)} times, not once:\n{old}"
+            target.write_text(text.replace(old, new), encoding="utf-8")
+        else:
+            assert not target.exists(), target
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(body, encoding="utf-8")
+        changed.append(named[1])
+    return changed
