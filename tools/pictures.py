@@ -15,9 +15,9 @@ import yaml
 from vllm_fleet.base import paths
 
 #: All lengths are in pixels of the SVG.
-BOX_WIDTH, BOX_HEIGHT = 220, 92
-COLUMN, ROW, MARGIN = 284, 148, 20
-TITLE_SIZE, LINE_SIZE, LINE_STEP = 14, 12, 15
+BOX_WIDTH, BOX_HEIGHT = 240, 100
+COLUMN, ROW, MARGIN = 284, 148, 10
+TITLE_SIZE, LINE_SIZE, LINE_STEP = 16, 14, 17
 #: The widest letters of the fonts below take so much of their size on average; labels are refused beyond it.
 LETTER_WIDTH = 0.56
 #: kind of box -> fill, border, radius of its corners
