@@ -1,0 +1,49 @@
+"""The pages of docs/extending, followed literally: their files in a copy of the project, their commands on it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pages
+import pytest
+from typer.testing import CliRunner
+
+from vllm_fleet.base import paths
+from vllm_fleet.catalogue import catalogue as catalogs
+from vllm_fleet.cli import app
+
+ROOT = paths.root()
+PAGES = sorted(path.stem for path in (ROOT / "docs" / "extending").glob("*.md") if path.stem != "index")
+
+
+def test_every_page_is_in_the_table_of_the_first_one() -> None:
+    index = (ROOT / "docs" / "extending" / "index.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"\]\(([\w-]+)\.md\) \|", index)) == PAGES
+
+
+def test_the_engine_of_the_page_is_chosen_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, recipes = pages.page("extending/engine.md"), tmp_path / "recipes"
+    shutil.copytree(ROOT / "recipes", recipes)
+    # What 'make engines' would write from the wheel.
+    names = (recipes / "engines" / "names" / "0.32.0.yml").read_text(encoding="utf-8")
+    (recipes / "engines" / "names" / "0.33.0.yml").write_text(names.replace("0.32.0", "0.33.0"), encoding="utf-8")
+    pages.add_recipes(page, recipes)
+    catalog = catalogs.load(recipes)
+    monkeypatch.setattr(catalogs, "load", lambda: catalog)
+    outputs = {}
+    for line in pages.commands(page):
+        if line == "make engines":
+            continue
+        program, command, *_ = shlex.split(line)
+        assert program == "vllm-fleet"
+        result = CliRunner().invoke(app, shlex.split(line)[1:])
+        # upgrade-check reports by its code 3 that deployments change.
+        assert result.exit_code in ((0, 3) if command == "upgrade-check" else (0,)), result.output
+        outputs[command] = result.output
+    assert f"{len(catalog.engines)} engines" in outputs["check"]
+    assert "vllm-0.33.0-cuda" in outputs["recipe"]
+    assert "sha256:1111" in outputs["recipe"]
+    assert "vllm-0.33.0-cuda" in outputs["upgrade-check"]

@@ -190,6 +190,7 @@ def test_the_commands_of_a_document_exist(path: Path) -> None:
                 continue  # the command that the page adds
             command = COMMAND.get_command(typer.Context(COMMAND), words[1])
             assert command is not None, line
+            command = command.make_context(words[1], [], resilient_parsing=True).command
             options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
             used = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
             assert used <= options, line
