@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +76,29 @@ def change_files(path: Path, tree: Path) -> list[str]:
             target.write_text(body, encoding="utf-8")
         changed.append(named[1])
     return changed
+
+
+def copy_project(into: Path) -> Path:
+    """Copies what a clone would have, and what is not committed yet."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=paths.root(), capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (source := paths.root() / name).is_file():
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, into / name)
+    return into
+
+
+def run_in(tree: Path, line: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command line in a copy of the project, with the programs of this environment and the copy's packages."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(tree),
+        "ANSIBLE_CONFIG": str(tree / "ansible.cfg"),
+    }
+    words = shlex.split(line)
+    if words[0] == "vllm-fleet":
+        # The installed program would be that of the checkout.
+        words[:1] = [sys.executable, "-m", "vllm_fleet"]
+    return subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pages
@@ -47,3 +49,23 @@ def test_the_engine_of_the_page_is_chosen_and_compared(tmp_path: Path, monkeypat
     assert "vllm-0.33.0-cuda" in outputs["recipe"]
     assert "sha256:1111" in outputs["recipe"]
     assert "vllm-0.33.0-cuda" in outputs["upgrade-check"]
+
+
+def follow(name: str, tmp_path: Path) -> tuple[Path, dict[str, subprocess.CompletedProcess[str]]]:
+    """A copy of the project that a page has changed, and what the commands of the page gave there."""
+    page, tree = pages.page(f"extending/{name}.md"), pages.copy_project(tmp_path / "project")
+    assert pages.change_files(page, tree)
+    return tree, {line: pages.run_in(tree, line) for line in pages.commands(page)}
+
+
+def test_the_command_of_the_page_runs(tmp_path: Path) -> None:
+    tree, done = follow("command", tmp_path)
+    for line, result in done.items():
+        assert result.returncode == 0, f"{line}: {result.stdout}{result.stderr}"
+    assert "hosts" in done["vllm-fleet --help"].stdout
+    assert "gateway-0  gateway  gateway" in done["vllm-fleet hosts"].stdout
+    hosts = json.loads(done["vllm-fleet hosts --fleet lab --json"].stdout)
+    assert {"name": "lab-1", "pool": "lab", "host_class": "cpu-2"} in hosts
+    refused = pages.run_in(tree, "vllm-fleet hosts --fleet nowhere")
+    assert refused.returncode == 2
+    assert "there is no fleet 'nowhere'" in refused.stderr
