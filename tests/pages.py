@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -97,8 +96,11 @@ def run_in(tree: Path, line: str) -> subprocess.CompletedProcess[str]:
         "PYTHONPATH": str(tree),
         "ANSIBLE_CONFIG": str(tree / "ansible.cfg"),
     }
-    words = shlex.split(line)
-    if words[0] == "vllm-fleet":
-        # The installed program would be that of the checkout.
-        words[:1] = [sys.executable, "-m", "vllm_fleet"]
-    return subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True)
+    if target := re.fullmatch(r"make ([a-z]+)", line):
+        # The copy has no environment of its own that the target could activate.
+        recipe = re.search(rf"^{target[1]}:.*\n\t@\$\(ACTIVATE\); (.*)", (tree / "Makefile").read_text(), re.MULTILINE)
+        assert recipe, line
+        line = recipe[1]
+    # The installed program would be that of the checkout.
+    line = re.sub(r"^vllm-fleet\b", f"{sys.executable} -m vllm_fleet", line)
+    return subprocess.run(["bash", "-c", line], cwd=tree, env=environment, capture_output=True, text=True)

@@ -69,3 +69,14 @@ def test_the_command_of_the_page_runs(tmp_path: Path) -> None:
     refused = pages.run_in(tree, "vllm-fleet hosts --fleet nowhere")
     assert refused.returncode == 2
     assert "there is no fleet 'nowhere'" in refused.stderr
+
+
+def test_the_role_of_the_page_holds_the_contract(tmp_path: Path) -> None:
+    tree, done = follow("role", tmp_path)
+    for line, result in done.items():
+        assert result.returncode == 0, f"{line}: {result.stdout}{result.stderr}"
+    assert "journal_size_restart_enabled" in (tree / "roles/journal_size/README.md").read_text(encoding="utf-8")
+    for host, wanted in (("lab-0", True), ("gateway-0", False)):
+        (manifest,) = [path for path in (tree / "tests/golden").rglob("manifest.json") if host in path.parts]
+        items = json.loads(manifest.read_text(encoding="utf-8"))["items"]
+        assert ("journal_size" in {item["role"] for item in items}) is wanted
