@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_fleet.host.haproxy import ALLOWED_PATHS, API_KEYS, Backend, api_keys_text, firewall_text, haproxy_config
+from vllm_fleet.host.firewall import firewall_rules
+from vllm_fleet.host.haproxy import ALLOWED_PATHS, API_KEYS, Backend, api_keys_text, haproxy_config
 from vllm_fleet.schema.fleet import Gateway, Tls
 
 ONE = [Backend("h-0", "0", "192.0.2.1", 8000, "a/b"), Backend("h-1", "0", "192.0.2.2", 8000, "a/b")]
@@ -72,11 +73,11 @@ def test_keys_are_digests_without_their_owners() -> None:
 
 
 def test_the_firewall_lets_only_gateways_in() -> None:
-    rules = firewall_text([8000, 8100], ["192.0.2.9"])
+    rules = firewall_rules([8000, 8100], ["192.0.2.9"])
     assert "tcp dport { 8000, 8100 } ip saddr { 192.0.2.9 } accept" in rules
     assert "tcp dport { 8000, 8100 } drop" in rules
 
 
 def test_without_gateways_nobody_gets_in() -> None:
-    assert "saddr" not in firewall_text([8000], [])
-    assert "drop" in firewall_text([8000], [])
+    assert "saddr" not in firewall_rules([8000], [])
+    assert "drop" in firewall_rules([8000], [])

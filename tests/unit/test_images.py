@@ -16,7 +16,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.yaml_document import Document
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet import plan
-from vllm_fleet.host import apt_repositories, container, instance_files
+from vllm_fleet.host import apt_repositories, container, host_paths, instance_files, serve_command
 from vllm_fleet.inventory import Site, SiteHost
 from vllm_fleet.on_host import probe
 from vllm_fleet.resolve.image_digest import faults, pinned, refusal
@@ -159,7 +159,7 @@ def test_a_host_of_images_has_no_wheel_and_another_unit(image_site: Site) -> Non
 def test_the_words_mount_and_name_what_vllm_needs_and_tell_no_value(image_site: Site) -> None:
     env = env_of(serving(image_site))
     words = shlex.split(env["VLLM_FLEET_RUN"])
-    assert words[:2] == list(instance_files.RUN_OPTIONS)
+    assert words[:2] == list(serve_command.RUN_OPTIONS)
     for name in ("HOME", "HF_HOME", "USER", "TIKTOKEN_ENCODINGS_BASE", "VLLM_CACHE_ROOT", "VLLM_CPU_KVCACHE_SPACE"):
         assert f"--env={name}" in words
     assert not [word for word in words if word.startswith("--env=") and word.count("=") > 1]
@@ -167,8 +167,8 @@ def test_the_words_mount_and_name_what_vllm_needs_and_tell_no_value(image_site: 
     assert mounts.pop(env["HOME"]).endswith(f":{env['HOME']}")
     assert all(mount.endswith(f"{path}:{path}:ro") for path, mount in mounts.items())
     assert set(mounts) == {
-        instance_files.ENCODINGS,
-        next(path for path in mounts if path.startswith(instance_files.MODELS)),
+        host_paths.ENCODINGS,
+        next(path for path in mounts if path.startswith(host_paths.MODELS)),
     }
     assert "seccomp=unconfined" in words
 
@@ -289,8 +289,8 @@ def test_a_host_whose_image_brings_the_toolkit_keeps_its_version(catalog: Catalo
 def test_an_image_that_no_registry_has_shows_no_line(catalog: Catalog) -> None:
     docker = catalog.engine("vllm-0.32.0-cpu").docker
     assert docker
-    assert instance_files.docker_lines(docker, "m", {}, {}) == []
-    assert "is in no registry" in str(instance_files.docker_note(docker))
+    assert serve_command.docker_lines(docker, "m", {}, {}) == []
+    assert "is in no registry" in str(serve_command.docker_note(docker))
 
 
 STAND_IN = """\

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet.host import apt_repositories, instance_files
+from vllm_fleet.base import digests
+from vllm_fleet.host import apt_repositories, host_paths, serve_command
 from vllm_fleet.host.apt_repositories import Repository
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.resolve.deployment import Deployment
@@ -90,7 +91,7 @@ class Image:
     @property
     def tag(self) -> str:
         """The name that the guides run; for people, as no unit does."""
-        return f"{self.install.image}:{instance_files.DEPLOY_TAG}"
+        return f"{self.install.image}:{serve_command.DEPLOY_TAG}"
 
     @property
     def daemon_config(self) -> str:
@@ -146,12 +147,12 @@ def run_words(image: Image, deployment: Deployment, model: str, cache: str, name
     """
     own = shlex.join(image.install.options).replace("--gpus all", shlex.join(_CDI))
     words = [
-        *instance_files.RUN_OPTIONS,
+        *serve_command.RUN_OPTIONS,
         *_LIMITS,
         *([] if image.vendor == "cpu" or image.lab else [_LOCKED]),
         *shlex.split(own),
     ]
-    words += [f"--volume={path}:{path}:ro" for path in (model, instance_files.ENCODINGS)]
+    words += [f"--volume={path}:{path}:ro" for path in (model, host_paths.ENCODINGS)]
     words += [f"--volume={cache}:{cache}"]
     return words + [f"--env={name}" for name in sorted({*names, *deployment.env, *_ACCOUNT})]
 
@@ -190,11 +191,11 @@ def items(image: Image) -> Iterator[dict[str, Any]]:
         for name, version in sorted(image.toolkit.versions.items()):
             wanted = {"version": version} if image.toolkit.managed else {}
             yield {"role": _ENGINE_ROLE, "kind": "package", "name": name, **wanted}
-    digest = instance_files.sha256(image.daemon_config)
+    digest = digests.text_sha256(image.daemon_config)
     yield {**file, "path": CONFIG, "sha256": digest}
-    yield {**file, "path": LOADED, "sha256": instance_files.sha256(f"{digest}\n")}
+    yield {**file, "path": LOADED, "sha256": digests.text_sha256(f"{digest}\n")}
     if image.ca is not None:
-        yield {**file, "path": image.ca_path, "sha256": instance_files.sha256(image.ca)}
+        yield {**file, "path": image.ca_path, "sha256": digests.text_sha256(image.ca)}
     unit = {"role": _ENGINE_ROLE, "kind": "unit", "active": True, "enabled": True}
     if image.vendor == "nvidia":
         path = "/etc/systemd/system/nvidia-cdi.service"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.versions import version_key
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
@@ -13,7 +14,6 @@ from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import apt_repositories
 from vllm_fleet.host.apt_repositories import NO_COPIES, MirroredSystem, Repository
-from vllm_fleet.host.instance_files import sha256
 from vllm_fleet.host.manifest import Item, Manifest, file_item
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.schema.driver import ClassDriver, DriverMode, DriverRelease
@@ -143,14 +143,14 @@ def for_host(
     if vendor == "nvidia":
         variables["nvidia_driver_fabric_manager"] = switches
     items: list[Item] = [
-        file_item(role, UNATTENDED, sha256(blacklist)),
+        file_item(role, UNATTENDED, text_sha256(blacklist)),
         {"role": role, "kind": "holds", "name": "held packages", "patterns": holds},
     ]
     facts: dict[str, Any] = {"driver_below": row.driver_below}
     if switches:
         facts["fabric_manager"] = True
     if managed:
-        items.append(file_item(role, PREFERENCES, sha256(pins)))
+        items.append(file_item(role, PREFERENCES, text_sha256(pins)))
         items += [{"role": role, "kind": "package", "name": n, "version": packages[n]} for n in sorted(packages)]
         items += [{"role": role, "kind": "package", "name": name} for name in others]
         facts |= {"driver_role": role, "driver_version": chosen.version}

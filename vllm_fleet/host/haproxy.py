@@ -114,23 +114,3 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend]) -> str:
 def api_keys_text(keys: Mapping[str, str]) -> str:
     """The digests that the gateway compares, one a line; the keys themselves are nowhere on a host."""
     return "".join(f"{digest.removeprefix('sha256:')}\n" for digest in sorted(set(keys.values())))
-
-
-def firewall_text(ports: Sequence[int], gateways: Sequence[str]) -> str:
-    """Nftables rules: only the gateways and the host itself reach vLLM, whose own key leaves routes open."""
-    numbers = ", ".join(str(port) for port in sorted(ports))
-    allowed = ", ".join(sorted(gateways))
-    accept = f"    tcp dport {{ {numbers} }} ip saddr {{ {allowed} }} accept\n" if gateways else ""
-    return (
-        "# Made by vllm-fleet; another run replaces what is changed here.\n"
-        "table inet vllm_fleet {}\n"
-        "delete table inet vllm_fleet\n"
-        "table inet vllm_fleet {\n"
-        "  chain input {\n"
-        "    type filter hook input priority filter; policy accept;\n"
-        '    iifname "lo" accept\n'
-        f"{accept}"
-        f"    tcp dport {{ {numbers} }} drop\n"
-        "  }\n"
-        "}\n"
-    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 
-from vllm_fleet.host import instance_files
 from vllm_fleet.resolve.deployment import Deployment
 
 
@@ -27,8 +26,3 @@ def key(deployment: Deployment, revision: str, arch: str, driver: str | None) ->
         "driver": driver,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def directory(name: str) -> str:
-    """Where a host keeps the caches of a key: the home of its instances, as libraries know no other place."""
-    return f"{instance_files.CACHE}/{name}"

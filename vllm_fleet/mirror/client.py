@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host.apt_repositories import MirroredSystem
-from vllm_fleet.host.instance_files import model_directory, sha256
+from vllm_fleet.host.host_paths import model_directory
 from vllm_fleet.host.manifest import Item, Manifest, file_item
 from vllm_fleet.host.model_files import ModelFiles, model_files
 from vllm_fleet.host.role_files import role_file_sha256
@@ -60,9 +61,9 @@ class Mirrored:
 
     def manifest(self, host: HostPlan, manifest: Manifest) -> Manifest:
         """The manifest with what the mirror adds to it."""
-        items: list[Item] = [file_item("host_baseline", APT_CONFIG, sha256(self.apt_config))]
+        items: list[Item] = [file_item("host_baseline", APT_CONFIG, text_sha256(self.apt_config))]
         if self.apt_sources:
-            items.append(file_item("host_baseline", APT_SOURCES, sha256(self.apt_sources)))
+            items.append(file_item("host_baseline", APT_SOURCES, text_sha256(self.apt_sources)))
         if self.url and host.deployment:
             role = "model_store"
             items += [

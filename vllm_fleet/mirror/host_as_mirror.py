@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.plan import Plan
-from vllm_fleet.host.instance_files import sha256
 from vllm_fleet.host.manifest import STAMP, Item, file_item
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.mirror import apt_lists, image_store, nginx_config, parts, wheels
@@ -73,7 +73,7 @@ def items(given: Mapping[str, Any]) -> list[Item]:
     found: list[Item] = [
         {"role": _ROLE, "kind": "package", "name": "nginx-light"},
         {"role": _ROLE, "kind": "store", "path": DIRECTORY, "stamp": STAMP, "files": files},
-        file_item(_ROLE, CONFIG, sha256(given["mirror_nginx_config"])),
+        file_item(_ROLE, CONFIG, text_sha256(given["mirror_nginx_config"])),
         file_item(
             _ROLE,
             "/etc/systemd/system/nginx.service.d/vllm-fleet.conf",
@@ -85,7 +85,7 @@ def items(given: Mapping[str, Any]) -> list[Item]:
         drop_in = "docker-registry.service"
         found += [
             {"role": _ROLE, "kind": "package", "name": "docker-registry"},
-            file_item(_ROLE, REGISTRY_CONFIG, sha256(config)),
+            file_item(_ROLE, REGISTRY_CONFIG, text_sha256(config)),
             file_item(
                 _ROLE, f"/etc/systemd/system/{drop_in}.d/vllm-fleet.conf", role_file_sha256(_ROLE, f"{drop_in}.d.conf")
             ),

@@ -12,7 +12,7 @@ from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import container, engine_install
-from vllm_fleet.host.instance_files import model_folder
+from vllm_fleet.host.host_paths import model_folder
 from vllm_fleet.host.model_files import model_files
 from vllm_fleet.mirror import apt_packages
 from vllm_fleet.mirror.apt_packages import Debs
