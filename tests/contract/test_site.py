@@ -143,6 +143,13 @@ def test_a_box_that_cannot_be_read_is_refused(box: dict[str, Any], complaint: st
         pictures.draw({"title": "t", "boxes": {"a": {"at": [0, 0], **box}}, "arrows": []})
 
 
+def test_the_picture_of_a_run_shows_its_playbooks_in_their_order() -> None:
+    boxes = yaml.safe_load((DOCS / "pictures" / "run.yml").read_text(encoding="utf-8"))["boxes"].values()
+    plays = yaml.safe_load((ROOT / "playbooks" / "site.yml").read_text(encoding="utf-8"))
+    imported = [play["ansible.builtin.import_playbook"] for play in plays]
+    assert [box["title"] for box in boxes if box["title"].endswith(".yml")] == imported
+
+
 def boxes_overlap(source: Path) -> list[tuple[str, str]]:
     boxes = pictures.read_boxes(yaml.safe_load(source.read_text(encoding="utf-8")))
     return [
