@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,17 @@ def copy_project(into: Path) -> Path:
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, into / name)
     return into
+
+
+def register_entry_points(tree: Path) -> None:
+    """Does what 'make venv' would do with the entry points of a copy: writes them where Python looks them up."""
+    project = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    folder = tree / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    folder.mkdir(exist_ok=True)
+    (folder / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n", encoding="utf-8")
+    groups = {"console_scripts": project["scripts"], **project.get("entry-points", {})}
+    sections = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in names.items()) for group, names in groups.items()]
+    (folder / "entry_points.txt").write_text("\n".join(sections), encoding="utf-8")
 
 
 def run_in(tree: Path, line: str) -> subprocess.CompletedProcess[str]:
