@@ -31,18 +31,23 @@ def commands(path: Path) -> list[str]:
     return [line for block in blocks(path, "bash") for line in block.splitlines()]
 
 
-def add_recipes(path: Path, recipes: Path) -> None:
-    """Follows the yaml blocks of a page: each names its file, and the list or mapping in it where it is an entry."""
+def add_data(path: Path, tree: Path) -> None:
+    """Follows the yaml blocks of a page: each names its file, and the list or mapping in it where it is an entry.
+
+    Args:
+        path: the page.
+        tree: a folder with ``recipes/``, as in the project.
+    """
     for block in blocks(path, "yaml"):
-        place, _, _ = block.partition("\n")
-        file, _, key = place.removeprefix("# recipes/").partition(", in ")
-        target = recipes / file
+        place, _, body = block.partition("\n")
+        file, _, key = place.removeprefix("# ").partition(", in ")
+        target = tree / file
         if not key:
             assert not target.exists(), target
-            target.write_text(block, encoding="utf-8")
+            target.write_text(body, encoding="utf-8")
             continue
         data: dict[str, Any] = yaml.safe_load(target.read_text(encoding="utf-8"))
-        entries = yaml.safe_load(block)
+        entries = yaml.safe_load(body)
         if isinstance(entries, dict):
             data[key] |= entries
         else:

@@ -25,8 +25,9 @@ LARGE = "openai/gpt-oss-120b"
 
 @pytest.fixture
 def recipes(tmp_path: Path) -> Path:
-    shutil.copytree(paths.root() / "recipes", tmp_path / "recipes")
-    pages.add_recipes(PAGE, tmp_path / "recipes")
+    for folder in ("recipes", "lab/gpu"):
+        shutil.copytree(paths.root() / folder, tmp_path / folder)
+    pages.add_data(PAGE, tmp_path)
     return tmp_path / "recipes"
 
 
@@ -38,9 +39,10 @@ def changed(recipes: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
     return found
 
 
-def test_the_page_has_a_class_its_driver_an_entry_and_a_rule() -> None:
+def test_the_page_has_a_class_its_tools_its_driver_an_entry_and_a_rule() -> None:
     assert [block.splitlines()[0].partition(", in ")[2] for block in pages.blocks(PAGE, "yaml")] == [
         "",
+        "nvidia",
         "classes",
         "support",
         "rules",
@@ -48,8 +50,8 @@ def test_the_page_has_a_class_its_driver_an_entry_and_a_rule() -> None:
 
 
 def test_the_class_is_new_and_refused_before(catalog: Catalog) -> None:
-    with pytest.raises(FleetError, match="there is no host class 'h20-8'"):
-        resolve(catalog, Question("h20-8", LARGE))
+    with pytest.raises(FleetError, match="there is no host class 'h800-8'"):
+        resolve(catalog, Question("h800-8", LARGE))
 
 
 def test_what_the_page_adds_is_right(changed: Catalog) -> None:
@@ -57,11 +59,11 @@ def test_what_the_page_adds_is_right(changed: Catalog) -> None:
 
 
 def test_the_class_resolves_with_the_pages_rule(changed: Catalog) -> None:
-    found = resolve(changed, Question("h20-8", LARGE))
+    found = resolve(changed, Question("h800-8", LARGE))
     assert (found.engine.id, found.status) == ("vllm-0.32.0-cuda", "unverified")
     assert found.args["max-cudagraph-capture-size"] == 1024
-    assert found.provenance["args.max-cudagraph-capture-size"].why.startswith("A smaller device")
-    assert found.evidence.startswith("derived from the guide's commands for H200")
+    assert found.provenance["args.max-cudagraph-capture-size"].why.startswith("Slower links")
+    assert found.evidence.startswith("derived from the guide's commands for H100")
 
 
 @pytest.mark.parametrize("line", [line for line in pages.commands(PAGE) if line.startswith("vllm-fleet ")])
