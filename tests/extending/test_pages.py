@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,17 @@ def test_the_cloud_of_the_page_makes_hosts(tmp_path: Path) -> None:
         assert result.returncode == 0, f"{line}: {result.stdout}{result.stderr}"
     assert "3 passed" in done["python -m pytest -q tests/infra/test_acme.py"].stdout
     assert (tree / "infra/clouds/acme.py").is_file()
+
+
+def test_the_kind_of_the_page_is_checked_on_a_host(tmp_path: Path) -> None:
+    tree, done = follow("manifest-kind", tmp_path)
+    for line, result in done.items():
+        assert result.returncode == 0, f"{line}: {result.stdout}{result.stderr}"
+    wanted = {"role": "host_baseline", "kind": "kernel_module", "name": "nf_conntrack"}
+    assert wanted in golden_items(tree, "lab-0")
+    # The kernel itself is in /sys/module on every host.
+    manifest = {"items": [{**wanted, "name": "kernel"}, {**wanted, "name": "no_such_module"}]}
+    probe = [sys.executable, "-IS", str(tree / "vllm_fleet" / "on_host" / "probe.py")]
+    answer = subprocess.run(probe, input=json.dumps(manifest), capture_output=True, text=True, check=True).stdout
+    (drift,) = json.loads(answer)["drift"]
+    assert (drift["what"], drift["role"], drift["why"]) == ("no_such_module", "host_baseline", "is missing")
