@@ -55,7 +55,7 @@ def variables(catalog: Catalog, host_class: str, engine: str, lock: Lock, **more
     named: Deployment = found.__class__(
         **{**vars(found), "engine_directory_id": engine_locks.directory_id(found.engine, lock)}
     )
-    return {**engine_install.variables(named, lock), "vllm_engine_packages": [], **more}
+    return {**engine_install.engine_variables(named, lock), "vllm_engine_packages": [], **more}
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def test_hosts_take_what_vendors_have_from_the_mirror_too(catalog: Catalog, tmp_
     """By an address and a fingerprint, or with the key file of the fleet's own copy; and each preferred by its name."""
     mirror = MirroredSystem("ubuntu-24.04", "http://192.0.2.9:8070/debs/ubuntu-24.04")
     sized = catalog.host_class("h100-1")
-    found = drivers.for_host(catalog, sized, "managed", mirror=mirror)
+    found = drivers.choose_driver(catalog, sized, drivers.DriverChoice("managed", mirror=mirror))
     assert found
     (repository,) = found.variables["driver_packages_repositories"]
     at = "http://192.0.2.9:8070/debs/ubuntu-24.04/nvidia-cuda"
@@ -130,7 +130,7 @@ def test_hosts_take_what_vendors_have_from_the_mirror_too(catalog: Catalog, tmp_
     key.write_text("a key")
     for uri, mirrored in (("http://10.0.0.5/cuda", True), ("file:/srv/cuda", False)):
         own = {"nvidia-cuda": (RepositoryMirror(uri=uri, signing_key_file="key.asc"), key)}
-        copied = drivers.for_host(catalog, sized, "managed", own=own, mirror=mirror)
+        copied = drivers.choose_driver(catalog, sized, drivers.DriverChoice("managed", copies=own, mirror=mirror))
         assert copied
         (repository,) = copied.variables["driver_packages_repositories"]
         assert next(iter(repository["systems"].values()))["uri"] == (at if mirrored else uri)

@@ -51,8 +51,9 @@ def command(
         if from_:
             results = fill_mirror.copy(Store(from_.resolve()), store, keys, tell.count)
         else:
+            reporter = fill_mirror.Reporter(tell.say, tell.count)
             results = fill_mirror.fill(
-                store, wanted, token=hub.token(hub_token_file), refresh=refresh, say=tell.say, progress=tell.count
+                store, wanted, token=hub.token(hub_token_file), refresh=refresh, reporter=reporter
             )
     if to:
         carried = Store(to.resolve())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import download
-from vllm_fleet.host.apt_repositories import KEY_FILE, Repository, pins
+from vllm_fleet.host.apt_repositories import KEY_FILE, Repository, apt_pins
 from vllm_fleet.mirror import apt_lists
 from vllm_fleet.mirror.apt_lists import Origin
 from vllm_fleet.mirror.apt_packages import Debs
@@ -36,7 +36,8 @@ def listing(need: Debs, work: Path) -> list[Artifact]:
     (work / "status").touch()
     keys = {each.name: _key(each, work / f"{each.name}.asc") for each in need.repositories}
     (work / "origin.sources").write_text(_sources(need, keys), encoding="utf-8")
-    (work / "preferences").write_text("\n\n".join(pins(need.repositories, in_mirror=False)) + "\n", encoding="utf-8")
+    pins = "\n\n".join(apt_pins(need.repositories, in_mirror=False))
+    (work / "preferences").write_text(pins + "\n", encoding="utf-8")
     (work / "apt.conf").write_text(apt_lists.apt_config(str(work), need.architecture), encoding="utf-8")
     # An index that cannot be had is only a warning to apt, unless it is told so.
     _apt(need, work, "-o", "APT::Update::Error-Mode=any", "update")

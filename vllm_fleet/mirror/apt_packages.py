@@ -125,8 +125,8 @@ def _packages(plan: Plan, host: HostPlan, python: str) -> set[str]:
 
 def _vendors(plan: Plan, catalog: Catalog, host: HostPlan) -> Iterator[tuple[Repository, tuple[str, ...]]]:
     """Vendors' repositories that a host installs from, each with all that it gets of them."""
-    driver = drivers.of_host(plan, catalog, host)
+    driver = drivers.host_driver(plan, catalog, host)
     for repository in driver.repositories if driver else ():
         yield repository, driver.packages if driver else ()
-    if found := container_toolkit.of_host(plan, catalog, host):
+    if found := container_toolkit.host_toolkit(plan, catalog, host):
         yield found.repository, found.packages

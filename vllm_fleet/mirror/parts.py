@@ -127,7 +127,7 @@ def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
         if plan.spec.mirror.registry_port:
             yield _image(host, deployment, catalog, plan)
         return
-    lock = engine_install.lock_of(plan, catalog, host)
+    lock = engine_install.host_lock(plan, catalog, host)
     if lock is None:
         return
     chosen = apt_packages.distribution(plan, catalog)

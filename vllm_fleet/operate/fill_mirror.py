@@ -42,6 +42,22 @@ class Result:
         return {"part": self.key, **{name: value for name, value in vars(self).items() if name != "key"}}
 
 
+@dataclass(frozen=True)
+class Reporter:
+    """What takes the progress of a run.
+
+    Attributes:
+        say: takes a line of text.
+        count: takes the bytes that are there and those that are wanted, of all that was missing.
+    """
+
+    say: Callable[[str], None] = lambda _: None
+    count: Callable[[int, int], None] = lambda _done, _all: None
+
+
+SILENT = Reporter()
+
+
 @contextmanager
 def locked(store: Store) -> Iterator[None]:
     """Holds a mirror's folder: two runs would write the same parts.
@@ -66,8 +82,7 @@ def fill(
     *,
     token: str | None = None,
     refresh: bool = False,
-    say: Callable[[str], None] = lambda _: None,
-    progress: Callable[[int, int], None] = lambda _done, _all: None,
+    reporter: Reporter = SILENT,
 ) -> list[Result]:
     """Fetches what is missing of the parts, each file once, and keeps the index.
 
@@ -76,8 +91,7 @@ def fill(
         needs: the parts.
         token: the hub's.
         refresh: look at the origins' packages again, though the part is whole.
-        say: takes a line of progress.
-        progress: takes the bytes that are there and those that are wanted, of all that was missing.
+        reporter: takes the progress.
 
     Raises:
         FleetError: a file cannot be had, or there is no room for all of them; then nothing was fetched.
@@ -88,7 +102,7 @@ def fill(
     listings: dict[str, list[Artifact]] = {}
     for need in needs:
         if need.key in missing | again:
-            say(f"asking what {need.key} is made of")
+            reporter.say(f"asking what {need.key} is made of")
             listings[need.key] = mirror_origins.listing(need, token)
     known = {name: entry for name, entry in index.files.items() if entry.is_as_verified(store.place(name))}
     wanted: dict[str, Artifact] = {}
@@ -97,14 +111,14 @@ def fill(
             if not _is_there(store, artifact, known):
                 wanted[artifact.path] = artifact
     room(store.directory, wanted.values(), store)
-    count = _counter(wanted.values(), progress)
+    count = _counter(wanted.values(), reporter.count)
     results = []
     for need in needs:
         fetched: Mapping[str, Fetched] = {}
         if need.key in listings:
             here = [wanted[each.path] for each in listings[need.key] if each.path in wanted]
             if here:
-                say(f"fetching {need.key}: {len(here)} files, {sum(each.size for each in here)} bytes")
+                reporter.say(f"fetching {need.key}: {len(here)} files, {sum(each.size for each in here)} bytes")
             fetched = mirror_origins.fetch(need, here, store, token, count)
             for artifact in here:
                 wanted.pop(artifact.path)
