@@ -65,7 +65,7 @@ def command(
     catalogue.raise_all(list(engine_install.lock_faults(plan, recipes)))
     allowed = list(dict.fromkeys(filter(None, (name.strip() for name in replace_serving.split(",")))))
     bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
-    missing = (*engine_install.unpinned_engines(plan, recipes), *apt_packages.missing(plan, recipes))
+    missing = (*engine_install.unpinned_engines(plan, recipes), *apt_packages.find_missing(plan, recipes))
     as_is, changes = _changes(plan, preview or bool(allowed))
     replacement.check(plan, changes, allowed)
     run = replacement.commands(plan, changes, allowed) if allowed else ()
