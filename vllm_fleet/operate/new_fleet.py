@@ -18,7 +18,7 @@ from vllm_fleet.resolve.resolve import Question, resolve
 #: Tried in this order for a pool whose model nobody has named.
 MODELS = ("openai/gpt-oss-120b", "openai/gpt-oss-20b")
 _HEADER = """\
-# Hosts that exist, found by 'vllm-fleet init'. Other keys: docs/fleets.md and inventories/example-aws/fleet.yml.
+# Hosts that exist, found by 'vllm-fleet init'. Other keys: README.md and inventories/example-aws/fleet.yml.
 #   vllm-fleet check --fleet {name}
 #   ansible-playbook -i inventories/{name}/fleet.yml site.yml --check
 fleet: {name}
