@@ -49,13 +49,13 @@ def clouds_page() -> str:
 
 def main() -> int:
     """Writes every generated file."""
+    for source in pictures.sources():
+        source.with_suffix(".svg").write_text(pictures.svg(source), encoding="utf-8")
     for role in sorted((paths.root() / "roles").iterdir()):
         if role.is_dir():
             (role / "README.md").write_text(role_readme(role), encoding="utf-8")
     (paths.root() / "docs" / "matrix.md").write_text(support_matrix_page(), encoding="utf-8")
     (paths.root() / "docs" / "clouds.md").write_text(clouds_page(), encoding="utf-8")
-    for source in pictures.sources():
-        source.with_suffix(".svg").write_text(pictures.svg(source), encoding="utf-8")
     return 0
 
 
