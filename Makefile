@@ -31,15 +31,15 @@ test: ## Set everything up and run the tests, end to end on real hosts
 	@tools/setup; $(ACTIVATE); tools/lint; \
 	pytest -q -n 3 --dist loadfile --no-loadscope-reorder -rfEs
 
-# Not with -q: it hides the warnings that strict counts.
-docs: venv ## Build the site of docs/ into site/; a wrong link or a page that is missing in the menu is an error
-	@$(ACTIVATE); NO_MKDOCS_2_WARNING=1 mkdocs build
-
 check: venv ## Lint, types, unit, golden and contract tests
 	@$(ACTIVATE); tools/check
 
 bench: ## Time the unchanged fleet beside its peers, the start of a new host, and its artifacts with and without a mirror
 	@tools/setup; $(ACTIVATE); python -m bench.run; python -m bench.coldstart; python -m bench.artifacts
+
+# Not with -q: it hides the warnings that strict counts.
+docs: venv ## Build the site of docs/ into site/; a wrong link or a page that is missing in the menu is an error
+	@$(ACTIVATE); NO_MKDOCS_2_WARNING=1 mkdocs build
 
 engines: ## Generate recipes/engines/names again from the published wheels
 	@tools/venv; $(ACTIVATE); python -m tools.engines generate

@@ -1,4 +1,4 @@
-"""Writes what is generated from other files: role READMEs, the tables of the recipes, the pictures of docs/."""
+"""Writes what is generated from other files: the README of each role, and the tables of the recipes."""
 
 from __future__ import annotations
 
