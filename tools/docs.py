@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from tools import pictures
 from vllm_fleet.base import paths
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.reports import cloud_table, support_matrix
@@ -48,6 +49,8 @@ def clouds_page() -> str:
 
 def main() -> int:
     """Writes every generated file."""
+    for source in pictures.sources():
+        source.with_suffix(".svg").write_text(pictures.svg(source), encoding="utf-8")
     for role in sorted((paths.root() / "roles").iterdir()):
         if role.is_dir():
             (role / "README.md").write_text(role_readme(role), encoding="utf-8")
