@@ -1,4 +1,4 @@
-"""Who may log in to a fleet's hosts and ask its gateway: keys of the stack, and their files in the fleet's folder."""
+"""The keys for a fleet's hosts and its gateway, as resources of the stack and files in the fleet's folder."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import pulumi
 
 from infra.files import TextFile
 from infra.keys import ApiKey, SshKeyPair
+from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.fleet.plan import Plan
 
 
 class AccessKeys(pulumi.ComponentResource):
-    """The deploy key, unless the fleet names keys of its own, and an API key, unless it keeps those itself.
+    """A deploy key, unless the fleet names SSH keys, and an API key, unless the fleet manages its API keys itself.
 
     Attributes:
-        authorised_keys: what a host's ``authorized_keys`` holds, a line for each key.
+        authorised_keys: the content of a host's ``authorized_keys``, one key a line.
     """
 
     authorised_keys: pulumi.Output[str]
@@ -30,7 +31,7 @@ class AccessKeys(pulumi.ComponentResource):
             TextFile(f"{plan.fleet}-ssh-id_ed25519", file, deploy.private_key, 0o600, mine)
         if plan.access.api_keys == "generated":
             api_key = ApiKey(f"{plan.fleet}-api-key", mine)
-            digests = api_key.digest.apply(lambda digest: f'keys:\n  {plan.fleet}: "{digest}"\n')
+            digests = api_key.digest.apply(lambda digest: api_keys_text(plan.fleet, digest))
             TextFile(f"{plan.fleet}-api-key", plan.directory / "api-key", api_key.key, 0o600, mine)
             TextFile(f"{plan.fleet}-api-keys.yml", plan.directory / "api-keys.yml", digests, 0o644, mine)
         self.register_outputs({"authorised_keys": self.authorised_keys})

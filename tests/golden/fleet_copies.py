@@ -97,7 +97,7 @@ def fill_store(catalog: Catalog, directories: Sequence[Path]) -> None:
     """
     index = Index()
     for plan in (plans.load(directory, catalog) for directory in directories):
-        for part in parts.of(plan, catalog) if plan.spec.mirror.host else ():
+        for part in parts.list_parts(plan, catalog) if plan.spec.mirror.host else ():
             index = index.with_part(part.key, {name: Entry(digest, 1, 1) for name, digest in _part_files(part)})
     Store(default_directory()).write(index)
 

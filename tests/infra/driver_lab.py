@@ -198,7 +198,7 @@ def start(folder: Path) -> DriverLab:
     backends = [haproxy.Backend(name, "0", ADDRESSES[name], 8000, MODEL) for name in SERVING]
     lab.variables["gateway-0"] = {
         "gateway_config": haproxy.haproxy_config(Gateway(), backends),
-        "gateway_api_key_digests": haproxy.api_keys_text(
+        "gateway_api_key_digests": haproxy.key_digests_text(
             {"test": f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()}"}
         ),
     }

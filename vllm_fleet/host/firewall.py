@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 
 def firewall_rules(ports: Sequence[int], gateways: Sequence[str]) -> str:
-    """Nftables rules: only the gateways and the host itself reach vLLM, whose own key leaves routes open."""
+    """Nftables rules: only the gateways and the host itself reach vLLM, whose API key does not protect all routes.
+
+    Args:
+        ports: the ports of vLLM and of its readiness.
+        gateways: IPv4 addresses of the gateways.
+    """
     numbers = ", ".join(str(port) for port in sorted(ports))
     allowed = ", ".join(sorted(gateways))
     accept = f"    tcp dport {{ {numbers} }} ip saddr {{ {allowed} }} accept\n" if gateways else ""

@@ -9,15 +9,15 @@ CACHE = "/var/cache/vllm"
 
 
 def model_folder(model: str) -> str:
-    """A model's name as one word of a path."""
+    """A model's name as the name of a folder."""
     return model.replace("/", "--")
 
 
 def model_directory(model: str, revision: str) -> str:
-    """Where a revision of a model stands on a host."""
+    """The directory of a revision of a model."""
     return f"{MODELS}/{model_folder(model)}/{revision}"
 
 
 def cache_directory(key: str) -> str:
-    """The directory of the caches of a key: the home of its instances, as libraries know no other place."""
+    """The directory of the caches of a key; it is the home of the instances, since some libraries cache only there."""
     return f"{CACHE}/{key}"

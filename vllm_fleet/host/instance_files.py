@@ -25,7 +25,7 @@ START_TIMEOUT_SECONDS = 3600
 
 @dataclass(frozen=True)
 class InstanceFiles:
-    """One instance as text: the vLLM config, the environment, and what the process says it has loaded."""
+    """The files of one instance: the vLLM config and the environment."""
 
     name: str
     port: int
@@ -34,14 +34,14 @@ class InstanceFiles:
 
     @property
     def loaded(self) -> str:
-        """What the instance writes under /run when it has started with just these two files."""
+        """What the instance writes under /run after it has started with these two files."""
         env_digest = self.env.rsplit('FLEET_ENV_DIGEST="', 1)[1].split('"', 1)[0]
         return f"{text_sha256(self.config)} {env_digest}\n"
 
 
 @dataclass(frozen=True)
 class Release:
-    """All data files of a host, which come into effect together.
+    """All data files of a host, which change together.
 
     Attributes:
         instances: the files of each instance.
@@ -64,11 +64,11 @@ class Release:
 def config_text(args: Mapping[str, Any], *, mappings_as_text: bool = False) -> str:
     """A file for ``vllm serve --config``: dashed keys, mappings as mappings, no nulls.
 
-    ``false`` is written as the flag's own ``no-`` form: vLLM drops ``enable-prefix-caching: false`` without a word.
+    ``false`` is written as the ``no-`` form of the flag: vLLM drops ``enable-prefix-caching: false`` silently.
 
     Args:
         args: the arguments.
-        mappings_as_text: write a mapping as JSON text, for releases before 0.32, to which a mapping is fatal.
+        mappings_as_text: write a mapping as JSON text: releases before 0.32 fail on a mapping.
 
     Raises:
         FleetError: a key that vLLM would drop without a word (an underscore), or a null.
@@ -82,7 +82,7 @@ def config_text(args: Mapping[str, Any], *, mappings_as_text: bool = False) -> s
             key: json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else value
             for key, value in written.items()
         }
-    # The same text as from safe_dump, in a fifth of the time: a fleet has thousands of these files.
+    # The same text as safe_dump in a fifth of the time: a fleet has thousands of these files.
     return str(yaml.dump(written, Dumper=yaml.CSafeDumper, sort_keys=True, default_flow_style=False, width=4096))
 
 
@@ -102,20 +102,20 @@ def env_text(env: Mapping[str, str]) -> str:
 
 
 def serving_env(deployment: Deployment, cache: str, name: str = "0") -> dict[str, str]:
-    """The variables that every vLLM gets besides those of its recipe.
+    """The variables of every instance besides those of its recipe.
 
     Args:
         deployment: what the host runs.
-        cache: the directory of what the engine and the libraries beside it compile.
-        name: the instance; which devices are its own follows from it.
+        cache: the directory of the caches of the engine and its libraries.
+        name: the number of the instance, which decides its devices.
     """
     size = deployment.tensor_parallel_size
     devices = ",".join(str(int(name) * size + number) for number in range(size))
     return {
-        # ROCm reads it too. Without it every instance would take the first devices.
+        # ROCm reads it too. Without it every instance would use the first devices.
         **({"CUDA_VISIBLE_DEVICES": devices} if deployment.instances > 1 else {}),
         "TIKTOKEN_ENCODINGS_BASE": host_paths.ENCODINGS,
-        # Triton, FlashInfer and the drivers' compilers put their caches below the home.
+        # Triton, FlashInfer and the compilers of the drivers cache below the home.
         "HOME": cache,
         "VLLM_CACHE_ROOT": f"{cache}/vllm",
     }
@@ -155,11 +155,11 @@ def instance_files(host: ServingHost) -> Release:
 
 
 def start_env(host: ServingHost) -> dict[str, str]:
-    """The variables that tell the unit's program what to start vLLM from: an engine's directory or an image."""
+    """The variables that tell the unit's program how to start vLLM: from an engine's directory or an image."""
     if host.image is None:
         return {"FLEET_ENGINE": host.engine_directory}
     names = serving_env(host.deployment, host.cache_directory)
-    return container.start_env(host.image, host.deployment, host.model_directory, host.cache_directory, names)
+    return container.image_env(host.image, host.deployment, host.model_directory, host.cache_directory, names)
 
 
 def release_digest(files: Mapping[str, str]) -> str:

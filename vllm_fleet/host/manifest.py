@@ -59,9 +59,9 @@ class Manifest:
         return json.dumps(record, indent=1, sort_keys=True) + "\n"
 
 
-def file_item(role: str, path: str, sha256: str, mode: str = "0644", owner: str = "root", group: str = "root") -> Item:
-    """A file with its content, mode and owner."""
-    return {"role": role, "kind": "file", "path": path, "sha256": sha256, "mode": mode, "owner": owner, "group": group}
+def file_item(role: str, path: str, sha256: str, mode: str = "0644", group: str = "root") -> Item:
+    """A file of root with its content, mode and group."""
+    return {"role": role, "kind": "file", "path": path, "sha256": sha256, "mode": mode, "owner": "root", "group": group}
 
 
 def _directory(role: str, path: str, mode: str, owner: str = "root", group: str = "root") -> Item:
@@ -144,7 +144,7 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
             "files": dict(host.model.sha256),
         }
     )
-    items += container.items(host.image) if host.image else _engine_items(host)
+    items += container.image_items(host.image) if host.image else _engine_items(host)
     items += _firewall_items(host.firewall)
     items += [
         file_item("vllm_release", f"{RELEASES}/{release.digest}/{name}", text_sha256(text), "0600")
@@ -176,8 +176,8 @@ def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Ite
     items = [
         *baseline_items(),
         _package(role, "haproxy"),
-        file_item(role, "/etc/haproxy/haproxy.cfg", text_sha256(config), "0640", "root", "haproxy"),
-        file_item(role, haproxy.API_KEYS, text_sha256(keys), "0640", "root", "haproxy"),
+        file_item(role, "/etc/haproxy/haproxy.cfg", text_sha256(config), "0640", "haproxy"),
+        file_item(role, haproxy.API_KEYS, text_sha256(keys), "0640", "haproxy"),
         file_item(
             role,
             "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf",
@@ -188,5 +188,5 @@ def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Ite
     ]
     if certificate:
         digest = hashlib.sha256(certificate.read_bytes()).hexdigest()
-        items.append(file_item(role, haproxy.CERTIFICATE, digest, "0640", "root", "haproxy"))
+        items.append(file_item(role, haproxy.CERTIFICATE, digest, "0640", "haproxy"))
     return tuple(items)

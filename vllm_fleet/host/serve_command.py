@@ -9,14 +9,14 @@ from typing import Any
 
 from vllm_fleet.schema.recipe import DockerInstall
 
-#: The tag that a host gives to the image of a digest, as the guides do.
+#: The tag that a host gives to an image by digest, as in the guides.
 DEPLOY_TAG = "deploy"
-#: What every container of vLLM gets, by hand or by the unit: its workers share memory, and it listens as the host.
+#: The options of every vLLM container: its workers share memory, and it uses the network of the host.
 RUN_OPTIONS = ("--ipc=host", "--network=host")
 
 
 def serve_line(model: str, args: Mapping[str, Any], env: Mapping[str, str]) -> str:
-    """The equivalent command: what a person would type to get the same server."""
+    """The ``vllm serve`` command for a deployment."""
     words = [f"{name}={shlex.quote(value)}" for name, value in sorted(env.items())]
     words += ["vllm", "serve", shlex.quote(model)]
     for key, value in sorted(args.items()):
@@ -34,30 +34,30 @@ def serve_line(model: str, args: Mapping[str, Any], env: Mapping[str, str]) -> s
 
 
 def docker_line(image: DockerInstall, model: str, args: Mapping[str, Any], env: Mapping[str, str]) -> str:
-    """The equivalent ``docker run``, with the caller's own model cache and, by its name alone, the caller's token.
+    """The ``docker run`` command for a deployment, with the caller's model cache and, by name only, the caller's token.
 
     Args:
-        image: the image. One with a digest runs under the tag :data:`DEPLOY_TAG`, which :func:`docker_lines` gives it.
+        image: the image. With a digest it runs under the tag :data:`DEPLOY_TAG`, which :func:`docker_lines` sets.
         model: the model.
         args: vLLM's arguments.
-        env: vLLM's environment; its values stand in the line, so it must hold no secret.
+        env: vLLM's environment; the line contains its values, so it must not contain secrets.
     """
     words = ["docker", "run", "--rm", *RUN_OPTIONS, *image.options]
-    # The token by name only: docker takes its value from the caller, so that it stands in no list of processes.
+    # The token by name only: docker reads its value from the caller, so no list of processes shows it.
     words += ["-e", "HF_TOKEN", "-e", 'HF_HOME="$HF_HOME"', "-v", '"${HF_HOME:?}:$HF_HOME"']
     for name, value in sorted(env.items()):
         words += ["-e", shlex.quote(f"{name}={value}")]
     serve = serve_line(model, args, {})
-    # The entry point of an image that serves by itself takes the model by flag; that of 0.10 takes it in no other way.
+    # The entry point of an image that serves takes the model by flag; that of 0.10 accepts only the flag.
     command = serve.replace("vllm serve ", "--model ", 1) if image.serves else serve
     return " ".join([*words, f"{image.image}:{DEPLOY_TAG if image.digest else image.tag}", command])
 
 
 def docker_lines(image: DockerInstall, model: str, args: Mapping[str, Any], env: Mapping[str, str]) -> list[str]:
-    """All that a person would type, in this order: pull by digest, tag what was pulled, run it under that tag.
+    """The commands in their order: pull by digest, tag, run under that tag.
 
-    Without a digest there is nothing to pull that could not change, so only the ``docker run`` with the release's tag.
-    Nothing at all for an image that no registry has.
+    Without a digest it is only the ``docker run`` with the tag of the release. For an image that no registry has, the
+    list is empty.
     """
     if not image.published:
         return []
@@ -69,12 +69,12 @@ def docker_lines(image: DockerInstall, model: str, args: Mapping[str, Any], env:
 
 
 def docker_note(image: DockerInstall) -> str | None:
-    """What to say of an image that is not pinned; None where it is."""
+    """A note about an image that is not pinned; None for a pinned one."""
     if not image.published:
-        return f"{image.image} is in no registry: a fleet that has built it names its own registry and the digest"
+        return f"{image.image} is in no registry: build it and give the fleet your registry and the digest"
     if image.digest:
         return None
     return (
-        f"{image.image}:{image.tag} has no digest yet: the tag can come to name another image, and a fleet "
-        "refuses it without one"
+        f"{image.image}:{image.tag} has no digest yet: the tag can change to another image, so a fleet refuses it "
+        "without a digest"
     )

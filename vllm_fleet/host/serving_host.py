@@ -1,4 +1,4 @@
-"""A host that serves: the one record that its data files, its manifest and its variables are made from."""
+"""A host that serves: the record from which its data files, manifest and variables are made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vllm_fleet.resolve.deployment import Deployment
 
 @dataclass(frozen=True)
 class EncodingFile:
-    """A file of the harmony encodings: its name on the host, its digest, and where it is on the controller."""
+    """A file of the harmony encodings: its name on the host, its digest, and its path on the controller."""
 
     name: str
     sha256: str
@@ -40,8 +40,8 @@ class ServingHost:
         model: the model's files.
         encodings: the harmony encodings that the model needs.
         cache_key: the name of the caches that its engine compiles.
-        lock: the lock that its engine is installed from; None where it is an image.
-        image: the image of its engine; None where it is installed from a lock.
+        lock: the lock that its engine is installed from; None for an image.
+        image: the image of its engine; None for a lock.
     """
 
     plan: HostPlan

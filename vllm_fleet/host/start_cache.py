@@ -1,4 +1,4 @@
-"""What an engine compiles at its first start, named so that just the hosts that can use it share it."""
+"""The name of the caches that an engine compiles at its first start; hosts that can share them have the same name."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import json
 from vllm_fleet.resolve.deployment import Deployment
 
 
-def key(deployment: Deployment, revision: str, arch: str, driver: str | None) -> str:
-    """The name of the caches of a start: hosts with the same one compile the same code.
+def start_cache_key(deployment: Deployment, revision: str, arch: str, driver: str | None) -> str:
+    """The name of the caches of a start: hosts with the same name compile the same code.
 
     Args:
         deployment: engine, arguments and environment.
         revision: the model's revision.
         arch: the architecture of the devices.
-        driver: the version of their driver, whose compiler makes part of it; None where there is none or it is unknown.
+        driver: the version of their driver, whose compiler makes a part of the code; None if there is none or it is
+            unknown.
     """
     parts = {
         "engine": deployment.engine_directory_id,

@@ -20,7 +20,7 @@ def gateway_variables(inputs: FleetInputs) -> tuple[dict[str, Any], tuple[Item, 
     plan = inputs.plan
     config = haproxy.haproxy_config(plan.gateway, inputs.backends)
     keys_document = yaml_document.read(plan.directory / plan.gateway.api_keys_file)
-    keys = haproxy.api_keys_text(yaml_document.parse(keys_document, ApiKeys).keys)
+    keys = haproxy.key_digests_text(yaml_document.parse(keys_document, ApiKeys).keys)
     tls = plan.gateway.tls
     certificate = (plan.directory / tls.certificate_file).resolve() if tls else None
     if certificate and not certificate.is_file():

@@ -62,4 +62,4 @@ class FleetInputs:
             FleetError: a model's files are neither where the fleet says nor in the mirror of this machine.
         """
         names = sorted({host.deployment.model for host in self.plan.hosts if host.deployment})
-        return {name: client.files_of(self.plan, self.catalog, name) for name in names}
+        return {name: client.find_model_files(self.plan, self.catalog, name) for name in names}

@@ -63,9 +63,9 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
 
 
 def _inputs(plan: Plan, catalog: Catalog, facts: host_facts.Facts) -> FleetInputs:
-    plan = _with_variants(engine_install.locked(plan, catalog), facts)
+    plan = _with_variants(engine_install.with_engine_locks(plan, catalog), facts)
     where = locations(plan)
-    return FleetInputs(plan, catalog, where, client.of(plan, catalog, where), facts)
+    return FleetInputs(plan, catalog, where, client.describe_mirror(plan, catalog, where), facts)
 
 
 def _with_variants(plan: Plan, facts: host_facts.Facts) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from vllm_fleet.base import paths
@@ -23,7 +23,7 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
     Raises:
         FleetError: its engine cannot be installed (``refused``), or a file that the fleet names is missing.
     """
-    driver = drivers.of_host(inputs.plan, inputs.catalog, host, inputs.mirror.packages)
+    driver = drivers.host_driver(inputs.plan, inputs.catalog, host, inputs.mirror.packages)
     serving = _serving_host(inputs, host, driver)
     release = instance_files(serving)
     manifest = serving_manifest(serving, release)
@@ -32,8 +32,8 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
         **(driver.variables if driver else {}),
         "fleet_host_class": serving.deployment.host_class,
         "harmony_encodings_files": [asdict(encoding) for encoding in serving.encodings],
-        **(container.variables(serving.image) if serving.image else {}),
-        **(engine_install.variables(serving.deployment, serving.lock) if serving.lock else {}),
+        **(container.image_variables(serving.image) if serving.image else {}),
+        **(engine_install.engine_variables(serving.deployment, serving.lock) if serving.lock else {}),
         **_service_variables(serving, release, manifest),
         **_gateway_traffic_variables(inputs, host),
         "model_store_models": [
@@ -47,7 +47,7 @@ def _serving_host(inputs: FleetInputs, host: HostPlan, driver: drivers.HostDrive
     deployment = host.deployment
     if deployment is None:
         raise ValueError(f"{host.name} serves nothing")
-    lock = engine_install.lock_of(inputs.plan, inputs.catalog, host)
+    lock = engine_install.host_lock(inputs.plan, inputs.catalog, host)
     host_class = inputs.catalog.host_class(deployment.host_class)
     model = inputs.models[deployment.model]
     # A driver that is installed from here is known before the host reports it.
@@ -61,7 +61,7 @@ def _serving_host(inputs: FleetInputs, host: HostPlan, driver: drivers.HostDrive
         gateways=inputs.gateway_addresses,
         model=model,
         encodings=tuple(_encodings(inputs, deployment)),
-        cache_key=start_cache.key(deployment, model.revision, host_class.family.arch, version),
+        cache_key=start_cache.start_cache_key(deployment, model.revision, host_class.family.arch, version),
         lock=lock,
         image=_image(inputs, host, deployment),
     )
@@ -82,10 +82,14 @@ def _image(inputs: FleetInputs, host: HostPlan, deployment: Deployment) -> conta
         return None
     family = catalog.host_class(deployment.host_class).family
     parts.registry_ca(plan)
-    at = (plan.spec.mirror, plan.directory, inputs.mirror.registry)
-    image = container.image_of(deployment.engine.docker, family.facts.machine, family.vendor, *at)
-    toolkit = container_toolkit.of_host(plan, catalog, host, inputs.mirror.packages)
-    return replace(image, toolkit=toolkit, lab=host.cloud == "lab")
+    return container.Image(
+        install=deployment.engine.docker,
+        machine=family.facts.machine,
+        vendor=family.vendor,
+        registry=container.fleet_registry(plan.spec.mirror, plan.directory, inputs.mirror.registry),
+        toolkit=container_toolkit.host_toolkit(plan, catalog, host, inputs.mirror.packages),
+        lab=host.cloud == "lab",
+    )
 
 
 def _service_variables(host: ServingHost, release: Release, manifest: Manifest) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base import paths
+from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.fleet import ssh_routes
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
@@ -46,33 +46,33 @@ class Site:
 
     @cached_property
     def known_hosts_file(self) -> Path:
-        """Where :attr:`known_hosts` is written for ``ssh``."""
+        """The file to which :attr:`known_hosts` is written for ``ssh``."""
         return paths.run_dir(self.plan.fleet) / "known_hosts"
 
     @cached_property
     def _gateways(self) -> Mapping[str, SiteHost]:
         return {host.plan.name: host for host in self.hosts if host.plan.kind == "gateway"}
 
-    def door(self, host: SiteHost) -> SiteHost | None:
-        """The gateway that a host is reached through; None: straight."""
+    def jump_host(self, host: SiteHost) -> SiteHost | None:
+        """The gateway through which SSH reaches a host; None: directly."""
         return self._gateways[host.location.jump] if host.location.jump else None
 
     def ssh_arguments(self, host: SiteHost) -> str:
-        """What ``ssh`` needs to reach a host, beside address, port and user."""
-        door = self.door(host)
-        jump = (door.location.user, door.location.address, door.location.port) if door else None
+        """The options that ``ssh`` needs to reach a host, besides address, port and user."""
+        gateway = self.jump_host(host)
+        jump = (gateway.location.user, gateway.location.address, gateway.location.port) if gateway else None
         return ssh_routes.arguments(self.known_hosts_file, jump, self.private_key_file)
 
     @cached_property
     def control_path_dir(self) -> str:
-        """Where ``ssh`` keeps shared connections to hosts behind a gateway.
+        """The folder in which ``ssh`` keeps shared connections to hosts behind a gateway.
 
-        Two fleets may give hosts the same private address, and Ansible names a connection by the address.
+        It differs for each fleet: two fleets may have the same private address, and Ansible names a connection by it.
         """
-        return f"~/.ansible/cp/{hashlib.sha256(str(self.plan.directory.resolve()).encode()).hexdigest()[:8]}"
+        return f"~/.ansible/cp/{text_sha256(str(self.plan.directory.resolve()))[:8]}"
 
     @cached_property
     def private_key_file(self) -> Path | None:
-        """The private key that the fleet names, if it names one."""
+        """The private key that the fleet names; None if it names none."""
         own = self.plan.access.ssh_private_key_file
         return (self.plan.directory / own).resolve() if own else None

@@ -29,11 +29,17 @@ def serving(folder: Path, address: str, secrets: Path) -> Iterator[tuple[str, st
     Yields:
         The URL, and the certificate that a client must trust.
     """
-    certificate = _certify(address, secrets / "https.pem")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(secrets / "https.pem")
+    context, certificate = server_context(address, secrets / "https.pem")
     with web.serving(web.files(folder), address, context) as url:
         yield url, certificate
+
+
+def server_context(address: str, file: Path) -> tuple[ssl.SSLContext, str]:
+    """Writes key and certificate for an address; the context of its server, and the certificate in PEM form."""
+    certificate = _certify(address, file)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context, certificate
 
 
 def _certify(address: str, file: Path) -> str:
