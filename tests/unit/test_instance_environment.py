@@ -20,7 +20,6 @@ from vllm_fleet.host.serving_host import ServingHost
 from vllm_fleet.reports import recipe_check
 from vllm_fleet.resolve.deployment import Deployment
 from vllm_fleet.resolve.resolve import Question, resolve
-from vllm_fleet.schema.mirror import Mirror
 
 #: What the programs of the units read, whatever the engine.
 FOR_THE_UNIT = {
@@ -57,8 +56,7 @@ def variables(catalog: Catalog, deployment: Deployment) -> set[str]:
     image = None
     if deployment.install == "docker":
         assert deployment.engine.docker
-        family = host_class.family
-        image = container.image_of(deployment.engine.docker, family.facts.machine, family.vendor, Mirror(), Path())
+        image = container.Image(deployment.engine.docker, vendor=host_class.family.vendor, machine=None, registry=None)
     plan = HostPlan("gpu-0", "serving", "gpu", "static", {}, deployment.host_class, 0, "root", deployment=deployment)
     host = ServingHost(
         plan=plan,
