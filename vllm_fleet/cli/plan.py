@@ -9,7 +9,15 @@ import typer
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli import plan_tables
-from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, stderr, stdout
+from vllm_fleet.cli.output import (
+    FleetOption,
+    JsonOption,
+    fleet_directory,
+    print_json,
+    print_note,
+    print_table,
+    print_text,
+)
 from vllm_fleet.edge import prices as gpuhunt_prices
 from vllm_fleet.edge import pulumi_cli
 from vllm_fleet.fleet import cost, host_plan, replacement, stack
@@ -17,20 +25,23 @@ from vllm_fleet.fleet import plan as plans
 from vllm_fleet.host import engine_install
 from vllm_fleet.mirror import apt_packages
 
-EPILOG = (
-    "Examples: vllm-fleet plan | vllm-fleet plan --fleet prod --preview | "
-    "vllm-fleet plan --fleet prod --replace-serving h100-1,h100-3"
-)
+EPILOG = """\b
+Examples:
+  vllm-fleet plan
+  vllm-fleet plan --fleet prod --preview
+  vllm-fleet plan --fleet prod --replace-serving h100-1,h100-3"""
 PreviewOption = Annotated[
-    bool, typer.Option("--preview", help="Ask Pulumi too: only it knows which hosts would be replaced.")
+    bool, typer.Option("--preview", help="Run 'pulumi preview' too: it alone knows which hosts are replaced.")
 ]
 ReplaceOption = Annotated[
     str,
-    typer.Option("--replace-serving", metavar="HOST[,HOST]", help="Hosts that may go; prints what to run for them."),
+    typer.Option(
+        "--replace-serving", metavar="HOST[,HOST]", help="Hosts that may be replaced; prints the commands for it."
+    ),
 ]
 PricesOption = Annotated[
     Literal["fleet", "gpuhunt"],
-    typer.Option("--prices", help="The table in fleet.yml, or gpuhunt's catalogue before it."),
+    typer.Option("--prices", help="Prices from fleet.yml alone, or from gpuhunt's catalogue first."),
 ]
 
 
@@ -41,7 +52,10 @@ def command(
     replace_serving: ReplaceOption = "",
     prices: PricesOption = "fleet",
 ) -> None:
-    """Print the To-Be of a fleet: what each host runs, what it costs, and what would change against the stack."""
+    """Show the hosts, cost and pending changes of a fleet.
+
+    Prints what each host runs, what it costs, and what 'pulumi up' would change in the stack.
+    """
     recipes = catalogue.load()
     plan = plans.load(fleet_directory(fleet), recipes)
     catalogue.raise_all(list(engine_install.faults(plan, recipes)))
@@ -55,17 +69,17 @@ def command(
     if json:
         _print_record(plan, bill, missing, as_is, changes, run, refused)
     else:
-        stdout.print(plan_tables.hosts([_record(host) for host in plan.hosts]))
-        stdout.print(plan_tables.costs(bill))
-        stdout.print(f"cost: {bill.summary()}", markup=False)
+        print_table(plan_tables.hosts([_record(host) for host in plan.hosts]))
+        print_table(plan_tables.costs(bill))
+        print_text(f"cost: {bill.summary()}")
         for fault in missing:
-            stdout.print(f"site.yml will refuse: {fault}", markup=False)
-        stdout.print(f"stack: {as_is}", markup=False)
+            print_text(f"site.yml will refuse: {fault}")
+        print_text(f"stack: {as_is}")
         for line in plan_tables.told(changes, run):
-            stdout.print(line, markup=False)
+            print_text(line)
     if refused:
         if not json:
-            stderr.print(f"error: {refused}", markup=False)
+            print_note(f"error: {refused}")
         raise typer.Exit(refused.exit_code)
 
 
@@ -78,7 +92,7 @@ def _price_lists(plan: plans.Plan, prices: str) -> list[cost.PriceList]:
             if fault.code != "work-failed":
                 raise
             # A plan is worth printing without prices too.
-            stderr.print(f"prices: {fault}", markup=False)
+            print_note(f"prices: {fault}")
     return lists
 
 

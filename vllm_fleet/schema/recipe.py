@@ -36,7 +36,7 @@ Benchmark = Literal["gpqa", "aime25"]
 class Strict(BaseModel):
     """A record that is frozen, knows all its keys and converts nothing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 class FactChecks(Strict):
