@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import get_args
 
 from vllm_fleet.base.errors import FleetError
@@ -12,7 +13,7 @@ from vllm_fleet.catalogue.spellings import applies
 from vllm_fleet.host.engine_install import command, unfit
 from vllm_fleet.reports import driver_check
 from vllm_fleet.resolve import draft_memory
-from vllm_fleet.resolve.resolve import Combination, Question, builds_for, installs, resolve, selects
+from vllm_fleet.resolve.resolve import Combination, Question, builds_for, installs, resolve, selects, supports
 from vllm_fleet.schema.cloud import CloudTable
 from vllm_fleet.schema.recipe import Engine, Feature, Machine, Model, When
 from vllm_fleet.schema.spelling import Spelling
@@ -20,14 +21,20 @@ from vllm_fleet.schema.spelling import Spelling
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 
-def faults(catalog: Catalog) -> Iterator[FleetError]:
-    """Every disagreement: names that do not exist, rules that never hold, combinations that do not resolve."""
+def faults(catalog: Catalog, *, every_combination: bool = False) -> Iterator[FleetError]:
+    """Every disagreement: names that do not exist, rules that never hold, combinations that do not resolve.
+
+    Args:
+        catalog: the recipes.
+        every_combination: resolve each combination of host class, engine, install form, profile and feature; without
+            it only as many as bring each rule, host class, install form and profile together with each engine.
+    """
     for engine in catalog.engines.values():
         yield from _engine(catalog, engine)
     for cloud in catalog.clouds.values():
         yield from _cloud(catalog, cloud)
     for model in catalog.models.values():
-        yield from _model(catalog, model)
+        yield from _model(catalog, model, every_combination=every_combination)
     yield from draft_memory.faults(catalog)
     yield from driver_check.faults(catalog)
     yield from known_faults(catalog)
@@ -70,7 +77,7 @@ def _lock(catalog: Catalog, engine: Engine, machine: Machine) -> Iterator[FleetE
                 yield document.error(at, message, hint)
 
 
-def _model(catalog: Catalog, model: Model) -> Iterator[FleetError]:
+def _model(catalog: Catalog, model: Model, *, every_combination: bool) -> Iterator[FleetError]:
     document = catalog.documents[model.name]
     for name in model.encodings:
         if name not in catalog.encodings.encodings:
@@ -92,7 +99,7 @@ def _model(catalog: Catalog, model: Model) -> Iterator[FleetError]:
         if not engines:
             yield document.error(("support", index, "engine"), f"no engine lies in {entry.engine!r}", "correct it")
     yield from rule_faults(catalog, model)
-    yield from _resolutions(catalog, model)
+    yield from _resolutions(catalog, model, every=every_combination)
 
 
 def rule_faults(catalog: Catalog, model: Model) -> Iterator[FleetError]:
@@ -112,22 +119,60 @@ def rule_faults(catalog: Catalog, model: Model) -> Iterator[FleetError]:
             yield document.error(("rules", index, "when", *at), message, "correct the spelling")
 
 
-def _resolutions(catalog: Catalog, model: Model) -> Iterator[FleetError]:
-    """Every combination that neither resolves nor is refused for a reason."""
-    said: set[str] = set()
-    featured = [rule.when for _, _, rule in catalog.rules(model) if rule.when.feature]
-    for asked in combinations(catalog, model):
-        # A feature that no rule looks at here changes nothing.
-        told = dict.fromkeys(when.feature for when in featured if could_hold(when, asked))
-        for features in ((), *((feature,) for feature in told if feature)):
-            question = Question(asked.host.id, asked.model, asked.profile, asked.engine.id, asked.install, features)
-            try:
-                resolve(catalog, question)
-            except FleetError as fault:
-                # The same fault for each count of a class is one fault.
-                if fault.code != "refused" and str(fault) not in said:
-                    said.add(str(fault))
-                    yield fault
+def _resolutions(catalog: Catalog, model: Model, *, every: bool) -> Iterator[FleetError]:
+    """The combinations that neither resolve nor are refused for a reason, each error once.
+
+    Most errors are those of a rule with an engine, such as a flag that the engine does not read. So a combination is
+    left out when each of its parts (rules, host class, install form, profile) has been in another one that resolved
+    with the same engine, or that was refused on the same hosts. With ``every`` none is left out.
+    """
+    reported: set[str] = set()
+    #: Engine and part; engine, sized host class and part.
+    resolved: set[tuple[str, str | int]] = set()
+    refused: set[tuple[str, str, str | int]] = set()
+    for case, rules in _cases(catalog, model):
+        engine, host = case.engine.id, case.host.id
+        parts: tuple[str | int, ...] = (*rules, case.host.family.name, case.install, case.profile)
+        if not every and all((engine, part) in resolved or (engine, host, part) in refused for part in parts):
+            continue
+        try:
+            resolve(catalog, Question(host, case.model, case.profile, engine, case.install, case.features))
+        except FleetError as fault:
+            if fault.code == "refused":
+                refused.update((engine, host, part) for part in parts)
+            # The same error for each count of a class is one error.
+            elif str(fault) not in reported:
+                reported.add(str(fault))
+                yield fault
+        else:
+            resolved.update((engine, part) for part in parts)
+
+
+def _cases(catalog: Catalog, model: Model) -> Iterator[tuple[Combination, tuple[int, ...]]]:
+    """Every combination without a feature and with each one that a rule selects, with the rules that can hold for it.
+
+    Combinations that are refused before any rule is read are left out.
+    """
+    rules = [(rule.when, _without_final_values(rule.when)) for _, _, rule in catalog.rules(model)]
+    for case in combinations(catalog, model):
+        if _is_unsupported(model, case):
+            continue
+        holding = [
+            (number, when.feature)
+            for number, (when, known) in enumerate(rules)
+            if _possible(when, case) and selects(known, case)
+        ]
+        # A feature that no rule selects here changes nothing.
+        selected = dict.fromkeys(feature for _, feature in holding if feature)
+        for features in ((), *((feature,) for feature in selected)):
+            applied = tuple(number for number, feature in holding if feature in (None, *features))
+            yield replace(case, features=features), applied
+
+
+def _is_unsupported(model: Model, case: Combination) -> bool:
+    """Whether a combination is refused before any rule is read."""
+    support = supports(model, case.host, case.engine)
+    return case.host.family.status == "unsupported" or support is None or support.status == "unsupported"
 
 
 def known_faults(catalog: Catalog) -> Iterator[FleetError]:
@@ -243,8 +288,12 @@ def combinations(catalog: Catalog, model: Model) -> Iterator[Combination]:
 
 def could_hold(when: When, asked: Combination) -> bool:
     """Whether selectors can hold for a combination, whatever the tensor parallelism and the final values."""
-    fixed = when.model_copy(update={"tensor_parallel": None, "at_least": None, "env_set": None})
-    return _possible(when, asked) and selects(fixed, asked)
+    return _possible(when, asked) and selects(_without_final_values(when), asked)
+
+
+def _without_final_values(when: When) -> When:
+    """The selectors that are known before a deployment is resolved."""
+    return when.model_copy(update={"tensor_parallel": None, "at_least": None, "env_set": None})
 
 
 def _possible(when: When, asked: Combination) -> bool:
