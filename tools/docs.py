@@ -11,6 +11,7 @@ import yaml
 from vllm_fleet.base import paths
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.reports import cloud_table, support_matrix
+from vllm_fleet.schema import fleet_schema
 
 
 def role_readme(role: Path) -> str:
@@ -53,6 +54,7 @@ def main() -> int:
             (role / "README.md").write_text(role_readme(role), encoding="utf-8")
     (paths.root() / "docs" / "matrix.md").write_text(support_matrix_page(), encoding="utf-8")
     (paths.root() / "docs" / "clouds.md").write_text(clouds_page(), encoding="utf-8")
+    (paths.root() / fleet_schema.FILE).write_text(fleet_schema.fleet_schema_text(), encoding="utf-8")
     return 0
 
 

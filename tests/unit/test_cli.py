@@ -58,9 +58,9 @@ def test_a_recipe_imports_neither_connections_nor_the_writer_of_yaml() -> None:
 
 
 def test_an_unknown_command_is_an_error_with_the_nearest_name() -> None:
-    shown = CliRunner().invoke(app, ["chek"])
+    shown = CliRunner().invoke(app, ["plam"])
     assert shown.exit_code == 2
-    assert "No such command 'chek'. Did you mean 'check'?" in shown.output
+    assert "No such command 'plam'. Did you mean 'plan'?" in shown.output
 
 
 def test_an_unknown_option_names_the_command() -> None:

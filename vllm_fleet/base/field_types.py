@@ -60,11 +60,12 @@ def _plain(value: Any) -> Any:
 
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-Name = Annotated[str, AfterValidator(_name)]
+#: The pattern is for the JSON Schema; the validator has the clearer message.
+Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{_NAME.pattern}$"})]
 Network = Annotated[str, AfterValidator(_network)]
 #: What a cloud's network may be.
 PrivateNetwork = Annotated[str, AfterValidator(_private_network)]
-Sha256 = Annotated[str, AfterValidator(_sha256)]
+Sha256 = Annotated[str, AfterValidator(_sha256), Field(json_schema_extra={"pattern": f"^{_SHA256.pattern}$"})]
 #: Names as vLLM's command line spells them, dashed; ``None`` takes a key away.
 Args = Annotated[dict[str, Any], AfterValidator(_plain)]
 #: Environment values are strings, quoted in YAML, so that ``no`` and ``1`` stay what was written.

@@ -19,6 +19,7 @@ COMMANDS = {
     "explain": "Show where each value of a host comes from.",
     "recipe": "Show what a host class would run, without a fleet.",
     "matrix": "Print the support matrix in Markdown.",
+    "schema": "Print the JSON Schema of fleet.yml, for editors.",
     "upgrade-check": "Show what another engine changes in each deployment.",
     "mirror": "Fetch, verify, copy and serve what the hosts download.",
     "drift": "Compare the hosts with the plan.",

@@ -21,6 +21,7 @@ from vllm_fleet.edge import keys, ssh_scan
 from vllm_fleet.fleet import plan
 from vllm_fleet.operate import enrol, new_fleet
 from vllm_fleet.operate.enrol import Asked, asked_hosts
+from vllm_fleet.schema.fleet_schema import schema_line
 
 EPILOG = """\b
 Examples:
@@ -63,7 +64,7 @@ def command(
         text = new_fleet.with_hosts(before, found, recipes, model)
     else:
         before = ""
-        text = new_fleet.text(name, found, recipes, model, str(private) if private else None)
+        text = schema_line(folder) + new_fleet.text(name, found, recipes, model, str(private) if private else None)
     _write(folder, text, has_gateway=any(each.sized is None for each in found))
     if json:
         print_json({"fleet": name, "file": str(folder / "fleet.yml"), "hosts": [enrol.record(each) for each in found]})
