@@ -293,7 +293,7 @@ def could_hold(when: When, asked: Combination) -> bool:
 
 def _without_final_values(when: When) -> When:
     """The selectors that are known before a deployment is resolved."""
-    if when.tensor_parallel is when.at_least is when.env_set is None:
+    if when.tensor_parallel is None and when.at_least is None and when.env_set is None:
         return when
     return when.model_copy(update={"tensor_parallel": None, "at_least": None, "env_set": None})
 

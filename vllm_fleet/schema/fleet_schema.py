@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from vllm_fleet.base import paths
@@ -32,8 +33,8 @@ def fleet_schema() -> dict[str, Any]:
     It knows every key, type and choice, and which keys ``placement`` has in each cloud. What keys must agree on, such
     as a zone with its region, is checked by ``vllm-fleet check`` alone.
     """
-    models = [(model, "validation") for model in (Fleet, Placement, *PLACEMENTS.values())]
-    _, together = models_json_schema(models, schema_generator=_Generator)
+    models: tuple[type[BaseModel], ...] = (Fleet, Placement, *PLACEMENTS.values())
+    _, together = models_json_schema([(model, "validation") for model in models], schema_generator=_Generator)
     definitions: dict[str, Any] = together["$defs"]
     for definition in definitions.values():
         _close_patterns(definition)
