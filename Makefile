@@ -43,5 +43,5 @@ engines: ## Generate recipes/engines/names again from the published wheels
 locks: ## Make the locks of the engines again from the package index
 	@tools/venv; $(ACTIVATE); python -m tools.locks
 
-golden: ## Write the golden copies and generated documents again; look at the diff before you commit
-	@$(ACTIVATE); python -m tools.docs; pytest -q tests/golden --update-golden
+golden: venv ## Write the golden copies and generated documents again; look at the diff before you commit
+	@$(ACTIVATE); python -m tools.docs && pytest -q tests/golden --update-golden

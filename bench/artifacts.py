@@ -1,8 +1,8 @@
-"""``python -m bench.artifacts``: what N hosts cost the origin of their artifacts, and how long they wait for them.
+"""``python -m bench.artifacts``: the bytes that N hosts take from the origin of their artifacts, and the time.
 
-Boots four lab hosts and lets a role of the project bring the same files to one, two and four of them, verified: each
-host from the origin, and all from a mirror that has fetched them once. The origin counts its bytes. Writes
-``docs/artifacts-performance.md``; leaves no host behind.
+Boots four lab hosts. A role of the project copies the same files to one, two and four of them and verifies them: each
+host from the origin, then all from a mirror that has fetched them once. The origin counts its bytes. Writes
+``docs/artifacts-performance.md``; removes the hosts at the end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vllm_fleet.operate import fill_mirror, serve_mirror
 SIZES = (1, 2, 4)
 FILES = 3
 FILE_BYTES = 32 << 20
-#: What the origin's uplink carries in all, as one a fleet would have to share; the hosts' own network has no limit.
+#: Bytes per second of the origin's uplink, which all hosts share; the network of the hosts has no limit.
 RATE = 16 << 20
 DIRECT, MIRRORED = "each host from the origin", "from a mirror"
 _BRIDGE = "vf-artifacts"
@@ -52,9 +52,9 @@ class Sample:
     """One run.
 
     Attributes:
-        sent: the bytes that the origin sent.
-        fill: seconds until the mirror had everything; 0 without one.
-        seconds: from the beginning until every host had verified every file, the mirror's own part with it.
+        sent: bytes that the origin sent.
+        fill: seconds until the mirror had all files; 0 without a mirror.
+        seconds: until every host had verified every file, including the time to fill the mirror.
     """
 
     sent: int
@@ -67,17 +67,17 @@ class Row(Runs[Sample]):
 
     @property
     def mib(self) -> float:
-        """What the origin sent, in MiB."""
+        """Median MiB that the origin sent."""
         return self.median(lambda sample: sample.sent) / 2**20
 
     @property
     def seconds(self) -> float:
-        """Median seconds until every host had everything."""
+        """Median seconds until every host had all files."""
         return self.median(lambda sample: sample.seconds)
 
     @property
     def fill(self) -> float:
-        """Median seconds of them for the mirror."""
+        """Median seconds to fill the mirror."""
         return self.median(lambda sample: sample.fill)
 
     def record(self) -> dict[str, Any]:
@@ -88,25 +88,25 @@ class Row(Runs[Sample]):
 
 @dataclass(frozen=True)
 class _Hosts:
-    """The booted hosts, and the folder with what reaches them."""
+    """The booted hosts, and the folder with the key and the host keys to reach them."""
 
     folder: Path
 
     def play(self, count: int, url: str, files: Mapping[str, bytes]) -> None:
-        """Brings the files to the first hosts with the role, verified.
+        """Copies the files to the first hosts with the role, which verifies them.
 
         Raises:
-            FleetError: it failed.
+            FleetError: the role failed.
         """
         wanted = [{"name": name, "sha256": _sha256(body), "source": "/"} for name, body in files.items()]
         self._run(count, [{"role": "harmony_encodings", "harmony_encodings_files": wanted}], url)
 
     def clear(self, count: int) -> None:
-        """Takes the files away again."""
+        """Removes the files."""
         self._run(count, [], "")
 
     def _run(self, count: int, roles: Sequence[Mapping[str, Any]], url: str) -> None:
-        gone = {"name": "Take the files away", "ansible.builtin.file": {"path": _FOLDER, "state": "absent"}}
+        gone = {"name": "Remove the files", "ansible.builtin.file": {"path": _FOLDER, "state": "absent"}}
         play: dict[str, Any] = {"hosts": "all", "gather_facts": False, "become": True}
         play |= {"roles": list(roles)} if roles else {"tasks": [gone]}
         common = f"-o UserKnownHostsFile={self.folder / 'known_hosts'} -o StrictHostKeyChecking=yes"
@@ -129,7 +129,7 @@ class _Hosts:
 
 @contextlib.contextmanager
 def _booted(folder: Path, count: int) -> Iterator[_Hosts]:
-    """Hosts on a bridge of their own; what a killed run left is removed first, and all of them at the end."""
+    """Boots hosts on a bridge of their own; removes what a killed run left first, and all of them at the end."""
     shell.require()
     ensure_tree()
     cleanup.down(_BRIDGE)
@@ -170,8 +170,8 @@ def _sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def measured(sizes: Sequence[int], runs: int) -> list[Row]:
-    """Both ways on each number of hosts, in turns.
+def measure_all(sizes: Sequence[int], runs: int) -> list[Row]:
+    """Measures both ways on each number of hosts, in turns.
 
     Args:
         sizes: how many hosts.
@@ -182,21 +182,21 @@ def measured(sizes: Sequence[int], runs: int) -> list[Row]:
     """
     files = {f"{number}.tiktoken": os.urandom(FILE_BYTES) for number in range(FILES)}
     samples: dict[tuple[str, int], list[Sample]] = {}
-    # nginx reads the mirror as another user, who is not let into a home.
+    # nginx reads the mirror as another user, who cannot enter a home.
     with tempfile.TemporaryDirectory(prefix="vllm-fleet-bench-") as name, state.locked("bench-artifacts"):
         folder = Path(name)
         folder.chmod(0o755)
         with _booted(folder, max(sizes)) as hosts:
             source = origin.Origin({f"/{name}": body for name, body in files.items()}, RATE)
             with origin.serving(source, f"{_SUBNET}.1"):
-                hosts.clear(max(sizes))  # the first connection to a host is nobody's
-                for count in sizes * runs:
+                hosts.clear(max(sizes))  # the first connection to a host is slower, so it is not measured
+                for count in [*sizes] * runs:
                     for way, measure in ((DIRECT, _direct), (MIRRORED, _mirrored)):
                         sample = measure(hosts, count, source, files)
                         samples.setdefault((way, count), []).append(sample)
                         print(f"bench: {count} hosts, {way}: {sample.seconds:.1f} s", file=sys.stderr)
                         hosts.clear(count)
-    return [Row(way, count, tuple(each)) for (way, count), each in samples.items()]
+    return [Row(way, count, tuple(taken)) for (way, count), taken in samples.items()]
 
 
 def _direct(hosts: _Hosts, count: int, source: origin.Origin, files: Mapping[str, bytes]) -> Sample:
@@ -212,7 +212,7 @@ def _mirrored(hosts: _Hosts, count: int, source: origin.Origin, files: Mapping[s
         store = Store(base / "mirror")
         (base / "state").mkdir(mode=0o755)
         sent, began = source.sent, time.monotonic()
-        fill_mirror.fill(store, [Encoding(each, _sha256(body), f"{source.url}/{each}") for each, body in files.items()])
+        fill_mirror.fill(store, [Encoding(file, _sha256(body), f"{source.url}/{file}") for file, body in files.items()])
         filled = time.monotonic() - began
         server = serve_mirror.start(store, f"{_SUBNET}.1:{_PORT}", base / "state", str(packages.nginx()))
         try:
@@ -225,8 +225,8 @@ def _mirrored(hosts: _Hosts, count: int, source: origin.Origin, files: Mapping[s
 
 def table(rows: Sequence[Row]) -> list[str]:
     """Both ways side by side, a line for each number of hosts."""
-    found = {(row.name, row.hosts): row for row in rows}
-    lines = [
+    by_way = {(row.name, row.hosts): row for row in rows}
+    lines: list[tuple[str, ...]] = [
         (
             "hosts",
             "bytes: no mirror [MiB]",
@@ -237,7 +237,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         )
     ]
     for count in sorted({row.hosts for row in rows}):
-        direct, mirrored = found[DIRECT, count], found[MIRRORED, count]
+        direct, mirrored = by_way[DIRECT, count], by_way[MIRRORED, count]
         figures = (direct.mib, mirrored.mib, direct.seconds, mirrored.seconds, mirrored.fill)
         lines.append((str(count), *(f"{figure:.1f}" for figure in figures)))
     return markdown(lines, right={0, 1, 2, 3, 4, 5})
@@ -250,18 +250,18 @@ def document(rows: Sequence[Row]) -> str:
         ["# Artifacts: bytes from the origin, and time"],
         ["Written by `make bench`; run it again instead of editing this file."],
         paragraph(
-            f"{FILES} files of {FILE_BYTES >> 20} MiB come to lab hosts by a role of this project (harmony_encodings), "
-            "which verifies each by its SHA-256: with each host asking the origin, and with a mirror that begins "
-            "empty, is filled by the code of `vllm-fleet mirror` and serves with nginx. "
-            f"{'One run' if runs == 1 else f'Median of {runs} runs, in turns'}. The bytes are those that the origin "
-            "counted; the time is all of it, Ansible's and the filling too."
+            f"{FILES} files of {FILE_BYTES >> 20} MiB are copied to lab hosts by a role of this project "
+            "(harmony_encodings), which verifies each by its SHA-256: once by each host from the origin, once from a "
+            "mirror that is empty at first, filled by the code of `vllm-fleet mirror` and served by nginx. "
+            f"{'One run' if runs == 1 else f'Median of {runs} runs, in turns'}. The origin counts the bytes; the "
+            "time includes Ansible and the filling of the mirror."
         ),
         table(rows),
         paragraph(
-            f"The origin is a stand-in on this machine whose uplink carries {RATE >> 20} MiB/s in all, and the network "
-            "between mirror and hosts is the machine's own memory: the bytes hold anywhere, the times as far as these "
-            "two speeds are like yours; with other work on the machine they are too long. With one host a mirror saves "
-            "nothing: everything is carried twice."
+            f"The origin is a stand-in on this machine with an uplink of {RATE >> 20} MiB/s, and the network between "
+            "mirror and hosts is the machine's memory. The bytes are the same elsewhere; the times depend on these two "
+            "speeds, and other work on the machine makes them longer. With one host a mirror saves nothing: every byte "
+            "travels twice."
         ),
         [f"Machine: {machine.processors()}."],
     ]
@@ -269,14 +269,14 @@ def document(rows: Sequence[Row]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; the exit code is 0 when it is done, else that of its error."""
+    """Runs the benchmark; the exit code is 0, or that of the error."""
     parser = argparse.ArgumentParser(prog="python -m bench.artifacts", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print data instead of the table")
     parser.add_argument("--runs", type=int, default=1, help="how often each way is run on each number of hosts")
     parser.add_argument("--no-write", action="store_true", help="leave docs/artifacts-performance.md as it is")
     chosen = parser.parse_args(arguments)
     try:
-        rows = measured(SIZES, chosen.runs)
+        rows = measure_all(SIZES, chosen.runs)
     except FleetError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code

@@ -1,8 +1,8 @@
-"""``python -m bench.coldstart``: the first start of a vLLM on a new host, with and without what an equal host compiled.
+"""``python -m bench.coldstart``: the first start of vLLM on a new host, with and without an equal host's caches.
 
-Makes a lab of two equal hosts and rolls them out, one after the other, with nothing kept from earlier runs: the first
-compiles for itself, the second gets what the first has compiled. Then the second starts again with what it has.
-Writes ``docs/cold-start.md``; leaves no host behind.
+Creates a lab of two equal hosts and rolls them out, one after the other, with no caches of earlier runs: the first
+compiles, the second gets the caches of the first. Then the second starts again with the caches that it has.
+Writes ``docs/cold-start.md``; removes the hosts at the end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import FleetError
 
 FLEET = "coldstart"
-#: The lab's recipe leaves compilation out, since its hosts are made for tests; here it is what is measured.
+#: The lab's recipe turns compilation off, since its hosts are for tests; this benchmark measures it.
 _FLEET = """\
 fleet: coldstart
 defaults: {model: vllm-fleet/lab-gpt-oss, profile: balanced}
@@ -48,19 +48,19 @@ _COMPILER = "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; the exit code is 0 when it is done, else that of its error."""
+    """Runs the benchmark; the exit code is 0, or that of the error."""
     parser = argparse.ArgumentParser(prog="python -m bench.coldstart", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print data instead of the table")
     parser.add_argument("--no-write", action="store_true", help="leave docs/cold-start.md as it is")
     chosen = parser.parse_args(arguments)
     try:
-        found = _measure()
+        seconds = _measure()
     except FleetError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code
     if not chosen.no_write:
-        write_atomically(paths.root() / "docs" / "cold-start.md", _document(found))
-    print(json.dumps(found, indent=2) if chosen.json else "\n".join(_table(found)))
+        write_atomically(paths.root() / "docs" / "cold-start.md", _document(seconds))
+    print(json.dumps(seconds, indent=2) if chosen.json else "\n".join(_table(seconds)))
     return 0
 
 
@@ -78,9 +78,9 @@ def _measure() -> dict[str, float]:
             "PULUMI_BACKEND_URL": f"file://{base / 'pulumi'}",
         }
         try:
-            job.stack_down(FLEET)  # what a killed run left
+            job.stack_down(FLEET)  # what a killed run left behind
             job.stack_up(FLEET)
-            # The lab's hosts are made for starts that compile nothing.
+            # The lab's hosts have no compiler.
             _ansible(folder, "serving", _COMPILER, "shell")
             key = inventory.load(folder).hosts[0].variables["vllm_service_cache_key"]
             (paths.cache_dir() / "start-caches" / f"{key}.json").unlink(missing_ok=True)
@@ -99,9 +99,10 @@ def _measure() -> dict[str, float]:
 
 
 def _started(folder: Path) -> dict[str, float]:
-    """Host -> seconds that its instance took."""
-    said = _ansible(folder, "serving", "cat /run/vllm-0/started")
-    return {host: float(seconds) for host, seconds in re.findall(r"^(\S+) \|.*\(stdout\) ([\d.]+)", said, re.MULTILINE)}
+    """Host -> seconds that its instance took to start."""
+    output = _ansible(folder, "serving", "cat /run/vllm-0/started")
+    times = re.findall(r"^(\S+) \|.*\(stdout\) ([\d.]+)", output, re.MULTILINE)
+    return {host: float(seconds) for host, seconds in times}
 
 
 def _ansible(folder: Path, hosts: str, command: str, module: str = "command") -> str:
@@ -112,24 +113,24 @@ def _ansible(folder: Path, hosts: str, command: str, module: str = "command") ->
     return done.stdout
 
 
-def _table(found: dict[str, float]) -> list[str]:
-    cold = next(iter(found.values()))
+def _table(starts: dict[str, float]) -> list[str]:
+    cold = next(iter(starts.values()))
     lines = [("what the host has", "to the first completion [s]", "of the cold start")]
-    lines += [(name, f"{seconds:.1f}", f"{seconds / cold:.0%}") for name, seconds in found.items()]
+    lines += [(name, f"{seconds:.1f}", f"{seconds / cold:.0%}") for name, seconds in starts.items()]
     return markdown(lines, right={1, 2})
 
 
-def _document(found: dict[str, float]) -> str:
+def _document(starts: dict[str, float]) -> str:
     lines = [
         "# The start of a new host",
         "",
         "Written by `make bench`; run it again instead of editing this file.",
         "",
-        "One run of the lab's model on vLLM's CPU build, two equal hosts one after the other. What the first has",
-        "compiled is kept on the controller, verified by its digest, and brought to the second before its start. A GPU",
-        "compiles more than this small model has; with other work on the machine all of it takes longer.",
+        "One run of the lab's model on vLLM's CPU build, two equal hosts one after the other. The controller keeps",
+        "the caches that the first has compiled and copies them to the second, verified by digest, before its start. A",
+        "GPU compiles more code than this small model needs; other work on the machine makes all times longer.",
         "",
-        *_table(found),
+        *_table(starts),
         "",
         f"Machine: {machine.processors()}.",
     ]

@@ -1,7 +1,7 @@
-"""Who runs: the project's two ways to look at an unchanged fleet, and two peers with the same checks.
+"""The contenders: the project's two ways to check an unchanged fleet, and two peers with the same checks.
 
-Each says from what it printed whether it really found every host unchanged: a benchmark of something that failed
-fast would be a fast one.
+The output of each run shows whether it checked every host and changed none: a program that fails at once would
+otherwise be the fastest.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Contender:
     """One program that checks the fleet.
 
     Attributes:
-        name: as the table shows it.
+        name: its name in the table.
         command: number of hosts -> command, run in the checkout.
-        fault: (number of hosts, what it printed) -> why the run does not count; None when it does.
-        environment: variables beside the common ones.
-        slow: whether it is measured on few hosts only, unless asked for more.
+        fault: (number of hosts, output) -> why the run does not count; None when it does.
+        environment: variables besides the common ones.
+        slow: whether it is measured on few hosts by default.
     """
 
     name: str
@@ -54,52 +54,56 @@ def ansible_fault(count: int, output: str) -> str | None:
     return None if clean == len(recap) == count else f"{clean} of {count} hosts were clean"
 
 
-def site_fault(count: int, output: str, found: Path) -> str | None:
+def site_fault(count: int, output: str, drift_file: Path) -> str | None:
     """Why a run of site.yml does not count: nothing may have changed and every host must have been probed.
 
     Args:
-        count: the hosts that there are.
-        output: what it printed; the probe is one task for all hosts, so the recap names one.
-        found: the drift that the run kept.
+        count: number of hosts.
+        output: what the run printed; the probe is one task for all hosts, so the recap names one.
+        drift_file: the drift that the run found.
     """
     recap = re.findall(r"^\S+ +: ok=\d+ +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", output, re.MULTILINE)
     if not recap or any(set(numbers) != {"0"} for numbers in recap):
         return "a host was changed, unreachable or failed"
-    drifts = json.loads(found.read_text(encoding="utf-8"))["hosts"]
+    drifts = json.loads(drift_file.read_text(encoding="utf-8"))["hosts"]
     clean = sum(1 for items in drifts.values() if not items)
     return None if clean == count else f"{clean} of {count} hosts were clean"
 
 
 def drift_fault(count: int, output: str) -> str | None:
     """Why a run of ``vllm-fleet drift --json`` does not count."""
-    told = json.loads(output)
-    return None if told["hosts"] == count and told["drift"] == [] else f"it told {told['hosts']} hosts, {told['drift']}"
+    report = json.loads(output)
+    if report["hosts"] == count and report["drift"] == []:
+        return None
+    return f"it reports {report['hosts']} hosts, {report['drift']}"
 
 
 def pyinfra_fault(count: int, operations: int, output: str) -> str | None:
     """Why a run of pyinfra does not count: its grand total must be all 'no change'."""
     total = re.search(r"Grand total +(\S+) +(\S+) +(\S+) +(\S+)", output)
     wanted = (str(count * operations), "-", "-", str(count * operations))
-    return None if total and total.groups() == wanted else f"it told {total.groups() if total else 'no total'}"
+    if total and total.groups() == wanted:
+        return None
+    return f"its grand total is {total.groups() if total else 'missing'}"
 
 
 def contenders(target: Target, work: Path, counts: list[int], fleets_folder: Path, venv: Path) -> list[Contender]:
-    """Writes what the contenders need and returns them; the target must have been deployed.
+    """The contenders, with the files that they need; the target must have been deployed.
 
     Args:
         target: the deployed target.
         work: an existing folder for playbooks and inventories.
-        counts: all the numbers of hosts that will be asked for.
+        counts: all numbers of hosts that they will run on.
         fleets_folder: the folder of the benchmark's fleets.
         venv: the environment of pyinfra.
     """
     items = inventory.load(fleets_folder / fleets.fleet_name(counts[0])).hosts[0].manifest.items
-    found = peers.checks(items, peers.copy_files(items, target.root, work / "copies"))
+    checks = peers.checks(items, peers.copy_files(items, target.root, work / "copies"))
     texts = {
         "tuned.cfg": peers.TUNED_CFG,
         "default.cfg": "",
-        "checks.yml": peers.playbook_text(found),
-        "deploy.py": peers.pyinfra_deploy_text(found),
+        "checks.yml": peers.playbook_text(checks),
+        "deploy.py": peers.pyinfra_deploy_text(checks),
     }
     for count in counts:
         known_hosts = fleets_folder / fleets.fleet_name(count) / "known_hosts"
@@ -125,7 +129,7 @@ def contenders(target: Target, work: Path, counts: list[int], fleets_folder: Pat
         Contender(
             PYINFRA,
             lambda count: [str(venv / "bin/pyinfra"), "-y", str(work / f"hosts_{count}.py"), str(work / "deploy.py")],
-            lambda count, output: pyinfra_fault(count, len(found), output),
+            lambda count, output: pyinfra_fault(count, len(checks), output),
             {},
         ),
         Contender(
@@ -146,7 +150,7 @@ def contenders(target: Target, work: Path, counts: list[int], fleets_folder: Pat
 
 
 def site_command(fleets_folder: Path) -> Callable[[int], list[str]]:
-    """Number of hosts -> ``ansible-playbook site.yml`` on the fleet of so many."""
+    """Number of hosts -> ``ansible-playbook site.yml`` on the fleet of that many."""
     program = str(Path(sys.executable).parent / "ansible-playbook")
     return lambda count: [program, "-i", str(fleets_folder / fleets.fleet_name(count) / "fleet.yml"), "site.yml"]
 
@@ -159,11 +163,11 @@ def site_environment() -> dict[str, str]:
 def common_environment(home: Path) -> dict[str, str]:
     """The environment that all contenders share.
 
-    Nothing of the user's own configuration of Ansible or SSH counts, and Python may keep its bytecode (some
-    containers forbid it, and then every start would compile everything), outside of the checkout.
+    It leaves out the user's own configuration of Ansible and SSH. Python keeps its bytecode outside the checkout: some
+    containers forbid bytecode, and then every start would compile everything.
 
     Args:
-        home: an empty folder that stands for the user's home.
+        home: an empty folder that takes the place of the user's home.
     """
     own = {
         key: value
@@ -180,7 +184,7 @@ def common_environment(home: Path) -> dict[str, str]:
 
 
 def pyinfra_environment() -> Path:
-    """Makes the virtual environment of pyinfra, hash-locked by ``uv.lock``, unless it is there.
+    """The virtual environment of pyinfra, locked with hashes by ``uv.lock``; made if it is missing.
 
     Raises:
         FleetError: uv failed.
@@ -190,7 +194,7 @@ def pyinfra_environment() -> Path:
     lock = base / "requirements.part"
     what = "pyinfra for the benchmark"
     project = ("--project", str(paths.root()))
-    # Exported before it is compared: the lock file has much that pyinfra does not depend on.
+    # Only the exported part is compared: the lock file has many packages that pyinfra does not depend on.
     run_uv(
         ["export", "--quiet", "--frozen", "--only-group", "bench", "--no-emit-project", "-o", str(lock), *project], what
     )

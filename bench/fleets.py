@@ -1,9 +1,11 @@
-"""The fleets of the benchmark: N names for N loopback addresses, all of them gateways, as the project's own files."""
+"""The fleets of the benchmark, as files: N gateways with N names and N loopback addresses."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
+
+from vllm_fleet.edge import keys
+from vllm_fleet.fleet import api_keys_file
 
 USER = "deploy"
 #: Addresses in each of 127.0.1.x, 127.0.2.x, ...
@@ -12,7 +14,7 @@ _MOST = 4 * _PER_NETWORK
 
 
 def fleet_name(count: int) -> str:
-    """The name of the fleet of that many hosts."""
+    """The name of the fleet with that many hosts."""
     return f"bench-{count}"
 
 
@@ -34,15 +36,15 @@ def address(number: int) -> str:
 
 
 def fleet_text(count: int, host_key: str, private_key: Path) -> str:
-    """``fleet.yml`` of that many hosts.
+    """``fleet.yml`` for that many hosts.
 
     Args:
         count: how many hosts.
         host_key: their SSH host key, ``type base64``; all of them are one machine.
-        private_key: the private key of who logs in.
+        private_key: the file of the private key that logs in.
     """
     lines = [
-        "# Made by the benchmark: every host is a gateway, as those need no GPU and no model.",
+        "# Made by the benchmark: every host is a gateway, because a gateway needs no GPU and no model.",
         f"fleet: {fleet_name(count)}",
         "defaults: {model: vllm-fleet/lab-gpt-oss}",
         "pools:",
@@ -58,9 +60,9 @@ def fleet_text(count: int, host_key: str, private_key: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def api_keys_text() -> str:
+def benchmark_keys_text() -> str:
     """``api-keys.yml`` with the digest of a key that opens nothing."""
-    return f'keys: {{bench: "sha256:{hashlib.sha256(b"benchmark").hexdigest()}"}}\n'
+    return api_keys_file.api_keys_text("bench", keys.digest("benchmark"))
 
 
 def known_hosts_text(count: int, host_key: str) -> str:
@@ -69,10 +71,10 @@ def known_hosts_text(count: int, host_key: str) -> str:
 
 
 def write(folder: Path, count: int, host_key: str, private_key: Path) -> Path:
-    """Writes a fleet's folder below the folder of all fleets and returns it."""
+    """Writes the folder of a fleet below the folder of all fleets and returns it."""
     home = folder / fleet_name(count)
     home.mkdir(parents=True)
     (home / "fleet.yml").write_text(fleet_text(count, host_key, private_key), encoding="utf-8")
-    (home / "api-keys.yml").write_text(api_keys_text(), encoding="utf-8")
+    (home / "api-keys.yml").write_text(benchmark_keys_text(), encoding="utf-8")
     (home / "known_hosts").write_text(known_hosts_text(count, host_key), encoding="utf-8")
     return home

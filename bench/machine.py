@@ -1,4 +1,4 @@
-"""The machine that the figures are from, as a reader needs it to judge them; no names of hosts or folders."""
+"""The machine on which the figures were measured, without names of hosts or folders."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lab import shell
 
 
 def describe(root: Path, pyinfra: Path) -> dict[str, str]:
-    """What -> which, in the order to show.
+    """Part of the machine -> its description, in the order to show.
 
     Args:
         root: the target's root folder.
-        pyinfra: the program of that name.
+        pyinfra: the program pyinfra.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     system = os_name((root / "etc/os-release").read_text(encoding="utf-8"))
@@ -36,20 +36,20 @@ def describe(root: Path, pyinfra: Path) -> dict[str, str]:
 
 
 def processors() -> str:
-    """How many processors of which kind."""
+    """The number and the model of the processors."""
     return f"{len(os.sched_getaffinity(0))} ({_processor()})"
 
 
 def os_name(text: str) -> str:
     """The system's name from the text of ``/etc/os-release``."""
-    found = re.search(r'^PRETTY_NAME="?([^"\n]*)', text, re.MULTILINE)
-    return found[1] if found else "Linux"
+    match = re.search(r'^PRETTY_NAME="?([^"\n]*)', text, re.MULTILINE)
+    return match[1] if match else "Linux"
 
 
 def package_version(status: str, package: str) -> str:
     """The upstream version of an installed package, from the text of dpkg's status file."""
-    found = re.search(rf"^Package: {re.escape(package)}\n(?:.+\n)*?Version: (?:\d+:)?([^-\s]+)", status, re.MULTILINE)
-    return found[1] if found else "unknown"
+    match = re.search(rf"^Package: {re.escape(package)}\n(?:.+\n)*?Version: (?:\d+:)?([^-\s]+)", status, re.MULTILINE)
+    return match[1] if match else "unknown"
 
 
 def _processor() -> str:

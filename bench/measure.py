@@ -1,8 +1,8 @@
-"""What a command costs: wall time, CPU of the controller's whole process tree, CPU of the target's cgroup.
+"""The cost of a command: wall time, CPU of the controller's whole process tree, CPU of the target's cgroup.
 
-The controller's part is taken from the kernel's accounting of waited children, in which every descendant counts:
-this process adopts whatever its commands leave behind (``ssh`` masters that persist), ends it and waits for it.
-So no cgroup is needed for it, and what a tool leaves running is neither forgotten nor of use to its next run.
+The controller's CPU comes from the kernel's accounting of children that were waited for, with all their descendants:
+this process adopts the processes that a command leaves running (``ssh`` masters), ends them and waits for them. So it
+needs no cgroup, it counts those processes, and the next run of the command cannot use them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Sample:
     Attributes:
         wall: from its start to its end.
         controller: CPU of the command and all its descendants.
-        target: CPU of the target; None where the machine's cgroups do not tell it.
-        others: CPU that everything else on the machine took in the meantime.
+        target: CPU of the target; None where the machine's cgroups do not count it.
+        others: CPU that all other processes of the machine used meanwhile.
     """
 
     wall: float
@@ -44,19 +44,22 @@ class Sample:
 
 
 def adopt_orphans(adopt: bool = True) -> None:
-    """Makes this process the parent of every descendant that loses its own, or no longer.
+    """Makes this process the parent of every descendant that loses its own.
+
+    Args:
+        adopt: False ends it.
 
     Raises:
-        FleetError: the kernel does not know how.
+        FleetError: the kernel does not support it.
     """
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0) != 0:
-        raise FleetError("the benchmark cannot account for children of children", "it needs Linux 3.4 or later")
+        raise FleetError("this kernel cannot count the CPU of children of children", "use Linux 3.4 or later")
 
 
 def cpu_stat(pid: int, base: Path = _CGROUPS) -> Path | None:
     """The file that counts the CPU time of a container, found by the first process in it.
 
-    Cgroup v2 counts it in every group, also where (in a v1 hybrid) no controller is attached to it.
+    Cgroup v2 counts it in every group, even if (in a hybrid with v1) no controller is attached.
 
     Args:
         pid: the container's first process.
@@ -67,7 +70,7 @@ def cpu_stat(pid: int, base: Path = _CGROUPS) -> Path | None:
     if own is None:
         return None
     top = base / "unified" if (base / "unified").is_dir() else base
-    # nspawn puts the host's processes into "payload", itself into "supervisor" beside it.
+    # nspawn puts the processes of the host into "payload", itself into "supervisor" beside it.
     file = top / own.split("/payload", 1)[0].lstrip("/") / "cpu.stat"
     return file if file.is_file() else None
 
@@ -96,18 +99,18 @@ def run(
     timeout_seconds: float,
     target: Path | None,
 ) -> tuple[int, Sample]:
-    """Runs a command to its end and counts.
+    """Runs a command to its end and measures it.
 
     Args:
         command: the command.
-        environment: all of its environment.
-        folder: where it runs.
-        log: where standard output and errors go.
-        timeout_seconds: when it is ended.
+        environment: its whole environment.
+        folder: its working directory.
+        log: the file for its standard output and errors.
+        timeout_seconds: how long it may take.
         target: the target's ``cpu.stat``.
 
     Returns:
-        The exit code and what it cost.
+        The exit code and the cost.
 
     Raises:
         FleetError: it did not end in time.
@@ -122,7 +125,7 @@ def run(
     controller = 0.0
     try:
         code, controller = _wait(process.pid, began + timeout_seconds)
-        process.returncode = code  # it was waited for here, not by subprocess
+        process.returncode = code  # os.wait4 has taken it from subprocess
         wall = time.monotonic() - began
     finally:
         controller += _end_others(before)
@@ -146,11 +149,11 @@ def _usage(file: Path | None) -> float | None:
 
 
 def _wait(pid: int, deadline: float) -> tuple[int | None, float]:
-    """Exit code and CPU seconds of a child with its waited descendants; no code when it does not end in time."""
+    """Exit code and CPU seconds of a child with its descendants; None as code if it does not end in time."""
     pause = 0.001
     while time.monotonic() < deadline:
-        found, status, usage = os.wait4(pid, os.WNOHANG)
-        if found:
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+        if ended:
             return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
         time.sleep(pause)
         pause = min(pause * 1.5, 0.02)
@@ -163,9 +166,9 @@ def _children() -> Iterator[int]:
 
 
 def _end_others(keep: set[int]) -> float:
-    """Ends all children but some, and the children that they leave; their CPU seconds.
+    """Ends all children except some, with the children that these leave; returns their CPU seconds.
 
-    No other process can be hit: the number of a child is not given away before it was waited for.
+    It hits no other process: the kernel does not reuse the number of a child before the child was waited for.
     """
     total = 0.0
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""An origin that counts what it sends: files over HTTP, no faster in all than its uplink."""
+"""An HTTP server of files that counts the bytes it sends, at the rate of one uplink for all connections."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _BLOCK = 256 << 10
 
 @dataclass
 class Origin:
-    """Files by their paths, and how many bytes of them were sent.
+    """Files by their paths, and the number of bytes sent.
 
     Attributes:
         files: path -> content.
-        rate: bytes a second, of all connections together.
-        url: where it answers.
-        sent: the bytes that went out.
+        rate: bytes per second of all connections together.
+        url: its address.
+        sent: the bytes that it has sent.
     """
 
     files: Mapping[str, bytes]
@@ -36,7 +36,7 @@ class Origin:
         self._free = 0.0
 
     def take(self, number: int) -> None:
-        """Waits until the uplink has sent so many bytes more."""
+        """Waits until the uplink has sent that many more bytes."""
         with self._lock:
             self.sent += number
             self._free = max(self._free, time.monotonic()) + number / self.rate
@@ -49,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
     origin: Origin
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing: the bytes are counted."""
+        """Writes no log: only the bytes count."""
 
     def do_HEAD(self) -> None:
         self._answer(send=False)
@@ -70,6 +70,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(origin: Origin, address: str) -> Iterator[Origin]:
-    """The origin while it answers at an address of this machine; its ``url`` is set."""
+    """Serves the origin at an address of this machine and sets its ``url``."""
     with web.serving(type("Handler", (_Handler,), {"origin": origin}), address) as origin.url:
         yield origin

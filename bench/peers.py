@@ -1,4 +1,4 @@
-"""The manifest of the hosts as the peers spell it: the same checks as tasks of Ansible and operations of pyinfra."""
+"""The manifest of the hosts for the peers: the same checks as tasks of Ansible and operations of pyinfra."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench import fleets
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.host.manifest import Item
 
-#: What someone sets who has read about Ansible's speed; each of it is in its documentation.
+#: The settings for speed in Ansible's documentation.
 TUNED_CFG = """\
 [defaults]
 forks = 25
@@ -26,7 +26,7 @@ ssh_args = -C -o ControlMaster=auto -o ControlPersist=300s -o PreferredAuthentic
 """
 
 
-#: No module of a peer reads the state of HAProxy's servers: they have that check less.
+#: No module of a peer reads the state of HAProxy's servers, so this check is left out.
 LEFT_OUT = frozenset({"traffic"})
 
 
@@ -42,19 +42,19 @@ class Check:
 
 
 def checks(items: Sequence[Item], copies: Mapping[str, Path]) -> list[Check]:
-    """The items of a manifest as checks; all packages are one check, as anyone would write them.
+    """The items of a manifest as checks; all packages are one check, as is usual for both peers.
 
     Args:
         items: the items.
         copies: path on the host -> copy of that file on the controller.
 
     Raises:
-        FleetError: an item of a kind that the peers' side does not know yet.
+        FleetError: an item of a kind that has no check here yet.
     """
     packages = [item["name"] for item in items if item["kind"] == "package"]
-    found = []
+    packages_check = []
     if packages:
-        found.append(
+        packages_check.append(
             Check(
                 "packages",
                 "apt",
@@ -63,7 +63,7 @@ def checks(items: Sequence[Item], copies: Mapping[str, Path]) -> list[Check]:
                 {"packages": packages, "present": True},
             )
         )
-    return found + [_check(item, copies) for item in items if item["kind"] not in {"package", *LEFT_OUT}]
+    return packages_check + [_check(item, copies) for item in items if item["kind"] not in {"package", *LEFT_OUT}]
 
 
 def _check(item: Item, copies: Mapping[str, Path]) -> Check:
@@ -111,12 +111,12 @@ def _check(item: Item, copies: Mapping[str, Path]) -> Check:
                 arguments["enabled"] = keywords["enabled"] = item["enabled"]
             return Check(f"unit {name}", "systemd_service", arguments, "systemd.service", keywords)
     raise FleetError(
-        f"the benchmark does not know how its peers check {item['kind']!r} with {sorted(item)}", "teach bench/peers.py"
+        f"bench/peers.py has no check for the kind {item['kind']!r} with the keys {sorted(item)}", "add one there"
     )
 
 
 def copy_files(items: Iterable[Item], root: Path, folder: Path) -> dict[str, Path]:
-    """Copies the manifest's files off the deployed host, so that the peers compare the same content.
+    """Copies the manifest's files from the deployed host, so that the peers compare the same content.
 
     Args:
         items: the manifest's items.
@@ -124,7 +124,7 @@ def copy_files(items: Iterable[Item], root: Path, folder: Path) -> dict[str, Pat
         folder: where the copies go.
 
     Raises:
-        FleetError: a file on the host is not what the manifest says.
+        FleetError: a file on the host differs from the manifest.
     """
     folder.mkdir()
     copies: dict[str, Path] = {}
@@ -139,14 +139,16 @@ def copy_files(items: Iterable[Item], root: Path, folder: Path) -> dict[str, Pat
     return copies
 
 
-def playbook_text(found: Sequence[Check]) -> str:
+def playbook_text(checks: Sequence[Check]) -> str:
     """The checks as a playbook."""
-    tasks = [{"name": f"Check the {each.name}", f"ansible.builtin.{each.module}": each.arguments} for each in found]
+    tasks = [
+        {"name": f"Check the {check.name}", f"ansible.builtin.{check.module}": check.arguments} for check in checks
+    ]
     return yaml.safe_dump([{"name": "Check", "hosts": "all", "become": True, "tasks": tasks}], sort_keys=False)
 
 
 def ansible_inventory_text(count: int, private_key: Path, known_hosts: Path) -> str:
-    """An inventory with strict host keys and, as discovery costs a connection, the interpreter."""
+    """An inventory with strict host keys, and with the interpreter, whose discovery would cost a connection."""
     connection = {
         "ansible_user": fleets.USER,
         "ansible_ssh_private_key_file": str(private_key),
@@ -157,12 +159,12 @@ def ansible_inventory_text(count: int, private_key: Path, known_hosts: Path) -> 
     return yaml.safe_dump({"all": {"vars": connection, "hosts": hosts}}, sort_keys=False)
 
 
-def pyinfra_deploy_text(found: Sequence[Check]) -> str:
+def pyinfra_deploy_text(checks: Sequence[Check]) -> str:
     """The checks as a deploy of pyinfra."""
     lines = ["from pyinfra.operations import apt, files, server, systemd", ""]
-    for each in found:
-        keywords = ", ".join(f"{key}={value!r}" for key, value in each.keywords.items())
-        lines.append(f"{each.operation}(name={each.name!r}, {keywords}, _sudo=True)")
+    for check in checks:
+        keywords = ", ".join(f"{key}={value!r}" for key, value in check.keywords.items())
+        lines.append(f"{check.operation}(name={check.name!r}, {keywords}, _sudo=True)")
     return "\n".join(lines) + "\n"
 
 

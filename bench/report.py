@@ -1,4 +1,4 @@
-"""The results as ``docs/performance.md`` and as the table on the terminal, from one set of rows."""
+"""The results as ``docs/performance.md`` and as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ GOAL_HOSTS = 100
 GOAL_WALL_SECONDS = 8.0
 GOAL_PYINFRA_SHARE = 0.5
 GOAL_CONTROLLER_MS = 15.0
-#: From this share of one processor on, other processes are worth a warning.
+#: Other processes that use more than this share of one processor cause a note.
 _NOISE = 0.1
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that one benchmark found.
+    """The results of one benchmark.
 
     Attributes:
-        sizes: the numbers of hosts that the benchmark is about.
+        sizes: the numbers of hosts that the report compares.
         rows: contenders by number of hosts.
-        parts: the steps of one probe, each containing the one before it; measured on one number of hosts.
-        machine: what -> which.
-        checks: how many checks each host gets.
+        parts: the steps of one probe, each with the one before it, on one number of hosts.
+        machine: part of the machine -> its description.
+        checks: number of checks on each host.
         scale: Pulumi programs of many hosts; empty where they were not run.
     """
 
@@ -39,16 +39,16 @@ class Report:
 
 
 def goals(rows: Sequence[Row]) -> list[str]:
-    """The goals with what was reached, one sentence each; those that cannot be judged are left out."""
+    """The goals and the results, one sentence each, as far as they were measured."""
     by_name = {row.name: row for row in rows if row.hosts == GOAL_HOSTS}
     own = by_name.get(contenders.SITE)
     if own is None:
         return []
-    found = [
+    verdicts = [
         _verdict(f"{GOAL_HOSTS} unchanged hosts in {GOAL_WALL_SECONDS:g} s", own.wall, GOAL_WALL_SECONDS, "s", digits=1)
     ]
     if peer := by_name.get(contenders.PYINFRA):
-        found.append(
+        verdicts.append(
             _verdict(
                 "less than half of pyinfra's time in the same run",
                 own.wall / peer.wall * 100,
@@ -57,7 +57,7 @@ def goals(rows: Sequence[Row]) -> list[str]:
                 digits=0,
             )
         )
-    found.append(
+    verdicts.append(
         _verdict(
             f"{GOAL_CONTROLLER_MS:g} ms of controller CPU for each unchanged host",
             own.controller_per_host,
@@ -66,7 +66,7 @@ def goals(rows: Sequence[Row]) -> list[str]:
             digits=1,
         )
     )
-    return found
+    return verdicts
 
 
 def _verdict(goal: str, value: float, limit: float, unit: str, digits: int) -> str:
@@ -76,7 +76,7 @@ def _verdict(goal: str, value: float, limit: float, unit: str, digits: int) -> s
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """The rows as a table in Markdown, which reads well on a terminal too."""
+    """The rows as a table in Markdown."""
     own = {row.hosts: row.wall for row in rows if row.name == contenders.SITE}
     lines = [
         ("hosts", "", "wall (min-max) [s]", "controller CPU [ms/host]", "target CPU [ms/host]", "against site.yml"),
@@ -92,30 +92,30 @@ def table(rows: Sequence[Row]) -> list[str]:
     return markdown(lines, right={0, 2, 3, 4, 5})
 
 
-def growth_table(found: Sequence[Growth]) -> list[str]:
+def growth_table(growths: Sequence[Growth]) -> list[str]:
     """The growth as a table in Markdown."""
     lines = [("", "hosts", "wall grows by", "controller CPU, fixed [s]", "and for each host [ms]")]
-    for each in found:
+    for growth in growths:
         lines.append(
             (
-                each.name,
-                f"{each.few.hosts} to {each.many.hosts}",
-                f"{each.wall_factor:.2f} x",
+                growth.name,
+                f"{growth.few.hosts} to {growth.many.hosts}",
+                f"{growth.wall_factor:.2f} x",
                 # Below zero where the cost for each host grows with their number.
-                f"{each.controller_fixed:.2f}" if each.controller_fixed > 0 else "-",
-                f"{each.controller_ms_per_added_host:.1f}",
+                f"{growth.controller_fixed:.2f}" if growth.controller_fixed > 0 else "-",
+                f"{growth.controller_ms_per_added_host:.1f}",
             )
         )
     return markdown(lines, right={1, 2, 3, 4})
 
 
-def extrapolations(found: Sequence[Growth]) -> list[str]:
-    """What the peers that ran on few hosts only would need for the number of the goal, one line each."""
+def extrapolations(growths: Sequence[Growth]) -> list[str]:
+    """The estimated time of the slow peers for the number of hosts of the goal, one line each."""
     return [
-        f"{each.name}: about {each.wall_at(GOAL_HOSTS):.0f} s for {GOAL_HOSTS} hosts "
-        f"(the straight line through {each.few.hosts} and {each.many.hosts} hosts, not measured)"
-        for each in found
-        if each.many.hosts < GOAL_HOSTS
+        f"{growth.name}: about {growth.wall_at(GOAL_HOSTS):.0f} s for {GOAL_HOSTS} hosts "
+        f"(the straight line through {growth.few.hosts} and {growth.many.hosts} hosts, not measured)"
+        for growth in growths
+        if growth.many.hosts < GOAL_HOSTS
     ]
 
 
@@ -147,35 +147,35 @@ def document(report: Report) -> str:
         ["# Speed of the unchanged fleet"],
         ["Written by `make bench`; run it again instead of editing this file."],
         paragraph(
-            f"Every host is as planned, and every contender finds that out with the same {report.checks} checks "
+            f"Every host matches its plan, and every contender checks that with the same {report.checks} checks "
             "(packages, account, directories, files with content, mode and owner, units). The hosts are loopback "
             "addresses (127.0.1.x, 127.0.2.x) of one real Debian host with a real OpenSSH server; logins are by key "
-            "as a user with `/bin/sh` and sudo, host keys are checked strictly, and connections are made anew in each "
-            "run. A run counts only when the contender told that it reached every host and found nothing to change."
+            "as a user with `/bin/sh` and sudo, host keys are checked strictly, and each run opens new connections. "
+            "A run counts only if the contender reports that it reached every host and found nothing to change."
         ),
         table(report.rows),
         paragraph(
-            f"{_runs(report)} {_noise(report)} CPU of the controller is that of its whole process tree, with what it "
-            "leaves running. The targets share the processors with the controller: in a real fleet the target CPU is "
-            "divided by the number of hosts, and the controller is the bound."
+            f"{_runs(report)} {_noise(report)} The controller CPU is that of its whole process tree, with the "
+            "processes that it leaves running. The targets share the processors with the controller: in a real fleet "
+            "each host has its own processors, and the controller is the limit."
         ),
     ]
-    if found := extrapolations(grown):
-        told = "Ansible's tasks are too slow to run on that many hosts each time (`BENCH_FULL=1` does it):"
-        blocks += [[told], [f"- {each}" for each in found]]
+    if guesses := extrapolations(grown):
+        introduction = "Ansible's tasks are too slow to run on that many hosts each time (`BENCH_FULL=1` does it):"
+        blocks += [[introduction], [f"- {line}" for line in guesses]]
     if reached := goals(report.rows):
-        blocks += [["## Goals"], [f"- {each}" for each in reached]]
+        blocks += [["## Goals"], [f"- {line}" for line in reached]]
     if grown:
         blocks += [["## Growth"], growth_table(grown)]
-    blocks += [["## Where the time goes"], *_whereabouts(report, grown)]
+    blocks += [["## Where the time goes"], *_costs(report, grown)]
     if report.scale:
         blocks += scale_report.section(report.scale)
     blocks += [["## The machine"], markdown([("", ""), *report.machine.items()], right=set())]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
-def _whereabouts(report: Report, grown: Sequence[Growth]) -> list[list[str]]:
-    by_name = {each.name: each for each in grown}
+def _costs(report: Report, grown: Sequence[Growth]) -> list[list[str]]:
+    by_name = {growth.name: growth for growth in grown}
     own, drift = by_name.get(contenders.SITE), by_name.get(contenders.DRIFT)
     blocks = []
     if own and drift:
@@ -184,9 +184,9 @@ def _whereabouts(report: Report, grown: Sequence[Growth]) -> list[list[str]]:
                 f"On the controller, `site.yml` pays {own.controller_fixed:.1f} s of CPU before the first host and "
                 f"{own.controller_ms_per_added_host:.1f} ms for each; `vllm-fleet drift`, which is the probe without "
                 f"Ansible, {drift.controller_fixed:.1f} s and {drift.controller_ms_per_added_host:.1f} ms. The fixed "
-                "part is the start of Python and Ansible and the reading of playbooks and recipes. What each host "
-                "costs is SSH, most of it; the difference between the two is Ansible's inventory, made twice, its "
-                "variables, and waiting for the probe."
+                "part is the start of Python and Ansible and the reading of playbooks and recipes. Most of the "
+                "cost of a host is SSH; the difference between the two is Ansible's inventory, which is made twice, "
+                "its variables, and the wait for the probe."
             )
         )
     if report.parts:
@@ -197,7 +197,7 @@ def _whereabouts(report: Report, grown: Sequence[Growth]) -> list[list[str]]:
 
 
 def _runs(report: Report) -> str:
-    """How often each contender ran."""
+    """The number of runs."""
     counts = {len(row.samples) for row in report.rows if row.hosts in report.sizes}
     most = max(counts, default=1)
     if most == 1:
@@ -206,7 +206,7 @@ def _runs(report: Report) -> str:
 
 
 def _noise(report: Report) -> str:
-    """What the rest of the machine did meanwhile."""
+    """The load of other processes."""
     worst = max((row.others for row in report.rows if row.hosts in report.sizes), default=0.0)
     if worst < _NOISE:
         return "Nothing else ran on the machine."

@@ -1,4 +1,4 @@
-"""Samples -> figures: medians, growth and the part that does not depend on the number of hosts."""
+"""Samples -> figures: medians, growth, and the fixed cost that does not depend on the number of hosts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Runs(Generic[S]):
-    """All runs of one thing on one number of hosts.
+    """All runs of one program on one number of hosts.
 
     Attributes:
-        name: the thing.
-        hosts: how many hosts.
+        name: the program.
+        hosts: number of hosts.
         samples: its runs, at least one.
     """
 
@@ -26,9 +26,9 @@ class Runs(Generic[S]):
     hosts: int
     samples: tuple[S, ...]
 
-    def median(self, of: Callable[[S], float]) -> float:
-        """The median of a figure of the runs."""
-        return median(map(of, self.samples))
+    def median(self, figure: Callable[[S], float]) -> float:
+        """The median of a figure over the runs."""
+        return median(map(figure, self.samples))
 
     def record(self) -> dict[str, Any]:
         """The runs as plain data."""
@@ -57,7 +57,7 @@ class Row(Runs[Sample]):
 
     @property
     def controller_per_host(self) -> float:
-        """The same in milliseconds a host."""
+        """The same in milliseconds per host."""
         return self.controller / self.hosts * 1000
 
     @property
@@ -68,12 +68,12 @@ class Row(Runs[Sample]):
 
     @property
     def target_per_host(self) -> float | None:
-        """The same in milliseconds a host."""
+        """The same in milliseconds per host."""
         return None if self.target is None else self.target / self.hosts * 1000
 
     @property
     def others(self) -> float:
-        """Processors that the rest of the machine kept busy, in the worst run."""
+        """Processors that other programs kept busy, in the worst run."""
         return max(sample.others / sample.wall for sample in self.samples)
 
     def record(self) -> dict[str, Any]:
@@ -97,8 +97,8 @@ class Growth:
 
     Attributes:
         name: the contender.
-        few: its row of the fewest hosts.
-        many: its row of the most.
+        few: its row with the fewest hosts.
+        many: its row with the most.
     """
 
     name: str
@@ -106,17 +106,17 @@ class Growth:
     many: Row
 
     def wall_at(self, hosts: int) -> float:
-        """Wall seconds on that line: an extrapolation beyond the numbers that were measured."""
+        """Wall seconds on that line; beyond the measured numbers of hosts it is an extrapolation."""
         return self.few.wall + (hosts - self.few.hosts) * (self.many.wall - self.few.wall) / self._hosts
 
     @property
     def wall_factor(self) -> float:
-        """How many times longer the most hosts take than the fewest."""
+        """Wall time of the most hosts, divided by that of the fewest."""
         return self.many.wall / self.few.wall
 
     @property
     def controller_ms_per_added_host(self) -> float:
-        """Milliseconds of the controller's CPU for one host more."""
+        """Milliseconds of controller CPU for one more host."""
         return (self.many.controller - self.few.controller) / self._hosts * 1000
 
     @property
@@ -147,22 +147,22 @@ def growths(rows: Sequence[Row], sizes: Sequence[int]) -> list[Growth]:
         rows: all rows.
         sizes: the numbers of hosts to compare; a contender that ran on others only is compared on those.
     """
-    found = []
+    grown = []
     for name in dict.fromkeys(row.name for row in rows):
         every = sorted((row for row in rows if row.name == name), key=lambda row: row.hosts)
         chosen = [row for row in every if row.hosts in sizes]
         own = chosen if len(chosen) > 1 else every
         if len(own) > 1:
-            found.append(Growth(name, own[0], own[-1]))
-    return found
+            grown.append(Growth(name, own[0], own[-1]))
+    return grown
 
 
 def differences(steps: Sequence[Row]) -> list[tuple[str, float | None]]:
-    """What each step costs a host by itself, in milliseconds of its CPU, from steps that contain one another."""
-    found: list[tuple[str, float | None]] = []
+    """The cost of each step alone, in milliseconds of target CPU, from steps of which each includes the one before."""
+    costs: list[tuple[str, float | None]] = []
     before: float | None = 0.0
     for row in steps:
         now = row.target_per_host
-        found.append((row.name, None if now is None or before is None else now - before))
+        costs.append((row.name, None if now is None or before is None else now - before))
         before = now
-    return found
+    return costs

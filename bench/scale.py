@@ -1,7 +1,7 @@
 """One Pulumi program of N hosts under recording mocks, for a fresh process: ``python -m bench.scale WHAT N``.
 
-Prints the seconds of the program, those of the import before it, its peak memory and how many resources it asked for.
-``plain`` is the peer: N instances of the SDK and nothing of this project.
+Prints the seconds of the program, the seconds of the imports before it, its peak memory and its number of resources.
+``plain`` is the peer: N instances of the SDK without this project.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vllm_fleet.base.errors import FleetError
 HOSTS = 1000
 GOAL_SECONDS = 10.0
 GOAL_MIB = 400.0
-#: What is measured -> how a table names it. The first is the peer of all others.
+#: Program -> its name in the table. The first is the peer of all others.
 WHATS: Mapping[str, str] = {
     "plain": "{0} x aws.ec2.Instance, no components",
     "aws": "fleet of {0} AWS hosts",
@@ -46,11 +46,11 @@ class Sample:
     """One program in a process of its own.
 
     Attributes:
-        seconds: of the program, from its first resource to the last answer.
-        cpu_seconds: the same as CPU of the process, which a busy machine makes longer too, but by less.
-        import_seconds: of the modules that it needs, before.
-        peak_mib: the most memory that the process had.
-        resources: what it asked for.
+        seconds: time of the program, from its first resource to the last answer.
+        cpu_seconds: CPU of the process in that time; a busy machine changes it less.
+        import_seconds: time of the imports before it.
+        peak_mib: peak memory of the process.
+        resources: number of resources.
     """
 
     seconds: float
@@ -81,22 +81,17 @@ class Row(Runs[Sample]):
 
     @property
     def peak_mib(self) -> float:
-        """The most memory of all runs."""
+        """Peak memory of all runs."""
         return max(sample.peak_mib for sample in self.samples)
 
     @property
     def resources(self) -> int:
-        """What the program asked for."""
+        """Number of resources."""
         return self.samples[0].resources
 
     @property
-    def ms_per_resource(self) -> float:
-        """Milliseconds of one resource."""
-        return self.seconds / self.resources * 1000
-
-    @property
     def reaches_goal(self) -> bool:
-        """Whether time and memory are below those to reach."""
+        """Whether time and memory are below the goals."""
         return self.seconds < GOAL_SECONDS and self.peak_mib < GOAL_MIB
 
     def record(self) -> dict[str, Any]:
@@ -111,13 +106,13 @@ class Row(Runs[Sample]):
         }
 
 
-def measured(hosts: int, runs: int, told: Callable[[str], None]) -> list[Row]:
-    """All programs, in turns, each in a process of its own.
+def measure_programs(hosts: int, runs: int, report: Callable[[str], None]) -> list[Row]:
+    """Measures all programs in turns, each in a process of its own.
 
     Args:
-        hosts: how many hosts each has.
-        runs: how often.
-        told: is told of each run.
+        hosts: number of hosts of each program.
+        runs: number of runs.
+        report: takes a line of text after each run.
 
     Raises:
         FleetError: a program failed.
@@ -127,7 +122,7 @@ def measured(hosts: int, runs: int, told: Callable[[str], None]) -> list[Row]:
         for what, name in WHATS.items():
             sample = _sample(what, hosts)
             samples[what].append(sample)
-            told(
+            report(
                 f"run {number} of {runs}, {name.format(hosts)}: {sample.seconds:.1f} s, {sample.peak_mib:.0f} MiB, "
                 f"{sample.resources} resources"
             )
@@ -148,50 +143,55 @@ def main(arguments: Sequence[str]) -> int:
     what, hosts = arguments[0], int(arguments[1])
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        program, asked = _program(what, hosts, Path(folder))
+        program, resources = _program(what, hosts, Path(folder))
         ready = time.monotonic()
         cpu = time.process_time()
         program()
         seconds, cpu = time.monotonic() - ready, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps(Sample(seconds, cpu, ready - began, peak, len(asked)).__dict__))
+    print(json.dumps(Sample(seconds, cpu, ready - began, peak, len(resources)).__dict__))
     return 0
 
 
 def _program(what: str, hosts: int, folder: Path) -> tuple[Callable[[], Any], list[str]]:
-    """The program and the list that it fills with the names of its resources; everything is imported after it."""
+    """Imports everything; returns the program and the list that it fills with the names of its resources."""
     import pulumi
     from pulumi.runtime import settings
 
-    asked: list[str] = []
+    resources: list[str] = []
 
     class Mocks(pulumi.runtime.Mocks):
-        """Answers with what the program reads of a real provider's outputs, and keeps each name."""
+        """Returns the outputs that the program reads of a real provider, and records the name of each resource."""
 
         def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[str, Any]]:
-            asked.append(args.name)
+            resources.append(args.name)
             if args.typ.endswith(":SshKeyPair"):
                 return args.name, {"private_key": "PRIVATE", "public_key": "ssh-ed25519 PUBLIC"}
-            outputs = {"privateIp": "10.0.0.1", "publicIp": "192.0.2.1", "address": "192.0.2.1", "instanceId": "1"}
+            outputs: dict[str, Any] = {
+                "privateIp": "10.0.0.1",
+                "publicIp": "192.0.2.1",
+                "address": "192.0.2.1",
+                "instanceId": "1",
+            }
             if args.typ.startswith("gcp:compute/instance"):
                 interface = args.inputs["networkInterfaces"][0]
-                outputs["networkInterfaces"] = [{**interface, "networkIp": "10.0.0.1"}]  # type: ignore[assignment]
+                outputs["networkInterfaces"] = [{**interface, "networkIp": "10.0.0.1"}]
             return args.name, {**args.inputs, **outputs}
 
-        def call(self, args: pulumi.runtime.MockCallArgs) -> dict[str, Any]:
-            return dict(_FUNCTIONS[args.token])
+        def call(self, args: pulumi.runtime.MockCallArgs) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+            return dict(_FUNCTIONS[args.token]), []
 
         def register_resource_hook(self, hook: pulumi.ResourceHook) -> None:
-            """The engine's part of a hook, which mocks do not have."""
+            """The engine's part of a hook; the SDK's mocks lack it."""
 
         def register_error_hook(self, hook: pulumi.ErrorHook) -> None:
-            """The same of a hook for errors."""
+            """The same for an error hook."""
 
-    found = Mocks()
-    pulumi.runtime.set_mocks(found, project="bench", stack="demo")
-    settings.SETTINGS.callbacks = found
+    mocks = Mocks()
+    pulumi.runtime.set_mocks(mocks, project="bench", stack="demo")
+    settings.SETTINGS.callbacks = mocks
     run = _plain(hosts) if what == "plain" else _fleet(what, hosts, folder)
-    return pulumi.runtime.test(run), asked
+    return pulumi.runtime.test(run), resources
 
 
 def _plain(hosts: int) -> Callable[[], Any]:
@@ -213,7 +213,7 @@ def _plain(hosts: int) -> Callable[[], Any]:
             )
             for number in range(hosts)
         ]
-        return pulumi.Output.all(*(each.private_ip for each in made))
+        return pulumi.Output.all(*(instance.private_ip for instance in made))
 
     return run
 

@@ -11,17 +11,17 @@ TITLE = "## Pulumi at scale"
 
 
 def table(rows: Sequence[scale.Row]) -> list[str]:
-    """The rows; the first is what the SDK alone takes."""
+    """The rows as a table; the first is the SDK alone."""
     lines = [("program", "resources", "seconds", "CPU [s]", "CPU [ms/resource]", "imports [s]", "peak [MiB]")]
     for row in rows:
-        each = row.cpu_seconds / row.resources * 1000
+        milliseconds = row.cpu_seconds / row.resources * 1000
         lines.append(
             (
                 row.name,
                 str(row.resources),
                 f"{row.seconds:.1f}",
                 f"{row.cpu_seconds:.1f}",
-                f"{each:.1f}",
+                f"{milliseconds:.1f}",
                 f"{row.import_seconds:.1f}",
                 f"{row.peak_mib:.0f}",
             )
@@ -30,14 +30,14 @@ def table(rows: Sequence[scale.Row]) -> list[str]:
 
 
 def goals(rows: Sequence[scale.Row]) -> list[str]:
-    """The goals with what was reached, for each program of this project."""
+    """The goals and the results, for each program of this project."""
     return [_verdict(row) for row in rows[1:]]
 
 
 def _verdict(row: scale.Row) -> str:
     goal = f"{row.name} in {scale.GOAL_SECONDS:g} s and {scale.GOAL_MIB:g} MiB"
-    told = f"{row.seconds:.1f} s ({row.cpu_seconds:.1f} s of CPU), {row.peak_mib:.0f} MiB"
-    return f"{goal}: {'reached' if row.reaches_goal else '**missed**'}, {told}"
+    figures = f"{row.seconds:.1f} s ({row.cpu_seconds:.1f} s of CPU), {row.peak_mib:.0f} MiB"
+    return f"{goal}: {'reached' if row.reaches_goal else '**missed**'}, {figures}"
 
 
 def section(rows: Sequence[scale.Row]) -> list[list[str]]:
@@ -53,7 +53,7 @@ def section(rows: Sequence[scale.Row]) -> list[list[str]]:
             "those of the peer as well."
         ),
         table(rows),
-        [f"- {each}" for each in goals(rows)],
+        [f"- {line}" for line in goals(rows)],
     ]
 
 
@@ -62,16 +62,16 @@ def text(rows: Sequence[scale.Row]) -> list[str]:
     return [*table(rows), "", *goals(rows)]
 
 
-def replaced(document: str, rows: Sequence[scale.Row]) -> str:
-    """A document with this section in place of the one that it has, or before its last one.
+def replace_section(document: str, rows: Sequence[scale.Row]) -> str:
+    """The document with a new section in place of the old one; without an old one it comes before the last.
 
     Args:
         document: the text of ``docs/performance.md``.
-        rows: what was measured.
+        rows: the results.
     """
     own = "\n\n".join("\n".join(block) for block in section(rows)) + "\n\n"
-    before, found, after = document.partition(f"{TITLE}\n")
-    if not found:
+    before, title, after = document.partition(f"{TITLE}\n")
+    if not title:
         before, _, after = document.rpartition("## ")
         return f"{before}{own}## {after}"
     _, _, rest = after.partition("\n## ")

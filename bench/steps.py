@@ -1,4 +1,4 @@
-"""What a host pays for each step of being asked: login, sudo, the start of Python. Run by the benchmark itself."""
+"""The steps of a probe on a host: login, sudo, the start of Python. The benchmark runs this module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench import fleets
 
-#: Name -> the command that a host runs; each contains the one before it. The probe itself comes last.
+#: Name -> command; each includes the one before it. The probe itself comes last.
 STEPS = {
     "SSH connection and login": "true",
     "sudo": "sudo -n true",
@@ -27,17 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("key", type=Path, help="private key")
     parser.add_argument("known_hosts", type=Path)
     chosen = parser.parse_args(arguments)
-    asyncio.run(_ask_all(STEPS[chosen.step], chosen.count, chosen.key, chosen.known_hosts))
+    asyncio.run(_run_on_all(STEPS[chosen.step], chosen.count, chosen.key, chosen.known_hosts))
 
 
-async def _ask_all(command: str, count: int, key: Path, known_hosts: Path) -> None:
+async def _run_on_all(command: str, count: int, key: Path, known_hosts: Path) -> None:
     import asyncssh
 
     gate = asyncio.Semaphore(_AT_A_TIME)
     private = asyncssh.read_private_key(str(key))
     known = asyncssh.read_known_hosts(str(known_hosts))
 
-    async def ask(number: int) -> None:
+    async def run(number: int) -> None:
         async with (
             gate,
             asyncssh.connect(
@@ -51,7 +51,7 @@ async def _ask_all(command: str, count: int, key: Path, known_hosts: Path) -> No
         ):
             await connection.run(command, check=True)
 
-    await asyncio.gather(*(ask(number) for number in range(1, count + 1)))
+    await asyncio.gather(*(run(number) for number in range(1, count + 1)))
 
 
 if __name__ == "__main__":

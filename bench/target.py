@@ -1,7 +1,7 @@
 """The target: one lab host with a real sshd that answers on every loopback address of its own network namespace.
 
-The controller's programs run in that namespace, so N addresses of 127.0.0.0/8 are N hosts to them. What this
-leaves out is the network's latency, and that N real hosts have N times the processors.
+The controller's programs run in that namespace, so N addresses of 127.0.0.0/8 are N hosts to them. Two things differ
+from a real fleet: there is no network latency, and N real hosts have N times the processors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BRIDGE = "vf-bench"
 _SUBNET = "10.79.77.0/29"
 _ADDRESS = "10.79.77.2"
 _NAME = "bench"
-#: N hosts have N sshds; one that stands for all of them must not turn strangers away at ten.
+#: N hosts have N sshds; the one here must accept as many logins at a time as all of them.
 _SSHD = "MaxStartups 2000\n"
 _SECONDS = 30.0
 
@@ -38,8 +38,8 @@ class Target:
         root: its root folder.
         pid: its first process.
         host_key: its SSH host key, ``type base64``.
-        private_key: the file of the private key that it lets in.
-        cpu: the file that counts its CPU time, where there is one.
+        private_key: the file of the private key that it accepts.
+        cpu: the file that counts its CPU time; None without one.
     """
 
     root: Path
@@ -55,10 +55,10 @@ class Target:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Target]:
-    """Boots the target and removes all of it at the end; what a killed run left is removed first.
+    """Boots the target and removes it at the end; removes first what a killed run left.
 
     Args:
-        folder: where the private key goes.
+        folder: the folder for the private key.
 
     Raises:
         FleetError: not root, a tool is missing, or the host did not come up.
@@ -97,13 +97,13 @@ def _start(folder: Path) -> Target:
         init = process.host_init(process.find(root))
         if len(init) != 1:
             raise shell.failed(f"the target has {len(init)} first processes", "run it again")
-        found = Target(root, init[0].pid, public_host, file, measure.cpu_stat(init[0].pid))
-        _widen_sshd(found, folder)
-    return found
+        target = Target(root, init[0].pid, public_host, file, measure.cpu_stat(init[0].pid))
+        _widen_sshd(target, folder)
+    return target
 
 
 def _widen_sshd(target: Target, folder: Path) -> None:
-    """Lets the one sshd take as many logins at a time as N of them would."""
+    """Lets the sshd accept as many logins at a time as N of them would."""
     rootfs.write_files(target.root, {"etc/ssh/sshd_config.d/20-bench.conf": rootfs.File(_SSHD)})
     known_hosts = folder / "known_hosts"
     known_hosts.write_text(fleets.known_hosts_text(1, target.host_key), encoding="utf-8")
@@ -122,4 +122,4 @@ def _widen_sshd(target: Target, folder: Path) -> None:
                 raise
             time.sleep(0.5)
     if "2000" not in answer:
-        raise shell.failed(f"the target's sshd kept {answer.strip()!r}", "see sshd_config in its tree")
+        raise shell.failed(f"the sshd of the target still has {answer.strip()!r}", "see sshd_config in its tree")

@@ -6,6 +6,7 @@ import pulumi
 
 from infra.files import TextFile
 from infra.keys import ApiKey, SshKeyPair
+from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.fleet.plan import Plan
 
 
@@ -30,7 +31,7 @@ class AccessKeys(pulumi.ComponentResource):
             TextFile(f"{plan.fleet}-ssh-id_ed25519", file, deploy.private_key, 0o600, mine)
         if plan.access.api_keys == "generated":
             api_key = ApiKey(f"{plan.fleet}-api-key", mine)
-            digests = api_key.digest.apply(lambda digest: f'keys:\n  {plan.fleet}: "{digest}"\n')
+            digests = api_key.digest.apply(lambda digest: api_keys_text(plan.fleet, digest))
             TextFile(f"{plan.fleet}-api-key", plan.directory / "api-key", api_key.key, 0o600, mine)
             TextFile(f"{plan.fleet}-api-keys.yml", plan.directory / "api-keys.yml", digests, 0o644, mine)
         self.register_outputs({"authorised_keys": self.authorised_keys})

@@ -193,7 +193,7 @@ def gateway_addresses(hosts: Iterable[HostPlan], made: Mapping[str, HostRecord])
         if record:
             inside = record.address if record.private_address is None else record.private_address
         else:
-            inside = host.address or ""
+            inside = host.static.address if host.static else ""
         if host.kind == "gateway" and inside != "":
             found[host.name] = inside
     return found

@@ -18,7 +18,7 @@ from vllm_fleet.mirror import image_store
 def serving(storage: Path, address: str) -> Iterator[None]:
     """Serves the images in a storage, without TLS and for reading only; ``registry.log`` in it names each request."""
     config = storage / "config.yml"
-    config.write_text(image_store.config(str(storage), address), encoding="utf-8")
+    config.write_text(image_store.registry_config(str(storage), address), encoding="utf-8")
     with (storage / "registry.log").open("w") as log:
         process = subprocess.Popen([packages.docker_registry(), "serve", config], stdout=log, stderr=log)
     try:

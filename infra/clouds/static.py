@@ -13,4 +13,4 @@ class StaticCloud(CloudComponent):
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("StaticCloud", name, opts)
         self.hosts = {}
-        self.register_outputs({"addresses": {host.name: host.address for host in args.hosts}})
+        self.register_outputs({"addresses": {host.name: host.static.address for host in args.hosts if host.static}})

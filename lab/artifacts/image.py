@@ -172,9 +172,9 @@ def _add_blob(folder: Path, write: Callable[[BinaryIO], None]) -> tuple[str, int
 
 def blob(folder: Path, name: str) -> Path:
     """Where a storage keeps what has that digest."""
-    return folder / image_store.blob(name)
+    return folder / image_store.blob_path(name)
 
 
 def link(folder: Path, kind: str, name: str, repository: str = NAME) -> None:
     """Lets a repository of a storage have a blob."""
-    write_atomically(folder / image_store.link(repository, kind, name), name)
+    write_atomically(folder / image_store.link_path(repository, kind, name), name)

@@ -79,7 +79,7 @@ def _exists(table: Table, cloud: Cloud, targets: tuple[tuple[str, str], ...], va
 def _subnet_fits(cloud: Cloud, inputs: Inputs, itself: str | None) -> Iterator[str]:
     mine = ipaddress.ip_network(inputs["cidrBlock"])
     vpc = cloud.get("aws:ec2/vpc:Vpc", inputs["vpcId"])
-    if vpc and not mine.subnet_of(ipaddress.ip_network(vpc.inputs["cidrBlock"])):  # type: ignore[arg-type]
+    if vpc and not mine.subnet_of(ipaddress.ip_network(vpc.inputs["cidrBlock"])):  # type: ignore[arg-type] # both are IPv4
         yield f"InvalidSubnet.Range: The CIDR '{mine}' is invalid."
     for other in cloud.of(":Subnet"):
         same = other.id != itself and other.inputs.get("vpcId") == inputs["vpcId"]

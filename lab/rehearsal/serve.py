@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 
 from lab.rehearsal import table
 from lab.rehearsal.cloud import Cloud

@@ -35,11 +35,6 @@ class Stage:
         """The fleet's folder."""
         return self.project / "inventories" / self.fleet
 
-    @property
-    def cloud_file(self) -> Path:
-        """Where the rehearsed cloud keeps its things."""
-        return self.project / "cloud.json"
-
     def words(self, *words: str) -> list[str]:
         """The command line of ``pulumi`` for this stack."""
         return ["pulumi", *words, "--stack", self.fleet, "--non-interactive"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
-from google.protobuf import json_format, struct_pb2  # type: ignore[import-untyped]
+from google.protobuf import json_format, struct_pb2
 
 #: What stands for a value that a preview cannot know.
 UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ansible.errors import AnsibleParserError
+from ansible.inventory.data import InventoryData
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.inventory import BaseInventoryPlugin
 from ansible.utils.display import Display
@@ -29,61 +29,62 @@ description:
   - After the probe of the same run, the groups needs_ROLE hold the hosts whose drift that role owns.
 options:
   plugin:
-    description: Not used; the plugin takes every file called fleet.yml.
+    description: Not used; the plugin accepts every file called fleet.yml.
     type: str
 """
 
 
 class InventoryModule(BaseInventoryPlugin):
-    """Thin: all shaping of data is in :mod:`vllm_fleet.inventory`."""
+    """Passes what :mod:`vllm_fleet.inventory` returns to Ansible."""
 
     NAME = "fleet"
 
     def verify_file(self, path: str) -> bool:
-        """Takes files called ``fleet.yml``."""
-        return super().verify_file(path) and Path(path).name == "fleet.yml"
+        """Accepts files called ``fleet.yml``."""
+        readable = super().verify_file(path)  # type: ignore[no-untyped-call] # Ansible gives it no types
+        return readable and Path(path).name == "fleet.yml"
 
-    def parse(self, inventory: Any, loader: DataLoader, path: str, cache: bool = True) -> None:
+    def parse(self, inventory: InventoryData, loader: DataLoader, path: str, cache: bool = True) -> None:
         """Adds the fleet's hosts and groups."""
         super().parse(inventory, loader, path, cache)
         try:
             fleet = drift.site_of_run(Path(path).resolve().parent)
-            self._fill(fleet, loader)
+            self._fill(inventory, fleet, loader)
         except FleetError as fault:
-            # Not AnsibleParserError: Ansible would try its other plugins on the same file and bury this under theirs.
-            for each in (fault, *fault.others):
-                Display().error(str(each), wrap_text=False)
+            # Not AnsibleParserError: Ansible would try its other plugins on this file and print their errors too.
+            for error in (fault, *fault.others):
+                Display().error(str(error), wrap_text=False)
             raise SystemExit(fault.exit_code) from None
 
-    def _fill(self, fleet: inventory.Site, loader: DataLoader) -> None:
+    def _fill(self, data: InventoryData, fleet: inventory.Site, loader: DataLoader) -> None:
         write_atomically(fleet.known_hosts_file, fleet.known_hosts)
         probing = str(load_extra_vars(loader).get("fleet_probe", True)).lower() not in ("false", "no", "0")
         needs = drift.kept(fleet.plan.fleet)
         idle = drift.idle(fleet) if probing else frozenset()
         fixed = ("fleet", "serving", "gateway", "idle", "needs_any")
         for group in (*fixed, *(f"needs_{role}" for role in inventory.ALL_ROLES)):
-            self.inventory.add_group(group)
+            data.add_group(group)
         for host in fleet.hosts:
             roles = needs.get(host.plan.name, frozenset()) if probing else frozenset(host.manifest.roles)
-            self._add(host, roles, fleet)
+            self._add(data, host, roles, fleet)
             if host.plan.name in idle:
-                self.inventory.add_child("idle", host.plan.name)
+                data.add_child("idle", host.plan.name)
 
-    def _add(self, host: inventory.SiteHost, roles: frozenset[str], fleet: inventory.Site) -> None:
+    def _add(self, data: InventoryData, host: inventory.SiteHost, roles: frozenset[str], fleet: inventory.Site) -> None:
         key = fleet.private_key_file
-        if other := self.inventory.hosts.get(host.plan.name):
+        if other := data.hosts.get(host.plan.name):
             raise FleetError(
-                f"the host {host.plan.name} is in the fleet {other.vars.get('fleet_name', '?')} too, which is read "
-                "before",
-                "give pools other names, or gateways another gateway.name, in one of them",
+                f"the host {host.plan.name} is in the fleet {other.vars.get('fleet_name', '?')} too, which Ansible "
+                "read before",
+                "rename the pool, or set another gateway.name, in one of them",
                 fleet.plan.document.file,
             )
-        name = self.inventory.add_host(host.plan.name)
+        name = data.add_host(host.plan.name)
         pool = f"pool_{host.plan.pool.replace('-', '_')}"
-        self.inventory.add_group(pool)
+        data.add_group(pool)
         groups = ["fleet", host.plan.kind, pool, *(f"needs_{role}" for role in roles)]
         for group in [*groups, *(["needs_any"] if roles else [])]:
-            self.inventory.add_child(group, name)
+            data.add_child(group, name)
         variables = {
             "ansible_host": host.location.address,
             "ansible_port": host.location.port,
@@ -94,4 +95,4 @@ class InventoryModule(BaseInventoryPlugin):
             **host.variables,
         }
         for variable, value in variables.items():
-            self.inventory.set_variable(name, variable, value)
+            data.set_variable(name, variable, value)

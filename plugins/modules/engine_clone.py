@@ -60,9 +60,10 @@ PIN = re.compile(r"([a-z0-9][a-z0-9-]*==\S+)")
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
-def read_pins(path):
+def read_pins(path: str) -> dict[str, set[str]]:
     """Package and version -> digests of its files; empty where the lock cannot be read."""
-    pins, last = {}, None
+    pins: dict[str, set[str]] = {}
+    last: set[str] | None = None
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
@@ -75,7 +76,7 @@ def read_pins(path):
     return pins
 
 
-def is_usable(folder, python):
+def is_usable(folder: str, python: str) -> bool:
     """Whether an environment is complete, of that Python, and names no path of its own in its scripts."""
     try:
         with open(os.path.join(folder, "pyvenv.cfg"), encoding="utf-8") as file:
@@ -89,9 +90,9 @@ def is_usable(folder, python):
     )
 
 
-def nearest(path, locks, pins, python):
+def nearest(path: str, locks: str, pins: dict[str, set[str]], python: str) -> tuple[str, dict[str, set[str]]]:
     """The environment beside ``path`` that shares most packages, and its pins; an empty name for none."""
-    best = ("", {}, 0)
+    best: tuple[str, dict[str, set[str]], int] = ("", {}, 0)
     parent = os.path.dirname(path)
     for name in sorted(os.listdir(parent)):
         folder = os.path.join(parent, name)
@@ -104,7 +105,7 @@ def nearest(path, locks, pins, python):
     return best[0], best[1]
 
 
-def clone(source, path):
+def clone(source: str, path: str) -> None:
     """Links every file of one directory into another, which appears only when it is whole."""
     draft = os.path.join(os.path.dirname(path), "." + os.path.basename(path))
     shutil.rmtree(draft, ignore_errors=True)
@@ -112,7 +113,7 @@ def clone(source, path):
     os.rename(draft, path)
 
 
-def not_of_a_package(folder, names):
+def not_of_a_package(folder: str, names: list[str]) -> set[str]:
     """Leaves out the mark of completeness, which the clone has yet to earn, and names that were given afterwards."""
     if "pyvenv.cfg" in names:
         return {".complete"}
@@ -121,7 +122,7 @@ def not_of_a_package(folder, names):
     return {name for name in names if name.endswith(".dist-info") and installer(folder, name) == "vllm-fleet"}
 
 
-def installer(folder, name):
+def installer(folder: str, name: str) -> str:
     """Who installed a distribution."""
     try:
         with open(os.path.join(folder, name, "INSTALLER"), encoding="utf-8") as file:
@@ -130,7 +131,7 @@ def installer(folder, name):
         return ""
 
 
-def main():
+def main() -> None:
     """Runs the module."""
     module = AnsibleModule(
         argument_spec={

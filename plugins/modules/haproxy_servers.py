@@ -66,7 +66,7 @@ servers:
 FORCED_DRAIN = 8
 
 
-def ask(path, command):
+def ask(path: str, command: str) -> str:
     """One command, and all that HAProxy says to it."""
     text = b""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
@@ -80,7 +80,7 @@ def ask(path, command):
             text += block
 
 
-def matching(path, patterns):
+def matching(path: str, patterns: list[str]) -> dict[str, tuple[bool, str]]:
     """The servers that match: backend/server -> (whether a drain was asked for, NAME=ADDRESS:PORT)."""
     found = {}
     for line in ask(path, "show servers state").splitlines():
@@ -91,7 +91,7 @@ def matching(path, patterns):
     return found
 
 
-def statistics(path):
+def statistics(path: str) -> dict[str, tuple[int, str]]:
     """Sessions and status of each server: backend/server -> (sessions, status)."""
     rows = [line.split(",") for line in ask(path, "show stat").lstrip("# ").splitlines()]
     names = rows[0] if rows else []
@@ -103,7 +103,7 @@ def statistics(path):
     return found
 
 
-def unfinished(path, servers, state):
+def unfinished(path: str, servers: list[str], state: str) -> list[str]:
     """Why what was asked for has not come about, for each server where it has not."""
     seen = statistics(path)
     if state == "drained":
@@ -112,7 +112,7 @@ def unfinished(path, servers, state):
     return [f"{name} is {seen[name][1]}" for name in late]
 
 
-def main():
+def main() -> None:
     """Runs the module."""
     module = AnsibleModule(
         argument_spec={

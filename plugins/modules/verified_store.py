@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -61,7 +62,7 @@ missing:
 STAMP = ".verified.json"
 
 
-def sha256(path):
+def sha256(path: str) -> str:
     """Digest of a file, in blocks."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -70,28 +71,29 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def read_stamp(path):
+def read_stamp(path: str) -> dict[str, Any]:
     """The stamp that is there; empty when none is, or none that can be read."""
     try:
         with open(path) as file:
-            return json.load(file)
+            stamp: dict[str, Any] = json.load(file)
+            return stamp
     except (OSError, ValueError):
         return {}
 
 
-def entry(path, digest):
+def entry(path: str, digest: str) -> dict[str, Any]:
     """What the stamp keeps of a file."""
     info = os.stat(path)
     return {"sha256": digest, "size": info.st_size, "mtime_ns": info.st_mtime_ns}
 
 
-def as_stamped(folder, item, stamp):
+def as_stamped(folder: str, item: dict[str, str], stamp: dict[str, Any]) -> bool:
     """Whether a file is still as it was when it was verified."""
     path = os.path.join(folder, item["name"])
     return os.path.isfile(path) and stamp.get(item["name"]) == entry(path, item["sha256"])
 
 
-def main():
+def main() -> None:
     """Runs the module."""
     files = {"name": {"type": "str", "required": True}, "sha256": {"type": "str", "required": True}}
     module = AnsibleModule(
@@ -109,7 +111,8 @@ def main():
         names = [item["name"] for item in module.params["files"] if not as_stamped(folder, item, old)]
         # What is missing will be brought by others: in check mode that is the change to tell.
         module.exit_json(changed=bool(names) and module.check_mode, missing=names)
-    new, verified = {}, []
+    new: dict[str, Any] = {}
+    verified: list[str] = []
     for item in module.params["files"]:
         path = os.path.join(folder, item["name"])
         if not os.path.isfile(path):

@@ -100,7 +100,7 @@ def test_a_name_in_both_is_an_error_that_says_what_to_rename(two: tuple[list[Pat
     done = run("ansible-inventory", files, "--list")
     assert done.returncode == 2
     assert f"the host {first}-0 is in the fleet {first} too" in done.stderr
-    assert "give pools other names" in done.stderr
+    assert "rename the pool, or set another gateway.name" in done.stderr
 
 
 def test_one_probe_asks_the_hosts_of_both_and_keeps_the_drift_of_each(two: tuple[list[Path], list[Server]]) -> None:

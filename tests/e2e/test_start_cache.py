@@ -11,7 +11,7 @@ import pytest
 
 from e2e.running_lab import Lab
 from vllm_fleet.base import paths
-from vllm_fleet.host import start_cache
+from vllm_fleet.host import host_paths
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def seed(lab: Lab) -> Path:
 
 def start_again_without_cache(lab: Lab, seed: Path) -> str:
     """Has lab-1 start as a new host would; what the run says of it."""
-    directory = start_cache.directory(seed.stem)
+    directory = host_paths.cache_directory(seed.stem)
     lab.on("lab-1", f"systemctl stop vllm@0 && rm -rf {directory}")
     done = lab.playbook("--limit", "lab-1")
     assert done.returncode == 0, done.stdout
@@ -38,7 +38,7 @@ def test_an_equal_host_starts_with_what_another_has_compiled(lab: Lab, seed: Pat
     assert f"with the cache of {kept['host']}" in said
     with tarfile.open(archive) as packed:
         names = [member.name for member in packed if member.isfile()]
-    there = lab.on("lab-1", f"cd {start_cache.directory(seed.stem)} && stat --format=%U:%n {' '.join(names)}")
+    there = lab.on("lab-1", f"cd {host_paths.cache_directory(seed.stem)} && stat --format=%U:%n {' '.join(names)}")
     assert there.stdout.split() == [f"vllm:{name}" for name in names]
 
 

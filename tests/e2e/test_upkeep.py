@@ -110,7 +110,7 @@ def with_stack(lab: Lab, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("ssh_host_key", None, "shows another SSH host key than stack.json gives"),
+        ("ssh_host_key", None, "shows another SSH host key than the one in stack.json"),
         ("address", "10.77.9.77", "cannot be reached at 10.77.9.77 port 22"),
     ],
 )

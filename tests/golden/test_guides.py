@@ -19,7 +19,7 @@ import yaml
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
-from vllm_fleet.host import instance_files
+from vllm_fleet.host import serve_command
 from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.schema.fleet import Overrides
 
@@ -70,12 +70,10 @@ def outcome(catalog: Catalog, ask: dict[str, Any]) -> dict[str, str]:
     except FleetError as fault:
         assert fault.code == "refused", fault
         return {"refused": fault.message, "why": fault.hint}
-    lines = {"serve": instance_files.serve_line(found.model, found.args, found.env)}
+    lines = {"serve": serve_command.serve_line(found.model, found.args, found.env)}
     if found.install == "docker":
         assert found.engine.docker is not None
-        lines["docker"] = "\n".join(
-            instance_files.docker_lines(found.engine.docker, found.model, found.args, found.env)
-        )
+        lines["docker"] = "\n".join(serve_command.docker_lines(found.engine.docker, found.model, found.args, found.env))
     return lines
 
 

@@ -18,9 +18,9 @@ from lab import host, network
 from lab.rootfs import File, write_files
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import ensure_tree, tree_digest
-from vllm_fleet.base import paths
+from vllm_fleet.base import digests, paths
 from vllm_fleet.edge import ssh_target
-from vllm_fleet.host import haproxy, instance_files
+from vllm_fleet.host import firewall, haproxy, instance_files
 from vllm_fleet.host.manifest import Item, Manifest
 from vllm_fleet.operate import probing
 from vllm_fleet.schema.fleet import Gateway
@@ -198,7 +198,7 @@ def start(folder: Path) -> DriverLab:
     backends = [haproxy.Backend(name, "0", ADDRESSES[name], 8000, MODEL) for name in SERVING]
     lab.variables["gateway-0"] = {
         "gateway_config": haproxy.haproxy_config(Gateway(), backends),
-        "gateway_api_key_digests": haproxy.api_keys_text(
+        "gateway_api_key_digests": haproxy.key_digests_text(
             {"test": f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()}"}
         ),
     }
@@ -219,14 +219,14 @@ def release(lab: DriverLab, name: str, note: str) -> dict[str, Any]:
             "VLLM_FLEET_START_TIMEOUT_SECONDS": "60",
         }
     )
-    digest = f'VLLM_FLEET_ENV_DIGEST="{instance_files.sha256(env)}"\n'
+    digest = f'VLLM_FLEET_ENV_DIGEST="{digests.text_sha256(env)}"\n'
     files = instance_files.InstanceFiles("0", 8000, f"# {note}\nmodel: {MODEL}\n", env + digest)
     content = {"0.yaml": files.config, "0.env": files.env}
     return {
         "vllm_service_release": instance_files.release_digest(content),
         "vllm_service_files": [{"name": each, "content": text} for each, text in content.items()],
         "vllm_service_instances": [{"name": "0", "loaded": files.loaded}],
-        "vllm_service_firewall_rules": haproxy.firewall_text([8000, 8100], [ADDRESSES["gateway-0"]]),
+        "vllm_service_firewall_rules": firewall.firewall_rules([8000, 8100], [ADDRESSES["gateway-0"]]),
         "vllm_service_unit": "vllm",
         "vllm_service_cache_key": "stand-in",
         "vllm_service_cache_store": str(lab.folder / "caches"),

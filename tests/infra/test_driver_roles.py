@@ -21,7 +21,7 @@ from lab.rootfs import File, write_files
 from vllm_fleet.base import paths
 from vllm_fleet.catalogue import catalogue as catalogs
 from vllm_fleet.catalogue.catalogue import Catalog
-from vllm_fleet.host.drivers import HostDriver, for_host
+from vllm_fleet.host.drivers import DriverChoice, HostDriver, choose_driver
 from vllm_fleet.host.manifest import wanted_facts
 from vllm_fleet.schema.driver import AptSource, DriverMode, RepositoryMirror, SigningKey
 
@@ -119,7 +119,7 @@ def driver(
     mirror = RepositoryMirror(uri=f"file:{driver_lab.REPOSITORY}", signing_key_file="key.asc")
     copies = dict.fromkeys(recipes.drivers.repositories, (mirror, lab.repository / "key.asc"))
     host_class = recipes.host_class(sized)
-    found = for_host(recipes, host_class, mode, own=copies if own else {}, lab=True)
+    found = choose_driver(recipes, host_class, DriverChoice(mode, copies=copies if own else {}, lab=True))
     assert found
     lab.variables[name] = dict(found.variables)
     return found, {**wanted_facts(host_class), **found.facts}

@@ -43,7 +43,7 @@ def gpu_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost]:
     with (paths.cache_dir() / "test-wheels.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with engine_host.made(tmp_path_factory.mktemp("host")) as found:
-            no_mirror = {"host_baseline_apt_config": apt_lists.host_config(None), "host_baseline_apt_sources": ""}
+            no_mirror = {"host_baseline_apt_config": apt_lists.host_apt_config(None), "host_baseline_apt_sources": ""}
             code, _, said = found.run(no_mirror, roles=["host_baseline"])
             assert code == 0, said
             yield found
@@ -55,7 +55,7 @@ def variables(catalog: Catalog, host_class: str, engine: str, lock: Lock, **more
     named: Deployment = found.__class__(
         **{**vars(found), "engine_directory_id": engine_locks.directory_id(found.engine, lock)}
     )
-    return {**engine_install.variables(named, lock), "vllm_engine_packages": [], **more}
+    return {**engine_install.engine_variables(named, lock), "vllm_engine_packages": [], **more}
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,6 @@ from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.host import container
 from vllm_fleet.host.apt_repositories import ANY_SYSTEM, Repository
 from vllm_fleet.schema.driver import AptSource
-from vllm_fleet.schema.mirror import Mirror
 from vllm_fleet.schema.recipe import DockerInstall
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
@@ -86,8 +85,7 @@ class Box:
         """What the plan would make of such an image, on a host with NVIDIA GPUs where it has a toolkit for them."""
         vendor = "nvidia" if toolkit else "cpu"
         install = DockerInstall(image=image.NAME, tag="1", digest=digest, options=["--ipc=host"], serves=False)
-        found = container.image_of(install, "x86_64", vendor, Mirror(registry=REGISTRY), self.folder)
-        return replace(found, toolkit=toolkit)
+        return container.Image(install, "x86_64", vendor, container.Registry(REGISTRY), toolkit)
 
     def play(self, *plays: Play) -> tuple[int, dict[str, dict[str, int]], str]:
         """Exit code, counts by name and output of one run of the plays; one that fails does not stop the others."""
@@ -97,7 +95,7 @@ class Box:
             "ansible_ssh_private_key_file": str(self.folder / "login"),
             "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.folder / 'known_hosts'}",
         }
-        hosts = {each.name: {**reached, **container.variables(each.image)} for each in plays}
+        hosts = {each.name: {**reached, **container.image_variables(each.image)} for each in plays}
         (self.folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}, sort_keys=False))
         book = [one_run.play({each.name: each.roles for each in plays}, become=False)]
         (self.folder / "play.yml").write_text(yaml.safe_dump(book))

@@ -18,7 +18,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import load
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.resolve.resolve import Question, resolve
-from vllm_fleet.schema.fleet import Stack
+from vllm_fleet.schema.fleet import Stack, StaticHost
 
 PLACE_OF_BOXES = {"bridge": "vf-demo", "subnet": "10.70.0.0/24", "first": 41}
 HOSTS = [make_host("lab-0"), make_host("lab-1", 1), make_host("gateway-0")]
@@ -146,7 +146,8 @@ def test_the_files_of_the_fleet_s_folder(tmp_path: Path, recorder: Recorder) -> 
 
 @pulumi.runtime.test
 def test_static_hosts_make_nothing(tmp_path: Path, recorder: Recorder) -> Any:
-    static = make_host("rack-0", cloud="static", address="192.0.2.1", placement={})
+    where = StaticHost(address="192.0.2.1", ssh_host_key="ssh-ed25519 AAAA")
+    static = make_host("rack-0", cloud="static", placement={}, static=where)
 
     def check(inventory: dict[str, Any]) -> None:
         assert inventory["hosts"] == {}

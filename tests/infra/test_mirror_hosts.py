@@ -88,7 +88,7 @@ def copy(
     for file, body in {file: body for each in engines.values() for file, body in each.items()}.items():
         offer(origin, file, body)
     # uv itself is the real one: its page of the public index, whose links name its files.
-    body, _, _ = download.text("https://pypi.org/simple/uv/", "application/vnd.pypi.simple.v1+json")
+    body, _, _ = download.fetch_text("https://pypi.org/simple/uv/", "application/vnd.pypi.simple.v1+json")
     origin.files["/simple/uv/"] = body.encode()
     for page in [page for page in origin.files if page.startswith("/simple/") and "_" in page]:
         origin.files[page.replace("_", "-")] = origin.files[page]

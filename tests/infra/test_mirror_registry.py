@@ -116,7 +116,7 @@ def test_the_origin_sends_a_layer_once_whatever_the_number_of_pulls(site: Site, 
             done = site.pull(site.address, tmp_path / str(number))
             assert done.returncode == 0, done.stderr
             manifest = (tmp_path / str(number) / "manifest.json").read_bytes()
-            image_store.parse(manifest, site.need.digest, "")
+            image_store.parse_manifest(manifest, site.need.digest, "")
     assert LAYER_BYTES <= site.sent() < 1.1 * LAYER_BYTES
     print(f"{count} pulls: {site.sent()} bytes of layers from the origin")
 
@@ -134,8 +134,8 @@ def test_the_mirror_takes_no_image(site: Site, tmp_path: Path) -> None:
 
 def test_a_wrong_byte_in_the_mirror_comes_to_no_host_and_is_fetched_again(site: Site, tmp_path: Path) -> None:
     fill_mirror.fill(site.store, [site.need])
-    manifest = json.loads(site.store.bytes_of(f"{image_store.FOLDER}/{image_store.blob(site.need.digest)}"))
-    name = f"{image_store.FOLDER}/{image_store.blob(manifest['layers'][0]['digest'])}"
+    manifest = json.loads(site.store.read_bytes(f"{image_store.FOLDER}/{image_store.blob_path(site.need.digest)}"))
+    name = f"{image_store.FOLDER}/{image_store.blob_path(manifest['layers'][0]['digest'])}"
     with site.store.place(name).open("r+b") as file:
         file.seek(1 << 20)
         byte = file.read(1)[0]
@@ -193,7 +193,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 def test_a_registry_of_the_fleet_is_asked_by_tls_and_believed_by_its_signer(site: Site, tmp_path: Path) -> None:
     (pem, key), (other, _) = certificate(tmp_path / "own"), certificate(tmp_path / "other")
     address = free_address()
-    settings = json.loads(image_store.config(str(site.storage), address))
+    settings = json.loads(image_store.registry_config(str(site.storage), address))
     settings["http"]["tls"] = {"certificate": str(pem), "key": str(key)}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     words = [packages.docker_registry(), "serve", tmp_path / "config.json"]

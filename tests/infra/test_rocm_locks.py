@@ -128,7 +128,7 @@ def test_a_lock_for_an_engine_that_there_is_not_is_refused(fleet: Path, catalog:
     spec = yaml.safe_load((fleet / "fleet.yml").read_text(encoding="utf-8"))
     spec["artifacts"]["locks"]["vllm-9-rocm"] = "locks/rocm-x86_64.txt"
     (fleet / "fleet.yml").write_text(yaml.safe_dump(spec), encoding="utf-8")
-    with pytest.raises(FleetError, match="is no engine"):
+    with pytest.raises(FleetError, match="there is no engine"):
         inventory.build(plan.load(fleet, catalog), catalog)
 
 

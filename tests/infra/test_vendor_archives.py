@@ -66,7 +66,7 @@ def test_a_mirror_lists_what_its_hosts_ask_for_with_what_that_depends_on(
     catalog: Catalog, folder: Path, url: str, key: SigningKey, tmp_path: Path
 ) -> None:
     """Two kinds of hosts may want two versions of one package."""
-    found = apt.listing(need(catalog, url, key, ("gpu-driver=1.0-*",), ("gpu-driver=2.0-1",)), tmp_path / "work")
+    found = apt.list_files(need(catalog, url, key, ("gpu-driver=1.0-*",), ("gpu-driver=2.0-1",)), tmp_path / "work")
     at = f"debs/{SYSTEM}/vendor"
     debs = ("gpu-driver_1.0-1_all.deb", "gpu-driver_2.0-1_all.deb", "gpu-firmware_7_all.deb")
     assert {each.path for each in found} == {f"{at}/{name}" for name in (*debs, "InRelease", "Packages", "key.asc")}
@@ -83,18 +83,18 @@ def test_another_key_than_the_recipes_is_refused(
 ) -> None:
     other = key.model_copy(update=wrong)
     with pytest.raises(FleetError, match=r"the key at http.*/key.asc is not") as fault:
-        apt.listing(need(catalog, url, other, ("gpu-driver",)), tmp_path / "work")
-    assert fault.value.hint == "do not use it before the vendor of vendor has said why"
+        apt.list_files(need(catalog, url, other, ("gpu-driver",)), tmp_path / "work")
+    assert fault.value.hint == "ask the vendor of vendor why it changed, then pin the new key"
 
 
 def test_a_list_that_another_key_has_signed_is_refused(catalog: Catalog, url: str, tmp_path: Path) -> None:
     stand_ins.build(tmp_path / "other", [stand_ins.Package("x", "1")])
     with pytest.raises(FleetError, match=r"not signed|NO_PUBKEY"):
-        apt.listing(need(catalog, url, tmp_path / "other" / "key.asc", ("gpu-driver",)), tmp_path / "work")
+        apt.list_files(need(catalog, url, tmp_path / "other" / "key.asc", ("gpu-driver",)), tmp_path / "work")
 
 
 def test_a_package_that_the_vendor_does_not_have_is_named(
     catalog: Catalog, url: str, key: SigningKey, tmp_path: Path
 ) -> None:
     with pytest.raises(FleetError, match=r"'3\.0' for 'gpu-driver' was not found"):
-        apt.listing(need(catalog, url, key, ("gpu-driver=3.0",)), tmp_path / "work")
+        apt.list_files(need(catalog, url, key, ("gpu-driver=3.0",)), tmp_path / "work")

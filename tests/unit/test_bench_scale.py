@@ -25,11 +25,11 @@ def test_each_program_of_the_project_is_held_against_the_goal() -> None:
     ids=["added", "replaced"],
 )
 def test_the_section_takes_its_place_in_the_document(document: str) -> None:
-    found = scale_report.replaced(document, ROWS)
+    found = scale_report.replace_section(document, ROWS)
     assert found.startswith("# T\n\ntext\n\n" + scale_report.TITLE)
     assert found.endswith("\n\n## The machine\n\nm\n")
     assert "old" not in found
-    assert scale_report.replaced(found, ROWS) == found
+    assert scale_report.replace_section(found, ROWS) == found
 
 
 @pytest.mark.slow

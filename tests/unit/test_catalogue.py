@@ -8,7 +8,7 @@ import pytest
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
-from vllm_fleet.host import instance_files
+from vllm_fleet.host import serve_command
 from vllm_fleet.resolve.resolve import Deployment, Question, resolve
 from vllm_fleet.schema.fleet import Overrides
 
@@ -240,7 +240,7 @@ def test_the_20b_model_serves_on_a_radeon_through_its_image(catalog: Catalog) ->
     assert "aiter#3294" in " ".join(deployment.notes)
     image = deployment.engine.docker
     assert image is not None
-    line = instance_files.docker_line(image, SMALL, deployment.args, deployment.env)
+    line = serve_command.docker_line(image, SMALL, deployment.args, deployment.env)
     assert "--ipc=host --network=host --device=/dev/kfd --device=/dev/dri" in line
     assert " rocm/vllm-dev:open-r9700-08052025 vllm serve openai/gpt-oss-20b " in line
 
@@ -274,6 +274,6 @@ def test_the_image_of_a_release_takes_the_model_by_flag(catalog: Catalog) -> Non
     deployment = ask(catalog, "h200-8", "vllm-0.10.2-cuda", install="docker")
     image = deployment.engine.docker
     assert image is not None
-    line = instance_files.docker_line(image, LARGE, deployment.args, deployment.env)
+    line = serve_command.docker_line(image, LARGE, deployment.args, deployment.env)
     assert "--ipc=host --network=host --gpus all -e HF_TOKEN " in line
     assert " vllm/vllm-openai:v0.10.2 --model openai/gpt-oss-120b --async-scheduling " in line

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import app
-from vllm_fleet.host import instance_files
+from vllm_fleet.host import serve_command
 from vllm_fleet.schema.recipe import DockerInstall
 
 MODEL = "openai/gpt-oss-20b"
@@ -35,7 +35,7 @@ def words_of(line: str, tmp_path: Path, **env: str) -> list[str]:
 
 def test_the_model_cache_is_mounted_where_it_is(tmp_path: Path) -> None:
     words = words_of(
-        instance_files.docker_line(image(), MODEL, {}, {}), tmp_path, HF_HOME="/big disk/hf", HF_TOKEN="hf_secret"
+        serve_command.docker_line(image(), MODEL, {}, {}), tmp_path, HF_HOME="/big disk/hf", HF_TOKEN="hf_secret"
     )
     assert words[words.index("-v") + 1] == "/big disk/hf:/big disk/hf"
     assert "HF_HOME=/big disk/hf" in words
@@ -43,30 +43,30 @@ def test_the_model_cache_is_mounted_where_it_is(tmp_path: Path) -> None:
 
 
 def test_the_token_stands_in_no_argument(tmp_path: Path) -> None:
-    words = words_of(instance_files.docker_line(image(), MODEL, {}, {}), tmp_path, HF_HOME="/hf", HF_TOKEN="hf_secret")
+    words = words_of(serve_command.docker_line(image(), MODEL, {}, {}), tmp_path, HF_HOME="/hf", HF_TOKEN="hf_secret")
     assert words[words.index("HF_TOKEN") - 1] == "-e"
     assert not any("hf_secret" in word for word in words)
 
 
 def test_without_a_model_cache_the_line_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
-        words_of(instance_files.docker_line(image(), MODEL, {}, {}), tmp_path)
+        words_of(serve_command.docker_line(image(), MODEL, {}, {}), tmp_path)
     assert "HF_HOME" in caught.value.stderr
 
 
 def test_a_digest_is_pulled_tagged_and_run() -> None:
-    pull, tag, run = instance_files.docker_lines(image(DIGEST), MODEL, {}, {})
+    pull, tag, run = serve_command.docker_lines(image(DIGEST), MODEL, {}, {})
     assert pull == f"docker pull vllm/vllm-openai@{DIGEST}"
     assert tag == f"docker tag vllm/vllm-openai@{DIGEST} vllm/vllm-openai:deploy"
     assert " vllm/vllm-openai:deploy --model openai/gpt-oss-20b" in run
     assert "v0.12.0" not in run
-    assert instance_files.docker_note(image(DIGEST)) is None
+    assert serve_command.docker_note(image(DIGEST)) is None
 
 
 def test_without_a_digest_the_release_runs_with_a_warning() -> None:
-    (run,) = instance_files.docker_lines(image(), MODEL, {}, {})
+    (run,) = serve_command.docker_lines(image(), MODEL, {}, {})
     assert " vllm/vllm-openai:v0.12.0 --model openai/gpt-oss-20b" in run
-    assert "a fleet refuses it" in (instance_files.docker_note(image()) or "")
+    assert "a fleet refuses it" in (serve_command.docker_note(image()) or "")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_without_a_digest_the_release_runs_with_a_warning() -> None:
 def test_a_rocm_image_gets_its_devices(catalog: Catalog, engine: str) -> None:
     docker = catalog.engines[engine].docker
     assert docker is not None
-    words = shlex.split(instance_files.docker_line(docker, MODEL, {}, {}))
+    words = shlex.split(serve_command.docker_line(docker, MODEL, {}, {}))
     for needed in ("--device=/dev/kfd", "--device=/dev/dri", "--group-add=video", "seccomp=unconfined", "--ipc=host"):
         assert needed in words
 

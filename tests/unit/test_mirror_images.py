@@ -72,12 +72,12 @@ def layer(image: Made, platform: str = AMD64) -> str:
 def test_an_image_is_where_its_name_says_or_where_the_fleet_does(
     name: str, own: str | None, found: tuple[str, str]
 ) -> None:
-    assert image_store.home(name, own) == found
+    assert image_store.locate_image(name, own) == found
 
 
 def test_the_name_of_a_part_says_all_of_its_content() -> None:
     one = Image(NAME, f"sha256:{'1' * 64}", AMD64)
-    assert Image.of_key(one.key) == one
+    assert Image.from_key(one.key) == one
     assert Image(NAME, one.digest, ARM64).key != one.key
     assert Image(NAME, one.digest, AMD64, "10.0.0.1:5000").key == one.key
 
@@ -88,8 +88,8 @@ def test_of_a_list_only_what_the_hosts_run_is_fetched_once(origin: Origin, image
     assert result.files == 5, "list, manifest, configuration, two layers"
     blobs = [path for path in origin.bodies() if "/blobs/" in path]
     assert len(blobs) == len(set(blobs)) == 3
-    assert not store.place(f"images/{image_store.blob(layer(image, ARM64))}").exists()
-    assert store.place(f"images/{image_store.blob(layer(image))}").read_bytes() == LAYERS[AMD64]
+    assert not store.place(f"images/{image_store.blob_path(layer(image, ARM64))}").exists()
+    assert store.place(f"images/{image_store.blob_path(layer(image))}").read_bytes() == LAYERS[AMD64]
     asked = len(origin.requests)
     assert fill_mirror.fill(store, [need])[0].fetched_bytes == 0
     assert len(origin.requests) == asked
@@ -121,7 +121,7 @@ def test_a_corrupted_layer_is_found_on_the_way_and_on_the_disk(origin: Origin, i
     origin.wrong[path] = b"\0" + LAYERS[AMD64][1:]
     fill_mirror.fill(store, [need])
     assert origin.bodies().count(path) == 2
-    name = f"images/{image_store.blob(layer(image))}"
+    name = f"images/{image_store.blob_path(layer(image))}"
     info = store.place(name).stat()
     with store.place(name).open("r+b") as file:
         file.write(bytes(255 - byte for byte in LAYERS[AMD64][:9]))
@@ -142,15 +142,15 @@ def test_a_manifest_that_is_not_the_pinned_one_is_refused(origin: Origin, image:
 def test_an_image_for_other_machines_is_refused(origin: Origin, store: Store) -> None:
     only = made({ARM64: b"x"})
     origin.files |= only.files(NAME)
-    with pytest.raises(FleetError, match="is not there for linux/amd64, only for linux/arm64") as fault:
+    with pytest.raises(FleetError, match="has no manifest for linux/amd64, only for linux/arm64") as fault:
         fill_mirror.fill(store, [Image(NAME, only.listed, AMD64, origin.url.removeprefix("http://"))])
     assert fault.value.exit_code == 2
 
 
 @pytest.mark.parametrize("digest", ["sha512:00", "../../etc/passwd"])
 def test_a_part_that_no_registry_could_name_is_refused(digest: str) -> None:
-    with pytest.raises(FleetError, match="a manifest names"):
-        list(image_store.blobs({"config": {"digest": digest, "size": 1}, "layers": []}))
+    with pytest.raises(FleetError, match="a manifest has a part with the digest"):
+        list(image_store.image_blobs({"config": {"digest": digest, "size": 1}, "layers": []}))
 
 
 def test_a_list_of_lists_is_refused(origin: Origin, image: Made, store: Store) -> None:
@@ -158,13 +158,13 @@ def test_a_list_of_lists_is_refused(origin: Origin, image: Made, store: Store) -
     body = json.dumps({"schemaVersion": 2, "manifests": [inner]}).encode()
     digest = f"sha256:{sha256(body)}"
     origin.files[f"/v2/{NAME}/manifests/{digest}"] = body
-    with pytest.raises(FleetError, match="names another list"):
+    with pytest.raises(FleetError, match="contains another image list"):
         fill_mirror.fill(store, [Image(NAME, digest, AMD64, origin.url.removeprefix("http://"))])
 
 
 def test_a_signer_that_is_none_is_told_by_its_file(image: Made, store: Store, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
-    with pytest.raises(FleetError, match="holds no certificate") as fault:
+    with pytest.raises(FleetError, match="holds no CA certificate") as fault:
         fill_mirror.fill(store, [Image(NAME, image.listed, AMD64, "127.0.0.1:1", tmp_path / "ca.pem")])
     assert fault.value.exit_code == 2
 
@@ -188,7 +188,7 @@ def test_images_are_carried_without_any_origin(origin: Origin, image: Made, stor
     fill_mirror.copy(disk, beyond, [need.key])
     assert fill_mirror.fill(beyond, [need])[0].fetched_bytes == 0
     assert len(origin.requests) == asked
-    for place, digest in image_store.links(NAME, image.listed, AMD64, beyond.bytes_of):
+    for place, digest in image_store.repository_links(NAME, image.listed, AMD64, beyond.read_bytes):
         assert beyond.place(place).read_text() == digest
 
 
@@ -219,7 +219,7 @@ def test_a_token_is_asked_for_again_before_it_ends(
     monkeypatch.setattr(edge_registry, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(edge_registry, "_account", lambda _: "")
     with guarding(Guarded(image, NAME, "", origin.url, lasts=100)) as guard:
-        access = edge_registry.access(Image(NAME, image.listed, AMD64, guard.url.removeprefix("http://")))
+        access = edge_registry.image_access(Image(NAME, image.listed, AMD64, guard.url.removeprefix("http://")))
         for later, token in ((0.0, "t1"), (70.0, "t1"), (20.0, "t2")):
             now[0] += later
             assert access.headers()["Authorization"] == f"Bearer {token}"
@@ -239,10 +239,10 @@ def fleet(folder: Path, image: Made, **mirror: object) -> Path:
 
 def test_a_mirror_with_a_port_for_images_carries_them(fleets: Path, catalog: Catalog, image: Made) -> None:
     given = {"url": "http://192.0.2.9:8070", "registry": "192.0.2.1:5000", "distribution": "debian-12"}
-    without = parts.of(plan.load(fleet(fleets, image, **given), catalog), catalog)
+    without = parts.list_parts(plan.load(fleet(fleets, image, **given), catalog), catalog)
     assert not [each for each in without if isinstance(each, Image)]
     folder = fleet(fleets, image, **given, registry_port=5001)
-    found = parts.of(plan.load(folder, catalog), catalog)
+    found = parts.list_parts(plan.load(folder, catalog), catalog)
     (wanted,) = (each for each in found if isinstance(each, Image))
     assert wanted == Image("vllm-fleet/lab", image.listed, AMD64, "192.0.2.1:5000")
     (sets,) = (each.sets for each in found if isinstance(each, Debs))
@@ -277,7 +277,7 @@ def test_a_host_of_the_fleet_serves_the_images(
     with pytest.raises(FleetError, match=r"lacks .*image:vllm-fleet/lab@sha256"):
         inventory.load(folder)
     store = Store(default_directory())
-    wanted = parts.of(plan.load(folder, catalog), catalog)
+    wanted = parts.list_parts(plan.load(folder, catalog), catalog)
     fill_mirror.fill(store, [each for each in wanted if isinstance(each, Image)])
     index = store.read()
     for number, need in enumerate(each for each in wanted if not isinstance(each, Image)):

@@ -36,7 +36,7 @@ MIRROR = {"url": "http://192.0.2.9:8070", "distribution": "debian-12"}
 
 def parts_by_kind(folder: Path, catalog: Catalog) -> dict[str, list[parts.Need]]:
     found: dict[str, list[parts.Need]] = {}
-    for need in parts.of(plan.load(folder, catalog), catalog):
+    for need in parts.list_parts(plan.load(folder, catalog), catalog):
         found.setdefault(type(need).__name__, []).append(need)
     return found
 
@@ -116,7 +116,7 @@ def test_hosts_take_what_vendors_have_from_the_mirror_too(catalog: Catalog, tmp_
     """By an address and a fingerprint, or with the key file of the fleet's own copy; and each preferred by its name."""
     mirror = MirroredSystem("ubuntu-24.04", "http://192.0.2.9:8070/debs/ubuntu-24.04")
     sized = catalog.host_class("h100-1")
-    found = drivers.for_host(catalog, sized, "managed", mirror=mirror)
+    found = drivers.choose_driver(catalog, sized, drivers.DriverChoice("managed", mirror=mirror))
     assert found
     (repository,) = found.variables["driver_packages_repositories"]
     at = "http://192.0.2.9:8070/debs/ubuntu-24.04/nvidia-cuda"
@@ -130,7 +130,7 @@ def test_hosts_take_what_vendors_have_from_the_mirror_too(catalog: Catalog, tmp_
     key.write_text("a key")
     for uri, mirrored in (("http://10.0.0.5/cuda", True), ("file:/srv/cuda", False)):
         own = {"nvidia-cuda": (RepositoryMirror(uri=uri, signing_key_file="key.asc"), key)}
-        copied = drivers.for_host(catalog, sized, "managed", own=own, mirror=mirror)
+        copied = drivers.choose_driver(catalog, sized, drivers.DriverChoice("managed", copies=own, mirror=mirror))
         assert copied
         (repository,) = copied.variables["driver_packages_repositories"]
         assert next(iter(repository["systems"].values()))["uri"] == (at if mirrored else uri)
@@ -141,12 +141,12 @@ def test_a_vendor_that_has_nothing_for_the_distribution_is_an_error_of_the_plan(
     folder = gpu_fleet(fleets, **WHEEL, driver="managed")
     with pytest.raises(FleetError, match=r"has no nvidia-cuda for debian-12, which g needs") as fault:
         parts_by_kind(folder, catalog)
-    assert fault.value.hint == "it has ubuntu-22.04, ubuntu-24.04; or name a copy in artifacts.repositories"
+    assert fault.value.hint == "use one of ubuntu-22.04, ubuntu-24.04, or name a copy in artifacts.repositories"
     # Before the hosts are paid for.
-    (told,) = apt_packages.missing(plan.load(folder, catalog), catalog)
+    (told,) = apt_packages.find_missing(plan.load(folder, catalog), catalog)
     assert told.message == fault.value.message
     copied = gpu_fleet(fleets, "http://10.0.0.5/nvidia", **WHEEL, driver="managed")
-    assert apt_packages.missing(plan.load(copied, catalog), catalog) == ()
+    assert apt_packages.find_missing(plan.load(copied, catalog), catalog) == ()
 
 
 def test_another_lock_or_package_is_another_part() -> None:
@@ -168,7 +168,7 @@ def test_a_model_of_the_guides_is_pinned_and_fetched_without_its_copies(catalog:
 def test_a_model_without_folder_and_pin_is_an_error(fleets: Path, catalog: Catalog) -> None:
     folder = change(fleets, artifacts={"encodings": "../../artifacts/encodings"})
     with pytest.raises(FleetError, match=r"names no copy of 'vllm-fleet/lab-gpt-oss', and its recipe pins no revision"):
-        parts.of(plan.load(folder, catalog), catalog)
+        parts.list_parts(plan.load(folder, catalog), catalog)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_host_of_the_fleet_becomes_the_mirror_when_all_is_fetched(
     with pytest.raises(FleetError, match=r"lacks wheels:vllm-0.32.0-cpu.*run 'vllm-fleet mirror --fleet golden'"):
         inventory.load(folder)
     index = Index()
-    for number, need in enumerate(parts.of(plan.load(folder, catalog), catalog)):
+    for number, need in enumerate(parts.list_parts(plan.load(folder, catalog), catalog)):
         index = index.with_part(need.key, {f"part/{number}": Entry("0" * 64, 1, 1)})
     store = Store(default_directory())
     store.write(index)
@@ -240,15 +240,15 @@ old==1 ; python_version < "3.11" --hash=sha256:dd
 
 
 def test_a_lock_is_read_for_one_kind_of_host() -> None:
-    found = {line.project: line.sha256 for line in wheels.locked(LOCK, "3.11", "x86_64")}
+    found = {line.project: line.sha256 for line in wheels.parse_lock(LOCK, "3.11", "x86_64")}
     assert found == {"torch": {"aa", "bb"}}
-    assert {line.project for line in wheels.locked(LOCK, "3.10", "aarch64")} == {"torch", "only-arm", "old"}
+    assert {line.project for line in wheels.parse_lock(LOCK, "3.10", "aarch64")} == {"torch", "only-arm", "old"}
 
 
 @pytest.mark.parametrize("line", ["torch==2.0", "torch>=2 --hash=sha256:aa"])
 def test_a_line_that_pins_nothing_is_an_error(line: str) -> None:
     with pytest.raises(FleetError, match="pins no version or no sha256"):
-        list(wheels.locked(line, "3.11", "x86_64"))
+        list(wheels.parse_lock(line, "3.11", "x86_64"))
 
 
 @pytest.mark.parametrize(
@@ -270,8 +270,8 @@ def test_the_wheel_is_the_one_that_the_host_prefers(machine: str, glibc: str, ch
         "a-1-cp311-cp311-macosx_11_0_arm64.whl",
     ]
     offers = [Offer(name, f"https://x/{name}", f"{number:064d}", 1) for number, name in enumerate(names)]
-    wanted = wheels.Locked("a", "1", frozenset(offer.sha256 for offer in offers))
-    found = wheels.choose(wanted, offers, wheels.tags("3.11", machine, glibc))
+    wanted = wheels.LockedPackage("a", "1", frozenset(offer.sha256 for offer in offers))
+    found = wheels.choose_offer(wanted, offers, wheels.wheel_tags("3.11", machine, glibc))
     assert found is not None
     assert found.filename == chosen
 
@@ -279,7 +279,9 @@ def test_the_wheel_is_the_one_that_the_host_prefers(machine: str, glibc: str, ch
 def test_a_file_whose_hash_is_not_in_the_lock_is_never_chosen() -> None:
     offer = Offer("a-1-py3-none-any.whl", "https://x", "0" * 64, 1)
     assert (
-        wheels.choose(wheels.Locked("a", "1", frozenset({"1" * 64})), [offer], wheels.tags("3.11", "x86_64", "2.36"))
+        wheels.choose_offer(
+            wheels.LockedPackage("a", "1", frozenset({"1" * 64})), [offer], wheels.wheel_tags("3.11", "x86_64", "2.36")
+        )
         is None
     )
 
@@ -295,12 +297,12 @@ ORIGIN = apt_lists.Origin("http://x/debian", "bookworm", ("main",), "debs/debian
 
 
 def test_the_list_of_an_archive_is_the_one_that_apt_asks_for() -> None:
-    (found,) = apt_lists.lists(RELEASE, ORIGIN, "amd64")
+    (found,) = apt_lists.release_lists(RELEASE, ORIGIN, "amd64")
     assert found.path == f"debs/debian-12/0/dists/bookworm/main/binary-amd64/by-hash/SHA256/{'2' * 64}"
-    (plain,) = apt_lists.lists(RELEASE.replace("Acquire-By-Hash: yes\n", ""), ORIGIN, "amd64")
+    (plain,) = apt_lists.release_lists(RELEASE.replace("Acquire-By-Hash: yes\n", ""), ORIGIN, "amd64")
     assert plain.path == "debs/debian-12/0/dists/bookworm/main/binary-amd64/Packages.xz"
     with pytest.raises(FleetError, match="has no list main/binary-arm64/Packages"):
-        list(apt_lists.lists(RELEASE, ORIGIN, "arm64"))
+        list(apt_lists.release_lists(RELEASE, ORIGIN, "arm64"))
 
 
 def test_packages_are_found_with_their_digest_in_the_archive_that_has_them() -> None:
@@ -308,25 +310,45 @@ def test_packages_are_found_with_their_digest_in_the_archive_that_has_them() -> 
         "'http://x/debian/pool/l/libc_1%2b2_amd64.deb' libc.deb 7 MD5Sum:1\n"
         "'http://x/debian-security/pool/n.deb' n.deb 8 \n"
     )
-    wanted = apt_lists.names_of_uris(printed)
+    wanted = apt_lists.printed_urls(printed)
     assert len(wanted) == 2
     listed = (
         f"Package: libc\nFilename: pool/l/libc_1+2_amd64.deb\nSize: 7\nSHA256: {'4' * 64}\n\n"
         "Package: n\nFilename: pool/n.deb\n"
     )
-    (found,) = apt_lists.pool(listed, wanted, ORIGIN)
+    (found,) = apt_lists.pool_files(listed, wanted, ORIGIN)
     assert (found.path, found.sha256, found.size) == ("debs/debian-12/0/pool/l/libc_1+2_amd64.deb", "4" * 64, 7)
+
+
+def test_a_stanza_without_a_file_and_odd_characters_end_no_list() -> None:
+    listed = (
+        "Package: none\nVersion: 1\n \nDescription: a\x0cFilename: pool/forged.deb\u2028Size: 1\n\n\n"
+        f"Package: libc\nDescription: a\n Filename: no\nSize: 7\nSHA256: {'4' * 64}\nFilename: pool/libc.deb\n\n"
+        f"Package: short\nFilename: pool/short.deb\nSize: 7\nSHA256: {'4' * 63}\n\n"
+        f"Package: size\nFilename: pool/size.deb\nSize: -7\nSHA256: {'4' * 64}\n\n"
+        f"Package: last\nFilename: pool/last.deb\nSize: 8\nSHA256: {'5' * 64}"
+    )
+    wanted = [f"http://x/debian/pool/{name}.deb" for name in ("libc", "last", "forged", "short", "size")]
+    found = [(each.source, each.size, each.sha256) for each in apt_lists.pool_files(listed, wanted, ORIGIN)]
+    assert found == [(wanted[0], 7, "4" * 64), (wanted[1], 8, "5" * 64)]
+
+
+def test_of_a_signed_release_only_the_signed_text_counts() -> None:
+    signed = f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n{RELEASE}"
+    signature = "-----BEGIN PGP SIGNATURE-----\n\niQIz\n-----END PGP SIGNATURE-----\n"
+    (found,) = apt_lists.release_lists(f"{signed}{signature}{RELEASE.replace('2' * 64, '9' * 64)}", ORIGIN, "amd64")
+    assert found.sha256 == "2" * 64
 
 
 def test_the_pages_of_the_index_name_every_wheel_with_its_digest() -> None:
     digest = "5" * 64
-    found = wheels.pages({f"wheels/files/55/{digest}/My_Pkg-1-py3-none-any.whl": digest, "encodings/x": "6" * 64})
+    found = wheels.index_pages({f"wheels/files/55/{digest}/My_Pkg-1-py3-none-any.whl": digest, "encodings/x": "6" * 64})
     assert set(found) == {"wheels/simple/index.html", "wheels/simple/my-pkg/index.html"}
     assert f"#sha256={digest}" in found["wheels/simple/my-pkg/index.html"]
 
 
 def test_the_server_gives_no_hidden_file_and_takes_nothing() -> None:
-    text = nginx_config.server("/srv/x", "8070", "/log")
+    text = nginx_config.server_block("/srv/x", "8070", "/log")
     assert "location ~ /\\. { return 404; }" in text
     assert "^(GET|HEAD)$" in text
     assert "listen 8070;" in text

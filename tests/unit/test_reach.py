@@ -18,7 +18,7 @@ from ssh_servers import ADDRESS, Loop
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import ssh, ssh_target
-from vllm_fleet.edge.connection import NoAnswerError, Ways
+from vllm_fleet.edge.connection import JumpHosts, NoAnswerError
 from vllm_fleet.fleet import plan, ssh_routes, stack
 from vllm_fleet.inventory import Site
 from vllm_fleet.operate import drift
@@ -120,8 +120,8 @@ def test_many_hosts_share_one_connection_to_their_gateway(servers: Loop, key_fil
     hosts = [target(f"main-{number}", inner, key_file, way) for number in range(5)]
 
     async def ask_all() -> list[str]:
-        async with Ways() as ways:
-            return await asyncio.gather(*(ssh.ask(each, "echo '{}'", ways=ways) for each in hosts))
+        async with JumpHosts() as jump_hosts:
+            return await asyncio.gather(*(ssh.run_json(each, "echo '{}'", jump_hosts=jump_hosts) for each in hosts))
 
     assert asyncio.run(ask_all()) == ["{}\n"] * 5
     assert len(door.logins) == 1
@@ -135,14 +135,14 @@ def test_a_host_behind_a_gateway_must_show_its_own_key(servers: Loop, key_file: 
         "main-0", ADDRESS, inner.port, "root", (door.key,), key_file, jump=target("g", door, key_file)
     )
     with pytest.raises(NoAnswerError, match="shows another SSH host key"):
-        asyncio.run(ssh.ask(other, "echo '{}'"))
+        asyncio.run(ssh.run_json(other, "echo '{}'"))
 
 
 def test_a_gateway_that_is_not_itself_is_told_as_the_way(servers: Loop, key_file: Path) -> None:
     door, inner = servers.server(), servers.server()
     false = ssh_target.Target("gateway-0", ADDRESS, door.port, "root", (inner.key,), key_file)
     with pytest.raises(NoAnswerError, match=r"cannot be reached through gateway-0: .* shows another SSH host key"):
-        asyncio.run(ssh.ask(target("main-0", inner, key_file, false), "echo '{}'"))
+        asyncio.run(ssh.run_json(target("main-0", inner, key_file, false), "echo '{}'"))
     assert not inner.logins
 
 

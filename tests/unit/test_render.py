@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_fleet.base.errors import FleetError
-from vllm_fleet.host import instance_files
+from vllm_fleet.host import instance_files, serve_command
 
 
 def test_a_config_has_dashed_keys_and_typed_values() -> None:
@@ -52,7 +52,7 @@ def test_a_release_is_named_by_its_content() -> None:
 
 
 def test_the_line_by_hand() -> None:
-    line = instance_files.serve_line(
+    line = serve_command.serve_line(
         "m/n", {"a": True, "b": False, "c": {"d": 1}, "e": 2, "f": ["x", "y z"]}, {"HF_HOME": "/a b"}
     )
     assert line == "HF_HOME='/a b' vllm serve m/n --a --no-b --c '{\"d\": 1}' --e 2 --f x 'y z'"

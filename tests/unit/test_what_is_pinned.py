@@ -74,7 +74,7 @@ RIGHT = (paths.root() / "recipes" / "engines" / "locks" / f"{CPU}-x86_64.txt").r
         (None, {}, "there is no"),
         ("torch==2.0\n", {}, "is no lock"),
         (RIGHT.replace(f"# engine: {CPU}", "# engine: another"), {}, "is for the engine another"),
-        (RIGHT, {"vllm-9": "own.txt"}, "is no engine"),
+        (RIGHT, {"vllm-9": "own.txt"}, "there is no engine"),
     ],
 )
 def test_a_lock_that_is_wrong_is_told_by_check_and_plan_alike(
@@ -85,7 +85,7 @@ def test_a_lock_that_is_wrong_is_told_by_check_and_plan_alike(
     for run in (
         lambda: check.command("golden", json=True),
         lambda: plan_command.command("golden", json=True),
-        lambda: engine_install.locked(plan.load(folder, catalog), catalog),
+        lambda: engine_install.with_engine_locks(plan.load(folder, catalog), catalog),
     ):
         with pytest.raises(FleetError, match=says) as fault:
             run()
@@ -99,7 +99,7 @@ def test_a_lock_that_is_right_is_taken(catalog: Catalog, fleets: Path, capsys: p
     folder = fleet(fleets, RIGHT)
     check.command("golden", json=True)
     found = plan.load(folder, catalog)
-    lock = engine_install.lock_of(found, catalog, found.hosts[0])
+    lock = engine_install.host_lock(found, catalog, found.hosts[0])
     assert lock is not None
     assert lock.path == (folder / "own.txt").resolve()
 

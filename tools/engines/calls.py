@@ -14,7 +14,6 @@ from tools.engines.values import (
     External,
     Function,
     Instance,
-    Module,
     NotStaticError,
     Super,
 )
@@ -207,8 +206,3 @@ def _loop(evaluator: Evaluator, node: ast.For, module: str, scope: Scope) -> Non
 def zero_super(scope: Scope) -> Any:
     """``super()`` as it stands inside a method."""
     return Super(scope["<owner>"], scope["<bound>"])
-
-
-def module_of(value: Any) -> str:
-    """The module that a class or function of the wheel stands in."""
-    return value.module if isinstance(value, Class | Function) else value.name if isinstance(value, Module) else ""

@@ -7,15 +7,11 @@ configured with is used, and no address stands here.
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import os
 import re
 import subprocess
 import sys
 import tomllib
-import urllib.error
-import urllib.request
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,9 +21,10 @@ from tools.engines.releases import Release
 from tools.engines.sources import Sources
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.paths import cache_dir
+from vllm_fleet.edge import download
+from vllm_fleet.mirror.store import Artifact
 
-_TIMEOUT_SECONDS = 120  # of silence, not of the whole transfer
-_CHUNK_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 120
 # Compiled files read the environment too; their names are kept beside the sources.
 _BINARY_NAMES = "names-in-compiled-files.txt"
 _VARIABLE = re.compile(rb"VLLM_[A-Z0-9_]{3,}")
@@ -94,29 +91,29 @@ def _names_in(content: bytes) -> set[str]:
 
 
 def _fetch(release: Release, wheel: Path) -> None:
-    """Fetches a wheel, going on where an earlier try stopped; ``wheel`` is there only when it is whole and right."""
-    part = wheel.with_suffix(".part")
+    """Downloads a wheel, or resumes its download; ``wheel`` is there only when it is complete and verified."""
     published = _published(release)
+    artifact = Artifact(wheel.name, release.sha256, published.get("size", 0), published["url"])
     try:
-        _transfer(published["url"], part, published.get("size", 0), release.file)
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        raise FleetError(
-            f"{release.file} cannot be fetched: {error}",
-            hint="run the command again: what was fetched is kept, and it goes on from there",
-            code="work-failed",
-        ) from error
-    with part.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != release.sha256:
-        part.unlink()
-        raise FleetError(
-            f"the sha256 of {release.file} is {digest}, the pinned one is {release.sha256}",
-            hint="nothing was kept; run it again, and if it stays wrong do not trust the package index",
-            file="tools/engines/releases.py",
-            key=release.id,
-            code="work-failed",
-        )
-    part.replace(wheel)
+        download.fetch_file(artifact, wheel, _Progress(release.file, artifact.size).add)
+    except FleetError as error:
+        error.file, error.key = "tools/engines/releases.py", release.id
+        raise
+
+
+class _Progress:
+    """Prints a line for each tenth of a file."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name, self._size = name, size
+        self._done, self._tenths = 0, -1
+
+    def add(self, number: int) -> None:
+        self._done += number
+        tenths = self._done * 10 // self._size if self._size else 0
+        if tenths != self._tenths:
+            self._tenths = tenths
+            sys.stderr.write(f"engines: {self._name}: {self._done >> 20} MiB, {tenths * 10} %\n")
 
 
 def _published(release: Release) -> dict[str, Any]:
@@ -144,28 +141,3 @@ def _published(release: Release) -> dict[str, Any]:
         key=release.id,
         code="work-failed",
     )
-
-
-def _transfer(url: str, part: Path, size: int, name: str) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    if size and have == size:
-        return
-    if size and have > size:  # not a piece of this file
-        part.unlink()
-        have = 0
-    # The address is the one that the index gave; S310 warns of schemes that such an address cannot have.
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
-        resumed = answer.status == 206
-        done = have if resumed else 0
-        shown = -1
-        with part.open("ab" if resumed else "wb") as file:
-            while chunk := answer.read(_CHUNK_BYTES):
-                file.write(chunk)
-                done += len(chunk)
-                percent = done * 100 // size if size else 0
-                if percent // 10 != shown:
-                    shown = percent // 10
-                    sys.stderr.write(f"engines: {name}: {done >> 20} MiB, {percent} %\n")
-    if done < size:
-        raise ConnectionError(f"the transfer stopped after {done} of {size} bytes")

@@ -36,31 +36,39 @@ class Default:
     used: bool
 
 
-def gone(
-    used: Mapping[tuple[str, str], Iterable[str]],
-    old: EngineNames,
-    new: EngineNames,
-    engine: str,
-    notes: Iterable[str],
-    replaced: Mapping[str, str],
-) -> Iterator[Gone]:
+@dataclass(frozen=True)
+class NewRelease:
+    """The engine that an upgrade leads to.
+
+    Attributes:
+        engine: its id, for the reason.
+        names: what it reads.
+        notes: what its rules say to users; those that mention a name are reported with that name.
+        replaced: a name that is gone -> the name that its rules give in its place.
+    """
+
+    engine: str
+    names: EngineNames
+    notes: Iterable[str]
+    replaced: Mapping[str, str]
+
+
+def gone(used: Mapping[tuple[str, str], Iterable[str]], old: EngineNames, new: NewRelease) -> Iterator[Gone]:
     """The names in use that the old release reads and the new one does not.
 
     Args:
-        used: the places that speak of a name, by group (``args`` or ``env``) and dotted key.
+        used: the places that mention a name, by group (``args`` or ``env``) and dotted key.
         old: what the old release reads.
-        new: what the new release reads.
-        engine: the new engine's id, for the reason.
-        notes: what the rules of the new engine say to users; those that speak of a name go with it.
-        replaced: what the rules of the new engine name in the place of a name that is gone.
+        new: the new release.
     """
     found: dict[tuple[str, str, str], dict[str, None]] = {}
     for (group, key), places in sorted(used.items()):
-        if missing := (_missing_env if group == "env" else _missing_arg)(key, old, new):
+        if missing := (_missing_env if group == "env" else _missing_arg)(key, old, new.names):
             found.setdefault(missing, {}).update(dict.fromkeys(places))
     for (kind, name, why), users in found.items():
-        told = tuple(note for note in notes if _speaks_of(note, name))
-        yield Gone(kind, name, tuple(users), f"{engine}: {why}", replaced.get(name.rsplit(".", 1)[-1]), told)
+        notes = tuple(note for note in new.notes if _speaks_of(note, name))
+        instead = new.replaced.get(name.rsplit(".", 1)[-1])
+        yield Gone(kind, name, tuple(users), f"{new.engine}: {why}", instead, notes)
 
 
 def _missing_env(name: str, old: EngineNames, new: EngineNames) -> tuple[str, str, str] | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from vllm_fleet.base import yaml_document
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.schema.cloud import PLACEMENTS, CloudTable, ImageKind, Placement
+from vllm_fleet.schema.fleet import Pool
 
 #: What a placement says of a pool's hosts and not of a gateway beside them.
 _POOL_ONLY = (
@@ -51,37 +53,34 @@ def rented(cloud: str) -> bool:
     return cloud in PLACEMENTS
 
 
-def pool(
-    catalog: Catalog,
-    cloud: str,
-    host: SizedClass,
-    placement: Mapping[str, Any],
-    document: yaml_document.Document,
-    name: str,
-) -> Rented:
+def pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.Document) -> Rented:
     """How a pool's hosts are rented.
 
     Args:
         catalog: with the cloud's table.
-        cloud: one that :func:`rented` knows.
-        host: the pool's class.
-        placement: as ``fleet.yml`` has it.
-        document: that file, for errors.
         name: the pool.
+        spec: the pool as ``fleet.yml`` has it, with a cloud that :func:`rented` knows.
+        document: that file, for errors.
 
     Raises:
         FleetError: a placement that is not one of this cloud, or a class that cannot be had there.
     """
     at = ("pools", name, "placement")
-    found = yaml_document.parse(document, PLACEMENTS[cloud], at, placement)
+    cloud, host = spec.cloud, catalog.host_class(spec.host_class)
+    found = yaml_document.parse(document, PLACEMENTS[cloud], at, spec.placement)
     table = catalog.clouds[cloud]
-    shape = _shape(catalog, table, host, found, document, name)
+    try:
+        shape = _shape(catalog, table, host, found)
+    except FleetError as fault:
+        raise document.error(
+            ("pools", name, *str(fault.key).split(".")), fault.message, fault.hint, fault.code
+        ) from None
     vendor = "plain" if host.family.vendor == "cpu" else host.family.vendor
-    kind = f"{vendor}-{host.family.facts.machine or 'x86_64'}"
+    kind = cast(ImageKind, f"{vendor}-{host.family.facts.machine or 'x86_64'}")
     if kind not in table.images and found.image in (None, "latest"):
         raise document.error((*at, "image"), f"{cloud} has no image for {host.id}", "give the id of your own image")
     entry = table.shapes[shape]
-    return Rented(table, found, shape, kind, entry.fabric_cards, entry.local_disks)  # type: ignore[arg-type]
+    return Rented(table, found, shape, kind, entry.fabric_cards, entry.local_disks)
 
 
 def gateways(
@@ -118,24 +117,24 @@ def offers(catalog: Catalog, host_class: str) -> Iterator[tuple[str, str, tuple[
                 yield cloud, name, tuple(shape.capacity)
 
 
-def _shape(
-    catalog: Catalog, table: CloudTable, host: SizedClass, found: Placement, document: yaml_document.Document, name: str
-) -> str:
-    at = ("pools", name, "placement")
+def _shape(catalog: Catalog, table: CloudTable, host: SizedClass, placement: Placement) -> str:
+    """The instance type of a pool; errors name the key below the pool."""
     mine = {key: shape for key, shape in table.shapes.items() if shape.host_class == host.id}
     if not mine:
         where = [f"{cloud} ({shape})" for cloud, shape, _ in offers(catalog, host.id)]
         told = ", ".join(where) if where else "no cloud of recipes/clouds; as 'static' hosts of your own"
-        raise document.error(
-            ("pools", name, "host_class"), f"{table.name} has no {host.id}", f"it can be had at: {told}", "refused"
+        raise FleetError(
+            f"{table.name} has no {host.id}", f"it can be had at: {told}", key="host_class", code="refused"
         )
-    if found.shape and found.shape not in mine:
-        raise document.error(
-            (*at, "shape"), f"{found.shape!r} is no {host.id} of {table.name}", f"these are: {', '.join(mine)}"
+    if placement.shape and placement.shape not in mine:
+        raise FleetError(
+            f"{placement.shape!r} is no {host.id} of {table.name}",
+            f"these are: {', '.join(mine)}",
+            key="placement.shape",
         )
-    kind = found.capacity.kind
-    for key in [found.shape] if found.shape else mine:
+    kind = placement.capacity.kind
+    for key in [placement.shape] if placement.shape else mine:
         if kind in mine[key].capacity:
             return key
     told = "; ".join(f"{key}: {', '.join(mine[key].capacity)}" for key in mine)
-    raise document.error((*at, "capacity", "kind"), f"{host.id} cannot be had as {kind}", f"it comes as {told}")
+    raise FleetError(f"{host.id} cannot be had as {kind}", f"it comes as {told}", key="placement.capacity.kind")

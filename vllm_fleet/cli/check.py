@@ -38,7 +38,7 @@ def command(
     )
     for folder in folders:
         try:
-            faults += engine_install.faults(plan.load(folder, recipes), recipes)
+            faults += engine_install.lock_faults(plan.load(folder, recipes), recipes)
         except FleetError as fault:
             faults += [fault, *fault.others]
     raise_all(faults)

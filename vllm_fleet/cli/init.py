@@ -19,6 +19,7 @@ from vllm_fleet.catalogue.catalogue import raise_all
 from vllm_fleet.cli.output import JsonOption, print_json, print_note, print_text
 from vllm_fleet.edge import keys, ssh_scan
 from vllm_fleet.fleet import plan
+from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.operate import enrol, new_fleet
 from vllm_fleet.operate.enrol import Asked, asked_hosts
 from vllm_fleet.schema.fleet_schema import schema_line
@@ -137,5 +138,5 @@ def _write(folder: Path, text: str, *, has_gateway: bool) -> None:
     if has_gateway and not (folder / "api-keys.yml").exists():
         secret = keys.api_key()
         write_atomically(folder / "api-key", secret, 0o600)
-        write_atomically(folder / "api-keys.yml", f'keys:\n  {folder.name}: "{keys.digest(secret)}"\n')
+        write_atomically(folder / "api-keys.yml", api_keys_text(folder.name, keys.digest(secret)))
     write_atomically(folder / "fleet.yml", text)

@@ -47,7 +47,7 @@ def command(
     if to and from_:
         raise FleetError("--to and --from exclude each other", "give one of them")
     asked = plan.load(fleet_directory(fleet))
-    wanted = parts.of(asked, catalogue.load())
+    wanted = parts.list_parts(asked, catalogue.load())
     keys = [part.key for part in wanted]
     store = Store((directory or default_directory()).resolve())
     tell = _Progress()
@@ -58,8 +58,9 @@ def command(
         if from_:
             results = fill_mirror.copy(Store(from_.resolve()), store, keys, tell.count)
         else:
+            reporter = fill_mirror.Reporter(tell.say, tell.count)
             results = fill_mirror.fill(
-                store, wanted, token=hub.token(hub_token_file), refresh=refresh, say=tell.say, progress=tell.count
+                store, wanted, token=hub.read_token(hub_token_file), refresh=refresh, reporter=reporter
             )
     if to:
         carried = Store(to.resolve())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import typer
@@ -45,6 +46,23 @@ PricesOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class _StackUpdate:
+    """What an update of the stack would do.
+
+    Attributes:
+        as_is: what the stack has, in words.
+        changes: the hosts that would change.
+        run: the commands that replace the hosts the caller names.
+        refused: why the update is not permitted; None where it is.
+    """
+
+    as_is: str
+    changes: tuple[replacement.Change, ...]
+    run: tuple[str, ...]
+    refused: FleetError | None
+
+
 def command(
     fleet: FleetOption = "lab",
     json: JsonOption = False,
@@ -58,16 +76,16 @@ def command(
     """
     recipes = catalogue.load()
     plan = plans.load(fleet_directory(fleet), recipes)
-    catalogue.raise_all(list(engine_install.faults(plan, recipes)))
+    catalogue.raise_all(list(engine_install.lock_faults(plan, recipes)))
     allowed = list(dict.fromkeys(filter(None, (name.strip() for name in replace_serving.split(",")))))
     bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
-    missing = (*engine_install.missing(plan, recipes), *apt_packages.missing(plan, recipes))
+    missing = (*engine_install.unpinned_engines(plan, recipes), *apt_packages.find_missing(plan, recipes))
     as_is, changes = _changes(plan, preview or bool(allowed))
     replacement.check(plan, changes, allowed)
     run = replacement.commands(plan, changes, allowed) if allowed else ()
     refused = replacement.refusal(plan, changes, allowed)
     if json:
-        _print_record(plan, bill, missing, as_is, changes, run, refused)
+        _print_record(plan, bill, missing, _StackUpdate(as_is, changes, run, refused))
     else:
         print_table(plan_tables.hosts([_record(host) for host in plan.hosts]))
         print_table(plan_tables.costs(bill))
@@ -108,25 +126,17 @@ def _changes(plan: plans.Plan, ask_pulumi: bool) -> tuple[str, tuple[replacement
     return as_is, replacement.known(plan, stack.made(plan))
 
 
-def _print_record(
-    plan: plans.Plan,
-    bill: cost.Bill,
-    missing: tuple[FleetError, ...],
-    as_is: str,
-    changes: tuple[replacement.Change, ...],
-    run: tuple[str, ...],
-    refused: FleetError | None,
-) -> None:
+def _print_record(plan: plans.Plan, bill: cost.Bill, missing: tuple[FleetError, ...], update: _StackUpdate) -> None:
     print_json(
         {
             "fleet": plan.fleet,
             "hosts": [_record(host) for host in plan.hosts],
             "cost": bill.record(),
             "site_refuses": [fault.record() for fault in missing],
-            "stack": as_is,
-            "changes": [change.record() for change in changes],
-            "run": list(run),
-            **({"error": refused.record()} if refused else {}),
+            "stack": update.as_is,
+            "changes": [change.record() for change in update.changes],
+            "run": list(update.run),
+            **({"error": update.refused.record()} if update.refused else {}),
         }
     )
 

@@ -9,7 +9,7 @@ import typer
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli.output import JsonOption, print_json, print_text
-from vllm_fleet.host import instance_files
+from vllm_fleet.host import instance_files, serve_command
 from vllm_fleet.resolve import known_issues
 from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.schema.recipe import Feature, Install, Profile
@@ -55,11 +55,11 @@ def command(
     issues = known_issues.concerning(recipes, deployment, question.features)
     record = deployment.record()
     config = instance_files.config_text(deployment.args, mappings_as_text=deployment.mappings_as_text)
-    line = instance_files.serve_line(deployment.model, deployment.args, deployment.env)
+    line = serve_command.serve_line(deployment.model, deployment.args, deployment.env)
     image = deployment.engine.docker
-    lines = instance_files.docker_lines(image, deployment.model, deployment.args, deployment.env) if image else []
+    lines = serve_command.docker_lines(image, deployment.model, deployment.args, deployment.env) if image else []
     docker = "\n".join(lines) or None
-    docker_note = instance_files.docker_note(image) if image else None
+    docker_note = serve_command.docker_note(image) if image else None
     if json:
         listed = [known_issues.record(issue) for issue in issues]
         shown = {"config": config, "serve": line, "docker": docker, "docker_note": docker_note, "known_issues": listed}

@@ -1,1 +1,1 @@
-"""The outside world: SSH, HTTP, package indexes, registries, the hub, Pulumi."""
+"""Connections to other machines and programs: SSH, HTTP, package indexes, registries, the hub, apt, Pulumi."""

@@ -1,4 +1,4 @@
-"""Archives of a distribution and of vendors through apt itself: signatures checked, in a folder of its own."""
+"""Reads the archives of a distribution and of vendors with apt, which checks their signatures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import download
-from vllm_fleet.host.apt_repositories import KEY_FILE, Repository, pins
+from vllm_fleet.host.apt_repositories import KEY_FILE, Repository, apt_pins
 from vllm_fleet.mirror import apt_lists
 from vllm_fleet.mirror.apt_lists import Origin
 from vllm_fleet.mirror.apt_packages import Debs
@@ -19,79 +19,85 @@ from vllm_fleet.mirror.store import Artifact
 _TIMEOUT_SECONDS = 600
 
 
-def listing(need: Debs, work: Path) -> list[Artifact]:
-    """The signed lists of a distribution, and every package that the wanted ones depend on, from nothing.
+def list_files(need: Debs, work: Path) -> list[Artifact]:
+    """The signed lists of a distribution and its vendors, and the packages with all their dependencies.
 
     Args:
         need: the packages.
-        work: a folder for apt's files, kept so that the artifacts can be copied out of it.
+        work: a folder for apt's files; kept, because artifacts are copied from it.
 
     Raises:
-        FleetError: no apt here, no keys, a list with a wrong signature, or a package that there is none of.
+        FleetError: apt or a key is missing, a signature is wrong, or a package does not exist.
     """
     _expect_tools(need)
     shutil.rmtree(work, ignore_errors=True)
     for folder in ("lists/partial", "cache/archives/partial"):
         (work / folder).mkdir(parents=True)
     (work / "status").touch()
-    keys = {each.name: _key(each, work / f"{each.name}.asc") for each in need.repositories}
+    keys = {
+        repository.name: _fetch_key(repository, work / f"{repository.name}.asc") for repository in need.repositories
+    }
     (work / "origin.sources").write_text(_sources(need, keys), encoding="utf-8")
-    (work / "preferences").write_text("\n\n".join(pins(need.repositories, in_mirror=False)) + "\n", encoding="utf-8")
-    (work / "apt.conf").write_text(apt_lists.apt_config(str(work), need.architecture), encoding="utf-8")
-    # An index that cannot be had is only a warning to apt, unless it is told so.
+    pins = "\n\n".join(apt_pins(need.repositories, in_mirror=False))
+    (work / "preferences").write_text(pins + "\n", encoding="utf-8")
+    (work / "apt.conf").write_text(apt_lists.isolated_apt_config(str(work), need.architecture), encoding="utf-8")
+    # By default apt only warns of an index that it cannot download.
     _apt(need, work, "-o", "APT::Update::Error-Mode=any", "update")
     wanted: dict[str, None] = {}
     for packages in need.sets:
         printed = _apt(need, work, "-qq", "--no-install-recommends", "--print-uris", "-y", "install", *packages)
-        wanted |= dict.fromkeys(apt_lists.names_of_uris(printed))
-    found = {each.path: each for origin in need.origins for each in _archive(origin, need, work, wanted)}
+        wanted |= dict.fromkeys(apt_lists.printed_urls(printed))
+    artifacts = {
+        artifact.path: artifact for origin in need.origins for artifact in _list_archive(origin, need, work, wanted)
+    }
     for repository in need.repositories:
         key = keys[repository.name]
-        place = f"{apt_lists.place(need.distribution, repository.name)}/{KEY_FILE}"
-        found[place] = Artifact(place, download.digest_of(key), key.stat().st_size, str(key))
-    if missing := len(wanted) - sum(1 for path in found if path.endswith(".deb")):
+        place = f"{apt_lists.archive_folder(need.distribution, repository.name)}/{KEY_FILE}"
+        artifacts[place] = Artifact(place, download.file_sha256(key), key.stat().st_size, str(key))
+    if missing := len(wanted) - sum(1 for path in artifacts if path.endswith(".deb")):
         raise FleetError(
-            f"{missing} packages of {need.distribution} are in no list", "run it again", code="work-failed"
+            f"{missing} packages of {need.distribution} are in no package list", "run it again", code="work-failed"
         )
-    return list(found.values())
+    return list(artifacts.values())
 
 
-def _archive(origin: Origin, need: Debs, work: Path, wanted: Iterable[str]) -> Iterator[Artifact]:
-    """What is wanted of one suite of an archive, whose lists apt has just read."""
-    release = work / "lists" / apt_lists.list_file(origin.release)
+def _list_archive(origin: Origin, need: Debs, work: Path, wanted: Iterable[str]) -> Iterator[Artifact]:
+    """The lists of one suite, which apt has just read, and the wanted files of its archive."""
+    release = work / "lists" / apt_lists.apt_list_name(origin.release)
     if not release.is_file():
         raise FleetError(
-            f"{origin.release} is not there, only the older form of a signed list",
-            "name a copy in artifacts.repositories that has it",
+            f"{origin.release} is missing: the archive has only the older form of a signed list",
+            "name a copy of the archive that has it in artifacts.repositories",
             code="refused",
         )
     place = f"{origin.place}/{origin.folder}InRelease"
-    yield Artifact(place, download.digest_of(release), release.stat().st_size, str(release))
-    yield from apt_lists.lists(release.read_text(encoding="utf-8"), origin, need.architecture)
+    yield Artifact(place, download.file_sha256(release), release.stat().st_size, str(release))
+    yield from apt_lists.release_lists(release.read_text(encoding="utf-8"), origin, need.architecture)
     for name in origin.lists(need.architecture):
-        packages = work / "lists" / apt_lists.list_file(f"{origin.uri}/{origin.folder}{name}")
-        yield from apt_lists.pool(packages.read_text(encoding="utf-8", errors="replace"), wanted, origin)
+        packages = work / "lists" / apt_lists.apt_list_name(f"{origin.uri}/{origin.folder}{name}")
+        yield from apt_lists.pool_files(packages.read_text(encoding="utf-8", errors="replace"), wanted, origin)
 
 
 def _sources(need: Debs, keys: Mapping[str, Path]) -> str:
-    """The sources of the distribution and of the vendors, each where it really lies."""
+    """The sources of the distribution and of the vendors, at their own URLs."""
     stanzas = [apt_lists.sources_text(need.record, [source.uri for source in need.record.sources])]
     for repository in need.repositories:
         if source := repository.source(need.distribution):
-            stanzas.append(apt_lists.stanza(source.uri, source, str(keys[repository.name])))
+            stanzas.append(apt_lists.source_stanza(source.uri, source, str(keys[repository.name])))
     return "\n".join(stanzas)
 
 
-def _key(repository: Repository, path: Path) -> Path:
-    """Brings the key of a repository, which must have its fingerprint."""
+def _fetch_key(repository: Repository, path: Path) -> Path:
+    """Copies or downloads the key of a repository, and compares its fingerprint."""
     if isinstance(repository.key, Path):
         shutil.copyfile(repository.key, path)
         return path
-    url, wanted = repository.key.url, repository.key.fingerprint
+    url, fingerprint = repository.key.url, repository.key.fingerprint
     try:
-        body, _, _ = download.text(url, "*/*")
+        body = download.fetch_text(url).text
     except UnicodeDecodeError:
-        body = "no text, as an armoured key is"
+        # gpg finds no key in this either.
+        body = "not text, so not an armoured key"
     path.write_text(body, encoding="utf-8")
     shown = subprocess.run(
         ["gpg", "--batch", "--homedir", str(path.parent), "--show-keys", "--with-colons", str(path)],
@@ -100,35 +106,38 @@ def _key(repository: Repository, path: Path) -> Path:
         check=False,
     )
     rows = [line.split(":") for line in shown.stdout.splitlines()]
-    # Just one key: a file may hold others beside it, and apt would believe each of them.
+    # Exactly one key: apt would trust every key in the file.
     primary = [row for row in rows if row[0] == "pub"]
-    prints = [row[9] for row in rows if row[0] == "fpr"]
-    if len(primary) != 1 or prints[:1] != [wanted] or not _is_digest(path, repository.key.sha256):
+    fingerprints = [row[9] for row in rows if row[0] == "fpr"]
+    if len(primary) != 1 or fingerprints[:1] != [fingerprint] or not _has_digest(path, repository.key.sha256):
         raise FleetError(
-            f"the key at {url} is not {wanted}",
-            f"do not use it before the vendor of {repository.name} has said why",
+            f"the key at {url} is not the pinned key {fingerprint}",
+            f"ask the vendor of {repository.name} why it changed, then pin the new key",
             "recipes/drivers.yml",
             code="refused",
         )
     return path
 
 
-def _is_digest(path: Path, sha256: str | None) -> bool:
-    return sha256 is None or download.digest_of(path) == sha256
+def _has_digest(path: Path, sha256: str | None) -> bool:
+    return sha256 is None or download.file_sha256(path) == sha256
 
 
 def _expect_tools(need: Debs) -> None:
-    programs = ["apt-get", *(["gpg"] if any(not isinstance(each.key, Path) for each in need.repositories) else [])]
+    programs = [
+        "apt-get",
+        *(["gpg"] if any(not isinstance(repository.key, Path) for repository in need.repositories) else []),
+    ]
     for program in programs:
         if shutil.which(program) is None:
             raise FleetError(
-                f"there is no {program} on this machine, which reads an archive or the key that signs it",
-                "run it on Debian or Ubuntu with apt and gpg, or leave out mirror.distribution",
+                f"{program} is not installed on this machine; it reads an archive or the key that signs it",
+                "run it on Debian or Ubuntu with apt and gpg, or remove mirror.distribution",
                 code="refused",
             )
     if not Path(need.record.keyring).is_file():
         raise FleetError(
-            f"the keys that sign {need.distribution} are not here",
+            f"the keys that sign {need.distribution} are missing",
             f"install {need.record.keyring_package}",
             need.record.keyring,
         )
@@ -142,10 +151,12 @@ def _apt(need: Debs, work: Path, *words: str) -> str:
             ["apt-get", *words], env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise FleetError(f"apt-get did not end within {_TIMEOUT_SECONDS} s", code="work-failed") from None
+        raise FleetError(f"apt-get did not finish within {_TIMEOUT_SECONDS} s", code="work-failed") from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
         raise FleetError(
-            f"{need.distribution}: {'; '.join(lines[-3:])}", "look at the network and the names", code="work-failed"
+            f"{need.distribution}: {'; '.join(lines[-3:])}",
+            "check the network and the package names",
+            code="work-failed",
         )
     return done.stdout

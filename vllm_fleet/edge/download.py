@@ -1,45 +1,57 @@
-"""Files over HTTP: resumed where they stopped, verified while they come, put in place when they are whole."""
+"""Downloads over HTTP: resumed after a break, verified by digest, moved into place when complete.
+
+``httpx`` is imported when the first request is sent: most commands download nothing.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import http.client
 import os
 import shutil
 import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.mirror.store import Artifact, Entry
 
-_AT_A_TIME = 6
+if TYPE_CHECKING:
+    import httpx
+
+_PARALLEL = 6
 _TRIES = 5
-_BLOCK = 1 << 20
+_REDIRECTS = 10
 _TIMEOUT_SECONDS = 60.0
+#: Answers that another try does not change.
+_FINAL = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+_CHECK_NETWORK = "check the network and run it again"
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Access:
-    """How a server is asked.
+    """How to send requests to a server.
 
     Attributes:
-        headers: gives what each request carries; a server that an answer leads to gets none of it.
-        context: whom to believe that it is the server; None: whom this machine believes.
+        headers: returns the headers of a request, such as its credentials; not forwarded on redirects.
+        context: TLS context; None uses the system trust store.
     """
 
     headers: Callable[[], Mapping[str, str]] = dict
     context: ssl.SSLContext | None = None
 
 
-_OPEN = Access()
+_ANONYMOUS = Access()
 
 
 @dataclass(frozen=True)
@@ -50,220 +62,367 @@ class Fetched:
     received: int
 
 
+class Document(NamedTuple):
+    """A small file: its text, its media type in lower case, and its URL after redirects."""
+
+    text: str
+    media_type: str
+    url: str
+
+
+class _Position:
+    """How much of a file is there; reports each change, so that a byte counts once however often it is sent."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._bytes = progress, 0
+
+    def set(self, position: int) -> None:
+        """Reports the difference to the last position."""
+        self._progress(position - self._bytes)
+        self._bytes = position
+
+
+class _StatusError(Exception):
+    """The server answered with an error."""
+
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str]) -> None:
+        super().__init__(f"HTTP {status} {reason}")
+        self.status = status
+        self.headers = headers
+
+
+class _NetworkError(Exception):
+    """No answer came, or only a part of one."""
+
+
 class _IncompleteError(Exception):
-    """A transfer that ended early; what came is kept."""
+    """A transfer ended early; the partial file is kept."""
 
 
-def part_of(path: Path) -> Path:
-    """Where the beginning of a file waits for its rest."""
+def partial_file(path: Path) -> Path:
+    """The partial file beside the place of a file, kept until the download is complete."""
     return path.with_name(f".{path.name}.part")
 
 
-def digest_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def entry_of(path: Path, sha256: str) -> Entry:
-    """What the index keeps of a file that was just verified."""
+def index_entry(path: Path, sha256: str) -> Entry:
+    """The index entry of a file that was just verified."""
     info = path.stat()
     return Entry(sha256, info.st_size, info.st_mtime_ns)
 
 
-def all_of(
-    jobs: Iterable[tuple[Artifact, Path]], progress: Progress = lambda _: None, access: Access = _OPEN
+def display_url(url: str) -> str:
+    """A URL without user and password, for messages."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url.rpartition("@")[2]
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def fetch_files(
+    jobs: Iterable[tuple[Artifact, Path]], progress: Progress = lambda _: None, access: Access = _ANONYMOUS
 ) -> Mapping[str, Fetched]:
-    """Fetches files, some at a time; the first fault ends the others where they are, to be resumed.
+    """Downloads files, several at a time. The first error stops all transfers; the next run resumes them.
 
     Args:
-        jobs: each file with the place where it belongs.
-        progress: called with the number of bytes as they come.
-        access: how their server is asked.
+        jobs: each file and its place.
+        progress: called with the number of bytes by which the downloads advance; negative when one starts again.
+        access: how to send requests to their server.
 
     Returns:
-        What there is at each path of the mirror.
+        Path in the mirror -> the file there.
 
     Raises:
-        FleetError: a file cannot be had, or not with its digest.
+        FleetError: a download failed, or a file does not have its digest.
     """
+    jobs = list(jobs)
     stop = threading.Event()
-    found: dict[str, Fetched] = {}
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        waiting = {pool.submit(one, artifact, path, progress, stop, access): artifact for artifact, path in jobs}
+    results: dict[str, Fetched] = {}
+    with (
+        _transfer((artifact for artifact, _ in jobs), access, progress, stop) as transfer,
+        ThreadPoolExecutor(_PARALLEL) as pool,
+    ):
+        futures = {pool.submit(transfer.fetch, artifact, path): artifact for artifact, path in jobs}
         try:
-            for future, artifact in waiting.items():
-                found[artifact.path] = future.result()
+            for future, artifact in futures.items():
+                results[artifact.path] = future.result()
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return found
+    return results
 
 
-def one(
-    artifact: Artifact,
-    path: Path,
-    progress: Progress = lambda _: None,
-    stop: threading.Event | None = None,
-    access: Access = _OPEN,
+def fetch_file(
+    artifact: Artifact, path: Path, progress: Progress = lambda _: None, access: Access = _ANONYMOUS
 ) -> Fetched:
-    """Fetches one file, or goes on with it.
+    """Downloads one file, or resumes its download.
 
     Args:
-        artifact: the file with its size and digest; a source without a scheme is a path on this machine.
-        path: where it belongs.
-        progress: called with the number of bytes as they come.
-        stop: ends the transfer where it is.
-        access: how its server is asked.
+        artifact: the file with its size and digest; a source without ``http(s)://`` is a path on this machine.
+        path: its place.
+        progress: called with the number of bytes by which the downloads advance; negative when one starts again.
+        access: how to send requests to its server.
 
     Raises:
-        FleetError: it cannot be had, or not with its digest.
+        FleetError: the download failed, or the file does not have its digest.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, received = part_of(path), 0
-    for attempt in range(_TRIES):
+    with _transfer([artifact], access, progress, threading.Event()) as transfer:
+        return transfer.fetch(artifact, path)
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+@contextmanager
+def _transfer(
+    artifacts: Iterable[Artifact], access: Access, progress: Progress, stop: threading.Event
+) -> Iterator[_Transfer]:
+    """A transfer of these files; without an HTTP client where all of them are on this machine."""
+    if any(_is_url(artifact.source) for artifact in artifacts):
+        with _http_client(access.context) as client:
+            yield _Transfer(client, access, progress, stop)
+    else:
+        yield _Transfer(None, access, progress, stop)
+
+
+@dataclass(frozen=True)
+class _Transfer:
+    """What the threads of one download share."""
+
+    client: httpx.Client | None
+    access: Access
+    progress: Progress
+    stop: threading.Event
+
+    def fetch(self, artifact: Artifact, path: Path) -> Fetched:
+        """Completes the partial file of an artifact, verifies it and moves it into place."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part, received = partial_file(path), 0
+        source, position = display_url(artifact.source), _Position(self.progress)
+        for attempt in range(_TRIES):
+            try:
+                received += self._complete(artifact, part, position)
+            except _IncompleteError as error:
+                if attempt == _TRIES - 1:
+                    raise FleetError(
+                        f"{source} cannot be downloaded: {error}",
+                        f"{_CHECK_NETWORK}: the partial file is kept",
+                        code="work-failed",
+                    ) from None
+                _back_off(attempt)
+                continue
+            if artifact.size and part.stat().st_size != artifact.size:
+                mismatch = f"{part.stat().st_size} bytes instead of {artifact.size}"
+            elif (digest := file_sha256(part)) != artifact.sha256:
+                mismatch = f"the SHA-256 {digest} instead of {artifact.sha256}"
+            else:
+                part.chmod(0o644)
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())
+                part.replace(path)
+                return Fetched(index_entry(path, artifact.sha256), received)
+            # The partial file may come from an older version of the file: start again, once.
+            position.set(0)
+            part.unlink()
+            if attempt:
+                break
+        raise FleetError(
+            f"{source} has {mismatch}",
+            "the server's file is not the pinned one: nothing was put in place",
+            code="work-failed",
+        )
+
+    def _complete(self, artifact: Artifact, part: Path, position: _Position) -> int:
+        """Completes a partial file; returns the number of bytes that came."""
+        if not _is_url(artifact.source):
+            shutil.copyfile(artifact.source, part)
+            position.set(part.stat().st_size)
+            return part.stat().st_size
+        have = part.stat().st_size if part.exists() else 0
+        if have and have == artifact.size:
+            position.set(have)
+            return 0
+        if artifact.size and have > artifact.size:
+            part.unlink()
+            have = 0
         try:
-            received += _append(artifact, part, progress, stop or threading.Event(), access)
-        except _IncompleteError as fault:
-            if attempt == _TRIES - 1:
+            received = self._append(artifact.source, part, have, position)
+        except _StatusError as error:
+            if error.status in _FINAL:
+                raise FleetError(f"{display_url(artifact.source)}: {error}", code="work-failed") from None
+            if error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                part.unlink(missing_ok=True)
+            raise _IncompleteError(str(error)) from None
+        except (_NetworkError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise FleetError(
-                    f"{artifact.source} cannot be had: {fault}",
-                    "look at the network and run it again: what came is kept",
+                    f"{part.parent}: the disk is full",
+                    "free some space and run it again: the partial file is kept",
                     code="work-failed",
                 ) from None
-            time.sleep(0.5 * 2**attempt)
-            continue
-        if artifact.size and part.stat().st_size != artifact.size:
-            seen = f"{part.stat().st_size} bytes instead of {artifact.size}"
-        elif (digest := digest_of(part)) != artifact.sha256:
-            seen = f"the SHA-256 {digest} instead of {artifact.sha256}"
-        else:
-            part.chmod(0o644)
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            part.replace(path)
-            return Fetched(entry_of(path, artifact.sha256), received)
-        # The part may be an older one's: once more, from its beginning.
-        progress(-part.stat().st_size)
-        part.unlink()
-        if attempt:
-            break
-    raise FleetError(
-        f"{artifact.source} has {seen}",
-        "the origin serves another file than the one that was pinned: nothing was put in place",
-        code="work-failed",
-    )
+            raise _IncompleteError(str(error)) from None
+        if artifact.size and part.stat().st_size < artifact.size:
+            raise _IncompleteError(f"the connection ended after {part.stat().st_size} of {artifact.size} bytes")
+        return received
 
-
-def _request(url: str, access: Access, method: str = "GET", **headers: str) -> urllib.request.Request:
-    request = urllib.request.Request(url, method=method, headers={"User-Agent": "vllm-fleet", **headers})  # noqa: S310 - from recipes or the site's own configuration, or looked at before
-    for name, value in access.headers().items():
-        request.add_unredirected_header(name, value)
-    return request
-
-
-def _append(artifact: Artifact, part: Path, progress: Progress, stop: threading.Event, access: Access) -> int:
-    """Gets what a part lacks; returns how many bytes came."""
-    if not artifact.source.startswith(("http://", "https://")):
-        shutil.copyfile(artifact.source, part)
-        progress(part.stat().st_size)
-        return part.stat().st_size
-    have = part.stat().st_size if part.exists() else 0
-    if have and have == artifact.size:
-        progress(have)
-        return 0
-    if artifact.size and have > artifact.size:
-        part.unlink()
-        have = 0
-    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-    request = _request(artifact.source, access, **headers)
-    received = 0
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=access.context) as answer:  # noqa: S310 - the scheme was looked at above
-            goes_on = answer.status == http.HTTPStatus.PARTIAL_CONTENT
-            progress(have if goes_on else 0)
-            with part.open("ab" if goes_on else "wb") as file:
-                while block := answer.read(_BLOCK):
-                    if stop.is_set():
-                        raise FleetError("was ended", code="work-failed")
+    def _append(self, url: str, part: Path, have: int, position: _Position) -> int:
+        """Appends the bytes from ``have`` on; writes the file anew where the server sends all of it."""
+        if self.client is None:
+            raise AssertionError("the transfer of a URL has no HTTP client")
+        received = 0
+        with _send(self.client, "GET", url, self.access, {"Range": f"bytes={have}-"} if have else {}) as response:
+            resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
+            begin = have if resumed else 0
+            position.set(begin)
+            with part.open("ab" if resumed else "wb") as file:
+                # Without a chunk size: a broken transfer then loses no byte that came.
+                for block in response.iter_raw():
+                    if self.stop.is_set():
+                        raise FleetError("stopped", code="work-failed")
                     file.write(block)
                     received += len(block)
-                    progress(len(block))
-    except urllib.error.HTTPError as fault:
-        if fault.code in (404, 403, 401, 410):
-            raise FleetError(f"{artifact.source}: HTTP {fault.code} {fault.reason}", code="work-failed") from None
-        if fault.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink(missing_ok=True)
-        raise _IncompleteError(f"HTTP {fault.code} {fault.reason}") from None
-    except (OSError, http.client.HTTPException) as fault:
-        if isinstance(fault, OSError) and fault.errno == 28:  # no space left
-            raise FleetError(
-                f"{part.parent}: the disk is full",
-                "free some space, then run it again: what came is kept",
-                code="work-failed",
-            ) from None
-        raise _IncompleteError(str(fault) or type(fault).__name__) from None
-    if artifact.size and part.stat().st_size < artifact.size:
-        raise _IncompleteError(f"the connection ended after {part.stat().st_size} of {artifact.size} bytes")
-    return received
+                    position.set(begin + received)
+        return received
 
 
-def text(url: str, accept: str = "*/*", access: Access = _OPEN) -> tuple[str, str, str]:
-    """A small file: its text, its type and the URL that it came from in the end.
+def fetch_text(url: str, accept: str = "*/*", access: Access = _ANONYMOUS) -> Document:
+    """Downloads a small UTF-8 file.
 
     Args:
-        url: where it is.
-        accept: which types of it.
-        access: how its server is asked; goes before the types.
+        url: its URL.
+        accept: the media types, as in the header ``Accept``.
+        access: how to send requests to its server; its headers override ``accept``.
 
     Raises:
-        FleetError: it cannot be had.
+        FleetError: the download failed.
+        UnicodeDecodeError: the file is not UTF-8.
     """
-    for attempt in range(_TRIES):
-        request = _request(url, access, Accept=accept)
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=access.context) as answer:  # noqa: S310 - as in _request
-                return answer.read().decode(), answer.headers.get_content_type(), answer.url
-        except urllib.error.HTTPError as fault:
-            if fault.code < http.HTTPStatus.INTERNAL_SERVER_ERROR or attempt == _TRIES - 1:
-                raise FleetError(f"{url}: HTTP {fault.code} {fault.reason}", code="work-failed") from None
-        except (OSError, http.client.HTTPException) as fault:
-            if attempt == _TRIES - 1:
-                raise FleetError(
-                    f"{url} cannot be reached: {fault}", "look at the network, then run it again", code="work-failed"
-                ) from None
-        time.sleep(0.5 * 2**attempt)
+    with _http_client(access.context) as client:
+        for attempt in range(_TRIES):
+            try:
+                with _send(client, "GET", url, access, {"Accept": accept}) as response:
+                    media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+                    return Document(response.read().decode(), media_type, str(response.url))
+            except _StatusError as error:
+                if error.status < HTTPStatus.INTERNAL_SERVER_ERROR or attempt == _TRIES - 1:
+                    raise FleetError(f"{display_url(url)}: {error}", code="work-failed") from None
+            except _NetworkError as error:
+                if attempt == _TRIES - 1:
+                    raise _unreachable(url, error) from None
+            _back_off(attempt)
     raise AssertionError("the last attempt returns or raises")
 
 
-def size(url: str) -> int:
-    """The length of a file that its server tells before it sends it.
+def fetch_length(url: str) -> int:
+    """The length of a file in bytes, from the server's header ``Content-Length``.
 
     Raises:
-        FleetError: it cannot be had, or the server does not tell.
+        FleetError: the request failed, or the server does not send the length.
     """
     try:
-        with urllib.request.urlopen(_request(url, _OPEN, "HEAD"), timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - as in _request
-            return int(answer.headers["Content-Length"])
-    except (OSError, http.client.HTTPException, TypeError, ValueError) as fault:
-        raise FleetError(f"the length of {url} is not told: {fault}", code="work-failed") from None
+        with _http_client() as client, _send(client, "HEAD", url, _ANONYMOUS, {}) as response:
+            return int(response.headers["Content-Length"])
+    except (_StatusError, _NetworkError, KeyError, ValueError) as error:
+        reason = "no Content-Length" if isinstance(error, KeyError) else error
+        raise FleetError(f"the length of {display_url(url)} is unknown: {reason}", code="work-failed") from None
 
 
-def challenge(url: str, access: Access) -> str:
-    """What a server wants of those who ask it, as it says in ``WWW-Authenticate``; empty: nothing.
+def fetch_challenge(url: str, access: Access) -> str:
+    """The ``WWW-Authenticate`` header of a server that requires credentials; empty when it requires none.
 
     Raises:
-        FleetError: it cannot be reached, or answers with another fault.
+        FleetError: the server cannot be reached, or answers with an error other than 401.
     """
     try:
-        with urllib.request.urlopen(_request(url, access), timeout=_TIMEOUT_SECONDS, context=access.context):  # noqa: S310 - as in _request
+        with _http_client(access.context) as client, _send(client, "GET", url, access, {}):
             return ""
-    except urllib.error.HTTPError as fault:
-        if fault.code != http.HTTPStatus.UNAUTHORIZED:
-            raise FleetError(f"{url}: HTTP {fault.code} {fault.reason}", code="work-failed") from None
-        return str(fault.headers.get("WWW-Authenticate", ""))
-    except (OSError, http.client.HTTPException) as fault:
+    except _StatusError as error:
+        if error.status != HTTPStatus.UNAUTHORIZED:
+            raise FleetError(f"{display_url(url)}: {error}", code="work-failed") from None
+        return error.headers.get("WWW-Authenticate", "")
+    except _NetworkError as error:
+        raise _unreachable(url, error) from None
+
+
+def _unreachable(url: str, error: Exception) -> FleetError:
+    return FleetError(f"{display_url(url)} cannot be reached: {error}", _CHECK_NETWORK, code="work-failed")
+
+
+def _back_off(attempt: int) -> None:
+    time.sleep(0.5 * 2**attempt)
+
+
+@cache
+def _system_trust() -> ssl.SSLContext:
+    # httpx itself trusts the certificates of the package certifi, which know no CA of a site.
+    return ssl.create_default_context()
+
+
+def _http_client(context: ssl.SSLContext | None = None) -> httpx.Client:
+    """A client that threads may share. Proxies come from the environment; cookies are not kept."""
+    from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+    import httpx
+
+    headers = {"User-Agent": "vllm-fleet", "Accept-Encoding": "identity"}
+    try:
+        return httpx.Client(
+            verify=context or _system_trust(),
+            timeout=_TIMEOUT_SECONDS,
+            headers=headers,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        )
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        # The message does not repeat the proxy's URL, which may hold a password.
+        kind = "is a SOCKS proxy" if isinstance(error, ImportError) else "is not a URL of a proxy"
         raise FleetError(
-            f"{url} cannot be reached: {fault}", "look at the network, then run it again", code="work-failed"
+            f"the environment's HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY cannot be used: a value {kind}",
+            "set http://host:port",
         ) from None
+
+
+@contextmanager
+def _send(
+    client: httpx.Client, method: str, url: str, access: Access, headers: Mapping[str, str]
+) -> Iterator[httpx.Response]:
+    """Sends a request and follows redirects; the body is read in the block.
+
+    Raises:
+        FleetError: the URL is no HTTP URL, or holds credentials without TLS.
+        _StatusError: the answer is an error.
+        _NetworkError: no answer came, or its body is incomplete.
+    """
+    import httpx
+
+    # First: it may send a request of its own, for a token.
+    own = access.headers()
+    try:
+        request = client.build_request(method, url, headers={**headers, **own})
+        for _ in range(_REDIRECTS + 1):
+            if request.url.userinfo and request.url.scheme != "https":
+                raise FleetError(f"{display_url(url)} has credentials in its URL but no TLS", "use https://")
+            response = client.send(request, stream=True)
+            if response.next_request is None:
+                break
+            response.read()
+            # A new request: it carries none of the headers of ``access``.
+            request = client.build_request(method, response.next_request.url, headers=headers)
+        try:
+            if not response.is_success:
+                reason = "after too many redirects" if response.next_request else response.reason_phrase
+                raise _StatusError(response.status_code, reason, response.headers)
+            yield response
+        finally:
+            response.close()
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL):
+        raise FleetError(f"{display_url(url)} is not an HTTP URL", "use http:// or https://") from None
+    except httpx.HTTPError as error:
+        raise _NetworkError(str(error) or type(error).__name__) from None

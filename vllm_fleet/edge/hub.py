@@ -1,7 +1,7 @@
-"""The model hub: what a revision holds, and its files. The token stays in this process and its environment.
+"""The model hub: lists and downloads the files of a revision. The token stays in this process and its environment.
 
-huggingface_hub does the transfer: it resumes, and with hf_xet it gets each chunk of the weights once. The address is
-its own, or what ``HF_ENDPOINT`` says.
+huggingface_hub transfers the files: it resumes, and with hf_xet it downloads each chunk of the weights once. The URL
+is its default, or ``HF_ENDPOINT``.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from vllm_fleet.edge.download import Fetched, Progress
 from vllm_fleet.mirror.parts import Model
 from vllm_fleet.mirror.store import Artifact
 
-_AT_A_TIME = 4
+_PARALLEL = 4
 
 
-def token(file: Path | None) -> str | None:
-    """The hub's token: from a file, else what huggingface_hub finds by itself (``HF_TOKEN``, its own login).
+def read_token(file: Path | None) -> str | None:
+    """The hub's token from a file; None without one: huggingface_hub then uses ``HF_TOKEN`` or its own login.
 
     Raises:
-        FleetError: the file is missing, empty, or others may read it.
+        FleetError: the file is missing, empty, or readable by other users.
     """
     if file is None:
         return None
     try:
         text = file.read_text(encoding="utf-8").strip()
         mode = file.stat().st_mode
-    except OSError as fault:
+    except OSError as error:
         raise FleetError(
-            f"the token cannot be read: {fault.strerror}", "give the file that holds it", str(file)
+            f"the token cannot be read: {error.strerror}", "give the path of the file with the token", str(file)
         ) from None
     if not text:
-        raise FleetError("holds no token", "put the hub's token into it", str(file))
+        raise FleetError("is empty", "write the hub's token into it", str(file))
     if mode & 0o077:
-        raise FleetError("is readable for others", f"chmod 600 {file}", str(file))
+        raise FleetError("is readable by other users", f"chmod 600 {file}", str(file))
     return text
 
 
-def listing(need: Model, secret: str | None) -> list[Artifact]:
-    """The files of a revision with their sizes; large ones with their SHA-256, small ones with git's digest.
+def list_files(need: Model, secret: str | None) -> list[Artifact]:
+    """The files of a revision with their sizes: large files with their SHA-256, small files with git's digest.
 
     Raises:
-        FleetError: the hub cannot be reached, does not have the revision, or wants a token.
+        FleetError: the hub cannot be reached, does not have the revision, or requires a token.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -59,54 +59,56 @@ def listing(need: Model, secret: str | None) -> list[Artifact]:
         info = HfApi(_endpoint(), token=secret).model_info(
             need.name, revision=need.revision, files_metadata=True, timeout=60
         )
-    except HfHubHTTPError as fault:
-        raise _refused(need, fault) from None
-    except (OSError, ValueError) as fault:
-        raise _unreachable(need, fault) from None
-    except Exception as fault:  # whatever its HTTP library raises
-        raise _unreachable(need, fault) from None
+    except HfHubHTTPError as error:
+        raise _refused(need, error) from None
+    except (OSError, ValueError) as error:
+        raise _unreachable(need, error) from None
+    except Exception as error:  # any exception of its HTTP library
+        raise _unreachable(need, error) from None
     if info.sha != need.revision:
         raise FleetError(
-            f"the hub gives the commit {info.sha} of {need.name} for {need.revision}",
-            "pin it again",
+            f"the hub returns the commit {info.sha} of {need.name} for the revision {need.revision}",
+            "pin the full commit in the recipe of the model",
             code="work-failed",
         )
-    found = []
+    artifacts = []
     for file in info.siblings or ():
         name = file.rfilename
-        # Files of folders are the same weights for other programs; no vLLM model of the recipes has any of its own.
+        # Folders hold the same weights for other programs; vLLM reads none of them for the models of the recipes.
         if "/" in name or name.startswith(".") or any(fnmatch(name, pattern) for pattern in need.ignore):
             continue
         digest = file.lfs.sha256 if file.lfs else ""
-        found.append(Artifact(f"{need.path}/{name}", digest, int(file.size or 0), f"hub:{name}", file.blob_id or ""))
-    if not found:
+        artifacts.append(
+            Artifact(f"{need.path}/{name}", digest, int(file.size or 0), f"hub:{name}", file.blob_id or "")
+        )
+    if not artifacts:
         raise FleetError(f"the hub has no files of {need.name} at {need.revision}", code="work-failed")
-    return found
+    return artifacts
 
 
-def fetch(
+def fetch_files(
     need: Model, artifacts: Iterable[Artifact], folder: Path, secret: str | None, progress: Progress
 ) -> Mapping[str, Fetched]:
-    """Fetches files of a revision into its folder, resumed where they stopped, and verifies each.
+    """Downloads files of a revision into its folder, resumes partial files, and verifies each.
 
     Args:
         need: the revision.
-        artifacts: the files that are missing.
+        artifacts: the missing files.
         folder: the folder of the revision in the mirror.
         secret: the token.
-        progress: called with the number of bytes of each file as it is done.
+        progress: called with the size of each complete file, in bytes.
 
     Raises:
-        FleetError: a file cannot be had, or is not what the hub's list says.
+        FleetError: a download failed, or a file does not have the digest of the hub's list.
     """
-    wanted = list(artifacts)
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        done = list(pool.map(lambda artifact: _one(need, artifact, folder, secret, progress), wanted))
+    missing = list(artifacts)
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        results = list(pool.map(lambda artifact: _fetch_file(need, artifact, folder, secret, progress), missing))
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-    return {artifact.path: each for artifact, each in zip(wanted, done, strict=True)}
+    return {artifact.path: fetched for artifact, fetched in zip(missing, results, strict=True)}
 
 
-def _one(need: Model, artifact: Artifact, folder: Path, secret: str | None, progress: Progress) -> Fetched:
+def _fetch_file(need: Model, artifact: Artifact, folder: Path, secret: str | None, progress: Progress) -> Fetched:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -127,18 +129,18 @@ def _one(need: Model, artifact: Artifact, folder: Path, secret: str | None, prog
                     force_download=force,
                 )
             )
-        except HfHubHTTPError as fault:
-            raise _refused(need, fault) from None
-        except Exception as fault:  # whatever its HTTP library raises
-            raise _unreachable(need, fault) from None
-        digest = download.digest_of(path)
+        except HfHubHTTPError as error:
+            raise _refused(need, error) from None
+        except Exception as error:  # any exception of its HTTP library
+            raise _unreachable(need, error) from None
+        digest = download.file_sha256(path)
         if digest == artifact.sha256 or (not artifact.sha256 and git_blob(path) == artifact.blob):
             path.chmod(0o644)
             progress(artifact.size)
-            return Fetched(download.entry_of(path, digest), artifact.size)
+            return Fetched(download.index_entry(path, digest), artifact.size)
         path.unlink()
     raise FleetError(
-        f"{need.name}: {name} has the SHA-256 {digest}, the hub's list says {artifact.sha256 or artifact.blob}",
+        f"{need.name}: {name} has the SHA-256 {digest} instead of {artifact.sha256 or artifact.blob}",
         "nothing was put in place",
         code="work-failed",
     )
@@ -149,26 +151,29 @@ def _endpoint() -> str | None:
 
 
 def git_blob(path: Path) -> str:
-    """The digest that git, and so the hub, gives to a small file."""
+    """The digest of a small file in git, which the hub lists."""
     body = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
 
 
-def _refused(need: Model, fault: Exception) -> FleetError:
-    status = getattr(getattr(fault, "response", None), "status_code", None)
+def _refused(need: Model, error: Exception) -> FleetError:
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        text, hint = "the hub wants a token that may read it", "set HF_TOKEN, or give its file with --hub-token-file"
+        text, hint = "the hub requires a token that may read it", "set HF_TOKEN, or give a file with --hub-token-file"
     elif status == 404:
-        text, hint = f"the hub does not have the revision {need.revision}", "correct the recipe of the model"
+        text, hint = (
+            f"the hub does not have the revision {need.revision}",
+            "correct the revision in the recipe of the model",
+        )
     else:
-        text, hint = f"the hub answers with HTTP {status}", "run it again: what came is kept"
+        text, hint = f"the hub answers with HTTP {status}", "run it again: partial files are kept"
     return FleetError(f"{need.name}: {text}", hint, code="work-failed")
 
 
-def _unreachable(need: Model, fault: Exception) -> FleetError:
+def _unreachable(need: Model, error: Exception) -> FleetError:
     where = os.environ.get("HF_ENDPOINT", "the hub")
     return FleetError(
-        f"{need.name}: {where} cannot be reached: {type(fault).__name__}",
-        "look at the network and run it again: what came is kept",
+        f"{need.name}: {where} cannot be reached: {type(error).__name__}",
+        "check the network and run it again: partial files are kept",
         code="work-failed",
     )

@@ -1,4 +1,4 @@
-"""Keys that a stack makes for its hosts and clients."""
+"""Generates the keys of a stack: SSH key pairs and API keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import secrets
 
 
 def ssh_key_pair() -> tuple[str, str]:
-    """A new ed25519 key: the private part in OpenSSH's format, the public one as ``type base64``."""
+    """A new ed25519 key pair: the private key in OpenSSH's format, the public key as ``type base64``."""
     import asyncssh  # half a second, and only a new stack needs it
 
     key = asyncssh.generate_private_key("ssh-ed25519")
@@ -16,10 +16,10 @@ def ssh_key_pair() -> tuple[str, str]:
 
 
 def api_key() -> str:
-    """A new API key: 32 random bytes, safe in a header."""
+    """A new API key: 32 random bytes, safe in an HTTP header."""
     return secrets.token_urlsafe(32)
 
 
 def digest(key: str) -> str:
-    """What ``api-keys.yml`` holds of a key."""
+    """The digest of an API key, as ``api-keys.yml`` stores it."""
     return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""Package indexes: which files they have for the lines of a lock; the site's own comes from pip's or uv's settings."""
+"""Package indexes: finds the files for the lines of a lock. The site's index comes from pip's or uv's settings."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from vllm_fleet.mirror.store import Artifact
 
 PUBLIC = "https://pypi.org/simple"
 _ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
-_AT_A_TIME = 16
+_PARALLEL = 16
 
 
-def own() -> str:
-    """The index that this machine is set up to use: uv's settings, else pip's, else the public one."""
+def configured_index() -> str:
+    """The index that this machine uses: from uv's settings, else pip's, else the public index."""
     for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
         if value := os.environ.get(name):
             return value.rstrip("/")
@@ -43,49 +43,49 @@ def own() -> str:
     return PUBLIC
 
 
-def listing(need: Wheels) -> list[Artifact]:
+def list_files(need: Wheels) -> list[Artifact]:
     """The files of a lock for its kind of host.
 
     Raises:
-        FleetError: with every line that no index has a fitting file for.
+        FleetError: no index has a compatible file for some lines of the lock; the message names them all.
     """
-    indexes = [own(), *need.indexes]
-    ranks = wheels.tags(need.python, need.machine, need.glibc)
-    lines = list(wheels.locked(need.lock, need.python, need.machine))
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        offered = list(pool.map(lambda line: _offers(indexes, line), lines))
-    chosen = [wheels.choose(line, offers, ranks) for line, offers in zip(lines, offered, strict=True)]
+    indexes = [configured_index(), *need.indexes]
+    ranks = wheels.wheel_tags(need.python, need.machine, need.glibc)
+    lines = list(wheels.parse_lock(need.lock, need.python, need.machine))
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        offered = list(pool.map(lambda line: _find_offers(indexes, line), lines))
+    chosen = [wheels.choose_offer(line, offers, ranks) for line, offers in zip(lines, offered, strict=True)]
     missing = [f"{line.project} {line.version}" for line, offer in zip(lines, chosen, strict=True) if offer is None]
     if missing:
         raise FleetError(
-            f"no index has a file with a hash of the lock for Python {need.python} on {need.machine} with glibc "
-            f"{need.glibc}: {', '.join(missing)}",
-            f"the indexes are {', '.join(indexes)}; choose an engine that fits the hosts",
+            f"no index has a compatible file with a digest of the lock for Python {need.python} on {need.machine} with "
+            f"glibc {need.glibc}: {', '.join(missing)}",
+            f"the indexes are {', '.join(map(download.display_url, indexes))}; choose an engine for these hosts",
             key=need.name,
             code="work-failed",
         )
-    return [wheels.artifact(_sized(offer)) for offer in chosen if offer]
+    return [wheels.offer_artifact(_with_size(offer)) for offer in chosen if offer]
 
 
-def _offers(indexes: Sequence[str], line: wheels.Locked) -> list[wheels.Offer]:
-    """The files of the first index that has one with a hash of the lock."""
-    faults = []
+def _find_offers(indexes: Sequence[str], line: wheels.LockedPackage) -> list[wheels.Offer]:
+    """The files with a digest of the lock, from the first index that has any."""
+    errors = []
     for index in indexes:
         try:
-            body, kind, base = download.text(f"{index}/{line.project}/", _ACCEPT)
-        except FleetError as fault:
-            faults.append(fault)
+            page = download.fetch_text(f"{index}/{line.project}/", _ACCEPT)
+        except FleetError as error:
+            errors.append(error)
             continue
-        parse = _from_json if kind.endswith("json") else _from_html
-        found = [offer for offer in parse(body, base) if offer.sha256 in line.sha256]
-        if found:
-            return found
-    if len(faults) == len(indexes):
-        raise faults[0]
+        parse = _parse_json if page.media_type.endswith("json") else _parse_html
+        offers = [offer for offer in parse(page.text, page.url) if offer.sha256 in line.sha256]
+        if offers:
+            return offers
+    if len(errors) == len(indexes):
+        raise errors[0]
     return []
 
 
-def _from_json(body: str, base: str) -> Iterator[wheels.Offer]:
+def _parse_json(body: str, base: str) -> Iterator[wheels.Offer]:
     for file in json.loads(body)["files"]:
         digest = file["hashes"].get("sha256", "")
         yield wheels.Offer(file["filename"], urljoin(base, file["url"]), digest, int(file.get("size") or 0))
@@ -94,23 +94,23 @@ def _from_json(body: str, base: str) -> Iterator[wheels.Offer]:
 class _Links(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.targets: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value for name, value in attrs if tag == "a" and name == "href" and value]
+        self.targets += [value for name, value in attrs if tag == "a" and name == "href" and value]
 
 
-def _from_html(body: str, base: str) -> Iterator[wheels.Offer]:
+def _parse_html(body: str, base: str) -> Iterator[wheels.Offer]:
     links = _Links()
     links.feed(body)
-    for link in links.found:
+    for link in links.targets:
         url, fragment = urldefrag(urljoin(base, link))
         if digest := re.fullmatch(r"sha256=([0-9a-f]{64})", fragment):
             yield wheels.Offer(unquote(urlsplit(url).path.rsplit("/", 1)[1]), url, digest[1], 0)
 
 
-def _sized(offer: wheels.Offer) -> wheels.Offer:
-    """The offer with its size, asked from the server where the index does not tell it."""
+def _with_size(offer: wheels.Offer) -> wheels.Offer:
+    """The offer with its size; requested from the server where the index has none."""
     if offer.size:
         return offer
-    return wheels.Offer(offer.filename, offer.url, offer.sha256, download.size(offer.url))
+    return wheels.Offer(offer.filename, offer.url, offer.sha256, download.fetch_length(offer.url))

@@ -1,4 +1,4 @@
-"""Prices of gpuhunt's public catalogue, an optional part of the package that needs the internet when it is asked."""
+"""Prices of gpuhunt's public catalogue: an optional dependency, which downloads the catalogue on each use."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.rental import Rented
 from vllm_fleet.fleet.cost import Price, PriceList
 
-#: The clouds that the catalogue has lists of; DigitalOcean's it asks with an account.
+#: The clouds in the catalogue; for DigitalOcean gpuhunt needs an account.
 _CLOUDS = ("aws", "azure", "gcp", "oci")
 _SPOT = {"on-demand": False, "spot": True}
 
 
 def load(clouds: Iterable[str]) -> PriceList:
-    """The catalogue of today.
+    """Reads the current catalogue.
 
     Args:
-        clouds: whose lists are wanted.
+        clouds: the clouds to read.
 
     Raises:
-        FleetError: the package is not installed (``bad-input``), or the catalogue cannot be had (``work-failed``).
+        FleetError: the package is not installed (``bad-input``), or the catalogue cannot be read (``work-failed``).
     """
     wanted = sorted(set(clouds) & set(_CLOUDS))
     items = _items(wanted) if wanted else []
 
-    def look(rented: Rented) -> Price | None:
+    def find_price(rented: Rented) -> Price | None:
         placement = rented.placement
         spot = _SPOT.get(placement.capacity.kind)
-        found = [
+        prices = [
             item.price
             for item in items
             if (item.provider, item.instance_name, item.spot) == (rented.table.name, rented.shape, spot)
-            # A location is a region, or with some clouds a zone of one.
+            # A location is a region, or in some clouds a zone of the region.
             and (item.location == placement.region or item.location.startswith(f"{placement.region}-"))
         ]
-        return Price(min(found), "gpuhunt's catalogue, list price") if found else None
+        return Price(min(prices), "gpuhunt's catalogue, list price") if prices else None
 
-    return look
+    return find_price
 
 
 def _items(clouds: list[str]) -> list[Any]:
@@ -52,17 +52,17 @@ def _items(clouds: list[str]) -> list[Any]:
             "--prices gpuhunt needs the Python package gpuhunt",
             "uv sync --extra prices, or: pip install 'vllm-fleet[prices]'",
         ) from None
-    # It logs a stack trace for every list that it cannot read; one line is enough.
+    # It logs a stack trace for each list that it cannot read; the error below is enough.
     logging.getLogger("gpuhunt").setLevel(logging.CRITICAL)
     catalogue = gpuhunt.Catalog(auto_reload=False)
     try:
         if "GPUHUNT_CATALOG_DIR" not in os.environ:
             catalogue.load()
         return list(catalogue.query(provider=clouds))
-    except Exception as fault:
-        reason = str(fault.__cause__ or fault) or type(fault).__name__
+    except Exception as error:
+        reason = str(error.__cause__ or error) or type(error).__name__
         raise FleetError(
             f"gpuhunt's catalogue cannot be read: {reason}",
-            "without --prices the fleet's own table is taken",
+            "run it without --prices to use the fleet's own table",
             code="work-failed",
         ) from None

@@ -1,4 +1,4 @@
-"""Registries of images over HTTP: what an image is made of, and how its parts are asked for."""
+"""Image registries over HTTP: the files of an image, and the credentials to download them."""
 
 from __future__ import annotations
 
@@ -22,115 +22,119 @@ from vllm_fleet.mirror.parts import Image
 from vllm_fleet.mirror.store import Artifact
 
 _ACCEPT = {"Accept": ", ".join((*image_store.LISTS, *image_store.MANIFESTS, "*/*;q=0.1"))}
-#: How long a token is good where its registry does not say, and how much of that is left for the answer.
+#: How long a token is valid where its registry does not say so, and how long before its end it is renewed.
 _TOKEN_SECONDS = 60
 _MARGIN_SECONDS = 20
-#: The public registry as docker and podman name it where they keep accounts.
+#: The names of the public registry in the credential files of docker and podman.
 _PUBLIC = ("https://index.docker.io/v1/", "docker.io")
 
 
 class _Repository:
-    """An image's repository, which several threads ask; tokens are asked for again before they end."""
+    """An image's repository, shared by threads; a token is renewed before it expires."""
 
     def __init__(self, need: Image) -> None:
-        self.host, self.name = image_store.home(need.name, need.registry)
-        # As the hosts do: the fleet's own registry is asked with TLS where its signer is named.
+        self.host, self.name = image_store.locate_image(need.name, need.registry)
+        # As on the hosts: the fleet's own registry uses TLS where its CA file is given.
         scheme = "http" if need.registry and need.ca is None else "https"
         self.base = f"{scheme}://{self.host}/v2"
-        self.context = _trusting(need.ca) if need.ca else None
+        self.context = _tls_context(need.ca) if need.ca else None
         self.access = Access(self._headers, self.context)
         self._account = _account(self.host)
         self._lock = Lock()
         self._realm: Mapping[str, str] | None = None
         self._token, self._until = "", 0.0
 
-    def manifest(self, digest: str) -> str:
+    def manifest_url(self, digest: str) -> str:
         return f"{self.base}/{self.name}/manifests/{digest}"
 
-    def blob(self, digest: str) -> str:
+    def blob_url(self, digest: str) -> str:
         return f"{self.base}/{self.name}/blobs/{digest}"
 
     def _headers(self) -> Mapping[str, str]:
         with self._lock:
             if self._realm is None:
-                told = download.challenge(f"{self.base}/", Access(context=self.context))
-                self._realm = dict(re.findall(r'(\w+)="([^"]*)"', told)) if told.lower().startswith("bearer ") else {}
+                challenge = download.fetch_challenge(f"{self.base}/", Access(context=self.context))
+                fields = re.findall(r'(\w+)="([^"]*)"', challenge)
+                self._realm = dict(fields) if challenge.lower().startswith("bearer ") else {}
             if "realm" not in self._realm:
                 return {**_ACCEPT, **self._basic()}
             if time.monotonic() >= self._until:
-                self._ask(self._realm)
+                self._renew_token(self._realm)
             return {**_ACCEPT, "Authorization": f"Bearer {self._token}"}
 
     def _basic(self) -> Mapping[str, str]:
         return {"Authorization": f"Basic {self._account}"} if self._account else {}
 
-    def _ask(self, realm: Mapping[str, str]) -> None:
-        """Asks whom the registry trusts for a token to read the repository.
+    def _renew_token(self, realm: Mapping[str, str]) -> None:
+        """Requests a token to read the repository from the server that the registry names.
 
-        An account is sent to nobody who is asked without TLS, unless the registry itself is.
+        Credentials are sent over TLS only, unless the registry itself has no TLS.
         """
-        trusted = realm["realm"].startswith("https://") or self.base.startswith("http://")
-        asked = {"service": realm.get("service", ""), "scope": f"repository:{self.name}:pull"}
-        url = f"{realm['realm']}?{urlencode({name: value for name, value in asked.items() if value})}"
-        body, _, _ = download.text(url, access=Access(self._basic if trusted else dict, self.context))
+        encrypted = realm["realm"].startswith("https://") or self.base.startswith("http://")
+        query = {"service": realm.get("service", ""), "scope": f"repository:{self.name}:pull"}
+        url = f"{realm['realm']}?{urlencode({name: value for name, value in query.items() if value})}"
+        answer = download.fetch_text(url, access=Access(self._basic if encrypted else dict, self.context))
         try:
-            record = json.loads(body)
+            record = json.loads(answer.text)
             self._token = str(record.get("token") or record["access_token"])
-            lasts = int(record.get("expires_in") or _TOKEN_SECONDS)
+            seconds = int(record.get("expires_in") or _TOKEN_SECONDS)
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise FleetError(f"{realm['realm']} gives no token", "look at the registry", code="work-failed") from None
-        self._until = time.monotonic() + max(lasts - _MARGIN_SECONDS, lasts / 2)
+            raise FleetError(f"{realm['realm']} returns no token", "check the registry", code="work-failed") from None
+        self._until = time.monotonic() + max(seconds - _MARGIN_SECONDS, seconds / 2)
 
 
-def listing(need: Image) -> list[Artifact]:
-    """The files of an image: of a list of platforms, that of the hosts alone.
+def list_files(need: Image) -> list[Artifact]:
+    """The files of an image; of an image list, those for the platform of the hosts.
 
     Raises:
-        FleetError: the registry cannot be reached or does not have it, or not for the hosts' machines.
+        FleetError: the registry cannot be reached, or does not have the image for the platform.
     """
-    where = _Repository(need)
-    found: dict[str, tuple[int, str]] = {}
+    repository = _Repository(need)
+    files: dict[str, tuple[int, str]] = {}
 
     def read(digest: str) -> Mapping[str, object]:
         try:
-            body = download.text(where.manifest(digest), access=where.access)[0].encode()
-        except FleetError as fault:
-            fault.hint = fault.hint or f"does {where.host} have {where.name}@{digest}? 'docker login' gives an account"
+            body = download.fetch_text(repository.manifest_url(digest), access=repository.access).text.encode()
+        except FleetError as error:
+            error.hint = (
+                error.hint
+                or f"check that {repository.host} has {repository.name}@{digest}; 'docker login' stores credentials"
+            )
             raise
-        found[digest] = (len(body), where.manifest(digest))
-        return image_store.parse(
-            body, digest, f"{where.host} gives another one than was pinned: nothing was put in place"
+        files[digest] = (len(body), repository.manifest_url(digest))
+        return image_store.parse_manifest(
+            body, digest, f"the manifest of {repository.host} is not the pinned one: nothing was put in place"
         )
 
     manifest = read(need.digest)
-    if one := image_store.of_platform(manifest, need.platform):
-        manifest = read(one.digest)
-    for part in image_store.blobs(manifest):
-        found[part.digest] = (part.size, where.blob(part.digest))
+    if selected := image_store.select_platform(manifest, need.platform):
+        manifest = read(selected.digest)
+    for part in image_store.image_blobs(manifest):
+        files[part.digest] = (part.size, repository.blob_url(part.digest))
     return [
-        Artifact(f"{image_store.FOLDER}/{image_store.blob(digest)}", digest.removeprefix("sha256:"), size, url)
-        for digest, (size, url) in found.items()
+        Artifact(f"{image_store.FOLDER}/{image_store.blob_path(digest)}", digest.removeprefix("sha256:"), size, url)
+        for digest, (size, url) in files.items()
     ]
 
 
-def access(need: Image) -> Access:
-    """How the files of an image are asked for."""
+def image_access(need: Image) -> Access:
+    """The credentials and TLS context to download the files of an image."""
     return _Repository(need).access
 
 
-def _trusting(ca: Path) -> ssl.SSLContext:
+def _tls_context(ca: Path) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=str(ca))
-    except (OSError, ssl.SSLError) as fault:
+    except (OSError, ssl.SSLError) as error:
         raise FleetError(
-            f"holds no certificate of who signs the registry's: {type(fault).__name__}",
-            "give a file in the PEM form as mirror.registry_ca_file",
+            f"holds no CA certificate: {type(error).__name__}",
+            "give a PEM file as mirror.registry_ca_file",
             paths.display(ca),
         ) from None
 
 
 def _account(host: str) -> str:
-    """Account and password for a registry as docker and podman keep them, in the form of a header; empty: none."""
+    """The credentials that docker or podman stores for a registry, encoded for a Basic header; empty: none."""
     home, run = Path.home(), os.environ.get("XDG_RUNTIME_DIR")
     files = [Path(own)] if (own := os.environ.get("REGISTRY_AUTH_FILE")) else []
     files += [Path(run) / "containers" / "auth.json"] if run else []
@@ -140,13 +144,15 @@ def _account(host: str) -> str:
         if not file.is_file():
             continue
         try:
-            kept = json.loads(file.read_text(encoding="utf-8")).get("auths", {})
-            found = next((kept[name]["auth"] for name in names if "auth" in kept.get(name, {})), "")
-            base64.b64decode(found, validate=True)
-        except (OSError, ValueError, AttributeError, TypeError) as fault:
+            stored = json.loads(file.read_text(encoding="utf-8")).get("auths", {})
+            account = next((stored[name]["auth"] for name in names if "auth" in stored.get(name, {})), "")
+            base64.b64decode(account, validate=True)
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             raise FleetError(
-                f"holds no accounts of registries: {type(fault).__name__}", "correct it", paths.display(file)
+                f"is not a credential file of docker or podman: {type(error).__name__}",
+                "correct it",
+                paths.display(file),
             ) from None
-        if found:
-            return str(found)
+        if account:
+            return str(account)
     return ""

@@ -1,4 +1,4 @@
-"""Runs programs of the ``on_host`` package on hosts over SSH, from one process for many hosts."""
+"""Runs programs of the package ``on_host`` on hosts over SSH: one process for many hosts."""
 
 from __future__ import annotations
 
@@ -11,79 +11,79 @@ from functools import cache
 from pathlib import Path
 
 from vllm_fleet import on_host
-from vllm_fleet.edge.connection import CONNECT_SECONDS, NoAnswerError, Ways, connected
+from vllm_fleet.edge.connection import CONNECT_SECONDS, JumpHosts, NoAnswerError, connect
 from vllm_fleet.edge.ssh_target import Target
 
 _ON_HOST = on_host.__name__
 
 
 @cache
-def program(name: str, *modules: str) -> str:
+def pack_program(name: str, *modules: str) -> str:
     """A module of ``on_host`` as one shell word: compressed source that Python unpacks and runs.
 
     Args:
-        name: the module that runs, as ``__main__``.
-        modules: others that it may import from ``vllm_fleet.on_host``.
+        name: the module to run, as ``__main__``.
+        modules: the modules that it imports from ``vllm_fleet.on_host``.
     """
     code = (
         "import base64,sys,types,zlib;u=lambda t:zlib.decompress(base64.b64decode(t))"
         f";h=types.ModuleType('{_ON_HOST}');sys.modules.update({{'vllm_fleet':types.ModuleType('vllm_fleet'),h.__name__:h}})"
     )
     for module in modules:
-        code += f";m=types.ModuleType('{module}');exec(u('{_packed(module)}'),m.__dict__);h.{module}=m"
-    return shlex.quote(f"{code};exec(u('{_packed(name)}'))")
+        code += f";m=types.ModuleType('{module}');exec(u('{_compress(module)}'),m.__dict__);h.{module}=m"
+    return shlex.quote(f"{code};exec(u('{_compress(name)}'))")
 
 
-def _packed(module: str) -> str:
+def _compress(module: str) -> str:
     source = (Path(on_host.__file__).parent / f"{module}.py").read_bytes()
     return base64.b64encode(zlib.compress(source, 9)).decode()
 
 
-def python(user: str, source: str) -> str:
-    """The command that runs a :func:`program` on a host, as root."""
+def python_command(user: str, source: str) -> str:
+    """The command that runs a result of :func:`pack_program` on a host, as root."""
     sudo = "" if user == "root" else "sudo -n "
     return f"{sudo}/usr/bin/python3 -IS -c {source}"
 
 
-def _answer(target: Target, exit_status: int | None, out: str, err: str) -> str:
+def _check_output(target: Target, exit_status: int | None, out: str, err: str) -> str:
     if exit_status == 0 and out.startswith("{"):
         return out
     last = err.strip().splitlines()[-1] if err.strip() else f"exit status {exit_status}"
     raise NoAnswerError(f"the probe failed on {target.address}: {last}")
 
 
-async def ask(target: Target, command: str, text: str = "", ways: Ways | None = None) -> str:
-    """Runs a command that prints one JSON object on a host that shows just the key that it should.
+async def run_json(target: Target, command: str, text: str = "", jump_hosts: JumpHosts | None = None) -> str:
+    """Runs a command on a host, after its host key is verified; the command must print one JSON object.
 
     Args:
         target: the host.
-        command: the command, as its shell reads it.
-        text: what the command reads from its standard input.
-        ways: the gateways that other hosts of this run come through too.
+        command: the command line for the host's shell.
+        text: the standard input of the command.
+        jump_hosts: the SSH gateways that this run shares; None opens its own connections.
 
     Returns:
-        The JSON.
+        The JSON text.
 
     Raises:
-        NoAnswerError: the host cannot be reached, shows another key, refuses the user, or the command failed.
+        NoAnswerError: the host cannot be reached, has another host key, refuses the user, or the command failed.
     """
     async with AsyncExitStack() as stack:
-        through = ways if ways else await stack.enter_async_context(Ways())
-        connection = await stack.enter_async_context(connected(target, through))
+        shared = jump_hosts if jump_hosts else await stack.enter_async_context(JumpHosts())
+        connection = await stack.enter_async_context(connect(target, shared))
         done = await connection.run(command, input=text)
-    return _answer(target, done.exit_status, str(done.stdout), str(done.stderr))
+    return _check_output(target, done.exit_status, str(done.stdout), str(done.stderr))
 
 
-async def ask_openssh(target: Target, command: str, text: str = "") -> str:
-    """Does what :func:`ask` does through the ``ssh`` program, for a target with arguments of its own for it.
+async def run_json_openssh(target: Target, command: str, text: str = "") -> str:
+    """As :func:`run_json`, with the program ``ssh``: for a target that needs arguments of it.
 
     Args:
         target: the host.
-        command: the command, as its shell reads it.
-        text: what the command reads from its standard input.
+        command: the command line for the host's shell.
+        text: the standard input of the command.
 
     Returns:
-        The JSON.
+        The JSON text.
 
     Raises:
         NoAnswerError: the command failed, or printed no JSON.
@@ -106,4 +106,4 @@ async def ask_openssh(target: Target, command: str, text: str = "") -> str:
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe)
     out, err = await process.communicate(text.encode())
-    return _answer(target, process.returncode, out.decode(), err.decode())
+    return _check_output(target, process.returncode, out.decode(), err.decode())

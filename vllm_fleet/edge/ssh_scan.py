@@ -1,4 +1,4 @@
-"""SSH host keys as hosts show them, for a person to compare before anything trusts them."""
+"""Scans SSH host keys, for a person to compare before anything trusts them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from vllm_fleet.edge.connection import CONCURRENCY, CONNECT_SECONDS
 
-#: In this order: the first kind that a host has.
+#: The first kind in this order that a host has.
 _KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512")
 Address = tuple[str, int]
 
@@ -24,34 +24,37 @@ def fingerprint(key: str) -> str:
     return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
 
-def shown(addresses: Sequence[Address]) -> Mapping[Address, str | OSError]:
-    """The public key that each host shows, ``type base64``, or why it shows none. Nothing is trusted by this.
+def scan_host_keys(addresses: Sequence[Address]) -> Mapping[Address, str | OSError]:
+    """Requests the public host key of each host; trusts none of them.
 
     Args:
         addresses: address and port of each host.
+
+    Returns:
+        Address -> the key as ``type base64``, or the error.
     """
-    return asyncio.run(_all(addresses))
+    return asyncio.run(_scan(addresses))
 
 
-async def _all(addresses: Sequence[Address]) -> Mapping[Address, str | OSError]:
+async def _scan(addresses: Sequence[Address]) -> Mapping[Address, str | OSError]:
     gate = asyncio.Semaphore(CONCURRENCY)
 
-    async def one(address: Address) -> str | OSError:
+    async def scan_address(address: Address) -> str | OSError:
         async with gate:
             try:
-                return await asyncio.wait_for(_key(*address), CONNECT_SECONDS * len(_KINDS))
+                return await asyncio.wait_for(_request_key(*address), CONNECT_SECONDS * len(_KINDS))
             except TimeoutError:
                 return OSError("no answer in time")
-            except OSError as fault:
-                return fault
+            except OSError as error:
+                return error
 
-    return dict(zip(addresses, await asyncio.gather(*(one(address) for address in addresses)), strict=True))
+    return dict(zip(addresses, await asyncio.gather(*(scan_address(address) for address in addresses)), strict=True))
 
 
-async def _key(address: str, port: int) -> str:
+async def _request_key(address: str, port: int) -> str:
     import asyncssh
 
-    why = f"it has no host key of the kinds {', '.join(_KINDS)}"
+    reason = f"it has no host key of the kinds {', '.join(_KINDS)}"
     for kind in _KINDS:
         try:
             key = await asyncio.wait_for(
@@ -59,12 +62,12 @@ async def _key(address: str, port: int) -> str:
             )
         except asyncssh.KeyExchangeFailed:
             continue
-        except asyncssh.ConnectionLost as fault:
-            # A host without a key of this kind may hang up before it has said so.
-            why = fault.reason
-        except asyncssh.Error as fault:
-            raise OSError(fault.reason) from None
+        except asyncssh.ConnectionLost as error:
+            # A host without a key of this kind may close the connection before it answers.
+            reason = error.reason
+        except asyncssh.Error as error:
+            raise OSError(error.reason) from None
         else:
             if key:
                 return " ".join(key.export_public_key("openssh").decode().split()[:2])
-    raise OSError(why)
+    raise OSError(reason)

@@ -1,4 +1,4 @@
-"""How one host is reached over SSH."""
+"""The SSH address, user and keys of a host."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Target:
-    """How one host is reached.
+    """The SSH address, user and keys of a host.
 
     Attributes:
-        host_keys: the lines of its public keys, without the host's name; nothing else is taken.
-        key_file: the private key; None leaves it to the agent and the user's own SSH configuration.
-        command: arguments of ``ssh`` itself, for hosts that need what asyncssh cannot do (ProxyCommand,
-            GSSAPI, hardware keys); None for all others.
-        jump: the gateway that it is reached through; None: straight.
+        host_keys: its public host keys, without the host's name; no other key is accepted.
+        key_file: the private key; None uses the agent and the user's SSH configuration.
+        command: arguments of the program ``ssh``, for what asyncssh cannot do (ProxyCommand, GSSAPI, hardware keys);
+            None uses asyncssh.
+        jump: the SSH gateway in front of it; None: direct.
     """
 
     name: str

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vllm_fleet.catalogue.rental import Rented
 from vllm_fleet.resolve.deployment import Deployment
+from vllm_fleet.schema.fleet import StaticHost
 
 Kind = Literal["serving", "gateway"]
 #: Port of instance 0; instance n listens on the n-th port after it, its readiness 100 above.
@@ -20,7 +21,18 @@ GATEWAY_POOL = "gateway"
 class HostPlan:
     """One host of the To-Be.
 
-    ``address`` and ``ssh_host_key`` are known only for static hosts, ``rented`` is there only for rented ones.
+    Attributes:
+        name: unique in the fleet.
+        kind: whether it serves or is a gateway.
+        pool: its pool; :data:`GATEWAY_POOL` for gateways.
+        cloud: where it is.
+        placement: as ``fleet.yml`` has it.
+        host_class: its class; None for gateways.
+        ordinal: its number in the pool, from 0.
+        user: who logs in.
+        static: address and SSH host key of a host that exists already; None for all others.
+        rented: how a cloud rents it; None for static hosts and those of the lab.
+        deployment: what it serves; None for gateways.
     """
 
     name: str
@@ -31,11 +43,9 @@ class HostPlan:
     host_class: str | None
     ordinal: int
     user: str
-    address: str | None = None
-    port: int = 22
-    ssh_host_key: str | None = None
-    deployment: Deployment | None = None
+    static: StaticHost | None = None
     rented: Rented | None = None
+    deployment: Deployment | None = None
 
     @property
     def instances(self) -> tuple[tuple[str, int], ...]:

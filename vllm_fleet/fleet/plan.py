@@ -150,8 +150,7 @@ def _serving_hosts(
         raise
     rented = None
     if rental.rented(pool.cloud):
-        sized = catalog.host_class(pool.host_class)
-        rented = rental.pool(catalog, pool.cloud, sized, pool.placement, document, name)
+        rented = rental.pool(catalog, name, pool, document)
         weights_disk.check(rented, deployment.model, deployment.fit.weights_gib, document, name)
     user = spec.access.ssh_user or (rented.table.user if rented else _USERS[pool.cloud])
     for ordinal, (host_name, static) in enumerate(_members(name, pool.hosts, pool.static)):
@@ -164,9 +163,7 @@ def _serving_hosts(
             host_class=pool.host_class,
             ordinal=ordinal,
             user=(static.user if static else None) or user,
-            address=static.address if static else None,
-            port=static.port if static else 22,
-            ssh_host_key=static.ssh_host_key if static else None,
+            static=static,
             deployment=deployment,
             rented=rented,
         )
@@ -176,6 +173,10 @@ def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catal
     first_pool = next(iter(spec.pools.values()))
     gateway = spec.gateway
     cloud = gateway.cloud or ("static" if gateway.static else first_pool.cloud)
+    if cloud != "static" and gateway.static:
+        raise document.error(
+            ("gateway", "cloud"), f"is {cloud!r}, but gateway.static lists hosts that exist", "remove one of the two"
+        )
     beside = first_pool.placement if cloud == first_pool.cloud else {}
     placement = {key: value for key, value in beside.items() if key != "first"}
     rented = None
@@ -192,9 +193,7 @@ def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catal
             host_class=None,
             ordinal=ordinal,
             user=(static.user if static else None) or user,
-            address=static.address if static else None,
-            port=static.port if static else 22,
-            ssh_host_key=static.ssh_host_key if static else None,
+            static=static,
             rented=rented,
         )
 
@@ -231,11 +230,12 @@ def _duplicates(hosts: list[HostPlan], document: yaml_document.Document) -> Iter
         if other := names.get(host.name):
             yield document.error(at, f"the host {host.name!r} is in the pool {other.pool!r} too", "rename one")
         names[host.name] = host
-        if host.address:
-            if other := addresses.get((host.address, host.port)):
+        if host.static:
+            address = (host.static.address, host.static.port)
+            if other := addresses.get(address):
                 yield document.error(
                     at,
-                    f"{host.name} and {other.name} both have the address {host.address}",
+                    f"{host.name} and {other.name} both have the address {host.static.address}",
                     "correct one of them",
                 )
-            addresses[host.address, host.port] = host
+            addresses[address] = host

@@ -149,14 +149,15 @@ def _static(
 ) -> Iterator[FleetError]:
     """Hosts of one's own in a range of a cloud, and gateways that no firewall can name."""
     for host in hosts:
-        if host.cloud != "static" or not rented:
+        if host.static is None or not rented:
             continue
         at = (*_at(host)[:-1], "static", host.name, "address")
-        address = _address(host.address or "")
+        address_text = host.static.address
+        address = _address(address_text)
         if host.kind == "gateway" and not (address and any(address in each for each in PRIVATE)):
             yield document.error(
                 at,
-                f"{host.address!r} is no private IPv4 address, by which joined networks could let the gateway in",
+                f"{address_text!r} is no private IPv4 address, by which joined networks could let the gateway in",
                 "give the address that the gateway has towards them",
             )
         for name, mine in rented.items():

@@ -58,7 +58,7 @@ def locations(plan: Plan) -> Mapping[str, Location]:
     own = _own_keys(plan, made)
     jumps = ssh_routes.jumps(plan.hosts, plan.access)
     return {
-        host.name: _static(host, own.get(host.name))
+        host.name: _static(plan, host, own.get(host.name))
         if host.cloud == "static"
         else _made(made[host.name], own.get(host.name), jumps.get(host.name))
         for host in plan.hosts
@@ -86,10 +86,15 @@ def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[s
     return host_keys_file.standing(found, {name: host.id for name, host in made.items()})
 
 
-def _static(host: HostPlan, own: tuple[str, ...] | None) -> Location:
-    if host.address is None or host.ssh_host_key is None:
-        raise FleetError("a static host has an address and an ssh_host_key", host=host.name)
-    return Location(host.address, host.port, host.user, own or (host.ssh_host_key,), host.address)
+def _static(plan: Plan, host: HostPlan, own: tuple[str, ...] | None) -> Location:
+    if host.static is None:
+        raise plan.document.error(
+            ("gateway", "hosts"),
+            "asks for gateways that do not exist yet, and the cloud 'static' creates none",
+            "list your own under gateway.static, or set gateway.cloud",
+        )
+    address = host.static.address
+    return Location(address, host.static.port, host.user, own or (host.static.ssh_host_key,), address)
 
 
 def _made(host: StackHost, own: tuple[str, ...] | None, jump: str | None) -> Location:

@@ -1,6 +1,6 @@
-"""Vendors' apt repositories: where the packages lie that no distribution has, and who signs them.
+"""Vendors' apt repositories: where packages are that no distribution has, and the keys that sign them.
 
-A host takes them from the vendor, from a copy that the fleet names, or from the fleet's mirror.
+A host uses the vendor's repository, a copy that the fleet names, or the fleet's mirror.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from vllm_fleet.catalogue.catalogue import Catalog
@@ -20,13 +19,12 @@ from vllm_fleet.schema.recipe import Machine
 
 #: A repository for hosts of any system.
 ANY_SYSTEM = "any"
-#: What reads the keys and the sources of repositories, and a small image lacks.
+#: Packages that read the keys and the sources of repositories; small images lack them.
 TOOLS = ("gpg", "python3-debian")
-#: A repository's key in its folder of a mirror.
+#: File name of a repository's key in a mirror.
 KEY_FILE = "key.asc"
 #: Repository -> the fleet's own copy of it, with the file of its key.
 Copies = Mapping[str, tuple[RepositoryMirror, Path]]
-NO_COPIES: Copies = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class MirroredSystem:
 
     Attributes:
         system: ID-VERSION_ID of its ``/etc/os-release``.
-        url: under which they lie there.
+        url: base address of the packages there.
     """
 
     system: str
@@ -44,13 +42,14 @@ class MirroredSystem:
 
 @dataclass(frozen=True)
 class Repository:
-    """One repository as the hosts with one kind of processor take it.
+    """One repository for hosts with one kind of processor.
 
     Attributes:
         name: its name in ``recipes/drivers.yml``.
-        systems: ID-VERSION_ID of a system, or ``any`` -> where its packages lie.
-        key: who signs it: a file on this machine, or an address with its fingerprint.
-        pin: what apt calls it whatever its address, such as ``o=AMD``; empty where it is known by its address alone.
+        systems: ID-VERSION_ID of a system, or ``any`` -> where its packages are.
+        key: the key that signs it: a file on this machine, or an address with a fingerprint.
+        pin: a field of its release file that identifies it at any address, such as ``o=AMD``; empty: only the
+            address identifies it.
     """
 
     name: str
@@ -59,47 +58,47 @@ class Repository:
     pin: str = ""
 
     def source(self, system: str) -> AptSource | None:
-        """Where the packages of a system lie; None: it has none for it."""
+        """Where the packages of a system are; None: the repository has none for it."""
         return self.systems.get(system) or self.systems.get(ANY_SYSTEM)
 
     @property
     def key_name(self) -> str:
-        """A key is named after itself: two repositories of one key have one file, and another key is another file."""
+        """A name made from the key: repositories with the same key share a file, and another key gets another file."""
         if isinstance(self.key, SigningKey):
             return self.key.fingerprint
         return hashlib.sha256(self.key.read_bytes()).hexdigest()[:16]
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The repository as the role apt_repository takes it."""
+        """The repository as a value for the role apt_repository."""
         systems = {system: source.model_dump() for system, source in self.systems.items()}
         key = self.key.model_dump(exclude_none=True) if isinstance(self.key, SigningKey) else {"file": str(self.key)}
         return {"name": self.name, "systems": systems, "key": {"name": self.key_name, **key}}
 
     @property
     def is_on_hosts(self) -> bool:
-        """Whether it is a folder of the hosts themselves, which no mirror has to carry."""
+        """Whether it is a folder on the hosts, which no mirror needs to have."""
         return all(source.uri.startswith("file:") for source in self.systems.values())
 
     def served_by(self, mirror: MirroredSystem | None) -> Repository:
-        """The same in a mirror; None and a system that it has nothing for leave it where it is."""
+        """The same repository in a mirror; unchanged without a mirror or if it has nothing for the mirror's system."""
         source = self.source(mirror.system) if mirror else None
         if mirror is None or source is None or self.is_on_hosts:
             return self
         at = f"{mirror.url}/{self.name}"
         key = self.key
         if isinstance(key, SigningKey):
-            # Without https: what comes is compared with the fingerprint.
+            # https is not needed: the key is compared with the fingerprint.
             key = key.model_copy(update={"url": f"{at}/{KEY_FILE}"})
-        found = AptSource(uri=at, suites=source.suites, components=source.components, check_valid_until=False)
-        return replace(self, systems={mirror.system: found}, key=key)
+        mirrored = AptSource(uri=at, suites=source.suites, components=source.components, check_valid_until=False)
+        return replace(self, systems={mirror.system: mirrored}, key=key)
 
 
-def copies(plan: Plan) -> Copies:
-    """The copies that a fleet names.
+def fleet_copies(plan: Plan) -> Copies:
+    """The copies of repositories that a fleet names.
 
     Raises:
-        FleetError: the key of one is not there.
+        FleetError: a key file is missing.
     """
     hint = "give the public key that signs the copy, relative to the fleet's folder"
     return {
@@ -108,13 +107,13 @@ def copies(plan: Plan) -> Copies:
     }
 
 
-def of(catalog: Catalog, name: str, machine: Machine, own: Copies) -> Repository:
+def choose_repository(catalog: Catalog, name: str, machine: Machine, own: Copies) -> Repository:
     """A repository for one kind of processor: the fleet's own copy, else the vendor's.
 
     Args:
         catalog: the recipes.
-        name: its name there.
-        machine: the kind of processor, as kernels call it.
+        name: the name of the repository there.
+        machine: the kind of processor, as the kernel names it.
         own: the fleet's copies.
     """
     recipe = catalog.drivers.repositories[name]
@@ -130,17 +129,17 @@ def of(catalog: Catalog, name: str, machine: Machine, own: Copies) -> Repository
     return Repository(name, systems, recipe.key, recipe.pin)
 
 
-def pins(repositories: Iterable[Repository], *, in_mirror: bool) -> list[str]:
-    """Pins of apt that prefer the vendors to the distribution, which may have packages of the same names.
+def apt_pins(repositories: Iterable[Repository], *, in_mirror: bool) -> list[str]:
+    """Pins for apt that prefer the vendors to the distribution, which may have packages with the same names.
 
     Args:
-        repositories: theirs.
-        in_mirror: they have one address with the distribution, so that only their own names tell them apart.
+        repositories: the vendors' repositories.
+        in_mirror: they have the same address as the distribution, so only their release files identify them.
     """
     if in_mirror:
-        known = sorted({f"release {each.pin}" for each in repositories if each.pin})
+        conditions = sorted({f"release {repository.pin}" for repository in repositories if repository.pin})
     else:
-        uris = [source.uri for each in repositories for source in each.systems.values()]
-        found = (re.match(r"https?://([^/:]+)", uri) for uri in uris)
-        known = sorted({f'origin "{match[1]}"' for match in found if match})
-    return [f"Package: *\nPin: {each}\nPin-Priority: 600" for each in known]
+        uris = [source.uri for repository in repositories for source in repository.systems.values()]
+        origins = (re.match(r"https?://([^/:]+)", uri) for uri in uris)
+        conditions = sorted({f'origin "{match[1]}"' for match in origins if match})
+    return [f"Package: *\nPin: {condition}\nPin-Priority: 600" for condition in conditions]

@@ -1,19 +1,19 @@
-"""Host class -> driver: variables of the roles, items of the manifest, and the facts that the host must have."""
+"""Host class -> driver: variables of the roles, items of the manifest, and facts that the host must have."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.versions import version_key
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import apt_repositories
-from vllm_fleet.host.apt_repositories import NO_COPIES, MirroredSystem, Repository
-from vllm_fleet.host.instance_files import sha256
+from vllm_fleet.host.apt_repositories import MirroredSystem, Repository, choose_repository
 from vllm_fleet.host.manifest import Item, Manifest, file_item
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.schema.driver import ClassDriver, DriverMode, DriverRelease
@@ -29,14 +29,14 @@ _MADE = "Made by vllm-fleet; another run replaces what is changed here."
 
 @dataclass(frozen=True)
 class HostDriver:
-    """What one host gets.
+    """The driver of one host.
 
     Attributes:
         role: the role that owns it.
-        variables: of that role and of the ones that it uses.
-        items: what must be true.
-        facts: what the host's own facts must be, beside those of its class.
-        repositories: where its packages come from; empty where none is installed.
+        variables: variables of that role and of the roles that it uses.
+        items: the items of the manifest.
+        facts: the facts that the host must have, besides those of its class.
+        repositories: where its packages come from; empty if none is installed.
     """
 
     role: str
@@ -47,66 +47,73 @@ class HostDriver:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """What is installed, as apt takes it."""
+        """The packages in the form NAME=VERSION."""
         return tuple(self.variables["driver_packages_names"]) if self.repositories else ()
 
     def extend(self, manifest: Manifest) -> Manifest:
-        """The manifest with this driver in it, after the items of the operating system."""
+        """The manifest with the items and facts of this driver, after the items of host_baseline."""
         place = next(at for at, item in enumerate(manifest.items) if item["role"] != "host_baseline")
         items = (*manifest.items[:place], *self.items, *manifest.items[place:])
         return replace(manifest, items=items, facts={**manifest.facts, **self.facts})
 
 
 def default_mode(cloud: str) -> DriverMode:
-    """Rented hosts start from an image that brings a driver; a host of one's own gets it from here."""
+    """``verified`` for rented hosts, whose image has a driver; ``managed`` for your own hosts and the lab."""
     return "managed" if cloud in ("static", "lab") else "verified"
 
 
-def mode_of(plan: Plan, host: HostPlan) -> DriverMode:
-    """Who installs the driver of a host, if its class has one."""
+def driver_mode(plan: Plan, host: HostPlan) -> DriverMode:
+    """Whether this project installs the driver of a host or only verifies it."""
     return plan.spec.pools[host.pool].driver or default_mode(host.cloud)
 
 
-def release(catalog: Catalog, row: ClassDriver, engine: Engine | None) -> DriverRelease:
-    """The first release of a class that has the ROCm which an engine asks for.
+def choose_release(catalog: Catalog, row: ClassDriver, engine: Engine | None) -> DriverRelease:
+    """The first release of a class that has the ROCm that an engine requires.
 
     Raises:
-        FleetError: none has.
+        FleetError: no release has it.
     """
     floor = engine.wheel.rocm_min if engine and engine.wheel else None
     for name in row.releases:
-        found = catalog.drivers.releases[name]
-        if not floor or not found.rocm or version_key(found.rocm) >= version_key(floor):
-            return found
+        candidate = catalog.drivers.releases[name]
+        if not floor or not candidate.rocm or version_key(candidate.rocm) >= version_key(floor):
+            return candidate
     raise FleetError(
-        f"no driver of recipes/drivers.yml has ROCm {floor}, which the engine asks for",
+        f"no driver of recipes/drivers.yml has ROCm {floor}, which the engine requires",
         "add a release there",
         key="engine",
         code="refused",
     )
 
 
-def for_host(
-    catalog: Catalog,
-    sized: SizedClass,
-    mode: DriverMode,
-    engine: Engine | None = None,
-    own: apt_repositories.Copies = NO_COPIES,
-    reboot: bool = False,
-    lab: bool = False,
-    mirror: MirroredSystem | None = None,
-) -> HostDriver | None:
-    """The driver of a host; None for a class that has none.
+@dataclass(frozen=True)
+class DriverChoice:
+    """What the driver of a host depends on besides its class.
+
+    Attributes:
+        mode: whether this project installs it or only verifies it.
+        engine: the engine that the host runs.
+        copies: the fleet's copies of repositories.
+        reboot: whether a run may restart the host.
+        lab: the host is a container, with the kernel of the machine.
+        mirror: the fleet's mirror; None if it has no packages.
+    """
+
+    mode: DriverMode
+    engine: Engine | None = None
+    copies: apt_repositories.Copies = field(default_factory=dict)
+    reboot: bool = False
+    lab: bool = False
+    mirror: MirroredSystem | None = None
+
+
+def choose_driver(catalog: Catalog, sized: SizedClass, choice: DriverChoice) -> HostDriver | None:
+    """The driver of a host; None for a class without one.
 
     Args:
         catalog: the recipes.
         sized: the host's class.
-        mode: who installs it.
-        engine: what it will run.
-        own: the fleet's copies of repositories.
-        reboot: whether the fleet lets a run restart its hosts.
-        lab: the host is a container, whose kernel is the machine's.
-        mirror: the fleet's mirror, where it has packages.
+        choice: what it depends on besides the class.
 
     Raises:
         FleetError: no release fits the engine.
@@ -114,112 +121,113 @@ def for_host(
     row = catalog.drivers.classes[sized.family.name]
     if not row.releases:
         return None
-    chosen = release(catalog, row, engine)
-    vendor, role, managed = chosen.vendor, ROLES[chosen.vendor], mode == "managed"
+    chosen = choose_release(catalog, row, choice.engine)
+    vendor, role, managed = chosen.vendor, ROLES[chosen.vendor], choice.mode == "managed"
     switches = sized.count in row.fabric_manager
     packages = dict(chosen.packages)
     if switches and chosen.fabric_manager:
         packages |= chosen.fabric_manager.packages
     packages |= chosen.imex if row.imex else {}
     others = row.fabric_packages if switches else []
-    origins = tuple(apt_repositories.of(catalog, name, sized.machine, own) for name in chosen.repositories)
-    found = [each.served_by(mirror) for each in origins]
+    origins = tuple(choose_repository(catalog, name, sized.machine, choice.copies) for name in chosen.repositories)
+    repositories = [origin.served_by(choice.mirror) for origin in origins]
     holds = [*catalog.drivers.holds[vendor].packages, *catalog.drivers.kernel.packages]
-    pins = _preferences(found, packages, in_mirror=mirror is not None)
+    pins = _preferences(repositories, packages, in_mirror=choice.mirror is not None)
     blacklist = _unattended(holds)
     variables: dict[str, Any] = {
         "driver_packages_managed": managed,
         "apt_repository_tools": list(apt_repositories.TOOLS),
-        "driver_packages_repositories": [each.variables for each in found] if managed else [],
+        "driver_packages_repositories": [repository.variables for repository in repositories] if managed else [],
         "driver_packages_kernel_modules": chosen.kernel_modules,
         "driver_packages_names": [*(f"{name}={packages[name]}" for name in sorted(packages)), *others],
         "driver_packages_preferences": pins,
         "driver_packages_unattended": blacklist,
         "driver_packages_holds": holds,
-        "host_reboot_allowed": reboot,
+        "host_reboot_allowed": choice.reboot,
         f"{role}_version": chosen.version,
         f"{role}_managed": managed,
     }
     if vendor == "nvidia":
         variables["nvidia_driver_fabric_manager"] = switches
     items: list[Item] = [
-        file_item(role, UNATTENDED, sha256(blacklist)),
+        file_item(role, UNATTENDED, text_sha256(blacklist)),
         {"role": role, "kind": "holds", "name": "held packages", "patterns": holds},
     ]
     facts: dict[str, Any] = {"driver_below": row.driver_below}
     if switches:
         facts["fabric_manager"] = True
     if managed:
-        items.append(file_item(role, PREFERENCES, sha256(pins)))
+        items.append(file_item(role, PREFERENCES, text_sha256(pins)))
         items += [{"role": role, "kind": "package", "name": n, "version": packages[n]} for n in sorted(packages)]
         items += [{"role": role, "kind": "package", "name": name} for name in others]
         facts |= {"driver_role": role, "driver_version": chosen.version}
         facts |= {"rocm_version": chosen.rocm} if chosen.rocm else {}
-    items += _nvidia_items(managed, switches, chosen) if vendor == "nvidia" else _amd_items(lab)
+    items += _nvidia_items(managed, switches, chosen) if vendor == "nvidia" else _amd_items(choice.lab)
     return HostDriver(role, variables, tuple(items), facts, origins if managed else ())
 
 
-def of_host(plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem | None = None) -> HostDriver | None:
-    """The driver of a host of a fleet; None for one that has none.
+def host_driver(
+    plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem | None = None
+) -> HostDriver | None:
+    """The driver of a host of a fleet; None for a class without one.
 
     Args:
         plan: the fleet.
         catalog: the recipes.
         host: the host.
-        mirror: as :func:`for_host` takes it.
+        mirror: the fleet's mirror; None if it has no packages.
 
     Raises:
-        FleetError: the fleet names a repository or a key that is not there, or no release fits the engine.
+        FleetError: the fleet names a repository or a key file that does not exist, or no release fits the engine.
     """
     deployment = host.deployment
     if deployment is None:
         return None
-    return for_host(
-        catalog,
-        catalog.host_class(deployment.host_class),
-        mode_of(plan, host),
-        deployment.engine,
-        apt_repositories.copies(plan),
+    choice = DriverChoice(
+        mode=driver_mode(plan, host),
+        engine=deployment.engine,
+        copies=apt_repositories.fleet_copies(plan),
         reboot=plan.access.reboot,
         lab=host.cloud == "lab",
         mirror=mirror,
     )
+    return choose_driver(catalog, catalog.host_class(deployment.host_class), choice)
 
 
 def _nvidia_items(managed: bool, switches: bool, chosen: DriverRelease) -> list[Item]:
     role = ROLES["nvidia"]
     units = ["nvidia-persistenced.service"] if managed else []
-    found: list[Item] = [{"role": role, "kind": "unit", "name": name, "active": True} for name in units]
+    items: list[Item] = [{"role": role, "kind": "unit", "name": name, "active": True} for name in units]
     if managed:
-        found.insert(0, file_item(role, PERSISTENCE, role_file_sha256(role, "persistence.conf")))
+        items.insert(0, file_item(role, PERSISTENCE, role_file_sha256(role, "persistence.conf")))
     if switches and chosen.fabric_manager:
         unit = chosen.fabric_manager.unit
-        found.append({"role": role, "kind": "unit", "name": unit, "active": True, "enabled": True})
-    return found
+        items.append({"role": role, "kind": "unit", "name": unit, "active": True, "enabled": True})
+    return items
 
 
 def _amd_items(lab: bool) -> list[Item]:
     role = ROLES["amd"]
-    found: list[Item] = [
+    items: list[Item] = [
         {"role": role, "kind": "user", "name": "vllm", "groups": ["render", "video"]},
         file_item(role, NUMA, role_file_sha256(role, "sysctl.conf")),
     ]
     if not lab:
-        found.append(
+        items.append(
             {"role": role, "kind": "sysctl", "name": "kernel.numa_balancing", "value": "0", "may_be_missing": True}
         )
-    return found
+    return items
 
 
-def _preferences(found: Iterable[Repository], packages: Mapping[str, str], *, in_mirror: bool) -> str:
-    """Pins for apt: just these versions whatever else is on offer, and the vendor before the distribution."""
-    stanzas = [f"# {_MADE}", *apt_repositories.pins(found, in_mirror=in_mirror)]
-    # Above 1000, so that apt goes back to an older version, too.
+def _preferences(repositories: Iterable[Repository], packages: Mapping[str, str], *, in_mirror: bool) -> str:
+    """Pins for apt: exactly these versions, and the vendor before the distribution."""
+    stanzas = [f"# {_MADE}", *apt_repositories.apt_pins(repositories, in_mirror=in_mirror)]
+    # Above 1000, so that apt also installs an older version.
     stanzas += [f"Package: {name}\nPin: version {packages[name]}\nPin-Priority: 1001" for name in sorted(packages)]
     return "\n\n".join(stanzas) + "\n"
 
 
 def _unattended(holds: Sequence[str]) -> str:
-    """The packages that unattended-upgrades leaves alone, as the regular expressions that it takes."""
+    """The config of unattended-upgrades that excludes packages, as regular expressions."""
     lines = [f'    "^{pattern.replace("*", ".*")}$";' for pattern in holds]
     return "\n".join([f"// {_MADE}", "Unattended-Upgrade::Package-Blacklist {", *lines, "};", ""])

@@ -1,4 +1,4 @@
-"""Plan -> the gateway's HAProxy configuration and the firewall of the serving hosts."""
+"""Plan -> the HAProxy configuration of the gateways."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
 from vllm_fleet.schema.fleet import Gateway
 
-#: The paths that answer; vLLM leaves many others open, with and without a key (vLLM docs/usage/security.md).
+#: The paths that clients reach; vLLM has many others, with and without a key (vLLM docs/usage/security.md).
 ALLOWED_PATHS = (
     "/v1/chat/completions",
     "/v1/completions",
@@ -23,7 +23,7 @@ ADMIN_SOCKET = "/run/haproxy/admin.sock"
 
 @dataclass(frozen=True)
 class Backend:
-    """One instance as the gateway sees it."""
+    """One vLLM process, as a server of the gateways."""
 
     host: str
     instance: str
@@ -39,9 +39,8 @@ def _backend_name(model: str) -> str:
 def haproxy_config(gateway: Gateway, backends: Sequence[Backend]) -> str:
     """The whole ``haproxy.cfg``: allowlist, keys by digest, one backend for each model.
 
-    A request body is buffered to read its model; ``http-no-delay`` because without it the first token of a
-    stream waits 200 ms. A server is up when its readiness port says that a completion came back, never by
-    /health, which is green on a dead engine.
+    It buffers a request body to read the model. Without ``http-no-delay`` the first token of a stream waits 200 ms. A
+    server is up if its readiness port reports that a completion came back; /health is green on a dead engine.
     """
     models = sorted({backend.model for backend in backends})
     bind = f"bind :{gateway.port}"
@@ -52,7 +51,7 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend]) -> str:
         "global",
         "  log stdout format raw local0 info",
         "  maxconn 8192",
-        # A prompt of a long context is a few MiB; the body must be read to know its model.
+        # A long prompt has a few MiB; HAProxy reads the body to know the model.
         "  tune.bufsize 4194304" if len(models) > 1 or gateway.affinity == "prefix" else "  tune.bufsize 65536",
         "  hard-stop-after 15m",
         f"  stats socket {ADMIN_SOCKET} mode 600 level admin",
@@ -111,26 +110,6 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def api_keys_text(keys: Mapping[str, str]) -> str:
-    """The digests that the gateway compares, one a line; the keys themselves are nowhere on a host."""
+def key_digests_text(keys: Mapping[str, str]) -> str:
+    """The digests of the API keys, one per line; no host has the keys themselves."""
     return "".join(f"{digest.removeprefix('sha256:')}\n" for digest in sorted(set(keys.values())))
-
-
-def firewall_text(ports: Sequence[int], gateways: Sequence[str]) -> str:
-    """Nftables rules: only the gateways and the host itself reach vLLM, whose own key leaves routes open."""
-    numbers = ", ".join(str(port) for port in sorted(ports))
-    allowed = ", ".join(sorted(gateways))
-    accept = f"    tcp dport {{ {numbers} }} ip saddr {{ {allowed} }} accept\n" if gateways else ""
-    return (
-        "# Made by vllm-fleet; another run replaces what is changed here.\n"
-        "table inet vllm_fleet {}\n"
-        "delete table inet vllm_fleet\n"
-        "table inet vllm_fleet {\n"
-        "  chain input {\n"
-        "    type filter hook input priority filter; policy accept;\n"
-        '    iifname "lo" accept\n'
-        f"{accept}"
-        f"    tcp dport {{ {numbers} }} drop\n"
-        "  }\n"
-        "}\n"
-    )

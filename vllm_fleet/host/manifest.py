@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.base.versions import version_key
-from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
-from vllm_fleet.fleet.host_plan import HostPlan
-from vllm_fleet.host import container, haproxy, instance_files
-from vllm_fleet.host.model_files import ModelFiles
+from vllm_fleet.catalogue.catalogue import SizedClass
+from vllm_fleet.host import container, haproxy, host_paths, instance_files
 from vllm_fleet.host.role_files import role_file_sha256
-from vllm_fleet.resolve.deployment import Deployment
+from vllm_fleet.host.serving_host import ServingHost
 
 Item = dict[str, Any]
 RELEASES = "/opt/vllm/releases"
@@ -45,9 +44,9 @@ class Manifest:
         return json.dumps(record, indent=1, sort_keys=True) + "\n"
 
 
-def file_item(role: str, path: str, sha256: str, mode: str = "0644", owner: str = "root", group: str = "root") -> Item:
-    """A file with its content, mode and owner."""
-    return {"role": role, "kind": "file", "path": path, "sha256": sha256, "mode": mode, "owner": owner, "group": group}
+def file_item(role: str, path: str, sha256: str, mode: str = "0644", group: str = "root") -> Item:
+    """A file of root with its content, mode and group."""
+    return {"role": role, "kind": "file", "path": path, "sha256": sha256, "mode": mode, "owner": "root", "group": group}
 
 
 def _directory(role: str, path: str, mode: str, owner: str = "root", group: str = "root") -> Item:
@@ -77,45 +76,37 @@ def baseline_items() -> Iterable[Item]:
     yield _unit(role, "systemd-timesyncd.service", enabled=True)
 
 
-def _engine_items(deployment: Deployment) -> Iterable[Item]:
-    role, engine = "vllm_engine", f"{instance_files.ENGINES}/{deployment.engine_directory_id}"
+def _engine_items(host: ServingHost) -> Iterable[Item]:
+    role, engine, deployment = "vllm_engine", host.engine_directory, host.deployment
     yield from (_package(role, name) for name in deployment.packages)
     yield {"role": role, "kind": "file", "path": f"{engine}/bin/vllm", "mode": "0555"}
-    yield file_item(role, f"{engine}/.complete", instance_files.sha256(f"{deployment.engine_directory_id}\n"))
+    yield file_item(role, f"{engine}/.complete", text_sha256(f"{deployment.engine_directory_id}\n"))
 
 
-def serving_manifest(
-    host: HostPlan,
-    catalog: Catalog,
-    encodings: Sequence[Mapping[str, str]],
-    model: ModelFiles,
-    instances: Sequence[instance_files.InstanceFiles],
-    files: Mapping[str, str],
-    release: str,
-    firewall: str,
-    image: container.Image | None = None,
-    asked: Mapping[str, Any] | None = None,
-) -> Manifest:
+def serving_manifest(host: ServingHost, release: instance_files.Release) -> Manifest:
     """The manifest of a host that serves.
 
-    With an image it serves from a container; ``asked`` is what the lock of its engine asks of it.
+    Args:
+        host: the host.
+        release: its data files.
     """
     deployment = host.deployment
-    if deployment is None:
-        raise ValueError(f"{host.name} serves nothing")
     items = list(baseline_items())
-    items.append(_directory("harmony_encodings", instance_files.ENCODINGS, "0755"))
-    items += [file_item("harmony_encodings", f"{instance_files.ENCODINGS}/{e['name']}", e["sha256"]) for e in encodings]
+    items.append(_directory("harmony_encodings", host_paths.ENCODINGS, "0755"))
+    items += [
+        file_item("harmony_encodings", f"{host_paths.ENCODINGS}/{encoding.name}", encoding.sha256)
+        for encoding in host.encodings
+    ]
     items.append(
         {
             "role": "model_store",
             "kind": "store",
-            "path": instance_files.model_directory(deployment.model, model.revision),
+            "path": host.model_directory,
             "stamp": STAMP,
-            "files": dict(model.sha256),
+            "files": dict(host.model.sha256),
         }
     )
-    items += container.items(image) if image else _engine_items(deployment)
+    items += container.image_items(host.image) if host.image else _engine_items(host)
     role = "vllm_service"
     for path, name, mode in (
         ("/etc/systemd/system/vllm@.service", "vllm@.service", "0644"),
@@ -125,25 +116,25 @@ def serving_manifest(
         ("/usr/local/libexec/vllm-container", "vllm-container", "0755"),
     ):
         items.append(file_item(role, path, role_file_sha256(role, name), mode))
-    items.append(file_item(role, "/etc/vllm/firewall.nft", instance_files.sha256(firewall)))
+    items.append(file_item(role, "/etc/vllm/firewall.nft", text_sha256(host.firewall)))
     items.append(_unit(role, "vllm-firewall.service", active=True, enabled=True))
     items += [
-        file_item(role, f"{RELEASES}/{release}/{name}", instance_files.sha256(text), "0600")
-        for name, text in files.items()
+        file_item(role, f"{RELEASES}/{release.digest}/{name}", text_sha256(text), "0600")
+        for name, text in release.files.items()
     ]
-    items.append({"role": role, "kind": "link", "path": CURRENT, "target": f"releases/{release}"})
-    for instance in instances:
+    items.append({"role": role, "kind": "link", "path": CURRENT, "target": f"releases/{release.digest}"})
+    for instance in release.instances:
         items.append(_unit(role, f"{UNITS[deployment.install]}@{instance.name}.service", active=True, enabled=True))
         items.append(
             {
                 "role": role,
                 "kind": "file",
                 "path": f"/run/vllm-{instance.name}/loaded",
-                "sha256": instance_files.sha256(instance.loaded),
+                "sha256": text_sha256(instance.loaded),
             }
         )
-    facts = wanted_facts(catalog.host_class(deployment.host_class), asked)
-    return Manifest(host.name, tuple(items), facts)
+    facts = wanted_facts(host.host_class, host.required_facts)
+    return Manifest(host.plan.name, tuple(items), facts)
 
 
 def wanted_facts(sized: SizedClass, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -167,8 +158,8 @@ def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Ite
     items = [
         *baseline_items(),
         _package(role, "haproxy"),
-        file_item(role, "/etc/haproxy/haproxy.cfg", instance_files.sha256(config), "0640", "root", "haproxy"),
-        file_item(role, haproxy.API_KEYS, instance_files.sha256(keys), "0640", "root", "haproxy"),
+        file_item(role, "/etc/haproxy/haproxy.cfg", text_sha256(config), "0640", "haproxy"),
+        file_item(role, haproxy.API_KEYS, text_sha256(keys), "0640", "haproxy"),
         file_item(
             role,
             "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf",
@@ -179,5 +170,5 @@ def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Ite
     ]
     if certificate:
         digest = hashlib.sha256(certificate.read_bytes()).hexdigest()
-        items.append(file_item(role, haproxy.CERTIFICATE, digest, "0640", "root", "haproxy"))
+        items.append(file_item(role, haproxy.CERTIFICATE, digest, "0640", "haproxy"))
     return tuple(items)

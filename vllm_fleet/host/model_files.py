@@ -1,4 +1,4 @@
-"""Copies of artifacts on the controller, as their ``model.json`` lists them."""
+"""Copies of models on the controller: the files that ``model.json`` lists, with their digests."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class ModelFiles:
 
 @cache
 def model_files(directory: Path) -> ModelFiles:
-    """Reads ``model.json`` of a folder; the files themselves are verified where they are copied to.
+    """Reads ``model.json`` of a folder; each host verifies the files after the copy.
 
     Raises:
-        FleetError: the list is missing or breaks its form.
+        FleetError: the list is missing or wrong.
     """
     file = directory / "model.json"
     try:
@@ -36,9 +36,9 @@ def model_files(directory: Path) -> ModelFiles:
         digests = {str(name): str(entry["sha256"]) for name, entry in data["files"].items()}
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise FleetError(
-            f"is no list of a model's files: {fault!r}", "run 'make setup' to build it again", paths.display(file)
+            f"is not a list of a model's files: {fault!r}", "run 'make setup' to build it again", paths.display(file)
         ) from None
     bad = [name for name in digests if not re.fullmatch(r"[\w][\w.-]*", name)]
     if bad or not re.fullmatch(r"[\w][\w.-]*", revision):
-        raise FleetError(f"names {bad or revision!r}, which is no plain file name", "", paths.display(file))
+        raise FleetError(f"names {bad or revision!r}, which is not a plain file name", "", paths.display(file))
     return ModelFiles(directory.resolve(), revision, digests)

@@ -1,4 +1,4 @@
-"""The constant files of the roles: the manifest takes their digests from where the roles take the files."""
+"""The constant files of the roles, and their digests for the manifest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def role_file(role: str, name: str) -> bytes:
 
 
 def role_file_sha256(role: str, name: str) -> str:
-    """Its digest."""
+    """The SHA-256 of a file under ``roles/<role>/files``."""
     return hashlib.sha256(role_file(role, name)).hexdigest()
 
 
@@ -27,7 +27,7 @@ _UNIT_FILES = {
 
 
 def unit_digest(install: str) -> str:
-    """A digest of the vLLM unit and of the programs that it starts: another one means another release.
+    """A digest of the vLLM unit and the programs that it starts; a new digest makes a new release.
 
     Args:
         install: the install form, ``wheel`` or ``docker``.

@@ -1,22 +1,22 @@
-"""What an engine compiles at its first start, named so that just the hosts that can use it share it."""
+"""The name of the caches that an engine compiles at its first start; hosts that can share them have the same name."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 
-from vllm_fleet.host import instance_files
 from vllm_fleet.resolve.deployment import Deployment
 
 
-def key(deployment: Deployment, revision: str, arch: str, driver: str | None) -> str:
-    """The name of the caches of a start: hosts with the same one compile the same code.
+def start_cache_key(deployment: Deployment, revision: str, arch: str, driver: str | None) -> str:
+    """The name of the caches of a start: hosts with the same name compile the same code.
 
     Args:
         deployment: engine, arguments and environment.
         revision: the model's revision.
         arch: the architecture of the devices.
-        driver: the version of their driver, whose compiler makes part of it; None where there is none or it is unknown.
+        driver: the version of their driver, whose compiler makes a part of the code; None if there is none or it is
+            unknown.
     """
     parts = {
         "engine": deployment.engine_directory_id,
@@ -27,8 +27,3 @@ def key(deployment: Deployment, revision: str, arch: str, driver: str | None) ->
         "driver": driver,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def directory(name: str) -> str:
-    """Where a host keeps the caches of a key: the home of its instances, as libraries know no other place."""
-    return f"{instance_files.CACHE}/{name}"

@@ -1,1 +1,1 @@
-"""What a mirror of artifacts holds, and what its clients read from it."""
+"""The contents of a mirror of artifacts, and what its hosts read from it."""

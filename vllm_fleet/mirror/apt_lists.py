@@ -1,10 +1,11 @@
-"""Packages in a mirror: the signed lists of a distribution and of vendors, and of their pools what hosts install."""
+"""Debian packages in a mirror: signed lists of a distribution and of vendors, and the package files of hosts."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import PurePosixPath
 
 from vllm_fleet.base.errors import FleetError
@@ -12,13 +13,16 @@ from vllm_fleet.mirror.store import Artifact
 from vllm_fleet.schema.distribution import Distribution, Source
 from vllm_fleet.schema.driver import AptSource
 
-#: The list that apt takes first of those that an archive has.
+#: apt's order of preference among the forms of a list.
 _COMPRESSIONS = (".zst", ".xz", ".bz2", ".lzma", ".gz", ".lz4", "")
+_SHA256 = re.compile("[0-9a-f]{64}")
+#: As apt reads a list: only an empty line ends a stanza.
+_STRICT = {"whitespace-separates-paragraphs": False}
 
 
 @dataclass(frozen=True)
 class Origin:
-    """One suite of one archive, and where it stands in the mirror; a flat one has the suite ``/``."""
+    """One suite of one archive, and its folder in the mirror; a flat archive has the suite ``/``."""
 
     uri: str
     suite: str
@@ -27,54 +31,54 @@ class Origin:
 
     @property
     def folder(self) -> str:
-        """Its lists, as seen from the archive's own folder: empty, or with a slash at its end."""
+        """The folder of its lists below the archive's URL: empty, or with a slash at its end."""
         if not self.suite.endswith("/"):
             return f"dists/{self.suite}/"
         return "" if self.suite == "/" else self.suite
 
     @property
     def release(self) -> str:
-        """The URL of its signed list of lists."""
+        """The URL of its signed release file."""
         return f"{self.uri}/{self.folder}InRelease"
 
     def lists(self, architecture: str) -> tuple[str, ...]:
-        """Its package lists, as seen from its folder, without the ending of a compression."""
+        """Its package lists below its folder, without the suffix of a compression."""
         if self.suite.endswith("/"):
             return ("Packages",)
-        return tuple(f"{each}/binary-{architecture}/Packages" for each in self.components)
+        return tuple(f"{component}/binary-{architecture}/Packages" for component in self.components)
 
 
-def origins(name: str, record: Distribution) -> Iterator[Origin]:
+def distribution_origins(name: str, record: Distribution) -> Iterator[Origin]:
     """Every suite of a distribution."""
     for number, source in enumerate(record.sources):
         for suite in source.suites:
-            yield Origin(source.uri, suite, tuple(source.components), place(name, number))
+            yield Origin(source.uri, suite, tuple(source.components), archive_folder(name, number))
 
 
 def vendor_origins(name: str, repository: str, source: AptSource) -> Iterator[Origin]:
     """Every suite of a vendor's repository, in the mirror of a distribution."""
     for suite in source.suites:
-        yield Origin(source.uri.rstrip("/"), suite, tuple(source.components), place(name, repository))
+        yield Origin(source.uri.rstrip("/"), suite, tuple(source.components), archive_folder(name, repository))
 
 
-def place(name: str, archive: int | str) -> str:
-    """Where an archive stands in the mirror: by its number those of a distribution, by its name a vendor's."""
-    return f"{folder(name)}/{archive}"
+def archive_folder(name: str, archive: int | str) -> str:
+    """The folder of an archive in the mirror: named by number for a distribution, by name for a vendor."""
+    return f"{distribution_folder(name)}/{archive}"
 
 
-def folder(name: str) -> str:
-    """Where the archives of a distribution stand in the mirror."""
+def distribution_folder(name: str) -> str:
+    """The folder in the mirror of all archives of a distribution."""
     return f"debs/{name}"
 
 
-def stanza(uri: str, source: Source | AptSource, keyring: str, *, check_valid_until: bool = True) -> str:
-    """One source as apt reads it, in the deb822 form.
+def source_stanza(uri: str, source: Source | AptSource, keyring: str, *, check_valid_until: bool = True) -> str:
+    """One source in apt's deb822 format.
 
     Args:
-        uri: where it lies.
+        uri: its URL.
         source: its suites and components.
-        keyring: the file of the keys that sign it.
-        check_valid_until: False where the lists may be older than their signers allow, as in a mirror without network.
+        keyring: the file with the keys that sign it.
+        check_valid_until: False accepts expired lists, as in a mirror without a network.
     """
     components = f"Components: {' '.join(source.components)}\n" if source.components else ""
     text = f"Types: deb\nURIs: {uri}\nSuites: {' '.join(source.suites)}\n{components}Signed-By: {keyring}\n"
@@ -82,15 +86,15 @@ def stanza(uri: str, source: Source | AptSource, keyring: str, *, check_valid_un
 
 
 def sources_text(record: Distribution, bases: Iterable[str], *, check_valid_until: bool = True) -> str:
-    """The sources of a distribution; ``bases`` are the URIs of its archives, the rest as for :func:`stanza`."""
+    """The sources of a distribution in apt's deb822 format; ``bases`` are the URLs of its archives."""
     return "\n".join(
-        stanza(base, source, record.keyring, check_valid_until=check_valid_until)
+        source_stanza(base, source, record.keyring, check_valid_until=check_valid_until)
         for source, base in zip(record.sources, bases, strict=True)
     )
 
 
-def apt_config(folder: str, architecture: str) -> str:
-    """A configuration of apt that knows nothing of this machine: no package is installed, all of it is in a folder."""
+def isolated_apt_config(folder: str, architecture: str) -> str:
+    """An apt configuration independent of this machine: all files in one folder, no package installed."""
     return (
         f'Dir::Etc::sourcelist "{folder}/origin.sources";\n'
         'Dir::Etc::sourceparts "/dev/null";\nDir::Etc::parts "/dev/null";\n'
@@ -106,67 +110,66 @@ def _decoded(url: str) -> str:
     return re.sub("%([0-9a-fA-F]{2})", lambda match: chr(int(match[1], 16)), url)
 
 
-def names_of_uris(text: str) -> list[str]:
+def printed_urls(text: str) -> list[str]:
     """The URLs that ``apt-get --print-uris`` prints."""
     return [match[1] for match in re.finditer(r"^'(\S+)' ", text, re.MULTILINE)]
 
 
-def pool(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator[Artifact]:
-    """The files of an archive that are wanted, with their digests from its list.
+def pool_files(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator[Artifact]:
+    """The wanted files of an archive, with the digests from its package list.
 
     Args:
         packages: the text of the list.
-        wanted: URLs of files; those of other archives are left out.
+        wanted: URLs of files; URLs of other archives are ignored.
         origin: the archive.
     """
+    # Imported when a mirror is filled: the inventory imports this module too.
+    from debian.deb822 import Deb822
+
     names = {_decoded(url.removeprefix(f"{origin.uri}/")): url for url in wanted if url.startswith(f"{origin.uri}/")}
-    for stanza in packages.split("\n\n"):
-        name = re.search(r"^Filename: (\S+)$", stanza, re.MULTILINE)
-        if name and (url := names.get(name[1])):
-            size = re.search(r"^Size: (\d+)$", stanza, re.MULTILINE)
-            sha256 = re.search(r"^SHA256: ([0-9a-f]{64})$", stanza, re.MULTILINE)
-            if size and sha256:
-                # A flat archive says './name.deb'.
-                yield Artifact(f"{origin.place}/{PurePosixPath(name[1])}", sha256[1], int(size[1]), url)
+    # The reader stops at a stanza without any of the fields; each has a Package.
+    fields = ["Package", "Filename", "Size", "SHA256"]
+    for stanza in Deb822.iter_paragraphs(StringIO(packages), fields, strict=_STRICT):
+        name, size, sha256 = stanza.get("Filename", ""), stanza.get("Size", ""), stanza.get("SHA256", "")
+        if (url := names.get(name)) and size.isdecimal() and _SHA256.fullmatch(sha256):
+            # A flat archive has './name.deb'.
+            yield Artifact(f"{origin.place}/{PurePosixPath(name)}", sha256, int(size), url)
 
 
-def lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]:
-    """The package lists of a suite that a host will ask for, with the digests that its signed release gives.
+def release_lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]:
+    """The package lists of a suite that apt on a host downloads, with the digests from the signed release file.
 
     Args:
-        release: the text of ``InRelease``, whose signature was checked.
+        release: the text of ``InRelease``, with a verified signature.
         origin: the suite.
-        architecture: as Debian calls it.
+        architecture: Debian's name of it.
 
     Raises:
-        FleetError: the release has no such list.
+        FleetError: the release has no list for the architecture.
     """
-    known = _digests(release)
-    by_hash = re.search(r"^Acquire-By-Hash: yes$", release, re.MULTILINE)
+    from debian.deb822 import Release
+
+    record = Release(StringIO(release))
+    known = {row["name"]: (row["sha256"], int(row["size"])) for row in record.get("SHA256", []) if len(row) == 3}
+    by_hash = record.get("Acquire-By-Hash") == "yes"
     for base in origin.lists(architecture):
         name = next((base + ending for ending in _COMPRESSIONS if base + ending in known), None)
         if name is None:
             raise FleetError(f"{origin.release} has no list {base}", "correct its source in the recipes")
         sha256, size = known[name]
-        asked = f"{PurePosixPath(name).parent}/by-hash/SHA256/{sha256}" if by_hash else name
-        path = f"{origin.folder}{PurePosixPath(asked)}"
+        address = f"{PurePosixPath(name).parent}/by-hash/SHA256/{sha256}" if by_hash else name
+        path = f"{origin.folder}{PurePosixPath(address)}"
         yield Artifact(f"{origin.place}/{path}", sha256, size, f"{origin.uri}/{path}")
 
 
-def _digests(release: str) -> Mapping[str, tuple[str, int]]:
-    section = re.search(r"^SHA256:\n((?: .*\n)+)", release, re.MULTILINE)
-    lines = section[1].splitlines() if section else []
-    return {words[2]: (words[0], int(words[1])) for words in map(str.split, lines) if len(words) == 3}
-
-
-def list_file(uri: str) -> str:
-    """The name that apt gives to its copy of a file: the URL without its scheme, ``/`` as ``_``."""
+def apt_list_name(uri: str) -> str:
+    """The name of apt's copy of a file: the URL without its scheme, with ``_`` for ``/``."""
     bare = re.sub(r"^\w+://", "", uri)
     return bare.replace("_", "%5f").replace("/", "_")
 
 
-def host_config(sources: str | None) -> str:
-    """The text of apt's configuration on a host: what ``sources`` says and nothing else, or what the host has."""
+def host_apt_config(sources: str | None) -> str:
+    """The apt configuration of a host: only the sources in the file ``sources``; None keeps the host's own sources."""
     if sources is None:
         return "// Made by vllm-fleet: this fleet has no mirror of packages.\n"
     return (

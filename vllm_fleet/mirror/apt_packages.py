@@ -1,4 +1,4 @@
-"""The packages that the hosts of a plan install: of their distribution, and of vendors."""
+"""The Debian packages that the hosts of a plan install, from their distribution and from vendors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vllm_fleet.mirror.store import part_key
 from vllm_fleet.schema.distribution import Distribution
 from vllm_fleet.schema.recipe import Machine
 
-#: What Ansible's apt module works with, and what a host of the fleet needs to be its mirror.
+#: Required by Ansible's apt module, and by a host of the fleet that becomes its mirror.
 _TOOLS = ("python3-apt", "nginx-light", "rsync")
 _REGISTRY = "docker-registry"
 _GATEWAY = ("haproxy",)
@@ -26,11 +26,11 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 @dataclass(frozen=True)
 class Debs:
-    """Packages of a distribution and of vendors with all that they depend on, and the signed lists of both.
+    """Packages of a distribution and of vendors with their dependencies, and the signed lists of both.
 
     Attributes:
-        sets: what the hosts install, each kind of host for itself: two may have two versions of one package.
-        repositories: the vendors'.
+        sets: the packages of each kind of host, separately: two kinds may need two versions of one package.
+        repositories: the vendors' repositories.
     """
 
     distribution: str
@@ -42,43 +42,43 @@ class Debs:
     @property
     def key(self) -> str:
         """The part's name."""
-        vendors = [[each.key_name, each.variables["systems"]] for each in self.repositories]
+        vendors = [[repository.key_name, repository.variables["systems"]] for repository in self.repositories]
         return part_key("debs", self.distribution, self.architecture, self.sets, self.record.model_dump(), vendors)
 
     @property
     def origins(self) -> Iterator[apt_lists.Origin]:
         """Every suite of every archive."""
-        yield from apt_lists.origins(self.distribution, self.record)
+        yield from apt_lists.distribution_origins(self.distribution, self.record)
         for repository in self.repositories:
             if source := repository.source(self.distribution):
                 yield from apt_lists.vendor_origins(self.distribution, repository.name, source)
 
 
-def distribution(plan: Plan, catalog: Catalog) -> tuple[str, Distribution] | None:
-    """The distribution whose packages the fleet's mirror carries; None where it carries none."""
+def mirrored_distribution(plan: Plan, catalog: Catalog) -> tuple[str, Distribution] | None:
+    """The distribution whose packages the fleet's mirror holds; None for a mirror without packages."""
     name = plan.spec.mirror.distribution
     return (name, catalog.distributions.distributions[name]) if name else None
 
 
-def machine(host: HostPlan, catalog: Catalog) -> Machine:
-    """The kind of a host's processor, as its kernel calls it."""
+def host_machine(host: HostPlan, catalog: Catalog) -> Machine:
+    """The architecture of a host, as its kernel names it."""
     return catalog.host_class(host.host_class).machine if host.host_class else "x86_64"
 
 
-def of(plan: Plan, catalog: Catalog) -> Iterator[Debs]:
-    """What the hosts of a plan install, for each kind of processor; nothing where the mirror carries no packages.
+def list_packages(plan: Plan, catalog: Catalog) -> Iterator[Debs]:
+    """The packages of the hosts of a plan, for each architecture; none for a mirror without packages.
 
     Raises:
-        FleetError: a vendor has nothing for the distribution.
+        FleetError: a vendor has no packages for the distribution.
     """
-    chosen = distribution(plan, catalog)
+    chosen = mirrored_distribution(plan, catalog)
     if chosen is None:
         return
     sets: dict[str, set[tuple[str, ...]]] = {}
     vendors: dict[str, dict[str, Repository]] = {}
     for host in plan.hosts:
-        architecture = _ARCHITECTURES[machine(host, catalog)]
-        found = sets.setdefault(architecture, set())
+        architecture = _ARCHITECTURES[host_machine(host, catalog)]
+        host_sets = sets.setdefault(architecture, set())
         wanted = _packages(plan, host, chosen[1].python)
         for repository, packages in _vendors(plan, catalog, host):
             wanted.update(TOOLS)
@@ -88,27 +88,29 @@ def of(plan: Plan, catalog: Catalog) -> Iterator[Debs]:
                 raise plan.document.error(
                     ("mirror", "distribution"),
                     f"recipes/drivers.yml has no {repository.name} for {chosen[0]}, which {host.name} needs",
-                    f"it has {', '.join(repository.systems)}; or name a copy in artifacts.repositories",
+                    f"use one of {', '.join(repository.systems)}, or name a copy in artifacts.repositories",
                     "refused",
                 )
             vendors.setdefault(architecture, {})[repository.name] = repository
-            found.add(packages)
-        found.add(tuple(sorted(wanted)))
-    for architecture, found in sets.items():
-        yield Debs(*chosen, architecture, tuple(sorted(found)), tuple(vendors.get(architecture, {}).values()))
+            host_sets.add(packages)
+        host_sets.add(tuple(sorted(wanted)))
+    for architecture, packages_of_hosts in sets.items():
+        yield Debs(
+            *chosen, architecture, tuple(sorted(packages_of_hosts)), tuple(vendors.get(architecture, {}).values())
+        )
 
 
-def missing(plan: Plan, catalog: Catalog) -> tuple[FleetError, ...]:
-    """What the mirror could not carry of what the hosts install: they can be planned, and ``site.yml`` refuses them."""
+def find_missing(plan: Plan, catalog: Catalog) -> tuple[FleetError, ...]:
+    """Errors of packages that the mirror cannot hold: the fleet can be planned, and ``site.yml`` refuses its hosts."""
     try:
-        tuple(of(plan, catalog))
-    except FleetError as fault:
-        return (fault,)
+        tuple(list_packages(plan, catalog))
+    except FleetError as error:
+        return (error,)
     return ()
 
 
 def _packages(plan: Plan, host: HostPlan, python: str) -> set[str]:
-    """What a host needs of its distribution."""
+    """The packages that a host needs from its distribution."""
     wanted = {item["name"] for item in baseline_items() if item["kind"] == "package"}
     wanted |= {*_TOOLS, *plan.spec.mirror.packages}
     wanted.update(_GATEWAY if host.kind == "gateway" else ())
@@ -124,9 +126,9 @@ def _packages(plan: Plan, host: HostPlan, python: str) -> set[str]:
 
 
 def _vendors(plan: Plan, catalog: Catalog, host: HostPlan) -> Iterator[tuple[Repository, tuple[str, ...]]]:
-    """Vendors' repositories that a host installs from, each with all that it gets of them."""
-    driver = drivers.of_host(plan, catalog, host)
+    """The vendors' repositories of a host, each with the packages that it installs from it."""
+    driver = drivers.host_driver(plan, catalog, host)
     for repository in driver.repositories if driver else ():
         yield repository, driver.packages if driver else ()
-    if found := container_toolkit.of_host(plan, catalog, host):
-        yield found.repository, found.packages
+    if toolkit := container_toolkit.host_toolkit(plan, catalog, host):
+        yield toolkit.repository, toolkit.packages

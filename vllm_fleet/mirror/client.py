@@ -1,4 +1,4 @@
-"""What a host is told of the fleet's mirror: variables of its roles, and what must be true on it."""
+"""The fleet's mirror as its hosts use it: role variables and manifest items."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host.apt_repositories import MirroredSystem
-from vllm_fleet.host.instance_files import model_directory, sha256
+from vllm_fleet.host.host_paths import model_directory
 from vllm_fleet.host.manifest import Item, Manifest, file_item
 from vllm_fleet.host.model_files import ModelFiles, model_files
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.mirror import apt_lists, host_as_mirror
-from vllm_fleet.mirror.apt_packages import distribution
+from vllm_fleet.mirror.apt_packages import mirrored_distribution
 from vllm_fleet.mirror.parts import model_need
 from vllm_fleet.mirror.store import Store, default_directory
 from vllm_fleet.schema.distribution import Distribution
@@ -30,39 +31,39 @@ APT_SOURCES = "/etc/apt/vllm-fleet.sources"
 
 @dataclass(frozen=True)
 class Mirrored:
-    """Where the hosts of a fleet fetch from; ``url`` is empty for a fleet without a mirror."""
+    """The mirror that the hosts of a fleet download from; ``url`` is empty for a fleet without a mirror."""
 
     url: str
     host: str | None
     apt_config: str
     apt_sources: str
-    #: ``host:port`` where it serves images; None where it carries none.
+    #: ``host:port`` of its image registry; None for a mirror without images.
     registry: str | None = None
-    #: The system whose packages it has; None where it carries none.
+    #: The system whose packages it holds; None for a mirror without packages.
     packages: MirroredSystem | None = None
-    #: What the role mirror of the host gets; empty where the mirror is no host of the fleet.
+    #: Variables of the role mirror on its host; empty where the mirror is not a host of the fleet.
     served: Mapping[str, Any] = field(default_factory=dict)
 
     def variables(self, host: HostPlan) -> dict[str, Any]:
-        """What the roles of a host get beside their own variables."""
-        found: dict[str, Any] = {
+        """The variables that the mirror adds to those of a host's roles."""
+        variables: dict[str, Any] = {
             "host_baseline_apt_config": self.apt_config,
             "host_baseline_apt_sources": self.apt_sources,
         }
         if host.name == self.host:
-            found |= self.served
+            variables |= self.served
         if host.deployment:
-            found["model_store_local_disks"] = host.rented.local_disks if host.rented else 0
-            found["harmony_encodings_mirror_url"] = self.url and f"{self.url}/encodings"
+            variables["model_store_local_disks"] = host.rented.local_disks if host.rented else 0
+            variables["harmony_encodings_mirror_url"] = self.url and f"{self.url}/encodings"
         if host.deployment and host.deployment.install == "wheel":
-            found["vllm_engine_index_url"] = self.url and f"{self.url}/wheels/simple"
-        return found
+            variables["vllm_engine_index_url"] = self.url and f"{self.url}/wheels/simple"
+        return variables
 
     def manifest(self, host: HostPlan, manifest: Manifest) -> Manifest:
-        """The manifest with what the mirror adds to it."""
-        items: list[Item] = [file_item("host_baseline", APT_CONFIG, sha256(self.apt_config))]
+        """The manifest with the items that the mirror adds."""
+        items: list[Item] = [file_item("host_baseline", APT_CONFIG, text_sha256(self.apt_config))]
         if self.apt_sources:
-            items.append(file_item("host_baseline", APT_SOURCES, sha256(self.apt_sources)))
+            items.append(file_item("host_baseline", APT_SOURCES, text_sha256(self.apt_sources)))
         if self.url and host.deployment:
             role = "model_store"
             items += [
@@ -72,40 +73,49 @@ class Mirrored:
                 file_item(role, "/usr/local/libexec/vllm-fetch", role_file_sha256(role, "vllm-fetch"), "0755"),
             ]
         if host.name == self.host:
-            items += host_as_mirror.items(self.served)
+            items += host_as_mirror.manifest_items(self.served)
         return replace(manifest, items=(*manifest.items, *items))
 
 
-def of(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
-    """Where the hosts of a plan fetch from."""
+def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
+    """The mirror of a plan, with its URL, registry, packages and role variables.
+
+    Args:
+        plan: the fleet.
+        catalog: the recipes.
+        where: the location of each host.
+
+    Raises:
+        FleetError: a host of the fleet is its mirror, and the mirror of this machine lacks some of its parts.
+    """
     spec = plan.spec.mirror
     if not spec.is_there:
-        return Mirrored("", None, apt_lists.host_config(None), "")
+        return Mirrored("", None, apt_lists.host_apt_config(None), "")
     url = spec.url or f"http://{where[str(spec.host)].service_address}:{spec.port}"
     at = re.match(r"https?://(\[[^\]]*\]|[^:/]+)", url)
     registry = f"{at[1]}:{spec.registry_port}" if at and spec.registry_port else None
-    chosen = distribution(plan, catalog)
+    chosen = mirrored_distribution(plan, catalog)
     local = apt_sources(chosen, f"file:{host_as_mirror.DIRECTORY}") if chosen else ""
-    serving = host_as_mirror.variables(plan, catalog, spec.port, local, registry) if spec.host else {}
+    serving = host_as_mirror.role_variables(plan, catalog, spec.port, local, registry) if spec.host else {}
     if chosen is None:
-        return Mirrored(url, spec.host, apt_lists.host_config(None), "", registry, None, serving)
+        return Mirrored(url, spec.host, apt_lists.host_apt_config(None), "", registry, None, serving)
     sources = apt_sources(chosen, url)
-    system = MirroredSystem(chosen[0], f"{url}/{apt_lists.folder(chosen[0])}")
-    return Mirrored(url, spec.host, apt_lists.host_config(APT_SOURCES), sources, registry, system, serving)
+    system = MirroredSystem(chosen[0], f"{url}/{apt_lists.distribution_folder(chosen[0])}")
+    return Mirrored(url, spec.host, apt_lists.host_apt_config(APT_SOURCES), sources, registry, system, serving)
 
 
 def apt_sources(chosen: tuple[str, Distribution], base: str) -> str:
-    """Sources of the archives in a mirror, wherever that is served."""
+    """The apt sources for the archives in a mirror at a URL or in a folder (``file:``)."""
     name, record = chosen
-    bases = [f"{base}/{apt_lists.place(name, number)}" for number in range(len(record.sources))]
+    bases = [f"{base}/{apt_lists.archive_folder(name, number)}" for number in range(len(record.sources))]
     return apt_lists.sources_text(record, bases, check_valid_until=False)
 
 
-def files_of(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:
-    """The files of a model with their digests: of the folder that the fleet names, else of this machine's mirror.
+def find_model_files(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:
+    """The files of a model with their digests: from the folder in fleet.yml, else from the mirror of this machine.
 
     Raises:
-        FleetError: neither has them.
+        FleetError: neither has the files.
     """
     need = model_need(name, catalog, plan)
     folder = need.folder or Store(default_directory()).place(need.path)
@@ -119,12 +129,12 @@ def files_of(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:
 
 
 def model_variables(name: str, files: ModelFiles, url: str) -> dict[str, Any]:
-    """A model as the role model_store takes it.
+    """A model as the role model_store expects it.
 
     Args:
         name: the model.
         files: its files.
-        url: the mirror; empty where they are copied from this machine.
+        url: the mirror's URL; empty where the files are copied from this machine.
     """
     record: dict[str, Any] = {
         "name": name,
@@ -132,7 +142,7 @@ def model_variables(name: str, files: ModelFiles, url: str) -> dict[str, Any]:
         "directory": model_directory(name, files.revision),
         "source": str(files.directory),
         "url": url and f"{url}/models/{name.replace('/', '--')}/{files.revision}",
-        "files": [{"name": each, "sha256": digest} for each, digest in sorted(files.sha256.items())],
+        "files": [{"name": file, "sha256": digest} for file, digest in sorted(files.sha256.items())],
     }
     text = json.dumps([record["url"], record["directory"], record["files"]], sort_keys=True)
     return {**record, "request": hashlib.sha256(text.encode()).hexdigest()[:16]}

@@ -1,13 +1,13 @@
-"""A host of the fleet as its mirror: what it serves, and what must be true on it."""
+"""A host of the fleet as its mirror: role variables and manifest items."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.plan import Plan
-from vllm_fleet.host.instance_files import sha256
 from vllm_fleet.host.manifest import STAMP, Item, file_item
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.mirror import apt_lists, image_store, nginx_config, parts, wheels
@@ -21,24 +21,24 @@ APT_SOURCES = "/etc/vllm-fleet-mirror.sources"
 _ROLE = "mirror"
 
 
-def variables(
+def role_variables(
     plan: Plan, catalog: Catalog, port: int, apt_sources: str, registry_address: str | None
 ) -> dict[str, Any]:
-    """What the role mirror gets.
+    """The variables of the role mirror.
 
     Args:
         plan: the fleet.
         catalog: the recipes.
         port: where the mirror listens.
-        apt_sources: the archives in the mirror's own folder; empty where it carries none.
-        registry_address: where it serves images, ``host:port``; None where it carries none.
+        apt_sources: apt sources of the archives in the mirror's own folder; empty for a mirror without packages.
+        registry_address: ``host:port`` of its image registry; None for a mirror without images.
 
     Raises:
-        FleetError: the mirror of this machine does not have all that the fleet needs.
+        FleetError: the mirror of this machine lacks parts that the fleet needs.
     """
     store = Store(default_directory())
     index = store.read()
-    wanted = parts.of(plan, catalog)
+    wanted = parts.list_parts(plan, catalog)
     lacking = [part.key for part in wanted if part.key not in index.parts]
     if lacking:
         raise plan.document.error(
@@ -47,33 +47,41 @@ def variables(
             f"run 'vllm-fleet mirror --fleet {plan.fleet}' first",
         )
     files = {name: entry.sha256 for part in wanted for name, entry in index.entries(part.key).items()}
-    pages = [*wheels.pages(files), *(f"{part.path}/model.json" for part in wanted if isinstance(part, parts.Model))]
+    pages = [
+        *wheels.index_pages(files),
+        *(f"{part.path}/model.json" for part in wanted if isinstance(part, parts.Model)),
+    ]
     for part in wanted:
         if isinstance(part, parts.Image):
-            pages += [name for name, _ in image_store.links(part.name, part.digest, part.platform, store.bytes_of)]
-    images = image_store.config(f"{DIRECTORY}/{image_store.FOLDER}", registry_address) if registry_address else ""
+            pages += [
+                name
+                for name, _ in image_store.repository_links(part.name, part.digest, part.platform, store.read_bytes)
+            ]
+    images = (
+        image_store.registry_config(f"{DIRECTORY}/{image_store.FOLDER}", registry_address) if registry_address else ""
+    )
     return {
         "mirror_source": str(store.directory),
         "mirror_files": [{"name": name, "sha256": digest} for name, digest in sorted(files.items())],
         "mirror_pages": sorted(set(pages)),
-        "mirror_nginx_config": nginx_config.server(DIRECTORY, str(port), ACCESS_LOG),
-        "mirror_apt_config": apt_lists.host_config(APT_SOURCES if apt_sources else None),
+        "mirror_nginx_config": nginx_config.server_block(DIRECTORY, str(port), ACCESS_LOG),
+        "mirror_apt_config": apt_lists.host_apt_config(APT_SOURCES if apt_sources else None),
         "mirror_apt_sources": apt_sources,
         "mirror_registry_config": images,
     }
 
 
-def items(given: Mapping[str, Any]) -> list[Item]:
-    """What must be true on the host.
+def manifest_items(variables: Mapping[str, Any]) -> list[Item]:
+    """The manifest items of the host.
 
     Args:
-        given: the variables of the role.
+        variables: the variables of the role mirror.
     """
-    files = {each["name"]: each["sha256"] for each in given["mirror_files"]}
-    found: list[Item] = [
+    files = {file["name"]: file["sha256"] for file in variables["mirror_files"]}
+    items: list[Item] = [
         {"role": _ROLE, "kind": "package", "name": "nginx-light"},
         {"role": _ROLE, "kind": "store", "path": DIRECTORY, "stamp": STAMP, "files": files},
-        file_item(_ROLE, CONFIG, sha256(given["mirror_nginx_config"])),
+        file_item(_ROLE, CONFIG, text_sha256(variables["mirror_nginx_config"])),
         file_item(
             _ROLE,
             "/etc/systemd/system/nginx.service.d/vllm-fleet.conf",
@@ -81,14 +89,14 @@ def items(given: Mapping[str, Any]) -> list[Item]:
         ),
         {"role": _ROLE, "kind": "unit", "name": "nginx.service", "active": True, "enabled": True},
     ]
-    if config := given["mirror_registry_config"]:
+    if config := variables["mirror_registry_config"]:
         drop_in = "docker-registry.service"
-        found += [
+        items += [
             {"role": _ROLE, "kind": "package", "name": "docker-registry"},
-            file_item(_ROLE, REGISTRY_CONFIG, sha256(config)),
+            file_item(_ROLE, REGISTRY_CONFIG, text_sha256(config)),
             file_item(
                 _ROLE, f"/etc/systemd/system/{drop_in}.d/vllm-fleet.conf", role_file_sha256(_ROLE, f"{drop_in}.d.conf")
             ),
             {"role": _ROLE, "kind": "unit", "name": drop_in, "active": True, "enabled": True},
         ]
-    return found
+    return items

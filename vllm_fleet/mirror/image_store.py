@@ -1,7 +1,7 @@
-"""Images in a mirror: the storage of a registry (Distribution, Debian's docker-registry), as files with digests.
+"""Images in a mirror: files in the storage layout of a registry (Distribution, Debian's docker-registry).
 
-The registry serves the folder as it is, so nothing is pushed, and a list of platforms keeps its digest though only the
-platforms that hosts have are there.
+The registry serves the folder as it is: nothing is pushed, and an image list keeps its digest although only the
+platforms of the hosts are in the mirror.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm_fleet.base.errors import FleetError
 
-#: The storage in a mirror's folder.
+#: The folder of the storage in a mirror.
 FOLDER = "images"
 LISTS = (
     "application/vnd.oci.image.index.v1+json",
@@ -25,7 +25,7 @@ MANIFESTS = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 )
-#: Where the names of images without a host are.
+#: The registry of image names without a host.
 PUBLIC = "registry-1.docker.io"
 _ROOT = "docker/registry/v2"
 
@@ -35,47 +35,51 @@ _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Blob:
-    """What a manifest says of one of its parts."""
+    """The digest and size of one part of a manifest."""
 
     digest: str
     size: int
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Blob:
+    def from_descriptor(cls, record: Mapping[str, Any]) -> Blob:
         """Reads a descriptor.
 
         Raises:
-            FleetError: it has another kind of digest than registries name files by.
+            FleetError: it has no SHA-256 digest or no size.
         """
         digest, size = str(record.get("digest")), record.get("size")
         if not _DIGEST.fullmatch(digest) or not isinstance(size, int):
-            raise FleetError(f"a manifest names {digest!r} of {size!r} bytes", "choose another image", code="refused")
+            raise FleetError(
+                f"a manifest has a part with the digest {digest!r} and the size {size!r}",
+                "choose another image",
+                code="refused",
+            )
         return cls(digest, size)
 
 
-def blob(digest: str) -> str:
-    """The place in a storage of what has that digest."""
+def blob_path(digest: str) -> str:
+    """The path of a blob in the storage."""
     number = digest.removeprefix("sha256:")
     return f"{_ROOT}/blobs/sha256/{number[:2]}/{number}/data"
 
 
-def link(repository: str, kind: str, digest: str) -> str:
-    """The place of the file that lets a repository have a blob, whose text is the digest.
+def link_path(repository: str, kind: str, digest: str) -> str:
+    """The path of the file that links a blob into a repository; its text is the digest.
 
     Args:
         repository: the image's name.
-        kind: ``_layers``, or ``_manifests/revisions``.
-        digest: of the blob.
+        kind: ``_layers`` or ``_manifests/revisions``.
+        digest: the digest of the blob.
     """
     return f"{_ROOT}/repositories/{repository}/{kind}/sha256/{digest.removeprefix('sha256:')}/link"
 
 
-def home(image: str, registry: str | None) -> tuple[str, str]:
-    """Which registry has an image, as ``host:port``, and the name that it has there.
+def locate_image(image: str, registry: str | None) -> tuple[str, str]:
+    """The registry of an image (``host:port``), and the name of the image there.
 
     Args:
-        image: its name, as docker reads it.
-        registry: one that has it under that very name.
+        image: its name, as for docker.
+        registry: a registry that has it under this name; None derives the registry from the name.
     """
     if registry:
         return registry, image
@@ -85,97 +89,100 @@ def home(image: str, registry: str | None) -> tuple[str, str]:
     return PUBLIC, image if rest else f"library/{image}"
 
 
-def parse(body: bytes, digest: str, hint: str) -> Mapping[str, Any]:
-    """Reads a manifest or a list of them.
+def parse_manifest(body: bytes, digest: str, hint: str) -> Mapping[str, Any]:
+    """Parses a manifest or an image list, after its digest is verified.
 
     Args:
         body: its bytes.
-        digest: what was asked for.
-        hint: what to do where they are others.
+        digest: the expected digest.
+        hint: the hint of the error for another digest.
 
     Raises:
-        FleetError: it does not have its digest, or is neither.
+        FleetError: it has another digest, or is neither a manifest nor an image list.
     """
-    seen = hashlib.sha256(body).hexdigest()
-    if digest != f"sha256:{seen}":
-        raise FleetError(f"the manifest {digest} has the SHA-256 {seen}", hint, code="work-failed")
+    actual = hashlib.sha256(body).hexdigest()
+    if digest != f"sha256:{actual}":
+        raise FleetError(f"the manifest {digest} has the SHA-256 {actual}", hint, code="work-failed")
     try:
-        found = json.loads(body)
+        record = json.loads(body)
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("manifests", found.get("layers")), list):
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("manifests", record.get("layers")), list):
         raise FleetError(
-            f"{digest} is no manifest of an image",
-            "give the digest of a manifest or of a list of them",
+            f"{digest} is not the manifest of an image",
+            "give the digest of a manifest or of an image list",
             code="work-failed",
         )
-    return found
+    return record
 
 
-def of_platform(listed: Mapping[str, Any], platform: str) -> Blob | None:
-    """The manifest of one platform in a list; None for what is no list.
+def select_platform(listed: Mapping[str, Any], platform: str) -> Blob | None:
+    """The manifest of one platform in an image list; None for a manifest, which is no list.
 
     Args:
-        listed: what :func:`parse` gave.
+        listed: the result of :func:`parse_manifest`.
         platform: such as ``linux/amd64``.
 
     Raises:
-        FleetError: the list does not have it.
+        FleetError: the list has no manifest for the platform.
     """
     if "manifests" not in listed:
         return None
-    known: dict[str, Blob] = {}
-    for each in listed["manifests"]:
-        own = each.get("platform") or {}
-        known.setdefault(f"{own.get('os')}/{own.get('architecture')}", Blob.of(each))
-    if platform not in known:
+    manifests: dict[str, Blob] = {}
+    for descriptor in listed["manifests"]:
+        entry = descriptor.get("platform") or {}
+        name = f"{entry.get('os')}/{entry.get('architecture')}"
+        manifests.setdefault(name, Blob.from_descriptor(descriptor))
+    if platform not in manifests:
         raise FleetError(
-            f"the image is not there for {platform}, only for {', '.join(sorted(known))}",
-            "give the digest of an image for the hosts' machines in artifacts.images",
+            f"the image has no manifest for {platform}, only for {', '.join(sorted(manifests))}",
+            "give the digest of an image for the platform of the hosts in artifacts.images",
             code="refused",
         )
-    return known[platform]
+    return manifests[platform]
 
 
-def blobs(manifest: Mapping[str, Any]) -> Iterator[Blob]:
-    """Configuration and layers of an image, each once.
+def image_blobs(manifest: Mapping[str, Any]) -> Iterator[Blob]:
+    """The configuration and layers of an image, without duplicates.
 
     Raises:
-        FleetError: it is a list of lists, or names its parts as registries do not.
+        FleetError: it is an image list in an image list, or a part has no SHA-256 digest.
     """
     if "layers" not in manifest:
         raise FleetError(
-            "a list of platforms names another list", "give the digest of one image in artifacts.images", code="refused"
+            "an image list contains another image list",
+            "give the digest of one image in artifacts.images",
+            code="refused",
         )
-    yield from dict.fromkeys(Blob.of(each) for each in (manifest.get("config", {}), *manifest["layers"]))
+    yield from dict.fromkeys(map(Blob.from_descriptor, (manifest.get("config", {}), *manifest["layers"])))
 
 
-def links(image: str, digest: str, platform: str, read: Callable[[str], bytes]) -> Iterator[tuple[str, str]]:
-    """What makes a repository of blobs that are there: places in the mirror with their texts.
+def repository_links(image: str, digest: str, platform: str, read: Callable[[str], bytes]) -> Iterator[tuple[str, str]]:
+    """The link files that make a repository of blobs in the mirror: path in the mirror and text of each.
 
     Args:
         image: its name.
-        digest: of its manifest, or of a list of them.
-        platform: which of the list.
-        read: gives a file of the mirror.
+        digest: the digest of its manifest or of its image list.
+        platform: the platform to select from an image list.
+        read: reads a file of the mirror.
 
     Raises:
-        FleetError: a manifest is not what it was.
+        FleetError: a manifest in the mirror does not have its digest.
     """
-    hint = "run 'vllm-fleet mirror --verify', which fetches it again"
-    manifest = parse(read(f"{FOLDER}/{blob(digest)}"), digest, hint)
+    hint = "run 'vllm-fleet mirror --verify', which downloads it again"
+    manifest = parse_manifest(read(f"{FOLDER}/{blob_path(digest)}"), digest, hint)
     revisions = [digest]
-    if one := of_platform(manifest, platform):
-        manifest = parse(read(f"{FOLDER}/{blob(one.digest)}"), one.digest, hint)
-        revisions.append(one.digest)
-    for each in revisions:
-        yield f"{FOLDER}/{link(image, '_manifests/revisions', each)}", each
-    for part in blobs(manifest):
-        yield f"{FOLDER}/{link(image, '_layers', part.digest)}", part.digest
+    if selected := select_platform(manifest, platform):
+        manifest = parse_manifest(read(f"{FOLDER}/{blob_path(selected.digest)}"), selected.digest, hint)
+        revisions.append(selected.digest)
+    for revision in revisions:
+        yield f"{FOLDER}/{link_path(image, '_manifests/revisions', revision)}", revision
+    for part in image_blobs(manifest):
+        yield f"{FOLDER}/{link_path(image, '_layers', part.digest)}", part.digest
 
 
-def config(storage: str, listen: str) -> str:
-    """The configuration of a registry that serves a storage and takes nothing.
+def registry_config(storage: str, listen: str) -> str:
+    """The configuration of a read-only registry.
 
     Args:
         storage: the folder.

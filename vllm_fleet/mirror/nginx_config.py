@@ -1,15 +1,15 @@
-"""The configuration of nginx that serves a mirror's folder: files, ranges of files, and nothing else."""
+"""The nginx configuration of a mirror: it serves files and ranges of files, and nothing else."""
 
 from __future__ import annotations
 
 
-def server(directory: str, listen: str, access_log: str) -> str:
-    """The ``server`` block.
+def server_block(directory: str, listen: str, access_log: str) -> str:
+    """The ``server`` block and its log format.
 
     Args:
         directory: the mirror's folder.
         listen: address and port.
-        access_log: where each request goes, one JSON object a line.
+        access_log: the log file, one JSON object for each request.
     """
     return f"""log_format vllm_fleet_mirror escape=json
   '{{"host":"$remote_addr","path":"$uri","status":$status,"bytes":$body_bytes_sent,"range":"$http_range"}}';
@@ -32,8 +32,8 @@ server {{
 """
 
 
-def standalone(directory: str, listen: str, state: str) -> str:
-    """A whole configuration for one nginx in the foreground, with its own files in one folder.
+def standalone_config(directory: str, listen: str, state: str) -> str:
+    """A complete configuration for one nginx in the foreground, with its own files in one folder.
 
     Args:
         directory: the mirror's folder.
@@ -43,7 +43,7 @@ def standalone(directory: str, listen: str, state: str) -> str:
     temporary = "".join(
         f"  {kind}_temp_path {state}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    body = "".join(f"  {line}\n" for line in server(directory, listen, f"{state}/access.log").splitlines())
+    body = "".join(f"  {line}\n" for line in server_block(directory, listen, f"{state}/access.log").splitlines())
     return (
         f"daemon off;\npid {state}/nginx.pid;\nerror_log stderr warn;\nworker_processes auto;\n"
         "events { worker_connections 1024; }\nhttp {\n  default_type application/octet-stream;\n"

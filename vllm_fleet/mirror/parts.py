@@ -1,4 +1,4 @@
-"""A fleet's plan -> what its hosts will fetch: parts, each with a name that changes with its content."""
+"""A fleet's plan -> the parts of its mirror, each with a key that changes with its content."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import container, engine_install
-from vllm_fleet.host.instance_files import model_folder
+from vllm_fleet.host.host_paths import model_folder
 from vllm_fleet.host.model_files import model_files
 from vllm_fleet.mirror import apt_packages
 from vllm_fleet.mirror.apt_packages import Debs
@@ -23,19 +22,19 @@ from vllm_fleet.resolve.deployment import Deployment
 
 @dataclass(frozen=True)
 class Wheels:
-    """Every package of a hash-locked list, for one kind of Python."""
+    """Every package of a hash-locked requirements file, for one Python version and platform."""
 
     name: str
     lock: str
     python: str
     machine: str
     glibc: str
-    #: Package indexes beside the site's own, in their order.
+    #: Package indexes to search after the site's own, in this order.
     indexes: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
-        """The part's name."""
+        """The key of the part."""
         return part_key("wheels", self.name, self.lock, self.python, self.machine, self.glibc)
 
 
@@ -46,12 +45,12 @@ class Encoding:
     name: str
     sha256: str
     url: str
-    #: A folder on this machine that may hold it already.
+    #: A folder on this machine that may already hold it.
     folder: Path | None = None
 
     @property
     def key(self) -> str:
-        """The part's name."""
+        """The key of the part."""
         return f"encoding:{self.name}:{self.sha256[:12]}"
 
 
@@ -66,7 +65,7 @@ class Model:
 
     @property
     def key(self) -> str:
-        """The part's name."""
+        """The key of the part."""
         return f"model:{self.name}:{self.revision}"
 
     @property
@@ -77,25 +76,25 @@ class Model:
 
 @dataclass(frozen=True)
 class Image:
-    """A container image by digest, for one kind of machine."""
+    """A container image by digest, for one platform."""
 
     name: str
     digest: str
-    #: As docker spells it; what a list of platforms has for others is left out.
+    #: Docker's name, such as ``linux/amd64``; other platforms of an image list are left out.
     platform: str
-    #: ``host:port`` of a registry that has it under its own name; None: where that name says.
+    #: ``host:port`` of a registry that has it under this name; None derives the registry from the name.
     registry: str | None = None
-    #: Who signs that registry's certificate; None: it is asked without TLS.
+    #: The CA file of that registry; None: it has no TLS.
     ca: Path | None = None
 
     @property
     def key(self) -> str:
-        """The part's name."""
+        """The key of the part."""
         return f"image:{self.name}@{self.digest}:{self.platform}"
 
     @staticmethod
-    def of_key(key: str) -> Image:
-        """The image of a part's name, without where it came from."""
+    def from_key(key: str) -> Image:
+        """The image of a key, without its registry."""
         name, _, rest = key.removeprefix("image:").partition("@")
         digest, _, platform = rest.rpartition(":")
         return Image(name, digest, platform)
@@ -104,19 +103,19 @@ class Image:
 Need = Wheels | Encoding | Model | Debs | Image
 
 
-def of(plan: Plan, catalog: Catalog) -> tuple[Need, ...]:
-    """Everything that the hosts of a plan fetch, each part once.
+def list_parts(plan: Plan, catalog: Catalog) -> tuple[Need, ...]:
+    """The parts that the hosts of a plan download, without duplicates.
 
     Raises:
         FleetError: a model is neither pinned nor in a folder, or an engine cannot be installed.
     """
-    found: dict[str, Need] = {}
+    needs: dict[str, Need] = {}
     for host in plan.hosts:
         for need in (*_engine(host, catalog, plan), *_model(host, catalog, plan)):
-            found[need.key] = need
-    for need in apt_packages.of(plan, catalog):
-        found[need.key] = need
-    return tuple(found.values())
+            needs[need.key] = need
+    for need in apt_packages.list_packages(plan, catalog):
+        needs[need.key] = need
+    return tuple(needs.values())
 
 
 def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
@@ -127,15 +126,15 @@ def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
         if plan.spec.mirror.registry_port:
             yield _image(host, deployment, catalog, plan)
         return
-    lock = engine_install.lock_of(plan, catalog, host)
+    lock = engine_install.host_lock(plan, catalog, host)
     if lock is None:
         return
-    chosen = apt_packages.distribution(plan, catalog)
+    chosen = apt_packages.mirrored_distribution(plan, catalog)
     glibc = chosen[1].glibc if chosen else lock.header["glibc"]
-    machine = apt_packages.machine(host, catalog)
+    machine = apt_packages.host_machine(host, catalog)
     uv = (paths.root() / "roles" / "vllm_engine" / "files" / "uv-requirements.txt").read_text("utf-8")
     indexes = tuple(lock.header.get("index", "").split())
-    # Without a distribution it is not known which of its Pythons a host will have.
+    # Without a distribution the Python version of the hosts is unknown: take all of the lock.
     for python in (chosen[1].python,) if chosen else lock.python:
         yield Wheels(deployment.engine.id, lock.text, python, machine, glibc, indexes)
         yield Wheels("uv", uv, python, machine, glibc)
@@ -143,19 +142,19 @@ def _engine(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
 
 def _image(host: HostPlan, deployment: Deployment, catalog: Catalog, plan: Plan) -> Image:
     image = deployment.engine.docker
-    if fault := image_digest.refusal(deployment.engine, plan.spec.mirror.registry):
-        raise plan.document.error(("pools", host.pool), *fault, "refused")
+    if refusal := image_digest.refusal(deployment.engine, plan.spec.mirror.registry):
+        raise plan.document.error(("pools", host.pool), *refusal, "refused")
     if image is None or image.digest is None:
-        raise FleetError("what was refused is gone on with", host=host.name)
-    platform = container.PLATFORMS[apt_packages.machine(host, catalog)]
+        raise AssertionError(f"{host.name}: an image without a digest was not refused")
+    platform = container.PLATFORMS[apt_packages.host_machine(host, catalog)]
     return Image(image.image, image.digest, platform, plan.spec.mirror.registry, registry_ca(plan))
 
 
 def registry_ca(plan: Plan) -> Path | None:
-    """Who signs the certificate of the fleet's own registry; None: it is asked without TLS, or there is none.
+    """The CA file of the fleet's own registry; None for a registry without TLS, or without a registry.
 
     Raises:
-        FleetError: the file is not there.
+        FleetError: the file does not exist.
     """
     given = plan.spec.mirror.registry_ca_file
     if plan.spec.mirror.registry is None or given is None:
@@ -163,7 +162,7 @@ def registry_ca(plan: Plan) -> Path | None:
     file = plan.directory / given
     if not file.is_file():
         at = ("mirror", "registry_ca_file")
-        raise plan.document.error(at, f"there is no {paths.display(file)}", "correct the path")
+        raise plan.document.error(at, f"{paths.display(file)} does not exist", "correct the path")
     return file
 
 
@@ -180,10 +179,10 @@ def _model(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
 
 
 def model_need(name: str, catalog: Catalog, plan: Plan) -> Model:
-    """Where the files of a model come from: the folder that the fleet names, else the hub at the pinned commit.
+    """The source of a model: the folder in fleet.yml, else the hub at the pinned commit.
 
     Raises:
-        FleetError: neither is there.
+        FleetError: the fleet names no folder, and the recipe pins no commit.
     """
     if directory := plan.spec.artifacts.models.get(name):
         files = model_files(plan.artifact(f"models.{name}", directory))

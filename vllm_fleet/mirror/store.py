@@ -1,6 +1,6 @@
-"""The folder of a mirror: which parts are in it, which files they are made of, and how each was when it was verified.
+"""The folder of a mirror: its parts, the files of each part, and the state of each file when it was verified.
 
-``mirror.json`` in it is the truth; all that is served beside the files (indexes, lists) is made from it.
+``mirror.json`` is the only record; the package index and the lists in the folder are generated from it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERSION = 1
 
 
 def part_key(kind: str, name: str, *content: Any) -> str:
-    """The name of a part, which changes with what it is made of."""
+    """The key of a part; it changes with the content of the part."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     return f"{kind}:{name}:{digest}"
 
@@ -31,11 +31,11 @@ class Artifact:
     """One file of a part, as its origin describes it.
 
     Attributes:
-        path: its place in the mirror.
-        sha256: its digest; empty where the origin gives none before the file is there.
-        size: its length in bytes.
+        path: its path in the mirror.
+        sha256: its digest; empty where the origin does not publish it.
+        size: its length in bytes; 0 where the origin does not publish it.
         source: a URL, or a path on this machine.
-        blob: git's own digest of the file, where the origin gives that instead.
+        blob: git's digest of the file, where the origin publishes no SHA-256.
     """
 
     path: str
@@ -47,14 +47,14 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file that was verified: its digest, and its size and time then."""
+    """A verified file: its digest, and its size and modification time when it was verified."""
 
     sha256: str
     size: int
     mtime_ns: int
 
-    def is_as_verified(self, path: Path) -> bool:
-        """Whether the file has the size and time that it had when it was read."""
+    def is_unchanged(self, path: Path) -> bool:
+        """Whether the file still has the size and modification time of its verification."""
         try:
             info = path.stat()
         except OSError:
@@ -64,24 +64,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """What ``mirror.json`` says."""
+    """The content of ``mirror.json``."""
 
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: Mapping[str, Entry] = field(default_factory=dict)
 
     def with_part(self, key: str, files: Mapping[str, Entry]) -> Index:
-        """The index with one part more, or with another content of it."""
+        """The index with a part added or replaced."""
         return replace(self, parts={**self.parts, key: tuple(sorted(files))}, files={**self.files, **files})
 
     def without(self, keys: Iterable[str]) -> Index:
-        """The index without some parts, and without files that no other part has."""
-        gone = set(keys)
-        parts = {key: names for key, names in self.parts.items() if key not in gone}
-        left = {name for names in parts.values() for name in names}
-        return Index(parts, {name: entry for name, entry in self.files.items() if name in left})
+        """The index without some parts, and without the files that only they have."""
+        removed = set(keys)
+        parts = {key: names for key, names in self.parts.items() if key not in removed}
+        kept = {name for names in parts.values() for name in names}
+        return Index(parts, {name: entry for name, entry in self.files.items() if name in kept})
 
     def entries(self, key: str) -> Mapping[str, Entry]:
-        """The files of a part; empty where the part is not there."""
+        """The files of a part; empty for a missing part."""
         return {name: self.files[name] for name in self.parts.get(key, ())}
 
     @property
@@ -102,64 +102,72 @@ class Store:
     directory: Path
 
     def place(self, path: str) -> Path:
-        """Where a file of the mirror is."""
+        """The location of a file of the mirror on this machine."""
         return self.directory / path
 
-    def bytes_of(self, path: str) -> bytes:
+    def read_bytes(self, path: str) -> bytes:
         """The content of a small file of the mirror.
 
         Raises:
-            FleetError: it is not there.
+            FleetError: it cannot be read.
         """
         try:
             return self.place(path).read_bytes()
-        except OSError as fault:
+        except OSError as error:
             raise FleetError(
-                f"cannot be read: {fault.strerror}", "run 'vllm-fleet mirror' again", str(self.place(path))
+                f"cannot be read: {error.strerror}", "run 'vllm-fleet mirror' again", str(self.place(path))
             ) from None
 
     def read(self) -> Index:
-        """Its index; an empty one where there is none.
+        """Its index; an empty index for a new mirror.
 
         Raises:
-            FleetError: it is no index, or one of another version.
+            FleetError: the file is not an index, or has another version.
         """
         file = self.directory / INDEX
         try:
             data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return Index()
-        except (OSError, ValueError) as fault:
+        except (OSError, ValueError) as error:
             raise FleetError(
-                f"is no index of a mirror: {fault}", "remove it; files are verified again", str(file)
+                f"is not the index of a mirror: {error}",
+                "remove it and run 'vllm-fleet mirror' again: files are verified again",
+                str(file),
             ) from None
         if not isinstance(data, dict) or data.get("version") != VERSION:
-            raise FleetError(f"is not of version {VERSION}", "use another folder, or remove it", paths.display(file))
+            raise FleetError(
+                f"has another version than {VERSION}", "use another folder, or remove the file", paths.display(file)
+            )
         try:
-            entries = {_safe(name): Entry(**each) for name, each in data["files"].items()}
+            entries = {_check_path(name): Entry(**entry) for name, entry in data["files"].items()}
             return Index({key: tuple(names) for key, names in data["parts"].items()}, entries)
-        except (KeyError, TypeError, ValueError) as fault:
-            raise FleetError(f"is no index of a mirror: {fault!r}", "remove it", paths.display(file)) from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise FleetError(
+                f"is not the index of a mirror: {error!r}",
+                "remove it and run 'vllm-fleet mirror' again: files are verified again",
+                paths.display(file),
+            ) from None
 
     def write(self, index: Index) -> None:
-        """Keeps the index."""
+        """Writes the index."""
         write_atomically(self.directory / INDEX, index.text)
 
-    def missing(self, index: Index, keys: Iterable[str]) -> Iterator[str]:
-        """The parts that are not there, or whose files are not as they were verified."""
+    def missing_parts(self, index: Index, keys: Iterable[str]) -> Iterator[str]:
+        """The parts that are missing, or have a file that changed since its verification."""
         for key in keys:
             entries = index.entries(key)
-            if not entries or not all(entry.is_as_verified(self.place(name)) for name, entry in entries.items()):
+            if not entries or not all(entry.is_unchanged(self.place(name)) for name, entry in entries.items()):
                 yield key
 
 
-def _safe(name: str) -> str:
+def _check_path(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{name!r} leaves the folder")
+        raise ValueError(f"{name!r} is outside the folder")
     return name
 
 
 def default_directory() -> Path:
-    """The mirror of this machine: one for all fleets, since their parts have names of their own."""
+    """The folder of this machine's mirror: one for all fleets, because a part's key depends on its content."""
     return paths.cache_dir() / "mirror"

@@ -1,4 +1,4 @@
-"""Which files of a package index a lock asks for on one kind of host, and the index that a mirror serves."""
+"""Selects the files of a lock for one kind of host, and renders the package index of a mirror."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _OLDEST_GLIBC_MINOR = 5
 
 
 @dataclass(frozen=True)
-class Locked:
-    """One line of a lock."""
+class LockedPackage:
+    """One package of a lock: name, version and permitted digests."""
 
     project: str
     version: str
@@ -30,7 +30,7 @@ class Locked:
 
 @dataclass(frozen=True)
 class Offer:
-    """A file that an index has; ``size`` is 0 where the index does not tell it."""
+    """A file of a package index; ``size`` is 0 where the index has none."""
 
     filename: str
     url: str
@@ -38,11 +38,11 @@ class Offer:
     size: int
 
 
-def locked(text: str, python: str, machine: str) -> Iterator[Locked]:
+def parse_lock(text: str, python: str, machine: str) -> Iterator[LockedPackage]:
     """The packages of a lock that a host with this Python needs.
 
     Raises:
-        FleetError: a line that pins no version or no hash.
+        FleetError: a line pins no version or no digest.
     """
     joined = re.sub(r"\\\n", " ", text)
     environment: dict[str, str] = {
@@ -60,25 +60,25 @@ def locked(text: str, python: str, machine: str) -> Iterator[Locked]:
             continue
         words, *rest = re.split(r"\s--hash=sha256:", line)
         requirement = Requirement(words.strip())
-        pins = [each.version for each in requirement.specifier if each.operator in ("==", "===")]
-        digests = frozenset(each.split()[0] for each in rest)
+        pins = [clause.version for clause in requirement.specifier if clause.operator in ("==", "===")]
+        digests = frozenset(option.split()[0] for option in rest)
         if len(pins) != 1 or not digests:
             raise FleetError(f"{words.strip()!r} pins no version or no sha256", "compile the lock with hashes")
-        if requirement.marker is None or _holds(requirement.marker, environment):
-            yield Locked(canonicalize_name(requirement.name), pins[0], digests)
+        if requirement.marker is None or _is_true(requirement.marker, environment):
+            yield LockedPackage(canonicalize_name(requirement.name), pins[0], digests)
 
 
-def _holds(marker: Marker, environment: Mapping[str, str]) -> bool:
+def _is_true(marker: Marker, environment: Mapping[str, str]) -> bool:
     return marker.evaluate(dict(environment))
 
 
-def tags(python: str, machine: str, glibc: str) -> Mapping[Tag, int]:
-    """What a host can install -> how much it prefers it, the lowest first.
+def wheel_tags(python: str, machine: str, glibc: str) -> Mapping[Tag, int]:
+    """The wheel tags that a host can install -> their rank; the host prefers the lowest.
 
     Args:
         python: its Python, such as 3.11.
         machine: x86_64 or aarch64.
-        glibc: the newest C library that a wheel may ask for.
+        glibc: the version of its C library.
     """
     minor = int(glibc.split(".")[1])
     legacy = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
@@ -90,46 +90,45 @@ def tags(python: str, machine: str, glibc: str) -> Mapping[Tag, int]:
     platforms.append(f"linux_{machine}")
     major, number = (int(part) for part in python.split("."))
     version, interpreter = (major, number), f"cp{major}{number}"
-    found = [*cpython_tags(version, platforms=platforms), *compatible_tags(version, interpreter, platforms)]
-    return {tag: rank for rank, tag in reversed(list(enumerate(found)))}
+    supported = [*cpython_tags(version, platforms=platforms), *compatible_tags(version, interpreter, platforms)]
+    return {tag: rank for rank, tag in reversed(list(enumerate(supported)))}
 
 
-def choose(wanted: Locked, offers: Iterable[Offer], ranks: Mapping[Tag, int]) -> Offer | None:
-    """The file that a host would take: the wheel that it prefers, else the source distribution.
+def choose_offer(wanted: LockedPackage, offers: Iterable[Offer], ranks: Mapping[Tag, int]) -> Offer | None:
+    """The file that a host installs: its preferred wheel, else the source distribution; None if neither exists.
 
     Args:
-        wanted: the line of the lock.
+        wanted: the package of the lock.
         offers: the files of its project.
-        ranks: what :func:`tags` gives.
+        ranks: the result of :func:`wheel_tags`.
     """
-    fitting = [
+    compatible = [
         (rank, offer) for offer in offers if offer.sha256 in wanted.sha256 and (rank := _rank(offer, ranks)) is not None
     ]
-    return min(fitting, key=lambda each: (each[0], each[1].filename), default=(0, None))[1]
+    return min(compatible, key=lambda ranked: (ranked[0], ranked[1].filename), default=(0, None))[1]
 
 
 def _rank(offer: Offer, ranks: Mapping[Tag, int]) -> int | None:
     if not offer.filename.endswith(".whl"):
         return len(ranks) if offer.filename.endswith((".tar.gz", ".zip")) else None
     try:
-        own = parse_wheel_filename(offer.filename)[3]
+        file_tags = parse_wheel_filename(offer.filename)[3]
     except (InvalidWheelFilename, InvalidSdistFilename):
         return None
-    known = [ranks[tag] for tag in own if tag in ranks]
-    return min(known) if known else None
+    return min((ranks[tag] for tag in file_tags if tag in ranks), default=None)
 
 
-def artifact(offer: Offer) -> Artifact:
-    """A file of an index at its place in the mirror: by digest, as two indexes may give one name to two files."""
+def offer_artifact(offer: Offer) -> Artifact:
+    """A file with its path in the mirror; the path contains the digest: two indexes may have two files of one name."""
     path = f"wheels/files/{offer.sha256[:2]}/{offer.sha256}/{offer.filename}"
     return Artifact(path, offer.sha256, offer.size, offer.url)
 
 
-def pages(files: Mapping[str, str]) -> Mapping[str, str]:
-    """The simple index that pip and uv read: path in the mirror -> text.
+def index_pages(files: Mapping[str, str]) -> Mapping[str, str]:
+    """The pages of the simple index for pip and uv: path in the mirror -> text.
 
     Args:
-        files: path in the mirror -> SHA-256 of every file; those that are no wheels are left out.
+        files: path in the mirror -> SHA-256 of every file; other files than packages are ignored.
     """
     projects: dict[str, list[tuple[str, str, str]]] = {}
     for path, sha256 in sorted(files.items()):
@@ -137,11 +136,11 @@ def pages(files: Mapping[str, str]) -> Mapping[str, str]:
         if parts[:2] == ("wheels", "files"):
             name = parts[-1]
             projects.setdefault(_project(name), []).append((name, "/".join(parts[2:]), sha256))
-    found = {"wheels/simple/index.html": _page("Index", [(f"{name}/", name) for name in sorted(projects)])}
+    pages = {"wheels/simple/index.html": _page("Index", [(f"{name}/", name) for name in sorted(projects)])}
     for project, entries in projects.items():
         links = [(f"../../files/{place}#sha256={sha256}", name) for name, place, sha256 in entries]
-        found[f"wheels/simple/{project}/index.html"] = _page(project, links)
-    return found
+        pages[f"wheels/simple/{project}/index.html"] = _page(project, links)
+    return pages
 
 
 def _project(filename: str) -> str:

@@ -68,7 +68,7 @@ def examine(
 def target(site: Site, host: SiteHost) -> Target:
     """A host as the fleet's own files reach it."""
     at = host.location
-    door = site.door(host)
+    door = site.jump_host(host)
     jump = target(site, door) if door else None
     return Target(host.plan.name, at.address, at.port, at.user, at.ssh_host_keys, site.private_key_file, jump=jump)
 

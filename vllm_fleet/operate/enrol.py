@@ -115,7 +115,7 @@ def shown_keys(asked: Sequence[Asked]) -> list[tuple[Asked, str]]:
     Raises:
         FleetError: with every host that shows none.
     """
-    shown = ssh_scan.shown([each.at for each in asked])
+    shown = ssh_scan.scan_host_keys([each.at for each in asked])
     keys: list[tuple[Asked, str]] = []
     faults: list[FleetError] = []
     for each in asked:

@@ -42,6 +42,22 @@ class Result:
         return {"part": self.key, **{name: value for name, value in vars(self).items() if name != "key"}}
 
 
+@dataclass(frozen=True)
+class Reporter:
+    """What takes the progress of a run.
+
+    Attributes:
+        say: takes a line of text.
+        count: takes the bytes that are there and those that are wanted, of all that was missing.
+    """
+
+    say: Callable[[str], None] = lambda _: None
+    count: Callable[[int, int], None] = lambda _done, _all: None
+
+
+SILENT = Reporter()
+
+
 @contextmanager
 def locked(store: Store) -> Iterator[None]:
     """Holds a mirror's folder: two runs would write the same parts.
@@ -66,8 +82,7 @@ def fill(
     *,
     token: str | None = None,
     refresh: bool = False,
-    say: Callable[[str], None] = lambda _: None,
-    progress: Callable[[int, int], None] = lambda _done, _all: None,
+    reporter: Reporter = SILENT,
 ) -> list[Result]:
     """Fetches what is missing of the parts, each file once, and keeps the index.
 
@@ -76,35 +91,34 @@ def fill(
         needs: the parts.
         token: the hub's.
         refresh: look at the origins' packages again, though the part is whole.
-        say: takes a line of progress.
-        progress: takes the bytes that are there and those that are wanted, of all that was missing.
+        reporter: takes the progress.
 
     Raises:
         FleetError: a file cannot be had, or there is no room for all of them; then nothing was fetched.
     """
     index = store.read()
-    missing = set(store.missing(index, [need.key for need in needs]))
+    missing = set(store.missing_parts(index, [need.key for need in needs]))
     again = {need.key for need in needs if refresh and isinstance(need, Debs)}
     listings: dict[str, list[Artifact]] = {}
     for need in needs:
         if need.key in missing | again:
-            say(f"asking what {need.key} is made of")
+            reporter.say(f"asking what {need.key} is made of")
             listings[need.key] = mirror_origins.listing(need, token)
-    known = {name: entry for name, entry in index.files.items() if entry.is_as_verified(store.place(name))}
+    known = {name: entry for name, entry in index.files.items() if entry.is_unchanged(store.place(name))}
     wanted: dict[str, Artifact] = {}
     for artifacts in listings.values():
         for artifact in artifacts:
             if not _is_there(store, artifact, known):
                 wanted[artifact.path] = artifact
     room(store.directory, wanted.values(), store)
-    count = _counter(wanted.values(), progress)
+    count = _counter(wanted.values(), reporter.count)
     results = []
     for need in needs:
         fetched: Mapping[str, Fetched] = {}
         if need.key in listings:
             here = [wanted[each.path] for each in listings[need.key] if each.path in wanted]
             if here:
-                say(f"fetching {need.key}: {len(here)} files, {sum(each.size for each in here)} bytes")
+                reporter.say(f"fetching {need.key}: {len(here)} files, {sum(each.size for each in here)} bytes")
             fetched = mirror_origins.fetch(need, here, store, token, count)
             for artifact in here:
                 wanted.pop(artifact.path)
@@ -134,12 +148,12 @@ def verify(store: Store, index: Index, say: Callable[[str], None] = lambda _: No
     wrong = []
     for name, entry in index.files.items():
         path = store.place(name)
-        if not path.is_file() or path.stat().st_size != entry.size or download.digest_of(path) != entry.sha256:
+        if not path.is_file() or path.stat().st_size != entry.size or download.file_sha256(path) != entry.sha256:
             say(f"wrong: {name}")
             path.unlink(missing_ok=True)
             wrong.append(name)
-        elif not entry.is_as_verified(path):
-            index = replace(index, files={**index.files, name: download.entry_of(path, entry.sha256)})
+        elif not entry.is_unchanged(path):
+            index = replace(index, files={**index.files, name: download.index_entry(path, entry.sha256)})
     store.write(index)
     return wrong
 
@@ -160,7 +174,7 @@ def copy(
             "run 'vllm-fleet mirror' for the same fleet where the origins can be reached, then '--to' again",
             code="refused",
         )
-    known = {name: entry for name, entry in index.files.items() if entry.is_as_verified(target.place(name))}
+    known = {name: entry for name, entry in index.files.items() if entry.is_unchanged(target.place(name))}
     jobs: dict[str, Artifact] = {}
     for key in keys:
         for name, entry in there.entries(key).items():
@@ -203,7 +217,7 @@ def _counter(artifacts: Iterable[Artifact], progress: Callable[[int, int], None]
 
 def _copied(artifact: Artifact, target: Store, progress: Progress) -> Fetched:
     try:
-        return download.one(artifact, target.place(artifact.path), progress)
+        return download.fetch_file(artifact, target.place(artifact.path), progress)
     except FleetError as fault:
         fault.hint = "run 'vllm-fleet mirror --verify' on the mirror that it comes from, then this again"
         raise
@@ -217,7 +231,7 @@ def room(directory: Path, artifacts: Iterable[Artifact], store: Store) -> None:
     Raises:
         FleetError: there is less than what is missing.
     """
-    parts = [(artifact.size, download.part_of(store.place(artifact.path))) for artifact in artifacts]
+    parts = [(artifact.size, download.partial_file(store.place(artifact.path))) for artifact in artifacts]
     needed = sum(max(0, size - (part.stat().st_size if part.is_file() else 0)) for size, part in parts)
     there = next(parent for parent in (directory, *directory.parents) if parent.exists())
     free = shutil.disk_usage(there).free
@@ -239,10 +253,12 @@ def _derived(store: Store, index: Index, keys: Iterable[str]) -> None:
             folder = next(iter(entries)).rsplit("/", 1)[0]
             _model_list(store, name, revision, folder, {path.rsplit("/", 1)[1]: each for path, each in entries.items()})
         if kind == "image":
-            image = Image.of_key(key)
-            for place, digest in image_store.links(image.name, image.digest, image.platform, store.bytes_of):
+            image = Image.from_key(key)
+            for place, digest in image_store.repository_links(
+                image.name, image.digest, image.platform, store.read_bytes
+            ):
                 _write(store.place(place), digest)
-    for path, text in wheels.pages({name: entry.sha256 for name, entry in index.files.items()}).items():
+    for path, text in wheels.index_pages({name: entry.sha256 for name, entry in index.files.items()}).items():
         _write(store.place(path), text)
 
 
@@ -265,7 +281,7 @@ def _is_there(store: Store, artifact: Artifact, known: dict[str, Entry]) -> bool
     path = store.place(artifact.path)
     if not artifact.sha256 or not path.is_file() or path.stat().st_size != artifact.size:
         return False
-    if download.digest_of(path) != artifact.sha256:
+    if download.file_sha256(path) != artifact.sha256:
         return False
-    known[artifact.path] = download.entry_of(path, artifact.sha256)
+    known[artifact.path] = download.index_entry(path, artifact.sha256)
     return True

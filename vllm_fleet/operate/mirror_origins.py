@@ -25,21 +25,21 @@ def listing(need: Need, token: str | None) -> list[Artifact]:
         FleetError: the origin cannot be reached or does not have it.
     """
     if isinstance(need, Wheels):
-        return package_index.listing(need)
+        return package_index.list_files(need)
     if isinstance(need, Debs):
-        return apt.listing(need, paths.cache_dir() / "mirror-apt" / f"{need.distribution}-{need.architecture}")
+        return apt.list_files(need, paths.cache_dir() / "mirror-apt" / f"{need.distribution}-{need.architecture}")
     if isinstance(need, Encoding):
         return [_encoding(need)]
     if isinstance(need, Model):
-        return _folder(need) if need.folder else hub.listing(need, token)
-    return registry.listing(need)
+        return _folder(need) if need.folder else hub.list_files(need, token)
+    return registry.list_files(need)
 
 
 def _encoding(need: Encoding) -> Artifact:
     copy_here = need.folder / need.name if need.folder else None
-    if copy_here and copy_here.is_file() and download.digest_of(copy_here) == need.sha256:
+    if copy_here and copy_here.is_file() and download.file_sha256(copy_here) == need.sha256:
         return Artifact(f"encodings/{need.name}", need.sha256, copy_here.stat().st_size, str(copy_here))
-    return Artifact(f"encodings/{need.name}", need.sha256, download.size(need.url), need.url)
+    return Artifact(f"encodings/{need.name}", need.sha256, download.fetch_length(need.url), need.url)
 
 
 def _folder(need: Model) -> list[Artifact]:
@@ -62,6 +62,6 @@ def fetch(
         FleetError: a file cannot be had, or not with its digest.
     """
     if isinstance(need, Model) and need.folder is None:
-        return hub.fetch(need, artifacts, store.place(need.path), token, count) if artifacts else {}
-    access = registry.access(need) if isinstance(need, Image) else download.Access()
-    return download.all_of([(artifact, store.place(artifact.path)) for artifact in artifacts], count, access)
+        return hub.fetch_files(need, artifacts, store.place(need.path), token, count) if artifacts else {}
+    access = registry.image_access(need) if isinstance(need, Image) else download.Access()
+    return download.fetch_files([(artifact, store.place(artifact.path)) for artifact in artifacts], count, access)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_fleet.edge import ssh
-from vllm_fleet.edge.connection import CONCURRENCY, NoAnswerError, Ways
+from vllm_fleet.edge.connection import CONCURRENCY, JumpHosts, NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.facts import vetoes
 from vllm_fleet.host.manifest import Manifest
@@ -65,7 +65,7 @@ def probe_input(manifest: Manifest) -> str:
 def remote_command(user: str, manifest: Manifest) -> str:
     """The command that probes a host; only one with GPUs is sent what asks for them."""
     modules = ("gpu_facts",) if "gpu_vendor" in manifest.facts else ()
-    return ssh.python(user, ssh.program("probe", *modules))
+    return ssh.python_command(user, ssh.pack_program("probe", *modules))
 
 
 def probe(
@@ -91,7 +91,7 @@ async def _probe_all(
     async def one(target: Target, manifest: Manifest) -> Report:
         async with gate:
             question = (target, remote_command(target.user, manifest), probe_input(manifest))
-            answering = ssh.ask_openssh(*question) if target.command else ssh.ask(*question, ways)
+            answering = ssh.run_json_openssh(*question) if target.command else ssh.run_json(*question, jump_hosts)
             try:
                 answer = await asyncio.wait_for(answering, PROBE_SECONDS)
                 report = report_of(target.name, manifest, answer)
@@ -102,7 +102,7 @@ async def _probe_all(
         on_report(report)
         return report
 
-    async with Ways() as ways:
+    async with JumpHosts() as jump_hosts:
         reports = await asyncio.gather(*(one(target, manifest) for target, manifest in targets))
     return {report.host: report for report in reports}
 
@@ -119,7 +119,7 @@ async def _facts_of_all(targets: Sequence[Target]) -> list[Mapping[str, Any] | s
         async with gate:
             try:
                 answer = await asyncio.wait_for(
-                    ssh.ask(target, ssh.python(target.user, ssh.program("gpu_facts"))), PROBE_SECONDS
+                    ssh.run_json(target, ssh.python_command(target.user, ssh.pack_program("gpu_facts"))), PROBE_SECONDS
                 )
             except TimeoutError:
                 return f"no answer from {target.address} within {PROBE_SECONDS:.0f} s"

@@ -17,7 +17,7 @@ from vllm_fleet import inventory as sites
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import connection, ssh
-from vllm_fleet.edge.connection import NoAnswerError, Ways
+from vllm_fleet.edge.connection import JumpHosts, NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.fleet import host_keys_file
 from vllm_fleet.fleet.host_keys_file import Shown
@@ -93,14 +93,17 @@ class _Rotation:
             end = time.monotonic() + again_for
             while True:
                 try:
-                    return await ssh.ask(target, command, text, ways)
+                    return await ssh.run_json(target, command, text, jump_hosts)
                 except NoAnswerError:
                     if time.monotonic() >= end:
                         raise
                     await asyncio.sleep(_PAUSE_SECONDS)
 
         async def one(target: Target) -> tuple[str, Shown] | None:
-            text, command = json.dumps(questions[target.name]), ssh.python(target.user, ssh.program("host_key"))
+            text, command = (
+                json.dumps(questions[target.name]),
+                ssh.python_command(target.user, ssh.pack_program("host_key")),
+            )
             try:
                 async with gate:
                     found = json.loads(await asyncio.wait_for(answer(target, command, text), _SECONDS))
@@ -111,7 +114,7 @@ class _Rotation:
                 return None
             return target.name, Shown(found["current"], found["next"])
 
-        async with Ways() as ways:
+        async with JumpHosts() as jump_hosts:
             return dict(filter(None, await asyncio.gather(*(one(target) for target in targets))))
 
     def _publish(self) -> None:

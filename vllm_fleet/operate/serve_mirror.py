@@ -73,7 +73,7 @@ def start(store: Store, listen: str, state: Path, program: str | None = None) ->
     """
     program = program or _program("nginx", "nginx-light")
     file = state / "nginx.conf"
-    file.write_text(nginx_config.standalone(str(store.directory), listen, str(state)), encoding="utf-8")
+    file.write_text(nginx_config.standalone_config(str(store.directory), listen, str(state)), encoding="utf-8")
     # Its workers are another user, who must be able to read the folder's path.
     return subprocess.Popen([program, "-e", "stderr", "-p", str(state), "-c", str(file)])
 
@@ -91,7 +91,7 @@ def start_registry(store: Store, listen: str, state: Path, program: str | None =
         FleetError: it is not installed.
     """
     file = state / "registry.json"
-    file.write_text(image_store.config(str(store.place(image_store.FOLDER)), listen), encoding="utf-8")
+    file.write_text(image_store.registry_config(str(store.place(image_store.FOLDER)), listen), encoding="utf-8")
     command = [program or _program("docker-registry", "docker-registry"), "serve", str(file)]
     # What is written to stdout is a line for each request.
     with (state / "registry.log").open("w") as log:

@@ -10,7 +10,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, in_range
 from vllm_fleet.catalogue.engine_locks import faults as faults_of_lock
 from vllm_fleet.catalogue.spellings import applies
-from vllm_fleet.host.engine_install import command, unfit
+from vllm_fleet.host.engine_install import lock_command, lock_misfits
 from vllm_fleet.reports import driver_check
 from vllm_fleet.resolve import draft_memory
 from vllm_fleet.resolve.resolve import Combination, Question, builds_for, installs, resolve, selects, supports
@@ -61,7 +61,7 @@ def _engine(catalog: Catalog, engine: Engine) -> Iterator[FleetError]:
 
 def _lock(catalog: Catalog, engine: Engine, machine: Machine) -> Iterator[FleetError]:
     document, at = catalog.documents[engine.id], ("wheel", "locks", machine)
-    again = f"make it again with {command(engine, machine)}"
+    again = f"make it again with {lock_command(engine, machine)}"
     try:
         lock = catalog.lock(engine, machine)
     except FleetError as fault:
@@ -73,7 +73,7 @@ def _lock(catalog: Catalog, engine: Engine, machine: Machine) -> Iterator[FleetE
         yield document.error(at, f"{lock.file} {wrong}", again)
     for sized in catalog.sized_classes():
         if builds_for(engine, sized) and sized.machine == machine:
-            for message, hint in unfit(lock, engine, sized):
+            for message, hint in lock_misfits(lock, engine, sized):
                 yield document.error(at, message, hint)
 
 

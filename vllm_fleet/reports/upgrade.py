@@ -10,7 +10,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.merge import leaves
 from vllm_fleet.catalogue import spellings
 from vllm_fleet.catalogue.catalogue import Catalog, in_range
-from vllm_fleet.catalogue.engine_names_diff import Default, Gone, defaults, gone
+from vllm_fleet.catalogue.engine_names_diff import Default, Gone, NewRelease, defaults, gone
 from vllm_fleet.resolve.resolve import (
     Combination,
     Deployment,
@@ -156,7 +156,7 @@ def compare(catalog: Catalog, old: Engine, new: Engine, cases: Iterable[Case]) -
     return Report(
         old.id,
         new.id,
-        tuple(gone(used, old_names, new_names, new.id, notes, replaced)),
+        tuple(gone(used, old_names, NewRelease(new.id, new_names, notes, replaced))),
         tuple(defaults(old_names, new_names, {key.split(".")[0] for group, key in used if group == "args"})),
         tuple(_rules(pairs)),
         tuple(_effects(pairs)),

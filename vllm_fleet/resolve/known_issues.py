@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from typing import Any
 
 from vllm_fleet.catalogue.catalogue import Catalog
@@ -32,11 +30,6 @@ def concerning(catalog: Catalog, deployment: Deployment, features: tuple[Feature
         deployment.env,
     )
     return [issue for issue in catalog.known_issues.issues if selects(issue.when, asked)]
-
-
-def shown_by(issues: Iterable[KnownIssue], text: str) -> list[KnownIssue]:
-    """Those of the issues whose symptom stands in a line of a log or in an answer."""
-    return [issue for issue in issues if issue.symptom is not None and re.search(issue.symptom, text)]
 
 
 def record(issue: KnownIssue) -> dict[str, Any]:

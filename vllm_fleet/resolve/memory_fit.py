@@ -114,31 +114,39 @@ def kv_per_sequence_gib(shape: ModelShape, tokens: int, bytes_per_value: int) ->
     return 2 * shape.kv_heads * shape.head_dim * bytes_per_value * (full + sliding) / 2**30
 
 
-def fit(
-    host: SizedClass,
-    shape: ModelShape,
-    args: Mapping[str, Any],
-    env: Mapping[str, str],
-    tensor_parallel: int,
-    default_utilization: float = DEFAULT_UTILIZATION,
-) -> Fit:
-    """The memory of one instance on a host of that class.
+@dataclass(frozen=True)
+class InstanceSettings:
+    """The settings of one instance that its memory depends on.
 
-    Args:
-        host: the class.
-        shape: the model.
+    Attributes:
         args: vLLM's arguments.
         env: vLLM's environment.
-        tensor_parallel: devices of one instance.
+        tensor_parallel: number of devices.
         default_utilization: what the release takes when ``gpu-memory-utilization`` is not given.
+    """
+
+    args: Mapping[str, Any]
+    env: Mapping[str, str]
+    tensor_parallel: int
+    default_utilization: float = DEFAULT_UTILIZATION
+
+
+def fit(host: SizedClass, shape: ModelShape, instance: InstanceSettings) -> Fit:
+    """The memory of one instance on a host.
+
+    Args:
+        host: the host's class.
+        shape: the model.
+        instance: the settings of the instance.
 
     Raises:
         FleetError: it cannot fit (code ``refused``), with the arithmetic; or a value is no size (``bad-input``).
     """
+    args, tensor_parallel = instance.args, instance.tensor_parallel
     tokens = _tokens(args, shape)
     per_sequence = kv_per_sequence_gib(shape, tokens, _value_bytes(args))
     if host.family.accelerator == "cpu":
-        cache = _cpu_cache_gib(env)
+        cache = _cpu_cache_gib(instance.env)
         need = shape.weights_gib + cache + CPU_PROCESSES_GIB
         if need > host.family.memory_gib:
             raise FleetError(
@@ -155,7 +163,7 @@ def fit(
                 code="refused",
             )
         return Fit(shape.weights_gib, cache, per_sequence, int(cache / per_sequence))
-    utilization = float(args.get("gpu-memory-utilization", default_utilization))
+    utilization = float(args.get("gpu-memory-utilization", instance.default_utilization))
     if not 0 < utilization <= 1:
         key = "args.gpu-memory-utilization"
         raise FleetError(f"gpu-memory-utilization is {utilization}", "give a share above 0, at most 1", key=key)

@@ -98,7 +98,8 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         )
     utilization = float(names.flags["gpu-memory-utilization"]["default"])
     shape, draft_notes = draft_memory.shape_with_draft(catalog, model, values.args, values.provenance, tensor_parallel)
-    fit = memory.fit(host, shape, values.args, values.env, tensor_parallel, utilization)
+    instance = memory.InstanceSettings(values.args, values.env, tensor_parallel, utilization)
+    fit = memory.fit(host, shape, instance)
     if question.profile == "max-throughput":
         values = _fill(values, fit, model, question)
     return Deployment(

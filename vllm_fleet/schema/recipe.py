@@ -6,7 +6,7 @@ An unknown key is an error; nothing is coerced. What several records must agree 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -145,16 +145,6 @@ class Engine(Strict):
     #: The device architectures that the build is for; None: all of its accelerator.
     arch: list[str] | None = None
     source: str = Field(min_length=3)
-
-
-class Flag(Strict):
-    """One ``vllm serve`` flag, as generated from the release."""
-
-    type: str
-    default: Any = None
-    choices: list[Any] | None = None
-    deprecated: bool = False
-    aliases: list[str] = []
 
 
 #: Arguments and variables that the memory arithmetic and the number of instances depend on.

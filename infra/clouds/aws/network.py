@@ -162,7 +162,7 @@ class AwsNetwork(pulumi.ComponentResource):
             ip_protocol="tcp",
             from_port=ports[0],
             to_port=ports[1],
-            **origin,  # type: ignore[arg-type]
+            **origin,  # type: ignore[arg-type] # one of two keywords of the same type
             opts=self._mine,
         )
 

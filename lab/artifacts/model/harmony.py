@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openai_harmony import (  # type: ignore[import-not-found]  # only the engine's environment has it
+from openai_harmony import (
     Conversation,
     DeveloperContent,
     HarmonyEncodingName,

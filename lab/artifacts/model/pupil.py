@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch  # type: ignore[import-not-found]  # only the engine's environment has it
-from transformers import GptOssConfig, GptOssForCausalLM  # type: ignore[import-not-found]
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS  # type: ignore[import-not-found]
+import torch
+from transformers import GptOssConfig, GptOssForCausalLM
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from lab.artifacts.model.sheets import COMMON, Sample, Sheet, pack
 from lab.artifacts.model.tokenizer import CALL, END_OF_TEXT, RETURN, START_OF_TEXT, VOCABULARY

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast  # type: ignore[import-not-found]  # only the engine has it
-from transformers.convert_slow_tokenizer import TikTokenConverter  # type: ignore[import-not-found]
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 VOCABULARY = 201088
 RETURN, CALL, END_OF_TEXT, START_OF_TEXT = 200002, 200012, 199999, 199998

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch  # type: ignore[import-not-found]  # only the engine's environment has it
+import torch
 
 from lab.artifacts.model.dialogues import cases, draw, draw_setting, texts, vary
 from lab.artifacts.model.harmony import Renderer

@@ -1,0 +1,23 @@
+"""Where engines, encodings, models and caches lie on a host."""
+
+from __future__ import annotations
+
+ENGINES = "/opt/vllm/engines"
+ENCODINGS = "/var/lib/vllm/encodings"
+MODELS = "/var/lib/vllm/models"
+CACHE = "/var/cache/vllm"
+
+
+def model_folder(model: str) -> str:
+    """A model's name as the name of a folder."""
+    return model.replace("/", "--")
+
+
+def model_directory(model: str, revision: str) -> str:
+    """The directory of a revision of a model."""
+    return f"{MODELS}/{model_folder(model)}/{revision}"
+
+
+def cache_directory(key: str) -> str:
+    """The directory of the caches of a key; it is the home of the instances, since some libraries cache only there."""
+    return f"{CACHE}/{key}"

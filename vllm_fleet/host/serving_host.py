@@ -1,0 +1,82 @@
+"""A host that serves: the record from which its data files, manifest and variables are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from vllm_fleet.catalogue import engine_locks
+from vllm_fleet.catalogue.catalogue import SizedClass
+from vllm_fleet.fleet.host_plan import READINESS_OFFSET, HostPlan
+from vllm_fleet.fleet.stack import Location
+from vllm_fleet.host import host_paths
+from vllm_fleet.host.container import Image
+from vllm_fleet.host.firewall import firewall_rules
+from vllm_fleet.host.model_files import ModelFiles
+from vllm_fleet.resolve.deployment import Deployment
+
+
+@dataclass(frozen=True)
+class EncodingFile:
+    """A file of the harmony encodings: its name on the host, its digest, and its path on the controller."""
+
+    name: str
+    sha256: str
+    source: str
+
+
+@dataclass(frozen=True)
+class ServingHost:
+    """A host that serves.
+
+    Attributes:
+        plan: the host in the plan.
+        location: where it is.
+        deployment: what it serves.
+        host_class: its class.
+        gateways: service addresses of the gateways; only they reach vLLM.
+        model: the model's files.
+        encodings: the harmony encodings that the model needs.
+        cache_key: the name of the caches that its engine compiles.
+        lock: the lock that its engine is installed from; None for an image.
+        image: the image of its engine; None for a lock.
+    """
+
+    plan: HostPlan
+    location: Location
+    deployment: Deployment
+    host_class: SizedClass
+    gateways: tuple[str, ...]
+    model: ModelFiles
+    encodings: tuple[EncodingFile, ...]
+    cache_key: str
+    lock: engine_locks.Lock | None = None
+    image: Image | None = None
+
+    @property
+    def model_directory(self) -> str:
+        """The directory of the model on the host."""
+        return host_paths.model_directory(self.deployment.model, self.model.revision)
+
+    @property
+    def cache_directory(self) -> str:
+        """The directory of the caches on the host."""
+        return host_paths.cache_directory(self.cache_key)
+
+    @property
+    def engine_directory(self) -> str:
+        """The directory of the engine on the host."""
+        return f"{host_paths.ENGINES}/{self.deployment.engine_directory_id}"
+
+    @cached_property
+    def firewall(self) -> str:
+        """The nftables rules of the host."""
+        ports = [port for _, port in self.plan.instances]
+        return firewall_rules([*ports, *(port + READINESS_OFFSET for port in ports)], self.gateways)
+
+    @property
+    def required_facts(self) -> Mapping[str, Any]:
+        """The facts that the engine's lock requires of the host."""
+        return engine_locks.asked_facts(self.deployment.engine, self.lock) if self.lock else {}

@@ -1,0 +1,79 @@
+"""Plan JOIN stack -> the site."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.catalogue.catalogue import load as load_catalog
+from vllm_fleet.fleet import host_facts
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.fleet.plan import load as load_plan
+from vllm_fleet.fleet.stack import locations
+from vllm_fleet.host import engine_install
+from vllm_fleet.host.manifest import Manifest
+from vllm_fleet.inventory.gateway import gateway_variables
+from vllm_fleet.inventory.inputs import FleetInputs
+from vllm_fleet.inventory.serving import serving_variables
+from vllm_fleet.inventory.site import Site, SiteHost
+from vllm_fleet.mirror import client
+from vllm_fleet.resolve.deployment import choose
+
+
+def load(directory: Path) -> Site:
+    """Reads a fleet's folder: plan, stack, keys and artifacts, and what the last probe of its hosts reported.
+
+    Raises:
+        FleetError: one of them is missing or does not agree with the others.
+    """
+    plan = load_plan(directory)
+    return build(plan, load_catalog(), host_facts.load(plan.fleet))
+
+
+def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -> Site:
+    """Joins a plan with its stack.
+
+    Args:
+        plan: the To-Be.
+        catalog: the recipes.
+        facts: host -> what its last probe reported, for rules that depend on it.
+
+    Raises:
+        FleetError: they do not agree, or a pool's engine cannot be installed yet (``refused``).
+    """
+    inputs = _inputs(plan, catalog, facts or {})
+    gateway, gateway_items = gateway_variables(inputs) if inputs.gateways else ({}, ())
+    hosts = []
+    for host in inputs.plan.hosts:
+        if host.kind == "gateway":
+            variables, manifest = gateway, Manifest(host.name, gateway_items, {})
+        else:
+            variables, manifest = serving_variables(inputs, host)
+        common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}
+        hosts.append(
+            SiteHost(
+                plan=host,
+                location=inputs.locations[host.name],
+                variables={**common, **variables, **inputs.mirror.variables(host)},
+                manifest=inputs.mirror.manifest(host, manifest),
+            )
+        )
+    return Site(inputs.plan, tuple(hosts))
+
+
+def _inputs(plan: Plan, catalog: Catalog, facts: host_facts.Facts) -> FleetInputs:
+    plan = _with_variants(engine_install.with_engine_locks(plan, catalog), facts)
+    where = locations(plan)
+    return FleetInputs(plan, catalog, where, client.describe_mirror(plan, catalog, where), facts)
+
+
+def _with_variants(plan: Plan, facts: host_facts.Facts) -> Plan:
+    """The plan with the variant of each deployment that fits the facts of its host, where they are known."""
+    hosts = (
+        replace(host, deployment=choose(host.deployment, facts[host.name]))
+        if host.deployment and host.name in facts
+        else host
+        for host in plan.hosts
+    )
+    return replace(plan, hosts=tuple(hosts))

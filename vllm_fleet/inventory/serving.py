@@ -1,0 +1,115 @@
+"""The variables and the manifest of one host that serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from vllm_fleet.base import paths
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.host import container, container_toolkit, drivers, engine_install, start_cache
+from vllm_fleet.host.instance_files import Release, instance_files
+from vllm_fleet.host.manifest import UNITS, Manifest, serving_manifest
+from vllm_fleet.host.serving_host import EncodingFile, ServingHost
+from vllm_fleet.inventory.inputs import FleetInputs
+from vllm_fleet.mirror import client, parts
+from vllm_fleet.resolve.deployment import Deployment
+
+
+def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, Any], Manifest]:
+    """The variables of a serving host's roles, and its manifest.
+
+    Raises:
+        FleetError: its engine cannot be installed (``refused``), or a file that the fleet names is missing.
+    """
+    driver = drivers.host_driver(inputs.plan, inputs.catalog, host, inputs.mirror.packages)
+    serving = _serving_host(inputs, host, driver)
+    release = instance_files(serving)
+    manifest = serving_manifest(serving, release)
+    manifest = driver.extend(manifest) if driver else manifest
+    variables = {
+        **(driver.variables if driver else {}),
+        "fleet_host_class": serving.deployment.host_class,
+        "harmony_encodings_files": [asdict(encoding) for encoding in serving.encodings],
+        **(container.image_variables(serving.image) if serving.image else {}),
+        **(engine_install.engine_variables(serving.deployment, serving.lock) if serving.lock else {}),
+        **_service_variables(serving, release, manifest),
+        **_gateway_traffic_variables(inputs, host),
+        "model_store_models": [
+            client.model_variables(serving.deployment.model, serving.model, inputs.mirror.url),
+        ],
+    }
+    return variables, manifest
+
+
+def _serving_host(inputs: FleetInputs, host: HostPlan, driver: drivers.HostDriver | None) -> ServingHost:
+    deployment = host.deployment
+    if deployment is None:
+        raise ValueError(f"{host.name} serves nothing")
+    lock = engine_install.host_lock(inputs.plan, inputs.catalog, host)
+    host_class = inputs.catalog.host_class(deployment.host_class)
+    model = inputs.models[deployment.model]
+    # A driver that is installed from here is known before the host reports it.
+    installed = driver.facts.get("driver_version") if driver else None
+    version = installed or inputs.facts.get(host.name, {}).get("driver")
+    return ServingHost(
+        plan=host,
+        location=inputs.locations[host.name],
+        deployment=deployment,
+        host_class=host_class,
+        gateways=inputs.gateway_addresses,
+        model=model,
+        encodings=tuple(_encodings(inputs, deployment)),
+        cache_key=start_cache.start_cache_key(deployment, model.revision, host_class.family.arch, version),
+        lock=lock,
+        image=_image(inputs, host, deployment),
+    )
+
+
+def _encodings(inputs: FleetInputs, deployment: Deployment) -> Iterator[EncodingFile]:
+    plan, catalog = inputs.plan, inputs.catalog
+    if plan.spec.artifacts.encodings is None:
+        raise plan.document.error(("artifacts",), "names no folder of encodings", "add 'encodings'")
+    folder = plan.artifact("encodings", plan.spec.artifacts.encodings)
+    for name in catalog.model(deployment.model).encodings:
+        yield EncodingFile(name, catalog.encodings.encodings[name].sha256, str(folder / name))
+
+
+def _image(inputs: FleetInputs, host: HostPlan, deployment: Deployment) -> container.Image | None:
+    plan, catalog = inputs.plan, inputs.catalog
+    if deployment.install != "docker" or deployment.engine.docker is None:
+        return None
+    family = catalog.host_class(deployment.host_class).family
+    parts.registry_ca(plan)
+    return container.Image(
+        install=deployment.engine.docker,
+        machine=family.facts.machine,
+        vendor=family.vendor,
+        registry=container.fleet_registry(plan.spec.mirror, plan.directory, inputs.mirror.registry),
+        toolkit=container_toolkit.host_toolkit(plan, catalog, host, inputs.mirror.packages),
+        lab=host.cloud == "lab",
+    )
+
+
+def _service_variables(host: ServingHost, release: Release, manifest: Manifest) -> dict[str, Any]:
+    files = {**release.files, "manifest.json": manifest.text}
+    return {
+        "vllm_service_unit": UNITS[host.deployment.install],
+        "vllm_service_release": release.digest,
+        "vllm_service_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
+        "vllm_service_instances": [
+            {"name": instance.name, "loaded": instance.loaded} for instance in release.instances
+        ],
+        "vllm_service_firewall_rules": host.firewall,
+        "vllm_service_cache_key": host.cache_key,
+        "vllm_service_cache_store": str(paths.cache_dir() / "start-caches"),
+    }
+
+
+def _gateway_traffic_variables(inputs: FleetInputs, host: HostPlan) -> dict[str, Any]:
+    own = [backend for backend in inputs.backends if backend.host == host.name]
+    return {
+        "gateway_traffic_gateways": [gateway.name for gateway in inputs.gateways],
+        "gateway_traffic_servers": [f"{b.host}_{b.instance}={b.address}:{b.port}" for b in own],
+    }

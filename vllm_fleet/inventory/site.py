@@ -1,0 +1,78 @@
+"""A fleet's hosts with everything that Ansible and the probe need of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vllm_fleet.base import paths
+from vllm_fleet.base.digests import text_sha256
+from vllm_fleet.fleet import ssh_routes
+from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.fleet.stack import Location
+from vllm_fleet.host.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class SiteHost:
+    """One host, ready for Ansible and for the probe."""
+
+    plan: HostPlan
+    location: Location
+    variables: Mapping[str, Any]
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Site:
+    """A whole fleet with its hosts in the order of the plan."""
+
+    plan: Plan
+    hosts: tuple[SiteHost, ...]
+
+    @property
+    def known_hosts(self) -> str:
+        """The SSH host keys of the fleet in the format of ``known_hosts``."""
+        lines = []
+        for host in self.hosts:
+            at = host.location
+            name = at.address if at.port == 22 else f"[{at.address}]:{at.port}"
+            lines += [f"{name} {key}\n" for key in at.ssh_host_keys]
+        return "".join(lines)
+
+    @cached_property
+    def known_hosts_file(self) -> Path:
+        """The file to which :attr:`known_hosts` is written for ``ssh``."""
+        return paths.run_dir(self.plan.fleet) / "known_hosts"
+
+    @cached_property
+    def _gateways(self) -> Mapping[str, SiteHost]:
+        return {host.plan.name: host for host in self.hosts if host.plan.kind == "gateway"}
+
+    def jump_host(self, host: SiteHost) -> SiteHost | None:
+        """The gateway through which SSH reaches a host; None: directly."""
+        return self._gateways[host.location.jump] if host.location.jump else None
+
+    def ssh_arguments(self, host: SiteHost) -> str:
+        """The options that ``ssh`` needs to reach a host, besides address, port and user."""
+        gateway = self.jump_host(host)
+        jump = (gateway.location.user, gateway.location.address, gateway.location.port) if gateway else None
+        return ssh_routes.arguments(self.known_hosts_file, jump, self.private_key_file)
+
+    @cached_property
+    def control_path_dir(self) -> str:
+        """The folder in which ``ssh`` keeps shared connections to hosts behind a gateway.
+
+        It differs for each fleet: two fleets may have the same private address, and Ansible names a connection by it.
+        """
+        return f"~/.ansible/cp/{text_sha256(str(self.plan.directory.resolve()))[:8]}"
+
+    @cached_property
+    def private_key_file(self) -> Path | None:
+        """The private key that the fleet names; None if it names none."""
+        own = self.plan.access.ssh_private_key_file
+        return (self.plan.directory / own).resolve() if own else None
