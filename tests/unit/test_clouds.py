@@ -209,7 +209,7 @@ def test_check_finds_a_shape_of_a_class_that_does_not_exist(catalog: Catalog) ->
     aws = catalog.clouds["aws"]
     shapes = {**aws.shapes, "p9.huge": aws.shapes["p5.48xlarge"].model_copy(update={"host_class": "x900-8"})}
     broken = dataclasses.replace(catalog, clouds={"aws": aws.model_copy(update={"shapes": shapes})})
-    assert any("there is no host class 'x900-8'" in fault.message for fault in recipe_check.faults(broken))
+    assert any("there is no host class 'x900-8'" in fault.message for fault in recipe_check.recipe_errors(broken))
 
 
 def test_every_supported_class_says_where_it_can_be_had(catalog: Catalog) -> None:

@@ -102,7 +102,7 @@ def test_recipe_lists_what_concerns_it() -> None:
 
 
 def test_the_known_issues_of_the_recipes_are_right(catalog: Catalog) -> None:
-    assert list(recipe_check.known_faults(catalog)) == []
+    assert list(recipe_check.known_issue_errors(catalog)) == []
 
 
 def test_the_matrix_of_the_guides(catalog: Catalog) -> None:
@@ -143,7 +143,7 @@ def test_a_mutated_issue_is_caught(catalog: Catalog, change: dict[str, Any], say
     first, second, *others = catalog.known_issues.issues
     issues = [first, second.model_copy(update=change), *others]
     mutated = dataclasses.replace(catalog, known_issues=catalog.known_issues.model_copy(update={"issues": issues}))
-    faults = list(recipe_check.known_faults(mutated))
+    faults = list(recipe_check.known_issue_errors(mutated))
     assert [(fault.key, says in fault.message) for fault in faults] == [(key, True)]
     assert [(fault.file, bool(fault.line)) for fault in faults] == [("recipes/known_issues.yml", True)]
 
@@ -152,7 +152,7 @@ def test_a_mutated_issue_is_caught(catalog: Catalog, change: dict[str, Any], say
 def test_a_mutated_matrix_is_caught(catalog: Catalog, engine: str, says: str) -> None:
     harmony = catalog.known_issues.harmony.model_copy(update={"engine": engine})
     changed = catalog.known_issues.model_copy(update={"harmony": harmony})
-    faults = list(recipe_check.known_faults(dataclasses.replace(catalog, known_issues=changed)))
+    faults = list(recipe_check.known_issue_errors(dataclasses.replace(catalog, known_issues=changed)))
     assert [says in fault.message for fault in faults] == [True]
 
 

@@ -147,12 +147,12 @@ def test_every_rule_is_reached_and_explained(catalog: Catalog, rule_of: tuple[Mo
 
 
 def test_the_recipes_agree_with_each_other(catalog: Catalog) -> None:
-    assert [str(fault) for fault in recipe_check.faults(catalog)] == []
+    assert [str(fault) for fault in recipe_check.recipe_errors(catalog)] == []
 
 
 @pytest.mark.slow
 def test_every_combination_resolves_or_is_refused_for_a_reason(catalog: Catalog) -> None:
-    assert [str(fault) for fault in recipe_check.faults(catalog, every_combination=True)] == []
+    assert [str(fault) for fault in recipe_check.recipe_errors(catalog, every_combination=True)] == []
 
 
 def test_the_check_tries_each_rule_class_form_and_profile_with_each_engine(
@@ -182,7 +182,7 @@ def test_hosts_that_are_refused_do_not_hide_an_error_on_larger_ones(catalog: Cat
         Rule(when=When(host_class=["h100"]), args={"max-model-len": -1}, why="a wrong value of a test", source="test"),
     ]
     changed = model.model_copy(update={"rules": [*model.rules, *rules]})
-    faults = recipe_check.faults(dataclasses.replace(catalog, models={**catalog.models, model.name: changed}))
+    faults = recipe_check.recipe_errors(dataclasses.replace(catalog, models={**catalog.models, model.name: changed}))
     assert any("max-model-len is -1" in str(fault) for fault in faults)
 
 
@@ -201,4 +201,4 @@ def test_hosts_that_are_refused_do_not_hide_an_error_on_larger_ones(catalog: Cat
     ],
 )
 def test_a_mutated_catalogue_is_caught(catalog: Catalog, rule: Rule, says: str) -> None:
-    assert any(says in str(fault) for fault in recipe_check.faults(with_rule(catalog, rule)))
+    assert any(says in str(fault) for fault in recipe_check.recipe_errors(with_rule(catalog, rule)))

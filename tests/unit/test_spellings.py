@@ -221,7 +221,7 @@ def test_recipe_tells_of_the_map(catalog: Catalog) -> None:
 
 
 def test_the_map_of_the_recipes_is_right(catalog: Catalog) -> None:
-    assert list(recipe_check.spelling_faults(catalog)) == []
+    assert list(recipe_check.spelling_errors(catalog)) == []
 
 
 @pytest.mark.parametrize(
@@ -244,13 +244,13 @@ def test_the_map_of_the_recipes_is_right(catalog: Catalog) -> None:
 )
 def test_a_mutated_map_is_caught(catalog: Catalog, change: dict[str, Any], says: str, key: str) -> None:
     index = len(catalog.spellings.spellings)
-    faults = list(recipe_check.spelling_faults(with_entries(catalog, entry(**change))))
+    faults = list(recipe_check.spelling_errors(with_entries(catalog, entry(**change))))
     assert any(says in fault.message and fault.key == f"spellings.{index}{key}" for fault in faults)
     assert {fault.file for fault in faults} == {"recipes/spellings.yml"}
 
 
 def test_check_tells_of_the_map(catalog: Catalog) -> None:
-    said = [fault.message for fault in recipe_check.faults(with_entries(catalog, entry(engine=">=9")))]
+    said = [fault.message for fault in recipe_check.recipe_errors(with_entries(catalog, entry(engine=">=9")))]
     assert said == ["applies to no class, engine and model"]
 
 

@@ -174,7 +174,7 @@ def inputs_digest(engine: Engine, machine: Machine) -> str:
     return hashlib.sha256(json.dumps(inputs(engine, machine), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def faults(lock: Lock, engine: Engine, machine: Machine) -> Iterator[str]:
+def lock_errors(lock: Lock, engine: Engine, machine: Machine) -> Iterator[str]:
     """Why hosts of that engine and machine cannot be built from a lock; nothing when they can."""
     wheel = engine.wheel
     if wheel is None:

@@ -48,18 +48,18 @@ class Rented:
     local_disks: int = 0
 
 
-def rented(cloud: str) -> bool:
+def is_rented(cloud: str) -> bool:
     """Whether a cloud's hosts are rented: not those of the lab, nor hosts that exist already."""
     return cloud in PLACEMENTS
 
 
-def pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.Document) -> Rented:
+def rent_pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.Document) -> Rented:
     """How a pool's hosts are rented.
 
     Args:
         catalog: with the cloud's table.
         name: the pool.
-        spec: the pool as ``fleet.yml`` has it, with a cloud that :func:`rented` knows.
+        spec: the pool as ``fleet.yml`` has it, with a cloud that :func:`is_rented` knows.
         document: that file, for errors.
 
     Raises:
@@ -83,14 +83,14 @@ def pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.Docume
     return Rented(table, found, shape, kind, entry.fabric_cards, entry.local_disks)
 
 
-def gateways(
+def rent_gateways(
     catalog: Catalog, cloud: str, placement: Mapping[str, Any], own: Mapping[str, Any], document: yaml_document.Document
 ) -> Rented:
     """How the gateways are rented: beside the first pool, unless the fleet says otherwise.
 
     Args:
         catalog: with the cloud's table.
-        cloud: one that :func:`rented` knows.
+        cloud: one that :func:`is_rented` knows.
         placement: that of the first pool.
         own: that of the gateway.
         document: the fleet's file, for errors.

@@ -30,7 +30,7 @@ def command(
     Prints every error with its file and line. What the recipes must agree on is checked too.
     """
     recipes = catalogue.load()
-    faults: list[FleetError] = list(recipe_check.faults(recipes))
+    faults: list[FleetError] = list(recipe_check.recipe_errors(recipes))
     folders = (
         [fleet_directory(fleet)]
         if fleet

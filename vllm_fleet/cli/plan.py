@@ -93,7 +93,7 @@ def command(
         for fault in missing:
             print_text(f"site.yml will refuse: {fault}")
         print_text(f"stack: {as_is}")
-        for line in plan_tables.told(changes, run):
+        for line in plan_tables.change_lines(changes, run):
             print_text(line)
     if refused:
         if not json:
@@ -123,7 +123,7 @@ def _changes(plan: plans.Plan, ask_pulumi: bool) -> tuple[str, tuple[replacement
         as_is = str(fault)
     if ask_pulumi:
         return as_is, replacement.previewed(pulumi_cli.preview(plan.fleet))
-    return as_is, replacement.known(plan, stack.made(plan))
+    return as_is, replacement.known_changes(plan, stack.made_hosts(plan))
 
 
 def _print_record(plan: plans.Plan, bill: cost.Bill, missing: tuple[FleetError, ...], update: _StackUpdate) -> None:

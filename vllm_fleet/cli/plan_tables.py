@@ -58,7 +58,7 @@ def _rent(row: Row) -> tuple[str, ...]:
     return (f"{row.cloud} {row.rented.shape}", capacity, placement.region, zones, each, both, source)
 
 
-def told(changes: Sequence[Change], run: Sequence[str]) -> Iterator[str]:
+def change_lines(changes: Sequence[Change], run: Sequence[str]) -> Iterator[str]:
     """What would change, and what to run for it, line by line."""
     for what in dict.fromkeys(change.what for change in changes):
         mine = [change for change in changes if change.what == what]

@@ -10,7 +10,7 @@ from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.schema.mirror import Mirror
 
 
-def faults(spec: Mirror, hosts: Collection[str], catalog: Catalog, document: Document) -> Iterator[FleetError]:
+def mirror_errors(spec: Mirror, hosts: Collection[str], catalog: Catalog, document: Document) -> Iterator[FleetError]:
     """A host that the fleet does not have, and a distribution that is not known.
 
     Args:

@@ -69,7 +69,7 @@ def part(network: IPv4Network, parts: int, index: int) -> IPv4Network:
     return IPv4Network((int(network.network_address) + index * size, network.prefixlen + more))
 
 
-def faults(hosts: Sequence[HostPlan], access: Access, document: yaml_document.Document) -> Iterator[FleetError]:
+def network_errors(hosts: Sequence[HostPlan], access: Access, document: yaml_document.Document) -> Iterator[FleetError]:
     """What is wrong with the ranges of a plan's networks."""
     rented = members(host for host in hosts if host.rented)
     for name, mine in rented.items():

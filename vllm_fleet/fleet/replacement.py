@@ -64,7 +64,7 @@ class Change:
         return f"{self.what} {self.host}" + (f" ({', '.join(self.why)})" if self.why else "")
 
 
-def known(plan: Plan, made: Iterable[str]) -> tuple[Change, ...]:
+def known_changes(plan: Plan, made: Iterable[str]) -> tuple[Change, ...]:
     """What fleet.yml and stack.json tell without Pulumi: hosts that come and hosts that go.
 
     Args:

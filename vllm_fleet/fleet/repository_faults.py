@@ -9,7 +9,7 @@ from vllm_fleet.base.yaml_document import Document
 from vllm_fleet.catalogue.catalogue import Catalog
 
 
-def faults(copies: Iterable[str], catalog: Catalog, document: Document) -> Iterator[FleetError]:
+def repository_errors(copies: Iterable[str], catalog: Catalog, document: Document) -> Iterator[FleetError]:
     """Copies of repositories that a fleet names, and nobody knows.
 
     Args:

@@ -65,7 +65,7 @@ def locations(plan: Plan) -> Mapping[str, Location]:
     }
 
 
-def made(plan: Plan) -> tuple[str, ...]:
+def made_hosts(plan: Plan) -> tuple[str, ...]:
     """The hosts that the stack has; none where it has written nothing yet.
 
     Raises:

@@ -14,7 +14,7 @@ from vllm_fleet.schema.recipe import HostClass
 _OPEN_FROM = 90
 
 
-def faults(catalog: Catalog) -> Iterator[FleetError]:
+def driver_errors(catalog: Catalog) -> Iterator[FleetError]:
     """Every disagreement, each with its place in the file."""
     drivers, document = catalog.drivers, catalog.documents["drivers"]
     for name in sorted(set(catalog.classes) - set(drivers.classes)):

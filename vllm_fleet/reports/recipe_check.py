@@ -8,7 +8,7 @@ from typing import get_args
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, in_range
-from vllm_fleet.catalogue.engine_locks import faults as faults_of_lock
+from vllm_fleet.catalogue.engine_locks import lock_errors
 from vllm_fleet.catalogue.spellings import applies
 from vllm_fleet.host.engine_install import lock_command, lock_misfits
 from vllm_fleet.reports import driver_check
@@ -21,7 +21,7 @@ from vllm_fleet.schema.spelling import Spelling
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 
-def faults(catalog: Catalog, *, every_combination: bool = False) -> Iterator[FleetError]:
+def recipe_errors(catalog: Catalog, *, every_combination: bool = False) -> Iterator[FleetError]:
     """Every disagreement: names that do not exist, rules that never hold, combinations that do not resolve.
 
     Args:
@@ -35,10 +35,10 @@ def faults(catalog: Catalog, *, every_combination: bool = False) -> Iterator[Fle
         yield from _cloud(catalog, cloud)
     for model in catalog.models.values():
         yield from _model(catalog, model, every_combination=every_combination)
-    yield from draft_memory.faults(catalog)
-    yield from driver_check.faults(catalog)
-    yield from known_faults(catalog)
-    yield from spelling_faults(catalog)
+    yield from draft_memory.draft_errors(catalog)
+    yield from driver_check.driver_errors(catalog)
+    yield from known_issue_errors(catalog)
+    yield from spelling_errors(catalog)
 
 
 def _cloud(catalog: Catalog, cloud: CloudTable) -> Iterator[FleetError]:
@@ -69,7 +69,7 @@ def _lock(catalog: Catalog, engine: Engine, machine: Machine) -> Iterator[FleetE
         return
     if lock is None:
         return
-    for wrong in faults_of_lock(lock, engine, machine):
+    for wrong in lock_errors(lock, engine, machine):
         yield document.error(at, f"{lock.file} {wrong}", again)
     for sized in catalog.sized_classes():
         if builds_for(engine, sized) and sized.machine == machine:
@@ -98,11 +98,11 @@ def _model(catalog: Catalog, model: Model, *, every_combination: bool) -> Iterat
             continue
         if not engines:
             yield document.error(("support", index, "engine"), f"no engine lies in {entry.engine!r}", "correct it")
-    yield from rule_faults(catalog, model)
+    yield from rule_errors(catalog, model)
     yield from _resolutions(catalog, model, every=every_combination)
 
 
-def rule_faults(catalog: Catalog, model: Model) -> Iterator[FleetError]:
+def rule_errors(catalog: Catalog, model: Model) -> Iterator[FleetError]:
     """What is wrong in a model's rules: ranges, selectors that never hold, names in them that are none."""
     document = catalog.documents[model.name]
     usable = list(combinations(catalog, model))
@@ -175,7 +175,7 @@ def _is_unsupported(model: Model, case: Combination) -> bool:
     return case.host.family.status == "unsupported" or support is None or support.status == "unsupported"
 
 
-def known_faults(catalog: Catalog) -> Iterator[FleetError]:
+def known_issue_errors(catalog: Catalog) -> Iterator[FleetError]:
     """What is wrong in ``recipes/known_issues.yml``: ranges, ids that stand twice, selectors that never hold."""
     document = catalog.documents["known_issues"]
     usable = [asked for model in catalog.models.values() for asked in combinations(catalog, model)]
@@ -230,7 +230,7 @@ def _misspelt(
             yield ("env_set", index), f"no engine that this is for reads the variable {name!r}"
 
 
-def spelling_faults(catalog: Catalog) -> Iterator[FleetError]:
+def spelling_errors(catalog: Catalog) -> Iterator[FleetError]:
     """What is wrong in ``recipes/spellings.yml``: entries that never apply, or that lead to no name of the release."""
     document = catalog.documents["spellings"]
     usable = [asked for model in catalog.models.values() for asked in combinations(catalog, model)]
