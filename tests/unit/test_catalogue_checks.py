@@ -63,8 +63,8 @@ def test_what_is_not_locked_says_so(catalog: Catalog) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"rules_of": "openai/gpt-oss-9b"}, "is no model with rules of its own"),
-        ({"rules_of": SMALL}, "is no model with rules of its own"),
+        ({"rules_of": "openai/gpt-oss-9b"}, "is not a model with its own rules"),
+        ({"rules_of": SMALL}, "is not a model with its own rules"),
         ({"scores_source": None}, "has no scores_source"),
         ({"encodings": ["p50k_base.tiktoken"]}, "is not in recipes/encodings.yml"),
     ],

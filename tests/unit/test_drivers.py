@@ -90,7 +90,7 @@ def test_a_class_without_a_row_is_a_fault(catalog: Catalog) -> None:
     rows = {name: row for name, row in catalog.drivers.classes.items() if name != "h100"}
     recipes = catalog.drivers.model_copy(update={"classes": rows})
     (fault,) = driver_check.driver_errors(replace(catalog, drivers=recipes))
-    assert "says nothing of the class 'h100'" in fault.message
+    assert "has no entry for the class 'h100'" in fault.message
 
 
 @pytest.mark.parametrize(("name", "has"), [("gb200-4", True), ("b200-8", False), ("h100-8", False)])
@@ -277,5 +277,5 @@ def test_a_repository_that_the_recipes_do_not_know_is_an_error(fleets: Path) -> 
         "artifacts:\n  repositories: {cuda: {uri: 'http://10.0.0.5/cuda', signing_key_file: fleet.yml}}\n",
     )
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(FleetError, match=r"is no repository of recipes/drivers\.yml"):
+    with pytest.raises(FleetError, match=r"is not a repository of recipes/drivers\.yml"):
         sites.load(fleets / "golden")

@@ -33,7 +33,7 @@ def test_the_golden_fleet_is_right(fleets: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "key", "says"),
     [
-        ("host_class: cpu-2", "host_clas: cpu-2", 6, "pools.lab.host_clas", "is not a key that may stand here"),
+        ("host_class: cpu-2", "host_clas: cpu-2", 6, "pools.lab.host_clas", "unknown key"),
         ("host_class: cpu-2", "host_class: h1000-8", 6, "pools.lab.host_class", "there is no host class 'h1000-8'"),
         ("cloud: lab", "cloud: moon", 7, "pools.lab.cloud", "not 'moon'"),
         ("hosts: 2", "hosts: two", 9, "pools.lab.hosts", "not 'two'"),

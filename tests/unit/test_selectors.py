@@ -15,7 +15,7 @@ LARGE = "openai/gpt-oss-120b"
 MISSPELT = [
     ({"at_least": {"gpu-memory-utilisation": 0.9}}, "when.at_least.gpu-memory-utilisation", "reads the flag"),
     ({"at_least": {"gpu_memory_utilization": 0.9}}, "when.at_least.gpu_memory_utilization", "reads the flag"),
-    ({"at_least": {"kv-cache-dtype": 1}}, "when.at_least.kv-cache-dtype", "takes no number"),
+    ({"at_least": {"kv-cache-dtype": 1}}, "when.at_least.kv-cache-dtype", "does not take a number"),
     ({"env_set": ["VLLM_ROCM_USE_AITER", "VLLM_NO_SUCH"]}, "when.env_set.1", "reads the variable 'VLLM_NO_SUCH'"),
     (
         {"engine": ">=0.32", "accelerator": "cuda", "env_set": ["VLLM_MXFP4_USE_MARLIN"]},

@@ -32,9 +32,9 @@ def _network(value: str) -> str:
 def _private_network(value: str) -> str:
     network = ipaddress.ip_network(_network(value))
     if not any(network.version == 4 and network.subnet_of(each) for each in PRIVATE):
-        raise ValueError(f"{value!r} is no private range: one in {', '.join(map(str, PRIVATE))}")
+        raise ValueError(f"{value!r} is not a private range: use one in {', '.join(map(str, PRIVATE))}")
     if not 16 <= network.prefixlen <= 22:
-        raise ValueError(f"{value!r} has another size than clouds take: from /16 to /22")
+        raise ValueError(f"{value!r} has the wrong size: clouds take from /16 to /22")
     return value
 
 
@@ -49,13 +49,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"the key {key!r} is no text: quote it")  # noqa: TRY004 - a fault to pydantic
+                raise ValueError(f"the key {key!r} is not text: quote it")  # noqa: TRY004 - a fault to pydantic
             _plain(item)
     elif isinstance(value, list):
         for item in value:
             _plain(item)
     elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{value!r} is no number, text, truth value, list or mapping: quote it if it is a text")
+        raise ValueError(f"{value!r} is not a number, text, true or false, list or mapping: quote it if it is text")
     return value
 
 

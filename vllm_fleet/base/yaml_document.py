@@ -30,7 +30,7 @@ class Document:
     lines: Mapping[Location, int]
 
     def line(self, location: Location) -> int | None:
-        """The line of a key path, or of its nearest parent that stands in the file."""
+        """The line of a key path, or of its nearest parent in the file."""
         for length in range(len(location), -1, -1):
             if (found := self.lines.get(location[:length])) is not None:
                 return found
@@ -52,7 +52,7 @@ def read(path: Path) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FleetError("there is no such file", file=file) from None
+        raise FleetError("file not found", file=file) from None
     except (OSError, UnicodeDecodeError) as fault:
         raise FleetError(f"cannot be read: {fault}", file=file) from fault
     loader = _Loader(text)
@@ -64,7 +64,7 @@ def read(path: Path) -> Document:
         line = fault.problem_mark.line + 1 if fault.problem_mark else None
         raise FleetError(f"is not valid YAML: {fault.problem}", file=file, line=line) from None
     except RecursionError:
-        raise FleetError("an anchor holds itself, or the file is nested too deeply", "write it out", file) from None
+        raise FleetError("an anchor contains itself, or the file is nested too deeply", "write it out", file) from None
     finally:
         loader.dispose()
     return Document(file, data, lines)
@@ -76,7 +76,7 @@ def _build(loader: Any, node: yaml.Node, at: Location, lines: dict[Location, int
         ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
     ):
         line = node.start_mark.line + 1
-        raise FleetError(f"is not valid YAML: the tag {node.tag!r} is not known", "take it out", file, line)
+        raise FleetError(f"is not valid YAML: unknown tag {node.tag!r}", "remove it", file, line)
     if isinstance(node, yaml.MappingNode):
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
@@ -86,7 +86,7 @@ def _build(loader: Any, node: yaml.Node, at: Location, lines: dict[Location, int
             key = loader.construct_object(key_node, deep=True)
             if key in result:
                 raise FleetError(
-                    "the key stands here twice",
+                    "duplicate key",
                     "keep one of them",
                     file,
                     line,
@@ -129,7 +129,7 @@ def parse(document: Document, model: type[Record], at: Location = (), data: Any 
 def _translate(document: Document, fault: Any, at: Location) -> FleetError:
     location: Location = (*at, *(part for part in fault["loc"] if part != "[key]"))
     if fault["type"] == "extra_forbidden":
-        return document.error(location, "is not a key that may stand here", "check the spelling")
+        return document.error(location, "unknown key", "check the spelling")
     if fault["type"] == "missing":
         return document.error(location, "is missing", "add the key")
     message = str(fault["msg"])

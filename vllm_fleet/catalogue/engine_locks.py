@@ -108,12 +108,12 @@ def parse(text: str, file: str) -> Lock:
     """Reads a lock.
 
     Raises:
-        FleetError: it is none, or a line of it is neither a package nor a digest.
+        FleetError: not a lock, or a line is neither a package nor a digest.
     """
     hint = "make it with python -m tools.locks"
     lines = text.splitlines()
     if not lines or lines[0] != f"# {FORM}":
-        raise FleetError(f"is no lock: its first line is not '# {FORM}'", hint, file)
+        raise FleetError(f"is not a lock: its first line is not '# {FORM}'", hint, file)
     header: dict[str, str] = {}
     pins: list[Pin] = []
     for number, line in enumerate(lines[1:], start=2):

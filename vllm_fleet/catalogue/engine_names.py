@@ -79,7 +79,7 @@ def read_names(path: Path, fork: str | None = None) -> EngineNames:
         FleetError: the file or the fork is missing, or the fork comes from another release.
     """
     if not path.is_file():
-        raise FleetError("there is no such names file", "run 'make engines'", paths.display(path))
+        raise FleetError("names file not found", "run 'make engines'", paths.display(path))
     data = _read(path)
     beside = _read(path.parent / "beside.yml")
     env = {name: default for name, default in data["env"].items() if name not in data.get("env_unused", ())}

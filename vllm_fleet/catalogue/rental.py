@@ -12,7 +12,7 @@ from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.schema.cloud import PLACEMENTS, CloudTable, ImageKind, Placement
 from vllm_fleet.schema.fleet import Pool
 
-#: What a placement says of a pool's hosts and not of a gateway beside them.
+#: Keys of a placement that a gateway does not take from the pool.
 _POOL_ONLY = (
     "capacity",
     "shape",
@@ -122,13 +122,11 @@ def _shape(catalog: Catalog, table: CloudTable, host: SizedClass, placement: Pla
     mine = {key: shape for key, shape in table.shapes.items() if shape.host_class == host.id}
     if not mine:
         where = [f"{cloud} ({shape})" for cloud, shape, _ in offers(catalog, host.id)]
-        told = ", ".join(where) if where else "no cloud of recipes/clouds; as 'static' hosts of your own"
-        raise FleetError(
-            f"{table.name} has no {host.id}", f"it can be had at: {told}", key="host_class", code="refused"
-        )
+        places = ", ".join(where) if where else "no cloud in recipes/clouds; use 'static' hosts"
+        raise FleetError(f"{table.name} has no {host.id}", f"available at: {places}", key="host_class", code="refused")
     if placement.shape and placement.shape not in mine:
         raise FleetError(
-            f"{placement.shape!r} is no {host.id} of {table.name}",
+            f"{placement.shape!r} is not an instance type for {host.id} at {table.name}",
             f"these are: {', '.join(mine)}",
             key="placement.shape",
         )
@@ -136,5 +134,5 @@ def _shape(catalog: Catalog, table: CloudTable, host: SizedClass, placement: Pla
     for key in [placement.shape] if placement.shape else mine:
         if kind in mine[key].capacity:
             return key
-    told = "; ".join(f"{key}: {', '.join(mine[key].capacity)}" for key in mine)
-    raise FleetError(f"{host.id} cannot be had as {kind}", f"it comes as {told}", key="placement.capacity.kind")
+    kinds = "; ".join(f"{key}: {', '.join(mine[key].capacity)}" for key in mine)
+    raise FleetError(f"{host.id} is not available as {kind}", f"it comes as {kinds}", key="placement.capacity.kind")

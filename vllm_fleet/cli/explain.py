@@ -32,8 +32,8 @@ def command(
     record: dict[str, Any] = found.deployment.record()
     values = dict(leaves({"args": record["args"], "env": record["env"]}))
     keys = {key: {"value": values[key], **origin} for key, origin in record["provenance"].items()}
-    told = ("host_class", "model", "engine", "profile", "status", "evidence", "notes", "alternatives")
-    head = {key: record[key] for key in told}
+    keys_of_head = ("host_class", "model", "engine", "profile", "status", "evidence", "notes", "alternatives")
+    head = {key: record[key] for key in keys_of_head}
     if json:
         print_json({"host": host, "pool": found.pool, **head, "keys": keys})
         return

@@ -86,8 +86,8 @@ def _existing(folder: Path, add: bool) -> yaml_document.Document | None:
     file = folder / "fleet.yml"
     if not add:
         if file.exists():
-            hint = "choose another name, or give --add to add the hosts to it"
-            raise FleetError("there is such a fleet already", hint, paths.display(file))
+            hint = "choose another name, or use --add to add the hosts to it"
+            raise FleetError("this fleet exists already", hint, paths.display(file))
         return None
     plan.load(folder)
     return yaml_document.read(file)
@@ -114,7 +114,7 @@ def _confirm(shown: list[tuple[Asked, str]], known: dict[ssh_scan.Address, str])
         seen = ssh_scan.fingerprint(public)
         given = known.get((asked.address, asked.port))
         if given and given != seen:
-            text = f"shows the host key {seen}, not {given}: it is another machine, or someone is between"
+            text = f"shows the host key {seen}, not {given}: it is another machine, or the connection is intercepted"
             faults.append(FleetError(text, "compare on the host's console", host=asked.address, code="refused"))
         elif not given:
             unknown.append((asked, public.split()[0], seen))
@@ -126,14 +126,16 @@ def _confirm(shown: list[tuple[Asked, str]], known: dict[ssh_scan.Address, str])
     for asked, kind, seen in unknown:
         print_note(f"  {asked.address} port {asked.port}  {seen}  ({kind})")
     if not sys.stdin.isatty():
-        hint = "give --fingerprint ADDRESS=SHA256:… for each, from a source that you trust; no option skips this"
-        raise FleetError("nobody is here to confirm the host keys, so nothing was written", hint, code="refused")
+        hint = (
+            "give --fingerprint ADDRESS=SHA256:… for each host, from a source that you trust; no option skips the check"
+        )
+        raise FleetError("there is no terminal to confirm the host keys, so nothing was written", hint, code="refused")
     if not typer.confirm("Are these the keys of your hosts?", default=False, err=True):
         raise FleetError("the host keys were not confirmed, so nothing was written", code="refused")
 
 
 def _write(folder: Path, text: str, *, has_gateway: bool) -> None:
-    """Writes the fleet and, where it has a gateway of its own now, a first API key for it."""
+    """Writes the fleet, and a first API key where it has a gateway and no keys yet."""
     enrol.validate(folder.name, text, folder)
     if has_gateway and not (folder / "api-keys.yml").exists():
         secret = keys.api_key()

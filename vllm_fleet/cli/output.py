@@ -24,7 +24,7 @@ def fleet_directory(name: str) -> Path:
     """The folder of a fleet.
 
     Raises:
-        FleetError: there is none.
+        FleetError: unknown fleet.
     """
     folder = paths.inventories_dir() / name
     if not (folder / "fleet.yml").is_file():

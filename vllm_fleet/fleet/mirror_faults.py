@@ -1,4 +1,4 @@
-"""What is wrong with the ``mirror`` of a fleet.yml, told before anything is made."""
+"""Errors in the ``mirror`` of a fleet.yml, found before anything is created."""
 
 from __future__ import annotations
 

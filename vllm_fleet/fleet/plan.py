@@ -46,7 +46,7 @@ class Plan:
         """The host of that name.
 
         Raises:
-            FleetError: there is none.
+            FleetError: unknown host.
         """
         for host in self.hosts:
             if host.name == name:

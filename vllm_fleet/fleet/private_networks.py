@@ -157,7 +157,7 @@ def _static(
         if host.kind == "gateway" and not (address and any(address in each for each in PRIVATE)):
             yield document.error(
                 at,
-                f"{address_text!r} is no private IPv4 address, by which joined networks could let the gateway in",
+                f"{address_text!r} is not a private IPv4 address, which joined networks need to let the gateway in",
                 "give the address that the gateway has towards them",
             )
         for name, mine in rented.items():

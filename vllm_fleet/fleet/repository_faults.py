@@ -21,4 +21,6 @@ def repository_errors(copies: Iterable[str], catalog: Catalog, document: Documen
     for name in copies:
         if name not in known:
             at = ("artifacts", "repositories", name)
-            yield document.error(at, "is no repository of recipes/drivers.yml", f"it knows {', '.join(known)}")
+            yield document.error(
+                at, "is not a repository of recipes/drivers.yml", f"known repositories: {', '.join(known)}"
+            )

@@ -22,7 +22,7 @@ FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 
 def recipe_errors(catalog: Catalog, *, every_combination: bool = False) -> Iterator[FleetError]:
-    """Every disagreement: names that do not exist, rules that never hold, combinations that do not resolve.
+    """Every inconsistency: unknown names, rules that never match, combinations that do not resolve.
 
     Args:
         catalog: the recipes.
@@ -83,10 +83,10 @@ def _model(catalog: Catalog, model: Model, *, every_combination: bool) -> Iterat
         if name not in catalog.encodings.encodings:
             yield document.error(("encodings",), f"{name!r} is not in recipes/encodings.yml", "add it there")
     if model.rules_of and (model.rules_of not in catalog.models or catalog.models[model.rules_of].rules_of):
-        yield document.error(("rules_of",), f"{model.rules_of!r} is no model with rules of its own", "correct the name")
+        yield document.error(("rules_of",), f"{model.rules_of!r} is not a model with its own rules", "correct the name")
         return
     if model.scores and not model.scores_source:
-        yield document.error(("scores",), "has no scores_source", "say where the scores were published")
+        yield document.error(("scores",), "has no scores_source", "name the place where the scores were published")
     for index, entry in enumerate(model.support):
         for family in entry.host_class:
             if family not in catalog.classes:
@@ -103,7 +103,7 @@ def _model(catalog: Catalog, model: Model, *, every_combination: bool) -> Iterat
 
 
 def rule_errors(catalog: Catalog, model: Model) -> Iterator[FleetError]:
-    """What is wrong in a model's rules: ranges, selectors that never hold, names in them that are none."""
+    """Errors in a model's rules: invalid ranges, selectors that never match, unknown names in them."""
     document = catalog.documents[model.name]
     usable = list(combinations(catalog, model))
     for index, rule in enumerate(model.rules):
@@ -113,7 +113,7 @@ def rule_errors(catalog: Catalog, model: Model) -> Iterator[FleetError]:
             yield document.error(("rules", index, "when"), fault.message, fault.hint)
             continue
         if not holds:
-            yield document.error(("rules", index), "never holds for any class, engine and profile", "take it out")
+            yield document.error(("rules", index), "matches no class, engine and profile", "remove it")
             continue
         for at, message in _misspelt(catalog, rule.when, usable):
             yield document.error(("rules", index, "when", *at), message, "correct the spelling")
@@ -176,13 +176,13 @@ def _is_unsupported(model: Model, case: Combination) -> bool:
 
 
 def known_issue_errors(catalog: Catalog) -> Iterator[FleetError]:
-    """What is wrong in ``recipes/known_issues.yml``: ranges, ids that stand twice, selectors that never hold."""
+    """Errors in ``recipes/known_issues.yml``: invalid ranges, duplicate ids, selectors that never match."""
     document = catalog.documents["known_issues"]
     usable = [asked for model in catalog.models.values() for asked in combinations(catalog, model)]
     seen: set[str] = set()
     for index, issue in enumerate(catalog.known_issues.issues):
         if issue.id in seen:
-            yield document.error(("issues", index, "id"), f"{issue.id!r} stands here twice", "rename one")
+            yield document.error(("issues", index, "id"), f"{issue.id!r} is listed twice", "rename one")
         seen.add(issue.id)
         try:
             holds = any(could_hold(issue.when, asked) for asked in usable)
@@ -190,7 +190,7 @@ def known_issue_errors(catalog: Catalog) -> Iterator[FleetError]:
             yield document.error(("issues", index, "when", "engine"), fault.message, fault.hint)
             continue
         if not holds:
-            yield document.error(("issues", index), "concerns no class, engine and profile", "correct its selectors")
+            yield document.error(("issues", index), "matches no class, engine and profile", "correct its selectors")
             continue
         for at, message in _misspelt(catalog, issue.when, usable):
             yield document.error(("issues", index, "when", *at), message, "correct the spelling")
@@ -207,7 +207,7 @@ def known_issue_errors(catalog: Catalog) -> Iterator[FleetError]:
 def _misspelt(
     catalog: Catalog, when: When, usable: Iterable[Combination]
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """The names in selectors that hold that are no names: a typo in a list, or beside others, selects nothing."""
+    """Unknown names in selectors that match: a typo beside correct names selects nothing, silently."""
     for key, there in (
         ("arch", {family.arch for family in catalog.classes.values()}),
         ("host_class", set(catalog.classes)),
@@ -224,14 +224,14 @@ def _misspelt(
         if not any(names.reads(f"args.{name}", engine.accelerator) for engine, names in known):
             yield ("at_least", name), f"no engine that this is for reads the flag {name!r}"
         elif not any(names.flags.get(name, {}).get("type") in ("int", "float") for _, names in known):
-            yield ("at_least", name), f"the flag {name!r} takes no number"
+            yield ("at_least", name), f"the flag {name!r} does not take a number"
     for index, name in enumerate(when.env_set or ()):
         if not any(names.reads(f"env.{name}", engine.accelerator) for engine, names in known):
             yield ("env_set", index), f"no engine that this is for reads the variable {name!r}"
 
 
 def spelling_errors(catalog: Catalog) -> Iterator[FleetError]:
-    """What is wrong in ``recipes/spellings.yml``: entries that never apply, or that lead to no name of the release."""
+    """Errors in ``recipes/spellings.yml``: entries that never apply, or that lead to a name unknown to the release."""
     document = catalog.documents["spellings"]
     usable = [asked for model in catalog.models.values() for asked in combinations(catalog, model)]
     engines = {asked.engine.id: asked.engine for asked in usable}
@@ -243,8 +243,8 @@ def spelling_errors(catalog: Catalog) -> Iterator[FleetError]:
             yield document.error(("spellings", index, "engine"), fault.message, fault.hint)
             continue
         if not reached[index]:
-            dead = "applies to no class, engine and model"
-            yield document.error(("spellings", index), dead, "take it out, or correct its range")
+            dead = "matches no class, engine and model"
+            yield document.error(("spellings", index), dead, "remove it, or correct its range")
     for index, within in reached.items():
         others = {other: found for other, found in reached.items() if other != index}
         for engine in within:
@@ -262,9 +262,9 @@ def _spelling(
     if spelling.to and not names.reads(spelling.to, engine.accelerator):
         yield ("to",), f"{engine.id} does not read {spelling.to!r}"
     if spelling.name in others:
-        yield (), f"{spelling.name!r} stands here twice for {engine.id}"
+        yield (), f"{spelling.name!r} is listed twice for {engine.id}"
     if spelling.to in others:
-        yield ("to",), f"{spelling.to!r} is renamed itself for {engine.id}"
+        yield ("to",), f"{spelling.to!r} is itself renamed for {engine.id}"
 
 
 def combinations(catalog: Catalog, model: Model) -> Iterator[Combination]:
@@ -287,7 +287,7 @@ def combinations(catalog: Catalog, model: Model) -> Iterator[Combination]:
 
 
 def could_hold(when: When, asked: Combination) -> bool:
-    """Whether selectors can hold for a combination, whatever the tensor parallelism and the final values."""
+    """Whether selectors can hold for a combination with some tensor parallelism and some final values."""
     return _possible(when, asked) and selects(_without_final_values(when), asked)
 
 

@@ -18,7 +18,7 @@ _NAMED_AT = "args.speculative-config.model"
 def named_draft(
     catalog: Catalog, model: Model, args: Mapping[str, Any], provenance: Mapping[str, Origin]
 ) -> Draft | None:
-    """The draft in ``speculative-config``; None where there is none, as with a method that needs no second model.
+    """The draft in ``speculative-config``; None for a method that needs no second model.
 
     Args:
         catalog: the recipes.
@@ -46,7 +46,7 @@ def named_draft(
     if model.name not in draft.draft_of:
         raise FleetError(
             f"{name} is a draft of {', '.join(draft.draft_of)} and not of {model.name}",
-            "leave the draft out, or serve the model that it is for",
+            "remove the draft, or serve the model that it is for",
             place,
             key=_NAMED_AT,
             code="refused",
@@ -71,7 +71,7 @@ def shape_with_draft(
         tensor_parallel: devices of one instance; each holds a whole copy of a draft that is not spread.
 
     Raises:
-        FleetError: see :func:`named_draft`; or ``draft_tensor_parallel_size`` is no number of devices.
+        FleetError: see :func:`named_draft`; or ``draft_tensor_parallel_size`` is not a number of devices.
     """
     draft = named_draft(catalog, model, args, provenance)
     if draft is None:

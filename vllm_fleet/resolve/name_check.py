@@ -42,18 +42,18 @@ def check_names(
     for name, value in args.items():
         if name in RENDERED_FLAGS:
             fault = unread("args", name, "argument")
-            fault.message, fault.hint = f"{name!r} is set for each instance by the project", "take it out"
+            fault.message, fault.hint = f"{name!r} is set for each instance by the project", "remove it"
             raise fault
         if name not in names.flags:
             raise unread("args", name, "flag")
         flag = names.flags[name]
         if value is False and not flag.get("negatable"):
             fault = unread("args", name, "flag")
-            fault.message, fault.hint = f"{name!r} has no form that says false", "leave it out (null takes it away)"
+            fault.message, fault.hint = f"{name!r} cannot be set to false", "leave it out (null removes it)"
             raise fault
         if flag["type"] in ("int", "float") and (isinstance(value, bool) or not isinstance(value, int | float)):
             fault = unread("args", name, "flag")
-            fault.message, fault.hint = f"{name!r} is {value!r}, and not a number", "write a number without quotes"
+            fault.message, fault.hint = f"{name!r} is {value!r}, not a number", "write a number without quotes"
             raise fault
         choices = names.tool_call_parsers if name == "tool-call-parser" else flag.get("choices")
         if choices and flag["type"] != "list" and value not in choices:
@@ -64,7 +64,7 @@ def check_names(
     passes = args["compilation-config"].get("pass_config", {}) if _is_mapping(args, "compilation-config") else {}
     if not isinstance(passes, Mapping):
         fault = unread("args", _PASSES, "key")
-        fault.message, fault.hint = f"{_PASSES!r} is {passes!r}, and no mapping", "write its keys below it"
+        fault.message, fault.hint = f"{_PASSES!r} is {passes!r}, not a mapping", "write its keys below it"
         raise fault
     for key in _unknown_keys(names, args, passes):
         raise unread("args", key, "key")

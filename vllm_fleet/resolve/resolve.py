@@ -181,7 +181,7 @@ def _judge(catalog: Catalog, model: Model, final: Combination) -> tuple[str, ...
 
 
 def _alternatives(layers: list[Layer], whole: Values, active: Mapping[str, Spelled]) -> Iterator[Alternative]:
-    """For each layer with a fact: how the values differ without it. One that changes nothing is none."""
+    """For each layer with a fact: how the values differ without it. A layer that changes nothing yields nothing."""
     there = dict(leaves({"args": whole.args, "env": whole.env}))
     for layer in layers:
         if layer.fact is None:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vllm_fleet.schema.recipe import Cloud, Name, PrivateNetwork, Strict
 
-#: The ways to get a host. What each cloud calls them stands in its file of ``recipes/clouds``.
+#: The ways to get a host. ``recipes/clouds`` has each cloud's own names for them.
 CapacityKind = Literal["on-demand", "spot", "reservation", "capacity-block", "flex-start", "contract"]
 #: What an image must bring: a vendor's driver for a processor architecture, or nothing (``plain``, for gateways).
 ImageKind = Literal["nvidia-x86_64", "nvidia-aarch64", "amd-x86_64", "plain-x86_64"]
@@ -159,7 +159,7 @@ class AwsPlacement(_Zoned):
     def _zones_of_the_region(self) -> AwsPlacement:
         for zone in self.all_zones:
             if not re.fullmatch(rf"{re.escape(self.region)}[a-p]", zone):
-                raise ValueError(f"{zone!r} is no zone of {self.region}: write for example {self.region}a")
+                raise ValueError(f"{zone!r} is not a zone of {self.region}: write for example {self.region}a")
         return self
 
     @model_validator(mode="after")
@@ -187,7 +187,7 @@ class GcpPlacement(_Zoned):
     def _zones_of_the_region(self) -> GcpPlacement:
         for zone in self.all_zones:
             if not re.fullmatch(rf"{re.escape(self.region)}-[a-z]", zone):
-                raise ValueError(f"{zone!r} is no zone of {self.region}: write for example {self.region}-b")
+                raise ValueError(f"{zone!r} is not a zone of {self.region}: write for example {self.region}-b")
         return self
 
     @model_validator(mode="after")
@@ -268,7 +268,7 @@ class HostKeys(Strict):
     Two keys stand there while one takes the other's place, the new one first.
     """
 
-    #: The id in ``stack.json`` of the host that made the key: a host that was made again shows the stack's key.
+    #: The id in ``stack.json`` of the host that made the key: a replaced host shows the stack's key.
     hosts: dict[Name, str] = {}
     keys: dict[
         Name,

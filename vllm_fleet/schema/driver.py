@@ -112,7 +112,7 @@ class ClassDriver(Strict):
 
 
 class ContainerToolkit(Strict):
-    """What lets containers reach NVIDIA's GPUs."""
+    """The packages through which containers reach NVIDIA's GPUs."""
 
     repository: str
     packages: dict[Name, VersionPattern] = Field(min_length=1)

@@ -47,7 +47,7 @@ def fleet_schema() -> dict[str, Any]:
         }
         for cloud, model in PLACEMENTS.items()
     ]
-    # A gateway takes what it does not say from the first pool, whose cloud may have keys of its own.
+    # A gateway takes missing keys from the first pool, whose cloud may have further ones.
     beside = definitions.pop("Placement")
     del beside["required"]
     definitions["GatewayPlacement"] = {**beside, "additionalProperties": True}
@@ -74,7 +74,7 @@ def schema_line(folder: Path) -> str:
 
 
 def _close_patterns(part: Any) -> None:
-    """Refuses the keys of a mapping that match no pattern; JSON Schema allows them unless it is told."""
+    """Refuses the keys of a mapping that match no pattern; JSON Schema allows them by default."""
     if isinstance(part, dict):
         if "patternProperties" in part:
             part["additionalProperties"] = False
