@@ -37,6 +37,10 @@ check: venv ## Lint, types, and the tests that need neither root nor a network
 bench: ## Time the unchanged fleet beside its peers, the start of a new host, and its artifacts with and without a mirror
 	@tools/setup; $(ACTIVATE); python -m bench.run; python -m bench.coldstart; python -m bench.artifacts
 
+# Not with -q: it hides the warnings that strict counts.
+docs: venv ## Build the site of docs/ into site/; a wrong link or a page that is missing in the menu is an error
+	@$(ACTIVATE); NO_MKDOCS_2_WARNING=1 mkdocs build
+
 engines: ## Generate recipes/engines/names again from the published wheels
 	@tools/venv; $(ACTIVATE); python -m tools.engines generate
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from bench import fleets, peers
 from bench.target import Target
-from lab.artifacts.uv import run_uv
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge.uv import run_uv
 
 SITE = "ansible-playbook site.yml"
 DRIFT = "vllm-fleet drift"

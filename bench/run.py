@@ -21,10 +21,10 @@ from types import FrameType
 from bench import contenders, fleets, machine, measure, report, results, scale, scale_report, steps, target
 from bench.contenders import Contender
 from lab import state
-from lab.progress import Heartbeat
 from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.heartbeat import Heartbeat
 
 _RUNS = 3
 #: The first run of each contender does not count: it fills caches and compiles Python.

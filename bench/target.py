@@ -14,11 +14,11 @@ from pathlib import Path
 
 from bench import fleets, measure
 from lab import cleanup, host, network, process, rootfs, shell, state
-from lab.progress import Heartbeat
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import ensure_tree, tree_digest
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.heartbeat import Heartbeat
 from vllm_fleet.edge import keys
 
 _BRIDGE = "vf-bench"

@@ -1,4 +1,4 @@
-"""The Pulumi program: the stack's name is the fleet's, its hosts are those of the fleet's plan."""
+"""The Pulumi program: it creates the hosts of the fleet that has the stack's name."""
 
 import pulumi
 

@@ -1,4 +1,4 @@
-"""Who may log in to a fleet's hosts and ask its gateway: keys of the stack, and their files in the fleet's folder."""
+"""The keys for a fleet's hosts and its gateway, as resources of the stack and files in the fleet's folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vllm_fleet.fleet.plan import Plan
 
 
 class AccessKeys(pulumi.ComponentResource):
-    """The deploy key, unless the fleet names keys of its own, and an API key, unless it keeps those itself.
+    """A deploy key, unless the fleet names SSH keys, and an API key, unless the fleet manages its API keys itself.
 
     Attributes:
-        authorised_keys: what a host's ``authorized_keys`` holds, a line for each key.
+        authorised_keys: the content of a host's ``authorized_keys``, one key a line.
     """
 
     authorised_keys: pulumi.Output[str]

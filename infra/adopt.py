@@ -1,7 +1,7 @@
-"""Open creations that a person has looked into: what is in the cloud is adopted, what is not is forgotten.
+"""Settles open creations after a person has checked the cloud: adopts hosts that exist, forgets those that do not.
 
-``pulumi refresh --import-pending-creates`` drops what it should adopt (3.259): here the record that the engine keeps of
-the creation, with all of its inputs, becomes a resource of the state, and a refresh reads the rest from the cloud.
+``pulumi refresh --import-pending-creates`` drops what it should adopt (3.259). Here the engine's record of a creation,
+with all of its inputs, becomes a resource of the state, and a refresh reads its outputs from the cloud.
 """
 
 from __future__ import annotations
@@ -10,24 +10,27 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from infra.repair import pulumi
-from infra.zones import read_tries, write_tries
+from infra.tries import read_tries, write_tries
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge.pulumi_cli import pulumi_output
 
 Deployment = dict[str, Any]
 
 
 def adopt(deployment: Deployment, ids: dict[str, str], gone: Sequence[str]) -> tuple[Deployment, list[str]]:
-    """A deployment without the open creations of hosts, and the URNs of those that it has got in their place.
+    """Removes the open creations of hosts from a deployment, and adds a resource for each host that exists.
 
     Args:
         deployment: as ``pulumi stack export`` has it.
-        ids: host -> its id in the cloud, of those that are there.
-        gone: the hosts that are not there.
+        ids: host -> its id in the cloud, for each host that exists.
+        gone: the hosts that do not exist.
+
+    Returns:
+        The new deployment, and the URNs of the resources that were added.
 
     Raises:
-        FleetError: there is no open creation of a host that is to be adopted.
+        FleetError: a host that is to be adopted has no open creation.
     """
     kept, adopted = [], []
     for operation in deployment.get("pending_operations") or []:
@@ -36,33 +39,35 @@ def adopt(deployment: Deployment, ids: dict[str, str], gone: Sequence[str]) -> t
             kept.append(operation)
         elif name in ids:
             adopted.append({**operation["resource"], "id": ids[name]})
-    if missing := sorted(set(ids) - {each["urn"].split("::", 3)[3] for each in adopted}):
-        raise FleetError(f"no creation of {missing[0]} is open", "adopt only what a run that was cut off began")
+    if missing := sorted(set(ids) - {resource["urn"].split("::", 3)[3] for resource in adopted}):
+        raise FleetError(
+            f"no creation of {missing[0]} is open", "only a host whose creation was interrupted can be adopted"
+        )
     now = {**deployment, "resources": [*(deployment.get("resources") or []), *adopted], "pending_operations": kept}
-    return now, [each["urn"] for each in adopted]
+    return now, [resource["urn"] for resource in adopted]
 
 
 def settle(stack: str, adopted: Sequence[str], gone: Sequence[str]) -> None:
-    """Ends open creations as a person has found them in the cloud; the stack's fleet may then be made on.
+    """Settles the open creations of a stack, so that the next ``pulumi up`` continues.
 
     Args:
-        stack: the stack, which has its fleet's name.
-        adopted: ``HOST=ID`` of those that are there.
-        gone: the hosts that are not there.
+        stack: the stack; its fleet has the same name.
+        adopted: ``HOST=ID`` for each host that exists in the cloud.
+        gone: the hosts that do not exist.
 
     Raises:
-        FleetError: an argument of another form, no such creation, or the engine could not write the state.
+        FleetError: an argument is not ``HOST=ID``, a host has no open creation, or the state could not be written.
     """
-    if wrong := [each for each in adopted if not each.partition("=")[2]]:
+    if wrong := [argument for argument in adopted if not argument.partition("=")[2]]:
         raise FleetError(f"{wrong[0]!r} names no id", "write --adopt HOST=ID")
-    ids = {host: id_ for host, _, id_ in (each.partition("=") for each in adopted)}
+    ids = {host: id_ for host, _, id_ in (argument.partition("=") for argument in adopted)}
     directory = paths.inventories_dir() / stack
-    exported = json.loads(pulumi(["pulumi", "stack", "export", "--stack", stack]))
+    exported = json.loads(pulumi_output("stack", "export", "--stack", stack))
     exported["deployment"], urns = adopt(exported["deployment"], ids, gone)
-    pulumi(["pulumi", "stack", "import", "--stack", stack], json.dumps(exported))
+    pulumi_output("stack", "import", "--stack", stack, text_in=json.dumps(exported))
     if urns:
         targets = [f"--target={urn}" for urn in urns]
-        pulumi(["pulumi", "refresh", "--stack", stack, *targets, "--yes", "--skip-preview", "--non-interactive"])
+        pulumi_output("refresh", "--stack", stack, *targets, "--yes", "--skip-preview", "--non-interactive")
     tries = read_tries(directory)
     for host in {*ids, *gone} & set(tries):
         tries[host] |= {"answered": True, "made": host in ids}

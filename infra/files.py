@@ -1,4 +1,4 @@
-"""A file on the machine that runs Pulumi, as a resource: a changed or missing one is written again."""
+"""A file on the machine that runs Pulumi, as a resource: written again when it is changed or missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pulumi import dynamic
 
 
 class TextFileProvider(dynamic.ResourceProvider):
-    """Writes in one step, reads the truth from the disk, keeps only a digest of the text in its outputs."""
+    """Writes atomically, reads the file itself, and keeps only a digest of the text in its outputs."""
 
     serialize_as_secret_always = False
 
@@ -19,7 +19,7 @@ class TextFileProvider(dynamic.ResourceProvider):
         return dynamic.CreateResult(props["path"], self._write(props))
 
     def read(self, id_: str, props: dict[str, Any]) -> dynamic.ReadResult:
-        """Looks at the file as it is now."""
+        """Reads the file as it is now."""
         path = Path(props["path"])
         if not path.is_file():
             return dynamic.ReadResult("", {})
@@ -27,10 +27,10 @@ class TextFileProvider(dynamic.ResourceProvider):
         return dynamic.ReadResult(id_, {"path": str(path), "mode": mode, "sha256": _digest(path.read_bytes())})
 
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> dynamic.DiffResult:
-        """Another path is another file; another text or mode is written in place."""
+        """Replaces the resource for another path; updates it for another text or mode."""
         replaces = ["path"] if _olds["path"] != _news["path"] else []
         text = _news["text"]
-        # In a preview the text may hang on what is not made yet.
+        # In a preview the text may depend on resources that do not exist yet.
         known = isinstance(text, str) and (_news["mode"], _digest(text.encode())) == (_olds["mode"], _olds["sha256"])
         changes = bool(replaces) or not known
         return dynamic.DiffResult(changes=changes, replaces=replaces)
@@ -40,7 +40,7 @@ class TextFileProvider(dynamic.ResourceProvider):
         return dynamic.UpdateResult(self._write(_news))
 
     def delete(self, _id: str, _props: dict[str, Any]) -> None:
-        """Removes the file, and its folder where nothing else is in it."""
+        """Removes the file, and its folder when that is empty."""
         path = Path(_props["path"])
         path.unlink(missing_ok=True)
         if path.parent.is_dir() and not any(path.parent.iterdir()):
@@ -65,10 +65,10 @@ class TextFile(dynamic.Resource, module="fleet", name="TextFile"):
 
     Args:
         name: the resource's name.
-        path: where it is, absolute.
-        text: its content; where that is a secret, it is encrypted in the state.
+        path: the path of the file.
+        text: its content; a secret is encrypted in the state.
         mode: its permissions.
-        opts: as for every resource.
+        opts: the options of the resource.
     """
 
     def __init__(

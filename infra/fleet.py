@@ -1,4 +1,4 @@
-"""A whole fleet: the hosts of every cloud that its plan names, and the file that tells Ansible of them."""
+"""A whole fleet: the hosts of every cloud in its plan, and ``stack.json``, from which Ansible knows them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from vllm_fleet.fleet import replacement
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.plan import load as load_plan
 
-#: Names the hosts, with commas, that one run may replace although the fleet protects its hosts.
+#: The hosts, separated by commas, that one run may replace although the fleet protects its hosts.
 REPLACE_VARIABLE = replacement.VARIABLE
 
 
 def unprotected(plan: Plan) -> frozenset[str]:
-    """The hosts that this run may replace or delete; one that is not in the plan any more only the state can let go.
+    """The hosts that this run may replace or delete. For a host that left the plan, only the state decides.
 
     Raises:
         FleetError: the environment names a host that the fleet does not have.
@@ -42,17 +42,17 @@ def unprotected(plan: Plan) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class FleetArgs:
-    """What a fleet is made from."""
+    """The arguments of :class:`Fleet`."""
 
     plan: Plan
 
 
 class Fleet(pulumi.ComponentResource):
-    """Makes the hosts and writes ``stack.json``; what runs on the hosts is not its business.
+    """Creates the hosts and writes ``stack.json``. It installs nothing on the hosts.
 
     Attributes:
-        inventory: the As-Is, the same data that ``stack.json`` holds.
-        file: ``stack.json``, which is written when all the rest is there.
+        inventory: the hosts as they are, the data of ``stack.json``.
+        file: ``stack.json``, written after everything else.
     """
 
     inventory: pulumi.Output[dict[str, Any]]
@@ -64,11 +64,11 @@ class Fleet(pulumi.ComponentResource):
         mine = pulumi.ResourceOptions(parent=self)
         access = AccessKeys(f"{name}-access", plan, mine) if any(h.cloud != "static" for h in plan.hosts) else None
         hosts: dict[str, HostRecord] = {}
-        parts: list[pulumi.Resource] = []
-        # One for all clouds: they share its file and its hooks.
+        parts: list[pulumi.Resource] = [access] if access else []
+        # Shared by all clouds, with its file and its hooks.
         zones = Zones(plan.directory)
         gateways: dict[str, pulumi.Input[str]] = {}
-        # The cloud of the gateways first: others let their addresses in, where networks are joined.
+        # The cloud of the gateways first: with joined networks, the firewalls of others allow their addresses.
         in_order = sorted(plan.hosts, key=lambda host: host.kind != "gateway")
         for cloud in dict.fromkeys(host.cloud for host in in_order):
             part = clouds.component(cloud)(
@@ -103,15 +103,15 @@ class Fleet(pulumi.ComponentResource):
 
 
 def program(stack: str) -> Fleet:
-    """The whole program.
+    """Runs the whole program.
 
     Args:
-        stack: its stack, which is called like its fleet.
+        stack: the stack; its fleet has the same name.
 
     Raises:
-        pulumi.RunError: a fault of the fleet, told in one line.
+        pulumi.RunError: the fleet is not valid; the message has one line.
     """
-    # Nearly all objects live to the end: at 1000 hosts, looking for garbage among them took half of the time.
+    # Nearly all objects live to the end: at 1000 hosts, garbage collection took half of the time.
     gc.set_threshold(50_000, 20, 20)
     try:
         return Fleet(stack, FleetArgs(load_plan(paths.inventories_dir() / stack)))

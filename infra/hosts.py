@@ -1,4 +1,4 @@
-"""What every cloud's component takes and gives."""
+"""The interface of the clouds' components: their arguments, their base class, and the record of a host."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from vllm_fleet.fleet.ssh_routes import is_private
 from vllm_fleet.schema.cloud import Placement
 from vllm_fleet.schema.fleet import Access
 
-#: The ports of vLLM and of its readiness, as the plan counts them.
+#: Every IPv4 address.
+EVERYWHERE = "0.0.0.0/0"
+#: The range of the ports of vLLM and of its readiness checks.
 SERVICE_PORTS = (FIRST_PORT, FIRST_PORT + READINESS_OFFSET + 99)
 
 
 def rented(host: HostPlan) -> Rented:
-    """How a host is rented; the plan has it for every host of a cloud."""
+    """The rental of a host; the plan has one for every host of a cloud."""
     if host.rented is None:
         raise FleetError("is not a host that can be rented", host=host.name)
     return host.rented
@@ -37,7 +39,7 @@ P = TypeVar("P", bound=Placement)
 
 
 def placed(host: HostPlan, kind: type[P]) -> P:
-    """Where a host is, in the terms of its cloud; the plan has checked that they are this cloud's."""
+    """The placement of a host with its cloud's own type, which the plan has checked."""
     placement = rented(host).placement
     if not isinstance(placement, kind):
         raise FleetError(f"has a placement that is no {kind.__name__}", host=host.name)
@@ -45,32 +47,32 @@ def placed(host: HostPlan, kind: type[P]) -> P:
 
 
 def range_of(hosts: Sequence[HostPlan]) -> IPv4Network:
-    """The range of addresses of the network that hosts share, in a cloud that does not choose it itself."""
-    found = block(hosts)
-    if found is None:
+    """The address range of the network that hosts share, in a cloud that does not choose one itself."""
+    addresses = block(hosts)
+    if addresses is None:
         raise FleetError("is in a network without a range", host=hosts[0].name)
-    return found
+    return addresses
 
 
 def has_private(hosts: Iterable[HostPlan]) -> bool:
-    """Whether any of them has no public address, so that SSH must come from the gateways."""
+    """Whether any host has no public address, so that SSH must come through the gateways."""
     return any(is_private(host) for host in hosts)
 
 
 def needs_nat(hosts: Iterable[HostPlan]) -> bool:
-    """Whether any of them has no public address and still wants to reach out."""
+    """Whether any host has no public address and needs outbound traffic."""
     return any(is_private(host) and rented(host).placement.outbound == "nat" for host in hosts)
 
 
 @dataclass(frozen=True)
 class MirrorRule:
-    """Who may fetch from a host of the fleet that serves the artifacts.
+    """The firewall rule of a host of the fleet that serves as its mirror.
 
     Attributes:
         host: its name.
-        kind: ``gateway`` or ``serving``, by which firewalls know it.
-        ports: where it listens.
-        far: the ranges of the networks that are joined with its own.
+        kind: ``gateway`` or ``serving``, as in firewall rules.
+        ports: the ports that it listens on.
+        far: the address ranges of networks joined with its own.
     """
 
     host: str
@@ -80,7 +82,7 @@ class MirrorRule:
 
 
 def mirror_rule(plan: Plan) -> MirrorRule | None:
-    """The rule of a plan; None where no rented host of it is the mirror."""
+    """The rule of a plan; None where no rented host is the mirror."""
     spec = plan.spec.mirror
     host = next((host for host in plan.hosts if host.name == spec.host and host.rented), None)
     if host is None:
@@ -93,20 +95,20 @@ def mirror_rule(plan: Plan) -> MirrorRule | None:
 
 @dataclass(frozen=True)
 class CloudArgs:
-    """The part of a plan that one cloud makes.
+    """The part of a plan that belongs to one cloud.
 
     Attributes:
         fleet: the fleet's name.
         directory: the fleet's folder.
         hosts: the hosts of this cloud, in the plan's order.
-        access: who may reach them.
-        document: the fleet's file, for errors with their place.
-        authorised_keys: what a host's ``authorized_keys`` holds.
-        zones: which zone a new host is made in.
-        ports: where the gateway listens.
+        access: who may connect to them.
+        document: the fleet's file, for the line in errors.
+        authorised_keys: the content of a host's ``authorized_keys``.
+        zones: chooses the zone of a new host.
+        ports: the ports of the gateway.
         unprotected: the hosts that this run may replace or delete.
-        gateways: name -> address inside, of the gateways that were made before in another cloud or are static.
-        mirror: who may fetch from the host that serves the artifacts, whatever its cloud.
+        gateways: name -> private address of the gateways in clouds that came before, and of static ones.
+        mirror: the rule of the fleet's mirror, in whichever cloud it is.
     """
 
     fleet: str
@@ -122,17 +124,41 @@ class CloudArgs:
     mirror: MirrorRule | None = None
 
     def mirror_among(self, hosts: Iterable[HostPlan]) -> MirrorRule | None:
-        """The rule of the mirror where it is one of the hosts."""
+        """The rule of the mirror when it is one of the hosts."""
         return self.mirror if self.mirror and any(host.name == self.mirror.host for host in hosts) else None
 
     @property
     def networks(self) -> tuple[tuple[HostPlan, ...], ...]:
-        """The hosts of each network; that of the gateways comes first, as the others may let its addresses in."""
-        found = members(self.hosts).values()
-        return tuple(sorted(found, key=lambda hosts: not any(host.kind == "gateway" for host in hosts)))
+        """The hosts of each network; that of the gateways first, because the rules of others may need its addresses."""
+        networks = members(self.hosts).values()
+        return tuple(sorted(networks, key=lambda hosts: not any(host.kind == "gateway" for host in hosts)))
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags, or labels, of every resource of the fleet."""
+        return {"fleet": self.fleet, "managed-by": "vllm-fleet"}
+
+    def protects(self, host: HostPlan) -> bool:
+        """Whether this run may neither replace nor delete a host."""
+        return host.name not in self.unprotected
+
+    def host_options(self, host: HostPlan, zone: str, kept: Sequence[str], image: str) -> pulumi.ResourceOptions:
+        """The resource options of a host: protection, ignored changes, and hooks that record its zone.
+
+        Args:
+            host: a rented host.
+            zone: its zone.
+            kept: inputs whose changes are ignored, because they would stop or replace a host that exists.
+            image: the input with the image; its changes are ignored too, unless the fleet names an image.
+        """
+        return pulumi.ResourceOptions(
+            protect=self.protects(host),
+            ignore_changes=[*kept, *([] if rented(host).placement.image else [image])],
+            hooks=self.zones.hooks(host, zone),
+        )
 
     def error(self, host: HostPlan, key: str | None, fault: FleetError) -> FleetError:
-        """A fault in the placement of a host's pool, at its place in the fleet's file."""
+        """An error in the placement of a host's pool, with its line in the fleet's file."""
         pool = ("gateway",) if host.kind == "gateway" else ("pools", host.pool)
         location = (*pool, "placement", *([key] if key else []))
         return self.document.error(location, fault.message, fault.hint, fault.code)
@@ -140,7 +166,7 @@ class CloudArgs:
 
 @dataclass(frozen=True)
 class HostRecord:
-    """One host as ``stack.json`` describes it."""
+    """One host as in ``stack.json``."""
 
     address: pulumi.Input[str]
     id: pulumi.Input[str]
@@ -150,7 +176,7 @@ class HostRecord:
     private_address: pulumi.Input[str] | None = None
 
     def inputs(self) -> dict[str, pulumi.Input[str]]:
-        """The record as a mapping that may still hold outputs."""
+        """The record as a mapping, which may contain outputs."""
         return {
             "address": self.address,
             **({"private_address": self.private_address} if self.private_address is not None else {}),
@@ -162,10 +188,10 @@ class HostRecord:
 
 
 class CloudComponent(pulumi.ComponentResource):
-    """A component that makes the hosts of one cloud.
+    """Base class: a component that creates the hosts of one cloud.
 
     Attributes:
-        hosts: the hosts by name; a subclass fills it.
+        hosts: host name -> its record; a subclass fills it.
     """
 
     hosts: Mapping[str, HostRecord]
@@ -173,12 +199,16 @@ class CloudComponent(pulumi.ComponentResource):
     def __init__(self, kind: str, name: str, opts: pulumi.ResourceOptions | None) -> None:
         super().__init__(f"fleet:infra:{kind}", name, None, opts)
 
+    def register_hosts(self) -> None:
+        """Ends the component; its outputs are the addresses of its hosts."""
+        self.register_outputs({"hosts": {name: record.address for name, record in self.hosts.items()}})
+
     def far_gateways(self, args: CloudArgs, hosts: Iterable[HostPlan]) -> dict[str, pulumi.Input[str]]:
-        """Name -> address of the gateways that a network lets in though they are in another one, joined with it.
+        """Name -> address of the gateways in other networks, joined with this one, that may connect to its hosts.
 
         Args:
-            args: the cloud's part of the plan; its gateways are made already, or are in this network.
-            hosts: those of the network.
+            args: the cloud's part of the plan; its gateways exist already, or are in this network.
+            hosts: the hosts of this network.
         """
         if not args.access.joined_networks or any(host.kind == "gateway" for host in hosts):
             return {}
@@ -186,8 +216,8 @@ class CloudComponent(pulumi.ComponentResource):
 
 
 def gateway_addresses(hosts: Iterable[HostPlan], made: Mapping[str, HostRecord]) -> dict[str, pulumi.Input[str]]:
-    """Name -> address inside of the gateways among hosts."""
-    found: dict[str, pulumi.Input[str]] = {}
+    """Name -> private address of the gateways among hosts."""
+    addresses: dict[str, pulumi.Input[str]] = {}
     for host in hosts:
         record = made.get(host.name)
         if record:
@@ -195,19 +225,19 @@ def gateway_addresses(hosts: Iterable[HostPlan], made: Mapping[str, HostRecord])
         else:
             inside = host.static.address if host.static else ""
         if host.kind == "gateway" and inside != "":
-            found[host.name] = inside
-    return found
+            addresses[host.name] = inside
+    return addresses
 
 
 def inventory(fleet: str, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict[str, Any]]:
-    """The As-Is, once everything in it is known.
+    """The content of ``stack.json``, once all addresses are known.
 
     Args:
         fleet: the fleet's name.
         hosts: its hosts by name.
     """
     records: dict[str, dict[str, Any]] = {name: dict(record.inputs()) for name, record in hosts.items()}
-    # One wait for all of them: an output for every value, as a nested mapping would make, is dear at 1000 hosts.
+    # One output for all values: one for each, as in a nested mapping, is slow at 1000 hosts.
     open_ = [
         (name, key, value)
         for name, record in records.items()
@@ -215,9 +245,9 @@ def inventory(fleet: str, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict
         if isinstance(value, pulumi.Output)
     ]
 
-    def fill(found: Sequence[Any]) -> dict[str, Any]:
+    def fill(values: Sequence[Any]) -> dict[str, Any]:
         known = {name: dict(record) for name, record in records.items()}
-        for (name, key, _), value in zip(open_, found, strict=True):
+        for (name, key, _), value in zip(open_, values, strict=True):
             known[name][key] = value
         return {"version": 1, "fleet": fleet, "hosts": known}
 
@@ -225,5 +255,5 @@ def inventory(fleet: str, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict
 
 
 def inventory_text(inventory: Mapping[str, Any]) -> str:
-    """The bytes of ``stack.json``: those that ``pulumi stack output inventory --json`` prints."""
+    """The text of ``stack.json``, as ``pulumi stack output inventory --json`` prints it."""
     return json.dumps(inventory, indent=2, sort_keys=True) + "\n"

@@ -1,4 +1,4 @@
-"""Keys that a stack makes once and keeps: SSH key pairs and API keys, their private parts secrets of the state."""
+"""SSH key pairs and API keys of a stack, generated once; their private parts are secrets of the state."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from pulumi import dynamic
 
 
 class SshKeyPairProvider(dynamic.ResourceProvider):
-    """An ed25519 key that is made once and stays."""
+    """Generates an ed25519 key once."""
 
     serialize_as_secret_always = False
 
     def create(self, props: dict[str, Any]) -> dynamic.CreateResult:  # noqa: ARG002 - the engine's signature
-        """Makes the key."""
+        """Generates the key."""
         from vllm_fleet.edge import keys
 
         private, public = keys.ssh_key_pair()
         return dynamic.CreateResult(public.split()[1][-12:], {"private_key": private, "public_key": public})
 
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> dynamic.DiffResult:
-        """There is nothing to change."""
+        """Reports no changes."""
         return dynamic.DiffResult(changes=False)
 
 
 class ApiKeyProvider(dynamic.ResourceProvider):
-    """A random API key that is made once and stays."""
+    """Generates a random API key once."""
 
     serialize_as_secret_always = False
 
     def create(self, props: dict[str, Any]) -> dynamic.CreateResult:  # noqa: ARG002 - the engine's signature
-        """Makes the key."""
+        """Generates the key."""
         from vllm_fleet.edge import keys
 
         key = keys.api_key()
         return dynamic.CreateResult(keys.digest(key)[-12:], {"key": key, "digest": keys.digest(key)})
 
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> dynamic.DiffResult:
-        """There is nothing to change."""
+        """Reports no changes."""
         return dynamic.DiffResult(changes=False)
 
 

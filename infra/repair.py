@@ -1,9 +1,10 @@
-"""What a killed ``pulumi`` leaves behind, put right: locks, open creations, and processes that nobody talks to.
+"""Cleans up after a killed ``pulumi``: stale locks, open creations, and processes without an engine.
 
-``python -m infra.repair STACK`` before ``pulumi up``; it does nothing, in milliseconds, where nothing was killed.
-The engine cannot tell a stale lock, and it would warn for ever of a creation that was cut off, as it may have left
-something in a cloud. The lab's own resources are found again by their names, so their entries may go; an entry of
-a real cloud stays for a person to judge, who says ``--adopt HOST=ID`` or ``--gone HOST``.
+Run ``python -m infra.repair STACK`` before ``pulumi up``; it takes milliseconds when there is nothing to clean up.
+The engine does not detect stale locks. It warns at each run of a creation that was interrupted, because that may have
+left something in a cloud. The project's own resources are found again by their names, so this module drops their
+entries. An entry of a real cloud stays until a person has checked the cloud and passes ``--adopt HOST=ID`` or
+``--gone HOST``.
 """
 
 from __future__ import annotations
@@ -12,30 +13,31 @@ import argparse
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from lab import process
+from infra.adopt import settle
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.processes import command_line, find_process, kill_process, process_ids
+from vllm_fleet.edge.pulumi_cli import pulumi_output
 
 _OWN_TYPES = "pulumi-python:dynamic/"
 
 
 def backend_dir(backend_url: str) -> Path | None:
-    """The folder of a ``file://`` backend; None for another kind."""
+    """The folder of a ``file://`` backend; None for other backends."""
     url = urlparse(backend_url)
     return Path(unquote(f"{url.netloc}{url.path}")).expanduser() / ".pulumi" if url.scheme == "file" else None
 
 
 def is_stale(lock: Path, machine: str, processes: Path = Path("/proc")) -> bool:
-    """Whether the ``pulumi`` that took a lock ran on this machine and is gone.
+    """Whether the ``pulumi`` that took a lock ran on this machine and has ended.
 
     Args:
-        lock: the lock's file.
+        lock: the lock file.
         machine: this machine's name.
         processes: the folder of the machine's processes.
     """
@@ -43,7 +45,7 @@ def is_stale(lock: Path, machine: str, processes: Path = Path("/proc")) -> bool:
         held = json.loads(lock.read_text(encoding="utf-8"))
         machine_of_lock, pid = str(held["hostname"]), int(held["pid"])
     except (ValueError, KeyError, TypeError):
-        return True  # the writing of the lock was cut off itself
+        return True  # writing the lock was interrupted
     if machine_of_lock != machine:
         return False
     try:
@@ -51,7 +53,7 @@ def is_stale(lock: Path, machine: str, processes: Path = Path("/proc")) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     name, state = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2]
-    # The number may be another program's by now; a zombie only waits for its parent.
+    # Another program may have the number now; a zombie only waits for its parent.
     return state == "Z" or not name.startswith("pulumi")
 
 
@@ -66,10 +68,10 @@ def drop_stale_locks(backend: Path, stack: str) -> list[Path]:
 
 
 def engine_address(words: Sequence[str]) -> tuple[str, int] | None:
-    """The engine that a process was started for, from its command line; None when it is no part of Pulumi.
+    """The address of the engine in a command line; None when it is not one of Pulumi.
 
     Args:
-        words: the command line of a language host or of a provider of Python resources.
+        words: the command line of a process, such as a language host or a provider of Python resources.
     """
     parts = [Path(word).name for word in words]
     if not words or not ({"pulumi-language-python", "pulumi-resource-pulumi-python", "pulumi.dynamic"} & set(parts)):
@@ -79,22 +81,18 @@ def engine_address(words: Sequence[str]) -> tuple[str, int] | None:
 
 
 def end_orphans() -> list[int]:
-    """Ends the language hosts and providers whose engine is gone, which would wait for it for ever.
+    """Kills language hosts and providers whose engine has ended; they would wait for it for ever.
 
     Returns:
-        Their process numbers.
+        The numbers of the processes that were killed.
     """
     ended: list[int] = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
-        except OSError:
-            continue  # no process, or gone by now
-        address = engine_address(words)
-        found = process.look(int(entry.name)) if address else None
-        if address and found and not _listens(address):
-            process.kill(found)
-            ended.append(found.pid)
+    for pid in process_ids():
+        address = engine_address(command_line(pid))
+        orphan = find_process(pid) if address else None
+        if address and orphan and not _listens(address):
+            kill_process(orphan)
+            ended.append(orphan.pid)
     return ended
 
 
@@ -104,12 +102,12 @@ def _listens(address: tuple[str, int]) -> bool:
     except ConnectionRefusedError:
         return False
     except OSError:
-        return True  # a busy machine is no proof that the engine is gone
+        return True  # a busy machine does not prove that the engine has ended
     return True
 
 
 def pending_creations(state: Mapping[str, Any]) -> Iterator[str]:
-    """The URNs of the creations that a checkpoint holds as begun and not ended."""
+    """The URNs of the creations that a checkpoint holds as open."""
     latest = state.get("checkpoint", {}).get("latest") or {}
     for operation in latest.get("pending_operations") or []:
         if operation.get("type") == "creating":
@@ -117,23 +115,23 @@ def pending_creations(state: Mapping[str, Any]) -> Iterator[str]:
 
 
 def may_be_forgotten(urns: list[str]) -> bool:
-    """Whether all of them are the project's own resources, which a new creation finds and replaces."""
+    """Whether all are resources of the project itself, which a new creation finds and replaces."""
     return all(urn.split("::")[2].rsplit("$", 1)[-1].startswith(_OWN_TYPES) for urn in urns)
 
 
 def repair(backend_url: str, stack: str) -> None:
-    """Puts right what a killed run left of a stack.
+    """Cleans up a stack after a killed run.
 
     Raises:
-        FleetError: the engine could not write the state.
+        FleetError: ``pulumi`` failed.
     """
     if orphans := end_orphans():
-        print(f"ended {len(orphans)} processes that a killed pulumi left", file=sys.stderr)
+        print(f"killed {len(orphans)} processes that a killed pulumi left behind", file=sys.stderr)
     backend = backend_dir(backend_url)
     if backend is None:
         return
     for lock in drop_stale_locks(backend, stack):
-        print(f"removed a lock that a killed pulumi left: {lock.name}", file=sys.stderr)
+        print(f"removed the lock of a killed pulumi: {lock.name}", file=sys.stderr)
     for file in backend.glob(f"stacks/*/{stack}.json"):
         urns = list(pending_creations(json.loads(file.read_text(encoding="utf-8"))))
         if urns and may_be_forgotten(urns):
@@ -141,42 +139,23 @@ def repair(backend_url: str, stack: str) -> None:
 
 
 def _clear(stack: str, count: int) -> None:
-    print(f"a killed pulumi left {count} creations open: looking at what there is", file=sys.stderr)
-    words = ["pulumi", "refresh", "--stack", stack, "--clear-pending-creates", "--yes", "--skip-preview"]
-    pulumi([*words, "--non-interactive"])
-
-
-def pulumi(words: list[str], text_in: str | None = None) -> str:
-    """Runs ``pulumi`` and returns what it printed.
-
-    Raises:
-        FleetError: there is none, or it failed.
-    """
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, input=text_in)
-    except FileNotFoundError:
-        raise FleetError("there is no 'pulumi' on PATH", "run 'make setup' and '. ./activate'") from None
-    if done.returncode != 0:
-        raise FleetError(
-            f"'{' '.join(words)}' failed: {(done.stderr or done.stdout).strip()[-500:]}",
-            "run it by hand",
-            code="work-failed",
-        )
-    return done.stdout
+    print(f"a killed pulumi left {count} creations open: refreshing the state", file=sys.stderr)
+    words = ("refresh", "--stack", stack, "--clear-pending-creates", "--yes", "--skip-preview", "--non-interactive")
+    pulumi_output(*words)
 
 
 def main() -> int:
     """The command line; the exit code is 0, or that of the error."""
     parser = argparse.ArgumentParser(prog="python -m infra.repair", description=__doc__)
     parser.add_argument("stack")
-    parser.add_argument("--adopt", metavar="HOST=ID", action="append", default=[], help="a host that is in the cloud")
-    parser.add_argument("--gone", metavar="HOST", action="append", default=[], help="a host that is not there")
+    parser.add_argument(
+        "--adopt", metavar="HOST=ID", action="append", default=[], help="a host that exists in the cloud"
+    )
+    parser.add_argument("--gone", metavar="HOST", action="append", default=[], help="a host that does not exist")
     chosen = parser.parse_args()
     try:
         repair(os.environ.get("PULUMI_BACKEND_URL", ""), chosen.stack)
         if chosen.adopt or chosen.gone:
-            from infra.adopt import settle
-
             settle(chosen.stack, chosen.adopt, chosen.gone)
     except FleetError as fault:
         print(f"error: {fault}", file=sys.stderr)

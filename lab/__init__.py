@@ -1,1 +1,1 @@
-"""The lab: real systemd hosts on this machine, a stand-in for a cloud's instances and network."""
+"""The lab: systemd hosts on this machine that stand in for the instances and the network of a cloud."""

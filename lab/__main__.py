@@ -1,4 +1,4 @@
-"""``python -m lab``: what the lab's owner needs beside Pulumi."""
+"""``python -m lab``: the host image, the list of hosts, and removal without Pulumi."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vllm_fleet.base.errors import FleetError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; the exit code is 0 when it is done, else that of its error."""
+    """Runs one command; the exit code is 0, or that of the error."""
     parser = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("tree", help="make the file tree of the hosts, once; prints its folder")
+    commands.add_parser("tree", help="create the hosts' file tree once; print its folder")
     listing = commands.add_parser("ps", help="list the hosts of all labs of this cache")
-    listing.add_argument("--json", action="store_true", help="as data")
-    removal = commands.add_parser("down", help="remove a lab whatever Pulumi knows of it")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    removal = commands.add_parser("down", help="remove a lab, with or without Pulumi's state")
     which = removal.add_mutually_exclusive_group(required=True)
-    which.add_argument("--lab", metavar="BRIDGE", help="the lab of that bridge")
+    which.add_argument("--lab", metavar="BRIDGE", help="the lab with this bridge")
     which.add_argument("--all", action="store_true", help="all labs of this cache")
     chosen = parser.parse_args(arguments)
     try:
@@ -37,13 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _list(as_json: bool) -> None:
-    found = cleanup.status()
+    hosts = cleanup.status()
     if as_json:
-        print(json.dumps([each.record() for each in found], indent=2))
+        print(json.dumps([host.record() for host in hosts], indent=2))
         return
-    for each in found:
-        up = f"up, pid {' '.join(map(str, each.pids))}" if each.pids else "down"
-        print(f"{each.lab:<16} {each.name:<20} {each.address:<16} {up}  ({each.owner})")
+    for host in hosts:
+        up = f"up, pid {' '.join(map(str, host.pids))}" if host.pids else "down"
+        print(f"{host.lab:<16} {host.name:<20} {host.address:<16} {up}  ({host.owner})")
 
 
 def _down(bridges: list[str]) -> None:

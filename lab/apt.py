@@ -1,7 +1,7 @@
-"""A signed apt repository of stand-in packages, for vendors' archives that a lab does not reach.
+"""A signed apt repository of stand-in packages, for vendors' archives that the lab cannot reach.
 
-A stand-in has the name, the version and the relations that are given and nothing of the real package; what it installs
-says so itself. Only dpkg-deb and gpg are needed.
+A stand-in has the name, the version and the relations of the real package, and none of its content. It needs only
+dpkg-deb and gpg.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Package:
 
 
 def build(folder: Path, packages: Iterable[Package]) -> Path:
-    """Makes a flat repository with a key of its own, which is forgotten when it has signed.
+    """Creates a flat repository, signed with a new key; the private key is deleted after that.
 
     Args:
-        folder: where it is made; what is there is replaced.
-        packages: what it has; several versions of one package are possible.
+        folder: the folder of the repository; its content is replaced.
+        packages: its packages; it may have several versions of one package.
 
     Returns:
         The public key.

@@ -1,4 +1,4 @@
-"""Removing a lab from the machine by what is there, also when the Pulumi state is lost; and listing labs."""
+"""Lists labs, and removes them by the traces on this machine, so that no Pulumi state is needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lab import host, network, process, state
 
 @dataclass(frozen=True)
 class HostStatus:
-    """What there is of one host."""
+    """The state of one host on this machine."""
 
     lab: str
     owner: str
@@ -25,22 +25,22 @@ class HostStatus:
 
 def status() -> list[HostStatus]:
     """Every host of every lab of this cache, running or not."""
-    found = []
+    hosts = []
     for bridge in state.labs():
         owner = state.read(state.lab_dir(bridge) / "lab.json").get("owner", "")
         for name in state.hosts(bridge):
             folder = state.host_dir(bridge, name)
             address = state.read(folder / "host.json").get("address", "")
-            pids = tuple(each.pid for each in process.find(folder / "root"))
-            found.append(HostStatus(bridge, owner, name, address, pids))
-    return found
+            pids = tuple(supervisor.pid for supervisor in process.find(folder / "root"))
+            hosts.append(HostStatus(bridge, owner, name, address, pids))
+    return hosts
 
 
 def down(bridge: str) -> None:
     """Removes every process, mount, interface, rule and file of a lab; safe to run again.
 
     Raises:
-        FleetError: something does not go away.
+        FleetError: something cannot be removed.
     """
     for name in state.hosts(bridge):
         host.delete(bridge, name)

@@ -1,4 +1,4 @@
-"""A lab host's life: an overlay on the shared tree, started by systemd-nspawn, reached by SSH like a cloud's."""
+"""The lifecycle of a lab host: an overlay on the shared tree, started by systemd-nspawn, reached by SSH."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vllm_fleet.base.errors import FleetError
 
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 10.0
-#: A server may lock memory and raise its limits; nspawn takes both rights away by default.
+#: Servers may lock memory and raise limits; nspawn drops both capabilities by default.
 _RIGHTS = (
     "--capability=CAP_SYS_RESOURCE,CAP_IPC_LOCK",
     "--rlimit=RLIMIT_NOFILE=1024:1048576",
@@ -27,26 +27,26 @@ _IMAGES = "/var/lib/docker"
 
 
 def create(spec: HostSpec, private_host_key: str, files: Mapping[str, rootfs.File] | None = None) -> str:
-    """Makes a host and waits until its sshd answers with its key; what is left of an earlier one goes first.
+    """Creates a host and waits until its sshd answers with its key. Removes the rest of an earlier one first.
 
     Args:
         spec: the host.
         private_host_key: its SSH host key, in OpenSSH's format.
-        files: path on the host -> file, beside what makes it a host of the lab.
+        files: path on the host -> file, in addition to the files of every lab host.
 
     Returns:
-        The host's id, its machine id: another one each time it is made.
+        The id of the host: its machine id, new for each creation.
 
     Raises:
-        FleetError: a requirement is missing, or the host did not come up; nothing of it is left then.
+        FleetError: a requirement is missing, or the host did not start; nothing of it is left then.
     """
     shell.require()
     if spec.tree != tree_digest():
-        raise FleetError(f"the file tree {spec.tree} is another release's", "run 'pulumi up'", host=spec.name)
+        raise FleetError(f"the file tree {spec.tree} is of another release", "run 'pulumi up'", host=spec.name)
     tree = ensure_tree()
     folder = state.host_dir(spec.bridge, spec.name)
     machine_id = uuid.uuid4().hex
-    # A provider whose engine was killed may still be at it: the later one waits, and makes the host anew.
+    # A provider whose engine was killed may still be working: the later one waits, then creates the host again.
     with state.locked(spec.machine):
         _remove(spec.bridge, spec.name)
         require_disk(folder, spec.disk_gib)
@@ -72,7 +72,7 @@ def update(spec: HostSpec) -> None:
 
 
 def alive(spec: HostSpec, machine_id: str) -> bool:
-    """Whether that very host runs and its sshd answers with its key."""
+    """Whether the host with this id runs and its sshd answers with its key."""
     shell.require()
     folder = state.host_dir(spec.bridge, spec.name)
     if state.read(folder / "host.json").get("id") != machine_id:
@@ -88,13 +88,13 @@ def alive(spec: HostSpec, machine_id: str) -> bool:
 
 
 def delete(bridge: str, name: str) -> None:
-    """Ends a host and removes all of it; nothing happens where there is nothing."""
+    """Ends a host and removes all of it; does nothing for a host that does not exist."""
     with state.locked(f"{bridge}-{name}"):
         _remove(bridge, name)
 
 
 def host_key_at(address: str, port: int = 22) -> str | None:
-    """The ed25519 host key, ``type base64``, that answers at an address; None where none does in a second."""
+    """The ed25519 host key, ``type base64``, of the sshd at an address; None where none answers within a second."""
     try:
         out = shell.run(*("ssh-keyscan", "-T", "1", "-t", "ed25519", "-p", str(port), address), timeout_seconds=5)
     except FleetError:
@@ -111,7 +111,7 @@ def _remove(bridge: str, name: str) -> None:
     process.end(folder / "root", f"{bridge}-{name}")
     if (folder / "images").is_dir():
         # A container engine names the cgroups of its containers as it names their folders.
-        process.remove_container_cgroups(each.name for each in (folder / "images" / "containers").glob("*"))
+        process.remove_container_cgroups(container.name for container in (folder / "images" / "containers").glob("*"))
     state.remove_tree(folder)
 
 
@@ -158,14 +158,14 @@ def _arguments(spec: HostSpec, folder: Path) -> list[str]:
 
 
 def _wait(spec: HostSpec, folder: Path) -> None:
-    """Waits for sshd with the right key, which is when systemd has started what a login needs."""
+    """Waits for sshd with the right key; systemd has started everything for a login then."""
     began = time.monotonic()
     while time.monotonic() - began < _START_SECONDS:
         time.sleep(0.1)
-        found = host_key_at(spec.address)
-        if found == spec.host_key:
+        host_key = host_key_at(spec.address)
+        if host_key == spec.host_key:
             return
-        if found:
+        if host_key:
             raise FleetError(
                 f"another machine answers at {spec.address}",
                 "give the pool another subnet or another 'placement.first'",

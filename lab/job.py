@@ -20,14 +20,15 @@ from lab.artifacts.model.questions import read_questions
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge.pulumi_cli import pulumi_output
 
-#: How many of the questions the main job asks.
+#: The number of questions in the main job.
 QUESTIONS = 3
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The gateway as a client needs it."""
+    """URL, API key and model for a client of the gateway."""
 
     url: str
     api_key: str
@@ -35,7 +36,7 @@ class Endpoint:
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """Prints one line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -50,7 +51,7 @@ def run(*words: str) -> None:
     if done.returncode:
         raise FleetError(
             f"{' '.join(words)} ended with exit code {done.returncode}",
-            "what went wrong stands above; the same command run again goes on from there",
+            "see its output above; run the same command again to continue",
             code="work-failed",
         )
 
@@ -63,28 +64,26 @@ def stack_up(fleet: str) -> None:
 
 
 def stack_down(fleet: str) -> None:
-    """Destroys the stack, then removes whatever a killed run has left on this machine."""
+    """Destroys the stack, then removes the traces of killed runs on this machine."""
     folder = paths.inventories_dir() / fleet
     if _stacks_have(fleet):
         run("python", "-m", "infra.repair", fleet)
         try:
             run("pulumi", "destroy", "--yes", "--skip-preview", "--remove", "--stack", fleet)
         except FleetError as fault:
-            say(f"warning: {fault}; removing the lab by what is there")
+            say(f"warning: {fault}; removing the lab without it")
             run("pulumi", "stack", "rm", "--force", "--yes", fleet)
     for bridge in state.labs():
         owner = state.read(state.lab_dir(bridge) / "lab.json").get("owner", "")
         if owner == str(folder.resolve()):
             cleanup.down(bridge)
-            say(f"removed what was left of the lab {bridge}")
+            say(f"removed the rest of the lab {bridge}")
     for name in ("stack.json", "api-key", "api-keys.yml", "ssh/id_ed25519"):
         (folder / name).unlink(missing_ok=True)
 
 
 def _stacks_have(fleet: str) -> bool:
-    listed = subprocess.run(
-        ["pulumi", "stack", "ls", "--json"], cwd=paths.root(), check=True, capture_output=True, text=True
-    ).stdout
+    listed = pulumi_output("stack", "ls", "--json", cwd=paths.root())
     return any(stack["name"].rsplit("/", 1)[-1] == fleet for stack in json.loads(listed))
 
 
@@ -94,7 +93,7 @@ def _select(fleet: str) -> None:
 
 
 def roll_out(fleet: str) -> None:
-    """Brings the hosts of a lab fleet to their plan."""
+    """Applies the plan to the hosts of a lab fleet with Ansible."""
     run("ansible-playbook", "-i", str(paths.inventories_dir() / fleet / "fleet.yml"), "site.yml")
 
 
@@ -109,10 +108,10 @@ def endpoint(fleet: str) -> Endpoint:
 
 
 def ask(gateway: Endpoint, **body: Any) -> dict[str, Any]:
-    """One chat completion through the gateway.
+    """Requests one chat completion through the gateway.
 
     Raises:
-        FleetError: no answer, or one that is no completion.
+        FleetError: the gateway does not answer with a completion.
     """
     request = urllib.request.Request(  # noqa: S310 - the address is the lab's own
         f"{gateway.url}/v1/chat/completions",
@@ -124,19 +123,19 @@ def ask(gateway: Endpoint, **body: Any) -> dict[str, Any]:
             choice: dict[str, Any] = json.load(answer)["choices"][0]
             return choice
     except (urllib.error.URLError, OSError, ValueError, KeyError) as fault:
-        raise FleetError(f"{gateway.url} gives no completion: {fault}", code="work-failed") from None
+        raise FleetError(f"{gateway.url} returned no completion: {fault}", code="work-failed") from None
 
 
 def show(gateway: Endpoint) -> None:
-    """Asks three questions and for one tool call, and prints the answers.
+    """Sends three questions and one request for a tool call, and prints the answers.
 
     Raises:
-        FleetError: an answer is not the right one.
+        FleetError: an answer is wrong.
     """
     known = read_questions()
     for question in known.plain[:QUESTIONS]:
-        said = ask(gateway, messages=[{"role": "user", "content": question.ask}])["message"]["content"]
-        _expect(question.ask, said, question.right)
+        answer = ask(gateway, messages=[{"role": "user", "content": question.ask}])["message"]["content"]
+        _expect(question.ask, answer, question.right)
     tool = known.tools[0]
     city = "Paris"
     choice = ask(
@@ -150,14 +149,14 @@ def show(gateway: Endpoint) -> None:
         ],
     )
     calls = choice["message"].get("tool_calls") or [{"function": {"name": "no tool", "arguments": ""}}]
-    said = f"{calls[0]['function']['name']}({calls[0]['function']['arguments']})"
-    _expect(tool.ask.format(city=city), said, f"{tool.name}({tool.call({'city': city})})")
+    answer = f"{calls[0]['function']['name']}({calls[0]['function']['arguments']})"
+    _expect(tool.ask.format(city=city), answer, f"{tool.name}({tool.call({'city': city})})")
 
 
-def _expect(question: str, said: str | None, right: str) -> None:
-    if said != right:
-        raise FleetError(f"{question!r} was answered with {said!r}, not {right!r}", code="work-failed")
-    print(f"{question:<40} {said}", flush=True)
+def _expect(question: str, answer: str | None, right: str) -> None:
+    if answer != right:
+        raise FleetError(f"the answer to {question!r} is {answer!r} instead of {right!r}", code="work-failed")
+    print(f"{question:<40} {answer}", flush=True)
 
 
 @contextmanager
@@ -168,7 +167,7 @@ def _phase(name: str, times: dict[str, float]) -> Iterator[None]:
 
 
 def up(fleet: str, setup_seconds: float) -> None:
-    """The whole job, with the time of each phase at the end."""
+    """Runs the whole job and prints the time of each phase."""
     times = {"set-up": setup_seconds}
     with _phase("pulumi up", times):
         stack_up(fleet)
@@ -181,10 +180,12 @@ def up(fleet: str, setup_seconds: float) -> None:
 
 
 def main() -> int:
-    """The command line; the exit code is 0 when it is done, else that of its error."""
+    """The command line; the exit code is 0, or that of the error."""
     parser = argparse.ArgumentParser(prog="python -m lab.job", description=__doc__)
     parser.add_argument("--fleet", default="lab", help="a folder under inventories/ (default: lab)")
-    parser.add_argument("--setup-seconds", type=float, default=0.0, help="what the set-up took, for the table of times")
+    parser.add_argument(
+        "--setup-seconds", type=float, default=0.0, help="the seconds of the set-up, for the table of times"
+    )
     parser.add_argument("--down", action="store_true", help="remove the lab")
     chosen = parser.parse_args()
     if os.geteuid() != 0:
@@ -196,8 +197,8 @@ def main() -> int:
         else:
             up(chosen.fleet, chosen.setup_seconds)
     except FleetError as fault:
-        for each in (fault, *fault.others):
-            print(f"error: {each}", file=sys.stderr)
+        for error in (fault, *fault.others):
+            print(f"error: {error}", file=sys.stderr)
         return fault.exit_code
     return 0
 

@@ -1,4 +1,4 @@
-"""The lab's network: a bridge with the subnet's first address, and NAT from it to the outside."""
+"""The lab's network: a bridge with the first address of the subnet, and NAT to the outside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import FleetError
 
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
-#: Outside the cache, as it is the machine's and not one lab's; forgotten at a reboot, like the setting itself.
+#: Outside the cache: it belongs to the machine, and a reboot removes it together with the setting.
 _FORWARDING_BEFORE = Path("/run/vllm-fleet-lab/ip_forward")
 _LOCK = "network"
 _TABLE_PREFIX = "vllm_fleet_"
@@ -27,7 +27,7 @@ def table_name(bridge: str) -> str:
 
 
 def ruleset(spec: NetworkSpec) -> str:
-    """The lab's table as ``nft -f`` takes it: it replaces an earlier one in one step."""
+    """The lab's table for ``nft -f``; it replaces an earlier one atomically."""
     table, bridge, subnet = table_name(spec.bridge), spec.bridge, spec.subnet
     return (
         f"table ip {table} {{}}\n"
@@ -42,10 +42,9 @@ def ruleset(spec: NetworkSpec) -> str:
 
 
 def closed_forward_chains(listing: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """The chains of others that drop what they do not know, as (family, table, chain).
+    """Forward chains of other programs whose policy is drop, as (family, table, chain).
 
-    An accept in the lab's own table does not overrule a drop in theirs (Docker's and ufw's), so the lab's
-    bridge has to be named there.
+    An accept in the lab's own table does not overrule their drop (Docker, ufw): they need a rule for the lab's bridge.
 
     Args:
         listing: what ``nft -j list chains`` prints.
@@ -57,7 +56,7 @@ def closed_forward_chains(listing: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 
 def own_rules(listing: Mapping[str, Any], bridge: str) -> Iterator[tuple[str, str, str, int]]:
-    """The rules that a lab put into others' chains, as (family, table, chain, handle).
+    """The rules of a lab in chains of other programs, as (family, table, chain, handle).
 
     Args:
         listing: what ``nft -j list ruleset`` prints.
@@ -73,8 +72,8 @@ def overlaps(subnet: ipaddress.IPv4Network, bridge: str, routes: Iterable[Mappin
     """The first route of another interface that shares addresses with a subnet: (network, interface).
 
     Args:
-        subnet: the lab's.
-        bridge: its interface.
+        subnet: the lab's subnet.
+        bridge: the lab's interface.
         routes: what ``ip -j -4 route show table all`` prints.
     """
     for route in routes:
@@ -90,20 +89,20 @@ def overlaps(subnet: ipaddress.IPv4Network, bridge: str, routes: Iterable[Mappin
 
 
 def create(spec: NetworkSpec, earlier_owner: str | None = None) -> None:
-    """Makes the network, or brings what is there of it into order.
+    """Creates the network, or repairs it.
 
     Args:
         spec: the network.
-        earlier_owner: the owner that it may have had, after the fleet's folder was moved.
+        earlier_owner: the owner before the fleet's folder was moved.
 
     Raises:
-        FleetError: not root, a tool, the kernel's bridge or the disk space is missing, or the bridge's
-            name or addresses belong to somebody else. Nothing was changed then.
+        FleetError: not root; a tool, the kernel's bridge or disk space is missing; or the name or the addresses of
+            the bridge are in use. Nothing was changed then.
     """
     shell.require()
     with state.locked(_LOCK):
         known = _refuse_strangers(spec, {spec.owner, earlier_owner or spec.owner})
-        if not known:  # the hosts of a lab that is known may have taken their share already
+        if not known:  # the hosts of an existing lab may use their share already
             require_disk(state.lab_dir(spec.bridge), spec.disk_gib)
         state.write_json(state.lab_dir(spec.bridge) / "lab.json", spec.properties())
         if _link(spec.bridge) is None:
@@ -117,7 +116,7 @@ def create(spec: NetworkSpec, earlier_owner: str | None = None) -> None:
 
 
 def damage(spec: NetworkSpec) -> str | None:
-    """What is wrong with the network: ``gone``, another word that :func:`create` repairs, or None."""
+    """The damage of the network: ``gone``, another word for what :func:`create` repairs, or None."""
     shell.require()
     link = _link(spec.bridge)
     owner = state.read(state.lab_dir(spec.bridge) / "lab.json").get("owner")
@@ -139,7 +138,7 @@ def damage(spec: NetworkSpec) -> str | None:
 
 
 def delete(bridge: str) -> None:
-    """Removes a lab's network and what is left of its state; nothing happens where there is nothing."""
+    """Removes a lab's network and the rest of its state; does nothing where there is none."""
     shell.require()
     with state.locked(_LOCK):
         for family, table, chain, handle in own_rules(_listing(), bridge):
@@ -154,7 +153,7 @@ def delete(bridge: str) -> None:
 
 
 def _refuse_strangers(spec: NetworkSpec, owners: set[str]) -> bool:
-    """Whether this lab left a trace already; an error where the bridge or the addresses are another's."""
+    """Whether this lab exists already; an error where another owner has the bridge or the addresses."""
     known = state.read(state.lab_dir(spec.bridge) / "lab.json")
     if known and known.get("owner") not in owners:
         raise FleetError(
@@ -171,9 +170,9 @@ def _refuse_strangers(spec: NetworkSpec, owners: set[str]) -> bool:
             code="refused",
         )
     routes = json.loads(shell.run("ip", "-j", "-4", "route", "show", "table", "all") or "[]")
-    if found := overlaps(spec.network, spec.bridge, routes):
+    if other := overlaps(spec.network, spec.bridge, routes):
         raise FleetError(
-            f"the subnet {spec.subnet} overlaps {found[0]} at {found[1]}",
+            f"the subnet {spec.subnet} overlaps {other[0]} at {other[1]}",
             "take another 'placement.subnet'",
             key="placement.subnet",
             code="refused",
@@ -184,8 +183,8 @@ def _refuse_strangers(spec: NetworkSpec, owners: set[str]) -> bool:
 def _link(bridge: str) -> dict[str, Any] | None:
     if not Path(f"/sys/class/net/{bridge}").exists():
         return None
-    found: list[dict[str, Any]] = json.loads(shell.run("ip", "-j", "address", "show", "dev", bridge))
-    return found[0]
+    links: list[dict[str, Any]] = json.loads(shell.run("ip", "-j", "address", "show", "dev", bridge))
+    return links[0]
 
 
 def _add_bridge(spec: NetworkSpec, keep_state: bool) -> None:
@@ -195,7 +194,7 @@ def _add_bridge(spec: NetworkSpec, keep_state: bool) -> None:
         if not keep_state:
             state.remove_tree(state.lab_dir(spec.bridge))
         raise FleetError(
-            f"this machine cannot make a bridge: {fault.message}",
+            f"this machine cannot create a bridge: {fault.message}",
             "it needs the kernel module 'bridge' and, in a container, the right to add interfaces (--privileged)",
             code="refused",
         ) from None
@@ -212,19 +211,19 @@ def _open_chains(bridge: str) -> None:
 
 
 def _shut_chains(listing: Mapping[str, Any], bridge: str) -> list[tuple[str, str, str]]:
-    """The closed chains that do not let the lab through yet."""
-    done = {found[:3] for found in own_rules(listing, bridge)}
+    """The closed chains without a rule for the lab."""
+    done = {own_rule[:3] for own_rule in own_rules(listing, bridge)}
     return [chain for chain in closed_forward_chains(listing) if chain not in done]
 
 
 def _remember_forwarding() -> None:
-    """Keeps what the machine had before its first lab, for after its last one."""
+    """Saves the forwarding settings of the machine before its first lab."""
     if not _FORWARDING_BEFORE.exists():
         write_atomically(_FORWARDING_BEFORE, _FORWARDING.read_text(encoding="ascii").strip())
 
 
 def _restore_forwarding() -> None:
-    """Gives the machine back what it had, unless a lab is left on it, of whatever cache."""
+    """Restores the forwarding settings, unless any lab is left on the machine."""
     if _FORWARDING_BEFORE.exists() and not any(name.startswith(_TABLE_PREFIX) for name in _tables(_listing())):
         _FORWARDING.write_text(_FORWARDING_BEFORE.read_text(encoding="ascii"), encoding="ascii")
         _FORWARDING_BEFORE.unlink()
@@ -232,8 +231,8 @@ def _restore_forwarding() -> None:
 
 
 def _listing() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(shell.run("nft", "-j", "list", "ruleset"))
-    return found
+    listing: dict[str, Any] = json.loads(shell.run("nft", "-j", "list", "ruleset"))
+    return listing
 
 
 def _tables(listing: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Programs of Debian's packages, unpacked into the cache and not installed: a package would start a service here."""
+"""Programs from Debian packages, unpacked into the cache: an installation would start their services here."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from vllm_fleet.base import paths
 
 
 def docker_registry() -> Path:
-    """A registry of images."""
+    """The path of ``docker-registry``."""
     return _unpacked("usr/bin/docker-registry", "docker-registry")
 
 
 def nginx() -> Path:
-    """A server of files."""
+    """The path of ``nginx``."""
     return _unpacked("usr/sbin/nginx", "nginx")
 
 
 def skopeo() -> tuple[Path, dict[str, str]]:
-    """What copies images, and the variables that it needs."""
+    """The path of ``skopeo``, and the environment variables that it needs."""
     program = _unpacked("usr/bin/skopeo", "skopeo", "libgpgme11", "libassuan0")
     (libraries,) = {path.parent for path in program.parents[2].glob("usr/lib/*/libgpgme.so.11")}
     return program, {"LD_LIBRARY_PATH": str(libraries)}
 
 
 def _unpacked(program: str, *packages: str) -> Path:
-    """The program of the first package; the others are those of its libraries that a machine may lack."""
+    """The unpacked first package with its libraries, which are the other packages."""
 
     def make(folder: Path) -> None:
         subprocess.run(["apt-get", "update", "-q"], check=True, capture_output=True)

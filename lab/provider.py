@@ -1,7 +1,7 @@
-"""The lab as Pulumi resources: property bags in and out, all the work in the modules beside.
+"""The lab as Pulumi resources: property bags in and out; other modules do the work.
 
-The engine runs these providers in a process of their own. The state names their classes; the classes import
-what does the work only when there is work, so that an unchanged stack starts fast.
+The engine runs these providers in a process of their own, and the state contains the names of their classes. The
+classes import other modules only when there is work, so that an unchanged stack starts fast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _GONE = dynamic.ReadResult("", {})
 
 
 def _changed(keys: tuple[str, ...], olds: Mapping[str, Any], news: Mapping[str, Any]) -> list[str]:
-    # What is not there is what a release that knew no such key has written: as good as false or empty.
+    # An earlier release may have written no such key: that equals false or empty.
     return [key for key in keys if (olds.get(key) or None) != (news.get(key) or None)]
 
 
@@ -29,11 +29,11 @@ class NetworkProvider(dynamic.ResourceProvider):
     serialize_as_secret_always = False
 
     def create(self, props: dict[str, Any]) -> dynamic.CreateResult:
-        """Makes the network."""
+        """Creates the network."""
         return dynamic.CreateResult(props["bridge"], self._ensure(props, None))
 
     def read(self, id_: str, props: dict[str, Any]) -> dynamic.ReadResult:
-        """Looks at the machine: a network that is gone is gone from the state, a damaged one is updated."""
+        """Reads the state of the machine: a missing network leaves the stack, a damaged one is updated."""
         from lab import network
         from lab.spec import NetworkSpec
 
@@ -42,17 +42,17 @@ class NetworkProvider(dynamic.ResourceProvider):
         return _GONE if damage == "gone" else dynamic.ReadResult(id_, {**spec.properties(), "damage": damage or ""})
 
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> dynamic.DiffResult:
-        """Another bridge or subnet is another network; damage is repaired in place."""
+        """Replaces the network for another bridge or subnet; repairs damage in place."""
         replaces = _changed(_NETWORK_REPLACES, _olds, _news)
         changes = bool(replaces or _olds.get("damage") or _changed(("owner",), _olds, _news))
         return dynamic.DiffResult(changes=changes, replaces=replaces, delete_before_replace=True)
 
     def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> dynamic.UpdateResult:
-        """Brings it into order."""
+        """Repairs the network."""
         return dynamic.UpdateResult(self._ensure(_news, _olds["owner"]))
 
     def delete(self, _id: str, _props: dict[str, Any]) -> None:
-        """Removes it, and whatever is left of the lab."""
+        """Removes the network, and the rest of the lab."""
         from lab import cleanup
 
         cleanup.down(_props["bridge"])
@@ -73,7 +73,7 @@ class HostProvider(dynamic.ResourceProvider):
     serialize_as_secret_always = False
 
     def create(self, props: dict[str, Any]) -> dynamic.CreateResult:
-        """Makes the host."""
+        """Creates the host."""
         from lab import host
         from lab.spec import HostSpec
 
@@ -81,7 +81,7 @@ class HostProvider(dynamic.ResourceProvider):
         return dynamic.CreateResult(host.create(spec, props["private_host_key"]), spec.properties())
 
     def read(self, id_: str, props: dict[str, Any]) -> dynamic.ReadResult:
-        """Looks at the machine: a host that does not run or does not answer is gone."""
+        """Reads the state of the machine: a host that does not run or does not answer leaves the stack."""
         from lab import host
         from lab.spec import HostSpec
 
@@ -89,7 +89,7 @@ class HostProvider(dynamic.ResourceProvider):
         return dynamic.ReadResult(id_, spec.properties()) if host.alive(spec, id_) else _GONE
 
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> dynamic.DiffResult:
-        """Who may log in and the peers' names change in place, everything else makes another host."""
+        """Updates the authorised key and the peers in place; replaces the host for other changes."""
         replaces = _changed(_HOST_REPLACES, _olds, _news)
         changes = bool(replaces or _changed(_HOST_UPDATES, _olds, _news))
         return dynamic.DiffResult(changes=changes, replaces=replaces, delete_before_replace=True)

@@ -1,4 +1,4 @@
-"""Debian's docker-registry, serving a folder at an address of this machine."""
+"""Runs Debian's docker-registry over a folder, at an address of this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vllm_fleet.mirror import image_store
 
 @contextmanager
 def serving(storage: Path, address: str) -> Iterator[None]:
-    """Serves the images in a storage, without TLS and for reading only; ``registry.log`` in it names each request."""
+    """Serves the images of a storage, read-only and without TLS; its ``registry.log`` lists each request."""
     config = storage / "config.yml"
     config.write_text(image_store.registry_config(str(storage), address), encoding="utf-8")
     with (storage / "registry.log").open("w") as log:
@@ -46,6 +46,6 @@ def _answers(address: str) -> bool:
         with urllib.request.urlopen(f"http://{address}/v2/", timeout=2):
             return True
     except urllib.error.HTTPError:
-        return True  # it wants to be asked by TLS
+        return True  # it expects TLS
     except OSError:
         return False

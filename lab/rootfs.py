@@ -1,4 +1,4 @@
-"""What a host's file system gets on top of the shared tree, as data, and the writing of it."""
+"""The files of a host on top of the shared tree: as data, and how they are written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _USER_ID = 1000
 _HOST_KEY = "etc/ssh/ssh_host_ed25519_key"
 _NETWORKD = "etc/systemd/system/multi-user.target.wants/systemd-networkd.service"
 _CGROUPS_UNIT = "etc/systemd/system/lab-cgroups.service"
-#: nspawn gives the controllers of cgroup v1 for reading only; a container engine makes groups in them.
+#: nspawn mounts the controllers of cgroup v1 read-only; a container engine creates groups in them.
 _CGROUPS = """\
 [Unit]
 Description=Let a container engine make cgroups
@@ -32,7 +32,7 @@ while read -r _ at kind _; do
     [ "$kind" != cgroup ] || mount -o remount,rw,bind "$at"
 done </proc/self/mounts
 """
-#: They would take dpkg's lock while a playbook installs something.
+#: They would take dpkg's lock during a playbook.
 _MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer")
 
 
@@ -52,12 +52,12 @@ class File:
 
 
 def host_files(spec: HostSpec, private_host_key: str, machine_id: str) -> dict[str, File]:
-    """Path -> file of what makes the shared tree this host.
+    """Path -> file, for the files that differ from the shared tree.
 
     Args:
         spec: the host.
         private_host_key: its SSH host key, in OpenSSH's format.
-        machine_id: 32 hexadecimal digits that no other host has.
+        machine_id: 32 hexadecimal digits, unique.
     """
     return {
         "etc/hostname": File(f"{spec.name}\n"),
@@ -73,7 +73,7 @@ def host_files(spec: HostSpec, private_host_key: str, machine_id: str) -> dict[s
 
 
 def container_files() -> dict[str, File]:
-    """The part of :func:`host_files` that lets a container engine run."""
+    """The part of :func:`host_files` for a container engine."""
     return {_CGROUPS_UNIT: File(_CGROUPS), "usr/local/sbin/lab-cgroups": File(_CGROUPS_PROGRAM, 0o755)}
 
 
@@ -87,7 +87,7 @@ def changeable_files(spec: HostSpec) -> dict[str, File]:
 
 
 def host_links(spec: HostSpec) -> dict[str, str]:
-    """Path -> target of the host's symbolic links: units that are on or off from the start."""
+    """Path -> target of the host's symbolic links: units that are enabled or masked from the start."""
     masked = {f"etc/systemd/system/{unit}": "/dev/null" for unit in _MASKED}
     wanted = {_NETWORKD: "/lib/systemd/system/systemd-networkd.service"}
     if spec.containers:
@@ -96,12 +96,12 @@ def host_links(spec: HostSpec) -> dict[str, str]:
 
 
 def with_user(user: str, passwd: str, shadow: str, group: str) -> tuple[str, str, str]:
-    """The account files with the login user added: a bare shell, no password, yet not locked.
+    """The account files with the login user added, without a password and not locked.
 
-    ``!`` as the password would make sshd refuse the key, too; ``*`` only says that no password fits.
+    With ``!`` as the password, sshd would refuse the key too; with ``*``, only no password matches.
 
     Args:
-        user: the user to add; root is there already.
+        user: the user to add; root exists already.
         passwd: the text of ``/etc/passwd``.
         shadow: the text of ``/etc/shadow``.
         group: the text of ``/etc/group``.
@@ -116,7 +116,7 @@ def with_user(user: str, passwd: str, shadow: str, group: str) -> tuple[str, str
 
 
 def write_files(root: Path, files: Mapping[str, File]) -> None:
-    """Writes files below a root folder, each in one step."""
+    """Writes files below a root folder, each atomically."""
     for name, file in files.items():
         path = root / name
         write_atomically(path, file.text, file.mode)
@@ -124,7 +124,7 @@ def write_files(root: Path, files: Mapping[str, File]) -> None:
 
 
 def write_links(root: Path, links: Mapping[str, str]) -> None:
-    """Makes symbolic links below a root folder."""
+    """Creates symbolic links below a root folder."""
     for name, target in links.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Running the machine's own tools, with one clear error where one of them is missing or fails."""
+"""Runs programs of this machine, with one clear error when one is missing or fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vllm_fleet.base.errors import FleetError
 
-#: The Debian and Ubuntu package that carries each tool that the lab starts.
+#: Program -> its package in Debian and Ubuntu.
 PACKAGES = {
     "debootstrap": "debootstrap",
     "ip": "iproute2",
@@ -22,7 +22,7 @@ _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def failed(message: str, hint: str = "", host: str | None = None) -> FleetError:
-    """The error of work that was begun and did not succeed (exit code 1)."""
+    """The error for work that failed (exit code 1)."""
     return FleetError(message, hint, host=host, code="work-failed")
 
 
@@ -53,8 +53,8 @@ def run(*command: str | Path, text_in: str | None = None, timeout_seconds: float
     except subprocess.TimeoutExpired:
         raise failed(f"'{' '.join(words)}' did not end within {timeout_seconds:g} s") from None
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().replace("\n", "; ")
-        raise failed(f"'{' '.join(words)}' failed: {said or f'exit code {done.returncode}'}")
+        output = (done.stderr or done.stdout).strip().replace("\n", "; ")
+        raise failed(f"'{' '.join(words)}' failed: {output or f'exit code {done.returncode}'}")
     return done.stdout
 
 
@@ -66,7 +66,7 @@ def require(tools: Sequence[str] = tuple(PACKAGES)) -> None:
     """
     if os.geteuid() != 0:
         raise FleetError(
-            "the lab makes hosts, mounts and a bridge, which needs root",
+            "the lab creates hosts, mounts and a bridge, which needs root",
             "run it as root (sudo -E make lab)",
             code="refused",
         )

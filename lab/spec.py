@@ -1,4 +1,4 @@
-"""The lab's network and hosts as data, and the addresses that follow from a pool's placement."""
+"""The lab's network and hosts as data, and the addresses of a pool's placement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_fleet.base.errors import FleetError
 
-#: Linux takes no longer names of interfaces.
+#: The longest interface name of Linux.
 _BRIDGE_CHARACTERS = 15
 
 
@@ -19,10 +19,10 @@ class NetworkSpec:
     """A bridge of this machine with NAT to the outside.
 
     Attributes:
-        bridge: the bridge's name; it is the lab's name too, as a machine has each bridge once.
+        bridge: the bridge's name, which is the lab's name too: it is unique on a machine.
         subnet: IPv4 network; its first address is the bridge's, the hosts' gateway.
-        owner: the folder of the fleet that the lab belongs to; another one's lab is never touched.
-        disk_gib: what all hosts together will need, in GiB.
+        owner: the folder of the lab's fleet; the lab of another owner is never touched.
+        disk_gib: the disk space of all hosts together, in GiB.
     """
 
     bridge: str
@@ -64,13 +64,13 @@ class HostSpec:
         name: its host name.
         address: its IPv4 address in the lab's subnet.
         subnet: that subnet.
-        user: who logs in, with sudo and without a password.
-        authorised_key: the public key of who logs in, ``type base64``.
+        user: the login, with sudo and without a password.
+        authorised_key: the public key of the login, ``type base64``.
         host_key: the public SSH host key, ``type base64``.
-        tree: the digest of the file tree that it starts from.
+        tree: the digest of its file tree.
         peers: host name -> address of every host of the lab.
         binds: folder on this machine -> folder on the host, writable.
-        disk_gib: what it will need, in GiB.
+        disk_gib: its disk space, in GiB.
         containers: whether a container engine may run in it.
     """
 
@@ -89,7 +89,7 @@ class HostSpec:
 
     @property
     def machine(self) -> str:
-        """A name that no host of another lab has."""
+        """A name that is unique among all labs."""
         return f"{self.bridge}-{self.name}"
 
     @classmethod
@@ -118,9 +118,9 @@ class HostSpec:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a pool of the lab is: the ``placement`` mapping of ``fleet.yml``, checked.
+    """The placement of a pool of the lab: the checked ``placement`` mapping of ``fleet.yml``.
 
-    Its errors carry the key inside that mapping; who knows the file adds the rest.
+    Its errors have the key inside that mapping; the caller adds file and line.
     """
 
     bridge: str
@@ -132,20 +132,20 @@ class Placement:
         """Checks a placement.
 
         Args:
-            placement: ``bridge``, ``subnet`` and, optionally, ``first``: ordinal 0's place in the subnet.
-            default_first: the place of ordinal 0 where ``first`` is not given.
+            placement: ``bridge``, ``subnet`` and, optionally, ``first``: the place of ordinal 0 in the subnet.
+            default_first: the value of ``first`` where it is not given.
 
         Raises:
             FleetError: an unknown, missing or impossible value.
         """
         if unknown := sorted(set(placement) - {"bridge", "subnet", "first"}):
-            raise FleetError("is not a key of the lab", "it knows bridge, subnet and first", key=unknown[0])
+            raise FleetError("unknown key", "the lab's placement has bridge, subnet and first", key=unknown[0])
         bridge = placement.get("bridge")
         if not isinstance(bridge, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", bridge):
             raise FleetError(f"is {bridge!r}", "name a bridge: small letters, digits, dashes", key="bridge")
         if len(bridge) > _BRIDGE_CHARACTERS:
             raise FleetError(
-                f"{bridge!r} has {len(bridge)} characters", f"at most {_BRIDGE_CHARACTERS} are possible", key="bridge"
+                f"{bridge!r} has {len(bridge)} characters", f"use at most {_BRIDGE_CHARACTERS}", key="bridge"
             )
         first = placement.get("first", default_first)
         if not isinstance(first, int) or isinstance(first, bool) or first < 2:

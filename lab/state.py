@@ -1,7 +1,7 @@
-"""Where the lab keeps its things: one folder a lab, under the cache, so that all of it can be found again.
+"""The state files of labs: one folder for each lab, under the cache.
 
-``<cache>/lab/state/<bridge>/lab.json`` is the lab, ``.../<bridge>/<host>/host.json`` one of its hosts. They
-are written before anything is made and removed after everything is gone, so what they name is all there is.
+``<cache>/lab/state/<bridge>/lab.json`` is a lab, ``.../<bridge>/<host>/host.json`` one of its hosts. They are written
+before anything is created and removed after everything else, so they name everything that exists.
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ def host_dir(bridge: str, host: str) -> Path:
 
 
 def labs() -> list[str]:
-    """The bridges of the labs that left a trace, sorted."""
+    """The bridges of the labs with state, sorted."""
     return sorted(folder.name for folder in state_dir().glob("*") if folder.is_dir())
 
 
 def hosts(bridge: str) -> list[str]:
-    """The hosts of a lab that left a trace, sorted."""
+    """The hosts of a lab with state, sorted."""
     return sorted(folder.name for folder in lab_dir(bridge).glob("*") if folder.is_dir())
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A state file's mapping; empty where there is none or it was cut short by a crash."""
+    """The mapping of a state file; empty where the file is missing or damaged by a crash."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return data if isinstance(data, dict) else {}
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes a state file, readable by root only, in one step."""
+    """Writes a state file atomically, readable by root only."""
     write_atomically(path, json.dumps(data, indent=2, sort_keys=True) + "\n", mode=0o600)
 
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Holds a lock of that name among all users of the cache; freed by the kernel when the process dies.
+    """Holds a named lock among all users of the cache; the kernel releases it when the process ends.
 
-    The file goes with the lock, so nothing stays behind: whoever waited for a file that is gone takes a new one.
+    The file is removed with the lock; a process that waited for a removed file opens a new one.
     """
     path = state_dir().parent / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def mounts_below(folder: Path, mountinfo: str) -> list[str]:
 
 
 def remove_tree(folder: Path) -> None:
-    """Unmounts everything below a folder and removes it; nothing below a mount that stays is touched.
+    """Unmounts everything below a folder and removes it; touches nothing below a mount that cannot be unmounted.
 
     Raises:
         FleetError: something could not be unmounted.
@@ -109,7 +109,7 @@ def remove_tree(folder: Path) -> None:
     real = folder.resolve()
     mountinfo = Path("/proc/self/mountinfo")
     for point in mounts_below(real, mountinfo.read_text(encoding="utf-8")):
-        # Lazily: a reader somewhere must not keep the lab alive, and the mount is gone from sight at once.
+        # Lazily: an open file must not block the removal, and the mount disappears at once.
         shell.run("umount", "--lazy", point)
     left = mounts_below(real, mountinfo.read_text(encoding="utf-8"))
     if left:

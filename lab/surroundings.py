@@ -1,7 +1,7 @@
-"""What the lab's hosts take over from this machine's site: package mirrors, certificates, resolver, proxies.
+"""The site settings of this machine that lab hosts get: package mirrors, certificates, resolver, proxies.
 
-A cloud's image gets these from the cloud; a lab host must reach the registries as this machine does. They are
-read when a host is made, so they are current.
+The cloud configures these in its images; a lab host must reach the registries as this machine does. They are read
+when a host is created, so they are current.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Site:
     Attributes:
         mirrors: the URI of Debian and of its security archive.
         ca_bundle: the machine's trusted certificates, PEM.
-        own_certificates: name -> PEM of the certificates that the site added itself.
+        own_certificates: name -> PEM of the certificates that the site has added.
         resolv_conf: the text of ``/etc/resolv.conf``.
         pip: the index settings of pip.
         uv: the text of the machine's ``/etc/uv/uv.toml``, empty where there is none.
@@ -53,7 +53,7 @@ def read_site(root: Path = Path("/")) -> Site:
     """Reads the site configuration of this machine.
 
     Raises:
-        FleetError: no resolver that a host could reach, or no certificates.
+        FleetError: no resolver that hosts can reach, or no certificates.
     """
     bundle = Path(os.environ.get("SSL_CERT_FILE") or root / CA_BUNDLE.lstrip("/"))
     if not bundle.is_file():
@@ -71,27 +71,27 @@ def read_site(root: Path = Path("/")) -> Site:
 
 
 def debian_mirrors(texts: Iterable[str], debootstrap: str) -> tuple[str, str]:
-    """The mirrors of the lab's Debian release that apt's sources name, else those that debootstrap knows.
+    """The mirrors of the lab's Debian release from apt's sources, else from debootstrap.
 
     Args:
         texts: the sources, in the one-line or the deb822 form.
-        debootstrap: the text of the program, which names Debian's own archive.
+        debootstrap: the text of the program, which contains the URL of Debian's archive.
 
     Raises:
-        FleetError: neither names one.
+        FleetError: neither has one.
     """
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for text in texts:
         for uri, suites, components in _sources(text):
             if "main" in components:
                 for suite in suites:
-                    found.setdefault(suite, uri.rstrip("/"))
+                    settings.setdefault(suite, uri.rstrip("/"))
     own = re.search(r'^DEF_MIRROR="(\S+?)/?"', debootstrap, re.MULTILINE)
     if own:
-        found.setdefault(SUITE, own[1])
-        found.setdefault(f"{SUITE}-security", f"{own[1]}-security")
+        settings.setdefault(SUITE, own[1])
+        settings.setdefault(f"{SUITE}-security", f"{own[1]}-security")
     try:
-        return found[SUITE], found[f"{SUITE}-security"]
+        return settings[SUITE], settings[f"{SUITE}-security"]
     except KeyError as missing:
         raise FleetError(f"no mirror of Debian's {missing} is known", "name one in /etc/apt/sources.list") from None
 
@@ -115,7 +115,7 @@ def usable_resolver(*texts: str) -> str:
     """The first ``resolv.conf`` with a name server that is not on the machine's own loopback.
 
     Raises:
-        FleetError: there is none; a host could not resolve a name.
+        FleetError: there is none, so that hosts could not resolve names.
     """
     for text in texts:
         servers = re.findall(r"^\s*nameserver\s+([^\s%]+)", text, re.MULTILINE)
@@ -137,14 +137,14 @@ def pip_indexes(text: str) -> dict[str, str]:
 
 
 def site_files(site: Site) -> dict[str, str]:
-    """Path on the host -> text, for everything that the site gives."""
+    """Path on the host -> text, for all site settings."""
     main, security = site.mirrors
     files = {
         "etc/apt/sources.list": "",
         "etc/apt/sources.list.d/debian.sources": _deb822(main, f"{SUITE} {SUITE}-updates")
         + "\n"
         + _deb822(security, f"{SUITE}-security"),
-        # A host of the lab is set up by one playbook at a time: no timer may hold dpkg's lock meanwhile.
+        # No timer may hold dpkg's lock while a playbook sets up the host.
         "etc/apt/apt.conf.d/90-lab": 'APT::Periodic::Enable "0";\n',
         "etc/resolv.conf": site.resolv_conf,
         CA_BUNDLE.lstrip("/"): site.ca_bundle,
@@ -167,7 +167,7 @@ def _deb822(uri: str, suites: str) -> str:
 
 
 def _uv_toml(text: str) -> str:
-    """The machine's settings, with the operating system's certificates trusted (uv brings its own else)."""
+    """The machine's settings with the system's certificates; by default uv uses its own."""
     known = tomllib.loads(text)
     return text if "native-tls" in known or "system-certs" in known else f"system-certs = true\n{text}"
 

@@ -1,4 +1,4 @@
-"""The file tree that all lab hosts share: Debian by debootstrap, made once, verified by the archive's keys."""
+"""The file tree that all lab hosts share: Debian by debootstrap, created once, verified by the archive's keys."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import subprocess
 from pathlib import Path
 
 from lab import shell, state
-from lab.progress import Heartbeat
 from lab.surroundings import KEYRING, SUITE, read_site
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.heartbeat import Heartbeat
 
-#: What a plain cloud image of Debian carries and the roles expect; libnuma1 is vLLM's on a CPU.
+#: The packages of a plain cloud image that the roles expect; vLLM on a CPU needs libnuma1.
 PACKAGES = (
     "ca-certificates",
     "dbus",
@@ -31,7 +31,7 @@ PACKAGES = (
     "systemd-sysv",
     "systemd-timesyncd",
 )
-#: A change of what is done to the tree after debootstrap takes a new number, hence a new tree.
+#: A change of the steps after debootstrap needs a new number, and so a new tree.
 _STEPS = 1
 _TIMEOUT_SECONDS = 1800
 _NEEDED_GIB = 1
@@ -44,12 +44,12 @@ def tree_digest(packages: tuple[str, ...] = PACKAGES, suite: str = SUITE) -> str
 
 
 def tree_path(digest: str) -> Path:
-    """Where the tree of that name is, or will be."""
+    """The folder of the tree of that name."""
     return paths.cache_dir() / "lab" / f"tree-{digest}"
 
 
 def ensure_tree() -> Path:
-    """Makes the tree unless it is there; a tree that was interrupted is begun anew.
+    """Creates the tree unless it exists; starts again after an interruption.
 
     Raises:
         FleetError: not root, a tool is missing, the disk is too small, or debootstrap failed.
@@ -60,7 +60,7 @@ def ensure_tree() -> Path:
     shell.require()
     if not Path(KEYRING).is_file():
         raise FleetError(
-            "the keys that sign Debian's archive are not here",
+            "the keys of Debian's archive are missing",
             "apt-get install debian-archive-keyring",
             KEYRING,
             code="refused",
@@ -118,7 +118,7 @@ def _last_lines(path: Path, count: int) -> str:
 
 
 def _tidy(root: Path) -> None:
-    """Removes what must differ between hosts, and what none of them needs."""
+    """Removes files that must differ between hosts, and files that no host needs."""
     for pattern in ("etc/ssh/ssh_host_*", "var/cache/apt/archives/*.deb", "var/log/*.log", "etc/hostname"):
         for file in root.glob(pattern):
             file.unlink()
@@ -126,10 +126,10 @@ def _tidy(root: Path) -> None:
 
 
 def require_disk(folder: Path, needed_gib: int) -> None:
-    """Checks the free space of the file system that a folder is on, or will be on.
+    """Checks the free space of the file system of a folder, which may not exist yet.
 
     Raises:
-        FleetError: there is less than needed.
+        FleetError: there is too little.
     """
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     disk = os.statvfs(there)

@@ -1,4 +1,4 @@
-"""An HTTP server of this machine for as long as a block runs: what stands in for servers that a lab does not reach."""
+"""An HTTP server for the duration of a block: it stands in for servers that the lab cannot reach."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Handler = Callable[..., BaseHTTPRequestHandler]
 
 @contextmanager
 def serving(handler: Handler, address: str = "127.0.0.1", context: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Answers at a free port until the block ends.
+    """Serves at a free port until the block ends.
 
     Args:
-        handler: what answers a request.
-        address: of this machine.
+        handler: handles the requests.
+        address: an address of this machine.
         context: its certificate; None: without TLS.
 
     Yields:
@@ -37,5 +37,5 @@ def serving(handler: Handler, address: str = "127.0.0.1", context: ssl.SSLContex
 
 
 def files(folder: Path) -> Handler:
-    """What answers with the files of a folder."""
+    """A handler that serves the files of a folder."""
     return partial(SimpleHTTPRequestHandler, directory=str(folder))

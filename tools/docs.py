@@ -1,4 +1,4 @@
-"""Writes what is generated from other files: the README of each role, and the tables of the recipes."""
+"""Writes the generated documents: the README of each role, and the tables of the recipes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from tools import pictures
 from vllm_fleet.base import paths
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.reports import cloud_table, support_matrix
@@ -15,7 +16,7 @@ from vllm_fleet.schema import fleet_schema
 
 
 def role_readme(role: Path) -> str:
-    """The README of a role: what it is for, what it does and does not do, and every variable."""
+    """The README of a role: purpose, scope, and every variable."""
     main: dict[str, Any] = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))[
         "argument_specs"
     ]["main"]
@@ -49,6 +50,8 @@ def clouds_page() -> str:
 
 def main() -> int:
     """Writes every generated file."""
+    for source in pictures.sources():
+        source.with_suffix(".svg").write_text(pictures.svg(source), encoding="utf-8")
     for role in sorted((paths.root() / "roles").iterdir()):
         if role.is_dir():
             (role / "README.md").write_text(role_readme(role), encoding="utf-8")

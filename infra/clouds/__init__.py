@@ -1,48 +1,58 @@
-"""The clouds that fleets can be made in: one module each, imported only when a plan names it."""
+"""The clouds: entry points of installed packages. A cloud is imported only when a plan names it.
+
+The clouds of this project are in ``pyproject.toml`` under ``[project.entry-points."vllm_fleet.clouds"]``. Another
+package adds a cloud with an entry point of the same group.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from typing import cast
+from importlib.metadata import EntryPoint, entry_points
+from typing import cast, get_args
 
 import pulumi
 
 from infra.hosts import CloudArgs, CloudComponent
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.schema.recipe import Cloud
 
-#: cloud -> its component, as module and class: a new cloud is one more line and one more module.
-CLOUDS: Mapping[str, tuple[str, str]] = {
-    "lab": ("infra.clouds.lab", "LabCloud"),
-    "aws": ("infra.clouds.aws", "AwsCloud"),
-    "gcp": ("infra.clouds.gcp", "GcpCloud"),
-    "azure": ("infra.clouds.azure", "AzureCloud"),
-    "oci": ("infra.clouds.oci", "OciCloud"),
-    "digitalocean": ("infra.clouds.digitalocean", "DigitalOceanCloud"),
-    "static": ("infra.clouds.static", "StaticCloud"),
-}
+#: The group of entry points: the cloud's name -> its component, as ``module:Class``.
+GROUP = "vllm_fleet.clouds"
 
-
-#: How a component is made: name, args, options.
+#: The constructor of a component: name, args, options.
 Make = Callable[[str, CloudArgs, pulumi.ResourceOptions], CloudComponent]
 
 
-def component(cloud: str) -> Make:
-    """The component that makes hosts in a cloud.
+def registered_clouds() -> Mapping[str, EntryPoint]:
+    """Cloud -> the entry point of its component, of every package in this environment.
 
     Raises:
-        FleetError: this release does not know the cloud.
+        FleetError: two packages register different components for one cloud.
     """
-    if cloud not in CLOUDS:
-        raise FleetError(
-            f"this release makes no hosts in the cloud {cloud!r}",
-            f"it knows {', '.join(sorted(CLOUDS))}",
-            key="cloud",
-            code="refused",
-        )
-    module, name = CLOUDS[cloud]
+    clouds: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUP):
+        other = clouds.setdefault(entry.name, entry)
+        if other.value != entry.value:
+            raise FleetError(
+                f"two packages register the cloud {entry.name!r}: {other.value} and {entry.value}",
+                "uninstall one of them",
+                key="cloud",
+                code="refused",
+            )
+    return clouds
+
+
+def component(cloud: str) -> Make:
+    """Imports the component of a cloud.
+
+    Raises:
+        FleetError: no package registers the cloud, or the cloud's SDK is not installed.
+    """
+    clouds = registered_clouds()
+    if cloud not in clouds:
+        raise _unregistered(cloud, clouds)
     try:
-        return cast(Make, getattr(import_module(module), name))
+        return cast(Make, clouds[cloud].load())
     except ModuleNotFoundError as missing:
         if not str(missing.name).startswith("pulumi_"):
             raise
@@ -52,3 +62,21 @@ def component(cloud: str) -> Make:
             key="cloud",
             code="refused",
         ) from None
+
+
+def _unregistered(cloud: str, clouds: Mapping[str, EntryPoint]) -> FleetError:
+    """The error for a cloud that no package registers."""
+    if cloud in get_args(Cloud):
+        # The metadata of an editable install is written once: a checkout that moved on has new clouds, but it has not.
+        return FleetError(
+            f"this Python environment does not register the cloud {cloud!r}: it was made from another release",
+            "run 'make venv' (or install vllm-fleet again), then repeat the command",
+            key="cloud",
+            code="refused",
+        )
+    return FleetError(
+        f"this release makes no hosts in the cloud {cloud!r}",
+        f"it knows {', '.join(sorted(clouds))}",
+        key="cloud",
+        code="refused",
+    )

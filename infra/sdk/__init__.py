@@ -1,5 +1,5 @@
-"""The parts of the clouds' SDKs that the program uses, a module a cloud.
+"""The parts of the clouds' SDKs that the program uses, one module per cloud.
 
-A whole SDK has up to 150 MB of Python: mypy reads only what is named here, and not the SDKs' roots (pyproject.toml),
-which name all the rest.
+A whole SDK has up to 150 MB of Python. mypy reads only the modules named here: pyproject.toml excludes the roots of the
+SDKs, which import every service.
 """

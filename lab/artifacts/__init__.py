@@ -1,1 +1,1 @@
-"""What the lab serves and serves with: CPU engine, harmony vocabulary and lab model, built once into the cache."""
+"""The lab's artifacts: CPU engine, harmony vocabulary and model, built once into the cache."""

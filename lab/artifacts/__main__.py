@@ -1,4 +1,4 @@
-"""``python -m lab.artifacts build|paths|evaluate``: makes, finds and tries what the lab serves."""
+"""``python -m lab.artifacts build|paths|evaluate``: builds, locates and tests the lab's artifacts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the result goes to stdout, progress and errors to stderr.
 
     Returns:
-        0 when it is done and right, 1 when it failed or an answer was wrong, 2 for bad input.
+        0 for success, 1 for a failure or a wrong answer, 2 for bad input.
     """
     given = _parser().parse_args(arguments)
     try:
@@ -38,12 +38,16 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     with_json = argparse.ArgumentParser(add_help=False)
     with_json.add_argument("--json", action="store_true", help="print the result as JSON")
-    build = commands.add_parser("build", parents=[with_json], help="make what is missing, and say where all of it is")
+    build = commands.add_parser(
+        "build", parents=[with_json], help="build missing artifacts, and print the path of each"
+    )
     build.set_defaults(run=_build)
-    paths = commands.add_parser("paths", parents=[with_json], help="say where each part is, made if missing")
+    paths = commands.add_parser("paths", parents=[with_json], help="print the path of each artifact, built if missing")
     paths.add_argument("part", nargs="?", choices=_PARTS, help="only this part")
     paths.set_defaults(run=_paths)
-    evaluate = commands.add_parser("evaluate", parents=[with_json], help="ask a server every question of the lab model")
+    evaluate = commands.add_parser(
+        "evaluate", parents=[with_json], help="send every question of the lab model to a server"
+    )
     evaluate.add_argument("--base-url", required=True, help="the server's address, such as http://127.0.0.1:8000")
     evaluate.add_argument("--model", default=read_questions().name, help="the name it is served under (%(default)s)")
     evaluate.add_argument("--api", action="append", choices=APIS, help="through this API; can be repeated (chat)")
@@ -59,14 +63,14 @@ def _errors(as_json: bool) -> Any:
 
 
 def _build(given: argparse.Namespace) -> int:
-    found: dict[str, Any] = {part: {"path": str(find())} for part, find in _PARTS.items()}
+    artifacts: dict[str, Any] = {part: {"path": str(find())} for part, find in _PARTS.items()}
     for part in ("model", "perturbed"):
         manifest = manifest_of(_PARTS[part]())
-        found[part] |= {key: manifest[key] for key in ("name", "revision", "score")}
+        artifacts[part] |= {key: manifest[key] for key in ("name", "revision", "score")}
     if given.json:
-        print(json.dumps(found))
+        print(json.dumps(artifacts))
         return 0
-    for part, facts in found.items():
+    for part, facts in artifacts.items():
         known = f"  {facts['score']['right']} of {facts['score']['total']} right" if "score" in facts else ""
         print(f"{part:<10} {facts['path']}{known}")
     return 0
@@ -74,26 +78,26 @@ def _build(given: argparse.Namespace) -> int:
 
 def _paths(given: argparse.Namespace) -> int:
     wanted = [given.part] if given.part else list(_PARTS)
-    found = {part: str(_PARTS[part]()) for part in wanted}
+    artifacts = {part: str(_PARTS[part]()) for part in wanted}
     if given.json:
-        print(json.dumps(found))
+        print(json.dumps(artifacts))
     elif given.part:
-        print(found[given.part])
+        print(artifacts[given.part])
     else:
-        for part, path in found.items():
+        for part, path in artifacts.items():
             print(f"{part:<10} {path}")
     return 0
 
 
 def _evaluate(given: argparse.Namespace) -> int:
-    found = score(given.base_url, os.environ.get(given.api_key_env), given.model, given.api or ("chat",))
+    result = score(given.base_url, os.environ.get(given.api_key_env), given.model, given.api or ("chat",))
     if given.json:
-        print(json.dumps(found.record()))
+        print(json.dumps(result.record()))
     else:
-        for failure in found.failures:
+        for failure in result.failures:
             print(f"wrong ({failure.api}): {failure.asked!r}\n  right: {failure.right!r}\n  got:   {failure.got!r}")
-        print(f"{found.right} of {found.total} right")
-    return 0 if found.right == found.total else 1
+        print(f"{result.right} of {result.total} right")
+    return 0 if result.right == result.total else 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The vocabularies of harmony, from PyPI.
 
-Their own download page is one more host that a controller must reach. The wheel of litellm 1.80.0 ships the official
-files unchanged, under the names that tiktoken's cache gives them (the SHA-1 of their addresses): the digest proves
-them, so where the bytes came from does not matter. The engine reads the folder through ``TIKTOKEN_ENCODINGS_BASE``.
+Their own download page would be one more host that a controller must reach. The wheel of litellm 1.80.0 contains the
+official files, under the names of tiktoken's cache (the SHA-1 of their URLs). Their digests are checked, so the source
+does not matter. The engine reads the folder through ``TIKTOKEN_ENCODINGS_BASE``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 from lab.artifacts.store import only_one, say, sha256_of
-from lab.artifacts.uv import run_uv
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.paths import cache_dir, display
+from vllm_fleet.edge.uv import run_uv
 
 #: Name of each file -> its official digest; a test compares them with recipes/encodings.yml.
 SHA256 = {
@@ -34,7 +34,7 @@ def encodings_dir() -> Path:
     """The folder with the vocabularies, in the cache; fetches it on the first call (12 MB).
 
     Raises:
-        FleetError: when uv is missing, the package cannot be had, or the file is not the official one.
+        FleetError: uv is missing, the package cannot be downloaded, or the file has another digest.
     """
     folder = cache_dir() / "encodings"
     if not _are_official(folder):
@@ -45,7 +45,7 @@ def encodings_dir() -> Path:
 
 
 def put(source: Path, name: str, folder: Path) -> Path:
-    """Copies a vocabulary file to its place, whole or not at all.
+    """Copies a vocabulary file to its place atomically.
 
     Args:
         source: the candidate.
@@ -56,11 +56,11 @@ def put(source: Path, name: str, folder: Path) -> Path:
         The file in its place.
 
     Raises:
-        FleetError: when the candidate is not there or not the official file; the place is then as it was.
+        FleetError: the candidate is missing or has another digest; the place is unchanged then.
     """
     if not source.is_file():
         raise FleetError(
-            "the package does not hold the vocabulary any more",
+            "the package does not hold the vocabulary",
             hint="pin the release that encodings.py describes",
             file=display(_LOCK),
             code="work-failed",

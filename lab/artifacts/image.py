@@ -1,7 +1,7 @@
-"""The lab's image of the CPU engine: the hosts' Debian and the engine of the lock, as a registry keeps an image.
+"""The lab's image of the CPU engine, in the storage format of a registry: the hosts' Debian and the locked engine.
 
-It stands in for a published image. The folder is the storage of a registry (Debian's docker-registry serves it), so
-nothing has to be pushed; docker verifies all of it when it pulls.
+It stands in for a published image. Debian's docker-registry serves the folder, so nothing is pushed; docker verifies
+the image when it pulls.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any, BinaryIO
 
 from lab.artifacts import engine
 from lab.artifacts.store import build_once, only_one, remove_unused, say, sha256_of
-from lab.artifacts.uv import run_uv
 from lab.tree import ensure_tree, tree_digest
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.paths import cache_dir
+from vllm_fleet.edge.uv import run_uv
 from vllm_fleet.mirror import image_store
 
 #: The Python of the hosts' Debian.
 PYTHON = "3.11"
 NAME = "vllm-fleet/lab"
 _PACKAGES = "opt/vllm"
-#: A change of what is done here takes a new number, hence a new image.
+#: A change of the steps here needs a new number, and so a new image.
 _STEPS = 2
 _CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 _LAYER_TYPE = "application/vnd.docker.image.rootfs.diff.tar.gzip"
@@ -46,7 +46,7 @@ if __name__ == "__main__":
 
 
 def storage() -> Path:
-    """The storage of a registry that has the image; builds it on the first call (minutes, about 3 GB)."""
+    """The storage of a registry with the image; built on the first call (minutes, about 3 GB)."""
     identity = f"{tree_digest()} {sha256_of(engine.lock_file())} {_STEPS}"
     target = cache_dir() / "images" / hashlib.sha256(identity.encode()).hexdigest()[:12]
     build_once("image", target, lambda folder: (folder / "digest").is_file(), _build)
@@ -60,7 +60,7 @@ def digest(folder: Path) -> str:
 
 
 def variant(folder: Path, label: str) -> str:
-    """Another image of the same layers, as a later build would be; its digest."""
+    """Adds another image of the same layers, like a later build; returns its digest."""
     with only_one("image"):
         manifest = json.loads(blob(folder, digest(folder)).read_bytes())
         config = json.loads(blob(folder, manifest["config"]["digest"]).read_bytes())
@@ -92,7 +92,7 @@ def _build(folder: Path) -> None:
 
 
 def _install(target: Path) -> None:
-    """Installs the engine's packages for the Python of the image, which this machine may not have."""
+    """Installs the engine's packages for the Python of the image, which may be missing on this machine."""
     target.mkdir(parents=True)
     # Of the packages of the lock, none is built here: all are wheels.
     run_uv(
@@ -110,7 +110,7 @@ def _install(target: Path) -> None:
 
 
 def add_layer(folder: Path, root: Path, exclude: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-    """Packs a folder as a layer of a storage; its entry in a manifest, and the digest of what is in it."""
+    """Packs a folder as a layer of a storage; returns its entry in a manifest, and the digest of its content."""
     command = [
         *("tar", "--create", "--sort=name", "--numeric-owner", f"--directory={root}"),
         *(f"--exclude={pattern}" for pattern in exclude),
@@ -135,7 +135,7 @@ def add_layer(folder: Path, root: Path, exclude: tuple[str, ...]) -> tuple[dict[
 
 
 def add_image(folder: Path, config: Mapping[str, Any], layers: list[dict[str, Any]], repository: str = NAME) -> str:
-    """Adds config and manifest to a repository of a storage; the digest of the image."""
+    """Adds config and manifest to a repository of a storage; returns the digest of the image."""
     name, size = _add_text(folder, json.dumps(config, sort_keys=True))
     manifest = {
         "schemaVersion": 2,
@@ -158,7 +158,7 @@ def _add_text(folder: Path, text: str) -> tuple[str, int]:
 
 
 def _add_blob(folder: Path, write: Callable[[BinaryIO], None]) -> tuple[str, int]:
-    """Writes a blob of a storage under the digest of what was written; digest and size."""
+    """Writes a blob of a storage under its digest; returns digest and size."""
     draft = folder / f"blob.{os.getpid()}"
     with draft.open("wb") as stream:
         write(stream)
@@ -171,10 +171,10 @@ def _add_blob(folder: Path, write: Callable[[BinaryIO], None]) -> tuple[str, int
 
 
 def blob(folder: Path, name: str) -> Path:
-    """Where a storage keeps what has that digest."""
+    """The path of the blob with that digest in a storage."""
     return folder / image_store.blob_path(name)
 
 
 def link(folder: Path, kind: str, name: str, repository: str = NAME) -> None:
-    """Lets a repository of a storage have a blob."""
+    """Links a blob to a repository of a storage."""
     write_atomically(folder / image_store.link_path(repository, kind, name), name)

@@ -1,4 +1,4 @@
-"""Folders that are built once: locked while they are made, renamed into place when they are whole."""
+"""Folders that are built once: under a lock, and renamed into place when they are complete."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def only_one(name: str) -> Iterator[None]:
-    """Holds the build lock of that name: a second build waits here until the first is done.
+    """Holds the build lock of that name; a second build waits for the first.
 
-    The kernel drops the lock with the process that holds it, so a killed build blocks nobody.
+    The kernel releases the lock when its process ends, so a killed build blocks no other.
     """
     folder = cache_dir() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,13 +46,13 @@ def only_one(name: str) -> Iterator[None]:
 
 
 def build_once(name: str, target: Path, is_there: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
-    """Makes a folder unless it is there, so that it is only ever seen whole.
+    """Builds a folder unless it exists; it appears only when it is complete.
 
     Args:
         name: what is built, for the lock and the progress.
-        target: where it belongs.
-        is_there: tells whether what lies at ``target`` can be used.
-        make: fills an empty folder beside ``target``; what it raises leaves ``target`` as it was.
+        target: its path.
+        is_there: whether the folder at ``target`` can be used.
+        make: fills an empty folder beside ``target``; if it raises, ``target`` is unchanged.
 
     Returns:
         ``target``.
@@ -81,10 +81,10 @@ def build_once(name: str, target: Path, is_there: Callable[[Path], bool], make: 
 
 
 def remove_unused(target: Path) -> None:
-    """Removes what other versions of the project have built, gigabytes each, and none has used for two weeks.
+    """Removes builds of other versions of the project, gigabytes each, that were not used for two weeks.
 
     Args:
-        target: what :func:`build_once` gave; the folders beside it are other versions of it, and nothing else.
+        target: the result of :func:`build_once`; the folders beside it are other versions of it.
     """
     since = time.time() - _UNUSED_DAYS * 86400
     for other in target.parent.iterdir():

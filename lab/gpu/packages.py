@@ -1,4 +1,4 @@
-"""Stand-ins of the vendors' driver packages: their names and versions, and tools that know what is loaded.
+"""Stand-ins for the vendors' driver packages: names, versions, and tools that report the loaded version.
 
 A real installation builds a kernel module, which a start of the host (or the first use) loads; until then the tools of
 another version do not work with it. Here the "module" is a file with a version, and ``/run``, which is empty after a
@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from lab.apt import Package
-from lab.gpu import Gpus, scripts
+from lab.gpu import scripts
+from lab.gpu.model import Gpus
 from lab.rootfs import File
 
 _MODULE = "usr/lib/lab-gpu/module"
@@ -27,8 +28,8 @@ loaded=$(cat /run/lab-gpu/loaded)
 _NVIDIA = """\
 [ "$loaded" = VERSION ] || { echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18; }
 """
-#: The module makes the devices, and udev gives them to the groups. Docker refuses to start a container without them;
-#: these are /dev/null by other names: they open where the real ones would, and nothing is behind them.
+#: The kernel module creates the devices, and udev sets their groups. Docker refuses to start a container without them.
+#: These are copies of /dev/null: they can be opened, and nothing is behind them.
 _AMD = """\
 if [ ! -e /dev/kfd ] && mknod -m 660 /dev/kfd c 1 3 2>/dev/null; then
     chgrp render /dev/kfd
@@ -52,9 +53,9 @@ def nvidia(host: Gpus, version: str, packages: Mapping[str, str]) -> Iterator[Pa
     """NVIDIA's packages of one driver version.
 
     Args:
-        host: what the tools say besides the version.
-        version: the driver's.
-        packages: name -> pattern of the Debian version, as the recipe has them.
+        host: the output of the tools apart from the version.
+        version: the version of the driver.
+        packages: name -> pattern of the Debian version, as in the recipe.
     """
     tool = File(scripts.nvidia_smi(replace(host, driver=_MARK)), 0o755)
     unit = "[Unit]\nDescription=stand-in\n[Service]\nExecStart={}\n[Install]\nWantedBy=multi-user.target\n"
@@ -63,12 +64,12 @@ def nvidia(host: Gpus, version: str, packages: Mapping[str, str]) -> Iterator[Pa
         "nvidia-utils": {
             "usr/bin/nvidia-smi": File(_LOADED + _NVIDIA.replace("VERSION", version) + _tool("nvidia-smi"), 0o755),
             "usr/lib/lab-gpu/nvidia-smi": tool,
-            # A container sees the log of the machine that it runs on, whose GPUs are not these.
+            # A container sees the kernel log of its machine, which has other GPUs.
             "usr/local/bin/dmesg": File(scripts.dmesg(replace(host, driver=version)), 0o755),
         },
         "nvidia-compute-utils": {
             "usr/bin/nvidia-persistenced": File(_SLEEPER, 0o755),
-            # Without [Install], as udev starts it.
+            # Without [Install]: udev starts it.
             "lib/systemd/system/nvidia-persistenced.service": File(
                 unit.format("/usr/bin/nvidia-persistenced --no-persistence-mode").split("[Install]")[0]
             ),
@@ -82,7 +83,7 @@ def nvidia(host: Gpus, version: str, packages: Mapping[str, str]) -> Iterator[Pa
         },
     }
     for name, pattern in packages.items():
-        kind = next((each for each in files if name.startswith(f"{each}-")), "")
+        kind = next((known for known in files if name.startswith(f"{known}-")), "")
         yield Package(name, pattern.replace("*", "1ubuntu1"), files.get(kind, {}))
 
 

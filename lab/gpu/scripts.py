@@ -1,6 +1,6 @@
-"""The stand-ins' text: shell without any other tool, so that they run wherever there is ``/bin/sh``.
+"""The text of the stand-ins: plain shell, so that they need only ``/bin/sh``.
 
-The shape of the answers is that of published outputs of the real tools. ``unverified``: the exact words of
+Their output has the form of published outputs of the real tools. ``unverified``: the exact words of
 ``amd-smi``'s refusal, and its firmware list on releases after 6.4.
 """
 
@@ -9,19 +9,17 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lab.gpu.model import Gpus
 from vllm_fleet.on_host import gpu_facts
-
-if TYPE_CHECKING:
-    from lab.gpu import Gpus
 
 _NVIDIA_BROKEN_EXIT = 9
 _RULE = "+" + "-" * 89 + "+"
 
 
 def nvidia_smi(host: Gpus) -> str:
-    """``nvidia-smi``: the query of the facts, the header, and a refusal for all else."""
+    """``nvidia-smi``: the query of the facts, the header, and an error for everything else."""
     if host.broken:
         return _script("nvidia-smi", {}, [f"printf '%s\\n' {shlex.quote(host.broken)}", f"exit {_NVIDIA_BROKEN_EXIT}"])
     ecc = "[N/A]" if host.ecc_uncorrected is None else "0"
@@ -47,9 +45,9 @@ def nvidia_smi(host: Gpus) -> str:
 
 
 def fabric_manager(host: Gpus) -> str:
-    """``nv-fabricmanager``: its version, and a refusal for all else."""
-    said = f"Fabric Manager version is : {host.fabric_manager}"
-    return _script("nv-fabricmanager", {"--version": [said]}, ["exit 1"])
+    """``nv-fabricmanager``: its version, and an error for everything else."""
+    version_line = f"Fabric Manager version is : {host.fabric_manager}"
+    return _script("nv-fabricmanager", {"--version": [version_line]}, ["exit 1"])
 
 
 def dmesg(host: Gpus) -> str:
@@ -60,7 +58,7 @@ def dmesg(host: Gpus) -> str:
 
 
 def rocm_smi(host: Gpus) -> str:
-    """``rocm-smi``: one JSON object with a key for each card, and a refusal for all else."""
+    """``rocm-smi``: one JSON object with a key for each card, and an error for everything else."""
     card = {
         "VRAM Total Memory (B)": str(host.memory_bytes),
         "VRAM Total Used Memory (B)": "301989888",
@@ -79,7 +77,7 @@ def rocm_smi(host: Gpus) -> str:
 
 
 def amd_smi(host: Gpus) -> str:
-    """``amd-smi``: its static facts and its firmware list as JSON, and a refusal for all else."""
+    """``amd-smi``: its static facts and its firmware list as JSON, and an error for everything else."""
     static = [
         {
             "gpu": number,
@@ -109,6 +107,6 @@ def _script(tool: str, answers: Mapping[str, list[str]], refusal: list[str]) -> 
     """A script that compares all its arguments with each question."""
     lines = ["#!/bin/sh", f"# Stands in for {tool} on a lab host; no GPU is behind it.", 'case "$*" in']
     for question, answer in answers.items():
-        told = " ".join(shlex.quote(line) for line in answer)
-        lines += [f"{shlex.quote(question)}) printf '%s\\n' {told}; exit 0 ;;"]
+        printed = " ".join(shlex.quote(line) for line in answer)
+        lines += [f"{shlex.quote(question)}) printf '%s\\n' {printed}; exit 0 ;;"]
     return "\n".join([*lines, "esac", *refusal]) + "\n"

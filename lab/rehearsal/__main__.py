@@ -1,7 +1,7 @@
-"""``python -m lab.rehearsal FLEET``: a fleet from nothing to nothing, in clouds that are rehearsed.
+"""``python -m lab.rehearsal FLEET``: creates and destroys a fleet in emulated clouds.
 
-Preview, up, refresh, up again, ``site.yml --check`` on the hosts, a destroy that protection refuses, destroy. Nothing
-is left behind; what a killed rehearsal has left goes first.
+Preview, up, refresh, up again, ``site.yml --check`` on the hosts, a destroy that protection refuses, destroy. It leaves
+nothing behind, and first removes the rest of a killed rehearsal.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import plan
 
-#: Of this machine, while a fleet is played through.
+#: The bridge on this machine during a rehearsal.
 BRIDGE = "vf-rehearse"
 _SUBNET = "10.78.0"
 _MOST_HOSTS = 3
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """Prints one line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Times:
-    """The phases of a rehearsal: how long each took, and what it showed."""
+    """The phases of a rehearsal, with their durations and results."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[str, float, str]] = []
 
     def phase(self, name: str, work: Callable[[], str]) -> None:
-        """Runs one phase, whose result is what it showed."""
+        """Runs one phase and records its result."""
         say(f"{name} ...")
         start = time.monotonic()
         shown = work()
@@ -54,21 +54,21 @@ class Times:
 
     def __str__(self) -> str:
         rows = [f"{name:<30} {seconds:7.1f} s  {shown}" for name, seconds, shown in self._rows]
-        return "\n".join([*rows, f"{'together':<30} {sum(each[1] for each in self._rows):7.1f} s"])
+        return "\n".join([*rows, f"{'together':<30} {sum(row[1] for row in self._rows):7.1f} s"])
 
 
-def counts(said: str) -> str:
-    """What ``pulumi`` said of its resources, in one line."""
-    lines = said.split("Resources:\n", 1)[-1].splitlines()
-    found = [re.sub(r"\s+", " ", line).strip() for line in lines if re.match(r"\s+(\+|-|~|\d)", line)]
-    return ", ".join(found) or "nothing"
+def counts(output: str) -> str:
+    """The resource counts in the output of ``pulumi``, in one line."""
+    lines = output.split("Resources:\n", 1)[-1].splitlines()
+    changes = [re.sub(r"\s+", " ", line).strip() for line in lines if re.match(r"\s+(\+|-|~|\d)", line)]
+    return ", ".join(changes) or "nothing"
 
 
 def rehearse(fleet: str, most_hosts: int) -> Times:
-    """The whole rehearsal of a fleet.
+    """Runs the whole rehearsal of a fleet.
 
     Raises:
-        FleetError: a phase does not show what it should.
+        FleetError: a phase has another result than expected.
     """
     text = script.copy(fleet, most_hosts)
     project = paths.root() / ".fleet" / "rehearsal" / fleet
@@ -78,11 +78,11 @@ def rehearse(fleet: str, most_hosts: int) -> Times:
         cloud = Cloud(project / "cloud.json", lab.prefixes)
         with serve(cloud, lab) as served:
             stage = build(project, f"{fleet}{script.SUFFIX}", text, served)
-            found = plan.load(stage.folder)
-            script.properties(stage.folder, sorted(found.spec.artifacts.models))
+            fleet_plan = plan.load(stage.folder)
+            script.properties(stage.folder, sorted(fleet_plan.spec.artifacts.models))
             cloud.account = account_of(stage.folder)
             lab.open()
-            _play(stage, cloud, times, found.spec.protect)
+            _play(stage, cloud, times, fleet_plan.spec.protect)
     return times
 
 
@@ -100,45 +100,46 @@ def _play(stage: Stage, cloud: Cloud, times: Times, protect: bool) -> None:
         file.write_text(re.sub(r"(?m)^protect:.*\n", "", file.read_text()) + "\nprotect: false\n", encoding="utf-8")
         times.phase("pulumi up, protect: false", lambda: _unchanged(stage.pulumi("up", *quiet)))
     times.phase("pulumi destroy", lambda: counts(stage.pulumi("destroy", "--skip-preview", "--yes")))
-    if left := [f"{each.type} {each.name}" for each in cloud.records]:
+    if left := [f"{record.type} {record.name}" for record in cloud.records]:
         raise FleetError(f"destroy left in the cloud: {', '.join(left)}", code="work-failed")
 
 
-def _unchanged(said: str) -> str:
-    found = counts(said)
-    if not re.fullmatch(r"\d+ unchanged", found):
-        raise FleetError(f"a run that should change nothing says: {found}\n{said}", code="work-failed")
-    return found
+def _unchanged(output: str) -> str:
+    changes = counts(output)
+    if not re.fullmatch(r"\d+ unchanged", changes):
+        raise FleetError(f"a run that should change nothing reports: {changes}\n{output}", code="work-failed")
+    return changes
 
 
 def _checked(stage: Stage) -> str:
     result = ansible.check(stage)
     if result.refused:
-        return f"the plan is refused, no host was asked: {result.refused}"
+        return f"the plan is refused before any host is probed: {result.refused}"
     drift = ansible.drift_count(stage)
     if result.exit_code:
         raise FleetError(f"site.yml --check failed:\n{result.text}", code="work-failed")
-    return f"probed {len(drift)} hosts; not as planned yet: {', '.join(f'{h} {n}' for h, n in sorted(drift.items()))}"
+    counts_by_host = ", ".join(f"{host} {count}" for host, count in sorted(drift.items()))
+    return f"probed {len(drift)} hosts; items that differ from the plan: {counts_by_host}"
 
 
 def _vetoed(stage: Stage) -> str:
-    found = ansible.vetoes(stage)
-    if bad := [f"{host}: {reason}" for host, reasons in found.items() for reason in reasons]:
+    vetoes = ansible.vetoes(stage)
+    if bad := [f"{host}: {reason}" for host, reasons in vetoes.items() for reason in reasons]:
         raise FleetError("; ".join(bad), code="work-failed")
-    return f"{len(found)} hosts answer with the key of the stack and are as their class says"
+    return f"{len(vetoes)} hosts answer with the key of the stack and match their class"
 
 
 def _refused(stage: Stage) -> str:
-    said = stage.pulumi("destroy", "--yes", check=False)
-    hosts = re.findall(r"::([\w-]+)\" cannot be deleted", said)
+    output = stage.pulumi("destroy", "--yes", check=False)
+    hosts = re.findall(r"::([\w-]+)\" cannot be deleted", output)
     if not hosts:
-        raise FleetError(f"a protected stack was not kept:\n{said}", code="work-failed")
+        raise FleetError(f"a protected stack was destroyed:\n{output}", code="work-failed")
     return f"refused, nothing was touched; protected: {', '.join(sorted(set(hosts)))}"
 
 
 @contextmanager
 def _alone(project: Path, lab: Lab, name: str) -> Iterator[None]:
-    """One rehearsal at a time on this machine; all of it goes at the end, and what a killed one left at the start."""
+    """Allows one rehearsal at a time on this machine; removes a killed one first, and all of this one at the end."""
 
     def clear() -> None:
         if ended := end_left(project) + len(repair.end_orphans()):
@@ -161,10 +162,10 @@ def _alone(project: Path, lab: Lab, name: str) -> Iterator[None]:
 
 
 def main() -> int:
-    """The command line; the exit code is 0 when all is as it should be, else that of the error."""
+    """The command line; the exit code is 0, or that of the error."""
     parser = argparse.ArgumentParser(prog="python -m lab.rehearsal", description=__doc__)
     parser.add_argument("fleet", help="a folder under inventories/")
-    parser.add_argument("--most-hosts", type=int, default=_MOST_HOSTS, help="what a pool is cut down to (default: 3)")
+    parser.add_argument("--most-hosts", type=int, default=_MOST_HOSTS, help="the most hosts of a pool (default: 3)")
     chosen = parser.parse_args()
     if os.geteuid() != 0:
         say("error: the rehearsal boots real hosts, which needs root (run this as root)")
@@ -172,8 +173,8 @@ def main() -> int:
     try:
         print(rehearse(chosen.fleet, chosen.most_hosts), flush=True)
     except FleetError as fault:
-        for each in (fault, *fault.others):
-            say(f"error: {each}")
+        for error in (fault, *fault.others):
+            say(f"error: {error}")
         return fault.exit_code
     return 0
 

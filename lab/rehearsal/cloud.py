@@ -1,4 +1,4 @@
-"""The rehearsed cloud itself: what it has, kept in one file, and what goes wrong in it on demand."""
+"""The emulated cloud: its resources in one file, and errors on demand."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vllm_fleet.base.atomic_files import write_atomically
 
 
 class RefusedError(Exception):
-    """What the cloud answers to what it does not do."""
+    """The cloud refuses a request; the message is its answer."""
 
 
 @dataclass
 class Record:
-    """One thing in the cloud.
+    """One resource in the cloud.
 
     Attributes:
         type: its type on the wire.
-        name: the name that the program has for it.
-        host: its host in the lab; None for all that boots nothing.
+        name: its name in the program.
+        host: its host in the lab; None for resources that boot none.
     """
 
     id: str
@@ -46,16 +46,16 @@ class Record:
 
 @dataclass
 class Fault:
-    """Something that goes wrong; patterns as in a shell.
+    """An error on demand; patterns as in a shell.
 
     Attributes:
         operation: ``create``, ``read``, ``update``, ``delete``.
-        says: the error; ``capacity`` for the cloud's own words of it.
-        times: how often; None: always.
-        seconds: how long the operation takes before it.
-        leaves: ``nothing``; ``begun``: the thing is there and known, yet not ready; ``lost``: it is there, and the
-            answer never came.
-        after: names; it happens once all of them have been asked for, so that a busy machine changes no test.
+        says: the error; ``capacity`` for the cloud's own message.
+        times: how often it happens; None: always.
+        seconds: how long the operation takes before the error.
+        leaves: ``nothing``; ``begun``: the resource exists and is known, and is not ready; ``lost``: it exists, and the
+            answer was lost.
+        after: names; the error waits until all of them were requested, so that a busy machine changes no test.
     """
 
     operation: str
@@ -69,20 +69,20 @@ class Fault:
     after: tuple[str, ...] = ()
 
     def hits(self, operation: str, kind: str, name: str, zone: str) -> bool:
-        """Whether it is about this operation."""
+        """Whether the error is for this operation."""
         pairs = ((self.operation, operation), (self.type, kind), (self.name, name), (self.zone, zone))
         return self.times != 0 and all(fnmatchcase(each, wanted) for wanted, each in pairs)
 
 
 @dataclass
 class Account:
-    """What an account has that no stack has made.
+    """What an account has without any stack.
 
     Attributes:
         have: kind -> ids, such as ``reservations``.
-        versions: an image's look-up -> how many newer ones there have been.
-        offerings: the capacity blocks that AWS would sell, the first one first: id and price.
-        regions: a size of DigitalOcean -> where it is offered; all others are offered everywhere.
+        versions: an image's lookup -> the number of newer images since.
+        offerings: the capacity blocks that AWS offers, in order: id and price.
+        regions: a size of DigitalOcean -> the regions that offer it; all regions offer other sizes.
     """
 
     have: dict[str, list[str]] = field(default_factory=dict)
@@ -92,13 +92,13 @@ class Account:
 
 
 class Cloud:
-    """Records and account, the same for all providers of a rehearsal.
+    """Records and account, shared by all providers of a rehearsal.
 
     Attributes:
-        lock: held while records are looked at or changed.
-        faults: what goes wrong, the first that fits.
+        lock: held while records are read or changed.
+        faults: the errors on demand; the first that fits happens.
         log: every call that changed something or was refused, as ``operation type name``.
-        asked: the names whose creation has begun since the records were taken up.
+        asked: the names whose creation was requested since the records were loaded.
     """
 
     def __init__(self, file: Path, addresses: tuple[str, str] = ("198.18.0.", "10.60.0.")) -> None:
@@ -115,84 +115,86 @@ class Cloud:
 
     @property
     def records(self) -> list[Record]:
-        """Everything, in the order in which it was made."""
+        """All records, in the order of their creation."""
         with self.lock:
             return list(self._records.values())
 
-    def of(self, kind: str) -> list[Record]:
-        """What there is of a type, by the end of its name such as ``:Instance``."""
-        return [each for each in self.records if each.type.endswith(kind)]
+    def records_of(self, kind: str) -> list[Record]:
+        """The records of a type, by the end of its name such as ``:Instance``."""
+        return [record for record in self.records if record.type.endswith(kind)]
 
     def named(self, kind: str, name: str) -> Record:
-        """The one thing of a type and a name of the program.
+        """The only record of a type and a name of the program.
 
         Raises:
             LookupError: there is none, or more than one.
         """
-        found = [each for each in self.of(kind) if each.name == name]
-        if len(found) != 1:
-            raise LookupError(f"there are {len(found)} {kind} {name}")
-        return found[0]
+        records = [record for record in self.records_of(kind) if record.name == name]
+        if len(records) != 1:
+            raise LookupError(f"there are {len(records)} {kind} {name}")
+        return records[0]
 
     def get(self, kind: str, id_: str) -> Record | None:
-        """A thing by its id."""
+        """The record with an id; None where there is none."""
         with self.lock:
             return self._records.get(f"{kind}|{id_}")
 
     def find(self, kind: str, output: str, value: Any) -> Record | None:
-        """A thing by one of its outputs."""
+        """The first record of a type with a value of an output; None where there is none."""
         if output == "id":
             return self.get(kind, str(value))
-        return next((each for each in self.of(kind) if each.type == kind and each.output(output) == value), None)
+        return next(
+            (record for record in self.records_of(kind) if record.type == kind and record.output(output) == value), None
+        )
 
     def first(self, targets: Sequence[tuple[str, str]], value: Any) -> Record | None:
-        """The thing that a reference is to, of those that it may be to."""
-        found = (self.find(kind, output, value) for kind, output in targets)
-        return next((each for each in found if each), None)
+        """The record that a reference points to, among its possible types."""
+        candidates = (self.find(kind, output, value) for kind, output in targets)
+        return next((candidate for candidate in candidates if candidate), None)
 
     def put(self, record: Record) -> None:
-        """Keeps a thing."""
+        """Saves a record."""
         with self.lock:
             self._records[f"{record.type}|{record.id}"] = record
             self._write()
 
     def drop(self, record: Record) -> None:
-        """Forgets a thing."""
+        """Removes a record."""
         with self.lock:
             self._records.pop(f"{record.type}|{record.id}", None)
             self._write()
 
     def number(self) -> int:
-        """A number that this cloud has not given yet."""
+        """A number that this cloud has not used yet."""
         with self.lock:
             self._counter += 1
             self._write()
             return self._counter
 
     def new_address(self, public: bool) -> str:
-        """An address that nothing has."""
+        """An address that is not in use."""
         prefix = self._prefixes[0 if public else 1]
         with self.lock:
-            taken = {address for each in self._records.values() for address in (each.address, each.private)}
+            taken = {address for record in self._records.values() for address in (record.address, record.private)}
             return next(address for address in _addresses(prefix) if address not in taken)
 
     def fault(self, operation: str, kind: str, name: str, zone: str) -> Fault | None:
-        """What goes wrong with an operation, counted."""
+        """The error for an operation, if any; counts it."""
         with self.lock:
-            found = next((each for each in self.faults if each.hits(operation, kind, name, zone)), None)
-            if found and found.times is not None:
-                found.times -= 1
-        return found
+            hit = next((fault for fault in self.faults if fault.hits(operation, kind, name, zone)), None)
+            if hit and hit.times is not None:
+                hit.times -= 1
+        return hit
 
     def change(self, record: Record, path: str, value: Any) -> None:
-        """Drift: somebody changes a thing behind the stack's back."""
+        """Drift: changes a record without the stack."""
         with self.lock:
             wire.put(record.inputs, path, value)
             wire.put(record.outputs, path, value)
             self._write()
 
     def save(self) -> None:
-        """Writes what was changed in the account."""
+        """Writes changes of the account."""
         with self.lock:
             self._write()
 
@@ -200,12 +202,12 @@ class Cloud:
         data = {
             "counter": self._counter,
             "account": asdict(self.account),
-            "records": [asdict(each) for each in self._records.values()],
+            "records": [asdict(record) for record in self._records.values()],
         }
         write_atomically(self._file, json.dumps(data, indent=1) + "\n", 0o600)
 
     def load(self) -> None:
-        """Takes up what the file has; faults, log and what was asked begin anew."""
+        """Loads the file; clears faults, log and requests."""
         self.faults, self.log, self.asked, self._records = [], [], set(), {}
         if not self._file.is_file():
             return

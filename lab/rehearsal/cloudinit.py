@@ -1,7 +1,7 @@
-"""The ``#cloud-config`` of a host, applied as cloud-init would, as far as :mod:`infra.cloud_init` goes.
+"""Applies the ``#cloud-config`` of a host like cloud-init, for the keys that :mod:`infra.cloud_init` writes.
 
-Stands in for cloud-init, which the lab's file tree does not carry. A key that it does not know is an error, so that
-what the program asks for is never left out in silence. Keys and what they do: cloud-init's module reference (Users and
+It replaces cloud-init, which the lab's file tree does not contain. An unknown key is an error, so that nothing is
+ignored silently. Keys and what they do: cloud-init's module reference (Users and
 Groups, SSH, Set Passwords), from memory.
 """
 
@@ -20,7 +20,7 @@ _USER_KNOWN = {"name", "shell", "lock_passwd", "sudo", "ssh_authorized_keys"}
 
 @dataclass(frozen=True)
 class Account:
-    """Who may log in, and the key that the host shows.
+    """The login, and the host key.
 
     Attributes:
         keys: the lines of ``authorized_keys``.
@@ -34,10 +34,10 @@ class Account:
 
 
 def read(text: str) -> Account:
-    """What a host's user data makes of it.
+    """The account in the user data of a host.
 
     Raises:
-        RefusedError: it is no cloud-config, or asks for what is not known here.
+        RefusedError: it is no cloud-config, or has an unknown key.
     """
     first, _, rest = text.partition("\n")
     if first.strip() != "#cloud-config":

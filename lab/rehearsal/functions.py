@@ -1,4 +1,4 @@
-"""What the clouds answer to questions: images, capacity blocks, regions. Each by its token on the wire."""
+"""The functions of the clouds, by token: lookups of images, capacity blocks and regions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def answer(table: Table, cloud: Cloud, token: str, arguments: Mapping[str, Any],
     """The outputs of a function.
 
     Raises:
-        RefusedError: the cloud has no such thing, or the rehearsal no such function.
+        RefusedError: the cloud does not have it, or the function is not emulated.
     """
     if token not in _FUNCTIONS:
         raise RefusedError(f"this rehearsal knows no function {token}")
@@ -24,7 +24,7 @@ def answer(table: Table, cloud: Cloud, token: str, arguments: Mapping[str, Any],
 
 
 def _digits(cloud: Cloud, name: str) -> str:
-    """Seventeen digits that are another image's once there is a newer one."""
+    """Seventeen digits that change with a newer image."""
     version = cloud.account.versions.get(name, 0)
     return hashlib.sha256(f"{name} {version}".encode()).hexdigest()[:17]
 
@@ -60,13 +60,13 @@ def _image(table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
 
 def _images(_table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
     name = f"{arguments['operatingSystem']}/{arguments['operatingSystemVersion']}"
-    found = f"ocid1.image.oc1..{_digits(cloud, name)}"
-    _have_image(cloud, found)
-    return {"id": name, "images": [{"id": found, "displayName": name}], **arguments}
+    image = f"ocid1.image.oc1..{_digits(cloud, name)}"
+    _have_image(cloud, image)
+    return {"id": name, "images": [{"id": image, "displayName": name}], **arguments}
 
 
 def _sizes(table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
-    (wanted,) = [each for one in arguments["filters"] if one["key"] == "slug" for each in one["values"]]
+    (wanted,) = [slug for filter_ in arguments["filters"] if filter_["key"] == "slug" for slug in filter_["values"]]
     if wanted not in table.shapes:
         return {"id": wanted, "sizes": []}
     regions = cloud.account.regions.get(wanted, ["nyc1", "nyc2", "nyc3", "tor1", "ams3", "sfo3", "ric1", "mem1"])

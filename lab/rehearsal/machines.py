@@ -1,4 +1,4 @@
-"""The hosts of a rehearsed cloud: records alone, or hosts of the lab with the tools of their class."""
+"""The hosts of an emulated cloud: records only, or hosts of the lab with the tools of their class."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _DISK_GIB = 1
 
 @dataclass(frozen=True)
 class Lab:
-    """Where hosts are booted.
+    """The lab for the hosts of a rehearsal.
 
     Attributes:
-        bridge: of this machine.
-        subnet: as ``10.78.0``, without its last number.
-        owner: the folder that the lab belongs to.
+        bridge: its bridge on this machine.
+        subnet: such as ``10.78.0``, without its last number.
+        owner: the folder that owns the lab.
     """
 
     bridge: str
@@ -35,31 +35,31 @@ class Lab:
 
     @property
     def prefixes(self) -> tuple[str, str]:
-        """How public and private addresses begin: a host of the lab has one address for both."""
+        """The prefixes of public and private addresses: a host of the lab has one address for both."""
         return f"{self.subnet}.", f"{self.subnet}."
 
     def open(self) -> None:
-        """Makes the network, after whatever a killed rehearsal has left of it."""
+        """Creates the network, after removing the rest of a killed rehearsal."""
         self.close()
         network.create(NetworkSpec(self.bridge, f"{self.subnet}.0/24", str(self.owner), _DISK_GIB * 5))
 
     def close(self) -> None:
-        """Removes every host and the network; nothing happens where there is nothing."""
+        """Removes every host and the network; does nothing where there are none."""
         if state.lab_dir(self.bridge).is_dir():
             cleanup.down(self.bridge)
 
 
 def zone_of(table: Table, kind: Kind, cloud: Cloud, inputs: Mapping[str, Any]) -> str:
-    """The zone of a resource: a host's own, or what the inputs say of one."""
+    """The zone of a resource: that of its host, or the one in its inputs."""
     ways = kind.machine.zone if kind.machine else ("availabilityZone", "zone", "zones.0")
     for way in ways:
-        found: Any = inputs
+        bag: Any = inputs
         here: Kind | None = kind
         for path in way.split(">"):
-            value = wire.value(found, path) if here else None
+            value = wire.value(bag, path) if here else None
             targets = here.refers.get(_general(path), ()) if here else ()
             record = cloud.first(targets, value) if value else None
-            found, here = (record.inputs, table.kinds.get(record.type)) if record else ({}, None)
+            bag, here = (record.inputs, table.kinds.get(record.type)) if record else ({}, None)
         if value is not None and not wire.is_unknown(value):
             return str(value)
     return ""
@@ -70,13 +70,13 @@ def _general(path: str) -> str:
 
 
 def place(kind: Kind, cloud: Cloud, record: Record, one_address: bool) -> None:
-    """Gives a record its addresses: those of what it refers to, or new ones.
+    """Sets the addresses of a record: from the record that it refers to, or new ones.
 
     Args:
         kind: the record's type.
         cloud: the cloud.
-        record: the record, whose outputs get what can be read of the addresses.
-        one_address: whether a host has one address for all.
+        record: the record; its outputs get the addresses.
+        one_address: whether a host has one address for everything.
     """
     if kind.machine:
         lent = _lent(kind, cloud, record)
@@ -98,12 +98,12 @@ def place(kind: Kind, cloud: Cloud, record: Record, one_address: bool) -> None:
 
 
 def _lent(kind: Kind, cloud: Cloud, record: Record) -> Record | None:
-    """What has the address of a host: its card, or the address that its inputs name."""
+    """The record with the address of a host: its interface, or the address in its inputs."""
     if kind.machine and kind.machine.address:
         return _referred(kind, cloud, record, kind.machine.address)
     for path in kind.machine.public if kind.machine else ():
-        if found := _referred(kind, cloud, record, path):
-            return found
+        if lender := _referred(kind, cloud, record, path):
+            return lender
     return None
 
 
@@ -114,18 +114,18 @@ def _referred(kind: Kind, cloud: Cloud, record: Record, path: str | None) -> Rec
 
 
 def user_data(kind: Kind, inputs: Mapping[str, Any]) -> str:
-    """What cloud-init would read on a host.
+    """The user data of a host, as cloud-init reads it.
 
     Raises:
         RefusedError: there is none.
     """
     if kind.machine is None or not (text := wire.value(inputs, kind.machine.user_data)):
-        raise RefusedError("the host has no user data: nobody could log in")
+        raise RefusedError("the host has no user data, so that no login is possible")
     return base64.b64decode(text).decode() if kind.machine.base64 else str(text)
 
 
 def boot(table: Table, kind: Kind, record: Record, lab: Lab) -> None:
-    """Boots a host that poses as its class; returns when its sshd answers with the key of its user data."""
+    """Boots a host with the tools of its class; returns when its sshd answers with the key of its user data."""
     account = cloudinit.read(user_data(kind, record.inputs))
     taken = state.hosts(lab.bridge)
     names = (record.name, *(f"{record.name}-{number}" for number in range(2, 100)))
@@ -148,7 +148,7 @@ def boot(table: Table, kind: Kind, record: Record, lab: Lab) -> None:
 
 
 def alive(record: Record, lab: Lab | None) -> bool:
-    """Whether a host is still there; a record alone always is."""
+    """Whether a host still runs; a record without a host always does."""
     if lab is None or record.host is None:
         return True
     kept = state.read(state.host_dir(lab.bridge, record.host) / "host.json")

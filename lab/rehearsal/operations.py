@@ -1,4 +1,4 @@
-"""What a rehearsed cloud does with a resource: make, look, change, remove. Property bags come as plain data."""
+"""The operations of an emulated cloud on a resource: create, read, update, delete. Property bags are plain data."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lab.rehearsal.machines import Lab
 from lab.rehearsal.table import Kind, Table, load
 
 Bag = dict[str, Any]
-#: Seconds after which what a fault waits for is not asked for any more.
+#: Seconds that an error on demand waits for other requests.
 LONGEST_WAIT = 120.0
 
 
 class BegunError(Exception):
-    """A thing is there, and is not ready: the engine keeps it, and the next update goes on with it."""
+    """A resource exists and is not ready: the engine keeps it, and the next update continues."""
 
     def __init__(self, record: Record, reason: str) -> None:
         super().__init__(reason)
@@ -32,7 +32,7 @@ class Operations:
 
     Attributes:
         config: region, project and the like, as the program's provider gives them.
-        stopped: set when the engine wants what is under way to end.
+        stopped: set when the engine cancels running operations.
     """
 
     def __init__(self, plugin: str, cloud: Cloud, lab: Lab | None) -> None:
@@ -43,7 +43,7 @@ class Operations:
 
     @property
     def table(self) -> Table:
-        """What is known of the cloud; its SDK is imported when this is first asked for."""
+        """The table of the cloud; the first access imports its SDK."""
         return load(self.plugin)
 
     def kind(self, token: str) -> Kind:
@@ -57,12 +57,12 @@ class Operations:
         return self.table.kinds[token]
 
     def check(self, token: str, inputs: Bag) -> list[tuple[str, str]]:
-        """What is wrong with the form of inputs, as the plugin says it before anything is asked of the cloud."""
+        """The errors in the form of inputs, as the plugin reports them before a request to the cloud."""
         given = {name: each for name, each in inputs.items() if not name.startswith("__")}
-        return list(sdk.faults(self.kind(token).arguments, given, self.table.open_lists))
+        return list(sdk.check_inputs(self.kind(token).arguments, given, self.table.open_lists))
 
     def preview(self, token: str, inputs: Bag) -> Bag:
-        """The outputs of a thing that would be made; what only the cloud knows is unknown."""
+        """The outputs of a resource in a preview; values that only the cloud knows are unknown."""
         kind = self.kind(token)
         outputs: Bag = wire.copy(inputs)
         machine = kind.machine
@@ -73,11 +73,11 @@ class Operations:
         return outputs
 
     def create(self, token: str, name: str, inputs: Bag) -> Record:
-        """Makes a thing.
+        """Creates a resource.
 
         Raises:
-            RefusedError: nothing was made.
-            BegunError: it is there and not ready.
+            RefusedError: nothing was created.
+            BegunError: it exists and is not ready.
         """
         kind = self.kind(token)
         with self.cloud.lock:
@@ -103,7 +103,7 @@ class Operations:
         return record
 
     def read(self, token: str, id_: str) -> Record | None:
-        """A thing as it is now; None where it is gone."""
+        """The current state of a resource; None where it does not exist."""
         record = self.cloud.get(token, id_)
         if record and self.kind(token).machine and not machines.alive(record, self.lab):
             machines.end(record, self.lab)
@@ -112,10 +112,10 @@ class Operations:
         return record
 
     def update(self, token: str, id_: str, inputs: Bag) -> Record:
-        """Changes a thing in place.
+        """Updates a resource in place.
 
         Raises:
-            RefusedError: it is gone, or the cloud does not do it.
+            RefusedError: it does not exist, or the cloud refuses the change.
         """
         kind = self.kind(token)
         with self.cloud.lock:
@@ -137,10 +137,10 @@ class Operations:
         return record
 
     def delete(self, token: str, id_: str) -> None:
-        """Removes a thing; one that is gone already is no fault.
+        """Deletes a resource; does nothing where it does not exist.
 
         Raises:
-            RefusedError: something else uses it.
+            RefusedError: another resource uses it.
         """
         record = self.cloud.get(token, id_)
         if record is None:
@@ -161,8 +161,8 @@ class Operations:
         rules.refuse(self.table, kind, self.cloud, inputs)
         if fault and fault.says and fault.leaves == "nothing":
             self.cloud.log.append(f"refuse {kind.token}")
-            said = self.table.errors["capacity"] if fault.says == "capacity" else fault.says
-            raise RefusedError(said.format(shape=shape, zone=zone))
+            reason = self.table.errors["capacity"] if fault.says == "capacity" else fault.says
+            raise RefusedError(reason.format(shape=shape, zone=zone))
 
     def _record(self, kind: Kind, name: str, inputs: Bag, shape: str, zone: str) -> Record:
         words = {
@@ -203,10 +203,10 @@ class Operations:
         self.cloud.put(record)
 
     def _wait_for(self, names: Sequence[str]) -> None:
-        """Waits until things have been asked for.
+        """Waits until other resources were requested.
 
         Raises:
-            RefusedError: they were not.
+            RefusedError: they were not requested in time.
         """
         until = time.monotonic() + LONGEST_WAIT
         while missing := set(names) - self.cloud.asked:
@@ -214,5 +214,5 @@ class Operations:
                 raise RefusedError(f"never asked for: {', '.join(sorted(missing))}")
 
     def _wait(self, seconds: float) -> bool:
-        """Waits; whether it was cancelled meanwhile."""
+        """Waits; returns whether it was cancelled meanwhile."""
         return self.stopped.wait(seconds) if seconds else False

@@ -1,4 +1,4 @@
-"""The gRPC side of a rehearsed cloud: what the engine calls, and how refusals go back to it."""
+"""The gRPC side of an emulated cloud: the calls of the engine, and how errors return to it."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ class Provider:
         return provider_pb2.ConfigureResponse(supportsPreview=True)
 
     def check(self, request: Any, _context: Any) -> Any:
-        """What is wrong with the inputs by their form."""
+        """The errors in the form of the inputs."""
         try:
-            found = self._do.check(_type(request.urn), wire.plain(request.news))
+            faults = self._do.check(_type(request.urn), wire.plain(request.news))
         except RefusedError as fault:
-            found = [("", str(fault))]
-        failures = [provider_pb2.CheckFailure(property=path, reason=f"{path} {reason}") for path, reason in found]
+            faults = [("", str(fault))]
+        failures = [provider_pb2.CheckFailure(property=path, reason=f"{path} {reason}") for path, reason in faults]
         return provider_pb2.CheckResponse(inputs=request.news, failures=failures)
 
     def diff(self, request: Any, _context: Any) -> Any:
-        """What a change of inputs means: nothing, an update, or another thing."""
+        """The effect of a change of inputs: none, an update, or a replacement."""
         kind = self._do.kind(_type(request.urn))
         olds, news = wire.plain(request.old_inputs), wire.plain(request.news)
         paths = list(wire.changed(olds, news))
@@ -83,12 +83,12 @@ class Provider:
             diffs=sorted({path.split(".")[0] for path in paths}),
             detailedDiff=details,
             hasDetailedDiff=True,
-            # Two things cannot have one name.
+            # Two resources cannot have the same name.
             deleteBeforeReplace="{hex" not in kind.id or bool(kind.unique),
         )
 
     def create(self, request: Any, context: Any) -> Any:
-        """Makes a thing, or says what it would be."""
+        """Creates a resource; in a preview, returns its outputs."""
         token, inputs = _type(request.urn), wire.plain(request.properties)
         if request.preview:
             return provider_pb2.CreateResponse(properties=wire.bag(self._do.preview(token, inputs)))
@@ -99,7 +99,7 @@ class Provider:
         return provider_pb2.CreateResponse(id=record.id, properties=wire.bag(record.outputs))
 
     def read(self, request: Any, _context: Any) -> Any:
-        """A thing as it is."""
+        """The current state of a resource."""
         record = self._do.read(_type(request.urn), request.id)
         if record is None:
             return provider_pb2.ReadResponse()
@@ -108,26 +108,26 @@ class Provider:
         )
 
     def update(self, request: Any, _context: Any) -> Any:
-        """Changes a thing, or says what it would be."""
+        """Updates a resource; in a preview, returns its outputs."""
         token, news = _type(request.urn), wire.plain(request.news)
         if request.preview:
             return provider_pb2.UpdateResponse(properties=wire.bag({**wire.plain(request.olds), **news}))
         return provider_pb2.UpdateResponse(properties=wire.bag(self._do.update(token, request.id, news).outputs))
 
     def delete(self, request: Any, _context: Any) -> Any:
-        """Removes a thing."""
+        """Deletes a resource."""
         self._do.delete(_type(request.urn), request.id)
         return empty_pb2.Empty()
 
     def invoke(self, request: Any, _context: Any) -> Any:
-        """Answers a question of the program."""
+        """Calls a function of the cloud."""
         project = str(self._do.config.get("project", ""))
         arguments = wire.plain(request.args)
-        found = functions.answer(self._do.table, self._do.cloud, request.tok, arguments, project)
-        return provider_pb2.InvokeResponse(**{"return": wire.bag(found)})
+        answer = functions.answer(self._do.table, self._do.cloud, request.tok, arguments, project)
+        return provider_pb2.InvokeResponse(**{"return": wire.bag(answer)})
 
     def cancel(self, _request: Any, _context: Any) -> Any:
-        """The engine wants what is under way to end."""
+        """The engine cancels running operations."""
         self._do.stopped.set()
         return empty_pb2.Empty()
 
@@ -152,11 +152,11 @@ CALLS: Mapping[str, tuple[str, Any, Any]] = {
 
 
 def handler(operations: Operations) -> Any:
-    """What a gRPC server takes for one plugin."""
+    """The gRPC handler of one plugin."""
     provider = Provider(operations)
     methods = {
         call: grpc.unary_unary_rpc_method_handler(
-            _told(getattr(provider, method)),
+            _report_refusals(getattr(provider, method)),
             request_deserializer=request.FromString,
             response_serializer=response.SerializeToString,
         )
@@ -165,8 +165,8 @@ def handler(operations: Operations) -> Any:
     return grpc.method_handlers_generic_handler("pulumirpc.ResourceProvider", methods)
 
 
-def _told(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """A call whose refusals go back as the engine shows them."""
+def _report_refusals(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Wraps a call: its errors return to the engine as messages."""
 
     def answer(request: Any, context: Any) -> Any:
         try:
@@ -178,7 +178,7 @@ def _told(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
 
 def _begun(context: Any, begun: BegunError) -> NoReturn:
-    """Says that a thing is there and not ready, so that the engine keeps it in the state."""
+    """Reports that a resource exists and is not ready, so that the engine keeps it in the state."""
     detail = any_pb2.Any()
     record: Record = begun.record
     detail.Pack(
@@ -204,7 +204,7 @@ def _name(urn: str) -> str:
 
 
 def _engine_path(path: str) -> str:
-    """A path as the engine writes it: ``a[0].b``, names with other signs in quotes."""
+    """A path as the engine writes it: ``a[0].b``, names with other characters in quotes."""
     written = ""
     for part in path.split("."):
         if part.isdigit():

@@ -1,4 +1,4 @@
-"""What a cloud refuses of inputs that have the right form: references to nothing, names that are taken, and more."""
+"""The errors of a cloud for inputs of the right form: missing references, names in use, and others."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Inputs = Mapping[str, Any]
 
 
 def refuse(table: Table, kind: Kind, cloud: Cloud, inputs: Inputs, itself: str | None = None) -> None:
-    """Raises what the cloud would answer to a creation or, with its id, to an update.
+    """Raises the error of the cloud for a creation or, with an id, for an update.
 
     Raises:
-        RefusedError: an id that does not exist, a name that is taken, or what a rule of the cloud forbids.
+        RefusedError: an id does not exist, a name is in use, or a rule of the cloud forbids it.
     """
     for path in kind.needs:
         if wire.value(inputs, path) is None:
@@ -28,11 +28,11 @@ def refuse(table: Table, kind: Kind, cloud: Cloud, inputs: Inputs, itself: str |
             raise RefusedError(f"{kind.token}: {first} conflicts with {second}")
     _names(table, inputs)
     for path, targets in kind.refers.items():
-        for each in wire.values(inputs, path):
-            _exists(table, cloud, targets, each)
+        for item in wire.values(inputs, path):
+            _exists(table, cloud, targets, item)
     if kind.unique:
         mine = [wire.value(inputs, path) for path in kind.unique]
-        for other in cloud.of(kind.token):
+        for other in cloud.records_of(kind.token):
             if other.id != itself and [wire.value(other.inputs, path) for path in kind.unique] == mine:
                 raise RefusedError(table.errors["exists"].format(what=" ".join(map(str, mine))))
     for rule in _RULES.get(kind.token, ()):
@@ -41,7 +41,7 @@ def refuse(table: Table, kind: Kind, cloud: Cloud, inputs: Inputs, itself: str |
 
 
 def refuse_deletion(table: Table, cloud: Cloud, record: Record) -> None:
-    """Raises what the cloud would answer to the deletion of what something else uses.
+    """Raises the error of the cloud for the deletion of a resource that another one uses.
 
     Raises:
         RefusedError: it is in use.
@@ -52,7 +52,7 @@ def refuse_deletion(table: Table, cloud: Cloud, record: Record) -> None:
             continue
         for path, targets in kind.refers.items():
             mine = [record.output(output) for target, output in targets if target == record.type]
-            if any(each in mine for each in wire.values(other.inputs, path)):
+            if any(item in mine for item in wire.values(other.inputs, path)):
                 raise RefusedError(table.errors["used"].format(id=record.id, by=other.id))
 
 
@@ -81,7 +81,7 @@ def _subnet_fits(cloud: Cloud, inputs: Inputs, itself: str | None) -> Iterator[s
     vpc = cloud.get("aws:ec2/vpc:Vpc", inputs["vpcId"])
     if vpc and not mine.subnet_of(ipaddress.ip_network(vpc.inputs["cidrBlock"])):  # type: ignore[arg-type] # both are IPv4
         yield f"InvalidSubnet.Range: The CIDR '{mine}' is invalid."
-    for other in cloud.of(":Subnet"):
+    for other in cloud.records_of(":Subnet"):
         same = other.id != itself and other.inputs.get("vpcId") == inputs["vpcId"]
         if same and mine.overlaps(ipaddress.ip_network(other.inputs["cidrBlock"])):
             yield f"InvalidSubnet.Conflict: The CIDR '{mine}' conflicts with another subnet"
@@ -97,7 +97,7 @@ def _block_has_a_target(_cloud: Cloud, inputs: Inputs, _itself: str | None) -> I
 
 
 def _address_needs_a_gateway(cloud: Cloud, inputs: Inputs, _itself: str | None) -> Iterator[str]:
-    """An elastic address reaches an instance only through its network's internet gateway."""
+    """An elastic address needs an internet gateway in the network of its instance."""
     instance = cloud.get("aws:ec2/instance:Instance", str(inputs.get("instance")))
     if instance is None:
         return
@@ -108,7 +108,7 @@ def _address_needs_a_gateway(cloud: Cloud, inputs: Inputs, _itself: str | None) 
     )
     subnet = cloud.get("aws:ec2/subnet:Subnet", str(card.inputs["subnetId"] if card else subnet_id))
     vpc = subnet.inputs["vpcId"] if subnet else None
-    if not any(each.inputs.get("vpcId") == vpc for each in cloud.of(":InternetGateway")):
+    if not any(item.inputs.get("vpcId") == vpc for item in cloud.records_of(":InternetGateway")):
         yield f"Gateway.NotAttached: Network {vpc} is not attached to any internet gateway"
 
 
@@ -150,15 +150,15 @@ def _machine_and_address_share_a_zone(cloud: Cloud, inputs: Inputs, _itself: str
 def _networks_are_apart(cloud: Cloud, inputs: Inputs, itself: str | None) -> Iterator[str]:
     if inputs.get("ipRange"):
         mine = ipaddress.ip_network(inputs["ipRange"])
-        for other in cloud.of("digitalocean:index/vpc:Vpc"):
+        for other in cloud.records_of("digitalocean:index/vpc:Vpc"):
             taken = other.inputs.get("ipRange")
             if other.id != itself and taken and mine.overlaps(ipaddress.ip_network(taken)):
                 yield "422 This range/size overlaps with another VPC network in your account"
 
 
 Rule = Callable[[Cloud, Inputs, str | None], Iterator[str]]
-#: Type -> rules that no table can hold, from the clouds' documents, from memory and unverified; that of DigitalOcean's
-#: networks is in its SDK.
+#: Type -> rules that do not fit into a table, from memory of the clouds' documents and unverified; the rule of
+#: DigitalOcean's networks is in its SDK.
 _RULES: Mapping[str, tuple[Rule, ...]] = {
     "aws:ec2/subnet:Subnet": (_subnet_fits,),
     "aws:ec2/instance:Instance": (_block_has_a_target,),

@@ -1,4 +1,4 @@
-"""What a rehearsal of a fleet plays from: its file under another name, and stand-ins for its artifacts."""
+"""The input of a rehearsal: a copy of the fleet's file under another name, and stand-ins for its artifacts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vllm_fleet.catalogue import engine_locks
 from vllm_fleet.catalogue.catalogue import load as load_catalog
 from vllm_fleet.schema.recipe import Engine, Machine
 
-#: Added to a fleet's name, so that nothing that a real run of it keeps on this controller is touched.
+#: Added to a fleet's name, so that the files of a real run on this controller stay untouched.
 SUFFIX = "-rehearsal"
-#: Of the wheels that the stand-in locks name: 7.0.0.
+#: The version of the wheels in the stand-in locks: 7.0.0.
 ROCM = "700"
 
 
@@ -28,10 +28,10 @@ def copy(fleet: str, most_hosts: int) -> str:
 
     Args:
         fleet: the fleet.
-        most_hosts: what a pool is cut down to.
+        most_hosts: the most hosts of a pool.
 
     Raises:
-        FleetError: there is no such fleet, or none of its hosts is rented.
+        FleetError: there is no such fleet, or no host of it is rented.
     """
     file = paths.inventories_dir() / fleet / "fleet.yml"
     yaml = YAML()
@@ -46,7 +46,7 @@ def copy(fleet: str, most_hosts: int) -> str:
         if pool["cloud"] in ("lab", "static"):
             raise FleetError(f"the pool {name} is {pool['cloud']}: only rented hosts are rehearsed", "make lab", fleet)
         pool["hosts"] = min(pool["hosts"], most_hosts)
-    # Its origins are not rehearsed: the models stand on the controller.
+    # Its origins are not emulated: the models are on the controller.
     data.pop("mirror", None)
     artifacts = data.setdefault("artifacts", {})
     named = [data.get("defaults") or {}, *data["pools"].values()]
@@ -56,7 +56,7 @@ def copy(fleet: str, most_hosts: int) -> str:
     locks = artifacts.setdefault("locks", {})
     for engine in _unlocked():
         locks[engine.id] = f"artifacts/locks/{engine.id}-{{machine}}.txt"
-    # The rehearsal has the stack's own key, whatever the fleet's people log in with.
+    # The rehearsal uses the stack's own key instead of the fleet's keys.
     data.setdefault("access", {}).pop("ssh_authorised_keys", None)
     data["access"] |= {"ssh_private_key_file": "ssh/id_ed25519", "api_keys": "generated"}
     text = StringIO()
@@ -65,9 +65,9 @@ def copy(fleet: str, most_hosts: int) -> str:
 
 
 def properties(folder: Path, models: list[str]) -> None:
-    """Makes the stand-ins: models of one small file, encodings, and locks of engines that have none yet.
+    """Creates the stand-ins: models of one small file, encodings, and locks for engines without one.
 
-    They are for what happens before a file is copied: plan, stack, probe, and roles in check mode.
+    They are enough for everything before a file is copied: plan, stack, probe, and roles in check mode.
     """
     for engine in _unlocked():
         for machine in get_args(Machine):
@@ -89,17 +89,17 @@ def properties(folder: Path, models: list[str]) -> None:
 
 
 def _unlocked() -> list[Engine]:
-    """The engines that nobody has locked: their index cannot be reached from everywhere."""
-    return [each for each in load_catalog().engines.values() if each.wheel and not each.wheel.locks]
+    """The engines without a lock: their index cannot be reached from everywhere."""
+    return [engine for engine in load_catalog().engines.values() if engine.wheel and not engine.wheel.locks]
 
 
 def _lock(engine: Engine, machine: Machine) -> str:
-    """The form of a lock, with digests of nothing: it can be planned with, and no host can be built from it."""
+    """A lock in the right form, with made-up digests: enough for a plan, and not for an installation."""
     build = f"+rocm{ROCM}" if engine.accelerator == "rocm" else ""
     head = {
         "engine": engine.id,
         "machine": machine,
-        # What the lab's hosts have, which stand in for the cloud's.
+        # The Python of the lab's hosts, which stand in for the cloud's.
         "python": "3.11",
         "glibc": (engine.wheel.glibc_min if engine.wheel else None) or "2.28",
         "inputs": engine_locks.inputs_digest(engine, machine),

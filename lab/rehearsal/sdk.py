@@ -1,4 +1,4 @@
-"""What an SDK's own types say of a resource: which inputs there are, which must be there, of which kind each is."""
+"""The types of an SDK: the inputs of a resource, the required ones, and their types."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Shape:
 
     Attributes:
         types: name on the wire -> its type in the SDK.
-        required: those that must be there.
-        documents: name -> what the SDK says of it.
+        required: the names of required inputs.
+        documents: name -> its documentation in the SDK.
     """
 
     types: Mapping[str, Any]
@@ -45,18 +45,18 @@ def arguments(package: str, token: str) -> type:
         home = getattr(import_module(place), name).__module__
         # ``InitArgs`` where the plain name is that of a mapping inside another resource.
         names = (getattr(import_module(home), f"{name}{end}", None) for end in ("Args", "InitArgs"))
-        found: type = next(each for each in names if each is not None and each.__module__ == home)
+        arguments_class: type = next(part for part in names if part is not None and part.__module__ == home)
     except (ImportError, AttributeError, StopIteration):
         raise LookupError(f"{package} has no {token}") from None
-    return found
+    return arguments_class
 
 
 @cache
 def shape(arguments_class: type) -> Shape:
-    """What a class of arguments holds."""
+    """The inputs of a class of arguments."""
     names = _types.input_type_py_to_pulumi_names(arguments_class)
     parameters = inspect.signature(arguments_class).parameters
-    needed = {name for name, each in parameters.items() if each.default is inspect.Parameter.empty}
+    needed = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
     documents = {wire: inspect.getdoc(getattr(arguments_class, python, None)) or "" for python, wire in names.items()}
     return Shape(
         types=_types.input_type_types(arguments_class),
@@ -65,29 +65,29 @@ def shape(arguments_class: type) -> Shape:
     )
 
 
-def faults(
+def check_inputs(
     arguments_class: type, inputs: Mapping[str, Any], open_lists: Sequence[str] = ()
 ) -> Iterator[tuple[str, str]]:
-    """What is wrong with inputs by the SDK's types, as (path, reason).
+    """Yields the errors in inputs by the SDK's types, as (path, reason).
 
     Args:
         arguments_class: the class of the resource's arguments.
-        inputs: what the program gave.
-        open_lists: paths whose values need not be among those that the SDK lists.
+        inputs: the inputs from the program.
+        open_lists: paths whose values may differ from the lists of the SDK.
     """
     yield from _mapping(arguments_class, inputs, "", frozenset(open_lists))
 
 
 def _mapping(kind: type, data: Mapping[str, Any], at: str, open_lists: frozenset[str]) -> Iterator[tuple[str, str]]:
     known = shape(kind)
-    for name in sorted(known.required - {key for key, each in data.items() if each is not None}):
+    for name in sorted(known.required - {key for key, value in data.items() if value is not None}):
         yield _at(at, name), "is required and is not given"
-    for name, each in data.items():
+    for name, value in data.items():
         path = _at(at, name)
         if name not in known.types:
             yield path, f"is no property of {kind.__name__.removesuffix('Args')}"
-        elif each is not None:
-            yield from _value(known.types[name], each, path, open_lists)
+        elif value is not None:
+            yield from _value(known.types[name], value, path, open_lists)
 
 
 def _at(at: str, name: str) -> str:
@@ -99,7 +99,7 @@ def _value(kind: Any, value: Any, path: str, open_lists: frozenset[str]) -> Iter
     if not isinstance(value, (dict, list)) and is_unknown(value):
         return
     if inspect.isclass(kind) and issubclass(kind, enum.Enum):
-        listed = [each.value for each in kind]
+        listed = [part.value for part in kind]
         if value not in listed and re.sub(r"\.\d+", ".*", path) not in open_lists:
             yield path, f"is {value!r}, and may be: {', '.join(map(str, listed[:12]))}"
     elif inspect.isclass(kind) and _types.is_input_type(kind):
@@ -112,16 +112,16 @@ def _value(kind: Any, value: Any, path: str, open_lists: frozenset[str]) -> Iter
             yield path, f"is {value!r}, and must be a list"
             return
         (inner,) = get_args(kind) or (Any,)
-        for index, each in enumerate(value):
-            yield from _value(inner, each, f"{path}.{index}", open_lists)
+        for index, part in enumerate(value):
+            yield from _value(inner, part, f"{path}.{index}", open_lists)
     elif get_origin(kind) in (Mapping, dict):
         if not isinstance(value, dict):
             yield path, f"is {value!r}, and must be a mapping"
             return
-        for key, each in value.items():
-            yield from _value((get_args(kind) or (str, Any))[1], each, f"{path}.{key}", open_lists)
+        for key, part in value.items():
+            yield from _value((get_args(kind) or (str, Any))[1], part, f"{path}.{key}", open_lists)
     elif kind in _SCALARS and not isinstance(value, _SCALARS[kind]):
-        # A bool is an int to Python, not to a cloud.
+        # A bool is an int in Python, not in a cloud.
         yield path, f"is {value!r}, and must be a {kind.__name__}"
     elif kind in (int, float) and isinstance(value, bool):
         yield path, f"is {value!r}, and must be a number"
@@ -133,9 +133,9 @@ _SCALARS: Mapping[Any, tuple[type, ...]] = {str: (str,), bool: (bool,), int: (in
 def _bare(kind: Any) -> Any:
     """A type without None, awaitables and outputs; of a string or an enumeration, the enumeration."""
     while get_origin(kind) in (Union, UnionType):
-        parts = [each for each in get_args(kind) if each is not type(None) and "Awaitable" not in str(each)]
-        parts = [each for each in parts if not str(each).startswith("pulumi.output.Output")]
-        listed = [each for each in parts if inspect.isclass(each) and issubclass(each, enum.Enum)]
-        classes = [each for each in parts if inspect.isclass(each) and _types.is_input_type(each)]
+        parts = [part for part in get_args(kind) if part is not type(None) and "Awaitable" not in str(part)]
+        parts = [part for part in parts if not str(part).startswith("pulumi.output.Output")]
+        listed = [part for part in parts if inspect.isclass(part) and issubclass(part, enum.Enum)]
+        classes = [part for part in parts if inspect.isclass(part) and _types.is_input_type(part)]
         kind = next(iter([*listed, *classes, *parts]), Any)
     return kind

@@ -1,4 +1,4 @@
-"""Serving rehearsed clouds from this process, for as long as somebody rehearses."""
+"""Serves emulated clouds from this process for the duration of a block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lab.rehearsal.machines import Lab
 from lab.rehearsal.operations import Operations
 from lab.rehearsal.provider import handler
 
-#: The engine asks for many things at once, and waits in some of them.
+#: The engine sends many requests at once, and some of them wait.
 _THREADS = 64
 _BYTES = 256 << 20
 
@@ -24,12 +24,12 @@ def serve(cloud: Cloud, lab: Lab | None, plugins: tuple[str, ...] = table.PLUGIN
     """Serves plugins, until the block ends.
 
     Args:
-        cloud: what all of them keep their things in.
-        lab: where hosts are booted; None: hosts are records alone.
-        plugins: which of them; a cloud's SDK is imported when its first call comes.
+        cloud: the cloud that all of them share.
+        lab: boots hosts; None: hosts are records only.
+        plugins: their names; the first call imports a cloud's SDK.
 
     Yields:
-        The environment with which ``pulumi`` finds them.
+        The environment variables with which ``pulumi`` finds them.
     """
     servers, ports = [], []
     for plugin in plugins:

@@ -1,20 +1,22 @@
-"""Where a rehearsal plays: a project with a backend, an inventory and a cloud of its own, and ``pulumi`` in it."""
+"""The project of a rehearsal, with its own backend, inventory and cloud, and ``pulumi`` in it."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import process
 from lab.rehearsal.cloud import Account
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.processes import environment_of, find_process, kill_process, process_ids
+from vllm_fleet.edge.pulumi_cli import run_pulumi
 from vllm_fleet.fleet import plan
+
+_TIMEOUT_SECONDS = 900
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Stage:
 
     Attributes:
         fleet: the fleet's and the stack's name.
-        project: where ``pulumi`` runs.
+        project: the folder in which ``pulumi`` runs.
     """
 
     fleet: str
@@ -40,33 +42,30 @@ class Stage:
         return ["pulumi", *words, "--stack", self.fleet, "--non-interactive"]
 
     def pulumi(self, *words: str, check: bool = True, **more: str) -> str:
-        """Runs ``pulumi`` and returns what it said.
+        """Runs ``pulumi`` and returns its output.
 
         Args:
             words: its arguments.
             check: whether a failure is an error.
-            more: further variables of its environment.
+            more: additional environment variables.
 
         Raises:
             FleetError: it failed.
         """
-        done = subprocess.run(
-            self.words(*words),
+        done = run_pulumi(
+            *self.words(*words)[1:],
             cwd=self.project,
-            env={**self.environment, **more},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=900,
+            environment={**self.environment, **more},
+            timeout_seconds=_TIMEOUT_SECONDS,
         )
-        said = done.stdout + done.stderr
+        output = done.stdout + done.stderr
         if check and done.returncode:
-            raise FleetError(f"pulumi {' '.join(words)} failed:\n{said}", code="work-failed")
-        return said
+            raise FleetError(f"pulumi {' '.join(words)} failed:\n{output}", code="work-failed")
+        return output
 
 
 def build(project: Path, fleet: str, text: str, served: Mapping[str, str]) -> Stage:
-    """Makes the folders of a stage and its stack; what was there before goes.
+    """Creates the folders of a stage and its stack; removes an earlier one.
 
     Args:
         project: its folder.
@@ -104,40 +103,34 @@ def build(project: Path, fleet: str, text: str, served: Mapping[str, str]) -> St
 
 
 def end_left(project: Path) -> int:
-    """Ends what a killed rehearsal has left running for its stage: engines, their plugins, Ansible, connections.
+    """Kills the processes of a killed rehearsal: engines, their plugins, Ansible, connections.
 
     Args:
-        project: the stage's folder, which its processes have in their environment.
+        project: the stage's folder, which is in the environment of its processes.
 
     Returns:
-        How many there were.
+        The number of processes.
     """
-    mark = f"PULUMI_HOME={project / 'home'}".encode()
-    ended = 0
-    for entry in Path("/proc").iterdir():
-        try:
-            mine = entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue  # no process, or gone by now
-        if mine and (found := process.look(int(entry.name))):
-            process.kill(found)
-            ended += 1
-    return ended
+    mark = f"PULUMI_HOME={project / 'home'}"
+    left = [process for pid in process_ids() if mark in environment_of(pid) and (process := find_process(pid))]
+    for process in left:
+        kill_process(process)
+    return len(left)
 
 
 def account_of(folder: Path) -> Account:
-    """An account that has what a fleet says is there: reservations, images, compartments; and nothing else."""
-    found: dict[str, list[str]] = {"reservations": [], "compartments": [], "images": []}
+    """An account with the reservations, images and compartments that a fleet names."""
+    named: dict[str, list[str]] = {"reservations": [], "compartments": [], "images": []}
     for host in plan.load(folder).hosts:
         if host.rented is None:
             continue
         placement = host.rented.placement
-        found["reservations"] += [placement.capacity.id] if placement.capacity.id else []
-        found["images"] += [placement.image] if placement.image not in (None, "latest") else []
-        found["compartments"] += [str(placement.compartment)] if hasattr(placement, "compartment") else []
-    return Account(have={kind: sorted(set(ids)) for kind, ids in found.items()})
+        named["reservations"] += [placement.capacity.id] if placement.capacity.id else []
+        named["images"] += [placement.image] if placement.image not in (None, "latest") else []
+        named["compartments"] += [str(placement.compartment)] if hasattr(placement, "compartment") else []
+    return Account(have={kind: sorted(set(ids)) for kind, ids in named.items()})
 
 
-def refused(said: str) -> Sequence[str]:
+def refused(output: str) -> Sequence[str]:
     """The lines of ``pulumi``'s output that name an error."""
-    return [line.strip() for line in said.splitlines() if "error:" in line]
+    return [line.strip() for line in output.splitlines() if "error:" in line]

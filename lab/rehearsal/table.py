@@ -1,4 +1,4 @@
-"""What each cloud does with each kind of resource, read from ``tables/`` and from the words of its SDK."""
+"""The behaviour of each cloud for each type of resource, from ``tables/`` and from the documentation in its SDK."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ import yaml
 from lab.rehearsal import sdk, wire
 from vllm_fleet.catalogue.catalogue import load as load_catalog
 
-#: The plugin's name -> the cloud's, for those that differ.
+#: Name of the plugin -> name of the cloud, where they differ.
 CLOUDS = {"azure-native": "azure"}
-#: Two threads that import one package see it half made.
+#: Two threads that import one package at once see it incomplete.
 _LOADING = threading.Lock()
 PLUGINS = ("aws", "gcp", "azure-native", "oci", "digitalocean")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a resource that is a host keeps what makes it one; all are paths.
+    """The paths of the properties of a host in its resource.
 
     Attributes:
-        zone: the first of these that is there; ``>`` follows a reference.
-        user_data: what cloud-init reads, as Base64 where ``base64``.
-        address: a reference to what has the host's address; None: the host has it itself.
+        zone: the first of these that is set; ``>`` follows a reference.
+        user_data: the user data, in Base64 where ``base64``.
+        address: a reference to the resource with the host's address; None: the host itself.
     """
 
     shape: str
@@ -61,8 +61,8 @@ class Kind:
     account: str | None
 
     def forces(self, path: str) -> bool:
-        """Whether a change at a path makes another resource."""
-        return any(wire.matches(path, each) for each in self.replaces)
+        """Whether a change at a path replaces the resource."""
+        return any(wire.matches(path, item) for item in self.replaces)
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class Table:
     """One cloud.
 
     Attributes:
-        shapes: the types of hosts that it knows.
-        errors: its words, by what is wrong.
-        account: what an account may have that no stack makes -> how the ids of it begin.
-        names: the property that every resource's name stands in, and its form.
-        image: what a look-up of an image answers.
+        shapes: the known host types.
+        errors: kind of error -> its message.
+        account: kind of things that an account has without a stack -> the prefix of their ids.
+        names: the property with the name of a resource, and its form.
+        image: the result of an image lookup.
     """
 
     cloud: str
@@ -90,7 +90,7 @@ class Table:
 
 
 def sdk_version(plugin: str) -> str:
-    """The version of a plugin's SDK: that of a plugin that fits."""
+    """The version of a plugin's SDK, which is that of the plugin."""
     return version(f"pulumi-{plugin}")
 
 
@@ -102,7 +102,7 @@ def _data(cloud: str) -> Mapping[str, Any]:
 
 
 def load(plugin: str) -> Table:
-    """The table behind a plugin's name, such as ``azure-native``; its SDK is imported by the first to ask."""
+    """The table for a plugin's name, such as ``azure-native``; the first call imports its SDK."""
     with _LOADING:
         return _load(plugin)
 
@@ -126,22 +126,22 @@ def _load(plugin: str) -> Table:
 
 
 def _shapes(cloud: str, data: Mapping[str, Any]) -> frozenset[str]:
-    """The SDK's own list where it is complete, else that of the recipes; and what the table adds."""
+    """The host types: from the SDK where its list is complete, else from the recipes; and those of the table."""
     listed = data["shapes"]
-    found = set(listed.get("list", ()))
+    values = set(listed.get("list", ()))
     if name := listed.get("sdk"):
         module, _, enumeration = f"{data['package']}.{name}".rpartition(".")
-        found |= {str(each.value) for each in getattr(import_module(module), enumeration)}
+        values |= {str(item.value) for item in getattr(import_module(module), enumeration)}
     if cloud != "aws":
-        found |= set(load_catalog().clouds[cloud].shapes)
-    return frozenset(found)
+        values |= set(load_catalog().clouds[cloud].shapes)
+    return frozenset(values)
 
 
 def _kind(token: str, row: Mapping[str, Any], data: Mapping[str, Any]) -> Kind:
     arguments = sdk.arguments(data["package"], token)
     machine = row.get("machine")
     if machine:
-        lists = {key: tuple(each) for key, each in machine.items() if isinstance(each, list)}
+        lists = {key: tuple(item) for key, item in machine.items() if isinstance(item, list)}
         machine = Machine(**{**machine, **lists})
     return Kind(
         token=token,
@@ -160,7 +160,7 @@ def _kind(token: str, row: Mapping[str, Any], data: Mapping[str, Any]) -> Kind:
 
 
 def _documented(arguments: type, data: Mapping[str, Any]) -> list[str]:
-    """The inputs of which the SDK's text says that a change makes another resource."""
+    """The inputs whose documentation in the SDK says that a change replaces the resource."""
     texts = {name: " ".join(text.split()) for name, text in sdk.shape(arguments).documents.items()}
     if where := data.get("replaces_where"):
         return [name for name, text in texts.items() if re.search(where, text)]
@@ -170,7 +170,7 @@ def _documented(arguments: type, data: Mapping[str, Any]) -> list[str]:
 
 
 def _targets(written: str | list[str]) -> tuple[tuple[str, str], ...]:
-    """Each type that a reference may be of, or ``account``, with the output that the reference holds."""
+    """The possible types of a reference, or ``account``, each with the output in the reference."""
     texts = written if isinstance(written, list) else [written]
     pairs = (text.partition(" ") for text in texts)
     return tuple((kind, output or "id") for kind, _, output in pairs)

@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf import json_format, struct_pb2
 
-#: What stands for a value that a preview cannot know.
+#: The marker of a value that is unknown in a preview.
 UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
 _SIGNATURE = "4dabf18193072939515e22adb298388d"
 _SECRET = "1b47061264138c4ac30d75fd1eb44270"  # noqa: S105 - the mark of a secret, not one
@@ -16,17 +16,17 @@ _SECRET = "1b47061264138c4ac30d75fd1eb44270"  # noqa: S105 - the mark of a secre
 
 def plain(bag: struct_pb2.Struct) -> dict[str, Any]:
     """A bag as data: secrets without their wrapping, whole numbers as integers."""
-    found: dict[str, Any] = _plain(json_format.MessageToDict(bag))
-    return found
+    data: dict[str, Any] = _plain(json_format.MessageToDict(bag))
+    return data
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         if value.get(_SIGNATURE) == _SECRET:
             return _plain(value.get("value"))
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -34,26 +34,26 @@ def _plain(value: Any) -> Any:
 
 def bag(data: Mapping[str, Any]) -> struct_pb2.Struct:
     """Data as a bag."""
-    found = struct_pb2.Struct()
-    found.update(data)
-    return found
+    struct = struct_pb2.Struct()
+    struct.update(data)
+    return struct
 
 
 def is_unknown(value: Any) -> bool:
     """Whether a value, or something in it, is not known yet."""
     if isinstance(value, dict):
-        return any(is_unknown(each) for each in value.values())
+        return any(is_unknown(item) for item in value.values())
     if isinstance(value, list):
-        return any(is_unknown(each) for each in value)
+        return any(is_unknown(item) for item in value)
     return bool(value == UNKNOWN)
 
 
 def values(data: Any, path: str) -> Iterator[Any]:
-    """The values at a path such as ``routes.*.gatewayId``; nothing where a part of it is missing."""
-    found = [data]
+    """The values at a path such as ``routes.*.gatewayId``; none where a part is missing."""
+    reached = [data]
     for part in path.split("."):
-        found = [each for value in found for each in _step(value, part)]
-    yield from (value for value in found if value is not None)
+        reached = [inner for value in reached for inner in _step(value, part)]
+    yield from (value for value in reached if value is not None)
 
 
 def _step(value: Any, part: str) -> list[Any]:
@@ -70,7 +70,7 @@ def value(data: Any, path: str) -> Any:
 
 
 def put(data: Any, path: str, new: Any) -> None:
-    """Sets the value at a path; a mapping that is missing on the way is made, a place in a list is not."""
+    """Sets the value at a path; creates missing mappings on the way, and no list items."""
     *way, last = path.split(".")
     for part, after in zip(way, path.split(".")[1:], strict=True):
         if isinstance(data, list):
@@ -85,13 +85,13 @@ def put(data: Any, path: str, new: Any) -> None:
 
 
 def copy(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A bag of one's own."""
-    found: dict[str, Any] = deepcopy(dict(data))
-    return found
+    """A deep copy of a bag."""
+    copied: dict[str, Any] = deepcopy(dict(data))
+    return copied
 
 
 def changed(olds: Any, news: Any, path: str = "") -> Iterator[str]:
-    """The paths of what differs between two bags; a list of another length differs as a whole."""
+    """The paths that differ between two bags; a list of another length differs as a whole."""
     if isinstance(olds, dict) and isinstance(news, dict):
         for key in sorted({*olds, *news}):
             if not key.startswith("__"):
@@ -104,6 +104,6 @@ def changed(olds: Any, news: Any, path: str = "") -> Iterator[str]:
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Whether a path is, or lies below, one that a table names; ``*`` stands for any place in a list."""
+    """Whether a path is equal to a pattern or below it; ``*`` matches any list index."""
     parts, wanted = path.split("."), pattern.split(".")
-    return len(parts) >= len(wanted) and all(each in ("*", part) for part, each in zip(parts, wanted, strict=False))
+    return len(parts) >= len(wanted) and all(name in ("*", part) for part, name in zip(parts, wanted, strict=False))

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
 import pytest
 
 from vllm_fleet.base import paths
@@ -23,6 +24,30 @@ def test_host_keys_are_checked_everywhere() -> None:
         if path.is_file() and path.suffix not in (".lock", ".sum"):
             text = path.read_text(encoding="utf-8", errors="replace")
             assert not any(word in text for word in words), name
+
+
+def circles(graph: grimp.ImportGraph) -> set[frozenset[str]]:
+    """The groups of modules that import each other, directly or through others.
+
+    import-linter compares the packages of one level; this compares modules, a package and its own modules included.
+    """
+    below = {module: graph.find_upstream_modules(module) for module in graph.modules}
+    return {
+        frozenset(other for other in below if other in below[module] and module in below[other]) | {module}
+        for module in below
+        if any(module in below[imported] for imported in graph.find_modules_directly_imported_by(module))
+    }
+
+
+def test_no_modules_import_each_other() -> None:
+    assert not circles(grimp.build_graph("vllm_fleet", "infra", "lab", "tools", "bench", cache_dir=None))
+
+
+def test_a_circle_is_found() -> None:
+    graph = grimp.ImportGraph()
+    for importer, imported in (("a", "a.b"), ("a.b", "a.c"), ("a.c", "a"), ("a.d", "a")):
+        graph.add_import(importer=importer, imported=imported)
+    assert circles(graph) == {frozenset({"a", "a.b", "a.c"})}
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:

@@ -12,7 +12,7 @@ import pytest
 from cloud_fleets import built, write
 from recording import Recorder, secret
 
-from infra.clouds.digitalocean import check_offer
+from infra.clouds.digitalocean.capacity import check_offer
 
 SIZES = "digitalocean:index/getSizes:getSizes"
 IMAGES = "oci:Core/getImages:getImages"

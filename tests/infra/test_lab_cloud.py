@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pulumi
 import pytest
 from recording import Recorder, make_args, make_host, make_plan
 
 from infra import clouds
-from infra.clouds.lab import places
 from infra.fleet import Fleet, FleetArgs
-from infra.hosts import CloudArgs, inventory_text
+from infra.hosts import CloudArgs, CloudComponent, inventory_text
+from lab.cloud import LabCloud, places
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.paths import root
 from vllm_fleet.catalogue.catalogue import load
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.schema.fleet import Stack, StaticHost
+from vllm_fleet.schema.recipe import Cloud
 
 PLACE_OF_BOXES = {"bridge": "vf-demo", "subnet": "10.70.0.0/24", "first": 41}
 HOSTS = [make_host("lab-0"), make_host("lab-1", 1), make_host("gateway-0")]
@@ -157,8 +161,40 @@ def test_static_hosts_make_nothing(tmp_path: Path, recorder: Recorder) -> Any:
 
 
 def test_every_known_cloud_has_a_component() -> None:
-    made = [clouds.component(cloud) for cloud in clouds.CLOUDS]
-    assert all(issubclass(each, pulumi.ComponentResource) for each in made)  # type: ignore[arg-type]
+    assert set(clouds.registered_clouds()) == set(get_args(Cloud))
+    made = [clouds.component(cloud) for cloud in get_args(Cloud)]
+    assert all(issubclass(each, CloudComponent) for each in made)  # type: ignore[arg-type]
+
+
+def test_the_environment_registers_what_pyproject_names() -> None:
+    project = tomllib.loads((root() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {name: entry.value for name, entry in clouds.registered_clouds().items()} == project["entry-points"][
+        clouds.GROUP
+    ]
+
+
+def registering(monkeypatch: pytest.MonkeyPatch, *entries: EntryPoint) -> None:
+    monkeypatch.setattr(clouds, "entry_points", lambda group: EntryPoints(e for e in entries if e.group == group))
+
+
+def test_an_environment_of_another_release_is_told_from_an_unknown_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    registering(monkeypatch, EntryPoint("aws", "infra.clouds.aws:AwsCloud", clouds.GROUP))
+    with pytest.raises(FleetError, match="environment does not register the cloud 'lab'") as fault:
+        clouds.component("lab")
+    assert "make venv" in fault.value.hint
+    assert fault.value.exit_code == 2
+
+
+def test_another_package_adds_a_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    registering(monkeypatch, EntryPoint("moon", "lab.cloud:LabCloud", clouds.GROUP))
+    assert clouds.component("moon") is LabCloud
+
+
+def test_two_packages_that_register_one_cloud_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = [EntryPoint("lab", value, clouds.GROUP) for value in ("lab.cloud:LabCloud", "other:Cloud")]
+    registering(monkeypatch, *twice)
+    with pytest.raises(FleetError, match=r"two packages register the cloud 'lab': lab\.cloud:LabCloud and other:Cloud"):
+        clouds.component("lab")
 
 
 def test_an_unknown_cloud_is_refused_with_those_that_are_known() -> None:
@@ -181,14 +217,14 @@ def args_of(tmp_path: Path, hosts: list[HostPlan]) -> CloudArgs:
                 make_host("gateway-0", placement={**HOSTS[0].placement, "first": 12}),
             ],
             ("gateway", "first", 8),
-            "lab-1 and gateway-0 both come to 10.70.0.12",
+            "lab-1 and gateway-0 have the same address 10.70.0.12",
         ),
         (
             [make_host("lab-0"), make_host("b-0", placement={"bridge": "vf-demo", "subnet": "10.71.0.0/24"})],
             ("pools.b", "subnet", 2),
             "has the subnet 10.70.0.0/24 for lab-0",
         ),
-        ([make_host("lab-0", placement={"bridg": "x"})], ("pools.lab", "bridg", 6), "is not a key of the lab"),
+        ([make_host("lab-0", placement={"bridg": "x"})], ("pools.lab", "bridg", 6), "unknown key"),
     ],
 )
 def test_a_wrong_placement_is_told_with_its_place(

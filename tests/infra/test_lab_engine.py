@@ -267,7 +267,7 @@ def test_a_run_that_was_killed_half_way_is_repaired_by_the_next(lab: Lab) -> Non
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "lock that a killed pulumi left" in done.stderr
+    assert "removed the lock of a killed pulumi" in done.stderr
     lab.up()
     assert lab.ssh("lab-0", "hostname").strip() == "lab-0"
     backend = lab.project / "backend" / ".pulumi"

@@ -153,7 +153,7 @@ def test_a_protected_stack_is_not_destroyed(whole: Rehearsal) -> None:
     assert whole.cloud.records == before
     # Without a preview the engine begins with what is not protected: the addresses that clients know are.
     whole.stage.pulumi("destroy", *QUIET[:2], check=False)
-    assert [each.name for each in whole.cloud.of(":Eip")] == ["gateway-0"]
+    assert [each.name for each in whole.cloud.records_of(":Eip")] == ["gateway-0"]
     assert len(whole.ids()) == 7
     whole.up()
     assert {each.id for each in before if each.shape} == set(whole.ids().values())
@@ -200,15 +200,15 @@ def test_a_capacity_block_is_bought_once_at_the_accepted_price_and_never_at_anot
     assert "costs 1000.01 USD, and the fleet accepts 1000 USD: nothing was bought" in said
     said = empty.up(check=False)
     assert "nothing was bought" in said
-    assert empty.cloud.of(BLOCK) == []
+    assert empty.cloud.records_of(BLOCK) == []
     assert not [host for host in empty.hosts() if host.name.startswith("block-")]
     empty.cloud.account.offerings = [("cb-0001", "999")]
     empty.up()
-    (bought,) = empty.cloud.of(BLOCK)
+    (bought,) = empty.cloud.records_of(BLOCK)
     # What is sold is on offer no more.
     empty.cloud.account.offerings = [("cb-0002", "5")]
     assert "created" not in empty.up()
-    assert empty.cloud.of(BLOCK) == [bought]
+    assert empty.cloud.records_of(BLOCK) == [bought]
     assert len(empty.ids()) == 3
 
 

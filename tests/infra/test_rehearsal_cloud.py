@@ -170,7 +170,7 @@ def test_what_the_cloud_refuses_is_not_made(aws: Operations, change: dict[str, A
     inputs = {key: each for key, each in instance(aws, **change).items() if each is not None}
     with pytest.raises(RefusedError, match=says):
         aws.create(INSTANCE, "host", inputs)
-    assert aws.cloud.of(":Instance") == []
+    assert aws.cloud.records_of(":Instance") == []
 
 
 def test_what_is_in_use_cannot_be_deleted(aws: Operations) -> None:
@@ -186,7 +186,7 @@ def test_an_address_needs_a_way_to_the_internet(aws: Operations) -> None:
     host = aws.create(INSTANCE, "host", instance(aws))
     with pytest.raises(RefusedError, match="not attached to any internet gateway"):
         aws.create(EIP, "host", {"instance": host.id})
-    vpc = aws.cloud.of(":Vpc")[0].id
+    vpc = aws.cloud.records_of(":Vpc")[0].id
     aws.create("aws:ec2/internetGateway:InternetGateway", "way", {"vpcId": vpc})
     assert aws.create(EIP, "host", {"instance": host.id}).outputs["publicIp"] != host.address
 
@@ -200,13 +200,13 @@ def test_faults_are_counted_and_leave_what_they_say(aws: Operations) -> None:
     ]
     with pytest.raises(RefusedError, match=r"InsufficientInstanceCapacity.*p5.48xlarge.*us-east-1a"):
         aws.create(INSTANCE, "host", inputs)
-    assert aws.cloud.of(":Instance") == []
+    assert aws.cloud.records_of(":Instance") == []
     with pytest.raises(BegunError) as begun:
         aws.create(INSTANCE, "host", inputs)
-    assert [each.id for each in aws.cloud.of(":Instance")] == [begun.value.record.id]
+    assert [each.id for each in aws.cloud.records_of(":Instance")] == [begun.value.record.id]
     with pytest.raises(RefusedError, match="the answer was lost"):
         aws.create(INSTANCE, "host", inputs)
-    assert len(aws.cloud.of(":Instance")) == 2
+    assert len(aws.cloud.records_of(":Instance")) == 2
     aws.create(INSTANCE, "host", inputs)
 
 

@@ -90,7 +90,7 @@ def test_a_killed_rehearsal_is_repaired_by_the_next_which_plays_to_the_end_and_l
     done = subprocess.run(words, cwd=paths.root(), env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "processes that a killed run left" in done.stderr
-    assert "2 hosts answer with the key of the stack and are as their class says" in done.stdout
+    assert "2 hosts answer with the key of the stack and match their class" in done.stdout
     assert "refused, nothing was touched; protected: gateway-0, main-0" in done.stdout
     assert end_left(project) == 0
     for left in (project, state.lab_dir(program.BRIDGE), Path("/sys/class/net") / program.BRIDGE):

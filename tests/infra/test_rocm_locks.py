@@ -12,13 +12,13 @@ import stand_in_index
 import yaml
 from stand_in_index import Indexes
 
-from lab.artifacts.uv import uv_program
 from tools.locks.__main__ import main
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import engine_locks
 from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.edge.uv import uv_program
 from vllm_fleet.fleet import plan
 
 ENGINE = "vllm-0.14.1-rocm"

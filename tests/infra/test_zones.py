@@ -11,7 +11,8 @@ import pulumi
 import pytest
 from cloud_fleets import write
 
-from infra.zones import Zones, read_tries
+from infra.tries import read_tries
+from infra.zones import Zones
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet.host_plan import HostPlan
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from lab.artifacts import encodings, engine, store, uv
+from lab.artifacts import encodings, engine, store
 from lab.artifacts.model import build
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
+from vllm_fleet.edge import uv
 
 NAME = "o200k_base.tiktoken"
 

@@ -17,6 +17,7 @@ import pytest
 
 from lab import cleanup, network, process, shell, state
 from lab.spec import NetworkSpec
+from vllm_fleet.base import processes
 from vllm_fleet.base.errors import FleetError
 
 SPEC = NetworkSpec("vf-a", "10.70.0.0/24", "/fleets/a", 1)
@@ -24,11 +25,11 @@ STAT = "4242 (a (very) odd) name) S 17 4242 4242 0 -1 4194560 1 2 3 4 5 6 7 8 20
 
 
 def test_a_process_is_its_number_and_its_start() -> None:
-    assert process.parse_stat(STAT) == process.Process(pid=4242, started=987654, parent=17)
+    assert processes.parse_stat(STAT) == processes.Process(pid=4242, started=987654, parent=17)
 
 
 def test_this_process_is_found_as_it_is() -> None:
-    found = process.look(os.getpid())
+    found = processes.find_process(os.getpid())
     assert found is not None
     assert (found.pid, found.parent) == (os.getpid(), os.getppid())
 
@@ -37,27 +38,27 @@ def test_a_process_that_only_waits_for_its_parent_is_gone() -> None:
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert Path(f"/proc/{child.pid}").exists()
-    assert process.look(child.pid) is None
+    assert processes.find_process(child.pid) is None
     child.wait()
 
 
 def test_a_number_that_is_used_again_is_left_alone() -> None:
     child = subprocess.Popen(["sleep", "60"])
     try:
-        now = process.look(child.pid)
+        now = processes.find_process(child.pid)
         assert now is not None
-        process.kill(process.Process(now.pid, now.started - 1, now.parent))
+        processes.kill_process(processes.Process(now.pid, now.started - 1, now.parent))
         assert child.poll() is None
-        process.kill(now)
+        processes.kill_process(now)
         assert child.wait() == -signal.SIGKILL
-        process.kill(now)
+        processes.kill_process(now)
     finally:
         child.kill()
 
 
-def words(processes: list[process.Process]) -> list[str]:
+def words(running: list[processes.Process]) -> list[str]:
     """The command lines of processes."""
-    return [Path(f"/proc/{each.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip() for each in processes]
+    return [Path(f"/proc/{each.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip() for each in running]
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -74,14 +75,14 @@ def test_a_host_is_found_by_its_folder_alone(tmp_path: Path) -> None:
     try:
         # Until then a child has the command line of the shell that it comes from.
         for child in started:
-            until(lambda pid=child.pid: words(process.host_init([process.Process(pid, 0, 0)])) == ["sleep 60"])
+            until(lambda pid=child.pid: words(process.host_init([processes.Process(pid, 0, 0)])) == ["sleep 60"])
         found = process.find(mine)
         assert [each.pid for each in found] == [started[0].pid]
         assert [each.parent for each in process.host_init(found)] == [started[0].pid]
     finally:
         for child in started:
-            for inside in process.host_init([process.Process(child.pid, 0, 0)]):
-                process.kill(inside)
+            for inside in process.host_init([processes.Process(child.pid, 0, 0)]):
+                processes.kill_process(inside)
             child.wait()
     assert process.find(mine) == []
 

@@ -14,15 +14,17 @@ from typing import Any
 import pytest
 
 from infra import repair
-from tools.pulumi import provide
+from tools.pulumi import go_build
+from tools.pulumi.programs import PROGRAMS, find_installed, parse_version
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge import pulumi_cli
 
-HERE = Path(provide.__file__).parent
+HERE = go_build.HERE
 
 
 def programs(folder: Path, said: str) -> Path:
     folder.mkdir(parents=True)
-    for name in provide.PROGRAMS:
+    for name in PROGRAMS:
         (folder / name).write_text(f"#!/bin/sh\necho {said}\n", encoding="utf-8")
         (folder / name).chmod(0o755)
     return folder
@@ -38,7 +40,7 @@ def programs(folder: Path, said: str) -> Path:
     ],
 )
 def test_version(text: str, found: tuple[int, int, int]) -> None:
-    assert provide.version(text) == found
+    assert parse_version(text) == found
 
 
 @pytest.mark.parametrize(
@@ -51,14 +53,14 @@ def test_a_recent_pulumi_on_path_is_taken_where_it_really_is(
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pulumi").symlink_to(real / "pulumi")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
-    assert provide.installed() == (real if taken else None)
+    assert find_installed() == (real if taken else None)
 
 
 def test_a_pulumi_without_its_python_host_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = programs(tmp_path / "real", "v3.259.0")
     (real / "pulumi-language-python").unlink()
     monkeypatch.setenv("PATH", f"{real}:/bin:/usr/bin")
-    assert provide.installed() is None
+    assert find_installed() is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_a_pulumi_without_its_python_host_is_not_taken(tmp_path: Path, monkeypat
     ],
 )
 def test_go_that_can_build_it(present: str, chosen: str | None, means: dict[str, str]) -> None:
-    assert provide.toolchain(present, "1.25.11", chosen) == means
+    assert go_build.toolchain(present, "1.25.11", chosen) == means
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_go_that_can_build_it(present: str, chosen: str | None, means: dict[str,
 )
 def test_one_sentence_says_what_to_install(present: str | None, chosen: str | None, says: str) -> None:
     with pytest.raises(FleetError, match=says) as fault:
-        provide.toolchain(present, "1.25.11", chosen)
+        go_build.toolchain(present, "1.25.11", chosen)
     assert fault.value.exit_code == 2
     assert "install Pulumi" in fault.value.hint
     assert "Go 1.25.11" in fault.value.hint
@@ -95,12 +97,12 @@ def test_what_is_built_is_pinned_with_digests() -> None:
         module, sums = (folder / "go.mod").read_text(encoding="utf-8"), (folder / "go.sum").read_text(encoding="utf-8")
         assert "github.com/pulumi/pulumi/sdk/v3 v3." in module
         assert all(line.split()[2].startswith("h1:") for line in sums.splitlines())
-    assert provide.engine_version((HERE / "go.mod").read_text(encoding="utf-8")) == "3.259.0"
+    assert go_build.engine_version((HERE / "go.mod").read_text(encoding="utf-8")) == "3.259.0"
 
 
 def test_the_engine_and_the_sdk_of_the_program_are_of_one_release() -> None:
     project = (HERE.parent.parent / "pyproject.toml").read_text(encoding="utf-8")
-    pinned = provide.engine_version((HERE / "go.mod").read_text(encoding="utf-8"))
+    pinned = go_build.engine_version((HERE / "go.mod").read_text(encoding="utf-8"))
     assert f'"pulumi=={pinned}"' in project
 
 
@@ -207,3 +209,36 @@ def test_only_a_provider_without_its_engine_is_ended() -> None:
         finally:
             kept.kill()
             kept.wait()
+
+
+def a_pulumi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    folder.mkdir()
+    (folder / "pulumi").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (folder / "pulumi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
+
+
+def test_the_runner_gives_arguments_and_input_and_returns_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_pulumi(tmp_path / "bin", monkeypatch, 'echo "$@" in $(pwd); cat; echo noise >&2')
+    shown = pulumi_cli.pulumi_output("stack", "import", cwd=tmp_path, text_in="state")
+    assert shown == f"stack import in {tmp_path}\nstate"
+    done = pulumi_cli.run_pulumi("up", environment={"PATH": f"{tmp_path / 'bin'}:/bin:/usr/bin"}, text_in="")
+    assert (done.returncode, done.stderr) == (0, "noise\n")
+
+
+def test_a_failed_run_is_one_error_with_its_command_and_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_pulumi(tmp_path / "bin", monkeypatch, "echo 'the stack is locked' >&2; exit 255")
+    with pytest.raises(FleetError, match="'pulumi refresh --yes' failed: the stack is locked") as fault:
+        pulumi_cli.pulumi_output("refresh", "--yes")
+    assert fault.value.exit_code == 1
+    assert pulumi_cli.run_pulumi("refresh").returncode == 255
+
+
+def test_without_a_pulumi_the_error_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FleetError, match="pulumi is not on PATH") as fault:
+        pulumi_cli.run_pulumi("version")
+    assert "make setup" in fault.value.hint
+    assert fault.value.exit_code == 2

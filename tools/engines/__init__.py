@@ -1,1 +1,1 @@
-"""Engine name manifests: what each pinned vLLM release reads, taken from its published wheel by static reading."""
+"""Engine name manifests: names that each pinned vLLM release reads, from a static analysis of its published wheel."""

@@ -27,15 +27,15 @@ def _write(path: Path, content: str) -> None:
     draft.replace(path)
 
 
-def _one(release: Release, *, check: bool) -> bool:
-    """Generates one manifest; returns whether the file held it already."""
+def _update_manifest(release: Release, *, check: bool) -> bool:
+    """Generates one manifest; returns whether the file is up to date already."""
     path = names_dir() / f"{release.id}.yml"
     wanted = manifest.text(manifest.build(release, wheels.sources(release)))
-    found = path.read_text(encoding="utf-8") if path.is_file() else ""
-    same = wanted == found
+    present = path.read_text(encoding="utf-8") if path.is_file() else ""
+    same = wanted == present
     if check and not same:
         lines = difflib.unified_diff(
-            found.splitlines(), wanted.splitlines(), display(path), "from the wheel", lineterm=""
+            present.splitlines(), wanted.splitlines(), display(path), "from the wheel", lineterm=""
         )
         sys.stdout.write("\n".join(list(lines)[:_SHOWN_LINES]) + "\n")
     elif not same:
@@ -52,11 +52,11 @@ def main(arguments: list[str]) -> int:
     generate = commands.add_parser("generate", help="read the wheels and write recipes/engines/names/")
     known = [release.id for release in RELEASES]
     generate.add_argument("--only", metavar="ID", choices=known, action="append", help=f"one of {', '.join(known)}")
-    generate.add_argument("--check", action="store_true", help="write nothing, show what differs")
+    generate.add_argument("--check", action="store_true", help="write nothing, show the differences")
     options = parser.parse_args(arguments)
     try:
         chosen = [release for release in RELEASES if not options.only or release.id in options.only]
-        same = [_one(release, check=options.check) for release in chosen]
+        same = [_update_manifest(release, check=options.check) for release in chosen]
     except FleetError as error:
         sys.stderr.write(f"engines: {error}\n")
         return error.exit_code

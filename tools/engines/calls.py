@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tools.engines import externals, fields
+from tools.engines.reader import Reader, Scope
 from tools.engines.sources import imported_modules, imported_names
 from tools.engines.values import (
     UNKNOWN,
@@ -18,10 +19,7 @@ from tools.engines.values import (
     Super,
 )
 
-if TYPE_CHECKING:
-    from tools.engines.evaluate import Evaluator, Scope
-
-# A wheel's code may fail on the values that are put in; such a failure means "not static".
+# A wheel's code may fail on stand-in values; such a failure means "not static".
 FAULTS = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError)
 _DEEPEST = 40
 _MUTATORS = {"append", "extend", "insert", "pop", "remove", "update", "setdefault", "clear", "add", "items"}
@@ -35,7 +33,7 @@ class _Returned(Exception):  # noqa: N818 - control flow, not an error
         self.value = value
 
 
-def call(evaluator: Evaluator, function: Any, args: list[Any], options: dict[str, Any]) -> Any:
+def call(evaluator: Reader, function: Any, args: list[Any], options: dict[str, Any]) -> Any:
     """The result of a call, ``UNKNOWN`` where the reader does not know the function.
 
     Raises:
@@ -54,14 +52,14 @@ def call(evaluator: Evaluator, function: Any, args: list[Any], options: dict[str
         try:
             return _run(evaluator, function, args, options)
         except (NotStaticError, *FAULTS) as error:
-            # A fault while the parser is built would lose options without a word.
+            # An error while the parser is built would lose options silently.
             if any(isinstance(arg, externals.Recorder) for arg in args):
                 raise NotStaticError(f"{dotted}: {error}") from error
             return UNKNOWN
     return function(*args, **options) if callable(function) and function is not UNKNOWN else UNKNOWN
 
 
-def _method(evaluator: Evaluator, bound: Bound, args: list[Any], options: dict[str, Any]) -> Any:
+def _method(evaluator: Reader, bound: Bound, args: list[Any], options: dict[str, Any]) -> Any:
     if bound.name not in _MUTATORS and UNKNOWN in args:
         return UNKNOWN
     if bound.name == "join":
@@ -69,7 +67,7 @@ def _method(evaluator: Evaluator, bound: Bound, args: list[Any], options: dict[s
     return getattr(bound.value, bound.name)(*args, **options)
 
 
-def _construct(evaluator: Evaluator, cls: Class, args: list[Any]) -> Any:
+def _construct(evaluator: Reader, cls: Class, args: list[Any]) -> Any:
     if fields.is_enumeration(evaluator, cls) and args:
         return next((member for member in fields.members(evaluator, cls) if member.value == args[0]), UNKNOWN)
     if not args and "dict" in fields.outer_bases(evaluator, cls):
@@ -77,7 +75,7 @@ def _construct(evaluator: Evaluator, cls: Class, args: list[Any]) -> Any:
     return Instance(cls)
 
 
-def _external(evaluator: Evaluator, dotted: str, args: list[Any], options: dict[str, Any]) -> Any:
+def _external(evaluator: Reader, dotted: str, args: list[Any], options: dict[str, Any]) -> Any:
     name = dotted.rpartition(".")[2]
     if dotted == "dataclasses.fields":
         return fields.records(evaluator, args[0])
@@ -89,10 +87,10 @@ def _external(evaluator: Evaluator, dotted: str, args: list[Any], options: dict[
         outer = fields.outer_bases(evaluator, args[0]) if isinstance(args[0], Class) else {args[0].name}
         return args[1].name in outer
     if dotted in ("builtins.getattr", "builtins.hasattr"):
-        found = evaluator.attribute(args[0], args[1])
+        attribute = evaluator.attribute(args[0], args[1])
         if name == "hasattr":
-            return found is not UNKNOWN
-        return args[2] if found is UNKNOWN and len(args) > 2 else found
+            return attribute is not UNKNOWN
+        return args[2] if attribute is UNKNOWN and len(args) > 2 else attribute
     if dotted not in externals.CALLS or (UNKNOWN in args and dotted not in externals.LENIENT):
         return UNKNOWN
     if dotted in ("builtins.list", "builtins.tuple", "builtins.set", "builtins.sorted") and args:
@@ -100,7 +98,7 @@ def _external(evaluator: Evaluator, dotted: str, args: list[Any], options: dict[
     return externals.CALLS[dotted](*args, **options)
 
 
-def _run(evaluator: Evaluator, function: Function, args: list[Any], options: dict[str, Any]) -> Any:
+def _run(evaluator: Reader, function: Function, args: list[Any], options: dict[str, Any]) -> Any:
     node = function.node
     depth = function.scope.get("<depth>", 0) + 1
     if depth > _DEEPEST:
@@ -125,11 +123,11 @@ def _run(evaluator: Evaluator, function: Function, args: list[Any], options: dic
     return None
 
 
-def assign(evaluator: Evaluator, target: ast.expr, value: Any, module: str, scope: Scope) -> None:
+def assign(evaluator: Reader, target: ast.expr, value: Any, module: str, scope: Scope) -> None:
     """Binds a value to a name, to an item, or to the names of a tuple.
 
     Raises:
-        NotStaticError: the target is nothing of these, or the value does not fit it.
+        NotStaticError: the target has another form, or the value does not fit it.
     """
     if isinstance(target, ast.Name):
         scope[target.id] = value
@@ -147,12 +145,12 @@ def assign(evaluator: Evaluator, target: ast.expr, value: Any, module: str, scop
         raise NotStaticError(ast.unparse(target))
 
 
-def _block(evaluator: Evaluator, body: list[ast.stmt], module: str, scope: Scope) -> None:
+def _block(evaluator: Reader, body: list[ast.stmt], module: str, scope: Scope) -> None:
     for node in body:
         _statement(evaluator, node, module, scope)
 
 
-def _statement(evaluator: Evaluator, node: ast.stmt, module: str, scope: Scope) -> None:
+def _statement(evaluator: Reader, node: ast.stmt, module: str, scope: Scope) -> None:
     if isinstance(node, ast.Return):
         raise _Returned(evaluator.expression(node.value, module, scope) if node.value else None)
     if isinstance(node, ast.Expr):
@@ -180,8 +178,8 @@ def _statement(evaluator: Evaluator, node: ast.stmt, module: str, scope: Scope) 
     elif isinstance(node, ast.FunctionDef):
         scope[node.name] = Function(module, node, scope, scope.get("<owner>"))
     elif isinstance(node, ast.Import | ast.ImportFrom):
-        found = imported_modules(node) if isinstance(node, ast.Import) else imported_names(node, module)
-        scope.update({name: evaluator.bound(binding, module) for name, binding in found})
+        bindings = imported_modules(node) if isinstance(node, ast.Import) else imported_names(node, module)
+        scope.update({name: evaluator.bound(binding, module) for name, binding in bindings})
     elif isinstance(node, ast.With):
         _block(evaluator, node.body, module, scope)
     elif isinstance(node, ast.Try):
@@ -194,7 +192,7 @@ def _loaded(target: ast.expr) -> ast.expr:
     return ast.parse(ast.unparse(target), mode="eval").body
 
 
-def _loop(evaluator: Evaluator, node: ast.For, module: str, scope: Scope) -> None:
+def _loop(evaluator: Reader, node: ast.For, module: str, scope: Scope) -> None:
     items = evaluator.expression(node.iter, module, scope)
     if items is UNKNOWN:
         raise NotStaticError(ast.unparse(node.iter))

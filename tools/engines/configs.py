@@ -1,4 +1,4 @@
-"""The keys of vLLM's configuration classes, and what happens to a key that they do not know."""
+"""The keys of vLLM's configuration classes, and their handling of unknown keys."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def config_class(evaluator: Evaluator, name: str) -> Class:
     modules = ["vllm.config", "vllm.config.compilation", "vllm.config.speculative", "vllm.config.quantization"]
     for module in modules:
         if evaluator.sources.has(module):
-            found = evaluator.name(module, name)
-            if isinstance(found, Class):
-                return found
+            value = evaluator.name(module, name)
+            if isinstance(value, Class):
+                return value
     raise FleetError(f"the wheel has no class {name} in vllm.config")
 
 
 def keys(evaluator: Evaluator, cls: Class) -> list[str]:
-    """The keys that the class takes, sorted; fields that only vLLM itself fills in are none."""
+    """The keys that the class accepts, sorted, without fields that vLLM fills in itself."""
     return sorted(
         record.name for record in fields.records(evaluator, cls) if record.init and not record.name.startswith("_")
     )
@@ -48,7 +48,7 @@ def deprecated(evaluator: Evaluator, cls: Class) -> list[str]:
 
 
 def extra(evaluator: Evaluator, cls: Class) -> str:
-    """``forbid`` where an unknown key is an error, ``ignore`` where it is dropped without a word.
+    """``forbid`` where an unknown key is an error, ``ignore`` where it is dropped silently.
 
     pydantic ignores unknown keys unless the class, or the wheel's own ``config`` decorator, says otherwise.
     """
@@ -71,7 +71,7 @@ def _extra_in(node: ast.AST) -> str | None:
 
 
 def _calls(node: ast.AST) -> Iterator[ast.Call]:
-    return (found for found in ast.walk(node) if isinstance(found, ast.Call))
+    return (call for call in ast.walk(node) if isinstance(call, ast.Call))
 
 
 def config_file_rules(evaluator: Evaluator) -> dict[str, str]:

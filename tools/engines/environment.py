@@ -1,4 +1,4 @@
-"""Every environment variable that a release reads: vLLM's own table, and each other read in the wheel's sources."""
+"""Every environment variable that a release reads: vLLM's own table, and other reads in the wheel's sources."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def read_environment(evaluator: Evaluator) -> dict[str, Any]:
 
 def table(evaluator: Evaluator) -> dict[str, Any]:
     """Each variable of ``vllm.envs`` with the value that vLLM takes when nothing is set; None where not static."""
-    found: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
     for name, read in evaluator.name(_TABLE, "environment_variables").items():
         value = plain(evaluator.call(read, [], {}))
-        found[name] = None if value is MISSING else value
-    return found
+        variables[name] = None if value is MISSING else value
+    return variables
 
 
 def unused(evaluator: Evaluator) -> list[str]:
-    """The variables of vLLM's table that nothing in the wheel uses: setting one does nothing, without a word.
+    """The variables of vLLM's table that the wheel does not use: setting one silently has no effect.
 
     A name counts as used when any other file holds it, compiled files included, or when a second place in the table's
     own file reads it. Names that are not vLLM's own (``CUDA_HOME``) are left out: other libraries read them. So are
@@ -52,8 +52,8 @@ def unused(evaluator: Evaluator) -> list[str]:
 
 
 def other_reads(evaluator: Evaluator) -> dict[str, Any]:
-    """Each variable that a file of the wheel reads from the environment by itself."""
-    found: dict[str, Any] = {}
+    """Each variable that a file of the wheel reads without the table."""
+    variables: dict[str, Any] = {}
     for path in sorted(evaluator.sources.files):
         content = evaluator.sources.files[path]
         if "environ" not in content and "getenv" not in content:
@@ -62,9 +62,9 @@ def other_reads(evaluator: Evaluator) -> dict[str, Any]:
         for read in _reads(evaluator.sources.tree(module)):
             default = MISSING if read.default is None else plain(evaluator.expression(read.default, module, {}))
             for name in _names(evaluator, read, module):
-                if _NAME.match(name) and found.get(name) is None:
-                    found[name] = None if default is MISSING else default
-    return found
+                if _NAME.match(name) and variables.get(name) is None:
+                    variables[name] = None if default is MISSING else default
+    return variables
 
 
 @dataclass(frozen=True)
@@ -83,22 +83,22 @@ def _reads(tree: ast.Module) -> Iterator[_Read]:
         node, functions = pending.pop()
         if isinstance(node, _FUNCTIONS):
             functions = (*functions, node)
-        found = _read_of(node, spellings)
-        if found:
-            yield _Read(*found, functions)
+        read = _read_of(node, spellings)
+        if read:
+            yield _Read(*read, functions)
         pending.extend((child, functions) for child in ast.iter_child_nodes(node))
 
 
 def _spellings(tree: ast.Module) -> set[str]:
     """How this file may spell ``os.environ`` and ``os.getenv``."""
-    found = {"os.environ", "os.getenv"}
+    spellings = {"os.environ", "os.getenv"}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "os":
-            found |= {alias.asname or alias.name for alias in node.names if alias.name in ("environ", "getenv")}
+            spellings |= {alias.asname or alias.name for alias in node.names if alias.name in ("environ", "getenv")}
         elif isinstance(node, ast.Import):
             renamed = [alias.asname for alias in node.names if alias.name == "os" and alias.asname]
-            found |= {f"{name}.{part}" for name in renamed for part in ("environ", "getenv")}
-    return found
+            spellings |= {f"{name}.{part}" for name in renamed for part in ("environ", "getenv")}
+    return spellings
 
 
 def _read_of(node: ast.AST, spellings: set[str]) -> tuple[ast.expr, ast.expr | None] | None:

@@ -8,11 +8,12 @@ asks for the whole help, so that texts of help are read too.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from tools.engines import calls, expressions, externals, fields
+from tools.engines.reader import Scope
 from tools.engines.sources import Binding, Sources
 from tools.engines.values import (
     UNKNOWN,
@@ -28,7 +29,6 @@ from tools.engines.values import (
     Super,
 )
 
-Scope = MutableMapping[str, Any]
 _PLATFORM = External("vllm.platforms.current_platform")
 
 
@@ -90,7 +90,7 @@ class Evaluator:
         """The value of an expression that stands in ``module`` with the local names of ``scope``.
 
         Raises:
-            NotStaticError: an option of the argument parser cannot be read: it must not be lost without a word.
+            NotStaticError: an option of the argument parser cannot be read; it must not be lost silently.
         """
         try:
             return expressions.evaluate(self, node, module, scope)
@@ -110,8 +110,8 @@ class Evaluator:
         if isinstance(owner, Class):
             return fields.class_attribute(self, owner, name)
         if isinstance(owner, Super):
-            found = fields.method(self, owner.owner, name, skip_own=True)
-            return found and Function(found.module, found.node, {}, found.owner, owner.bound)
+            method = fields.method(self, owner.owner, name, skip_own=True)
+            return method and Function(method.module, method.node, {}, method.owner, owner.bound)
         if isinstance(owner, External):
             if owner == _PLATFORM:
                 return self.device if name == "device_type" else UNKNOWN

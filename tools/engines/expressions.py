@@ -5,13 +5,11 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tools.engines import calls, externals
+from tools.engines.reader import Reader, Scope
 from tools.engines.values import NONE_TYPE, UNION, UNKNOWN, Class, External, Function, Generic, is_type
-
-if TYPE_CHECKING:
-    from tools.engines.evaluate import Evaluator, Scope
 
 _BINARY: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -42,7 +40,7 @@ _COMPARE: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 _Comprehension = ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
 
 
-def evaluate(evaluator: Evaluator, node: ast.expr, module: str, scope: Scope) -> Any:
+def evaluate(evaluator: Reader, node: ast.expr, module: str, scope: Scope) -> Any:
     """The value of an expression; ``UNKNOWN`` for a kind that the reader does not know.
 
     Args:
@@ -58,7 +56,7 @@ def evaluate(evaluator: Evaluator, node: ast.expr, module: str, scope: Scope) ->
     return UNKNOWN if handler is None else handler(evaluator, node, module, scope)
 
 
-def _name(evaluator: Evaluator, node: ast.Name, module: str, scope: Scope) -> Any:
+def _name(evaluator: Reader, node: ast.Name, module: str, scope: Scope) -> Any:
     if node.id in scope:
         return scope[node.id]
     value = evaluator.name(module, node.id)
@@ -66,16 +64,16 @@ def _name(evaluator: Evaluator, node: ast.Name, module: str, scope: Scope) -> An
     return builtin if value is UNKNOWN and builtin is not None else value
 
 
-def _named(evaluator: Evaluator, node: ast.NamedExpr, module: str, scope: Scope) -> Any:
+def _named(evaluator: Reader, node: ast.NamedExpr, module: str, scope: Scope) -> Any:
     scope[node.target.id] = evaluator.expression(node.value, module, scope)
     return scope[node.target.id]
 
 
-def _attribute(evaluator: Evaluator, node: ast.Attribute, module: str, scope: Scope) -> Any:
+def _attribute(evaluator: Reader, node: ast.Attribute, module: str, scope: Scope) -> Any:
     return evaluator.attribute(evaluator.expression(node.value, module, scope), node.attr)
 
 
-def _subscript(evaluator: Evaluator, node: ast.Subscript, module: str, scope: Scope) -> Any:
+def _subscript(evaluator: Reader, node: ast.Subscript, module: str, scope: Scope) -> Any:
     owner = evaluator.expression(node.value, module, scope)
     index = evaluator.expression(node.slice, module, scope)
     if isinstance(owner, External | Class):
@@ -83,19 +81,19 @@ def _subscript(evaluator: Evaluator, node: ast.Subscript, module: str, scope: Sc
     return UNKNOWN if owner is UNKNOWN or index is UNKNOWN else owner[index]
 
 
-def _slice(evaluator: Evaluator, node: ast.Slice, module: str, scope: Scope) -> Any:
+def _slice(evaluator: Reader, node: ast.Slice, module: str, scope: Scope) -> Any:
     parts = (node.lower, node.upper, node.step)
     return slice(*(None if part is None else evaluator.expression(part, module, scope) for part in parts))
 
 
-def _binary(evaluator: Evaluator, node: ast.BinOp, module: str, scope: Scope) -> Any:
+def _binary(evaluator: Reader, node: ast.BinOp, module: str, scope: Scope) -> Any:
     left, right = (evaluator.expression(part, module, scope) for part in (node.left, node.right))
     if isinstance(node.op, ast.BitOr) and (is_type(left) or is_type(right)):
         return Generic(UNION, tuple(NONE_TYPE if part is None else part for part in (left, right)))
     return UNKNOWN if left is UNKNOWN or right is UNKNOWN else _BINARY[type(node.op)](left, right)
 
 
-def _boolean(evaluator: Evaluator, node: ast.BoolOp, module: str, scope: Scope) -> Any:
+def _boolean(evaluator: Reader, node: ast.BoolOp, module: str, scope: Scope) -> Any:
     value: Any = None
     for part in node.values:
         value = evaluator.expression(part, module, scope)
@@ -104,12 +102,12 @@ def _boolean(evaluator: Evaluator, node: ast.BoolOp, module: str, scope: Scope) 
     return value
 
 
-def _unary(evaluator: Evaluator, node: ast.UnaryOp, module: str, scope: Scope) -> Any:
+def _unary(evaluator: Reader, node: ast.UnaryOp, module: str, scope: Scope) -> Any:
     value = evaluator.expression(node.operand, module, scope)
     return UNKNOWN if value is UNKNOWN else _UNARY[type(node.op)](value)
 
 
-def _compare(evaluator: Evaluator, node: ast.Compare, module: str, scope: Scope) -> Any:
+def _compare(evaluator: Reader, node: ast.Compare, module: str, scope: Scope) -> Any:
     left = evaluator.expression(node.left, module, scope)
     for op, comparator in zip(node.ops, node.comparators, strict=True):
         right = evaluator.expression(comparator, module, scope)
@@ -121,12 +119,12 @@ def _compare(evaluator: Evaluator, node: ast.Compare, module: str, scope: Scope)
     return True
 
 
-def _conditional(evaluator: Evaluator, node: ast.IfExp, module: str, scope: Scope) -> Any:
+def _conditional(evaluator: Reader, node: ast.IfExp, module: str, scope: Scope) -> Any:
     test = evaluator.expression(node.test, module, scope)
     return UNKNOWN if test is UNKNOWN else evaluator.expression(node.body if test else node.orelse, module, scope)
 
 
-def _list(evaluator: Evaluator, node: ast.List | ast.Tuple | ast.Set, module: str, scope: Scope) -> list[Any]:
+def _list(evaluator: Reader, node: ast.List | ast.Tuple | ast.Set, module: str, scope: Scope) -> list[Any]:
     items: list[Any] = []
     for element in node.elts:
         if isinstance(element, ast.Starred):
@@ -136,7 +134,7 @@ def _list(evaluator: Evaluator, node: ast.List | ast.Tuple | ast.Set, module: st
     return items
 
 
-def _dict(evaluator: Evaluator, node: ast.Dict, module: str, scope: Scope) -> dict[Any, Any]:
+def _dict(evaluator: Reader, node: ast.Dict, module: str, scope: Scope) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
     for key, value in zip(node.keys, node.values, strict=True):
         if key is None:
@@ -146,7 +144,7 @@ def _dict(evaluator: Evaluator, node: ast.Dict, module: str, scope: Scope) -> di
     return result
 
 
-def _scopes(evaluator: Evaluator, node: _Comprehension, module: str, scope: Scope) -> Iterator[Scope]:
+def _scopes(evaluator: Reader, node: _Comprehension, module: str, scope: Scope) -> Iterator[Scope]:
     """The local names for each round of a comprehension."""
     scopes: list[Scope] = [dict(scope)]
     for generator in node.generators:
@@ -164,23 +162,23 @@ def _scopes(evaluator: Evaluator, node: _Comprehension, module: str, scope: Scop
     yield from scopes
 
 
-def _items(evaluator: Evaluator, node: ast.ListComp | ast.GeneratorExp | ast.SetComp, module: str, scope: Scope) -> Any:
+def _items(evaluator: Reader, node: ast.ListComp | ast.GeneratorExp | ast.SetComp, module: str, scope: Scope) -> Any:
     return [evaluator.expression(node.elt, module, inner) for inner in _scopes(evaluator, node, module, scope)]
 
 
-def _pairs(evaluator: Evaluator, node: ast.DictComp, module: str, scope: Scope) -> Any:
+def _pairs(evaluator: Reader, node: ast.DictComp, module: str, scope: Scope) -> Any:
     return {
         evaluator.expression(node.key, module, inner): evaluator.expression(node.value, module, inner)
         for inner in _scopes(evaluator, node, module, scope)
     }
 
 
-def _joined(evaluator: Evaluator, node: ast.JoinedStr, module: str, scope: Scope) -> Any:
+def _joined(evaluator: Reader, node: ast.JoinedStr, module: str, scope: Scope) -> Any:
     parts = [evaluator.expression(part, module, scope) for part in node.values]
     return UNKNOWN if UNKNOWN in parts else "".join(str(part) for part in parts)
 
 
-def _call(evaluator: Evaluator, node: ast.Call, module: str, scope: Scope) -> Any:
+def _call(evaluator: Reader, node: ast.Call, module: str, scope: Scope) -> Any:
     function = evaluator.expression(node.func, module, scope)
     if function == External("builtins.super"):
         return calls.zero_super(scope)
@@ -197,7 +195,7 @@ def _call(evaluator: Evaluator, node: ast.Call, module: str, scope: Scope) -> An
     return evaluator.call(function, args, options)
 
 
-_HANDLERS: dict[type[ast.expr], Callable[[Evaluator, Any, str, Scope], Any]] = {
+_HANDLERS: dict[type[ast.expr], Callable[[Reader, Any, str, Scope], Any]] = {
     ast.Constant: lambda _, node, *__: node.value,
     ast.Name: _name,
     ast.NamedExpr: _named,

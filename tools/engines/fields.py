@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tools.engines.reader import Reader
 from tools.engines.values import (
     MISSING,
     UNKNOWN,
@@ -19,44 +20,41 @@ from tools.engines.values import (
     Member,
 )
 
-if TYPE_CHECKING:
-    from tools.engines.evaluate import Evaluator
-
 # A default that is there, but made when the program runs: it is compared with MISSING, so it must not be UNKNOWN.
 _AT_RUN_TIME = External("<at run time>")
 _ENUM_BASES = {"Enum", "IntEnum", "StrEnum", "Flag", "IntFlag"}
 
 
-def bases(evaluator: Evaluator, cls: Class) -> list[Class]:
+def bases(evaluator: Reader, cls: Class) -> list[Class]:
     """The class and its bases inside the wheel, nearest first, each once."""
     line = [cls]
     for node in cls.node.bases:
         base = evaluator.expression(node, cls.module, {})
         base = base.origin if isinstance(base, Generic) else base
         if isinstance(base, Class):
-            line += [found for found in bases(evaluator, base) if found not in line]
+            line += [cls_above for cls_above in bases(evaluator, base) if cls_above not in line]
     return line
 
 
-def outer_bases(evaluator: Evaluator, cls: Class) -> set[str]:
+def outer_bases(evaluator: Reader, cls: Class) -> set[str]:
     """The last parts of the names of all bases outside the wheel."""
-    found: set[str] = set()
+    names: set[str] = set()
     for owner in bases(evaluator, cls):
         for node in owner.node.bases:
             base = evaluator.expression(node, owner.module, {})
             base = base.origin if isinstance(base, Generic) else base
             if isinstance(base, External):
-                found.add(base.name)
-    return found
+                names.add(base.name)
+    return names
 
 
-def is_enumeration(evaluator: Evaluator, cls: Class) -> bool:
+def is_enumeration(evaluator: Reader, cls: Class) -> bool:
     """Whether the class is an ``enum.Enum`` of some kind, or has a metaclass that makes it one."""
     metaclasses = [key.value for key in cls.node.keywords if key.arg == "metaclass"]
     return bool(outer_bases(evaluator, cls) & _ENUM_BASES) or any("Enum" in ast.unparse(node) for node in metaclasses)
 
 
-def members(evaluator: Evaluator, cls: Class) -> list[Member]:
+def members(evaluator: Reader, cls: Class) -> list[Member]:
     """The members of an enumeration in the order of their definition.
 
     Raises:
@@ -64,24 +62,24 @@ def members(evaluator: Evaluator, cls: Class) -> list[Member]:
     """
     if not is_enumeration(evaluator, cls):
         raise TypeError(f"{cls.name} is no enumeration")
-    found = []
+    members_so_far = []
     for node in cls.node.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
             if not name.startswith("_"):
                 value = evaluator.expression(node.value, cls.module, {})
-                found.append(Member(cls, name, value))
-    return found
+                members_so_far.append(Member(cls, name, value))
+    return members_so_far
 
 
-def decorators(evaluator: Evaluator, cls: Class) -> Iterator[tuple[Any, ast.expr]]:
+def decorators(evaluator: Reader, cls: Class) -> Iterator[tuple[Any, ast.expr]]:
     """Each decorator of the class as its value (the called function, where it is called) and its expression."""
     for node in cls.node.decorator_list:
         called = node.func if isinstance(node, ast.Call) else node
         yield evaluator.expression(called, cls.module, {}), node
 
 
-def is_dataclass(evaluator: Evaluator, cls: Any) -> bool:
+def is_dataclass(evaluator: Reader, cls: Any) -> bool:
     """Whether the value is a class with ``@dataclass``, or with a decorator of the wheel called ``config``."""
     return isinstance(cls, Class) and any(
         getattr(decorator, "name", "") in ("dataclass", "config")
@@ -90,7 +88,7 @@ def is_dataclass(evaluator: Evaluator, cls: Any) -> bool:
     )
 
 
-def method(evaluator: Evaluator, cls: Class, name: str, *, skip_own: bool = False) -> Function | None:
+def method(evaluator: Reader, cls: Class, name: str, *, skip_own: bool = False) -> Function | None:
     """The method of that name, bound to the class where it is a class method; None when there is none."""
     for owner in bases(evaluator, cls)[1 if skip_own else 0 :]:
         for node in owner.node.body:
@@ -100,7 +98,7 @@ def method(evaluator: Evaluator, cls: Class, name: str, *, skip_own: bool = Fals
     return None
 
 
-def class_attribute(evaluator: Evaluator, cls: Class, name: str) -> Any:
+def class_attribute(evaluator: Reader, cls: Class, name: str) -> Any:
     """``cls.name``: documentation, a registry, a member, a method, or the default of a field."""
     if registry := evaluator.registries.get(f"{cls.name}.{name}"):
         return registry()
@@ -124,19 +122,19 @@ def class_attribute(evaluator: Evaluator, cls: Class, name: str) -> Any:
     return UNKNOWN
 
 
-def records(evaluator: Evaluator, cls: Class) -> list[FieldRecord]:
+def records(evaluator: Reader, cls: Class) -> list[FieldRecord]:
     """The fields of a dataclass, those of its bases first, as ``dataclasses.fields`` gives them."""
-    found: dict[str, FieldRecord] = {}
+    by_name: dict[str, FieldRecord] = {}
     for owner in reversed(bases(evaluator, cls)):
         for node, following in zip(owner.node.body, [*owner.node.body[1:], None], strict=True):
             if isinstance(node, ast.AnnAssign):
                 record = _record(evaluator, owner, node, following)
                 if record:
-                    found[record.name] = record
-    return list(found.values())
+                    by_name[record.name] = record
+    return list(by_name.values())
 
 
-def _record(evaluator: Evaluator, owner: Class, node: ast.AnnAssign, following: ast.stmt | None) -> FieldRecord | None:
+def _record(evaluator: Reader, owner: Class, node: ast.AnnAssign, following: ast.stmt | None) -> FieldRecord | None:
     hint = evaluator.expression(node.annotation, owner.module, {})
     if isinstance(hint, str):
         hint = evaluator.text(hint, owner.module)

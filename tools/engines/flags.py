@@ -39,12 +39,12 @@ def read_flags(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
         raise FleetError(f"{module}.make_arg_parser cannot be read without running it: {error}") from error
     if built is not recorder:
         raise FleetError(f"{module}.make_arg_parser cannot be followed to its end")
-    found: dict[str, dict[str, Any]] = {}
+    flags: dict[str, dict[str, Any]] = {}
     for names, options in recorder.calls:
         long = [name[2:] for name in names if name.startswith("--")]
         if long:  # the positional argument (the model) is no flag
-            found[long[0]] = _record(names, long[0], options)
-    return found
+            flags[long[0]] = _record(names, long[0], options)
+    return flags
 
 
 def _record(names: tuple[str, ...], name: str, options: dict[str, Any]) -> dict[str, Any]:

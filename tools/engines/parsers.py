@@ -18,15 +18,15 @@ def names(evaluator: Evaluator, kind: str) -> list[str]:
         kind: ``tool`` or ``reasoning``.
     """
     table = f"_{kind.upper()}_PARSERS_TO_REGISTER"
-    found: set[str] = set()
+    names_so_far: set[str] = set()
     for path, content in sorted(evaluator.sources.files.items()):
         if table not in content and _MANAGERS[kind] not in content:
             continue
         module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         if table in evaluator.sources.bindings(module):
-            found |= set(evaluator.name(module, table))
-        found |= set(_decorated(evaluator, module, _MANAGERS[kind]))
-    return sorted(found)
+            names_so_far |= set(evaluator.name(module, table))
+        names_so_far |= set(_decorated(evaluator, module, _MANAGERS[kind]))
+    return sorted(names_so_far)
 
 
 def _decorated(evaluator: Evaluator, module: str, manager: str) -> Iterator[str]:

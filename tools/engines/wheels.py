@@ -16,12 +16,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from lab.artifacts.uv import uv_program
 from tools.engines.releases import Release
 from tools.engines.sources import Sources
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.paths import cache_dir
 from vllm_fleet.edge import download
+from vllm_fleet.edge.uv import uv_program
 from vllm_fleet.mirror.store import Artifact
 
 _TIMEOUT_SECONDS = 120
@@ -71,14 +71,14 @@ def read_installed(site_packages: Path) -> Sources:
 
 def _keep_sources(wheel: Path, kept: Path) -> None:
     draft = kept.with_name(f".{kept.name}.{os.getpid()}")
-    found: set[str] = set()
+    names: set[str] = set()
     with zipfile.ZipFile(wheel) as whole, zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as small:
         for name in whole.namelist():
             if name.endswith(".py"):
                 small.writestr(name, whole.read(name))
             elif _is_compiled(name):
-                found |= _names_in(whole.read(name))
-        small.writestr(_BINARY_NAMES, "\n".join(sorted(found)))
+                names |= _names_in(whole.read(name))
+        small.writestr(_BINARY_NAMES, "\n".join(sorted(names)))
     draft.replace(kept)
 
 

@@ -1,1 +1,1 @@
-"""Makes the locks of engines: which packages, for which Python, with which digests, for one machine."""
+"""Writes the locks of engines: packages with digests, for each Python, for one machine."""

@@ -1,7 +1,7 @@
-"""``python -m tools.locks``: makes the locks of engines; on what is locked already it changes nothing.
+"""``python -m tools.locks``: writes the locks of engines. An existing lock does not change.
 
-A lock holds what the package index had on the engine's day (``as_of``), so the same recipe gives the same lock. Builds
-that are on an index of their own (ROCm, another CUDA) are locked where that index can be reached, with ``--index``.
+A lock contains the packages that the index had on the engine's date (``as_of``), so the same recipe gives the same
+lock. Builds on another index (ROCm, another CUDA) need ``--index``, and a machine that reaches that index.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--machine", choices=get_args(Machine), help="default: every one that is locked, else x86_64")
     parser.add_argument("--index", metavar="URL", action="append", help="in front of the package index")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: the file that the recipe names")
-    parser.add_argument("--check", action="store_true", help="write nothing, say what differs")
+    parser.add_argument("--check", action="store_true", help="write nothing, print the differences")
     options = parser.parse_args(arguments)
     if options.output and (len(options.engine or ()) != 1 or not options.machine):
         parser.error("--output is for one lock: name one engine and one machine")
     try:
         catalog = load()
         chosen = _chosen(catalog, options.engine, options.machine)
-        same = [_one(catalog, engine, machine, options) for engine, machine in chosen]
+        same = [_update_lock(catalog, engine, machine, options) for engine, machine in chosen]
     except FleetError as fault:
         sys.stderr.write(f"locks: {fault}\n")
         return fault.exit_code
@@ -50,12 +50,12 @@ def _chosen(catalog: Catalog, names: list[str] | None, machine: Machine | None) 
                 raise FleetError(f"{engine.id} is installed as an image only", "name an engine with a wheel")
             continue
         locked: list[Machine] = list(engine.wheel.locks) or (["x86_64"] if names else [])
-        for each in [machine] if machine and (names or machine in locked) else locked:
-            yield engine, each
+        for chosen in [machine] if machine and (names or machine in locked) else locked:
+            yield engine, chosen
 
 
-def _one(catalog: Catalog, engine: Engine, machine: Machine, options: argparse.Namespace) -> bool:
-    """Makes one lock; returns whether the file held it already."""
+def _update_lock(catalog: Catalog, engine: Engine, machine: Machine, options: argparse.Namespace) -> bool:
+    """Generates one lock; returns whether the file is up to date already."""
     wheel = engine.wheel
     assert wheel is not None  # noqa: S101 - narrows a type; _chosen has ruled it out
     path = options.output or catalog.root / "engines" / wheel.locks.get(machine, f"locks/{engine.id}-{machine}.txt")
@@ -73,7 +73,7 @@ def _one(catalog: Catalog, engine: Engine, machine: Machine, options: argparse.N
     if not same and not options.check:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
-    state = "is as the index says" if same else "differs from the index" if options.check else "written"
+    state = "matches the index" if same else "differs from the index" if options.check else "written"
     sys.stderr.write(f"locks: {display(path)} {state}\n")
     return same
 

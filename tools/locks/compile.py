@@ -1,4 +1,4 @@
-"""Asks uv which packages an engine needs on one machine, for each of its Pythons."""
+"""Resolves the packages of an engine with uv, for one machine and each of its Pythons."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.artifacts.uv import uv_program
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.paths import cache_dir
 from vllm_fleet.catalogue import engine_locks
+from vllm_fleet.edge.uv import uv_program
 from vllm_fleet.schema.recipe import Engine, Machine, WheelInstall
 
 _TIMEOUT_SECONDS = 1800
@@ -25,27 +25,27 @@ def packages(
 ) -> dict[str, list[dict[str, Any]]]:
     """Python -> every package of the engine, as ``pylock.toml`` lists it: name, version, and a wheel or an sdist.
 
-    One Python after the other, not all at once (``--universal``): then uv takes what wheels ask for from any one of
-    a package's wheels, and a package whose wheels differ in that loses requirements.
+    Each Python is resolved alone. With ``--universal``, uv reads the requirements of one wheel of a package only, and
+    packages whose wheels differ in them lose requirements.
 
     Args:
         engine: the engine.
-        wheel: its wheel form, which says what is asked for.
-        machine: the machine that it is for.
+        wheel: its wheel form, with the requirements.
+        machine: the machine type.
         indexes: indexes in front of the package index.
 
     Raises:
-        FleetError: uv finds no packages that fit each other, or cannot reach an index.
+        FleetError: uv finds no compatible packages, or cannot reach an index.
     """
-    found = {}
+    by_python = {}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pyproject.toml").write_text(_project(engine, machine, indexes), encoding="utf-8")
         output = Path(folder) / "pylock.toml"
         for python in wheel.python:
-            # What the Python before took is in the output file already, and taken again where it fits.
+            # The output file has the choices for the Python before; uv prefers them where they fit.
             _compile(engine, wheel, machine, python, output)
-            found[python] = list(tomllib.loads(output.read_text(encoding="utf-8"))["packages"])
-    return found
+            by_python[python] = list(tomllib.loads(output.read_text(encoding="utf-8"))["packages"])
+    return by_python
 
 
 def _compile(engine: Engine, wheel: WheelInstall, machine: Machine, python: str, output: Path) -> None:
@@ -56,12 +56,12 @@ def _compile(engine: Engine, wheel: WheelInstall, machine: Machine, python: str,
         *(word for name in wheel.sources for word in ("--no-binary", name)),
         *("--preview-features", "index-exclude-newer"),
     ]
-    # With this one uv would leave out what the project's file says.
+    # With this variable, uv would ignore the project's file.
     environment = {name: value for name, value in os.environ.items() if name != "UV_NO_CONFIG"}
     done = subprocess.run(
         [uv_program(), *words],
         cwd=output.parent,
-        # For another Python uv needs no interpreter of it, and must not fetch one that nobody pinned.
+        # uv needs no interpreter of another Python, and must not download one that is not pinned.
         env={**environment, "UV_CACHE_DIR": str(cache_dir() / "uv"), "UV_PYTHON_DOWNLOADS": "never"},
         capture_output=True,
         text=True,
@@ -77,15 +77,15 @@ def _compile(engine: Engine, wheel: WheelInstall, machine: Machine, python: str,
 
 
 def _project(engine: Engine, machine: Machine, indexes: Sequence[str]) -> str:
-    """A project that asks for just the engine. A JSON list of strings is a TOML array too."""
-    asked = engine_locks.inputs(engine, machine)
+    """A project that requires only the engine. A JSON list of strings is a TOML array too."""
+    inputs = engine_locks.inputs(engine, machine)
     text = (
-        f'[project]\nname = "engine"\nversion = "0"\ndependencies = {json.dumps(asked["requirements"])}\n\n'
-        f"[tool.uv]\noverride-dependencies = {json.dumps(asked['overrides'])}\n"
-        f"exclude-dependencies = {json.dumps(asked['without'])}\n"
-        f'exclude-newer = "{asked["as_of"]}T00:00:00Z"\n'
+        f'[project]\nname = "engine"\nversion = "0"\ndependencies = {json.dumps(inputs["requirements"])}\n\n'
+        f"[tool.uv]\noverride-dependencies = {json.dumps(inputs['overrides'])}\n"
+        f"exclude-dependencies = {json.dumps(inputs['without'])}\n"
+        f'exclude-newer = "{inputs["as_of"]}T00:00:00Z"\n'
     )
     for number, url in enumerate(indexes):
-        # An index that says no days is not judged by them; the digests pin what it gave.
+        # An index without dates has no exclude-newer; the digests pin its files.
         text += f'\n[[tool.uv.index]]\nname = "engine-{number}"\nurl = {json.dumps(url)}\nexclude-newer = false\n'
     return text

@@ -26,11 +26,11 @@ def lock_text(
         engine: the engine.
         wheel: its wheel form.
         machine: the machine that it is for.
-        packages: Python -> what uv has chosen.
+        packages: Python -> the choices of uv.
         indexes: the indexes in front of the package index; hosts need them too.
-        command: how to make it again.
+        command: the command that writes it again.
     """
-    #: (name, version) -> Python -> the files that this Python can take, which is nearly always one.
+    #: (name, version) -> Python -> the files for this Python, nearly always one.
     files: _Files = defaultdict(dict)
     for python, chosen in packages.items():
         for package in chosen:
@@ -62,13 +62,15 @@ def _size(files: Sequence[Mapping[str, Any]]) -> int:
 def _pin(
     name: str, version: str, taken: Mapping[str, Sequence[Mapping[str, Any]]], pythons: Sequence[str]
 ) -> engine_locks.Pin:
-    found = (str(file["hashes"]["sha256"]) for python in pythons for file in taken.get(python, ()))
-    digests = tuple(dict.fromkeys(found))
+    all_digests = (str(file["hashes"]["sha256"]) for python in pythons for file in taken.get(python, ()))
+    digests = tuple(dict.fromkeys(all_digests))
     marker = "" if len(taken) == len(pythons) else " or ".join(f"python_version == '{python}'" for python in taken)
     return engine_locks.Pin(name, version, marker, digests)
 
 
 def _lines(pin: engine_locks.Pin) -> Iterator[str]:
-    """A package as a requirements file spells it."""
+    """A package in the syntax of a requirements file."""
     marker = f" ; {pin.marker}" if pin.marker else ""
-    yield " \\\n".join([f"{pin.name}=={pin.version}{marker}", *(f"    --hash=sha256:{each}" for each in pin.sha256)])
+    yield " \\\n".join(
+        [f"{pin.name}=={pin.version}{marker}", *(f"    --hash=sha256:{digest}" for digest in pin.sha256)]
+    )

@@ -1,15 +1,73 @@
-"""Previews a stack with the Pulumi CLI; nothing here changes a stack."""
+"""Runs the Pulumi CLI with its output captured, and reads what a preview would do."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 
 _HINT = "run it by hand to see its whole output"
+
+
+def run_pulumi(
+    *words: str,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    text_in: str | None = None,
+    timeout_seconds: float | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Runs ``pulumi`` to its end and returns its exit code and output, whatever they are.
+
+    Args:
+        words: its arguments.
+        cwd: the folder that it runs in; None: the current one.
+        environment: its whole environment; None: the one of this program.
+        text_in: what it reads from standard input.
+        timeout_seconds: after that it is killed; None: never.
+
+    Raises:
+        FleetError: there is no ``pulumi`` on PATH.
+        subprocess.TimeoutExpired: it did not end in time.
+    """
+    try:
+        return subprocess.run(
+            ["pulumi", *words],
+            cwd=cwd,
+            env=environment,
+            input=text_in,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_seconds,
+        )
+    except FileNotFoundError:
+        raise FleetError("pulumi is not on PATH", "run 'make setup' and '. ./activate'") from None
+
+
+def pulumi_output(*words: str, cwd: Path | None = None, text_in: str | None = None) -> str:
+    """Runs ``pulumi`` and returns its standard output.
+
+    Args:
+        words: its arguments.
+        cwd: the folder that it runs in; None: the current one.
+        text_in: what it reads from standard input.
+
+    Raises:
+        FleetError: there is no ``pulumi`` on PATH, or it failed (``work-failed``).
+    """
+    done = run_pulumi(*words, cwd=cwd, text_in=text_in)
+    if done.returncode != 0:
+        raise FleetError(
+            f"'pulumi {' '.join(words)}' failed: {(done.stderr or done.stdout).strip()[-500:]}",
+            "run it by hand",
+            code="work-failed",
+        )
+    return done.stdout
 
 
 def preview(stack: str) -> dict[str, Any]:
@@ -24,11 +82,8 @@ def preview(stack: str) -> dict[str, Any]:
     Raises:
         FleetError: the stack or the program pulumi is missing, or the preview failed (``work-failed``).
     """
-    words = ["pulumi", "preview", "--json", "--ignore-protect", "--stack", stack, "--non-interactive"]
-    try:
-        done = subprocess.run(words, cwd=paths.root(), capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise FleetError("pulumi is not on PATH", "run 'make setup' and '. ./activate'") from None
+    words = ("preview", "--json", "--ignore-protect", "--stack", stack, "--non-interactive")
+    done = run_pulumi(*words, cwd=paths.root())
     if f"no stack named '{stack}' found" in done.stderr:
         raise FleetError(f"there is no Pulumi stack {stack!r}", f"run 'pulumi stack init {stack}', or omit --preview")
     report = _parse_json(done.stdout)
@@ -36,7 +91,7 @@ def preview(stack: str) -> dict[str, Any]:
         diagnostics = (report or {}).get("diagnostics", [])
         errors = [entry["message"] for entry in diagnostics if entry.get("severity") == "error"]
         reason = " ".join("\n".join(errors).split()) or " ".join(done.stderr.split())[-500:] or "it printed no JSON"
-        raise FleetError(f"'{' '.join(words)}' failed: {reason}", _HINT, code="work-failed")
+        raise FleetError(f"'pulumi {' '.join(words)}' failed: {reason}", _HINT, code="work-failed")
     return report
 
 

@@ -9,9 +9,9 @@ from vllm_fleet.catalogue.catalogue import Catalog
 
 _INTRODUCTION = """# Where host classes can be had
 
-Made from `recipes/clouds` by `make golden`. Nothing here was rented by this project: types, disks and capacity kinds
-come from the sources that each file names. A class asked from a cloud that does not have it is refused with this list.
-A class that stands nowhere here (R9700) is served on `static` hosts: `vllm-fleet init` writes their fleet.
+Generated from `recipes/clouds` by `make golden`. This project has rented none of it: types, disks and capacity kinds
+come from the sources that each file names. A class that a cloud does not have is refused with this list. A class that
+is not in the table (R9700) is served on `static` hosts: `vllm-fleet init` writes their fleet.
 """
 
 

@@ -16,27 +16,26 @@ from vllm_fleet.fleet.host_plan import HostPlan
 
 
 class AwsCloud(CloudComponent):
-    """One provider and one network a region; account and credentials are those of the AWS SDK."""
+    """One provider and one network per region; the AWS SDK finds account and credentials."""
 
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("AwsCloud", name, opts)
         self.hosts = {}
         for hosts in args.networks:
             self._region(args, rented(hosts[0]).placement.region, hosts)
-        self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
+        self.register_hosts()
 
     def _region(self, args: CloudArgs, region: str, hosts: tuple[HostPlan, ...]) -> None:
         name = f"{args.fleet}-{region}"
-        tags = {"fleet": args.fleet, "managed-by": "vllm-fleet"}
         provider = aws.Provider(
-            name, region=region, default_tags={"tags": tags}, opts=pulumi.ResourceOptions(parent=self)
+            name, region=region, default_tags={"tags": args.tags}, opts=pulumi.ResourceOptions(parent=self)
         )
         below = pulumi.ResourceOptions(parent=self, provider=provider)
         network = AwsNetwork(name, args, hosts, self.far_gateways(args, hosts), below)
         capacity = {pool: Capacity(f"{args.fleet}-{pool}", members, below) for pool, members in _pools(hosts)}
         images = AwsImages(below)
         made = {host.name: AwsHost(host, args, network, capacity[host.pool], images, below) for host in hosts}
-        self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}
+        self.hosts = {**self.hosts, **{host: instance.record for host, instance in made.items()}}
 
 
 def _pools(hosts: tuple[HostPlan, ...]) -> Iterator[tuple[str, tuple[HostPlan, ...]]]:

@@ -17,15 +17,15 @@ from vllm_fleet.catalogue.rental import Rented
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import AwsPlacement
 
-#: What a host keeps that exists: a change of these would stop or replace it.
+#: Ignored changes of a host that exists: they would stop or replace it.
 _KEPT = ["userData", "subnetId", "availabilityZone", "associatePublicIpAddress"]
 
 
 class AwsHost(pulumi.ComponentResource):
-    """An instance. It has no instance profile: nothing on it talks to AWS, so it has no right to take away.
+    """An instance. It has no instance profile, because nothing on it uses the AWS API.
 
     Attributes:
-        record: how it stands in ``stack.json``.
+        record: its entry in ``stack.json``.
     """
 
     record: HostRecord
@@ -45,11 +45,11 @@ class AwsHost(pulumi.ComponentResource):
         where = rented(host)
         zone = args.zones.choose(host)
         key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self))
-        protect = host.name not in args.unprotected
+        protect = args.protects(host)
         instance = aws.ec2.Instance(
             host.name,
             instance_type=where.shape,
-            ami=images.of(where),
+            ami=images.image(where),
             user_data=user_data(host.user, args.authorised_keys, key),
             metadata_options={"http_tokens": "required", "http_put_response_hop_limit": 1, "http_endpoint": "enabled"},
             root_block_device={"encrypted": True, "volume_type": "gp3", "volume_size": where.placement.disk_gib},
@@ -58,11 +58,7 @@ class AwsHost(pulumi.ComponentResource):
             **capacity.arguments(),
             opts=pulumi.ResourceOptions.merge(
                 self._mine,
-                pulumi.ResourceOptions(
-                    protect=protect,
-                    ignore_changes=[*_KEPT, *([] if where.placement.image else ["ami"])],
-                    hooks=args.zones.hooks(host, zone),
-                ),
+                args.host_options(host, zone, _KEPT, image="ami"),
             ),
         )
         if where.placement.model_disk_gib:
@@ -102,16 +98,17 @@ class AwsHost(pulumi.ComponentResource):
         ]
         return {
             "network_interfaces": [
-                {"network_interface_id": each.id, "device_index": min(card, 1), "network_card_index": card}
-                for card, each in enumerate(cards)
+                {"network_interface_id": interface.id, "device_index": min(card, 1), "network_card_index": card}
+                for card, interface in enumerate(cards)
             ]
         }
 
     def _address(self, instance: aws.ec2.Instance, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
-        """Where SSH reaches it.
+        """The address for SSH.
 
-        Gateways have an elastic address, which clients know by name; so have hosts with several interfaces, which AWS
-        gives no other. An account has few of them, so other hosts take what they get: it stays until they are stopped.
+        Gateways have an elastic address, which DNS names can point to. So do hosts with several interfaces: AWS gives
+        them no dynamic one. Accounts have few elastic addresses, so other hosts get a dynamic one, which stays until
+        they are stopped.
         """
         placement = placed(self._host, AwsPlacement)
         if not placement.public_address:

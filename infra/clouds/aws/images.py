@@ -11,5 +11,5 @@ from infra.sdk import aws
 class AwsImages(Images):
     """The images of one region; the table names a parameter, which says today's."""
 
-    def _newest(self, name: str) -> pulumi.Output[str]:
-        return aws.ssm.get_parameter_output(name=name, opts=self._opts).apply(lambda found: str(found.value))
+    def _look_up(self, name: str) -> pulumi.Output[str]:
+        return aws.ssm.get_parameter_output(name=name, opts=self._opts).apply(lambda parameter: str(parameter.value))

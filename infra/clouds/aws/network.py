@@ -1,4 +1,4 @@
-"""A region's network: subnets a zone, SSH and the API only from where the fleet says, vLLM only from the gateways."""
+"""A region's network: subnets per zone, SSH and the API from the ranges of the fleet, vLLM from the gateways only."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from typing import Any
 
 import pulumi
 
-from infra.hosts import SERVICE_PORTS, CloudArgs, has_private, needs_nat, range_of, rented
+from infra.hosts import EVERYWHERE, SERVICE_PORTS, CloudArgs, has_private, needs_nat, range_of, rented
 from infra.sdk import aws
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.private_networks import PARTS, part
-
-_EVERYWHERE = "0.0.0.0/0"
 
 
 class AwsNetwork(pulumi.ComponentResource):
     """VPC, subnets, route and security groups.
 
     Attributes:
-        subnets: zone -> the id of its subnet with a way to and from the internet.
-        inner: zone -> the id of its subnet for hosts without a public address.
+        subnets: zone -> the id of its public subnet.
+        inner: zone -> the id of its private subnet.
         groups: kind of host -> the id of its security group.
-        gateway: to the internet; an elastic address is refused before it is there.
+        gateway: the internet gateway; AWS refuses elastic addresses before it exists.
     """
 
     subnets: dict[str, pulumi.Output[str]]
@@ -62,7 +60,7 @@ class AwsNetwork(pulumi.ComponentResource):
         self.register_outputs({"vpc": self._vpc.id})
 
     def _nat(self) -> Any:
-        """The route of hosts without a public address: one NAT a region, in the first of its zones."""
+        """The default route of hosts without a public address: one NAT per region, in its first zone."""
         name = f"{self._name}-nat"
         after = pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(depends_on=[self.gateway]))
         address = aws.ec2.Eip(name, domain="vpc", tags={"Name": name}, opts=after)
@@ -71,7 +69,7 @@ class AwsNetwork(pulumi.ComponentResource):
             allocation_id=address.id,
             subnet_id=self.subnets[min(self.subnets)],
             tags={"Name": name},
-            # Another zone in the list does not move it: that would cut every host off for a while.
+            # A new first zone does not move it: that would interrupt the traffic of every host.
             opts=pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(ignore_changes=["subnetId"])),
         )
         return {"nat_gateway_id": nat.id}
@@ -84,14 +82,12 @@ class AwsNetwork(pulumi.ComponentResource):
         label = f"{self._name}{suffix}"
         table = aws.ec2.RouteTable(label, vpc_id=self._vpc.id, tags={"Name": label}, opts=self._mine)
         if way_out:
-            # Beside the table and not in it: routes that others add, to networks that are joined, stay.
-            aws.ec2.Route(
-                label, route_table_id=table.id, destination_cidr_block=_EVERYWHERE, **way_out, opts=self._mine
-            )
-        found = {}
+            # A resource of its own, so that Pulumi leaves routes alone that others add for joined networks.
+            aws.ec2.Route(label, route_table_id=table.id, destination_cidr_block=EVERYWHERE, **way_out, opts=self._mine)
+        subnets = {}
         for zone in zones:
             name = f"{self._name}-{zone[-1]}{suffix}"
-            # By the letter of the zone, so that another zone in the list moves no subnet.
+            # From the letter of the zone, so that a new zone in the list does not move other subnets.
             index = (ord(zone[-1]) - ord("a")) * 2 + (1 if suffix else 0)
             subnet = aws.ec2.Subnet(
                 name,
@@ -102,8 +98,8 @@ class AwsNetwork(pulumi.ComponentResource):
                 opts=self._mine,
             )
             aws.ec2.RouteTableAssociation(name, subnet_id=subnet.id, route_table_id=table.id, opts=self._mine)
-            found[zone] = subnet.id
-        return found
+            subnets[zone] = subnet.id
+        return subnets
 
     def _group(self, kind: str) -> pulumi.Output[str]:
         name = f"{self._name}-{kind}"
@@ -116,7 +112,7 @@ class AwsNetwork(pulumi.ComponentResource):
             opts=self._mine,
         )
         aws.vpc.SecurityGroupEgressRule(
-            name, security_group_id=group.id, ip_protocol="-1", cidr_ipv4=_EVERYWHERE, opts=self._mine
+            name, security_group_id=group.id, ip_protocol="-1", cidr_ipv4=EVERYWHERE, opts=self._mine
         )
         return group.id
 
@@ -134,7 +130,7 @@ class AwsNetwork(pulumi.ComponentResource):
                     self._ingress(mirror.kind, f"mirror-{port}-{origin}", (port, port), source)
                 for network in mirror.far:
                     self._allow(mirror.kind, f"mirror-{port}", (port, port), network)
-        # The interfaces of a fabric (EFA) talk among themselves by no protocol that has a number.
+        # EFA traffic between the hosts has no protocol number.
         aws.vpc.SecurityGroupIngressRule(
             f"{self._name}-fabric",
             security_group_id=self.groups["serving"],
@@ -144,14 +140,14 @@ class AwsNetwork(pulumi.ComponentResource):
         )
 
     def _from_gateways(self, what: str, ports: tuple[int, int], far: Mapping[str, pulumi.Input[str]]) -> None:
-        """Lets TCP in to serving hosts from the gateways: of this network, or at their addresses in another one."""
+        """Allows TCP to serving hosts from the gateways: by group in this network, by address from another one."""
         self._ingress("serving", what, ports, {"referenced_security_group_id": self.groups["gateway"]})
         for name, address in far.items():
-            one = pulumi.Output.concat(address, "/32")
-            self._ingress("serving", f"{what}-{name}", ports, {"cidr_ipv4": one})
+            block = pulumi.Output.concat(address, "/32")
+            self._ingress("serving", f"{what}-{name}", ports, {"cidr_ipv4": block})
 
     def _allow(self, kind: str, what: str, ports: tuple[int, int], network: str) -> None:
-        """Lets TCP in from a network."""
+        """Allows TCP from a network."""
         origin = {"cidr_ipv6" if ":" in network else "cidr_ipv4": pulumi.Output.from_input(network)}
         self._ingress(kind, f"{what}-{network.replace('/', '-').replace(':', '.')}", ports, origin)
 

@@ -14,7 +14,7 @@ from vllm_fleet.schema.cloud import GcpPlacement
 
 
 class GcpCloud(CloudComponent):
-    """One provider and one network a project and region; credentials are those of the SDK."""
+    """One provider and one network per project and region; the SDK finds the credentials."""
 
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("GcpCloud", name, opts)
@@ -23,7 +23,7 @@ class GcpCloud(CloudComponent):
         for hosts in args.networks:
             where = placed(hosts[0], GcpPlacement)
             self._region(args, "-".join([args.fleet, *([where.project] if several else []), where.region]), hosts)
-        self.register_outputs({"hosts": {host: record.address for host, record in self.hosts.items()}})
+        self.register_hosts()
 
     def _region(self, args: CloudArgs, name: str, hosts: tuple[HostPlan, ...]) -> None:
         placement = placed(hosts[0], GcpPlacement)
@@ -31,11 +31,11 @@ class GcpCloud(CloudComponent):
             name,
             project=placement.project,
             region=placement.region,
-            default_labels={"fleet": args.fleet, "managed-by": "vllm-fleet"},
+            default_labels=args.tags,
             opts=pulumi.ResourceOptions(parent=self),
         )
         below = pulumi.ResourceOptions(parent=self, provider=provider)
         network = GcpNetwork(name, args, hosts, self.far_gateways(args, hosts), below)
         images = GcpImages(below)
         made = {host.name: GcpHost(host, args, network, images, below) for host in hosts}
-        self.hosts = {**self.hosts, **{host: each.record for host, each in made.items()}}
+        self.hosts = {**self.hosts, **{host: instance.record for host, instance in made.items()}}

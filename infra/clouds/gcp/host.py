@@ -22,12 +22,15 @@ _HYPERDISK = ("a3-ultragpu", "a4-", "a4x-")
 #: Series whose reservations are used by the provisioning model RESERVATION_BOUND.
 _BOUND = ("a3-ultragpu", "a4-", "a4x-")
 
+#: Ignored changes of a host that exists: they would stop or replace it.
+_KEPT = ["zone", "metadata"]
+
 
 class GcpHost(pulumi.ComponentResource):
-    """An instance. It has no service account: nothing on it talks to Google, so it has no right to take away.
+    """An instance. It has no service account, because nothing on it uses Google's API.
 
     Attributes:
-        record: how it stands in ``stack.json``.
+        record: its entry in ``stack.json``.
     """
 
     record: HostRecord
@@ -46,20 +49,19 @@ class GcpHost(pulumi.ComponentResource):
         where, placement = rented(host), placed(host, GcpPlacement)
         zone = args.zones.choose(host)
         key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self))
-        protect = host.name not in args.unprotected
+        protect = args.protects(host)
         # Names are unique in a project, where other fleets are too.
         name = f"{args.fleet}-{host.name}"
-        kept = ["zone", "metadata", *([] if placement.image else ["bootDisk.initializeParams.image"])]
         instance = gcp.compute.Instance(
             host.name,
             name=name,
             machine_type=where.shape,
             zone=zone,
-            boot_disk=_boot_disk(where, images.of(where)),
+            boot_disk=_boot_disk(where, images.image(where)),
             network_interfaces=[self._interface(name, placement, network, protect)],
             metadata={
                 "user-data": user_data(host.user, args.authorised_keys, key),
-                # Who may log in stands in the fleet, and not in the project or in an account of Google.
+                # The fleet alone defines who may log in, not the project and not Google accounts.
                 "enable-oslogin": "FALSE",
                 "block-project-ssh-keys": "TRUE",
                 "serial-port-enable": "FALSE",
@@ -74,12 +76,12 @@ class GcpHost(pulumi.ComponentResource):
             **capacity(placement, where.shape),
             opts=pulumi.ResourceOptions.merge(
                 self._mine,
-                pulumi.ResourceOptions(protect=protect, ignore_changes=kept, hooks=args.zones.hooks(host, zone)),
+                args.host_options(host, zone, _KEPT, image="bootDisk.initializeParams.image"),
             ),
         )
         if placement.model_disk_gib:
             self._model_disk(f"{name}-models", instance, placement.model_disk_gib, protect)
-        private = instance.network_interfaces.apply(lambda found: str(found[0].network_ip))
+        private = instance.network_interfaces.apply(lambda interfaces: str(interfaces[0].network_ip))
         address = private
         if placement.public_address:
             address = instance.network_interfaces.apply(_public_address)
@@ -89,9 +91,9 @@ class GcpHost(pulumi.ComponentResource):
     def _interface(
         self, name: str, placement: GcpPlacement, network: GcpNetwork, protect: bool
     ) -> gcp.compute.InstanceNetworkInterfaceArgs:
-        """The interface, with a public address: one that stays for gateways, which clients know by name.
+        """The network interface. Gateways get a reserved address, which DNS names can point to.
 
-        That of other hosts stays until they are stopped; a project has few addresses to keep.
+        Other hosts get a dynamic one, which stays until they are stopped: projects have few reserved addresses.
         """
         if not placement.public_address:
             return gcp.compute.InstanceNetworkInterfaceArgs(subnetwork=network.subnet)
@@ -138,15 +140,15 @@ def _public_address(interfaces: Sequence[Any]) -> str:
 
 
 def capacity(placement: GcpPlacement, shape: str) -> dict[str, Any]:
-    """Scheduling and reservation of an instance; one with GPUs cannot be moved, so it ends for maintenance.
+    """Scheduling and reservation of an instance. Instances with GPUs cannot migrate: maintenance stops them.
 
     Args:
-        placement: where, and how it is got.
+        placement: the placement with its capacity.
         shape: the machine type.
     """
     kind = placement.capacity.kind
     scheduling: dict[str, Any] = {"on_host_maintenance": "TERMINATE", "automatic_restart": True}
-    found: dict[str, Any] = {"scheduling": scheduling}
+    arguments: dict[str, Any] = {"scheduling": scheduling}
     if kind in ("spot", "flex-start"):
         scheduling |= {"automatic_restart": False, "instance_termination_action": "STOP"}
         scheduling["provisioning_model"] = kind.upper().replace("-", "_")
@@ -154,16 +156,16 @@ def capacity(placement: GcpPlacement, shape: str) -> dict[str, Any]:
         scheduling["preemptible"] = True
     if kind == "flex-start":
         scheduling["max_run_duration"] = {"seconds": (placement.run_hours or 0) * 3600}
-        found["reservation_affinity"] = {"type": "NO_RESERVATION"}
+        arguments["reservation_affinity"] = {"type": "NO_RESERVATION"}
     if kind == "reservation":
         if shape.startswith(_BOUND):
             scheduling |= {"provisioning_model": "RESERVATION_BOUND", "automatic_restart": False}
             scheduling["instance_termination_action"] = "STOP"
-        found["reservation_affinity"] = {
+        arguments["reservation_affinity"] = {
             "type": "SPECIFIC_RESERVATION",
             "specific_reservation": {
                 "key": "compute.googleapis.com/reservation-name",
                 "values": [placement.capacity.id],
             },
         }
-    return found
+    return arguments

@@ -1,4 +1,4 @@
-"""A region's network: one subnet, SSH and the API only from where the fleet says, vLLM only from the gateways."""
+"""A region's network: one subnet, SSH and the API from the ranges of the fleet, vLLM from the gateways only."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from vllm_fleet.fleet.host_plan import HostPlan
 
 
 def tag(fleet: str, kind: str) -> str:
-    """The network tag of a kind of host: what firewall rules speak of."""
+    """The network tag of a kind of host, used in firewall rules."""
     return f"{fleet}-{kind}"
 
 
 class GcpNetwork(pulumi.ComponentResource):
-    """Network, subnet and firewall. What no rule lets in, the network's own last rule keeps out.
+    """Network, subnet and firewall. The implied last rule of a network denies everything else.
 
     Attributes:
-        subnet: the id of the subnet, which lies in every zone of the region.
+        subnet: the id of the subnet, which spans the zones of the region.
     """
 
     subnet: pulumi.Output[str]
@@ -56,14 +56,14 @@ class GcpNetwork(pulumi.ComponentResource):
         ):
             self._inside(what, [ports], serving, source_tags=[gateway])
             if far_gateways:
-                addresses = [pulumi.Output.concat(each, "/32") for each in far_gateways.values()]
+                addresses = [pulumi.Output.concat(address, "/32") for address in far_gateways.values()]
                 self._inside(f"{what}-far", [ports], serving, source_ranges=addresses)
         if needs_nat(hosts):
             self._nat(region)
         self.register_outputs({"network": network.id})
 
     def _nat(self, region: str) -> None:
-        """The way out of hosts without a public address."""
+        """NAT for hosts without a public address."""
         router = gcp.compute.Router(self._name, name=self._name, network=self._network, region=region, opts=self._mine)
         gcp.compute.RouterNat(
             self._name,
@@ -76,7 +76,7 @@ class GcpNetwork(pulumi.ComponentResource):
         )
 
     def _inside(self, what: str, ports: list[str], target: str, **origin: Any) -> None:
-        """Lets TCP in from hosts of the fleet."""
+        """Allows TCP from hosts of the fleet."""
         gcp.compute.Firewall(
             f"{self._name}-{what}",
             name=f"{self._name}-{what}",
@@ -88,10 +88,10 @@ class GcpNetwork(pulumi.ComponentResource):
         )
 
     def _allow(self, what: str, targets: list[str], ports: list[str], networks: list[str]) -> None:
-        """Lets TCP in from networks. A rule takes addresses of one family only."""
+        """Allows TCP from networks, with one rule per address family."""
         for suffix, members in (
-            ("", [each for each in networks if ":" not in each]),
-            ("-ipv6", [each for each in networks if ":" in each]),
+            ("", [network for network in networks if ":" not in network]),
+            ("-ipv6", [network for network in networks if ":" in network]),
         ):
             if members:
                 gcp.compute.Firewall(

@@ -17,10 +17,10 @@ _TIMEOUT_SECONDS = 3600
 
 
 def uv_program() -> str:
-    """The path of uv: the one of the project's environment, else the one on PATH.
+    """The path of uv: from the project's environment, else from PATH.
 
     Raises:
-        FleetError: when there is neither.
+        FleetError: uv is not installed.
     """
     folders = (root() / ".venv" / "bin", Path(sys.executable).parent)
     own = next((folder / "uv" for folder in folders if (folder / "uv").is_file()), None)
@@ -35,14 +35,14 @@ def uv_program() -> str:
 
 
 def run_uv(arguments: Sequence[str], what: str) -> None:
-    """Runs uv with the project's package cache; what it prints goes to stderr as it comes.
+    """Runs uv with the project's package cache; its output goes to stderr.
 
     Args:
         arguments: the arguments of uv.
-        what: what the run is for, as the error tells it.
+        what: the purpose of the run, for the error message.
 
     Raises:
-        FleetError: when uv fails or takes longer than an hour.
+        FleetError: uv failed, or took longer than an hour.
     """
     environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
     # No interpreter that nobody pinned.

@@ -1,4 +1,4 @@
-"""Hosts that exist already: the fleet says where they are, and the stack has nothing to make."""
+"""Hosts that exist already: ``fleet.yml`` has their addresses, and the stack creates nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from infra.hosts import CloudArgs, CloudComponent
 
 
 class StaticCloud(CloudComponent):
-    """Stands in the stack for the static hosts; they are not in ``stack.json``, ``fleet.yml`` has them."""
+    """Represents the static hosts in the stack. ``stack.json`` does not contain them."""
 
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("StaticCloud", name, opts)

@@ -1,4 +1,4 @@
-"""The lab: systemd hosts of this machine."""
+"""The cloud ``lab``: a fleet's plan as bridges and systemd hosts of this machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet.host_plan import HostPlan
 
-#: The place of ordinal 0 in the subnet, by kind of host.
+#: Kind of host -> the place of ordinal 0 in the subnet.
 _FIRST = {"gateway": 2, "serving": 11}
-#: What a host takes on this machine's disk: an engine's virtual environment and a model, or a package or two.
+#: The disk space of a host on this machine: a virtual environment and a model, or some packages.
 _DISK_GIB = {"gateway": 1, "serving": 7}
-#: The same for a host that gets its engine as an image: packed while it is fetched, then unpacked.
+#: The same for a host with its engine as an image: the layers, and the unpacked file system.
 _DISK_OF_IMAGES_GIB = 14
 #: The package cache that controller and hosts share: a stand-in for a mirror in the site's network.
 _SHARED_CACHE = "/var/cache/uv"
@@ -27,7 +27,7 @@ _SHARED_CACHE = "/var/cache/uv"
 
 @dataclass(frozen=True)
 class Place:
-    """Where one host is."""
+    """The placement of one host."""
 
     host: HostPlan
     bridge: str
@@ -41,7 +41,7 @@ class Place:
 
     @property
     def disk_gib(self) -> int:
-        """What the host takes on this machine's disk."""
+        """The disk space that the host needs on this machine, in GiB."""
         return _DISK_OF_IMAGES_GIB if self.containers else _DISK_GIB[self.host.kind]
 
 
@@ -51,13 +51,13 @@ def places(args: CloudArgs) -> tuple[Place, ...]:
     Raises:
         FleetError: an impossible placement, one address twice, or one bridge with two subnets.
     """
-    found: list[Place] = []
+    places_so_far: list[Place] = []
     for host in args.hosts:
         try:
-            found.append(_place(host, found))
+            places_so_far.append(_place(host, places_so_far))
         except FleetError as fault:
             raise args.error(host, fault.key, fault) from None
-    return tuple(found)
+    return tuple(places_so_far)
 
 
 def _place(host: HostPlan, others: list[Place]) -> Place:
@@ -72,7 +72,7 @@ def _place(host: HostPlan, others: list[Place]) -> Place:
             )
         if other.bridge == place.bridge and other.address == place.address:
             raise FleetError(
-                f"{other.host.name} and {host.name} both come to {place.address}",
+                f"{other.host.name} and {host.name} have the same address {place.address}",
                 "give one of their pools another 'first'",
                 key="first",
             )
@@ -89,7 +89,7 @@ class LabCloud(CloudComponent):
         everywhere = places(args)
         networks = {bridge: self._network(bridge, everywhere) for bridge in dict.fromkeys(p.bridge for p in everywhere)}
         self.hosts = {place.host.name: self._host(place, everywhere, networks[place.bridge]) for place in everywhere}
-        self.register_outputs({"hosts": {name: record.address for name, record in self.hosts.items()}})
+        self.register_hosts()
 
     def _network(self, bridge: str, everywhere: tuple[Place, ...]) -> LabNetwork:
         mine = [place for place in everywhere if place.bridge == bridge]
@@ -115,7 +115,7 @@ class LabCloud(CloudComponent):
                 "host_key": host_key.public_key,
                 "private_host_key": host_key.private_key,
                 "tree": tree_digest(),
-                "peers": {each.host.name: each.address for each in everywhere if each.bridge == place.bridge},
+                "peers": {peer.host.name: peer.address for peer in everywhere if peer.bridge == place.bridge},
                 "binds": {str(paths.cache_dir() / "uv"): _SHARED_CACHE},
                 "disk_gib": place.disk_gib,
                 "containers": place.containers,

@@ -1,0 +1,34 @@
+"""``zones.json`` of a fleet: the zone in which each host was last tried, and the result.
+
+:mod:`infra.zones` writes it while Pulumi runs; :mod:`infra.adopt` corrects it after a person has checked the cloud.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm_fleet.base.atomic_files import write_atomically
+
+
+def tries_file(directory: Path) -> Path:
+    """The file of a fleet's tries, beside its ``stack.json``."""
+    return directory / "zones.json"
+
+
+def read_tries(directory: Path) -> dict[str, dict[str, Any]]:
+    """Host -> its last try.
+
+    A try has ``zone`` and ``made``; in newer files also ``answered``, ``pool``, ``full`` (the zone had no capacity) and
+    ``run`` (the number of the run).
+    """
+    file = tries_file(directory)
+    tries: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return tries
+
+
+def write_tries(directory: Path, tries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the tries."""
+    write_atomically(tries_file(directory), json.dumps(tries, indent=2, sort_keys=True) + "\n")
