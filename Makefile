@@ -29,9 +29,9 @@ rehearse: ## Play a fleet of rented hosts through, FLEET=example-aws: real engin
 
 test: ## Set everything up and run the tests, end to end on real hosts
 	@tools/setup; $(ACTIVATE); tools/lint; \
-	pytest -q -n 3 --dist loadfile --no-loadscope-reorder -rfEs
+	pytest -q -n 3 --dist loadfile --no-loadscope-reorder -rfEs --durations=10 --heartbeat 45
 
-check: venv ## Lint, types, unit, golden and contract tests
+check: venv ## Lint, types, and the tests that need neither root nor a network
 	@$(ACTIVATE); tools/check
 
 bench: ## Time the unchanged fleet beside its peers, the start of a new host, and its artifacts with and without a mirror

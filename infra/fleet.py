@@ -34,7 +34,7 @@ def unprotected(plan: Plan) -> frozenset[str]:
     known = frozenset(host.name for host in plan.hosts)
     if unknown := sorted(named - known):
         raise FleetError(
-            f"{REPLACE_VARIABLE} names {unknown[0]!r}, which is no host of {plan.fleet}",
+            f"{REPLACE_VARIABLE} names {unknown[0]!r}, which is not a host of {plan.fleet}",
             f"vllm-fleet plan --fleet {plan.fleet} --replace-serving HOST prints what to run",
         )
     return named if plan.spec.protect else known

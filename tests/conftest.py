@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +25,22 @@ from vllm_fleet.inventory import Site
 
 #: End-to-end tests with a lab that no other file uses.
 OWN_LAB = frozenset({"tests/e2e/test_image_serving.py"})
+#: Tests of Pulumi programs against mocks. One process runs them all: it takes ten seconds to import every cloud's SDK.
+PROGRAMS = frozenset(
+    f"tests/infra/test_{name}.py"
+    for name in ("amd_clouds", "aws", "gcp", "joined_networks", "mirror_access", "policy", "rehearsal_cloud", "safety")
+)
 FIXTURES = Path(__file__).parent / "fixtures"
+
+# 'python -m pytest' works without '. ./activate' too: the tests start programs of this environment by name.
+_PROGRAMS_OF_THIS = str(Path(sys.executable).parent)
+if _PROGRAMS_OF_THIS not in os.environ.get("PATH", "").split(os.pathsep):
+    os.environ["PATH"] = os.pathsep.join(filter(None, (_PROGRAMS_OF_THIS, os.environ.get("PATH"))))
+os.environ.setdefault("ANSIBLE_CONFIG", str(Path(__file__).parents[1] / "ansible.cfg"))
+
+# The SDKs of the clouds are fifteen thousand classes, and their programs make garbage fast: with Python's own
+# thresholds a third of their tests' time goes into garbage collection.
+gc.set_threshold(100_000, 50, 1000)
 
 # No test fails for time: not for a slow example, and not for slow generation on a busy machine.
 settings.register_profile("fleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -29,6 +49,24 @@ settings.load_profile("fleet")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden copies again")
+    parser.addoption("--heartbeat", type=float, metavar="SECONDS", help="with -n: say what runs after so much silence")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--heartbeat") and config.getoption("numprocesses", None):
+        config.pluginmanager.register(Heartbeat(config, config.getoption("--heartbeat")))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts what takes longest first, so that no process is left alone with it at the end: labs, hosts, downloads."""
+    order = ("e2e", "root", "network")
+    items.sort(key=lambda item: next((rank for rank, name in enumerate(order) if item.get_closest_marker(name)), 9))
+
+
+def pytest_collection_finish() -> None:
+    """Takes what is imported by now out of the garbage collector's sight."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -38,14 +76,55 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("systemd-nspawn hosts need root")
 
 
+class Heartbeat:
+    """Prints what runs, and since when, where nothing else has been printed for a while."""
+
+    def __init__(self, config: pytest.Config, seconds: float) -> None:
+        self._config = config
+        self._seconds = seconds
+        self._started: dict[str, float] = {}
+        self._finished = 0
+        self._last = time.monotonic()
+        self._stopped = threading.Event()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self) -> Iterator[None]:
+        threading.Thread(target=self._beat, daemon=True).start()
+        try:
+            return (yield)
+        finally:
+            self._stopped.set()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._started[nodeid] = time.monotonic()
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._started.pop(nodeid, None)
+        self._finished += 1
+        self._last = time.monotonic()
+
+    def _beat(self) -> None:
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        while not self._stopped.wait(min(1.0, self._seconds)):
+            now = time.monotonic()
+            if now - self._last < self._seconds:
+                continue
+            self._last = now
+            running = sorted((began, name) for name, began in tuple(self._started.items()))
+            names = ", ".join(f"{name} ({now - began:.0f} s)" for began, name in running)
+            reporter.write(f"\n{self._finished} tests done; running: {names or 'none yet'}\n", flush=True)
+
+
 class ByLab(LoadScopeScheduling):
-    """The tests of a file stay in one worker, and so do the files that share the lab of the end-to-end tests.
+    """The tests of a file stay in one worker, and so do the files that share a lab or the SDKs of the clouds.
 
     xdist's own groups (loadgroup) have no effect with this pytest: it keeps no ``_nodeid`` that they could change.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if file in PROGRAMS:
+            return "programs"
         return "lab" if file.startswith("tests/e2e/") and file not in OWN_LAB else file
 
 

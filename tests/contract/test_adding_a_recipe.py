@@ -55,7 +55,7 @@ def test_the_class_is_new_and_refused_before(catalog: Catalog) -> None:
 
 
 def test_what_the_page_adds_is_right(changed: Catalog) -> None:
-    assert [str(fault) for fault in recipe_check.faults(changed)] == []
+    assert [str(fault) for fault in recipe_check.recipe_errors(changed)] == []
 
 
 def test_the_class_resolves_with_the_pages_rule(changed: Catalog) -> None:
@@ -93,7 +93,7 @@ def test_a_misspelled_flag_is_told_as_the_page_says(recipes: Path, monkeypatch: 
     monkeypatch.chdir(recipes.parent)
     (told,) = pages.blocks(PAGE, "text")
     # The number of the rule moves with every rule that is added.
-    found = {re.sub(r"rule \d+", "rule 52", str(fault)) for fault in recipe_check.faults(catalogs.load(recipes))}
+    found = {re.sub(r"rule \d+", "rule 52", str(fault)) for fault in recipe_check.recipe_errors(catalogs.load(recipes))}
     assert told.strip() in found
 
 

@@ -45,7 +45,7 @@ def lock(indexes: Indexes, tmp_path: Path) -> Path:
 
 def test_the_index_of_the_build_gives_its_lock(catalog: Catalog, lock: Path, indexes: Indexes) -> None:
     found = engine_locks.read(lock)
-    assert list(engine_locks.faults(found, catalog.engines[ENGINE], "x86_64")) == []
+    assert list(engine_locks.lock_errors(found, catalog.engines[ENGINE], "x86_64")) == []
     assert found.platform == ("rocm", "7.0")
     assert found.version("vllm") == "0.14.1+rocm700"
     assert found.header["index"] == indexes.rocm

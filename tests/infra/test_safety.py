@@ -77,7 +77,7 @@ def test_a_name_that_is_no_host_is_refused_before_anything_is_made(
 ) -> None:
     monkeypatch.setenv(REPLACE_VARIABLE, "main-1,main-7")
     recorder.functions.update(FUNCTIONS)
-    with pytest.raises(FleetError, match="names 'main-7', which is no host of demo"):
+    with pytest.raises(FleetError, match="names 'main-7', which is not a host of demo"):
         run(write(tmp_path, "aws", POOLS["aws"]))
     assert not recorder.of("Instance")
 

@@ -159,4 +159,4 @@ def test_a_known_issue_cannot_look_at_a_host() -> None:
 
 
 def test_the_recipes_with_another_alternative_are_right(catalog: Catalog) -> None:
-    assert [*recipe_check.faults(with_rules(catalog, rule(args={"block-size": 16})))] == []
+    assert [*recipe_check.recipe_errors(with_rules(catalog, rule(args={"block-size": 16})))] == []

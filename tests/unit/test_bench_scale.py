@@ -32,6 +32,7 @@ def test_the_section_takes_its_place_in_the_document(document: str) -> None:
     assert scale_report.replace_section(found, ROWS) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", scale.WHATS)
 def test_a_program_asks_for_every_host(what: str) -> None:
     found = scale._sample(what, 5)

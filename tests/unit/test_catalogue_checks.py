@@ -63,8 +63,8 @@ def test_what_is_not_locked_says_so(catalog: Catalog) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"rules_of": "openai/gpt-oss-9b"}, "is no model with rules of its own"),
-        ({"rules_of": SMALL}, "is no model with rules of its own"),
+        ({"rules_of": "openai/gpt-oss-9b"}, "is not a model with its own rules"),
+        ({"rules_of": SMALL}, "is not a model with its own rules"),
         ({"scores_source": None}, "has no scores_source"),
         ({"encodings": ["p50k_base.tiktoken"]}, "is not in recipes/encodings.yml"),
     ],
@@ -73,13 +73,13 @@ def test_what_is_not_locked_says_so(catalog: Catalog) -> None:
 def test_a_mutated_model_is_caught(catalog: Catalog, change: dict[str, Any], says: str) -> None:
     changed = catalog.models[SMALL].model_copy(update=change)
     mutated = dataclasses.replace(catalog, models={**catalog.models, SMALL: changed})
-    assert any(says in fault.message for fault in recipe_check.faults(mutated))
+    assert any(says in fault.message for fault in recipe_check.recipe_errors(mutated))
 
 
 def test_an_engine_of_no_fork_is_caught(catalog: Catalog) -> None:
     changed = catalog.engines["rocm-open-mi300"].model_copy(update={"fork": "rocm/vllm-dev:none"})
     mutated = dataclasses.replace(catalog, engines={**catalog.engines, changed.id: changed})
-    fault = next(fault for fault in recipe_check.faults(mutated))
+    fault = next(fault for fault in recipe_check.recipe_errors(mutated))
     assert "there is no fork 'rocm/vllm-dev:none' of 0.10.1" in fault.message
     assert fault.file == "recipes/engines/rocm-open-mi300.yml"
 

@@ -48,7 +48,7 @@ def test_a_mapping_is_json_text_where_a_mapping_is_fatal(catalog: Catalog, engin
         ({"max-num-seqs": "many"}, {}, "not a number"),
         ({"tensor-parallel-size": "2"}, {}, "tensor-parallel-size is '2'"),
         ({"compilation-config": {"full_cuda_graphs": True}}, {}, "compilation-config.full_cuda_graphs"),
-        ({"compilation-config": {"pass_config": 5}}, {}, "'compilation-config.pass_config' is 5, and no mapping"),
+        ({"compilation-config": {"pass_config": 5}}, {}, "'compilation-config.pass_config' is 5, not a mapping"),
     ],
     ids=[
         "declared and used by nothing",

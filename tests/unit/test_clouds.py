@@ -95,10 +95,10 @@ def test_every_row_of_every_table_can_be_asked_for(cloud: str, shape: str, kind:
             "pools.main.placement",
             "names a zone twice",
         ),
-        ({"placement.zone": "us-west-2a"}, "pools.main.placement", "is no zone of us-east-1"),
+        ({"placement.zone": "us-west-2a"}, "pools.main.placement", "is not a zone of us-east-1"),
         ({"placement.zon": "x"}, "pools.main.placement.zon", "unknown key"),
-        ({"placement.shape": "p4d.24xlarge"}, "pools.main.placement.shape", "is no h100-8 of aws"),
-        ({"placement.capacity": {"kind": "flex-start"}}, "pools.main.placement.capacity.kind", "cannot be had as"),
+        ({"placement.shape": "p4d.24xlarge"}, "pools.main.placement.shape", "is not an instance type for h100-8"),
+        ({"placement.capacity": {"kind": "flex-start"}}, "pools.main.placement.capacity.kind", "is not available as"),
         ({"placement.capacity": {"kind": "reservation"}}, "pools.main.placement.capacity", "needs the 'id'"),
         ({"placement.capacity": {"id": "cr-1"}}, "pools.main.placement.capacity", "on-demand takes no 'id'"),
         (
@@ -209,7 +209,7 @@ def test_check_finds_a_shape_of_a_class_that_does_not_exist(catalog: Catalog) ->
     aws = catalog.clouds["aws"]
     shapes = {**aws.shapes, "p9.huge": aws.shapes["p5.48xlarge"].model_copy(update={"host_class": "x900-8"})}
     broken = dataclasses.replace(catalog, clouds={"aws": aws.model_copy(update={"shapes": shapes})})
-    assert any("there is no host class 'x900-8'" in fault.message for fault in recipe_check.faults(broken))
+    assert any("there is no host class 'x900-8'" in fault.message for fault in recipe_check.recipe_errors(broken))
 
 
 def test_every_supported_class_says_where_it_can_be_had(catalog: Catalog) -> None:

@@ -91,7 +91,7 @@ def test_a_draft_serves_nothing_by_itself() -> None:
 
 
 def test_check_names_a_rule_whose_draft_is_not_there(catalog: Catalog) -> None:
-    faults = list(recipe_check.faults(dataclasses.replace(catalog, drafts={})))
+    faults = list(recipe_check.recipe_errors(dataclasses.replace(catalog, drafts={})))
     assert faults
     assert all(f"there is no draft {DRAFT!r}" in fault.message for fault in faults)
     assert {(fault.file or "").partition(", rule ")[0] for fault in faults} == {
@@ -107,7 +107,7 @@ def test_check_names_a_rule_whose_draft_is_not_there(catalog: Catalog) -> None:
 )
 def test_a_mutated_draft_is_caught(catalog: Catalog, change: dict[str, Any], says: str) -> None:
     mutated = dataclasses.replace(catalog, drafts={DRAFT: catalog.drafts[DRAFT].model_copy(update=change)})
-    assert [says in fault.message for fault in draft_memory.faults(mutated)] == [True]
+    assert [says in fault.message for fault in draft_memory.draft_errors(mutated)] == [True]
 
 
 @pytest.mark.parametrize("name", ["nvidia/gpt-oss-120b-Eagle3-v2"])

@@ -52,7 +52,7 @@ def got(catalog: Catalog, name: str, **options: Any) -> drivers.HostDriver:
 
 
 def test_every_class_has_a_driver_or_a_reason(catalog: Catalog) -> None:
-    assert list(driver_check.faults(catalog)) == []
+    assert list(driver_check.driver_errors(catalog)) == []
     for sized in catalog.sized_classes():
         row = catalog.drivers.classes[sized.family.name]
         found = drivers.choose_driver(catalog, sized, drivers.DriverChoice("managed"))
@@ -68,13 +68,13 @@ def test_every_class_has_a_driver_or_a_reason(catalog: Catalog) -> None:
 def test_the_container_toolkit_comes_from_a_repository_that_has_it(catalog: Catalog, name: str, says: str) -> None:
     toolkit = catalog.drivers.container_toolkit.model_copy(update={"repository": name})
     recipes = replace(catalog, drivers=catalog.drivers.model_copy(update={"container_toolkit": toolkit}))
-    assert [fault.message for fault in driver_check.faults(recipes)] == [says]
+    assert [fault.message for fault in driver_check.driver_errors(recipes)] == [says]
 
 
 def changed(catalog: Catalog, name: str, **changes: Any) -> list[str]:
     row = catalog.drivers.classes[name].model_copy(update=changes)
     recipes = catalog.drivers.model_copy(update={"classes": {**catalog.drivers.classes, name: row}})
-    return [fault.message for fault in driver_check.faults(replace(catalog, drivers=recipes))]
+    return [fault.message for fault in driver_check.driver_errors(replace(catalog, drivers=recipes))]
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_what_does_not_agree_is_a_fault(catalog: Catalog, name: str, changes: di
 def test_a_class_without_a_row_is_a_fault(catalog: Catalog) -> None:
     rows = {name: row for name, row in catalog.drivers.classes.items() if name != "h100"}
     recipes = catalog.drivers.model_copy(update={"classes": rows})
-    (fault,) = driver_check.faults(replace(catalog, drivers=recipes))
-    assert "says nothing of the class 'h100'" in fault.message
+    (fault,) = driver_check.driver_errors(replace(catalog, drivers=recipes))
+    assert "has no entry for the class 'h100'" in fault.message
 
 
 @pytest.mark.parametrize(("name", "has"), [("gb200-4", True), ("b200-8", False), ("h100-8", False)])
@@ -302,5 +302,5 @@ def test_a_repository_that_the_recipes_do_not_know_is_an_error(fleets: Path) -> 
         "artifacts:\n  repositories: {cuda: {uri: 'http://10.0.0.5/cuda', signing_key_file: fleet.yml}}\n",
     )
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(FleetError, match=r"is no repository of recipes/drivers\.yml"):
+    with pytest.raises(FleetError, match=r"is not a repository of recipes/drivers\.yml"):
         sites.load(fleets / "golden")

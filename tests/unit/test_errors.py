@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from vllm_fleet import cli
 from vllm_fleet.base.errors import ErrorCode, FleetError, InvariantError
-from vllm_fleet.cli import output
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,14 @@ def test_a_code_that_does_not_exist_is_an_error_of_the_program() -> None:
         FleetError("is wrong", code="wrong")  # type: ignore[arg-type]
 
 
-def test_a_broken_invariant_is_not_reported_as_the_input_of_a_user(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_invariant_is_not_reported_as_the_input_of_a_user(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def broken() -> None:
         raise InvariantError("a serving host has no deployment")
 
+    monkeypatch.setattr(cli, "app", broken)
     with pytest.raises(InvariantError):
-        output.run(broken)
+        cli.main()
     assert capsys.readouterr() == ("", "")
     assert not issubclass(InvariantError, FleetError)

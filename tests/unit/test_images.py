@@ -20,7 +20,7 @@ from vllm_fleet.host import apt_repositories, container, host_paths, instance_fi
 from vllm_fleet.host.manifest_items import image_item
 from vllm_fleet.inventory import Site, SiteHost
 from vllm_fleet.on_host import probe
-from vllm_fleet.resolve.image_digest import faults, pinned, refusal
+from vllm_fleet.resolve.image_digest import image_errors, pinned, refusal
 from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.schema.fleet import Overrides
 from vllm_fleet.schema.mirror import Mirror
@@ -113,7 +113,7 @@ def test_entries_that_pin_nothing_are_named(catalog: Catalog) -> None:
     document = Document("fleet.yml", {}, {})
     bare = catalog.engines["vllm-0.14.1-rocm"].model_copy(update={"docker": None})
     catalog = replace(catalog, engines={**catalog.engines, bare.id: bare})
-    found = list(faults({"vllm-9": X86, bare.id: X86, ENGINE: X86}, catalog, document))
+    found = list(image_errors({"vllm-9": X86, bare.id: X86, ENGINE: X86}, catalog, document))
     assert [(fault.key, fault.message.split(":")[0]) for fault in found] == [
         ("artifacts.images.vllm-9", "there is no engine 'vllm-9'"),
         ("artifacts.images.vllm-0.14.1-rocm", "vllm-0.14.1-rocm does not come as an image"),

@@ -138,7 +138,7 @@ def test_hosts_are_added_and_comments_stay(start, home: Path) -> None:
     before = file.read_text()
     code, told = init("rack", *second.arguments)
     assert code == 2
-    assert "there is such a fleet already" in told
+    assert "this fleet exists already" in told
     assert file.read_text() == before
     code, told = init("rack", "--add", *second.arguments, *third.arguments)
     assert code == 0, told

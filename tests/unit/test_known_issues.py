@@ -102,7 +102,7 @@ def test_recipe_lists_what_concerns_it() -> None:
 
 
 def test_the_known_issues_of_the_recipes_are_right(catalog: Catalog) -> None:
-    assert list(recipe_check.known_faults(catalog)) == []
+    assert list(recipe_check.known_issue_errors(catalog)) == []
 
 
 def test_the_matrix_of_the_guides(catalog: Catalog) -> None:
@@ -125,7 +125,7 @@ def test_a_matrix_with_a_hole_is_refused(catalog: Catalog) -> None:
 
 
 def test_a_symptom_that_is_no_expression_is_refused() -> None:
-    with pytest.raises(ValidationError, match="is no regular expression"):
+    with pytest.raises(ValidationError, match="is not a regular expression"):
         KnownIssue(id="broken", symptom="(unclosed", cause="a cause of a test", fix="a fix of a test", source="test")
 
 
@@ -133,9 +133,9 @@ def test_a_symptom_that_is_no_expression_is_refused() -> None:
     ("change", "says", "key"),
     [
         ({"when": When(engine="0.12 or so")}, "is not a range of releases", "issues.1.when.engine"),
-        ({"when": When(engine=">=9")}, "concerns no class", "issues.1"),
-        ({"when": When(arch=["sm_42"])}, "concerns no class", "issues.1"),
-        ({"id": "triton-conflict"}, "stands here twice", "issues.1.id"),
+        ({"when": When(engine=">=9")}, "matches no class", "issues.1"),
+        ({"when": When(arch=["sm_42"])}, "matches no class", "issues.1"),
+        ({"id": "triton-conflict"}, "is listed twice", "issues.1.id"),
     ],
     ids=["no range", "no such release", "no such device", "twice"],
 )
@@ -143,7 +143,7 @@ def test_a_mutated_issue_is_caught(catalog: Catalog, change: dict[str, Any], say
     first, second, *others = catalog.known_issues.issues
     issues = [first, second.model_copy(update=change), *others]
     mutated = dataclasses.replace(catalog, known_issues=catalog.known_issues.model_copy(update={"issues": issues}))
-    faults = list(recipe_check.known_faults(mutated))
+    faults = list(recipe_check.known_issue_errors(mutated))
     assert [(fault.key, says in fault.message) for fault in faults] == [(key, True)]
     assert [(fault.file, bool(fault.line)) for fault in faults] == [("recipes/known_issues.yml", True)]
 
@@ -152,7 +152,7 @@ def test_a_mutated_issue_is_caught(catalog: Catalog, change: dict[str, Any], say
 def test_a_mutated_matrix_is_caught(catalog: Catalog, engine: str, says: str) -> None:
     harmony = catalog.known_issues.harmony.model_copy(update={"engine": engine})
     changed = catalog.known_issues.model_copy(update={"harmony": harmony})
-    faults = list(recipe_check.known_faults(dataclasses.replace(catalog, known_issues=changed)))
+    faults = list(recipe_check.known_issue_errors(dataclasses.replace(catalog, known_issues=changed)))
     assert [says in fault.message for fault in faults] == [True]
 
 

@@ -16,7 +16,7 @@ from vllm_fleet.catalogue import engine_locks
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.catalogue.engine_locks import Lock
 from vllm_fleet.host import engine_install
-from vllm_fleet.reports.recipe_check import faults
+from vllm_fleet.reports.recipe_check import recipe_errors
 from vllm_fleet.resolve.resolve import Question, resolve
 
 CATALOG = catalogs.load()
@@ -39,7 +39,7 @@ def lock_of(engine: str, machine: Any = MACHINE) -> Lock:
 def test_a_lock_holds_what_its_recipe_asks(name: str, machine: Any) -> None:
     engine, lock = CATALOG.engines[name], lock_of(name, machine)
     assert engine.wheel
-    assert list(engine_locks.faults(lock, engine, machine)) == []
+    assert list(engine_locks.lock_errors(lock, engine, machine)) == []
     assert lock.file == f"recipes/engines/locks/{name}-{machine}.txt"
     assert lock.header["inputs"] == engine_locks.inputs_digest(engine, machine)
     assert lock.python == tuple(engine.wheel.python)
@@ -131,22 +131,22 @@ def test_a_lock_that_does_not_fit_is_refused(catalog: Catalog, old: str, new: st
     text = lock_of(CUDA).text
     assert old in text
     found = list(
-        engine_locks.faults(engine_locks.parse(text.replace(old, new, 1), "x"), catalog.engines[CUDA], MACHINE)
+        engine_locks.lock_errors(engine_locks.parse(text.replace(old, new, 1), "x"), catalog.engines[CUDA], MACHINE)
     )
     assert (says in found[0]) if says else not found
 
 
 def test_a_lock_without_the_extra_is_refused(catalog: Catalog) -> None:
     text = lock_of("vllm-0.10.2-cuda").text.replace("\nflashinfer-python==", "\nflashinfer-other==")
-    (found,) = engine_locks.faults(engine_locks.parse(text, "x"), catalog.engines["vllm-0.10.2-cuda"], MACHINE)
+    (found,) = engine_locks.lock_errors(engine_locks.parse(text, "x"), catalog.engines["vllm-0.10.2-cuda"], MACHINE)
     assert found == "lacks flashinfer-python, which the extra 'flashinfer' brings"
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "is no lock"),
-        ("vllm==1\n", "is no lock"),
+        ("", "is not a lock"),
+        ("vllm==1\n", "is not a lock"),
         (f"# {engine_locks.FORM}\n", "does not say engine, glibc, inputs, machine, python"),
         (f"# {engine_locks.FORM}\n    --hash=sha256:{'0' * 64}\n", "a digest before any package"),
         (f"# {engine_locks.FORM}\n--index-url https://example.org\n", "neither a package nor a digest"),
@@ -191,7 +191,7 @@ def test_a_wrong_lock_of_the_recipes_is_a_fault_of_the_engine(catalog: Catalog, 
     file.write_text(lock_of(CUDA).text.replace("# inputs: ", "# inputs: 0", 1), encoding="utf-8")
     wheel = engine.wheel.model_copy(update={"locks": {MACHINE: str(file)}})
     engines = {**catalog.engines, CUDA: engine.model_copy(update={"wheel": wheel})}
-    found = [fault for fault in faults(catalog.__class__(**{**vars(catalog), "engines": engines})) if fault.key]
+    found = [fault for fault in recipe_errors(catalog.__class__(**{**vars(catalog), "engines": engines})) if fault.key]
     assert [(fault.key, "other inputs" in fault.message) for fault in found] == [("wheel.locks.x86_64", True)]
 
 

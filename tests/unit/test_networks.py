@@ -57,10 +57,10 @@ def test_projects_and_compartments_have_networks_of_their_own(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("network", "says"),
     [
-        ("10.61.0.0", "has a size that clouds refuse"),
+        ("10.61.0.0", "has the wrong size"),
         ("10.61.0.1/16", "is not a network in CIDR form"),
-        ("198.51.100.0/24", "is not a private network"),
-        ("fd00::/48", "is not a private network"),
+        ("198.51.100.0/24", "is not a private range"),
+        ("fd00::/48", "is not a private range"),
         ("10.0.0.0/8", "from /16 to /22"),
         ("192.168.1.0/24", "from /16 to /22"),
     ],
@@ -138,8 +138,8 @@ def static(address: str) -> dict[str, Any]:
     ("address", "says"),
     [
         ("10.60.7.7", r"10.60.7.7 is in 10.60.0.0/16, the range of aws us-east-1"),
-        ("door.example.org", "'door.example.org' is no private IPv4 address"),
-        ("198.51.100.7", "'198.51.100.7' is no private IPv4 address"),
+        ("door.example.org", "'door.example.org' is not a private IPv4 address"),
+        ("198.51.100.7", "'198.51.100.7' is not a private IPv4 address"),
     ],
 )
 def test_a_gateway_of_one_s_own_is_let_in_by_its_address(address: str, says: str, tmp_path: Path) -> None:

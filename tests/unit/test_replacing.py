@@ -175,7 +175,7 @@ def test_all_that_would_go_must_be_named(folder: Path, pulumi: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("main-9", "which is no host of demo"), ("main-0", "which this plan neither replaces nor deletes")],
+    [("main-9", "which is not a host of demo"), ("main-0", "which this plan neither replaces nor deletes")],
 )
 def test_a_name_that_needs_no_leave_is_refused(folder: Path, name: str, says: str) -> None:
     found = plan.load(folder)

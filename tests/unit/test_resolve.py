@@ -88,7 +88,7 @@ def test_the_later_rule_wins(catalog: Catalog) -> None:
         ({"overrides": overridden(args={"max-modle-len": 1})}, "bad-input", "does not read the flag 'max-modle-len'"),
         ({"overrides": overridden(args={"max_model_len": 1})}, "bad-input", "does not read the flag 'max_model_len'"),
         ({"overrides": overridden(env={"VLLM_NO_SUCH": "1"})}, "bad-input", "environment variable 'VLLM_NO_SUCH'"),
-        ({"overrides": overridden(args={"headless": False})}, "bad-input", "has no form that says false"),
+        ({"overrides": overridden(args={"headless": False})}, "bad-input", "cannot be set to false"),
         ({"overrides": overridden(args={"port": 1})}, "bad-input", "'port' is set for each instance"),
         ({"overrides": overridden(args={"tensor-parallel-size": 2})}, "refused", "does not divide the 1 devices"),
         (
@@ -147,7 +147,43 @@ def test_every_rule_is_reached_and_explained(catalog: Catalog, rule_of: tuple[Mo
 
 
 def test_the_recipes_agree_with_each_other(catalog: Catalog) -> None:
-    assert [str(fault) for fault in recipe_check.faults(catalog)] == []
+    assert [str(fault) for fault in recipe_check.recipe_errors(catalog)] == []
+
+
+@pytest.mark.slow
+def test_every_combination_resolves_or_is_refused_for_a_reason(catalog: Catalog) -> None:
+    assert [str(fault) for fault in recipe_check.recipe_errors(catalog, every_combination=True)] == []
+
+
+def test_the_check_tries_each_rule_class_form_and_profile_with_each_engine(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions: list[Question] = []
+    monkeypatch.setattr(recipe_check, "resolve", lambda _, question: questions.append(question))
+    for model in catalog.models.values():
+        assert list(recipe_check._resolutions(catalog, model, every=False)) == []
+    cases = [case for model in catalog.models.values() for case in recipe_check._cases(catalog, model)]
+    all_parts, tried = set(), set()
+    for case, rules in cases:
+        engine, form = case.engine.id, case.install
+        parts = {(case.model, engine, part) for part in (*rules, case.host.family.name, form, case.profile)}
+        all_parts |= parts
+        if Question(case.host.id, case.model, case.profile, engine, form, case.features) in questions:
+            tried |= parts
+    assert tried == all_parts
+    assert len(questions) * 10 < len(cases)
+
+
+def test_hosts_that_are_refused_do_not_hide_an_error_on_larger_ones(catalog: Catalog) -> None:
+    model = catalog.models["openai/gpt-oss-120b"]
+    small = When(host_class=["h100"], devices=[1, 2])
+    rules = [
+        Rule(when=small, refuse="a test refuses small hosts", why="the test wants it so", source="test"),
+        Rule(when=When(host_class=["h100"]), args={"max-model-len": -1}, why="a wrong value of a test", source="test"),
+    ]
+    changed = model.model_copy(update={"rules": [*model.rules, *rules]})
+    faults = recipe_check.recipe_errors(dataclasses.replace(catalog, models={**catalog.models, model.name: changed}))
+    assert any("max-model-len is -1" in str(fault) for fault in faults)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +191,7 @@ def test_the_recipes_agree_with_each_other(catalog: Catalog) -> None:
     [
         (
             Rule(when=When(arch=["sm_1"]), args={"dtype": "half"}, why="a dead rule of a test", source="test"),
-            "never holds",
+            "matches no class",
         ),
         (
             Rule(when=When(engine=">>1"), args={"dtype": "half"}, why="a bad range of a test", source="test"),
@@ -165,4 +201,4 @@ def test_the_recipes_agree_with_each_other(catalog: Catalog) -> None:
     ],
 )
 def test_a_mutated_catalogue_is_caught(catalog: Catalog, rule: Rule, says: str) -> None:
-    assert any(says in str(fault) for fault in recipe_check.faults(with_rule(catalog, rule)))
+    assert any(says in str(fault) for fault in recipe_check.recipe_errors(with_rule(catalog, rule)))

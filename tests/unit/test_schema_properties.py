@@ -69,7 +69,7 @@ def few(count: int) -> Any:
 
 @functools.cache
 def data_of(file: str) -> Any:
-    return yaml.safe_load((root() / file).read_text(encoding="utf-8"))
+    return yaml.load((root() / file).read_text(encoding="utf-8"), yaml.CSafeLoader)
 
 
 def paths_in(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -87,7 +87,7 @@ def parent(data: Any, path: tuple[Any, ...]) -> Any:
 def parsed(folder: Path, data: Any, kind: type[BaseModel]) -> BaseModel | FleetError:
     """The record, or the error; the error must say where, and be printable in both forms."""
     path = folder / "mutated.yml"
-    path.write_text(yaml.safe_dump(data, allow_unicode=True), encoding="utf-8")
+    path.write_text(yaml.dump(data, Dumper=yaml.CSafeDumper, allow_unicode=True), encoding="utf-8")
     try:
         return yaml_document.parse(yaml_document.read(path), kind)
     except FleetError as fault:

@@ -221,22 +221,22 @@ def test_recipe_tells_of_the_map(catalog: Catalog) -> None:
 
 
 def test_the_map_of_the_recipes_is_right(catalog: Catalog) -> None:
-    assert list(recipe_check.spelling_faults(catalog)) == []
+    assert list(recipe_check.spelling_errors(catalog)) == []
 
 
 @pytest.mark.parametrize(
     ("change", "says", "key"),
     [
-        ({"engine": ">=9"}, "applies to no class, engine and model", ""),
-        ({"engine": ">=0.14,<0.15", "accelerator": "cuda"}, "applies to no class, engine and model", ""),
+        ({"engine": ">=9"}, "matches no class, engine and model", ""),
+        ({"engine": ">=0.14,<0.15", "accelerator": "cuda"}, "matches no class, engine and model", ""),
         ({"engine": "0.12 or so"}, "is not a range of releases", ".engine"),
         ({"to": "env.VLLM_NO_SUCH"}, "does not read 'env.VLLM_NO_SUCH'", ".to"),
         ({"to": f"args.{PASSES}.pass_config.fuse_all"}, "does not read 'args.compilation-config.pass_config", ".to"),
         ({"name": "env.VLLM_USE_V1", "engine": "==0.10.1"}, "reads 'env.VLLM_USE_V1' itself", ".name"),
-        ({"name": "args.disable-log-request", "engine": "==0.32.0"}, "stands here twice for", ""),
+        ({"name": "args.disable-log-request", "engine": "==0.32.0"}, "is listed twice for", ""),
         (
             {"to": "args.cuda-graph-sizes", "engine": "==0.12.0"},
-            "'args.cuda-graph-sizes' is renamed itself for vllm-0.12.0-cuda",
+            "'args.cuda-graph-sizes' is itself renamed for vllm-0.12.0-cuda",
             ".to",
         ),
     ],
@@ -244,14 +244,14 @@ def test_the_map_of_the_recipes_is_right(catalog: Catalog) -> None:
 )
 def test_a_mutated_map_is_caught(catalog: Catalog, change: dict[str, Any], says: str, key: str) -> None:
     index = len(catalog.spellings.spellings)
-    faults = list(recipe_check.spelling_faults(with_entries(catalog, entry(**change))))
+    faults = list(recipe_check.spelling_errors(with_entries(catalog, entry(**change))))
     assert any(says in fault.message and fault.key == f"spellings.{index}{key}" for fault in faults)
     assert {fault.file for fault in faults} == {"recipes/spellings.yml"}
 
 
 def test_check_tells_of_the_map(catalog: Catalog) -> None:
-    said = [fault.message for fault in recipe_check.faults(with_entries(catalog, entry(engine=">=9")))]
-    assert said == ["applies to no class, engine and model"]
+    said = [fault.message for fault in recipe_check.recipe_errors(with_entries(catalog, entry(engine=">=9")))]
+    assert said == ["matches no class, engine and model"]
 
 
 @pytest.mark.parametrize(

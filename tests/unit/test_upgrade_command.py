@@ -75,4 +75,4 @@ def test_the_text_tells_all_four_parts() -> None:
 def test_the_help_gives_examples_and_exit_codes() -> None:
     text = " ".join(CliRunner().invoke(app, ["upgrade-check", "--help"]).stdout.split())
     assert "Examples: vllm-fleet upgrade-check --from vllm-0.12.0-cuda --to vllm-0.32.0-cuda" in text
-    assert "Exit code 0: no deployment changes; 3:" in text
+    assert "Exit code 0: no deployment changes. Exit code 3: a deployment changes" in text

@@ -72,7 +72,7 @@ RIGHT = (paths.root() / "recipes" / "engines" / "locks" / f"{CPU}-x86_64.txt").r
     ("text", "more", "says"),
     [
         (None, {}, "there is no"),
-        ("torch==2.0\n", {}, "is no lock"),
+        ("torch==2.0\n", {}, "is not a lock"),
         (RIGHT.replace(f"# engine: {CPU}", "# engine: another"), {}, "is for the engine another"),
         (RIGHT, {"vllm-9": "own.txt"}, "there is no engine"),
     ],

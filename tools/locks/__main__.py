@@ -63,7 +63,7 @@ def _update_lock(catalog: Catalog, engine: Engine, machine: Machine, options: ar
     command = f"python -m tools.locks --engine {engine.id} --machine {machine}"
     command += "".join(f" --index {url}" for url in options.index or ())
     text = lock_text(engine, wheel, machine, packages(engine, wheel, machine, indexes), indexes, command)
-    if wrong := list(engine_locks.faults(engine_locks.parse(text, display(path)), engine, machine)):
+    if wrong := list(engine_locks.lock_errors(engine_locks.parse(text, display(path)), engine, machine)):
         raise FleetError(
             f"the lock of {engine.id} for {machine} {'; '.join(wrong)}",
             "name the index that has the right build with --index",

@@ -31,10 +31,10 @@ def _network(value: str) -> str:
 
 def _private_network(value: str) -> str:
     network = ipaddress.ip_network(_network(value))
-    if not any(network.version == 4 and network.subnet_of(private) for private in PRIVATE):
-        raise ValueError(f"{value!r} is not a private network: choose one in {', '.join(map(str, PRIVATE))}")
+    if not any(network.version == 4 and network.subnet_of(each) for each in PRIVATE):
+        raise ValueError(f"{value!r} is not a private range: use one in {', '.join(map(str, PRIVATE))}")
     if not 16 <= network.prefixlen <= 22:
-        raise ValueError(f"{value!r} has a size that clouds refuse: choose one from /16 to /22")
+        raise ValueError(f"{value!r} has the wrong size: clouds take from /16 to /22")
     return value
 
 
@@ -49,13 +49,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"the key {key!r} is not text: quote it")  # noqa: TRY004 - pydantic expects it
+                raise ValueError(f"the key {key!r} is not text: quote it")  # noqa: TRY004 - a fault to pydantic
             _plain(item)
     elif isinstance(value, list):
         for item in value:
             _plain(item)
     elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{value!r} is not a number, text, boolean, list or mapping: quote it if it is text")
+        raise ValueError(f"{value!r} is not a number, text, true or false, list or mapping: quote it if it is text")
     return value
 
 
@@ -68,12 +68,13 @@ def _single_lines(env: dict[str, str | None]) -> dict[str, str | None]:
 
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-Name = Annotated[str, AfterValidator(_name)]
+#: The pattern is for the JSON Schema; the validator has the clearer message.
+Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{_NAME.pattern}$"})]
 Network = Annotated[str, AfterValidator(_network)]
 #: The network of a cloud.
 PrivateNetwork = Annotated[str, AfterValidator(_private_network)]
-Sha256 = Annotated[str, AfterValidator(_sha256)]
-#: Names as on vLLM's command line, with dashes; ``None`` removes a key.
+Sha256 = Annotated[str, AfterValidator(_sha256), Field(json_schema_extra={"pattern": f"^{_SHA256.pattern}$"})]
+#: Names as vLLM's command line spells them, dashed; ``None`` takes a key away.
 Args = Annotated[dict[str, Any], AfterValidator(_plain)]
 #: Values of the environment are strings, quoted in YAML, so that ``no`` and ``1`` stay unchanged.
 Env = Annotated[dict[str, str | None], AfterValidator(_single_lines)]

@@ -30,7 +30,7 @@ class Document:
     lines: Mapping[Location, int]
 
     def line(self, location: Location) -> int | None:
-        """The line of a key path, or of its nearest parent that the file contains."""
+        """The line of a key path, or of its nearest parent in the file."""
         for length in range(len(location), -1, -1):
             if (line := self.lines.get(location[:length])) is not None:
                 return line
@@ -54,7 +54,7 @@ def read(path: Path) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FleetError("no such file", file=file) from None
+        raise FleetError("file not found", file=file) from None
     except (OSError, UnicodeDecodeError) as fault:
         raise FleetError(f"cannot be read: {fault}", file=file) from fault
     loader = _Loader(text)
@@ -66,9 +66,7 @@ def read(path: Path) -> Document:
         line = fault.problem_mark.line + 1 if fault.problem_mark else None
         raise FleetError(f"is not valid YAML: {fault.problem}", file=file, line=line) from None
     except RecursionError:
-        raise FleetError(
-            "an anchor contains itself, or the file is nested too deeply", "write the content out", file
-        ) from None
+        raise FleetError("an anchor contains itself, or the file is nested too deeply", "write it out", file) from None
     finally:
         loader.dispose()
     return Document(file, data, lines)

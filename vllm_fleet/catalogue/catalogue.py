@@ -1,4 +1,4 @@
-"""The one door to ``recipes/``: reads it, indexes it and finds what does not agree."""
+"""``recipes/`` -> one indexed catalogue. Nothing else reads these files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SizedClass:
 
     @property
     def machine(self) -> Machine:
-        """The processors of its hosts, as locks are told apart by."""
+        """The kind of its hosts' processors; each has a lock of its own."""
         return self.family.facts.machine or "x86_64"
 
     @property
@@ -50,7 +50,7 @@ class SizedClass:
 
 @dataclass(frozen=True)
 class Catalog:
-    """Everything in ``recipes/``, by name, with the file that each record stands in."""
+    """Everything in ``recipes/``, by name, with the file of each record."""
 
     root: Path
     classes: Mapping[str, HostClass]
@@ -92,7 +92,7 @@ class Catalog:
         """The engine of that id.
 
         Raises:
-            FleetError: there is none.
+            FleetError: unknown engine.
         """
         if name not in self.engines:
             raise FleetError(
@@ -104,7 +104,7 @@ class Catalog:
         """The model of that name.
 
         Raises:
-            FleetError: there is none, or it is a draft, which cannot be served (code ``refused``).
+            FleetError: unknown model, or a draft, which cannot be served (code ``refused``).
         """
         if draft := self.drafts.get(name):
             raise FleetError(
@@ -133,7 +133,7 @@ class Catalog:
             first = self.models.get(model.rules_of)
             if first is None or first.rules_of:
                 raise self.documents[model.name].error(
-                    ("rules_of",), f"{model.rules_of!r} is no model with rules of its own", "correct the name"
+                    ("rules_of",), f"{model.rules_of!r} is not a model with its own rules", "correct the name"
                 )
             yield from self.rules(first)
         file = self.documents[model.name].file
@@ -149,7 +149,7 @@ class Catalog:
         """The engine's lock for a machine; None where it has none.
 
         Raises:
-            FleetError: it cannot be read, or is no lock.
+            FleetError: it cannot be read, or is not a lock.
         """
         path = self.lock_file(engine, machine)
         return engine_locks.read(path) if path else None
@@ -160,7 +160,7 @@ def load(root: Path | None = None) -> Catalog:
     """Reads ``recipes/``.
 
     Raises:
-        FleetError: a file breaks its schema; every fault of every file is in it.
+        FleetError: a file breaks its schema; it carries every error of every file.
     """
     base = root or paths.root() / "recipes"
     documents: dict[str, yaml_document.Document] = {}
@@ -228,7 +228,7 @@ def load(root: Path | None = None) -> Catalog:
 
 
 def raise_all(faults: list[FleetError]) -> None:
-    """Raises the first of the faults with the others in it; nothing when there is none."""
+    """Raises the first error with the others in it. Does nothing without errors."""
     if faults:
         faults[0].others = faults[1:]
         raise faults[0]
@@ -239,7 +239,7 @@ def in_range(release: str, wanted: str) -> bool:
     """Whether a release lies in a range such as ``>=0.12,<0.32``.
 
     Raises:
-        FleetError: the range is not one.
+        FleetError: not a valid range.
     """
     try:
         return Version(release) in SpecifierSet(wanted)

@@ -108,12 +108,12 @@ def parse(text: str, file: str) -> Lock:
     """Reads a lock.
 
     Raises:
-        FleetError: it is none, or a line of it is neither a package nor a digest.
+        FleetError: not a lock, or a line is neither a package nor a digest.
     """
     hint = "make it with python -m tools.locks"
     lines = text.splitlines()
     if not lines or lines[0] != f"# {FORM}":
-        raise FleetError(f"is no lock: its first line is not '# {FORM}'", hint, file)
+        raise FleetError(f"is not a lock: its first line is not '# {FORM}'", hint, file)
     header: dict[str, str] = {}
     pins: list[Pin] = []
     for number, line in enumerate(lines[1:], start=2):
@@ -174,7 +174,7 @@ def inputs_digest(engine: Engine, machine: Machine) -> str:
     return hashlib.sha256(json.dumps(inputs(engine, machine), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def faults(lock: Lock, engine: Engine, machine: Machine) -> Iterator[str]:
+def lock_errors(lock: Lock, engine: Engine, machine: Machine) -> Iterator[str]:
     """Why hosts of that engine and machine cannot be built from a lock; nothing when they can."""
     wheel = engine.wheel
     if wheel is None:

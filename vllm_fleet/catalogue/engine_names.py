@@ -79,12 +79,12 @@ def read_names(path: Path, fork: str | None = None) -> EngineNames:
         FleetError: the file or the fork is missing, or the fork comes from another release.
     """
     if not path.is_file():
-        raise FleetError("there is no such names file", "run 'make engines'", paths.display(path))
-    data = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
-    beside = yaml.load((path.parent / "beside.yml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+        raise FleetError("names file not found", "run 'make engines'", paths.display(path))
+    data = _read(path)
+    beside = _read(path.parent / "beside.yml")
     env = {name: default for name, default in data["env"].items() if name not in data.get("env_unused", ())}
     if fork:
-        forks = yaml.load((path.parent / "forks.yml").read_text(encoding="utf-8"), yaml.CSafeLoader)["forks"]
+        forks = _read(path.parent / "forks.yml")["forks"]
         if fork not in forks or forks[fork]["inherits"] != path.stem:
             raise FleetError(
                 f"there is no fork {fork!r} of {path.stem}",
@@ -103,6 +103,12 @@ def read_names(path: Path, fork: str | None = None) -> EngineNames:
         tool_call_parsers=frozenset(data["tool_call_parsers"]),
         mappings_as_text=data["config_file"]["mapping"] != "json",
     )
+
+
+@cache
+def _read(path: Path) -> Any:
+    """A generated file, once: the engines of one release share it. Nobody changes what is returned."""
+    return yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
 
 
 def _deprecated(data: Mapping[str, Any]) -> Iterator[str]:

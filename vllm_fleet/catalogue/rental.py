@@ -12,7 +12,7 @@ from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.schema.cloud import PLACEMENTS, CloudTable, ImageKind, Placement
 from vllm_fleet.schema.fleet import Pool
 
-#: What a placement says of a pool's hosts and not of a gateway beside them.
+#: Keys of a placement that a gateway does not take from the pool.
 _POOL_ONLY = (
     "capacity",
     "shape",
@@ -48,18 +48,18 @@ class Rented:
     local_disks: int = 0
 
 
-def rented(cloud: str) -> bool:
+def is_rented(cloud: str) -> bool:
     """Whether a cloud's hosts are rented: not those of the lab, nor hosts that exist already."""
     return cloud in PLACEMENTS
 
 
-def pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.Document) -> Rented:
+def rent_pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.Document) -> Rented:
     """How a pool's hosts are rented.
 
     Args:
         catalog: with the cloud's table.
         name: the pool.
-        spec: the pool as ``fleet.yml`` has it, with a cloud that :func:`rented` knows.
+        spec: the pool as ``fleet.yml`` has it, with a cloud that :func:`is_rented` knows.
         document: that file, for errors.
 
     Raises:
@@ -83,14 +83,14 @@ def pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.Docume
     return Rented(table, found, shape, kind, entry.fabric_cards, entry.local_disks)
 
 
-def gateways(
+def rent_gateways(
     catalog: Catalog, cloud: str, placement: Mapping[str, Any], own: Mapping[str, Any], document: yaml_document.Document
 ) -> Rented:
     """How the gateways are rented: beside the first pool, unless the fleet says otherwise.
 
     Args:
         catalog: with the cloud's table.
-        cloud: one that :func:`rented` knows.
+        cloud: one that :func:`is_rented` knows.
         placement: that of the first pool.
         own: that of the gateway.
         document: the fleet's file, for errors.
@@ -122,13 +122,13 @@ def _shape(catalog: Catalog, table: CloudTable, host: SizedClass, placement: Pla
     mine = {key: shape for key, shape in table.shapes.items() if shape.host_class == host.id}
     if not mine:
         where = [f"{cloud} ({shape})" for cloud, shape, _ in offers(catalog, host.id)]
-        told = ", ".join(where) if where else "no cloud of recipes/clouds; as 'static' hosts of your own"
+        places = ", ".join(where) if where else "no cloud in recipes/clouds; use 'static' hosts"
         raise FleetError(
-            f"{table.name} has no {host.id}", f"it can be had at: {told}", key="host_class", code=ErrorCode.REFUSED
+            f"{table.name} has no {host.id}", f"available at: {places}", key="host_class", code=ErrorCode.REFUSED
         )
     if placement.shape and placement.shape not in mine:
         raise FleetError(
-            f"{placement.shape!r} is no {host.id} of {table.name}",
+            f"{placement.shape!r} is not an instance type for {host.id} at {table.name}",
             f"these are: {', '.join(mine)}",
             key="placement.shape",
         )
@@ -136,5 +136,5 @@ def _shape(catalog: Catalog, table: CloudTable, host: SizedClass, placement: Pla
     for key in [placement.shape] if placement.shape else mine:
         if kind in mine[key].capacity:
             return key
-    told = "; ".join(f"{key}: {', '.join(mine[key].capacity)}" for key in mine)
-    raise FleetError(f"{host.id} cannot be had as {kind}", f"it comes as {told}", key="placement.capacity.kind")
+    kinds = "; ".join(f"{key}: {', '.join(mine[key].capacity)}" for key in mine)
+    raise FleetError(f"{host.id} is not available as {kind}", f"it comes as {kinds}", key="placement.capacity.kind")

@@ -28,7 +28,7 @@ class Combination:
 def selects(when: When, asked: Combination) -> bool:
     """Whether a rule holds for a combination: every selector that is given must.
 
-    One that looks at what is not known yet (``tensor_parallel``, final values) does not hold. A fact is no selector:
+    One that looks at what is not known yet (``tensor_parallel``, final values) does not hold. A fact is not a selector:
     it is the host that answers it.
     """
     family = asked.host.family
@@ -49,7 +49,7 @@ def selects(when: When, asked: Combination) -> bool:
 
 
 def _reach(args: Mapping[str, Any] | None, limits: Mapping[str, float]) -> bool:
-    """Whether every number is that large; what is not set, or no number, reaches nothing."""
+    """Whether every number is at least its limit; a missing value, or one that is not a number, is not."""
     return args is not None and all(
         isinstance(value := args.get(name), int | float) and value >= limit for name, limit in limits.items()
     )

@@ -24,7 +24,7 @@ class Spelled:
     #: The guide's name in its parts: a layer has it only where it has the second, so most layers are passed by fast.
     path: tuple[str, ...]
 
-    def told(self, engine: str, place: str) -> str:
+    def note(self, engine: str, place: str) -> str:
         """What becomes of the name, as a sentence for the user.
 
         Args:
@@ -62,7 +62,7 @@ def applying(catalog: Catalog, engine: Engine) -> dict[str, Spelled]:
     """The entries for an engine, by the guide's name.
 
     Raises:
-        FleetError: an entry's range is none.
+        FleetError: an entry has an invalid range.
     """
     found: dict[str, Spelled] = {}
     for number, spelling in enumerate(catalog.spellings.spellings, start=1):
@@ -77,7 +77,7 @@ def applying(catalog: Catalog, engine: Engine) -> dict[str, Spelled]:
 
 
 def replacements(catalog: Catalog, engine: Engine) -> dict[str, str]:
-    """What the engine has in the place of each name that it spells in another way, by the name's last part."""
+    """The engine's own name for each name that it spells differently, by the last part of the latter."""
     found: dict[str, str] = {}
     for name, spelled in applying(catalog, engine).items():
         instead = spelled.spelling.to.partition(".")[2] if spelled.spelling.to else "nothing"
@@ -89,7 +89,7 @@ def applies(spelling: Spelling, engine: Engine) -> bool:
     """Whether an entry is for an engine.
 
     Raises:
-        FleetError: its range is none.
+        FleetError: its range is invalid.
     """
     return spelling.accelerator in (None, engine.accelerator) and in_range(engine.release, spelling.engine)
 

@@ -1,4 +1,4 @@
-"""``vllm-fleet check``: are the recipes and the fleets right, every error at once."""
+"""``vllm-fleet check``: validates the recipes and the fleets and reports every error at once."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.catalogue.catalogue import raise_all
-from vllm_fleet.cli.output import JsonOption, fleet_directory, print_json, stdout
+from vllm_fleet.cli.output import JsonOption, fleet_directory, print_json, print_text
 from vllm_fleet.fleet import plan
 from vllm_fleet.host import engine_install
 from vllm_fleet.reports import recipe_check
 
-EPILOG = "Examples: vllm-fleet check | vllm-fleet check --fleet prod --json"
+EPILOG = """\b
+Examples:
+  vllm-fleet check
+  vllm-fleet check --fleet prod --json"""
 
 
 def command(
-    fleet: Annotated[str | None, typer.Option("--fleet", help="Only this fleet; all without it.")] = None,
+    fleet: Annotated[str | None, typer.Option("--fleet", help="Check this fleet. Default: all fleets.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Validate recipes and fleets and cross-check them; print every error with its file and line."""
+    """Validate the recipes and the fleets.
+
+    Prints every error with its file and line. What the recipes must agree on is checked too.
+    """
     recipes = catalogue.load()
-    faults: list[FleetError] = list(recipe_check.faults(recipes))
+    faults: list[FleetError] = list(recipe_check.recipe_errors(recipes))
     folders = (
         [fleet_directory(fleet)]
         if fleet
@@ -45,7 +51,7 @@ def command(
     if json:
         print_json(result)
     else:
-        stdout.print(
-            f"right: {result['host_classes']} host classes, {result['engines']} engines, {result['models']} models; "
+        print_text(
+            f"OK: {result['host_classes']} host classes, {result['engines']} engines, {result['models']} models; "
             f"fleets: {', '.join(folder.name for folder in folders) or 'none'}"
         )

@@ -1,4 +1,4 @@
-"""``vllm-fleet drift``: what is not as planned, on every host, in seconds."""
+"""``vllm-fleet drift``: compares every host with the plan, in seconds, and changes nothing."""
 
 from __future__ import annotations
 
@@ -9,18 +9,35 @@ import typer
 
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import raise_all
-from vllm_fleet.cli.output import DRIFT_EXIT, FleetOption, JsonOption, fleet_directory, print_json, stderr, stdout
+from vllm_fleet.cli.output import (
+    DRIFT_EXIT,
+    FleetOption,
+    JsonOption,
+    fleet_directory,
+    print_json,
+    print_note,
+    print_text,
+)
 from vllm_fleet.operate import drift, probing
 
-EPILOG = "Examples: vllm-fleet drift | vllm-fleet drift --fleet prod --host h100-0 --json. Exit code 3: drift found."
+EPILOG = """\b
+Examples:
+  vllm-fleet drift
+  vllm-fleet drift --fleet prod --host h100-0 --json
+Exit code 3: drift was found."""
 
 
 def command(
     fleet: FleetOption = "lab",
-    host: Annotated[list[str] | None, typer.Option("--host", help="Only this host; may be repeated.")] = None,
+    host: Annotated[
+        list[str] | None, typer.Option("--host", help="Probe this host. Repeat it for more. Default: all hosts.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Probe the hosts and print what differs from their manifests, with the role that owns it."""
+    """Compare the hosts with the plan.
+
+    Probes each host and prints what differs from its manifest, with the role that owns it. Changes nothing.
+    """
     found = drift.load_site_of_run(fleet_directory(fleet))
     for name in host or ():
         found.plan.host(name)
@@ -31,7 +48,7 @@ def command(
         nonlocal done
         done += 1
         if sys.stderr.isatty():
-            stderr.print(f"\r{done} of {len(asked)} hosts", end="\n" if done == len(asked) else "", markup=False)
+            print_note(f"\r{done} of {len(asked)} hosts", end="\n" if done == len(asked) else "")
         del report
 
     reports = drift.probe_site(found, {each.plan.name: drift.host_target(found, each) for each in asked}, progress)
@@ -41,9 +58,9 @@ def command(
         print_json({"fleet": fleet, "hosts": len(reports), "drift": [item.record() for item in items]})
     elif not json:
         for item in items:
-            stdout.print(str(item), markup=False)
+            print_text(str(item))
         clean = sum(1 for report in reports.values() if not report.drift and not report.error and not report.veto)
-        stdout.print(f"{len(reports)} hosts probed, {clean} as planned, {len(items)} items drifted", markup=False)
+        print_text(f"{len(reports)} hosts probed, {clean} match the plan, {len(items)} items drifted")
     raise_all([_plain(fault) for fault in faults])
     if items:
         raise typer.Exit(DRIFT_EXIT)

@@ -1,4 +1,4 @@
-"""``vllm-fleet explain HOST``: each value of a host with the file, rule and reason it comes from."""
+"""``vllm-fleet explain HOST``: each value of a host with the file, rule and reason that it comes from."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import typer
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.merge import leaves
-from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, stdout
+from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, print_text
 from vllm_fleet.fleet import plan as plans
 
-EPILOG = "Examples: vllm-fleet explain lab-0 | vllm-fleet explain h100-3 --fleet prod --json"
+EPILOG = """\b
+Examples:
+  vllm-fleet explain lab-0
+  vllm-fleet explain h100-3 --fleet prod --json"""
 
 
 def command(
@@ -19,28 +22,31 @@ def command(
     fleet: FleetOption = "lab",
     json: JsonOption = False,
 ) -> None:
-    """Print every argument and environment variable of a host with the file, rule and reason behind it."""
+    """Show where each value of a host comes from.
+
+    Prints every argument and environment variable of the host with the file, the rule and the reason.
+    """
     found = plans.load(fleet_directory(fleet)).host(host)
     if found.deployment is None:
-        raise FleetError(f"{host} is a gateway: no recipe rules it", "ask for a serving host", host=host)
+        raise FleetError(f"{host} is a gateway: it has no recipe", "name a serving host", host=host)
     record: dict[str, Any] = found.deployment.record()
     values = dict(leaves({"args": record["args"], "env": record["env"]}))
     keys = {key: {"value": values[key], **origin} for key, origin in record["provenance"].items()}
-    told = ("host_class", "model", "engine", "profile", "status", "evidence", "notes", "alternatives")
-    head = {key: record[key] for key in told}
+    keys_of_head = ("host_class", "model", "engine", "profile", "status", "evidence", "notes", "alternatives")
+    head = {key: record[key] for key in keys_of_head}
     if json:
         print_json({"host": host, "pool": found.pool, **head, "keys": keys})
         return
-    stdout.print(f"{host}: {head['model']} on {head['host_class']}, {head['engine']}, {head['profile']}", markup=False)
-    stdout.print(f"status: {head['status']} ({head['evidence']})", markup=False)
+    print_text(f"{host}: {head['model']} on {head['host_class']}, {head['engine']}, {head['profile']}")
+    print_text(f"status: {head['status']} ({head['evidence']})")
     for note in head["notes"]:
-        stdout.print(f"note: {note}", markup=False)
-    stdout.print()
+        print_text(f"note: {note}")
+    print_text()
     for key, entry in keys.items():
         rule = f" rule {entry['rule']}" if entry["rule"] else ""
-        stdout.print(f"{key} = {entry['value']!r}", markup=False, style="bold")
-        stdout.print(f"  {entry['file']}{rule}: {entry['why']}", markup=False)
-        stdout.print(f"  source: {entry['source']}", markup=False)
+        print_text(f"{key} = {entry['value']!r}", bold=True)
+        print_text(f"  {entry['file']}{rule}: {entry['why']}")
+        print_text(f"  source: {entry['source']}")
         if spelled := entry.get("spelling"):
             place = f"{spelled['file']} entry {spelled['entry']}"
-            stdout.print(f"  written {spelled['name']} there; {place}: {spelled['why']}", markup=False)
+            print_text(f"  written {spelled['name']} there; {place}: {spelled['why']}")

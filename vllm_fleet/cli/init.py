@@ -1,4 +1,4 @@
-"""``vllm-fleet init``: hosts that exist become a fleet, after a person has seen their keys."""
+"""``vllm-fleet init``: makes a fleet of hosts that exist, after a person has confirmed their SSH host keys."""
 
 from __future__ import annotations
 
@@ -16,33 +16,40 @@ from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.field_types import Name
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.catalogue.catalogue import raise_all
-from vllm_fleet.cli.output import JsonOption, print_json, stderr, stdout
+from vllm_fleet.cli.output import JsonOption, print_json, print_note, print_text
 from vllm_fleet.edge import keys, ssh_scan
 from vllm_fleet.fleet import plan
 from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.operate import enrol, new_fleet
 from vllm_fleet.operate.enrol import NamedHost, parse_hosts
+from vllm_fleet.schema.fleet_schema import schema_line
 
-EPILOG = (
-    "Examples: vllm-fleet init rack --host root@10.0.0.5 --host root@10.0.0.6 --gateway root@10.0.0.9 | "
-    "vllm-fleet init rack --add --host root@10.0.0.7 | "
-    "vllm-fleet init rack --host root@10.0.0.5 --fingerprint 10.0.0.5=SHA256:…  (without a terminal)"
-)
+EPILOG = """\b
+Examples:
+  vllm-fleet init rack --host root@10.0.0.5 --host root@10.0.0.6 --gateway root@10.0.0.9
+  vllm-fleet init rack --add --host root@10.0.0.7
+Without a terminal, give the host keys that you know:
+  vllm-fleet init rack --host root@10.0.0.5 --fingerprint 10.0.0.5=SHA256:…"""
 
 
 def command(
     name: Annotated[str, typer.Argument(help="The new fleet: a folder under inventories/.")],
-    host: Annotated[list[str] | None, typer.Option(help="USER@ADDRESS[:PORT] of a GPU host; repeat it.")] = None,
-    gateway: Annotated[list[str] | None, typer.Option(help="USER@ADDRESS[:PORT] of a gateway; repeat it.")] = None,
-    fingerprint: Annotated[
-        list[str] | None, typer.Option(help="ADDRESS=SHA256:…, the host key that you know; repeat it.")
+    host: Annotated[list[str] | None, typer.Option(help="A GPU host: USER@ADDRESS[:PORT]. Repeat it for more.")] = None,
+    gateway: Annotated[
+        list[str] | None, typer.Option(help="A gateway: USER@ADDRESS[:PORT]. Repeat it for more.")
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="The private key that opens the hosts; else ssh's own.")] = None,
-    model: Annotated[str | None, typer.Option(help="What they serve; else the largest that each class can.")] = None,
-    add: Annotated[bool, typer.Option("--add", help="Add the hosts to a fleet that exists.")] = False,
+    fingerprint: Annotated[
+        list[str] | None, typer.Option(help="A host key that you know: ADDRESS=SHA256:…. Repeat it.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="The private SSH key. Default: ssh's own configuration.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model to serve. Default: the largest that fits.")] = None,
+    add: Annotated[bool, typer.Option("--add", help="Add the hosts to an existing fleet.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Look at hosts over SSH, recognise their classes and write a commented fleet.yml for them."""
+    """Write a fleet.yml for hosts that exist already.
+
+    Reads the hardware of the hosts over SSH, recognises their host classes and writes a commented fleet.yml.
+    """
     _name(name)
     recipes = catalogue.load()
     folder = paths.inventories_dir() / name
@@ -58,7 +65,9 @@ def command(
         text = new_fleet.add_hosts(before, found, recipes, model)
     else:
         before = ""
-        text = new_fleet.fleet_text(name, found, recipes, model, str(private) if private else None)
+        text = schema_line(folder) + new_fleet.fleet_text(
+            name, found, recipes, model, str(private) if private else None
+        )
     _write(folder, text, has_gateway=any(each.sized is None for each in found))
     if json:
         print_json(
@@ -66,8 +75,8 @@ def command(
         )
         return
     lines = difflib.unified_diff(before.splitlines(True), text.splitlines(True), "fleet.yml", "fleet.yml", n=2)
-    stdout.print("".join(lines) if old else text, markup=False, end="")
-    stdout.print(f"\nwrote {paths.display(folder / 'fleet.yml')}; next: vllm-fleet plan --fleet {name}", markup=False)
+    print_text("".join(lines) if old else text, end="")
+    print_text(f"\nwrote {paths.display(folder / 'fleet.yml')}; next: vllm-fleet plan --fleet {name}")
 
 
 def _name(name: str) -> None:
@@ -81,8 +90,8 @@ def _existing(folder: Path, add: bool) -> yaml_document.Document | None:
     file = folder / "fleet.yml"
     if not add:
         if file.exists():
-            hint = "choose another name, or give --add to add the hosts to it"
-            raise FleetError("there is such a fleet already", hint, paths.display(file))
+            hint = "choose another name, or use --add to add the hosts to it"
+            raise FleetError("this fleet exists already", hint, paths.display(file))
         return None
     plan.load(folder)
     return yaml_document.read(file)
@@ -109,28 +118,30 @@ def _confirm(shown: list[tuple[NamedHost, str]], known: dict[ssh_scan.Address, s
         seen = ssh_scan.fingerprint(public)
         given = known.get((asked.address, asked.port))
         if given and given != seen:
-            text = f"shows the host key {seen}, not {given}: it is another machine, or someone is between"
+            text = f"shows the host key {seen}, not {given}: it is another machine, or the connection is intercepted"
             faults.append(FleetError(text, "compare on the host's console", host=asked.address, code=ErrorCode.REFUSED))
         elif not given:
             unknown.append((asked, public.split()[0], seen))
     raise_all(faults)
     if not unknown:
         return
-    stderr.print("The hosts show these SSH host keys. Compare each on the host's own console with")
-    stderr.print("  ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub")
+    print_note("The hosts show these SSH host keys. Compare each on the host's own console with")
+    print_note("  ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub")
     for asked, kind, seen in unknown:
-        stderr.print(f"  {asked.address} port {asked.port}  {seen}  ({kind})", markup=False)
+        print_note(f"  {asked.address} port {asked.port}  {seen}  ({kind})")
     if not sys.stdin.isatty():
-        hint = "give --fingerprint ADDRESS=SHA256:… for each, from a source that you trust; no option skips this"
+        hint = (
+            "give --fingerprint ADDRESS=SHA256:… for each host, from a source that you trust; no option skips the check"
+        )
         raise FleetError(
-            "nobody is here to confirm the host keys, so nothing was written", hint, code=ErrorCode.REFUSED
+            "there is no terminal to confirm the host keys, so nothing was written", hint, code=ErrorCode.REFUSED
         )
     if not typer.confirm("Are these the keys of your hosts?", default=False, err=True):
         raise FleetError("the host keys were not confirmed, so nothing was written", code=ErrorCode.REFUSED)
 
 
 def _write(folder: Path, text: str, *, has_gateway: bool) -> None:
-    """Writes the fleet and, where it has a gateway of its own now, a first API key for it."""
+    """Writes the fleet, and a first API key where it has a gateway and no keys yet."""
     enrol.validate_fleet_text(folder.name, text, folder)
     if has_gateway and not (folder / "api-keys.yml").exists():
         secret = keys.api_key()

@@ -1,4 +1,4 @@
-"""``vllm-fleet matrix``: what each model can be served on."""
+"""``vllm-fleet matrix``: which model runs on which host class with which engine."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli.output import JsonOption, print_json
 from vllm_fleet.reports import support_matrix
 
-EPILOG = "Examples: vllm-fleet matrix | vllm-fleet matrix --json. docs/matrix.md is this output."
+EPILOG = """\b
+Examples:
+  vllm-fleet matrix
+  vllm-fleet matrix --json
+docs/matrix.md is this output."""
 
 
 def command(json: JsonOption = False) -> None:
-    """Print in Markdown what can be served where, what the endpoints do with Harmony, and the known issues."""
+    """Print the support matrix in Markdown.
+
+    Shows what can be served on which host class, how each endpoint handles Harmony, and the known issues.
+    """
     recipes = catalogue.load()
     if json:
         known = recipes.known_issues

@@ -1,4 +1,4 @@
-"""``vllm-fleet mirror``: everything that a fleet's hosts fetch, once from the origins, verified, in one folder."""
+"""``vllm-fleet mirror``: downloads everything that a fleet's hosts need into one folder, once, and verifies it."""
 
 from __future__ import annotations
 
@@ -12,33 +12,40 @@ import typer
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
-from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, stderr, stdout
+from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, print_note, print_text
 from vllm_fleet.edge import hub
 from vllm_fleet.fleet import plan
 from vllm_fleet.mirror import parts
 from vllm_fleet.mirror.store import Store, default_directory
 from vllm_fleet.operate import fill_mirror, serve_mirror
 
-EPILOG = (
-    "Examples: vllm-fleet mirror --fleet prod | vllm-fleet mirror --verify | vllm-fleet mirror --to /media/disk/mirror "
-    "(there: --from /media/disk/mirror) | vllm-fleet mirror --serve"
-)
+EPILOG = """\b
+Examples:
+  vllm-fleet mirror --fleet prod
+  vllm-fleet mirror --verify
+  vllm-fleet mirror --serve
+Across an air gap:
+  vllm-fleet mirror --to /media/disk/mirror      (on this side)
+  vllm-fleet mirror --from /media/disk/mirror    (on the other side)"""
 
 
 def command(
     fleet: FleetOption = "lab",
-    directory: Annotated[Path | None, typer.Option(help="The mirror's folder; in the cache without it.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Read every byte; fetch again what is wrong.")] = False,
+    directory: Annotated[Path | None, typer.Option(help="The mirror's folder. Default: a folder in the cache.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte; download damaged files again.")] = False,
     refresh: Annotated[bool, typer.Option("--refresh", help="Look for newer packages of the distribution.")] = False,
-    to: Annotated[Path | None, typer.Option("--to", help="Carry the fleet's parts into this folder.")] = None,
-    from_: Annotated[Path | None, typer.Option("--from", help="Take the parts from this folder.")] = None,
-    hub_token_file: Annotated[Path | None, typer.Option(help="A file with the hub's token, for you alone.")] = None,
-    serving: Annotated[bool, typer.Option("--serve", help="Serve the folder with nginx until it is ended.")] = False,
+    to: Annotated[Path | None, typer.Option("--to", help="Copy what the fleet needs to this folder.")] = None,
+    from_: Annotated[Path | None, typer.Option("--from", help="Copy what the fleet needs from this folder.")] = None,
+    hub_token_file: Annotated[Path | None, typer.Option(help="File with the hub's token, mode 0600.")] = None,
+    serving: Annotated[bool, typer.Option("--serve", help="Serve the folder with nginx until interrupted.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Fetch what the fleet's hosts need, once, verified; carry it across an air gap; serve it."""
+    """Fetch, verify, copy and serve what the hosts download.
+
+    Everything is downloaded once and verified by digest. A second run downloads only what is missing.
+    """
     if to and from_:
-        raise FleetError("--to and --from are two directions", "give one of them")
+        raise FleetError("--to and --from exclude each other", "give one of them")
     asked = plan.load(fleet_directory(fleet))
     wanted = parts.list_parts(asked, catalogue.load())
     keys = [part.key for part in wanted]
@@ -80,16 +87,13 @@ def _report(fleet: str, store: Store, results: list[fill_mirror.PartResult], wro
         print_json(record)
         return
     for result in results:
-        stdout.print(
+        print_text(
             f"{result.key:<60} {result.files:>5} files {_size(result.bytes):>10}, "
-            f"fetched {_size(result.fetched_bytes)}",
-            markup=False,
+            f"downloaded {_size(result.fetched_bytes)}",
         )
     for name in wrong:
-        stdout.print(f"was wrong and is not used: {name}", markup=False)
-    stdout.print(
-        f"{paths.display(store.directory)}: {_size(total)} verified, {_size(fetched)} of it fetched now", markup=False
-    )
+        print_text(f"damaged, not used: {name}")
+    print_text(f"{paths.display(store.directory)}: {_size(total)} verified, {_size(fetched)} of it downloaded now")
 
 
 def _size(number: int) -> str:
@@ -105,7 +109,7 @@ class _Progress:
         self._began = time.monotonic()
 
     def say(self, line: str) -> None:
-        stderr.print(f"mirror: {line}", markup=False)
+        print_note(f"mirror: {line}")
 
     def count(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -114,4 +118,4 @@ class _Progress:
         self._last = now
         rate = done / max(now - self._began, 0.1)
         end = "\r" if self._terminal and done < total else "\n"
-        stderr.print(f"mirror: {_size(done)} of {_size(total)}, {_size(int(rate))}/s", end=end, markup=False)
+        print_note(f"mirror: {_size(done)} of {_size(total)}, {_size(int(rate))}/s", end=end)

@@ -1,33 +1,30 @@
-"""How every command takes its common options, prints its result and fails."""
+"""Common options, output and error handling of the commands."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 DRIFT_EXIT = 3
 FleetOption = Annotated[str, typer.Option("--fleet", help="The fleet: a folder under inventories/.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-# A table in a pipe or a file is not cut to the width of a terminal.
-stdout = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
-stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def fleet_directory(name: str) -> Path:
     """The folder of a fleet.
 
     Raises:
-        FleetError: there is none.
+        FleetError: unknown fleet.
     """
     folder = paths.inventories_dir() / name
     if not (folder / "fleet.yml").is_file():
@@ -39,23 +36,38 @@ def fleet_directory(name: str) -> Path:
     return folder
 
 
+def print_text(text: str = "", *, end: str = "\n", bold: bool = False) -> None:
+    """Text of the result on stdout."""
+    typer.secho(text + end, nl=False, bold=bold or None)
+
+
+def print_note(text: str, *, end: str = "\n") -> None:
+    """Progress, a question or an error on stderr."""
+    typer.echo(text + end, nl=False, err=True)
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout. In a pipe or a file it is not cut to the width of a terminal."""
+    from rich.console import Console  # not before: most commands print no table
+
+    Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
 def print_json(data: Any) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json.dumps(data, indent=2) + "\n")
 
 
-def run(app: Callable[[], Any]) -> None:
-    """Runs the program; a fault goes to stderr, or with ``--json`` to stdout, and sets the exit code."""
-    try:
-        app()
-    except FleetError as fault:
-        errors = (fault, *fault.others)
-        if "--json" in sys.argv:
-            records = [error.record() for error in errors]
-            print_json({"error": records[0], **({"errors": records} if len(records) > 1 else {})})
-        else:
-            for error in errors:
-                stderr.print(f"error: {error}", markup=False)
-        sys.exit(fault.exit_code)
-    except BrokenPipeError:
-        sys.exit(1)
+def fail(error: FleetError) -> NoReturn:
+    """Prints an error and those found with it, and ends the program with the error's exit code.
+
+    Text goes to stderr. With ``--json`` one document goes to stdout.
+    """
+    errors = (error, *error.others)
+    if "--json" in sys.argv:
+        records = [each.record() for each in errors]
+        print_json({"error": records[0], **({"errors": records} if len(records) > 1 else {})})
+    else:
+        for each in errors:
+            print_note(f"error: {each}")
+    sys.exit(error.exit_code)

@@ -10,7 +10,15 @@ import typer
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli import plan_tables
-from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, stderr, stdout
+from vllm_fleet.cli.output import (
+    FleetOption,
+    JsonOption,
+    fleet_directory,
+    print_json,
+    print_note,
+    print_table,
+    print_text,
+)
 from vllm_fleet.edge import prices as gpuhunt_prices
 from vllm_fleet.edge import pulumi_cli
 from vllm_fleet.fleet import cost, host_plan, replacement, stack
@@ -18,20 +26,23 @@ from vllm_fleet.fleet import plan as plans
 from vllm_fleet.host import engine_install
 from vllm_fleet.mirror import apt_packages
 
-EPILOG = (
-    "Examples: vllm-fleet plan | vllm-fleet plan --fleet prod --preview | "
-    "vllm-fleet plan --fleet prod --replace-serving h100-1,h100-3"
-)
+EPILOG = """\b
+Examples:
+  vllm-fleet plan
+  vllm-fleet plan --fleet prod --preview
+  vllm-fleet plan --fleet prod --replace-serving h100-1,h100-3"""
 PreviewOption = Annotated[
-    bool, typer.Option("--preview", help="Ask Pulumi too: only it knows which hosts would be replaced.")
+    bool, typer.Option("--preview", help="Run 'pulumi preview' too: it alone knows which hosts are replaced.")
 ]
 ReplaceOption = Annotated[
     str,
-    typer.Option("--replace-serving", metavar="HOST[,HOST]", help="Hosts that may go; prints what to run for them."),
+    typer.Option(
+        "--replace-serving", metavar="HOST[,HOST]", help="Hosts that may be replaced; prints the commands for it."
+    ),
 ]
 PricesOption = Annotated[
     Literal["fleet", "gpuhunt"],
-    typer.Option("--prices", help="The table in fleet.yml, or gpuhunt's catalogue before it."),
+    typer.Option("--prices", help="Prices from fleet.yml alone, or from gpuhunt's catalogue first."),
 ]
 
 
@@ -59,7 +70,10 @@ def command(
     replace_serving: ReplaceOption = "",
     prices: PricesOption = "fleet",
 ) -> None:
-    """Print the To-Be of a fleet: what each host runs, what it costs, and what would change against the stack."""
+    """Show the hosts, cost and pending changes of a fleet.
+
+    Prints what each host runs, what it costs, and what 'pulumi up' would change in the stack.
+    """
     recipes = catalogue.load()
     plan = plans.load(fleet_directory(fleet), recipes)
     catalogue.raise_all(list(engine_install.lock_faults(plan, recipes)))
@@ -73,17 +87,17 @@ def command(
     if json:
         _print_record(plan, bill, missing, _StackUpdate(as_is, changes, run, refused))
     else:
-        stdout.print(plan_tables.hosts([_record(host) for host in plan.hosts]))
-        stdout.print(plan_tables.costs(bill))
-        stdout.print(f"cost: {bill.summary()}", markup=False)
+        print_table(plan_tables.hosts([_record(host) for host in plan.hosts]))
+        print_table(plan_tables.costs(bill))
+        print_text(f"cost: {bill.summary()}")
         for fault in missing:
-            stdout.print(f"site.yml will refuse: {fault}", markup=False)
-        stdout.print(f"stack: {as_is}", markup=False)
-        for line in plan_tables.told(changes, run):
-            stdout.print(line, markup=False)
+            print_text(f"site.yml will refuse: {fault}")
+        print_text(f"stack: {as_is}")
+        for line in plan_tables.change_lines(changes, run):
+            print_text(line)
     if refused:
         if not json:
-            stderr.print(f"error: {refused}", markup=False)
+            print_note(f"error: {refused}")
         raise typer.Exit(refused.exit_code)
 
 
@@ -96,7 +110,7 @@ def _price_lists(plan: plans.Plan, prices: str) -> list[cost.PriceList]:
             if fault.code != ErrorCode.WORK_FAILED:
                 raise
             # A plan is worth printing without prices too.
-            stderr.print(f"prices: {fault}", markup=False)
+            print_note(f"prices: {fault}")
     return lists
 
 
@@ -109,7 +123,7 @@ def _changes(plan: plans.Plan, ask_pulumi: bool) -> tuple[str, tuple[replacement
         as_is = str(fault)
     if ask_pulumi:
         return as_is, replacement.previewed(pulumi_cli.preview(plan.fleet))
-    return as_is, replacement.known(plan, stack.made(plan))
+    return as_is, replacement.known_changes(plan, stack.made_hosts(plan))
 
 
 def _print_record(plan: plans.Plan, bill: cost.Bill, missing: tuple[FleetError, ...], update: _StackUpdate) -> None:

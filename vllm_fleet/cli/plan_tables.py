@@ -11,7 +11,7 @@ from vllm_fleet.fleet.cost import Bill, Row
 from vllm_fleet.fleet.replacement import Change
 
 _UNKNOWN = "unknown"
-#: Hosts of one change that are told one by one; a new fleet is told as a number.
+#: Up to so many hosts of one change are listed by name; more, as in a new fleet, are counted.
 _SHOWN = 20
 
 
@@ -58,8 +58,8 @@ def _rent(row: Row) -> tuple[str, ...]:
     return (f"{row.cloud} {row.rented.shape}", capacity, placement.region, zones, each, both, source)
 
 
-def told(changes: Sequence[Change], run: Sequence[str]) -> Iterator[str]:
-    """What would change, and what to run for it, line by line."""
+def change_lines(changes: Sequence[Change], run: Sequence[str]) -> Iterator[str]:
+    """The changes, and the commands for them, as lines."""
     for what in dict.fromkeys(change.what for change in changes):
         mine = [change for change in changes if change.what == what]
         if len(mine) > _SHOWN and not mine[0].ends_it:

@@ -1,4 +1,4 @@
-"""``vllm-fleet recipe``: a deployment without a fleet."""
+"""``vllm-fleet recipe``: what a host class would run, without a fleet."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import typer
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
-from vllm_fleet.cli.output import JsonOption, print_json, stdout
+from vllm_fleet.cli.output import JsonOption, print_json, print_text
 from vllm_fleet.host import instance_files, serve_command
 from vllm_fleet.resolve import known_issues
 from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.schema.recipe import Feature, Install, Profile
 
-EPILOG = "Example: vllm-fleet recipe --host-class b200-8 --model openai/gpt-oss-120b --json"
+EPILOG = """\b
+Examples:
+  vllm-fleet recipe --host-class b200-8 --model openai/gpt-oss-120b
+  vllm-fleet recipe --host-class h100-1 --model openai/gpt-oss-20b --profile min-latency --json"""
 
 
 def _one_of(kind: Any, option: str, value: str | None) -> Any:
@@ -26,16 +29,19 @@ def _one_of(kind: Any, option: str, value: str | None) -> Any:
 def command(
     host_class: Annotated[str, typer.Option("--host-class", help="A host class, such as cpu-2.")],
     model: Annotated[str, typer.Option("--model", help="A model, such as openai/gpt-oss-120b.")],
-    engine: Annotated[str | None, typer.Option("--engine", help="An engine; the newest verified without it.")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="An engine. Default: the newest verified one.")] = None,
     profile: Annotated[str, typer.Option("--profile", help="max-throughput, balanced or min-latency.")] = "balanced",
     install: Annotated[str | None, typer.Option("--install", help="wheel or docker.")] = None,
     feature: Annotated[
         list[str] | None,
-        typer.Option("--feature", help="function-calling, structured-output, eagle3 or benchmark; may be repeated."),
+        typer.Option("--feature", help="function-calling, structured-output, eagle3 or benchmark. Repeat it for more."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Print what a host of a class would run: arguments, environment, config file and the vllm serve line."""
+    """Show what a host class would run, without a fleet.
+
+    Prints arguments, environment, config file, the 'vllm serve' line and the known issues.
+    """
     question = Question(
         host_class=host_class,
         model=model,
@@ -60,30 +66,28 @@ def command(
         print_json({**record, **shown})
         return
     fit = record["fit"]
-    stdout.print(
+    print_text(
         f"{deployment.model} on {deployment.host_class} with {deployment.engine.id}, {deployment.profile}: "
         f"{deployment.instances} x TP{deployment.tensor_parallel_size}, {deployment.status}",
-        markup=False,
     )
-    stdout.print(
+    print_text(
         f"memory: weights {fit['weights_gib']} GiB, KV cache {fit['kv_cache_gib']} GiB, "
         f"{fit['max_num_seqs']} sequences of full length",
-        markup=False,
     )
-    stdout.print(f"evidence: {deployment.evidence}", markup=False)
+    print_text(f"evidence: {deployment.evidence}")
     for note in deployment.notes:
-        stdout.print(f"note: {note}", markup=False)
-    stdout.print("\n# config file", markup=False)
-    stdout.print(config, markup=False, end="")
-    stdout.print("\n# environment", markup=False)
-    stdout.print(instance_files.env_text(deployment.env), markup=False, end="")
-    stdout.print("\n# the same by hand", markup=False)
-    stdout.print(line, markup=False)
+        print_text(f"note: {note}")
+    print_text("\n# config file")
+    print_text(config, end="")
+    print_text("\n# environment")
+    print_text(instance_files.env_text(deployment.env), end="")
+    print_text("\n# the same by hand")
+    print_text(line)
     if docker:
-        stdout.print("\n# the same in the image", markup=False)
-        stdout.print(docker, markup=False)
+        print_text("\n# the same in the image")
+        print_text(docker)
         if docker_note:
-            stdout.print(f"note: {docker_note}", markup=False)
-    stdout.print("\n# known issues", markup=False)
+            print_text(f"note: {docker_note}")
+    print_text("\n# known issues")
     for issue in issues:
-        stdout.print(f"{issue.id}: {issue.cause} Fix: {issue.fix}", markup=False)
+        print_text(f"{issue.id}: {issue.cause} Fix: {issue.fix}")

@@ -1,4 +1,4 @@
-"""``vllm-fleet upgrade-check``: what another engine does to each deployment, before anything is restarted."""
+"""``vllm-fleet upgrade-check``: what another engine changes in each deployment, before anything restarts."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ import typer
 
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.catalogue.engine_names_diff import AT_RUN_TIME
-from vllm_fleet.cli.output import DRIFT_EXIT, JsonOption, fleet_directory, print_json, stdout
+from vllm_fleet.cli.output import DRIFT_EXIT, JsonOption, fleet_directory, print_json, print_text
 from vllm_fleet.fleet import plan
 from vllm_fleet.reports import upgrade
 from vllm_fleet.reports.recipe_check import FEATURES
 
-EPILOG = (
-    "Examples: vllm-fleet upgrade-check --from vllm-0.12.0-cuda --to vllm-0.32.0-cuda | "
-    "vllm-fleet upgrade-check --from vllm-0.12.0-cuda --to vllm-0.32.0-cuda --fleet prod --json. "
-    "Exit code 0: no deployment changes; 3: one changes, is refused, or was refused and no longer is."
-)
+EPILOG = """\b
+Examples:
+  vllm-fleet upgrade-check --from vllm-0.12.0-cuda --to vllm-0.32.0-cuda
+  vllm-fleet upgrade-check --from vllm-0.12.0-cuda --to vllm-0.32.0-cuda --fleet prod --json
+
+Exit code 0: no deployment changes. Exit code 3: a deployment changes, is refused, or is no longer refused."""
 
 
 def command(
     before: Annotated[str, typer.Option("--from", help="The engine that serves now.")],
-    after: Annotated[str, typer.Option("--to", help="The engine that is to serve.")],
+    after: Annotated[str, typer.Option("--to", help="The new engine.")],
     fleet: Annotated[
-        str | None, typer.Option("--fleet", help="Only the pools of this fleet that have the engine, or name none.")
+        str | None, typer.Option("--fleet", help="Compare the pools of this fleet that use the engine, or name none.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Tell what an engine upgrade does: names that are gone, defaults, rules, and what each deployment becomes."""
+    """Show what another engine changes in each deployment.
+
+    Lists removed names, changed defaults, rules that start or stop to apply, and each deployment before and after.
+    """
     recipes = catalogue.load()
     old, new = upgrade.engines(recipes, before, after)
     if fleet:
@@ -53,7 +57,7 @@ def command(
 
 
 def _say(text: str = "") -> None:
-    stdout.print(text, markup=False)
+    print_text(text)
 
 
 def _print(report: upgrade.Report) -> None:

@@ -1,4 +1,4 @@
-"""What a plan rents, and what that costs where a price is known; what is not known stays unknown and is told."""
+"""What a plan rents, and what that costs. A price that is not known is reported as unknown."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Row:
 
     @property
     def unknown(self) -> bool:
-        """Whether they cost something that nobody has told."""
+        """Whether their price is unknown."""
         return self.rented is not None and self.hosts > 0 and self.price is None and self.once_usd is None
 
     def record(self) -> dict[str, Any]:
@@ -126,12 +126,12 @@ class Bill:
             return "nothing is rented"
         if not any(row.price or row.once_usd for row in self.rows):
             return f"unknown: no price of {', '.join(self.unknown)} is known"
-        told = f"{self.usd_per_hour:,.2f} USD an hour, {self.usd_per_hour * HOURS_PER_MONTH:,.0f} USD a month of 730 h"
+        total = f"{self.usd_per_hour:,.2f} USD an hour, {self.usd_per_hour * HOURS_PER_MONTH:,.0f} USD a month of 730 h"
         if self.once_usd:
-            told += f", and up to {self.once_usd:,.2f} USD at once for capacity that is ordered"
+            total += f", and up to {self.once_usd:,.2f} USD at once for capacity that is ordered"
         if self.unknown:
-            told = f"at least {told}; unknown for {', '.join(self.unknown)}"
-        return f"{told} ({NOT_COUNTED})"
+            total = f"at least {total}; unknown for {', '.join(self.unknown)}"
+        return f"{total} ({NOT_COUNTED})"
 
 
 def bill(plan: Plan, catalog: Catalog, *lists: PriceList) -> Bill:

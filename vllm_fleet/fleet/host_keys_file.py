@@ -13,17 +13,17 @@ from vllm_fleet.schema.cloud import HostKeys
 FILE = "host-keys.yml"
 _HEAD = """\
 # SSH host keys that the hosts made themselves: written by playbooks/rotate-host-keys.yml, public, to be kept with the
-# fleet. Two keys of one host stand here only while one takes the other's place.
+# fleet. Two keys of one host are here only while one replaces the other.
 """
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a host says of its keys, over a connection that is trusted already.
+    """What a host reports about its keys, over a connection that is already trusted.
 
     Attributes:
         current: the key that its sshd shows.
-        next: the key that it has made and does not show yet; None where there is none.
+        next: the key that it has made and does not show yet; None without one.
     """
 
     current: str
@@ -31,13 +31,13 @@ class Shown:
 
 
 def load(directory: Path) -> HostKeys:
-    """The file of a fleet; empty where there is none."""
+    """The file of a fleet; empty without one."""
     path = directory / FILE
     return yaml_document.parse(yaml_document.read(path), HostKeys) if path.is_file() else HostKeys(keys={})
 
 
 def standing(found: HostKeys, ids: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
-    """Host -> its own keys, without those of hosts that were made again since.
+    """Host -> its own keys, without those of hosts that were replaced since.
 
     Args:
         found: the file.

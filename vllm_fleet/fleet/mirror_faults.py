@@ -1,4 +1,4 @@
-"""What is wrong with the ``mirror`` of a fleet.yml, told before anything is made."""
+"""Errors in the ``mirror`` of a fleet.yml, found before anything is created."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.schema.mirror import Mirror
 
 
-def faults(spec: Mirror, hosts: Collection[str], catalog: Catalog, document: Document) -> Iterator[FleetError]:
+def mirror_errors(spec: Mirror, hosts: Collection[str], catalog: Catalog, document: Document) -> Iterator[FleetError]:
     """A host that the fleet does not have, and a distribution that is not known.
 
     Args:

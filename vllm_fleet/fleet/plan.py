@@ -15,7 +15,7 @@ from vllm_fleet.catalogue.catalogue import Catalog, raise_all
 from vllm_fleet.catalogue.catalogue import load as load_catalog
 from vllm_fleet.fleet import private_networks, repository_faults, ssh_routes, weights_disk
 from vllm_fleet.fleet.host_plan import GATEWAY_POOL, HostPlan
-from vllm_fleet.fleet.mirror_faults import faults as mirror_faults
+from vllm_fleet.fleet.mirror_faults import mirror_errors
 from vllm_fleet.resolve import image_digest
 from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.schema.fleet import Access, Fleet, Gateway, Pool, StaticHost
@@ -46,7 +46,7 @@ class Plan:
         """The host of that name.
 
         Raises:
-            FleetError: there is none.
+            FleetError: unknown host.
         """
         for host in self.hosts:
             if host.name == name:
@@ -102,12 +102,12 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
         hosts.extend(_gateway_hosts(spec, document, recipes))
     except FleetError as fault:
         faults.append(fault)
-    faults.extend(image_digest.faults(spec.artifacts.images, recipes, document))
-    faults.extend(repository_faults.faults(spec.artifacts.repositories, recipes, document))
-    faults.extend(mirror_faults(spec.mirror, [host.name for host in hosts], recipes, document))
+    faults.extend(image_digest.image_errors(spec.artifacts.images, recipes, document))
+    faults.extend(repository_faults.repository_errors(spec.artifacts.repositories, recipes, document))
+    faults.extend(mirror_errors(spec.mirror, [host.name for host in hosts], recipes, document))
     faults.extend(_duplicates(hosts, document))
     faults.extend(_unreachable(hosts, spec, document))
-    faults.extend(private_networks.faults(hosts, spec.access, document))
+    faults.extend(private_networks.network_errors(hosts, spec.access, document))
     faults.extend(ssh_routes.apart(hosts, spec.access, document))
     faults.extend(ssh_routes.unreachable(hosts, spec.access, document))
     raise_all(faults)
@@ -149,8 +149,8 @@ def _serving_hosts(
             raise document.error(at, fault.message, fault.hint, fault.code) from None
         raise
     rented = None
-    if rental.rented(pool.cloud):
-        rented = rental.pool(catalog, name, pool, document)
+    if rental.is_rented(pool.cloud):
+        rented = rental.rent_pool(catalog, name, pool, document)
         weights_disk.check(rented, deployment.model, deployment.fit.weights_gib, document, name)
     user = spec.access.ssh_user or (rented.table.user if rented else _USERS[pool.cloud])
     for ordinal, (host_name, static) in enumerate(_members(name, pool.hosts, pool.static)):
@@ -180,9 +180,9 @@ def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catal
     beside = first_pool.placement if cloud == first_pool.cloud else {}
     placement = {key: value for key, value in beside.items() if key != "first"}
     rented = None
-    if rental.rented(cloud) and gateway.hosts:
-        rented = rental.gateways(catalog, cloud, placement, gateway.placement, document)
-    user = spec.access.ssh_user or (catalog.clouds[cloud].user if rental.rented(cloud) else _USERS[cloud])
+    if rental.is_rented(cloud) and gateway.hosts:
+        rented = rental.rent_gateways(catalog, cloud, placement, gateway.placement, document)
+    user = spec.access.ssh_user or (catalog.clouds[cloud].user if rental.is_rented(cloud) else _USERS[cloud])
     for ordinal, (name, static) in enumerate(_members(gateway.name, gateway.hosts, gateway.static)):
         yield HostPlan(
             name=name,

@@ -69,7 +69,7 @@ def part(network: IPv4Network, parts: int, index: int) -> IPv4Network:
     return IPv4Network((int(network.network_address) + index * size, network.prefixlen + more))
 
 
-def faults(hosts: Sequence[HostPlan], access: Access, document: yaml_document.Document) -> Iterator[FleetError]:
+def network_errors(hosts: Sequence[HostPlan], access: Access, document: yaml_document.Document) -> Iterator[FleetError]:
     """What is wrong with the ranges of a plan's networks."""
     rented = members(host for host in hosts if host.rented)
     for name, mine in rented.items():
@@ -157,7 +157,7 @@ def _static(
         if host.kind == "gateway" and not (address and any(address in each for each in PRIVATE)):
             yield document.error(
                 at,
-                f"{address_text!r} is no private IPv4 address, by which joined networks could let the gateway in",
+                f"{address_text!r} is not a private IPv4 address, which joined networks need to let the gateway in",
                 "give the address that the gateway has towards them",
             )
         for name, mine in rented.items():

@@ -1,4 +1,4 @@
-"""What a run of Pulumi would do to hosts: which come, change, go or are made again, and what lets one go."""
+"""What ``pulumi up`` does to each host, and the flag that permits a replacement."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Change:
         return f"{self.what} {self.host}" + (f" ({', '.join(self.why)})" if self.why else "")
 
 
-def known(plan: Plan, made: Iterable[str]) -> tuple[Change, ...]:
+def known_changes(plan: Plan, made: Iterable[str]) -> tuple[Change, ...]:
     """What fleet.yml and stack.json tell without Pulumi: hosts that come and hosts that go.
 
     Args:
@@ -114,16 +114,16 @@ def check(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> None
     """Holds the hosts that may go against those that would.
 
     Raises:
-        FleetError: a name that is no host, or a host that would not go.
+        FleetError: an unknown host, or one that would not be replaced.
     """
     there = {host.name for host in plan.hosts} | {change.host for change in changes}
     ending = {change.host for change in changes if change.ends_it}
     for name in allowed:
         if name not in there:
-            told = ", ".join(sorted(ending)) or "no host would be replaced or deleted"
+            listed = ", ".join(sorted(ending)) or "no host would be replaced or deleted"
             raise FleetError(
-                f"--replace-serving names {name!r}, which is no host of {plan.fleet}",
-                f"replaced or deleted would be: {told}" if ending else told,
+                f"--replace-serving names {name!r}, which is not a host of {plan.fleet}",
+                f"replaced or deleted would be: {listed}" if ending else listed,
             )
         if name not in ending:
             raise FleetError(

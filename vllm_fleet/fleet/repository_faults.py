@@ -9,7 +9,7 @@ from vllm_fleet.base.yaml_document import Document
 from vllm_fleet.catalogue.catalogue import Catalog
 
 
-def faults(copies: Iterable[str], catalog: Catalog, document: Document) -> Iterator[FleetError]:
+def repository_errors(copies: Iterable[str], catalog: Catalog, document: Document) -> Iterator[FleetError]:
     """Copies of repositories that a fleet names, and nobody knows.
 
     Args:
@@ -21,4 +21,6 @@ def faults(copies: Iterable[str], catalog: Catalog, document: Document) -> Itera
     for name in copies:
         if name not in known:
             at = ("artifacts", "repositories", name)
-            yield document.error(at, "is no repository of recipes/drivers.yml", f"it knows {', '.join(known)}")
+            yield document.error(
+                at, "is not a repository of recipes/drivers.yml", f"known repositories: {', '.join(known)}"
+            )

@@ -52,9 +52,9 @@ def locations(plan: Plan) -> Mapping[str, Location]:
     missing = [host.name for host in rented if host.name not in made]
     extra = sorted(set(made) - {host.name for host in rented})
     if missing or extra:
-        told = [f"{name} is in {plan.document.file} but not in {file}" for name in missing]
-        told += [f"{name} is in {file} but not in {plan.document.file}" for name in extra]
-        raise FleetError("; ".join(told), "run 'pulumi up'", file)
+        differences = [f"{name} is in {plan.document.file} but not in {file}" for name in missing]
+        differences += [f"{name} is in {file} but not in {plan.document.file}" for name in extra]
+        raise FleetError("; ".join(differences), "run 'pulumi up'", file)
     own = _own_keys(plan, made)
     jumps = ssh_routes.jumps(plan.hosts, plan.access)
     return {
@@ -65,7 +65,7 @@ def locations(plan: Plan) -> Mapping[str, Location]:
     }
 
 
-def made(plan: Plan) -> tuple[str, ...]:
+def made_hosts(plan: Plan) -> tuple[str, ...]:
     """The hosts that the stack has; none where it has written nothing yet.
 
     Raises:
@@ -82,7 +82,7 @@ def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[s
     document = yaml_document.read(path)
     found = yaml_document.parse(document, HostKeys)
     if unknown := sorted(set(found.keys) - {host.name for host in plan.hosts}):
-        raise document.error(("keys", unknown[0]), "the fleet has no such host", "take it out")
+        raise document.error(("keys", unknown[0]), "the fleet has no such host", "remove it")
     return host_keys_file.standing(found, {name: host.id for name, host in made.items()})
 
 

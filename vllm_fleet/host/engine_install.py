@@ -34,7 +34,7 @@ def host_lock(plan: Plan, catalog: Catalog, host: HostPlan) -> Lock | None:
     engine, sized = deployment.engine, catalog.host_class(deployment.host_class)
     at = ("pools", host.pool)
     own = _own(plan, engine, sized.machine)
-    if own and (wrong := list(engine_locks.faults(own, engine, sized.machine))):
+    if own and (wrong := list(engine_locks.lock_errors(own, engine, sized.machine))):
         raise plan.document.error(
             ("artifacts", "locks", engine.id),
             f"{own.file} {'; '.join(wrong)}",

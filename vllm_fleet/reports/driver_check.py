@@ -14,18 +14,18 @@ from vllm_fleet.schema.recipe import HostClass
 _OPEN_FROM = 90
 
 
-def faults(catalog: Catalog) -> Iterator[FleetError]:
+def driver_errors(catalog: Catalog) -> Iterator[FleetError]:
     """Every disagreement, each with its place in the file."""
     drivers, document = catalog.drivers, catalog.documents["drivers"]
     for name in sorted(set(catalog.classes) - set(drivers.classes)):
-        yield document.error(("classes",), f"says nothing of the class {name!r}", "give it releases or a reason")
+        yield document.error(("classes",), f"has no entry for the class {name!r}", "give it releases or a reason")
     for name, release in drivers.releases.items():
         for index, repository in enumerate(release.repositories):
             if repository not in drivers.repositories:
                 at = ("releases", name, "repositories", index)
                 yield document.error(at, f"there is no repository {repository!r}", "correct the name")
         if not any(name in row.releases for row in drivers.classes.values()):
-            yield document.error(("releases", name), "is the driver of no class", "take it out")
+            yield document.error(("releases", name), "is the driver of no class", "remove it")
     yield from _toolkit(catalog)
     for name, row in drivers.classes.items():
         family = catalog.classes.get(name)
@@ -52,7 +52,7 @@ def _sizes(family: HostClass, row: ClassDriver) -> Iterator[tuple[str, str]]:
     if (family.vendor == "cpu") != (not row.releases):
         yield "a class has a driver just when it has GPUs", "give 'releases', or take them out"
     if row.fabric_manager and family.interconnect != "nvswitch":
-        yield f"its GPUs are joined by {family.interconnect}: there is no NVSwitch", "take fabric_manager out"
+        yield f"its GPUs are joined by {family.interconnect}: there is no NVSwitch", "remove fabric_manager"
     wrong = [size for size in row.fabric_manager if size not in family.counts or size == 1]
     if wrong:
         yield f"has no size {wrong[0]} with more than one GPU", "correct fabric_manager"

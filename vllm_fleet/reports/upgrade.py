@@ -85,7 +85,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Side:
-    """A case under one engine; what could not be had is None, with the reason."""
+    """A case under one engine; None, with the reason, where it is refused."""
 
     asked: Combination | None
     deployment: Deployment | None
@@ -115,7 +115,7 @@ def catalogue_cases(catalog: Catalog, old: Engine, new: Engine, features: tuple[
     """Every model, class and profile that both engines have a recipe for.
 
     Raises:
-        FleetError: there is none.
+        FleetError: unknown engine.
     """
     cases: list[Case] = []
     for model in catalog.models.values():
@@ -182,7 +182,7 @@ def _side(catalog: Catalog, case: Case, engine: Engine) -> _Side:
 def _uses(catalog: Catalog, side: _Side) -> Iterator[tuple[str, str, str]]:
     """Group, dotted key and place of every name that the rules or the deployment of a side speak of.
 
-    The names are those of the side's own release, whatever a rule calls them.
+    The names are those of that side's release, also where a rule spells them differently.
     """
     active = spellings.applying(catalog, side.asked.engine) if side.asked else {}
     for (file, number), rule in side.rules.items():

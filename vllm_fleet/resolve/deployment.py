@@ -42,12 +42,12 @@ class Alternative:
 
     @property
     def note(self) -> str:
-        """What is said while no host has been asked."""
+        """The note as long as no host has been probed."""
         return f"{self._names}: set where {self._condition}, and as long as that is not known"
 
     @property
     def left_out(self) -> str:
-        """What is said of a host where the condition does not hold."""
+        """The note for a host where the condition does not hold."""
         return f"{self._names}: left out, since it is not so that {self._condition}"
 
     def record(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def holds(condition: FactCondition, facts: Mapping[str, Any]) -> bool | None:
 
     Args:
         condition: the condition of a rule.
-        facts: what the host says of itself: ``mec_firmware`` is a whole number, or None.
+        facts: what the host reports: ``mec_firmware`` is a whole number, or None.
     """
     value = facts.get("mec_firmware")
     if not isinstance(value, int) or isinstance(value, bool):
@@ -132,7 +132,7 @@ def choose(deployment: Deployment, facts: Mapping[str, Any]) -> Deployment:
 
     Args:
         deployment: what was resolved for the class.
-        facts: what the host says of itself.
+        facts: what the host reports.
     """
     for alternative in deployment.alternatives:
         verdict = holds(alternative.fact, facts)

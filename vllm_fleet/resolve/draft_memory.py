@@ -15,8 +15,10 @@ from vllm_fleet.schema.recipe import Model, ModelShape
 _NAMED_AT = "args.speculative-config.model"
 
 
-def named(catalog: Catalog, model: Model, args: Mapping[str, Any], provenance: Mapping[str, Origin]) -> Draft | None:
-    """The draft in ``speculative-config``; None where there is none, as with a method that needs no second model.
+def named_draft(
+    catalog: Catalog, model: Model, args: Mapping[str, Any], provenance: Mapping[str, Origin]
+) -> Draft | None:
+    """The draft in ``speculative-config``; None for a method that needs no second model.
 
     Args:
         catalog: the recipes.
@@ -44,7 +46,7 @@ def named(catalog: Catalog, model: Model, args: Mapping[str, Any], provenance: M
     if model.name not in draft.draft_of:
         raise FleetError(
             f"{name} is a draft of {', '.join(draft.draft_of)} and not of {model.name}",
-            "leave the draft out, or serve the model that it is for",
+            "remove the draft, or serve the model that it is for",
             place,
             key=_NAMED_AT,
             code=ErrorCode.REFUSED,
@@ -69,9 +71,9 @@ def shape_with_draft(
         tensor_parallel: devices of one instance; each holds a whole copy of a draft that is not spread.
 
     Raises:
-        FleetError: see :func:`named`; or ``draft_tensor_parallel_size`` is no number of devices.
+        FleetError: see :func:`named_draft`; or ``draft_tensor_parallel_size`` is not a number of devices.
     """
-    draft = named(catalog, model, args, provenance)
+    draft = named_draft(catalog, model, args, provenance)
     if draft is None:
         return model.shape, ()
     spread = args["speculative-config"].get("draft_tensor_parallel_size", 1)
@@ -83,7 +85,7 @@ def shape_with_draft(
     return model.shape.model_copy(update={"weights_gib": weights}), (note,)
 
 
-def faults(catalog: Catalog) -> Iterator[FleetError]:
+def draft_errors(catalog: Catalog) -> Iterator[FleetError]:
     """Drafts of models that do not exist, and drafts that stand among the models too."""
     for draft in catalog.drafts.values():
         for name in draft.draft_of:

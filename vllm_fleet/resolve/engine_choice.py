@@ -12,7 +12,7 @@ from vllm_fleet.schema.recipe import Engine, Install, Machine, Model, Support
 
 
 def refused(message: str, hint: str) -> FleetError:
-    """The error for what is well spelled and cannot be."""
+    """The error for a combination that is spelled correctly and not supported."""
     return FleetError(message, hint, code=ErrorCode.REFUSED)
 
 
@@ -28,7 +28,7 @@ def choose_engine(catalog: Catalog, host: SizedClass, model: Model, wanted: str 
     """The engine that is asked for, or the newest verified one; the newest of all where none is verified.
 
     Raises:
-        FleetError: there is no such engine, or none with a recipe (``refused``).
+        FleetError: unknown engine (``bad-input``), or no engine with a recipe (``refused``).
     """
     candidates = [catalog.engine(wanted)] if wanted else list(catalog.engines.values())
     known: list[tuple[bool, Version, Engine, Support]] = []

@@ -35,7 +35,7 @@ def directory_id(engine: Engine) -> str:
     return f"{engine.id}-{hashlib.sha256(image.encode()).hexdigest()[:12]}"
 
 
-def faults(digests: Digests, catalog: Catalog, document: Document) -> Iterator[FleetError]:
+def image_errors(digests: Digests, catalog: Catalog, document: Document) -> Iterator[FleetError]:
     """Entries of ``artifacts.images`` that pin nothing."""
     for name in digests:
         at = ("artifacts", "images", name)

@@ -80,7 +80,7 @@ def _tokens(args: Mapping[str, Any], shape: ModelShape) -> int:
     """The longest sequence.
 
     Raises:
-        FleetError: ``max-model-len`` is no number of tokens.
+        FleetError: ``max-model-len`` is not a number of tokens.
     """
     tokens = args.get("max-model-len", shape.context_tokens)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
@@ -140,7 +140,7 @@ def fit(host: SizedClass, shape: ModelShape, instance: InstanceSettings) -> Fit:
         instance: the settings of the instance.
 
     Raises:
-        FleetError: it cannot fit (code ``refused``), with the arithmetic; or a value is no size (``bad-input``).
+        FleetError: it cannot fit (code ``refused``), with the arithmetic; or a value is not a size (``bad-input``).
     """
     args, tensor_parallel = instance.args, instance.tensor_parallel
     tokens = _tokens(args, shape)

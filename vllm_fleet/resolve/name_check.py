@@ -39,21 +39,21 @@ def check_names(
     for name, value in args.items():
         key = f"args.{name}"
         if name in RENDERED_FLAGS:
-            raise error(key, f"{name!r} is set for each instance by the project", "take it out")
+            raise error(key, f"{name!r} is set for each instance by the project", "remove it")
         if name not in names.flags:
             raise unread("args", name, "flag")
         flag = names.flags[name]
         if value is False and not flag.get("negatable"):
-            raise error(key, f"{name!r} has no form that says false", "leave it out (null takes it away)")
+            raise error(key, f"{name!r} cannot be set to false", "leave it out (null removes it)")
         if flag["type"] in ("int", "float") and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise error(key, f"{name!r} is {value!r}, and not a number", "write a number without quotes")
+            raise error(key, f"{name!r} is {value!r}, not a number", "write a number without quotes")
         choices = names.tool_call_parsers if name == "tool-call-parser" else flag.get("choices")
         if choices and flag["type"] != "list" and value not in choices:
             known = ", ".join(map(str, sorted(choices, key=str)))
             raise error(key, f"{engine.id} does not take {value!r} for {name!r}", f"it takes {known}")
     passes = args["compilation-config"].get("pass_config", {}) if _is_mapping(args, "compilation-config") else {}
     if not isinstance(passes, Mapping):
-        raise error(f"args.{_PASSES}", f"{_PASSES!r} is {passes!r}, and no mapping", "write its keys below it")
+        raise error(f"args.{_PASSES}", f"{_PASSES!r} is {passes!r}, not a mapping", "write its keys below it")
     for name in _unknown_keys(names, args, passes):
         raise unread("args", name, "key")
     for name in env:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.merge import leaves, merge
@@ -28,8 +28,10 @@ from vllm_fleet.resolve.image_digest import Digests, pinned
 from vllm_fleet.resolve.name_check import check_names
 from vllm_fleet.resolve.provenance import Origin
 from vllm_fleet.resolve.rule_layers import Layer, Values, stack
-from vllm_fleet.schema.fleet import Overrides
 from vllm_fleet.schema.recipe import Feature, Install, Model, Profile, Rule, Support
+
+if TYPE_CHECKING:  # a recipe without a fleet needs none of the records of fleet.yml
+    from vllm_fleet.schema.fleet import Overrides
 
 __all__ = [
     "Alternative",
@@ -179,7 +181,7 @@ def _judge(catalog: Catalog, model: Model, final: Combination) -> tuple[str, ...
 
 
 def _alternatives(layers: list[Layer], whole: Values, active: Mapping[str, Spelled]) -> Iterator[Alternative]:
-    """For each layer with a fact: how the values differ without it. One that changes nothing is none."""
+    """For each layer with a fact: how the values differ without it. A layer that changes nothing yields nothing."""
     there = dict(leaves({"args": whole.args, "env": whole.env}))
     for layer in layers:
         if layer.fact is None:

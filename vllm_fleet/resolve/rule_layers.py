@@ -15,7 +15,7 @@ from vllm_fleet.schema.recipe import FactCondition
 
 @dataclass(frozen=True)
 class Layer:
-    """What one rule, or the fleet's override, sets. ``fact`` is None where it holds whatever the host says."""
+    """What one rule, or the fleet's override, sets. ``fact`` is None where it holds for every host."""
 
     args: Mapping[str, Any]
     env: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Values:
             engine: the id of the engine.
         """
         origins = [origin for values in (self.provenance, self.dropped) for _, origin in sorted(values.items())]
-        return tuple(origin.spelling.told(engine, origin.place) for origin in origins if origin.spelling)
+        return tuple(origin.spelling.note(engine, origin.place) for origin in origins if origin.spelling)
 
 
 def stack(layers: Iterable[Layer], active: Mapping[str, Spelled]) -> Values:
@@ -55,7 +55,7 @@ def stack(layers: Iterable[Layer], active: Mapping[str, Spelled]) -> Values:
     found = Values()
     for layer in layers:
         found = _put(found, layer, active)
-    # A mapping in the place of a plain value, or the other way round, leaves no origin of what stood there.
+    # Where a mapping replaces a plain value, or the reverse, the replaced value leaves no origin.
     left = {name for name, _ in leaves({"args": found.args, "env": found.env})}
     return replace(found, provenance={name: origin for name, origin in found.provenance.items() if name in left})
 

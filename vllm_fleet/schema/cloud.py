@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vllm_fleet.schema.recipe import Cloud, Name, PrivateNetwork, Strict
 
-#: The ways to get a host. What each cloud calls them stands in its file of ``recipes/clouds``.
+#: The ways to get a host. ``recipes/clouds`` has each cloud's own names for them.
 CapacityKind = Literal["on-demand", "spot", "reservation", "capacity-block", "flex-start", "contract"]
 #: What an image must bring: a vendor's driver for a processor architecture, or nothing (``plain``, for gateways).
 ImageKind = Literal["nvidia-x86_64", "nvidia-aarch64", "amd-x86_64", "plain-x86_64"]
@@ -48,20 +48,19 @@ class CloudTable(Strict):
 class Purchase(Strict):
     """An order for capacity, which costs money the moment the stack is made. Nothing is bought without it."""
 
-    offering_id: str = Field(min_length=3)
-    #: How long the block is, hours: whole days.
-    duration_hours: int = Field(gt=0, le=4368, multiple_of=24)
-    #: The whole price of the offering in US dollars, as its seller gave it; another price is refused.
-    accept_cost_usd: float = Field(gt=0)
+    offering_id: str = Field(min_length=3, description="The offering, as the cloud's search names it.")
+    duration_hours: int = Field(gt=0, le=4368, multiple_of=24, description="Length of the block in hours: whole days.")
+    accept_cost_usd: float = Field(
+        gt=0, description="The whole price in US dollars that you accept; at another price nothing is bought."
+    )
 
 
 class Capacity(Strict):
-    """How a pool's hosts are got."""
+    """How a pool's hosts are rented."""
 
-    kind: CapacityKind = "on-demand"
-    #: The reservation or capacity block.
-    id: str | None = None
-    purchase: Purchase | None = None
+    kind: CapacityKind = Field(default="on-demand", description="The way to rent hosts.")
+    id: str | None = Field(default=None, description="The reservation or capacity block.")
+    purchase: Purchase | None = Field(default=None, description="Buys the capacity block. Costs money.")
 
     @model_validator(mode="after")
     def _named(self) -> Capacity:
@@ -78,28 +77,44 @@ class Capacity(Strict):
 class Placement(Strict):
     """Where the hosts of a pool are, in any cloud."""
 
-    region: Zone
-    #: One zone, or a list: where one has no capacity, the next ``pulumi up`` takes the next one.
-    zone: Zone | None = None
-    zones: list[Zone] = []
-    #: The private range of the hosts' network, the same for all pools of a region, project or compartment. Networks
-    #: that are joined need one each. Another one would be another network: no host can be moved there.
-    network: PrivateNetwork | None = "10.60.0.0/16"
-    #: An instance type of the pool's class, where the cloud has several.
-    shape: str | None = None
-    capacity: Capacity = Capacity()
-    #: The root disk. Engines take about 20 GiB each.
-    disk_gib: int = Field(default=200, ge=50, le=16384)
-    #: A disk of its own for model weights; 0: the host's own NVMe, or the root disk.
-    model_disk_gib: int = Field(default=0, ge=0, le=65536)
-    #: ``latest`` moves hosts to the newest image; an image's id pins it; else what was newest when a host was made.
-    image: str | None = None
-    #: True gives each host an address of its own on the internet. Gateways have one unless they say no; other hosts
-    #: have none and are reached through a gateway, or as ``access.ssh_through`` says.
-    public_address: bool = False
-    #: How hosts without a public address reach out, for packages: the cloud's NAT, which is paid, or not at all, where
-    #: a mirror inside has everything.
-    outbound: Literal["nat", "none"] = "nat"
+    region: Zone = Field(description="The region, as the cloud names it.")
+    zone: Zone | None = Field(default=None, description="The zone. 'zones' gives several in place of it.")
+    zones: list[Zone] = Field(
+        default=[], description="Zones in order: where one has no capacity, the next 'pulumi up' takes the next one."
+    )
+    network: PrivateNetwork | None = Field(
+        default="10.60.0.0/16",
+        description="Private range of the hosts' network, the same for all pools of a region, project or compartment. "
+        "Networks that are joined need different ones. It cannot be changed later: hosts cannot move.",
+    )
+    shape: str | None = Field(
+        default=None, description="An instance type of the host class. Default: the first one of recipes/clouds."
+    )
+    capacity: Capacity = Field(default_factory=Capacity, description="How the hosts are rented. Default: on demand.")
+    disk_gib: int = Field(
+        default=200, ge=50, le=16384, description="Size of the root disk in GiB. Engines take about 20 GiB each."
+    )
+    model_disk_gib: int = Field(
+        default=0,
+        ge=0,
+        le=65536,
+        description="Size in GiB of a separate disk for model weights. 0: the host's own NVMe, or the root disk.",
+    )
+    image: str | None = Field(
+        default=None,
+        description="'latest' moves hosts to the newest image, an image's id pins it. "
+        "Default: the image that was newest when the host was made.",
+    )
+    public_address: bool = Field(
+        default=False,
+        description="True gives each host its own address on the internet. Gateways have one by default; other hosts "
+        "are reached as access.ssh_through says.",
+    )
+    outbound: Literal["nat", "none"] = Field(
+        default="nat",
+        description="How hosts without a public address reach the internet: through the cloud's NAT, which is paid, or "
+        "not at all, where a mirror inside has everything.",
+    )
 
     @model_validator(mode="after")
     def _one_list(self) -> Placement:
@@ -131,16 +146,20 @@ class _Zoned(Placement):
 class AwsPlacement(_Zoned):
     """Amazon Web Services; account and credentials are those of the AWS SDK."""
 
-    #: Instances close together in one zone. A capacity block has its own placement and forbids it.
-    placement_group: bool = False
-    #: An EFA interface on each network card, for traffic between hosts; serving within hosts needs none.
-    fabric: bool = False
+    placement_group: bool = Field(
+        default=False,
+        description="Places the instances close together in one zone. A capacity block has its own placement instead.",
+    )
+    fabric: bool = Field(
+        default=False,
+        description="An EFA interface on each network card, for traffic between hosts. Serving needs none.",
+    )
 
     @model_validator(mode="after")
     def _zones_of_the_region(self) -> AwsPlacement:
         for zone in self.all_zones:
             if not re.fullmatch(rf"{re.escape(self.region)}[a-p]", zone):
-                raise ValueError(f"{zone!r} is no zone of {self.region}: write for example {self.region}a")
+                raise ValueError(f"{zone!r} is not a zone of {self.region}: write for example {self.region}a")
         return self
 
     @model_validator(mode="after")
@@ -153,11 +172,11 @@ class AwsPlacement(_Zoned):
 class GcpPlacement(_Zoned):
     """Google Cloud; credentials are those of the SDK."""
 
-    project: Annotated[str, Field(pattern=r"^[a-z][a-z0-9:.-]{4,}$")]
-    #: Needs an image whose driver modules are signed.
-    secure_boot: bool = False
-    #: How long flex-start hosts may live, hours; 168 at most.
-    run_hours: int | None = Field(default=None, gt=0, le=168)
+    project: Annotated[str, Field(pattern=r"^[a-z][a-z0-9:.-]{4,}$")] = Field(description="The id of the project.")
+    secure_boot: bool = Field(default=False, description="Needs an image whose driver modules are signed.")
+    run_hours: int | None = Field(
+        default=None, gt=0, le=168, description="How long flex-start hosts may live, in hours; 168 at most."
+    )
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -168,7 +187,7 @@ class GcpPlacement(_Zoned):
     def _zones_of_the_region(self) -> GcpPlacement:
         for zone in self.all_zones:
             if not re.fullmatch(rf"{re.escape(self.region)}-[a-z]", zone):
-                raise ValueError(f"{zone!r} is no zone of {self.region}: write for example {self.region}-b")
+                raise ValueError(f"{zone!r} is not a zone of {self.region}: write for example {self.region}-b")
         return self
 
     @model_validator(mode="after")
@@ -185,7 +204,7 @@ class AzurePlacement(Placement):
 class OciPlacement(_Zoned):
     """Oracle Cloud; zones are availability domains. Images with drivers are the tenant's own: ``image`` is needed."""
 
-    compartment: Annotated[str, Field(pattern=r"^ocid1\.")]
+    compartment: Annotated[str, Field(pattern=r"^ocid1\.")] = Field(description="The OCID of the compartment.")
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -202,8 +221,11 @@ class OciPlacement(_Zoned):
 class DigitalOceanPlacement(Placement):
     """DigitalOcean: a region has no zones."""
 
-    #: No two networks of an account may overlap: without one, DigitalOcean takes a range that is free.
-    network: PrivateNetwork | None = None
+    network: PrivateNetwork | None = Field(
+        default=None,
+        description="Private range of the hosts' network. No two networks of an account may overlap. "
+        "Default: DigitalOcean takes a free range.",
+    )
 
     @model_validator(mode="after")
     def _no_zones(self) -> DigitalOceanPlacement:
@@ -229,12 +251,15 @@ PLACEMENTS: dict[str, type[Placement]] = {
 
 
 class Prices(Strict):
-    """A fleet's own price list, for ``vllm-fleet plan``; whoever pays knows best what it costs."""
+    """A fleet's own price list, for ``vllm-fleet plan``."""
 
-    as_of: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
-    source: str = Field(min_length=3)
-    #: instance type -> capacity kind -> US dollars an hour for one host.
-    usd_per_hour: dict[str, dict[CapacityKind, Annotated[float, Field(ge=0)]]]
+    as_of: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = Field(
+        description="The day of the prices: YYYY-MM-DD."
+    )
+    source: str = Field(min_length=3, description="Where the prices come from.")
+    usd_per_hour: dict[str, dict[CapacityKind, Annotated[float, Field(ge=0)]]] = Field(
+        description="Instance type -> kind of capacity -> US dollars for one host and hour."
+    )
 
 
 class HostKeys(Strict):
@@ -243,7 +268,7 @@ class HostKeys(Strict):
     Two keys stand there while one takes the other's place, the new one first.
     """
 
-    #: The id in ``stack.json`` of the host that made the key: a host that was made again shows the stack's key.
+    #: The id in ``stack.json`` of the host that made the key: a replaced host shows the stack's key.
     hosts: dict[Name, str] = {}
     keys: dict[
         Name,

@@ -112,7 +112,7 @@ class ClassDriver(Strict):
 
 
 class ContainerToolkit(Strict):
-    """What lets containers reach NVIDIA's GPUs."""
+    """The packages through which containers reach NVIDIA's GPUs."""
 
     repository: str
     packages: dict[Name, VersionPattern] = Field(min_length=1)
@@ -140,8 +140,9 @@ class Drivers(Strict):
 class RepositoryMirror(Strict):
     """A fleet's own copy of a vendor's repository, for hosts of any system."""
 
-    uri: str = Field(pattern=r"^(https?://|file:/)\S+$")
-    suites: list[str] = Field(default=["/"], min_length=1)
-    components: list[str] = []
-    #: The public key that signs it, on the controller, relative to the fleet's folder.
-    signing_key_file: str
+    uri: str = Field(pattern=r"^(https?://|file:/)\S+$", description="Where the repository is; file: on the hosts.")
+    suites: list[str] = Field(default=["/"], min_length=1, description="Its suites; '/' for a flat repository.")
+    components: list[str] = Field(default=[], description="Its components; none for a flat repository.")
+    signing_key_file: str = Field(
+        description="Public key that signs it: a file on the controller, relative to the fleet's folder."
+    )

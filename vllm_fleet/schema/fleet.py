@@ -28,36 +28,54 @@ from vllm_fleet.schema.recipe import (
 class Overrides(Strict):
     """A fleet's own values for one pool, with their reason."""
 
-    args: Args = {}
-    env: Env = {}
-    why: str = Field(min_length=10)
+    args: Args = Field(
+        default={}, description="Arguments of 'vllm serve' without the leading dashes; null removes one of the recipe."
+    )
+    env: Env = Field(default={}, description="Environment variables, as strings; null removes one of the recipe.")
+    why: str = Field(min_length=10, description="Why the recipe's values do not fit here.")
 
 
 class StaticHost(Strict):
     """A host that exists already."""
 
-    address: str
-    port: int = Field(default=22, gt=0, lt=65536)
-    ssh_host_key: str = Field(pattern=r"^(ssh-ed25519|ecdsa-sha2-\S+|ssh-rsa) \S+")
-    user: str | None = None
+    address: str = Field(description="Name or address at which the controller reaches the host.")
+    port: int = Field(default=22, gt=0, lt=65536, description="Port of its SSH server.")
+    ssh_host_key: str = Field(
+        pattern=r"^(ssh-ed25519|ecdsa-sha2-\S+|ssh-rsa) \S+", description="Its public SSH host key: 'type base64'."
+    )
+    user: str | None = Field(default=None, description="Who logs in. Default: access.ssh_user.")
 
 
 class Pool(Strict):
     """Hosts of one class that serve one model with one profile."""
 
-    host_class: str
-    cloud: Cloud
-    placement: dict[str, Any] = {}
-    hosts: int | None = Field(default=None, ge=0)
-    static: dict[Name, StaticHost] = {}
-    model: str | None = None
-    profile: Profile | None = None
-    engine: str | None = None
-    install: Install | None = None
-    features: list[Feature] = []
-    overrides: Overrides | None = None
-    #: Who brings the GPU driver. None: ``verified`` on rented hosts, whose images bring one, ``managed`` on others.
-    driver: DriverMode | None = None
+    host_class: str = Field(
+        description="The kind of host and its number of devices, such as h100-8; 'vllm-fleet matrix' lists them."
+    )
+    cloud: Cloud = Field(description="Where the hosts come from; 'static' for hosts that exist already.")
+    placement: dict[str, Any] = Field(
+        default={}, description="Where in the cloud the hosts are, and how they are rented."
+    )
+    hosts: int | None = Field(default=None, ge=0, description="The number of hosts. Static pools list them instead.")
+    static: dict[Name, StaticHost] = Field(default={}, description="The hosts of a static pool, by name.")
+    model: str | None = Field(default=None, description="The model to serve. Default: defaults.model.")
+    profile: Profile | None = Field(
+        default=None, description="What the recipe optimises for. Default: defaults.profile."
+    )
+    engine: str | None = Field(
+        default=None, description="The engine of recipes/engines. Default: the newest verified one for the class."
+    )
+    install: Install | None = Field(
+        default=None,
+        description="Whether the engine is installed as wheels or as an image. Default: the engine's first.",
+    )
+    features: list[Feature] = Field(default=[], description="What the hosts must be good at besides plain serving.")
+    overrides: Overrides | None = Field(default=None, description="Values in place of those of the recipe.")
+    driver: DriverMode | None = Field(
+        default=None,
+        description="Who installs the GPU driver: the project ('managed') or the image ('verified'). "
+        "Default: 'verified' on rented hosts, 'managed' on others.",
+    )
 
     @model_validator(mode="after")
     def _one_kind_of_hosts(self) -> Pool:
@@ -69,81 +87,118 @@ class Pool(Strict):
 
 
 class Tls(Strict):
-    """TLS at the gateway: a PEM file with certificate chain and key, relative to the fleet's folder."""
+    """TLS at the gateway."""
 
-    certificate_file: str
+    certificate_file: str = Field(
+        description="PEM file with the certificate chain and the key, relative to the fleet's folder."
+    )
 
 
 class Gateway(Strict):
     """The hosts that clients talk to."""
 
-    #: What their names begin with; another one where two fleets are in one inventory.
-    name: Name = "gateway"
-    hosts: int | None = Field(default=None, ge=0)
-    static: dict[Name, StaticHost] = {}
-    cloud: Cloud | None = None
-    placement: dict[str, Any] = {}
-    affinity: Affinity = "none"
-    port: int = Field(default=8080, gt=0, lt=65536)
-    tls: Tls | None = None
-    #: name -> ``sha256:<hex>`` of each key that may ask; relative to the fleet's folder.
-    api_keys_file: str = "api-keys.yml"
+    name: Name = Field(
+        default="gateway",
+        description="What the names of the gateways begin with. Two fleets in one inventory need different ones.",
+    )
+    hosts: int | None = Field(default=None, ge=0, description="The number of gateways.")
+    static: dict[Name, StaticHost] = Field(default={}, description="Gateways that exist already, by name.")
+    cloud: Cloud | None = Field(default=None, description="Default: the cloud of the first pool.")
+    placement: dict[str, Any] = Field(default={}, description="What differs from the placement of the first pool.")
+    affinity: Affinity = Field(
+        default="none",
+        description="'prefix' sends requests with the same beginning to the same host, whose cache has it.",
+    )
+    port: int = Field(default=8080, gt=0, lt=65536, description="Port of the API.")
+    tls: Tls | None = Field(default=None, description="Default: the API is served without TLS.")
+    api_keys_file: str = Field(
+        default="api-keys.yml",
+        description="File with the digests of the API keys, relative to the fleet's folder: name -> 'sha256:<hex>'.",
+    )
 
 
 class Access(Strict):
     """Who may reach the hosts, and how Ansible does."""
 
-    ssh_from: list[Network] = []
-    api_from: list[Network] = []
-    ssh_user: str | None = None
-    #: The networks of several clouds or regions are joined by means of your own, so gateways reach all of them.
-    joined_networks: bool = False
-    #: How the controller reaches hosts without a public address: through a gateway of their network, or straight, from
-    #: inside (VPN, peering, a controller in the same network).
-    ssh_through: Literal["gateway", "direct"] = "gateway"
-    #: Private key, relative to the fleet's folder; without it ssh's own configuration and agent decide.
-    ssh_private_key_file: str | None = None
-    #: Public keys that may log in, ``type base64``. None: the stack makes a key, in ``ssh/id_ed25519``.
-    ssh_authorised_keys: list[Annotated[str, Field(pattern=r"^(ssh-|ecdsa-|sk-)\S+ \S+$")]] = []
-    #: ``generated``: the stack makes one key and writes its digest; ``file``: ``gateway.api_keys_file`` is yours.
-    api_keys: Literal["generated", "file"] = "generated"
-    #: Whether a run may restart a host, drained first, where a driver needs it; also ``-e fleet_reboot=true``.
-    reboot: bool = False
+    ssh_from: list[Network] = Field(default=[], description="Networks that may open SSH, in CIDR form.")
+    api_from: list[Network] = Field(default=[], description="Networks that may open the API, in CIDR form.")
+    ssh_user: str | None = Field(
+        default=None, description="Who logs in. Default: root, or the user of the cloud's image."
+    )
+    joined_networks: bool = Field(
+        default=False,
+        description="True: you have joined the networks of several clouds or regions, so gateways reach all of them.",
+    )
+    ssh_through: Literal["gateway", "direct"] = Field(
+        default="gateway",
+        description="How the controller reaches hosts without a public address: through a gateway of their network, or "
+        "directly from inside (VPN, peering, a controller in the same network).",
+    )
+    ssh_private_key_file: str | None = Field(
+        default=None,
+        description="Private key, relative to the fleet's folder. Default: ssh's own configuration and agent.",
+    )
+    ssh_authorised_keys: list[Annotated[str, Field(pattern=r"^(ssh-|ecdsa-|sk-)\S+ \S+$")]] = Field(
+        default=[],
+        description="Public keys that may log in: 'type base64'. Default: the stack makes a key, in ssh/id_ed25519.",
+    )
+    api_keys: Literal["generated", "file"] = Field(
+        default="generated",
+        description="'generated': the stack makes one and writes its digest. 'file': you write gateway.api_keys_file.",
+    )
+    reboot: bool = Field(
+        default=False,
+        description="Whether a run may drain and restart a host where a driver needs it; also -e fleet_reboot=true.",
+    )
 
 
 class Defaults(Strict):
     """Values for pools that do not give their own."""
 
-    model: str | None = None
-    profile: Profile = "balanced"
+    model: str | None = Field(default=None, description="The model to serve, such as openai/gpt-oss-120b.")
+    profile: Profile = Field(default="balanced", description="What the recipe optimises for.")
 
 
 class Artifacts(Strict):
-    """Copies on the controller; ``{cache}`` stands for the project's cache folder."""
+    """Copies on the controller; ``{cache}`` is the project's cache folder."""
 
-    models: dict[str, str] = {}
-    encodings: str | None = None
-    #: Engine id -> a lock of your own; ``{machine}`` stands for x86_64 or aarch64. tools.locks makes it.
-    locks: dict[str, str] = {}
-    #: Repository of ``recipes/drivers.yml`` -> the fleet's own copy of it.
-    repositories: dict[str, RepositoryMirror] = {}
-    #: Engine -> digest of its image: of a list of platforms, or of the platform of each kind of machine.
-    images: dict[str, Digest | dict[Machine, Digest]] = {}
+    models: dict[str, str] = Field(default={}, description="Model -> folder with its files on the controller.")
+    encodings: str | None = Field(default=None, description="Folder with the vocabularies on the controller.")
+    locks: dict[str, str] = Field(
+        default={},
+        description="Engine -> a lock of your own, made by tools.locks; {machine} is x86_64 or aarch64.",
+    )
+    repositories: dict[str, RepositoryMirror] = Field(
+        default={}, description="Repository of recipes/drivers.yml -> your own copy of it."
+    )
+    images: dict[str, Digest | dict[Machine, Digest]] = Field(
+        default={},
+        description="Engine -> digest of its image: of a list of platforms, or one for each kind of machine.",
+    )
 
 
 class Fleet(Strict):
     """``inventories/<fleet>/fleet.yml``: the To-Be of one fleet."""
 
-    fleet: Name
-    defaults: Defaults = Defaults()
-    pools: dict[Name, Pool] = Field(min_length=1)
-    gateway: Gateway = Gateway(hosts=0)
-    access: Access = Access()
-    artifacts: Artifacts = Artifacts()
-    mirror: Mirror = Mirror()
-    #: Rented hosts and volumes cannot be deleted or replaced until this is false.
-    protect: bool = True
-    prices: Prices | None = None
+    fleet: Name = Field(description="The name of the fleet, which is the name of its folder.")
+    defaults: Defaults = Field(default_factory=Defaults, description="Model and profile of the pools that name none.")
+    pools: dict[Name, Pool] = Field(min_length=1, description="The hosts that serve, in groups that are alike.")
+    gateway: Gateway = Field(
+        default_factory=lambda: Gateway(hosts=0), description="The hosts that clients talk to. Default: none."
+    )
+    access: Access = Field(
+        default_factory=Access, description="Who may reach the hosts and the API, and how Ansible reaches the hosts."
+    )
+    artifacts: Artifacts = Field(
+        default_factory=Artifacts, description="Copies on the controller, in place of downloads."
+    )
+    mirror: Mirror = Field(
+        default_factory=Mirror, description="Where the hosts download from. Default: from the origins."
+    )
+    protect: bool = Field(
+        default=True, description="Rented hosts and volumes cannot be deleted or replaced until this is false."
+    )
+    prices: Prices | None = Field(default=None, description="Your own price list for 'vllm-fleet plan'.")
 
 
 class ApiKeys(Strict):

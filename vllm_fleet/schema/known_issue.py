@@ -19,7 +19,7 @@ def _expression(value: str) -> str:
     try:
         re.compile(value)
     except re.error as fault:
-        raise ValueError(f"{value!r} is no regular expression: {fault}") from None
+        raise ValueError(f"{value!r} is not a regular expression: {fault}") from None
     return value
 
 

@@ -10,26 +10,40 @@ from vllm_fleet.schema.recipe import Name, Strict
 
 
 class Mirror(Strict):
-    """Hosts fetch wheels, models, vocabularies, packages and images here alone; without a mirror, from the origins."""
+    """The only place that hosts download from: wheels, models, vocabularies, packages, images."""
 
-    #: A mirror that is served already, by 'vllm-fleet mirror --serve' on this machine or by means of your own.
-    url: str | None = Field(default=None, pattern=r"^https?://[\w.:\[\]-]+[^/]$")
-    #: A host of the fleet that becomes the mirror, such as a gateway.
-    host: Name | None = None
-    port: int = Field(default=8070, gt=0, lt=65536)
-    #: Whose packages it carries, by ID and VERSION_ID of the hosts' /etc/os-release. None: they come from where the
-    #: hosts' own image says.
-    distribution: str | None = None
-    #: Further packages that it carries, such as the headers of the kernel in the hosts' image, which a driver is built
-    #: for: linux-headers-6.8.0-79-generic.
-    packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+(=[0-9][0-9A-Za-z.+:~-]*)?$")]] = []
-    #: Where the mirror serves images. None: it carries none.
-    registry_port: int | None = Field(default=None, gt=0, lt=65536)
-    #: ``host:port`` of a registry that has every image under its own name: the mirror fetches them there, or the hosts,
-    #: where the mirror carries none. None: they come from where their names say.
-    registry: str | None = Field(default=None, pattern=r"^[a-zA-Z0-9.-]+:\d{1,5}$")
-    #: PEM file of who signs its certificate, relative to the fleet's folder. None: it is asked without TLS.
-    registry_ca_file: str | None = None
+    url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[\w.:\[\]-]+[^/]$",
+        description="A mirror that is served already, by 'vllm-fleet mirror --serve' or by you.",
+    )
+    host: Name | None = Field(
+        default=None, description="A host of the fleet that becomes the mirror, such as gateway-0."
+    )
+    port: int = Field(default=8070, gt=0, lt=65536, description="Port of the mirror for files.")
+    distribution: str | None = Field(
+        default=None,
+        description="The distribution whose packages the mirror carries: ID-VERSION_ID of the hosts' /etc/os-release. "
+        "Default: packages come from the sources in the hosts' image.",
+    )
+    packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+(=[0-9][0-9A-Za-z.+:~-]*)?$")]] = Field(
+        default=[],
+        description="Further packages to carry, such as the kernel headers that a driver is built for: "
+        "linux-headers-6.8.0-79-generic.",
+    )
+    registry_port: int | None = Field(
+        default=None, gt=0, lt=65536, description="Port of the mirror for images. Default: it carries no images."
+    )
+    registry: str | None = Field(
+        default=None,
+        pattern=r"^[a-zA-Z0-9.-]+:\d{1,5}$",
+        description="host:port of a registry that has every image under its own name. The mirror downloads them from "
+        "there; without registry_port the hosts do. Default: the registries in the images' names.",
+    )
+    registry_ca_file: str | None = Field(
+        default=None,
+        description="PEM file of the CA of that registry, relative to the fleet's folder. Default: no TLS.",
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> Mirror:

@@ -1,4 +1,4 @@
-"""The strict records of ``recipes/``; those of a fleet stand in :mod:`vllm_fleet.schema.fleet`.
+"""The strict records of ``recipes/``; those of a fleet are in :mod:`vllm_fleet.schema.fleet`.
 
 An unknown key is an error; nothing is coerced. What several records must agree on is checked in
 :mod:`vllm_fleet.catalogue.catalogue` (recipes) and :mod:`vllm_fleet.fleet.plan` (fleets).
@@ -36,7 +36,7 @@ Benchmark = Literal["gpqa", "aime25"]
 class Strict(BaseModel):
     """A record that is frozen, knows all its keys and converts nothing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 class FactChecks(Strict):
@@ -49,7 +49,7 @@ class FactChecks(Strict):
     cpu_count_min: int | None = None
     memory_gib_min: float | None = None
     machine: Machine | None = None
-    #: What stands in the name that the driver reports.
+    #: A part of the name that the driver reports.
     gpu_name: str | None = None
     #: Memory of one GPU as the driver reports it.
     gpu_memory_gib_min: float | None = None
@@ -201,7 +201,7 @@ class Rule(Strict):
     note: str | None = Field(default=None, min_length=10)
     #: The reason why such a deployment is refused; judged when everything else is set.
     refuse: str | None = Field(default=None, min_length=10)
-    #: Names that these releases no longer read, and what stands in their place; told when an engine is changed.
+    #: Names that these releases no longer read, and what replaces them; 'vllm-fleet upgrade-check' shows it.
     replaces: dict[str, str] = {}
     why: str = Field(min_length=10)
     source: str = Field(min_length=3)

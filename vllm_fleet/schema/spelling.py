@@ -14,7 +14,7 @@ class Spelling(Strict):
     """One name of a guide and what it is in a range of releases."""
 
     name: str = Field(pattern=_NAME)
-    #: The name that the releases read; None: there is none, so the value is left out.
+    #: The name that the releases read; None: it has none, so the value is left out.
     to: str | None = Field(pattern=_NAME)
     engine: str = Field(description="release range, such as '>=0.12,<0.32'")
     accelerator: Accelerator | None = None
