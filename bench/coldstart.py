@@ -82,8 +82,9 @@ def _measure() -> dict[str, float]:
             job.stack_up(FLEET)
             # The lab's hosts have no compiler.
             _ansible(folder, "serving", _COMPILER, "shell")
-            key = inventory.load(folder).hosts[0].variables["vllm_service_cache_key"]
-            (paths.cache_dir() / "start-caches" / f"{key}.json").unlink(missing_ok=True)
+            first_host = inventory.load(folder).hosts[0].variables
+            key = Path(first_host["vllm_start_cache_path"]).name
+            (Path(first_host["vllm_start_cache_store"]) / f"{key}.json").unlink(missing_ok=True)
             job.roll_out(FLEET)
             first = _started(folder)
             _ansible(folder, "lab-1", "systemctl restart vllm@0.service")

@@ -55,6 +55,10 @@ reinstall:
   description: Packages of the clone whose version is the right one and whose files are not those of the new lock.
   type: list
   returned: success
+reinstall_arguments:
+  description: What makes uv install them again.
+  type: list
+  returned: success
 """
 PIN = re.compile(r"([a-z0-9][a-z0-9-]*==\S+)")
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -154,7 +158,9 @@ def main() -> None:
             clone(source, path)
         except (OSError, shutil.Error) as fault:
             module.fail_json(msg=f"{source} cannot be cloned to {path}: {fault}")
-    module.exit_json(changed=bool(source), source=source, reinstall=reinstall if source else [])
+    again = reinstall if source else []
+    arguments = [f"--reinstall-package={name}" for name in again]
+    module.exit_json(changed=bool(source), source=source, reinstall=again, reinstall_arguments=arguments)
 
 
 if __name__ == "__main__":

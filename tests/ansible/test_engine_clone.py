@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_module import run_module
 
-from vllm_fleet.base import paths
-
-MODULE = paths.root() / "plugins" / "modules" / "engine_clone.py"
 CONFIG = "home = /usr/bin\nversion_info = {}.2\nrelocatable = {}\n"
 
 
@@ -52,16 +47,8 @@ def run(engines: Path, name: str = "new", *, check: bool = False) -> dict[str, A
         "lock": str(engines / "locks" / f"{name}.txt"),
         "locks": str(engines / "locks"),
         "python": "3.11",
-        "_ansible_check_mode": check,
-        "_ansible_remote_tmp": str(engines),
     }
-    code = (
-        "import sys, runpy; from ansible.module_utils import basic;"
-        "basic._ANSIBLE_ARGS = sys.argv[1].encode(); basic._ANSIBLE_PROFILE = 'legacy';"
-        f"runpy.run_path({str(MODULE)!r}, run_name='__main__')"
-    )
-    words = [sys.executable, "-c", code, json.dumps({"ANSIBLE_MODULE_ARGS": arguments})]
-    return dict(json.loads(subprocess.run(words, capture_output=True, text=True, check=False).stdout))
+    return run_module("engine_clone", engines, arguments, check=check)
 
 
 def test_the_neighbour_with_most_packages_in_common_is_cloned(engines: Path) -> None:

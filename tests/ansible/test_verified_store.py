@@ -1,41 +1,23 @@
-"""The one custom module: what it stamps, what it refuses, and that check mode touches nothing."""
+"""The module that verifies files: what it stamps, what it refuses, and that check mode touches nothing."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_module import run_module
 
-from vllm_fleet.base import paths
 from vllm_fleet.on_host import probe
-
-MODULE = paths.root() / "plugins" / "modules" / "verified_store.py"
 
 
 def run(folder: Path, files: dict[str, str], *, check: bool = False) -> dict[str, Any]:
     arguments = {
         "path": str(folder),
         "files": [{"name": name, "sha256": digest} for name, digest in files.items()],
-        "_ansible_check_mode": check,
-        "_ansible_remote_tmp": str(folder),
     }
-    code = (
-        "import sys, runpy; from ansible.module_utils import basic;"
-        "basic._ANSIBLE_ARGS = sys.argv[1].encode(); basic._ANSIBLE_PROFILE = 'legacy';"
-        f"runpy.run_path({str(MODULE)!r}, run_name='__main__')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps({"ANSIBLE_MODULE_ARGS": arguments})],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return dict(json.loads(done.stdout))
+    return run_module("verified_store", folder, arguments, check=check)
 
 
 def sha256(text: str) -> str:

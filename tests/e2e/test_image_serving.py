@@ -132,7 +132,7 @@ def test_a_digest_that_the_registry_does_not_keep_is_refused(boxes: Boxes) -> No
     done = boxes.lab.playbook()
     boxes.plan(boxes.digest)
     assert done.returncode != 0
-    assert "TASK [vllm_image : Pull | Pull it by its digest]" in done.stdout
+    assert "TASK [vllm_image : Pull | Pull the image by its digest]" in done.stdout
     assert wrong not in boxes.images()
     assert boxes.unit("ActiveState") == ["active"]
     assert boxes.lab.drift()[0] == 0

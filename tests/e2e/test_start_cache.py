@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 
 from e2e.running_lab import Lab
-from vllm_fleet.base import paths
 from vllm_fleet.host import host_paths
 
 
 @pytest.fixture
 def seed(lab: Lab) -> Path:
     """What the first host of the lab has left on the controller."""
-    key = lab.site.hosts[0].variables["vllm_service_cache_key"]
-    return paths.cache_dir() / "start-caches" / f"{key}.json"
+    variables = lab.site.hosts[0].variables
+    return Path(variables["vllm_start_cache_store"]) / f"{Path(variables['vllm_start_cache_path']).name}.json"
 
 
 def start_again_without_cache(lab: Lab, seed: Path) -> str:

@@ -34,7 +34,7 @@ def test_every_role_run_again_changes_nothing(lab: Lab) -> None:
     done = lab.playbook("-e", "fleet_probe=false")
     assert done.returncode == 0, done.stdout + done.stderr
     assert changed(done.stdout) == 0, done.stdout
-    assert len(roles_run(done.stdout)) == 7
+    assert len(roles_run(done.stdout)) == 10
 
 
 def test_drift_is_named_and_just_that_is_repaired(lab: Lab) -> None:
@@ -49,10 +49,10 @@ def test_drift_is_named_and_just_that_is_repaired(lab: Lab) -> None:
     code, found = lab.drift()
     assert code == 3
     assert {(item["host"], item["role"], item["what"]) for item in found["drift"]} == {
-        ("lab-0", "vllm_service", f"{release}/0.yaml"),
+        ("lab-0", "vllm_release", f"{release}/0.yaml"),
         ("lab-1", "harmony_encodings", "/var/lib/vllm/encodings/o200k_base.tiktoken"),
-        ("lab-1", "vllm_service", "/etc/systemd/system/vllm-firewall.service"),
-        ("lab-1", "vllm_service", "vllm-firewall.service"),
+        ("lab-1", "vllm_firewall", "/etc/systemd/system/vllm-firewall.service"),
+        ("lab-1", "vllm_firewall", "vllm-firewall.service"),
         ("gateway-0", "gateway", "/etc/haproxy/haproxy.cfg"),
     }
 
@@ -66,7 +66,8 @@ def test_drift_is_named_and_just_that_is_repaired(lab: Lab) -> None:
     }
     repaired = lab.playbook()
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
-    assert roles_run(repaired.stdout) == {"vllm_service", "gateway_traffic", "harmony_encodings", "gateway"}
+    serving = {"vllm_firewall", "vllm_release", "vllm_service", "vllm_start_cache", "gateway_traffic"}
+    assert roles_run(repaired.stdout) == serving | {"harmony_encodings", "gateway"}
     assert lab.drift()[0] == 0
     for host, since in started.items():
         now = lab.on(host, "systemctl show -p ActiveEnterTimestamp vllm@0").stdout
@@ -95,7 +96,7 @@ def test_a_stopped_instance_loses_no_answer_and_is_started_again(lab: Lab) -> No
     }
     done = lab.playbook()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert roles_run(done.stdout) == {"vllm_service", "gateway_traffic"}
+    assert roles_run(done.stdout) == {"vllm_service", "vllm_start_cache", "gateway_traffic"}
     assert lab.drift()[0] == 0
 
 

@@ -206,30 +206,32 @@ def start(folder: Path) -> DriverLab:
 
 
 def release(lab: DriverLab, name: str, note: str) -> dict[str, Any]:
-    """What vllm_service gets for a release with the stand-in engine; another note is another release."""
+    """What the roles of the rollout get for a release with the stand-in engine; another note is another release."""
     at = ADDRESSES[name]
     cache = "/var/cache/vllm/stand-in"
     env = instance_files.env_text(
         {
             "HOME": cache,
-            "VLLM_FLEET_ENGINE": "/opt/vllm/engines/stand-in",
-            "VLLM_FLEET_MODEL": MODEL,
-            "VLLM_FLEET_URL": f"http://{at}:8000",
-            "VLLM_FLEET_READINESS": f"{at}:8100",
-            "VLLM_FLEET_START_TIMEOUT_SECONDS": "60",
+            "FLEET_ENGINE": "/opt/vllm/engines/stand-in",
+            "FLEET_MODEL": MODEL,
+            "FLEET_URL": f"http://{at}:8000",
+            "FLEET_READINESS": f"{at}:8100",
+            "FLEET_START_TIMEOUT_SECONDS": "60",
         }
     )
-    digest = f'VLLM_FLEET_ENV_DIGEST="{digests.text_sha256(env)}"\n'
+    digest = f'FLEET_ENV_DIGEST="{digests.text_sha256(env)}"\n'
     files = instance_files.InstanceFiles("0", 8000, f"# {note}\nmodel: {MODEL}\n", env + digest)
     content = {"0.yaml": files.config, "0.env": files.env}
     return {
+        "vllm_firewall_rules": firewall.firewall_rules([8000, 8100], [ADDRESSES["gateway-0"]]),
+        "vllm_release_id": instance_files.release_digest(content),
+        "vllm_release_files": [{"name": each, "content": text} for each, text in content.items()],
         "vllm_service_release": instance_files.release_digest(content),
-        "vllm_service_files": [{"name": each, "content": text} for each, text in content.items()],
-        "vllm_service_instances": [{"name": "0", "loaded": files.loaded}],
-        "vllm_service_firewall_rules": firewall.firewall_rules([8000, 8100], [ADDRESSES["gateway-0"]]),
-        "vllm_service_unit": "vllm",
-        "vllm_service_cache_key": "stand-in",
-        "vllm_service_cache_store": str(lab.folder / "caches"),
+        "vllm_service_instances": [
+            {"unit": "vllm@0.service", "runtime_directory": "/run/vllm-0", "loaded": files.loaded}
+        ],
+        "vllm_start_cache_path": cache,
+        "vllm_start_cache_store": str(lab.folder / "caches"),
     }
 
 

@@ -263,7 +263,8 @@ def test_drivers_and_a_release_are_rolled_out_batch_by_batch_without_losing_a_re
         write_files(root, {"opt/vllm/engines/stand-in/bin/vllm": File(driver_lab.ENGINE, 0o755)})
         lab.on(name, "mkdir -p /var/lib/vllm")
         lab.variables[name] |= driver_lab.release(lab, name, "the first")
-    needs = {"needs_nvidia_driver": ("gpu-0",), "needs_amd_driver": ("gpu-1",), "needs_vllm_service": SERVING}
+    roles = dict.fromkeys(("needs_vllm_firewall", "needs_vllm_release", "needs_vllm_service"), SERVING)
+    needs = {"needs_nvidia_driver": ("gpu-0",), "needs_amd_driver": ("gpu-1",), **roles}
     groups = {**needs, "needs_gateway": ()}
     before = [installed(lab, name).splitlines()[-1] for name in SERVING]
     book = paths.root() / "playbooks" / "rollout.yml"

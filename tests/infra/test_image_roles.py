@@ -185,7 +185,7 @@ def test_images_are_on_a_file_system_of_their_own_kind(box: Box) -> None:
 
 def test_a_run_keeps_what_a_release_names_and_has_the_daemon_read_its_settings(box: Box) -> None:
     """Settings that it has not read are read by the next run."""
-    box.on(f"mkdir -p /opt/vllm/releases/a; echo VLLM_FLEET_IMAGE=r/i@{box.first} > /opt/vllm/releases/a/0.env")
+    box.on(f"mkdir -p /opt/vllm/releases/a; echo FLEET_IMAGE=r/i@{box.first} > /opt/vllm/releases/a/0.env")
     before = box.on("systemctl show --value -p ActiveEnterTimestampMonotonic docker")
     box.on("rm /etc/docker/vllm-fleet.loaded")
     code, _, said = box.play(Play(box.image(box.second)))
@@ -212,7 +212,7 @@ def test_what_is_not_for_the_host_is_refused_with_what_to_do(box: Box) -> None:
     assert {name: count["failed"] for name, count in counts.items()} == {"arm": 1, "wrong": 1, "bare": 1}, said
     assert "is for linux/arm64, this host needs linux/amd64" in said
     assert box.on('docker image inspect --format "{{.RepoDigests}}" vllm-fleet/lab:deploy') != f"[{box.arm}]"
-    assert "Task failed: Module failed" in said.partition("Pull | Pull it by its digest")[2]
+    assert "Task failed: Module failed" in said.partition("Pull | Pull the image by its digest")[2]
     assert wrong not in box.digests()
     assert "has no nvidia-container-toolkit for debian-12, it has plan-9" in " ".join(said.split())
 

@@ -131,14 +131,14 @@ def serving(found: Site) -> SiteHost:
 
 
 def env_of(host: SiteHost) -> dict[str, str]:
-    (text,) = [file["content"] for file in host.variables["vllm_service_files"] if file["name"] == "0.env"]
+    (text,) = [file["content"] for file in host.variables["vllm_release_files"] if file["name"] == "0.env"]
     return {line.split("=", 1)[0]: shlex.split(line)[0].split("=", 1)[1] for line in text.splitlines()}
 
 
 def test_a_host_runs_just_the_digest_from_the_fleet_s_registry(image_site: Site) -> None:
     host = serving(image_site)
     reference = f"192.0.2.1:5000/vllm-fleet/lab@sha256:{'1' * 64}"
-    assert env_of(host)["VLLM_FLEET_IMAGE"] == reference
+    assert env_of(host)["FLEET_IMAGE"] == reference
     assert host.variables["vllm_image_reference"] == reference
     assert host.variables["vllm_image_tag"] == "vllm-fleet/lab:deploy"
     assert host.variables["vllm_image_platform"] == "linux/amd64"
@@ -150,7 +150,7 @@ def test_a_host_runs_just_the_digest_from_the_fleet_s_registry(image_site: Site)
 def test_a_host_of_images_has_no_wheel_and_another_unit(image_site: Site) -> None:
     host = serving(image_site)
     assert not [name for name in host.variables if name.startswith("vllm_engine")]
-    assert "VLLM_FLEET_ENGINE" not in env_of(host)
+    assert "FLEET_ENGINE" not in env_of(host)
     units = {item["name"] for item in host.manifest.items if item["kind"] == "unit"}
     assert {"vllm-docker@0.service", "docker.service"} <= units
     assert "vllm@0.service" not in units
@@ -158,7 +158,7 @@ def test_a_host_of_images_has_no_wheel_and_another_unit(image_site: Site) -> Non
 
 def test_the_words_mount_and_name_what_vllm_needs_and_tell_no_value(image_site: Site) -> None:
     env = env_of(serving(image_site))
-    words = shlex.split(env["VLLM_FLEET_RUN"])
+    words = shlex.split(env["FLEET_RUN"])
     assert words[:2] == list(serve_command.RUN_OPTIONS)
     for name in ("HOME", "HF_HOME", "USER", "TIKTOKEN_ENCODINGS_BASE", "VLLM_CACHE_ROOT", "VLLM_CPU_KVCACHE_SPACE"):
         assert f"--env={name}" in words

@@ -49,9 +49,9 @@ class Run:
             "STATE": str(folder),
             "HOME": str(folder / "cache"),
             "CREDENTIALS_DIRECTORY": "/run/credentials/u",
-            "VLLM_FLEET_CONTAINER": "vllm-0",
-            "VLLM_FLEET_IMAGE": "r/vllm@sha256:0",
-            "VLLM_FLEET_RUN": "--ipc=host '--env=TOKEN'",
+            "FLEET_CONTAINER": "vllm-0",
+            "FLEET_IMAGE": "r/vllm@sha256:0",
+            "FLEET_RUN": "--ipc=host '--env=TOKEN'",
             "TOKEN": "secret",
         }
         self.process = subprocess.Popen(

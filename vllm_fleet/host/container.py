@@ -162,7 +162,7 @@ def image_env(image: Image, deployment: Deployment, model: str, cache: str, name
     """The variables of the unit that describe the container; arguments as for :func:`run_options`."""
     home = {"HF_HOME": f"{cache}/huggingface"}
     words = run_options(image, deployment, model, cache, {**names, **home})
-    return {**home, "VLLM_FLEET_IMAGE": image.reference, "VLLM_FLEET_RUN": shlex.join(words)}
+    return {**home, "FLEET_IMAGE": image.reference, "FLEET_RUN": shlex.join(words)}
 
 
 def image_variables(image: Image) -> dict[str, Any]:

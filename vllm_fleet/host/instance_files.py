@@ -35,7 +35,7 @@ class InstanceFiles:
     @property
     def loaded(self) -> str:
         """What the instance writes under /run after it has started with these two files."""
-        env_digest = self.env.rsplit('VLLM_FLEET_ENV_DIGEST="', 1)[1].split('"', 1)[0]
+        env_digest = self.env.rsplit('FLEET_ENV_DIGEST="', 1)[1].split('"', 1)[0]
         return f"{text_sha256(self.config)} {env_digest}\n"
 
 
@@ -142,14 +142,14 @@ def instance_files(host: ServingHost) -> Release:
                 **deployment.env,
                 **serving_env(deployment, host.cache_directory, name),
                 **start,
-                "VLLM_FLEET_MODEL": deployment.model,
-                "VLLM_FLEET_URL": f"http://{address}:{port}",
-                "VLLM_FLEET_READINESS": f"{address}:{port + READINESS_OFFSET}",
-                "VLLM_FLEET_START_TIMEOUT_SECONDS": str(START_TIMEOUT_SECONDS),
-                "VLLM_FLEET_UNIT_DIGEST": unit,
+                "FLEET_MODEL": deployment.model,
+                "FLEET_URL": f"http://{address}:{port}",
+                "FLEET_READINESS": f"{address}:{port + READINESS_OFFSET}",
+                "FLEET_START_TIMEOUT_SECONDS": str(START_TIMEOUT_SECONDS),
+                "FLEET_UNIT_DIGEST": unit,
             }
         )
-        env += f'VLLM_FLEET_ENV_DIGEST="{text_sha256(env)}"\n'
+        env += f'FLEET_ENV_DIGEST="{text_sha256(env)}"\n'
         instances.append(InstanceFiles(name, port, config, env))
     return Release(tuple(instances))
 
@@ -157,7 +157,7 @@ def instance_files(host: ServingHost) -> Release:
 def start_env(host: ServingHost) -> dict[str, str]:
     """The variables that tell the unit's program how to start vLLM: from an engine's directory or an image."""
     if host.image is None:
-        return {"VLLM_FLEET_ENGINE": host.engine_directory}
+        return {"FLEET_ENGINE": host.engine_directory}
     names = serving_env(host.deployment, host.cache_directory)
     return container.image_env(host.image, host.deployment, host.model_directory, host.cache_directory, names)
 

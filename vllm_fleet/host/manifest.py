@@ -24,6 +24,21 @@ STAMP = ".verified.json"
 UNITS = {"wheel": "vllm", "docker": "vllm-docker"}
 
 
+def instance_unit(install: str, name: str) -> str:
+    """The unit of an instance.
+
+    Args:
+        install: the install form, ``wheel`` or ``docker``.
+        name: the instance.
+    """
+    return f"{UNITS[install]}@{name}.service"
+
+
+def runtime_directory(name: str) -> str:
+    """The directory of an instance under /run, in which it writes what it has loaded."""
+    return f"/run/vllm-{name}"
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The items of one host and the facts that it must have."""
@@ -83,6 +98,29 @@ def _engine_items(host: ServingHost) -> Iterable[Item]:
     yield file_item(role, f"{engine}/.complete", text_sha256(f"{deployment.engine_directory_id}\n"))
 
 
+def _firewall_items(rules: str) -> Iterable[Item]:
+    role, unit = "vllm_firewall", "vllm-firewall.service"
+    yield file_item(role, f"/etc/systemd/system/{unit}", role_file_sha256(role, unit))
+    yield file_item(role, "/etc/vllm/firewall.nft", text_sha256(rules))
+    yield _unit(role, unit, active=True, enabled=True)
+
+
+def _service_items(install: str, release: instance_files.Release) -> Iterable[Item]:
+    role = "vllm_service"
+    for path, name, mode in (
+        ("/etc/systemd/system/vllm@.service", "vllm@.service", "0644"),
+        ("/etc/systemd/system/vllm-docker@.service", "vllm-docker@.service", "0644"),
+        ("/usr/local/libexec/vllm-instance", "vllm-instance", "0755"),
+        ("/usr/local/libexec/vllm-container", "vllm-container", "0755"),
+    ):
+        yield file_item(role, path, role_file_sha256(role, name), mode)
+    yield {"role": role, "kind": "link", "path": CURRENT, "target": f"releases/{release.digest}"}
+    for instance in release.instances:
+        yield _unit(role, instance_unit(install, instance.name), active=True, enabled=True)
+        loaded = text_sha256(instance.loaded)
+        yield {"role": role, "kind": "file", "path": f"{runtime_directory(instance.name)}/loaded", "sha256": loaded}
+
+
 def serving_manifest(host: ServingHost, release: instance_files.Release) -> Manifest:
     """The manifest of a host that serves.
 
@@ -107,32 +145,12 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
         }
     )
     items += container.image_items(host.image) if host.image else _engine_items(host)
-    role = "vllm_service"
-    for path, name, mode in (
-        ("/etc/systemd/system/vllm@.service", "vllm@.service", "0644"),
-        ("/etc/systemd/system/vllm-docker@.service", "vllm-docker@.service", "0644"),
-        ("/etc/systemd/system/vllm-firewall.service", "vllm-firewall.service", "0644"),
-        ("/usr/local/libexec/vllm-instance", "vllm-instance", "0755"),
-        ("/usr/local/libexec/vllm-container", "vllm-container", "0755"),
-    ):
-        items.append(file_item(role, path, role_file_sha256(role, name), mode))
-    items.append(file_item(role, "/etc/vllm/firewall.nft", text_sha256(host.firewall)))
-    items.append(_unit(role, "vllm-firewall.service", active=True, enabled=True))
+    items += _firewall_items(host.firewall)
     items += [
-        file_item(role, f"{RELEASES}/{release.digest}/{name}", text_sha256(text), "0600")
+        file_item("vllm_release", f"{RELEASES}/{release.digest}/{name}", text_sha256(text), "0600")
         for name, text in release.files.items()
     ]
-    items.append({"role": role, "kind": "link", "path": CURRENT, "target": f"releases/{release.digest}"})
-    for instance in release.instances:
-        items.append(_unit(role, f"{UNITS[deployment.install]}@{instance.name}.service", active=True, enabled=True))
-        items.append(
-            {
-                "role": role,
-                "kind": "file",
-                "path": f"/run/vllm-{instance.name}/loaded",
-                "sha256": text_sha256(instance.loaded),
-            }
-        )
+    items += _service_items(deployment.install, release)
     facts = wanted_facts(host.host_class, host.required_facts)
     return Manifest(host.plan.name, tuple(items), facts)
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 ROLES = {
     "serving": (
         *("host_baseline", "nvidia_driver", "amd_driver", "harmony_encodings", "model_store"),
-        *("vllm_engine", "container_engine", "vllm_image", "vllm_service"),
+        *("vllm_engine", "container_engine", "vllm_image", "vllm_firewall", "vllm_release", "vllm_service"),
     ),
     "gateway": ("host_baseline", "gateway"),
 }
 #: Roles that other roles use on a serving host; they own no item of a manifest.
-HELPERS = ("apt_repository", "driver_packages", "host_reboot", "gateway_traffic")
+HELPERS = ("apt_repository", "driver_packages", "host_reboot", "gateway_traffic", "vllm_start_cache")
 ALL_ROLES = ("mirror", *ROLES["serving"], "gateway")

@@ -10,7 +10,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.host import container, container_toolkit, drivers, engine_install, start_cache
 from vllm_fleet.host.instance_files import Release, instance_files
-from vllm_fleet.host.manifest import UNITS, Manifest, serving_manifest
+from vllm_fleet.host.manifest import Manifest, instance_unit, runtime_directory, serving_manifest
 from vllm_fleet.host.serving_host import EncodingFile, ServingHost
 from vllm_fleet.inventory.inputs import FleetInputs
 from vllm_fleet.mirror import client, parts
@@ -95,15 +95,20 @@ def _image(inputs: FleetInputs, host: HostPlan, deployment: Deployment) -> conta
 def _service_variables(host: ServingHost, release: Release, manifest: Manifest) -> dict[str, Any]:
     files = {**release.files, "manifest.json": manifest.text}
     return {
-        "vllm_service_unit": UNITS[host.deployment.install],
+        "vllm_firewall_rules": host.firewall,
+        "vllm_release_id": release.digest,
+        "vllm_release_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
         "vllm_service_release": release.digest,
-        "vllm_service_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
         "vllm_service_instances": [
-            {"name": instance.name, "loaded": instance.loaded} for instance in release.instances
+            {
+                "unit": instance_unit(host.deployment.install, instance.name),
+                "runtime_directory": runtime_directory(instance.name),
+                "loaded": instance.loaded,
+            }
+            for instance in release.instances
         ],
-        "vllm_service_firewall_rules": host.firewall,
-        "vllm_service_cache_key": host.cache_key,
-        "vllm_service_cache_store": str(paths.cache_dir() / "start-caches"),
+        "vllm_start_cache_path": host.cache_directory,
+        "vllm_start_cache_store": str(paths.cache_dir() / "start-caches"),
     }
 
 

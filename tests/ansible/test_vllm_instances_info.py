@@ -1,0 +1,101 @@
+"""What a role must do about the instances of a host, with a stand-in for systemctl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_module import run_module
+
+SYSTEMCTL = """\
+#!/bin/sh
+case $1 in
+    list-units) cat "{folder}/units" ;;
+    show) cat "{folder}/reload" ;;
+esac
+"""
+
+
+class Host:
+    """A host with instances of one unit, and what they have loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "systemctl").write_text(SYSTEMCTL.format(folder=folder), encoding="utf-8")
+        (folder / "systemctl").chmod(0o755)
+        self.units: dict[str, str] = {}
+        self.reload = "no\n"
+
+    def run(self, unit: str, number: str, loaded: str) -> None:
+        """Has an instance run."""
+        self.units[unit] = "active"
+        directory = self.folder / f"vllm-{number}"
+        directory.mkdir()
+        (directory / "loaded").write_text(f"{loaded}\n", encoding="utf-8")
+
+    def compare(self, *plan: tuple[str, str, str]) -> dict[str, Any]:
+        """What the module returns for instances: unit, number and what is to be loaded."""
+        rows = [{"unit": unit, "active": state} for unit, state in self.units.items()]
+        (self.folder / "units").write_text(json.dumps(rows), encoding="utf-8")
+        (self.folder / "reload").write_text(self.reload, encoding="utf-8")
+        instances = [
+            {"unit": unit, "runtime_directory": str(self.folder / f"vllm-{number}"), "loaded": loaded}
+            for unit, number, loaded in plan
+        ]
+        return run_module("vllm_instances_info", self.folder, {"instances": instances}, path=self.folder)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_an_instance_with_the_release_of_the_plan_goes_on(host: Host) -> None:
+    host.run("vllm@0.service", "0", "a b")
+    result = host.compare(("vllm@0.service", "0", "a b\n"))
+    assert result["instances"] == [{"unit": "vllm@0.service", "state": "started"}]
+    assert (result["stale"], result["surplus"], result["start_times"]) == ([], [], [])
+    assert (result["drain_needed"], result["reload_needed"], result["changed"]) == (False, False, False)
+
+
+def test_an_instance_with_another_release_restarts_out_of_traffic(host: Host) -> None:
+    host.run("vllm@0.service", "0", "a b")
+    host.run("vllm@1.service", "1", "a c")
+    result = host.compare(("vllm@0.service", "0", "a b"), ("vllm@1.service", "1", "a b"))
+    states = [(row["unit"], row["state"]) for row in result["instances"]]
+    assert states == [("vllm@0.service", "started"), ("vllm@1.service", "restarted")]
+    assert result["stale"] == ["vllm@1.service"]
+    assert result["start_times"] == [str(host.folder / "vllm-1" / "started")]
+    assert result["drain_needed"] is True
+
+
+def test_an_instance_that_does_not_run_starts(host: Host) -> None:
+    host.units["vllm@0.service"] = "failed"
+    result = host.compare(("vllm@0.service", "0", "a b"))
+    assert result["stale"] == ["vllm@0.service"]
+    assert result["drain_needed"] is True
+
+
+def test_units_that_the_plan_does_not_have_stop(host: Host) -> None:
+    """Also one that is the same instance as the other unit; one that does not run needs no drain."""
+    host.run("vllm-docker@0.service", "0", "a b")
+    host.units |= {"vllm@0.service": "active", "vllm@1.service": "inactive"}
+    result = host.compare(("vllm-docker@0.service", "0", "a b"))
+    assert (result["surplus"], result["drain_needed"]) == (["vllm@0.service", "vllm@1.service"], True)
+    host.units["vllm@0.service"] = "inactive"
+    assert host.compare(("vllm-docker@0.service", "0", "a b"))["drain_needed"] is False
+
+
+def test_a_unit_file_that_systemd_has_not_read_is_reported(host: Host) -> None:
+    host.run("vllm@0.service", "0", "a b")
+    host.reload = "no\n\nyes\n"
+    assert host.compare(("vllm@0.service", "0", "a b"))["reload_needed"] is True
+
+
+def test_a_host_without_systemd_is_an_error(host: Host) -> None:
+    (host.folder / "systemctl").write_text("#!/bin/sh\necho broken >&2\nexit 1\n", encoding="utf-8")
+    result = host.compare(("vllm@0.service", "0", "a b"))
+    assert result["failed"] is True
+    assert "broken" in result["msg"]
