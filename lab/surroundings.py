@@ -98,8 +98,8 @@ def debian_mirrors(texts: Iterable[str], debootstrap: str) -> tuple[str, str]:
 
 def _sources(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
     for line in text.splitlines():
-        if one := re.match(r"\s*deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+(\S+)\s+(.+)", line):
-            yield one[1], [one[2]], one[3].split()
+        if line_match := re.match(r"\s*deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+(\S+)\s+(.+)", line):
+            yield line_match[1], [line_match[2]], line_match[3].split()
     for stanza in re.split(r"\n\s*\n", text):
         # Comments may stand between the fields of a stanza; continuation lines begin with a blank.
         lines = [line for line in stanza.splitlines() if not line.lstrip().startswith("#")]

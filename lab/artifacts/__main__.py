@@ -95,7 +95,7 @@ def _evaluate(given: argparse.Namespace) -> int:
         print(json.dumps(result.record()))
     else:
         for failure in result.failures:
-            print(f"wrong ({failure.api}): {failure.asked!r}\n  right: {failure.right!r}\n  got:   {failure.got!r}")
+            print(f"wrong ({failure.api}): {failure.question!r}\n  right: {failure.right!r}\n  got:   {failure.got!r}")
         print(f"{result.right} of {result.total} right")
     return 0 if result.right == result.total else 1
 

@@ -71,7 +71,7 @@ class Fault:
     def hits(self, operation: str, kind: str, name: str, zone: str) -> bool:
         """Whether the error is for this operation."""
         pairs = ((self.operation, operation), (self.type, kind), (self.name, name), (self.zone, zone))
-        return self.times != 0 and all(fnmatchcase(each, wanted) for wanted, each in pairs)
+        return self.times != 0 and all(fnmatchcase(actual, wanted) for wanted, actual in pairs)
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Cloud:
         self.lock = threading.RLock()
         self.faults: list[Fault] = []
         self.log: list[str] = []
-        self.asked: set[str] = set()
+        self.requested: set[str] = set()
         self._file = file
         self._prefixes = addresses
         self._records: dict[str, Record] = {}
@@ -208,7 +208,7 @@ class Cloud:
 
     def load(self) -> None:
         """Loads the file; clears faults, log and requests."""
-        self.faults, self.log, self.asked, self._records = [], [], set(), {}
+        self.faults, self.log, self.requested, self._records = [], [], set(), {}
         if not self._file.is_file():
             return
         data = json.loads(self._file.read_text(encoding="utf-8"))

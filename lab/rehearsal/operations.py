@@ -58,7 +58,7 @@ class Operations:
 
     def check(self, token: str, inputs: Bag) -> list[tuple[str, str]]:
         """The errors in the form of inputs, as the plugin reports them before a request to the cloud."""
-        given = {name: each for name, each in inputs.items() if not name.startswith("__")}
+        given = {name: value for name, value in inputs.items() if not name.startswith("__")}
         return list(sdk.check_inputs(self.kind(token).arguments, given, self.table.open_lists))
 
     def preview(self, token: str, inputs: Bag) -> Bag:
@@ -84,7 +84,7 @@ class Operations:
             zone = machines.zone_of(self.table, kind, self.cloud, inputs)
             shape = str(wire.value(inputs, kind.machine.shape)) if kind.machine else ""
             fault = self.cloud.fault("create", token, name, zone)
-            self.cloud.asked.add(name)
+            self.cloud.requested.add(name)
         if fault:
             self._wait_for(fault.after)
         with self.cloud.lock:
@@ -126,7 +126,7 @@ class Operations:
             if fault and fault.says:
                 raise RefusedError(fault.says)
             rules.refuse(self.table, kind, self.cloud, inputs, id_)
-            known = {key: each for key, each in record.outputs.items() if key not in record.inputs}
+            known = {key: value for key, value in record.outputs.items() if key not in record.inputs}
             outputs = {**wire.copy(inputs), **known}
             machine = kind.machine
             for path in (*machine.public, *machine.private) if machine else ():
@@ -174,8 +174,8 @@ class Operations:
             "uuid": str(uuid.uuid4()),
             "number": 4_000_000 + self.cloud.number(),
             "zone": zone,
-            **{key: each for key, each in self.config.items() if isinstance(each, str)},
-            **{key: each for key, each in inputs.items() if isinstance(each, (str, int))},
+            **{key: value for key, value in self.config.items() if isinstance(value, str)},
+            **{key: value for key, value in inputs.items() if isinstance(value, (str, int))},
         }
         words["group"] = "/subscriptions/{subscription}/resourceGroups/{resourceGroupName}".format(
             **{"resourceGroupName": "", **words}
@@ -209,7 +209,7 @@ class Operations:
             RefusedError: they were not requested in time.
         """
         until = time.monotonic() + LONGEST_WAIT
-        while missing := set(names) - self.cloud.asked:
+        while missing := set(names) - self.cloud.requested:
             if time.monotonic() > until or self.stopped.wait(0.05):
                 raise RefusedError(f"never asked for: {', '.join(sorted(missing))}")
 

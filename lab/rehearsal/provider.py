@@ -60,10 +60,10 @@ class Provider:
     def check(self, request: Any, _context: Any) -> Any:
         """The errors in the form of the inputs."""
         try:
-            faults = self._do.check(_type(request.urn), wire.plain(request.news))
+            errors = self._do.check(_type(request.urn), wire.plain(request.news))
         except RefusedError as fault:
-            faults = [("", str(fault))]
-        failures = [provider_pb2.CheckFailure(property=path, reason=f"{path} {reason}") for path, reason in faults]
+            errors = [("", str(fault))]
+        failures = [provider_pb2.CheckFailure(property=path, reason=f"{path} {reason}") for path, reason in errors]
         return provider_pb2.CheckResponse(inputs=request.news, failures=failures)
 
     def diff(self, request: Any, _context: Any) -> Any:

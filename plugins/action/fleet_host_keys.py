@@ -34,7 +34,7 @@ class ActionModule(ActionBase):
         try:
             for site in map(drift.load_site_of_run, [Path(folder).resolve() for folder in sorted(folders)]):
                 targets = {
-                    each.plan.name: drift.host_target(site, each) for each in site.hosts if each.plan.name in names
+                    host.plan.name: drift.host_target(site, host) for host in site.hosts if host.plan.name in names
                 }
                 outcome = rotate_host_keys.rotate_keys(site, targets)
                 done |= outcome.rotated

@@ -71,8 +71,8 @@ def read_pins(path: str) -> dict[str, set[str]]:
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
-                if found := PIN.match(line):
-                    last = pins.setdefault(found[1], set())
+                if pin := PIN.match(line):
+                    last = pins.setdefault(pin[1], set())
                 elif last is not None:
                     last.update(DIGEST.findall(line))
     except (OSError, UnicodeDecodeError):

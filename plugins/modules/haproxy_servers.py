@@ -82,25 +82,28 @@ def ask(path: str, command: str) -> str:
 
 def matching(path: str, patterns: list[str]) -> dict[str, tuple[bool, str]]:
     """The servers that match: backend/server -> (whether a drain was asked for, NAME=ADDRESS:PORT)."""
-    found = {}
+    servers = {}
     for line in ask(path, "show servers state").splitlines():
         row = line.split()
         # be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state ... the nineteenth is srv_port
         if len(row) > 18 and row[6].isdigit() and any(fnmatch.fnmatchcase(row[3], pattern) for pattern in patterns):
-            found[f"{row[1]}/{row[3]}"] = (bool(int(row[6]) & FORCED_DRAIN), f"{row[3]}={row[4]}:{row[18]}")
-    return found
+            servers[f"{row[1]}/{row[3]}"] = (bool(int(row[6]) & FORCED_DRAIN), f"{row[3]}={row[4]}:{row[18]}")
+    return servers
 
 
 def statistics(path: str) -> dict[str, tuple[int, str]]:
     """Sessions and status of each server: backend/server -> (sessions, status)."""
     rows = [line.split(",") for line in ask(path, "show stat").lstrip("# ").splitlines()]
     names = rows[0] if rows else []
-    found = {}
+    rows_by_server = {}
     for row in rows[1:]:
         if len(row) == len(names):
             values = {name: row[place] for place, name in enumerate(names)}
-            found[f"{values['pxname']}/{values['svname']}"] = (int(values["scur"] or 0), values["status"])
-    return found
+            rows_by_server[f"{values['pxname']}/{values['svname']}"] = (
+                int(values["scur"] or 0),
+                values["status"],
+            )
+    return rows_by_server
 
 
 def unfinished(path: str, servers: list[str], state: str) -> list[str]:
@@ -135,9 +138,9 @@ def main() -> None:
         if module.check_mode:
             module.exit_json(changed=bool(wrong), servers=sorted(servers))
         for name in wrong:
-            said = ask(path, f"set server {name} state {'drain' if state == 'drained' else 'ready'}").strip()
-            if said:
-                module.fail_json(msg=f"HAProxy says of {name}: {said}")
+            reply = ask(path, f"set server {name} state {'drain' if state == 'drained' else 'ready'}").strip()
+            if reply:
+                module.fail_json(msg=f"HAProxy says of {name}: {reply}")
         deadline = time.monotonic() + module.params["wait_seconds"]
         left = unfinished(path, awaited, state)
         while left and time.monotonic() < deadline:

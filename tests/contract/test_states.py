@@ -364,8 +364,8 @@ FOREIGN = {
     "roles/vllm_service/files/vllm-container": {"b'annot connect' not in done.stderr"},
     "vllm_fleet/edge/pulumi_cli.py": {"f\"no stack named '{stack}' found\" in done.stderr"},
     "vllm_fleet/on_host/gpu_facts.py": {
-        "_INVALID_FIELD.search(rows.out + rows.said)",
-        "part in rows.said",
+        "_INVALID_FIELD.search(rows.out + rows.message)",
+        "part in rows.message",
     },
     "vllm_fleet/on_host/probe.py": {
         "DOCKER_DOWN in done.stderr",

@@ -160,7 +160,7 @@ def test_a_model_with_a_shorter_context_is_not_assumed_to_go_beyond_it(catalog: 
     assert found.args["max-num-seqs"] == 16
     assert memory_fit.batch(
         found.fit, catalog.models["vllm-fleet/lab-gpt-oss"].shape, {"max-model-len": 512}, None
-    ).of == ("512 tokens (assumed: 1024 in and 1024 out, as the guide measures)")
+    ).basis == ("512 tokens (assumed: 1024 in and 1024 out, as the guide measures)")
 
 
 @pytest.mark.parametrize(

@@ -133,8 +133,8 @@ def _names(evaluator: Evaluator, read: _Read, module: str) -> set[str]:
         return set(_class_constants(evaluator, read.name.attr))
     if isinstance(read.name, ast.Name):
         for function in reversed(read.functions):
-            if found := set(_local_values(evaluator, read.name.id, function, module)):
-                return found
+            if local_names := set(_local_values(evaluator, read.name.id, function, module)):
+                return local_names
     return set()
 
 

@@ -112,8 +112,8 @@ def class_attribute(evaluator: Reader, cls: Class, name: str) -> Any:
         for member in members(evaluator, cls):
             if member.name == name:
                 return member
-    if found := method(evaluator, cls, name):
-        return found
+    if bound := method(evaluator, cls, name):
+        return bound
     for owner in bases(evaluator, cls):
         for target, node in _assignments(owner):
             if target == name:

@@ -125,30 +125,30 @@ def dump() -> dict[str, Any]:
             announced = type(action).__name__.startswith("Deprecated") or _DEPRECATED.search(action.help or "")
             flags[long[0][2:]] = flag(action, action in marked or bool(announced))
     envs = importlib.import_module("vllm.envs")
-    found: dict[str, Any] = {"flags": flags, "env": {}}
+    record: dict[str, Any] = {"flags": flags, "env": {}}
     for name, read in envs.environment_variables.items():
         os.environ.clear()  # some readers put their default into the environment
         os.environ["HOME"] = "~"  # the manifests name paths under any home
-        found["env"][name] = value(read())
+        record["env"][name] = value(read())
     for key, name in _CONFIGS.items():
         cls = _config_class(name)
         if cls is not None:
-            found[key] = sorted(_accepted(cls))
-            found[f"{key}_extra"] = dict(getattr(cls, "__pydantic_config__", {}) or {}).get("extra", "ignore")
+            record[key] = sorted(_accepted(cls))
+            record[f"{key}_extra"] = dict(getattr(cls, "__pydantic_config__", {}) or {}).get("extra", "ignore")
     for key, (modules, manager) in _MANAGERS.items():
         registry = getattr(_first_module(modules), manager)
         # Older releases hold a table and have no way to list it.
         names = registry.list_registered() if hasattr(registry, "list_registered") else getattr(registry, _TABLES[key])
-        found[key] = sorted(names)
-    return found
+        record[key] = sorted(names)
+    return record
 
 
 def _config_class(name: str) -> Any:
     for module in ("vllm.config", "vllm.config.compilation", "vllm.config.quantization"):
         with contextlib.suppress(ModuleNotFoundError):
-            found = getattr(importlib.import_module(module), name, None)
-            if found is not None:
-                return found
+            cls = getattr(importlib.import_module(module), name, None)
+            if cls is not None:
+                return cls
     return None
 
 
@@ -173,15 +173,15 @@ def parse(path: str) -> dict[str, Any]:
 
 def _answer(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What ``ask`` gives, or ``{"error": ...}`` with vLLM's own words where it refuses."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(said):
+    captured = io.StringIO()
+    with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(captured):
         try:
             return ask()
         except (SystemExit, Exception) as error:
-            refusals = [line.strip() for line in said.getvalue().splitlines() if "error:" in line]
+            refusals = [line.strip() for line in captured.getvalue().splitlines() if "error:" in line]
             return {"error": refusals[-1] if refusals else f"{type(error).__name__}: {error}"}
         finally:
-            _STDERR.write(said.getvalue())
+            _STDERR.write(captured.getvalue())
 
 
 def main(arguments: list[str]) -> int:

@@ -31,7 +31,7 @@ def _network(value: str) -> str:
 
 def _private_network(value: str) -> str:
     network = ipaddress.ip_network(_network(value))
-    if not any(network.version == 4 and network.subnet_of(each) for each in PRIVATE):
+    if not any(network.version == 4 and network.subnet_of(private) for private in PRIVATE):
         raise ValueError(f"{value!r} is not a private range: use one in {', '.join(map(str, PRIVATE))}")
     if not 16 <= network.prefixlen <= 22:
         raise ValueError(f"{value!r} has the wrong size: clouds take from /16 to /22")

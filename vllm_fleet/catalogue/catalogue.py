@@ -164,24 +164,24 @@ def load(root: Path | None = None) -> Catalog:
     """
     base = root or paths.root() / "recipes"
     documents: dict[str, yaml_document.Document] = {}
-    faults: list[FleetError] = []
+    errors: list[FleetError] = []
 
     def records(pattern: str, model: type[Record], key: str) -> dict[str, Record]:
-        found: dict[str, Record] = {}
+        records_by_name: dict[str, Record] = {}
         for path in sorted(base.glob(pattern)):
             try:
                 document = yaml_document.read(path)
                 record = yaml_document.parse(document, model)
             except FleetError as fault:
-                faults.extend([fault, *fault.others])
+                errors.extend([fault, *fault.others])
                 continue
             name = str(getattr(record, key))
             expected = str(path.relative_to(base / pattern.split("/")[0]).with_suffix(""))
             if name != expected:
-                faults.append(document.error((key,), f"is {name!r} in a file of the name {expected!r}", "rename one"))
+                errors.append(document.error((key,), f"is {name!r} in a file of the name {expected!r}", "rename one"))
             documents[name] = document
-            found[name] = record
-        return found
+            records_by_name[name] = record
+        return records_by_name
 
     classes = records("host_classes/*.yml", HostClass, "name")
     engines = records("engines/*.yml", Engine, "id")
@@ -201,8 +201,8 @@ def load(root: Path | None = None) -> Catalog:
             documents[name] = yaml_document.read(base / f"{name}.yml")
             singles.append(yaml_document.parse(documents[name], kind))
         except FleetError as fault:
-            faults.extend([fault, *fault.others])
-    raise_all(faults)
+            errors.extend([fault, *fault.others])
+    raise_all(errors)
     profiles, encodings, distributions, known, spellings, drivers = singles
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
@@ -227,11 +227,11 @@ def load(root: Path | None = None) -> Catalog:
     )
 
 
-def raise_all(faults: list[FleetError]) -> None:
+def raise_all(errors: list[FleetError]) -> None:
     """Raises the first error with the others in it. Does nothing without errors."""
-    if faults:
-        faults[0].others = faults[1:]
-        raise faults[0]
+    if errors:
+        errors[0].others = errors[1:]
+        raise errors[0]
 
 
 @cache

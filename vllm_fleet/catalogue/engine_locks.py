@@ -86,9 +86,9 @@ class Lock:
     def _variant(self, name: str, kind: str) -> str | None:
         """``12.8`` of ``2.8.0+cu128``: the last digit is the minor release, or for ROCm the middle one."""
         for pin in self.pins:
-            found = re.search(rf"\+{kind}(\d+)\b", pin.version) if pin.name == name else None
-            if found:
-                digits = found[1]
+            variant = re.search(rf"\+{kind}(\d+)\b", pin.version) if pin.name == name else None
+            if variant:
+                digits = variant[1]
                 return f"{digits[0]}.{digits[1]}" if kind == "rocm" else f"{digits[:-1]}.{digits[-1]}"
         return None
 
@@ -118,14 +118,14 @@ def parse(text: str, file: str) -> Lock:
     pins: list[Pin] = []
     for number, line in enumerate(lines[1:], start=2):
         if line.startswith("#"):
-            if said := _HEADER.fullmatch(line):
-                header[said[1]] = said[2]
-        elif found := _HASH.fullmatch(line):
+            if header_line := _HEADER.fullmatch(line):
+                header[header_line[1]] = header_line[2]
+        elif match := _HASH.fullmatch(line):
             if not pins:
                 raise FleetError("holds a digest before any package", hint, file, number)
-            pins[-1] = Pin(*(pins[-1].name, pins[-1].version, pins[-1].marker), (*pins[-1].sha256, found[1]))
-        elif found := _PIN.fullmatch(line):
-            pins.append(Pin(found[1], found[2], (found[3] or "").strip(), ()))
+            pins[-1] = Pin(*(pins[-1].name, pins[-1].version, pins[-1].marker), (*pins[-1].sha256, match[1]))
+        elif match := _PIN.fullmatch(line):
+            pins.append(Pin(match[1], match[2], (match[3] or "").strip(), ()))
         elif line and not re.fullmatch(r"--(only|no)-binary [a-z0-9:-]+", line):
             raise FleetError(f"holds {line[:80]!r}, which is neither a package nor a digest", hint, file, number)
     if missing := sorted({"engine", "machine", "python", "glibc", "inputs"} - set(header)):
@@ -220,12 +220,12 @@ def asked_facts(engine: Engine, lock: Lock | None) -> dict[str, Any]:
     wheel = engine.wheel
     if wheel is None:
         return {}
-    asked: dict[str, Any] = wheel.model_dump(include={"glibc_min", "rocm_min"}, exclude_none=True)
+    facts: dict[str, Any] = wheel.model_dump(include={"glibc_min", "rocm_min"}, exclude_none=True)
     if lock is None:
-        return asked
-    asked |= {"python": list(lock.python), "glibc_min": lock.header["glibc"]}
+        return facts
+    facts |= {"python": list(lock.python), "glibc_min": lock.header["glibc"]}
     if lock.platform[0] == "cuda" and engine.accelerator == "cuda":
-        asked["cuda_min"] = lock.cuda
+        facts["cuda_min"] = lock.cuda
         if floor := CUDA_DRIVERS.get(str(lock.cuda)):
-            asked["driver_min"] = floor
-    return asked
+            facts["driver_min"] = floor
+    return facts

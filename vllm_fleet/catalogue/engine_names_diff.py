@@ -61,11 +61,11 @@ def gone(used: Mapping[tuple[str, str], Iterable[str]], old: EngineNames, new: N
         old: what the old release reads.
         new: the new release.
     """
-    found: dict[tuple[str, str, str], dict[str, None]] = {}
+    users_by_name: dict[tuple[str, str, str], dict[str, None]] = {}
     for (group, key), places in sorted(used.items()):
         if missing := (_missing_env if group == "env" else _missing_arg)(key, old, new.names):
-            found.setdefault(missing, {}).update(dict.fromkeys(places))
-    for (kind, name, why), users in found.items():
+            users_by_name.setdefault(missing, {}).update(dict.fromkeys(places))
+    for (kind, name, why), users in users_by_name.items():
         notes = tuple(note for note in new.notes if _speaks_of(note, name))
         instead = new.replaced.get(name.rsplit(".", 1)[-1])
         yield Gone(kind, name, tuple(users), f"{new.engine}: {why}", instead, notes)

@@ -67,20 +67,20 @@ def rent_pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.D
     """
     at = ("pools", name, "placement")
     cloud, host = spec.cloud, catalog.host_class(spec.host_class)
-    found = yaml_document.parse(document, PLACEMENTS[cloud], at, spec.placement)
+    placement = yaml_document.parse(document, PLACEMENTS[cloud], at, spec.placement)
     table = catalog.clouds[cloud]
     try:
-        shape = _shape(catalog, table, host, found)
+        shape = _shape(catalog, table, host, placement)
     except FleetError as fault:
         raise document.error(
             ("pools", name, *str(fault.key).split(".")), fault.message, fault.hint, fault.code
         ) from None
     vendor = "plain" if host.family.vendor == "cpu" else host.family.vendor
     kind = cast(ImageKind, f"{vendor}-{host.family.facts.machine or 'x86_64'}")
-    if kind not in table.images and found.image in (None, "latest"):
+    if kind not in table.images and placement.image in (None, "latest"):
         raise document.error((*at, "image"), f"{cloud} has no image for {host.id}", "give the id of your own image")
     entry = table.shapes[shape]
-    return Rented(table, found, shape, kind, entry.fabric_cards, entry.local_disks)
+    return Rented(table, placement, shape, kind, entry.fabric_cards, entry.local_disks)
 
 
 def rent_gateways(
@@ -104,9 +104,9 @@ def rent_gateways(
     if any(key in own and own[key] != placement.get(key) for key in ("region", "project", "compartment")):
         beside.pop("network", None)  # that is of the first pool's network
     at = ("gateway", "placement") if own else ("gateway",)
-    found = yaml_document.parse(document, PLACEMENTS[cloud], at, {"public_address": True, **beside, **own})
+    own_placement = yaml_document.parse(document, PLACEMENTS[cloud], at, {"public_address": True, **beside, **own})
     table = catalog.clouds[cloud]
-    return Rented(table, found, found.shape or table.gateway_shape, "plain-x86_64")
+    return Rented(table, own_placement, own_placement.shape or table.gateway_shape, "plain-x86_64")
 
 
 def offers(catalog: Catalog, host_class: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:

@@ -25,26 +25,29 @@ class Combination:
     env: Mapping[str, Any] | None = None
 
 
-def selects(when: When, asked: Combination) -> bool:
+def selects(when: When, combination: Combination) -> bool:
     """Whether a rule holds for a combination: every selector that is given must.
 
     One that looks at what is not known yet (``tensor_parallel``, final values) does not hold. A fact is not a selector:
     it is the host that answers it.
     """
-    family = asked.host.family
+    family = combination.host.family
     return (
         (when.accelerator is None or when.accelerator == family.accelerator)
         and (when.arch is None or family.arch in when.arch)
         and (when.host_class is None or family.name in when.host_class)
-        and (when.devices is None or asked.host.devices in when.devices)
-        and (when.engine is None or in_range(asked.engine.release, when.engine))
-        and (when.install is None or when.install == asked.install)
-        and (when.profile is None or asked.profile in when.profile)
-        and (when.model is None or asked.model in when.model)
-        and (when.feature is None or when.feature in asked.features)
-        and (when.tensor_parallel is None or asked.tensor_parallel in when.tensor_parallel)
-        and (when.at_least is None or _reach(asked.args, when.at_least))
-        and (when.env_set is None or (asked.env is not None and all(name in asked.env for name in when.env_set)))
+        and (when.devices is None or combination.host.devices in when.devices)
+        and (when.engine is None or in_range(combination.engine.release, when.engine))
+        and (when.install is None or when.install == combination.install)
+        and (when.profile is None or combination.profile in when.profile)
+        and (when.model is None or combination.model in when.model)
+        and (when.feature is None or when.feature in combination.features)
+        and (when.tensor_parallel is None or combination.tensor_parallel in when.tensor_parallel)
+        and (when.at_least is None or _reach(combination.args, when.at_least))
+        and (
+            when.env_set is None
+            or (combination.env is not None and all(name in combination.env for name in when.env_set))
+        )
     )
 
 

@@ -37,8 +37,8 @@ class Spelled:
 
     def record(self) -> dict[str, Any]:
         """The mapping as the provenance of the JSON contract spells it."""
-        found = self.spelling
-        return {"name": found.name, "file": FILE, "entry": self.entry, "why": found.why, "source": found.source}
+        entry = self.spelling
+        return {"name": entry.name, "file": FILE, "entry": self.entry, "why": entry.why, "source": entry.source}
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,25 @@ def applying(catalog: Catalog, engine: Engine) -> dict[str, Spelled]:
     Raises:
         FleetError: an entry has an invalid range.
     """
-    found: dict[str, Spelled] = {}
+    entries: dict[str, Spelled] = {}
     for number, spelling in enumerate(catalog.spellings.spellings, start=1):
         try:
             if applies(spelling, engine):
-                found[spelling.name] = Spelled(number, spelling, tuple(spelling.name.split(".")))
+                entries[spelling.name] = Spelled(number, spelling, tuple(spelling.name.split(".")))
         except FleetError as fault:
             raise catalog.documents["spellings"].error(
                 ("spellings", number - 1, "engine"), fault.message, fault.hint
             ) from None
-    return found
+    return entries
 
 
 def replacements(catalog: Catalog, engine: Engine) -> dict[str, str]:
     """The engine's own name for each name that it spells differently, by the last part of the latter."""
-    found: dict[str, str] = {}
+    instructions: dict[str, str] = {}
     for name, spelled in applying(catalog, engine).items():
         instead = spelled.spelling.to.partition(".")[2] if spelled.spelling.to else "nothing"
-        found[name.rpartition(".")[2]] = f"{instead}. {spelled.spelling.why}"
-    return found
+        instructions[name.rpartition(".")[2]] = f"{instead}. {spelled.spelling.why}"
+    return instructions
 
 
 def applies(spelling: Spelling, engine: Engine) -> bool:
@@ -108,11 +108,11 @@ def translate(args: Mapping[str, Any], env: Mapping[str, Any], active: Mapping[s
     layer: dict[str, Any] = {"args": args, "env": env}
     renamed: dict[str, Spelled] = {}
     dropped: dict[str, tuple[Spelled, Any]] = {}
-    found = [name for name, spelled in active.items() if spelled.path[1] in layer[spelled.path[0]]]
-    found = [name for name in found if _has(layer, active[name].path)]
-    if found:
+    spelled_names = [name for name, spelled in active.items() if spelled.path[1] in layer[spelled.path[0]]]
+    spelled_names = [name for name in spelled_names if _has(layer, active[name].path)]
+    if spelled_names:
         layer = deepcopy(layer)
-    for name in found:
+    for name in spelled_names:
         spelled = active[name]
         value = _pop(layer, spelled.path)
         new = spelled.spelling.to

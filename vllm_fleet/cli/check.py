@@ -30,7 +30,7 @@ def command(
     Prints every error with its file and line. What the recipes must agree on is checked too.
     """
     recipes = catalogue.load()
-    faults: list[FleetError] = list(recipe_check.recipe_errors(recipes))
+    errors: list[FleetError] = list(recipe_check.recipe_errors(recipes))
     folders = (
         [fleet_directory(fleet)]
         if fleet
@@ -38,10 +38,10 @@ def command(
     )
     for folder in folders:
         try:
-            faults += engine_install.lock_faults(plan.load(folder, recipes), recipes)
+            errors += engine_install.lock_faults(plan.load(folder, recipes), recipes)
         except FleetError as fault:
-            faults += [fault, *fault.others]
-    raise_all(faults)
+            errors += [fault, *fault.others]
+    raise_all(errors)
     result = {
         "host_classes": len(list(recipes.sized_classes())),
         "engines": len(recipes.engines),

@@ -38,30 +38,30 @@ def command(
 
     Probes each host and prints what differs from its manifest, with the role that owns it. Changes nothing.
     """
-    found = drift.load_site_of_run(fleet_directory(fleet))
+    site = drift.load_site_of_run(fleet_directory(fleet))
     for name in host or ():
-        found.plan.host(name)
-    asked = [each for each in found.hosts if not host or each.plan.name in host]
+        site.plan.host(name)
+    hosts = [member for member in site.hosts if not host or member.plan.name in host]
     done = 0
 
     def progress(report: probing.Report) -> None:
         nonlocal done
         done += 1
         if sys.stderr.isatty():
-            print_note(f"\r{done} of {len(asked)} hosts", end="\n" if done == len(asked) else "")
+            print_note(f"\r{done} of {len(hosts)} hosts", end="\n" if done == len(hosts) else "")
         del report
 
-    reports = drift.probe_site(found, {each.plan.name: drift.host_target(found, each) for each in asked}, progress)
+    reports = drift.probe_site(site, {member.plan.name: drift.host_target(site, member) for member in hosts}, progress)
     items = [item for report in reports.values() for item in report.drift]
-    faults = drift.blocking_errors(reports)
-    if json and not faults:
+    errors = drift.blocking_errors(reports)
+    if json and not errors:
         print_json({"fleet": fleet, "hosts": len(reports), "drift": [item.record() for item in items]})
     elif not json:
         for item in items:
             print_text(str(item))
         clean = sum(1 for report in reports.values() if not report.drift and not report.error and not report.veto)
         print_text(f"{len(reports)} hosts probed, {clean} match the plan, {len(items)} items drifted")
-    raise_all([_plain(fault) for fault in faults])
+    raise_all([_plain(fault) for fault in errors])
     if items:
         raise typer.Exit(DRIFT_EXIT)
 

@@ -26,16 +26,16 @@ def command(
 
     Prints every argument and environment variable of the host with the file, the rule and the reason.
     """
-    found = plans.load(fleet_directory(fleet)).host(host)
-    if found.deployment is None:
+    planned = plans.load(fleet_directory(fleet)).host(host)
+    if planned.deployment is None:
         raise FleetError(f"{host} is a gateway: it has no recipe", "name a serving host", host=host)
-    record: dict[str, Any] = found.deployment.record()
+    record: dict[str, Any] = planned.deployment.record()
     values = dict(leaves({"args": record["args"], "env": record["env"]}))
     keys = {key: {"value": values[key], **origin} for key, origin in record["provenance"].items()}
     keys_of_head = ("host_class", "model", "engine", "profile", "status", "evidence", "notes", "alternatives")
     head = {key: record[key] for key in keys_of_head}
     if json:
-        print_json({"host": host, "pool": found.pool, **head, "keys": keys})
+        print_json({"host": host, "pool": planned.pool, **head, "keys": keys})
         return
     print_text(f"{host}: {head['model']} on {head['host_class']}, {head['engine']}, {head['profile']}")
     print_text(f"status: {head['status']} ({head['evidence']})")

@@ -59,20 +59,19 @@ def command(
     fingerprints = enrol.parse_fingerprints(fingerprint or (), wanted)
     shown = enrol.scan_keys(wanted)
     _confirm(shown, fingerprints)
-    found = enrol.identify_hosts(shown, private, recipes)
+    identified = enrol.identify_hosts(shown, private, recipes)
     if old:
         before = (folder / "fleet.yml").read_text(encoding="utf-8")
-        text = new_fleet.add_hosts(before, found, recipes, model)
+        text = new_fleet.add_hosts(before, identified, recipes, model)
     else:
         before = ""
         text = schema_line(folder) + new_fleet.fleet_text(
-            name, found, recipes, model, str(private) if private else None
+            name, identified, recipes, model, str(private) if private else None
         )
-    _write(folder, text, has_gateway=any(each.sized is None for each in found))
+    _write(folder, text, has_gateway=any(member.sized is None for member in identified))
     if json:
-        print_json(
-            {"fleet": name, "file": str(folder / "fleet.yml"), "hosts": [enrol.host_record(each) for each in found]}
-        )
+        records = [enrol.host_record(member) for member in identified]
+        print_json({"fleet": name, "file": str(folder / "fleet.yml"), "hosts": records})
         return
     lines = difflib.unified_diff(before.splitlines(True), text.splitlines(True), "fleet.yml", "fleet.yml", n=2)
     print_text("".join(lines) if old else text, end="")
@@ -113,22 +112,22 @@ def _confirm(shown: list[tuple[NamedHost, str]], known: dict[ssh_scan.Address, s
     Raises:
         FleetError: a key is another one, nobody can be asked, or the person says no.
     """
-    faults, unknown = [], []
-    for asked, public in shown:
+    errors, unknown = [], []
+    for named, public in shown:
         seen = ssh_scan.fingerprint(public)
-        given = known.get((asked.address, asked.port))
+        given = known.get((named.address, named.port))
         if given and given != seen:
             text = f"shows the host key {seen}, not {given}: it is another machine, or the connection is intercepted"
-            faults.append(FleetError(text, "compare on the host's console", host=asked.address, code=ErrorCode.REFUSED))
+            errors.append(FleetError(text, "compare on the host's console", host=named.address, code=ErrorCode.REFUSED))
         elif not given:
-            unknown.append((asked, public.split()[0], seen))
-    raise_all(faults)
+            unknown.append((named, public.split()[0], seen))
+    raise_all(errors)
     if not unknown:
         return
     print_note("The hosts show these SSH host keys. Compare each on the host's own console with")
     print_note("  ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub")
-    for asked, kind, seen in unknown:
-        print_note(f"  {asked.address} port {asked.port}  {seen}  ({kind})")
+    for named, kind, seen in unknown:
+        print_note(f"  {named.address} port {named.port}  {seen}  ({kind})")
     if not sys.stdin.isatty():
         hint = (
             "give --fingerprint ADDRESS=SHA256:… for each host, from a source that you trust; no option skips the check"

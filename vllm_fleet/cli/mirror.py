@@ -46,8 +46,8 @@ def command(
     """
     if to and from_:
         raise FleetError("--to and --from exclude each other", "give one of them")
-    asked = plan.load(fleet_directory(fleet))
-    wanted = parts.list_parts(asked, catalogue.load())
+    planned = plan.load(fleet_directory(fleet))
+    wanted = parts.list_parts(planned, catalogue.load())
     keys = [part.key for part in wanted]
     store = Store((directory or default_directory()).resolve())
     tell = _Progress()
@@ -69,7 +69,7 @@ def command(
         store = carried
     _report(fleet, store, results, wrong, json)
     if serving:
-        serve_mirror.serve_until_ended(store, asked)
+        serve_mirror.serve_until_ended(store, planned)
 
 
 def _report(fleet: str, store: Store, results: list[fill_mirror.PartResult], wrong: list[str], as_json: bool) -> None:

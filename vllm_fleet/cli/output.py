@@ -65,9 +65,9 @@ def fail(error: FleetError) -> NoReturn:
     """
     errors = (error, *error.others)
     if "--json" in sys.argv:
-        records = [each.record() for each in errors]
+        records = [reported.record() for reported in errors]
         print_json({"error": records[0], **({"errors": records} if len(records) > 1 else {})})
     else:
-        for each in errors:
-            print_note(f"error: {each}")
+        for reported in errors:
+            print_note(f"error: {reported}")
     sys.exit(error.exit_code)

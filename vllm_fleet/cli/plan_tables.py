@@ -49,13 +49,13 @@ def _rent(row: Row) -> tuple[str, ...]:
         return (f"{row.cloud}: hosts of your own", "-", "-", "-", "-", "-", "-")
     placement = row.rented.placement
     source = row.price.source if row.price else "-"
-    each = f"{row.price.usd_per_hour:,.2f}" if row.price else _UNKNOWN
+    host_price = f"{row.price.usd_per_hour:,.2f}" if row.price else _UNKNOWN
     both = f"{row.usd_per_hour:,.2f}" if row.usd_per_hour is not None else _UNKNOWN
     if row.once_usd is not None:
-        each, both, source = "-", f"once {row.once_usd:,.2f}", "accept_cost_usd of the order"
+        host_price, both, source = "-", f"once {row.once_usd:,.2f}", "accept_cost_usd of the order"
     capacity = f"{placement.capacity.kind} {placement.capacity.id or ''}".strip()
     zones = ", ".join(placement.all_zones) or "any"
-    return (f"{row.cloud} {row.rented.shape}", capacity, placement.region, zones, each, both, source)
+    return (f"{row.cloud} {row.rented.shape}", capacity, placement.region, zones, host_price, both, source)
 
 
 def change_lines(changes: Sequence[Change], run: Sequence[str]) -> Iterator[str]:

@@ -40,10 +40,10 @@ def command(
     old, new = upgrade.engines(recipes, before, after)
     if fleet:
         planned = plan.load(fleet_directory(fleet), recipes)
-        asked = {
+        questions = {
             name: plan.question(name, pool, planned.spec, planned.document) for name, pool in planned.spec.pools.items()
         }
-        cases = upgrade.fleet_cases(recipes, old, asked)
+        cases = upgrade.fleet_cases(recipes, old, questions)
     else:
         cases = upgrade.catalogue_cases(recipes, old, new, FEATURES)
     report = upgrade.compare(recipes, old, new, cases)

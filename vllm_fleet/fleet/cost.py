@@ -148,12 +148,14 @@ def bill(plan: Plan, catalog: Catalog, *lists: PriceList) -> Bill:
 def own(plan: Plan) -> PriceList:
     """The table in the fleet's own file."""
 
-    def look(rented: Rented) -> Price | None:
+    def find_price(rented: Rented) -> Price | None:
         prices = plan.spec.prices
-        found = prices.usd_per_hour.get(rented.shape, {}).get(rented.placement.capacity.kind) if prices else None
-        return None if prices is None or found is None else Price(found, f"{prices.source}, {prices.as_of}")
+        usd_per_hour = prices.usd_per_hour.get(rented.shape, {}).get(rented.placement.capacity.kind) if prices else None
+        return (
+            None if prices is None or usd_per_hour is None else Price(usd_per_hour, f"{prices.source}, {prices.as_of}")
+        )
 
-    return look
+    return find_price
 
 
 def _pools(plan: Plan) -> Iterator[tuple[str, list[HostPlan]]]:
@@ -168,7 +170,7 @@ def _row(pool: str, hosts: list[HostPlan], catalog: Catalog, lists: tuple[PriceL
         devices = catalog.host_class(first.host_class).count
     price, once = None, None
     if first.rented:
-        price = next(filter(None, (each(first.rented) for each in lists)), None)
+        price = next(filter(None, (find_price(first.rented) for find_price in lists)), None)
         order = first.rented.placement.capacity.purchase
         if order:
             price, once = None, order.accept_cost_usd

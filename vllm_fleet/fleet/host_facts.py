@@ -28,19 +28,22 @@ def load(fleet: str) -> Facts:
     return facts
 
 
-def keep(fleet: str, said: Facts) -> bool:
-    """Adds what hosts have said to what is known of the others.
+def keep(fleet: str, facts_by_host: Facts) -> bool:
+    """Adds the facts of hosts to the known facts of the others.
 
     Args:
         fleet: the fleet's name.
-        said: host -> all of its facts, as :func:`vllm_fleet.on_host.gpu_facts.read_facts` spells them.
+        facts_by_host: host -> all of its facts, as :func:`vllm_fleet.on_host.gpu_facts.read_facts` spells them.
 
     Returns:
-        Whether any of it is new.
+        Whether any fact is new.
     """
     known = load(fleet)
-    asked = {host: {name: facts[name] for name in ASKED if facts.get(name) is not None} for host, facts in said.items()}
-    merged = {host: facts for host, facts in {**known, **asked}.items() if facts}
+    reported = {
+        host: {name: facts[name] for name in ASKED if facts.get(name) is not None}
+        for host, facts in facts_by_host.items()
+    }
+    merged = {host: facts for host, facts in {**known, **reported}.items() if facts}
     if merged == known:
         return False
     write_atomically(_file(fleet), json.dumps(merged, indent=1, sort_keys=True) + "\n")

@@ -36,14 +36,14 @@ def load(directory: Path) -> HostKeys:
     return yaml_document.parse(yaml_document.read(path), HostKeys) if path.is_file() else HostKeys(keys={})
 
 
-def standing(found: HostKeys, ids: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
+def standing(file: HostKeys, ids: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
     """Host -> its own keys, without those of hosts that were replaced since.
 
     Args:
-        found: the file.
-        ids: host -> its id in the stack; a host that is not there is static.
+        file: the file.
+        ids: host -> its id in the stack; static hosts are not in it.
     """
-    return {name: tuple(keys) for name, keys in found.keys.items() if found.hosts.get(name) in (None, ids.get(name))}
+    return {name: tuple(keys) for name, keys in file.keys.items() if file.hosts.get(name) in (None, ids.get(name))}
 
 
 def both(known: tuple[str, ...], shown: Shown) -> tuple[str, ...]:

@@ -91,26 +91,26 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
             "rename one of them",
         )
     recipes = catalog or load_catalog()
-    faults: list[FleetError] = []
+    errors: list[FleetError] = []
     hosts: list[HostPlan] = []
     for name, pool in spec.pools.items():
         try:
             hosts.extend(_serving_hosts(name, pool, spec, document, recipes))
         except FleetError as fault:
-            faults.append(fault)
+            errors.append(fault)
     try:
         hosts.extend(_gateway_hosts(spec, document, recipes))
     except FleetError as fault:
-        faults.append(fault)
-    faults.extend(image_digest.image_errors(spec.artifacts.images, recipes, document))
-    faults.extend(repository_faults.repository_errors(spec.artifacts.repositories, recipes, document))
-    faults.extend(mirror_errors(spec.mirror, [host.name for host in hosts], recipes, document))
-    faults.extend(_duplicates(hosts, document))
-    faults.extend(_unreachable(hosts, spec, document))
-    faults.extend(private_networks.network_errors(hosts, spec.access, document))
-    faults.extend(ssh_routes.apart(hosts, spec.access, document))
-    faults.extend(ssh_routes.unreachable(hosts, spec.access, document))
-    raise_all(faults)
+        errors.append(fault)
+    errors.extend(image_digest.image_errors(spec.artifacts.images, recipes, document))
+    errors.extend(repository_faults.repository_errors(spec.artifacts.repositories, recipes, document))
+    errors.extend(mirror_errors(spec.mirror, [host.name for host in hosts], recipes, document))
+    errors.extend(_duplicates(hosts, document))
+    errors.extend(_unreachable(hosts, spec, document))
+    errors.extend(private_networks.network_errors(hosts, spec.access, document))
+    errors.extend(ssh_routes.apart(hosts, spec.access, document))
+    errors.extend(ssh_routes.unreachable(hosts, spec.access, document))
+    raise_all(errors)
     return Plan(spec.fleet, directory, tuple(hosts), spec.access, spec.gateway, document, spec)
 
 
@@ -140,9 +140,9 @@ def question(name: str, pool: Pool, spec: Fleet, document: yaml_document.Documen
 def _serving_hosts(
     name: str, pool: Pool, spec: Fleet, document: yaml_document.Document, catalog: Catalog
 ) -> Iterator[HostPlan]:
-    asked = question(name, pool, spec, document)
+    pool_question = question(name, pool, spec, document)
     try:
-        deployment = resolve(catalog, asked)
+        deployment = resolve(catalog, pool_question)
     except FleetError as fault:
         if fault.file is None:
             at = ("pools", name, fault.key) if fault.key else ("pools", name)

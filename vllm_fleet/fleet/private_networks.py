@@ -35,10 +35,10 @@ def name_of(host: HostPlan) -> str:
 
 def members(hosts: Iterable[HostPlan]) -> Mapping[str, tuple[HostPlan, ...]]:
     """The name of each network -> its hosts."""
-    found: dict[str, list[HostPlan]] = {}
+    hosts_by_network: dict[str, list[HostPlan]] = {}
     for host in hosts:
-        found.setdefault(name_of(host), []).append(host)
-    return {name: tuple(each) for name, each in found.items()}
+        hosts_by_network.setdefault(name_of(host), []).append(host)
+    return {name: tuple(members) for name, members in hosts_by_network.items()}
 
 
 def block(hosts: Iterable[HostPlan]) -> IPv4Network | None:
@@ -51,8 +51,8 @@ def block(hosts: Iterable[HostPlan]) -> IPv4Network | None:
         None where the cloud chooses one that is free in the account (DigitalOcean).
     """
     placements = [host.rented.placement for host in hosts if host.rented]
-    said = [placement for placement in placements if _says(placement)]
-    chosen = (said or placements)[0].network
+    stated = [placement for placement in placements if _says(placement)]
+    chosen = (stated or placements)[0].network
     return IPv4Network(chosen) if chosen else None
 
 
@@ -90,15 +90,15 @@ def _at(host: HostPlan) -> tuple[str, ...]:
 
 
 def _disagreeing(name: str, hosts: tuple[HostPlan, ...], document: yaml_document.Document) -> Iterator[FleetError]:
-    said: dict[str, HostPlan] = {}
+    stated: dict[str, HostPlan] = {}
     for host in hosts:
         if host.rented and _says(host.rented.placement):
-            said.setdefault(str(host.rented.placement.network), host)
-    if len(said) > 1:
-        (first, one), (second, other), *_ = said.items()
+            stated.setdefault(str(host.rented.placement.network), host)
+    if len(stated) > 1:
+        (first, first_host), (second, second_host), *_ = stated.items()
         yield document.error(
-            (*_at(other), "network"),
-            f"is {second}, and {one.pool} says {first} of the same network, {name}",
+            (*_at(second_host), "network"),
+            f"is {second}, and {first_host.pool} says {first} of the same network, {name}",
             "say it once for a region",
         )
 
@@ -154,7 +154,7 @@ def _static(
         at = (*_at(host)[:-1], "static", host.name, "address")
         address_text = host.static.address
         address = _address(address_text)
-        if host.kind == "gateway" and not (address and any(address in each for each in PRIVATE)):
+        if host.kind == "gateway" and not (address and any(address in private for private in PRIVATE)):
             yield document.error(
                 at,
                 f"{address_text!r} is not a private IPv4 address, which joined networks need to let the gateway in",
@@ -168,7 +168,7 @@ def _static(
 
 def _address(text: str) -> IPv4Address | None:
     try:
-        found = ipaddress.ip_address(text)
+        address = ipaddress.ip_address(text)
     except ValueError:
         return None
-    return found if isinstance(found, IPv4Address) else None
+    return address if isinstance(address, IPv4Address) else None

@@ -84,21 +84,21 @@ def previewed(preview: Mapping[str, Any]) -> tuple[Change, ...]:
     Args:
         preview: what ``pulumi preview --json`` printed.
     """
-    found: dict[str, Change] = {}
+    changes: dict[str, Change] = {}
     for step in preview.get("steps") or []:
         what, host = _STEPS.get(step["op"]), host_of(step["urn"])
         if what is None or host is None:
             continue
         why = step.get("replaceReasons") or step.get("diffReasons") or []
         protected = [step["urn"]] if what == "delete" and (step.get("oldState") or {}).get("protect") else []
-        old = found.get(host, Change(host, what))
-        found[host] = replace(
+        old = changes.get(host, Change(host, what))
+        changes[host] = replace(
             old,
             what=max(old.what, what, key=_ORDER.index),
-            why=tuple(dict.fromkeys((*old.why, *(str(each) for each in why)))),
+            why=tuple(dict.fromkeys((*old.why, *(str(reason) for reason in why)))),
             protected=(*old.protected, *protected),
         )
-    return tuple(found.values())
+    return tuple(changes.values())
 
 
 def host_of(urn: str) -> str | None:

@@ -80,10 +80,10 @@ def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[s
     if not path.is_file():
         return {}
     document = yaml_document.read(path)
-    found = yaml_document.parse(document, HostKeys)
-    if unknown := sorted(set(found.keys) - {host.name for host in plan.hosts}):
+    keys_file = yaml_document.parse(document, HostKeys)
+    if unknown := sorted(set(keys_file.keys) - {host.name for host in plan.hosts}):
         raise document.error(("keys", unknown[0]), "the fleet has no such host", "remove it")
-    return host_keys_file.standing(found, {name: host.id for name, host in made.items()})
+    return host_keys_file.standing(keys_file, {name: host.id for name, host in made.items()})
 
 
 def _static(plan: Plan, host: HostPlan, own: tuple[str, ...] | None) -> Location:
@@ -118,8 +118,8 @@ def _read(plan: Plan) -> Stack:
         )
     try:
         stack = Stack.model_validate(data)
-    except ValidationError as faults:
-        first = faults.errors()[0]
+    except ValidationError as error:
+        first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise FleetError(str(first["msg"]), "run 'pulumi up' to write it again", file, key=key) from None
     if stack.fleet != plan.fleet:

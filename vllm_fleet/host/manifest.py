@@ -140,7 +140,7 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
     return Manifest(host.plan.name, tuple(items), facts)
 
 
-def wanted_facts(sized: SizedClass, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def wanted_facts(sized: SizedClass, lock_facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The facts that a host of a class must have before a run touches it; the engine's lock may add some.
 
     Only classes with GPUs have ``gpu_vendor``, ``gpu_arch`` and ``gpu_count``; without them the probe runs no vendor's
@@ -150,7 +150,7 @@ def wanted_facts(sized: SizedClass, asked: Mapping[str, Any] | None = None) -> d
     facts = family.facts.model_dump(exclude_none=True)
     if family.vendor == "cpu":
         return facts
-    for key, value in (asked or {}).items():
+    for key, value in (lock_facts or {}).items():
         facts[key] = max(facts[key], value, key=version_key) if key.endswith("_min") and key in facts else value
     return facts | {"gpu_vendor": family.vendor, "gpu_arch": family.arch, "gpu_count": sized.count}
 

@@ -36,11 +36,11 @@ _INVALID_FIELD = re.compile(r'Field "([^"]+)" is not a valid field to query')
 #: Why a vendor's tools name no GPU -> its text. The states are codes of ``facts.states.VetoCode``; programs read these.
 TEXTS = {
     "no_driver": "%(tool)s not found",
-    "driver_not_loaded": "%(tool)s says: %(said)s",
-    "driver_mismatch": "%(tool)s says: %(said)s",
-    "tool_failed": "%(tool)s says: %(said)s",
+    "driver_not_loaded": "%(tool)s says: %(message)s",
+    "driver_mismatch": "%(tool)s says: %(message)s",
+    "tool_failed": "%(tool)s says: %(message)s",
     "tool_hangs": "%(tool)s gives no answer within %(seconds).0f s",
-    "no_gpus": "%(tool)s lists no GPU: %(said)s",
+    "no_gpus": "%(tool)s lists no GPU: %(message)s",
 }
 #: nvidia-smi reports these by text alone: a part of its message -> state.
 NVIDIA_SAYS = (
@@ -56,11 +56,11 @@ class Answer:
     Attributes:
         state: empty for an answer, else ``no_driver``, ``tool_hangs`` or ``tool_failed``.
         out: its standard output.
-        said: the first line of output of a tool that failed.
+        message: the first line of output of a tool that failed.
     """
 
-    def __init__(self, state: str = "", out: str = "", said: str = "") -> None:
-        self.state, self.out, self.said = state, out, said
+    def __init__(self, state: str = "", out: str = "", message: str = "") -> None:
+        self.state, self.out, self.message = state, out, message
 
     @property
     def ok(self) -> bool:
@@ -94,9 +94,9 @@ def wait_for_tool(process: subprocess.Popen[str] | None) -> Answer:
     return Answer("tool_failed", out, (lines or ["exit status %d" % process.returncode])[0])
 
 
-def describe_problem(tool: str, state: str, said: str = "") -> dict[str, str]:
+def describe_problem(tool: str, state: str, message: str = "") -> dict[str, str]:
     """Why a tool names no GPU: ``state`` for programs, ``why`` for people."""
-    return {"state": state, "why": TEXTS[state] % {"tool": tool, "said": said, "seconds": TOOL_SECONDS}}
+    return {"state": state, "why": TEXTS[state] % {"tool": tool, "message": message, "seconds": TOOL_SECONDS}}
 
 
 def parse_number(text: Any) -> int | None:
@@ -149,15 +149,15 @@ def read_nvidia() -> tuple[dict[str, Any], dict[str, str]]:
     header = start_tool("nvidia-smi")
     rows, banner = wait_for_tool(table), wait_for_tool(header)
     while not rows.ok:
-        unknown = _INVALID_FIELD.search(rows.out + rows.said)
+        unknown = _INVALID_FIELD.search(rows.out + rows.message)
         if not unknown or unknown.group(1) not in fields:
             break
         # An old driver does not know every field; it still reports the others.
         fields.remove(unknown.group(1))
         rows = wait_for_tool(start_tool("nvidia-smi", "--query-gpu=" + ",".join(fields), NVIDIA_FORMAT))
     if not rows.ok:
-        states = [state for part, state in NVIDIA_SAYS if part in rows.said]
-        return {}, describe_problem("nvidia-smi", states[0] if states else rows.state, rows.said)
+        states = [state for part, state in NVIDIA_SAYS if part in rows.message]
+        return {}, describe_problem("nvidia-smi", states[0] if states else rows.state, rows.message)
     gpus, driver, errors = nvidia_gpus(rows.out, fields)
     manager = _VERSION.search(wait_for_tool(start_tool("nv-fabricmanager", "--version")).out)
     cuda = _CUDA.search(banner.out)
@@ -268,7 +268,7 @@ def read_amd() -> tuple[dict[str, Any], dict[str, str]]:
             tool, last = "amd-smi", new
         elif old.state == "no_driver":
             tool = "rocm-smi and amd-smi"
-    problem = describe_problem(tool, last.state or "no_gpus", last.said or "its list is empty")
+    problem = describe_problem(tool, last.state or "no_gpus", last.message or "its list is empty")
     archs, images_of_kernel = kfd_gpus()
     if len(archs) == len(gpus):
         gpus = [dict(gpu, arch=arch) for gpu, arch in zip(gpus, archs)]

@@ -285,14 +285,14 @@ def check_facts(facts: Mapping[str, Any]) -> list[dict[str, str]]:
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     machine = os.uname().machine
-    faults: dict[str, tuple[Any, ...]] = {}
+    vetoes: dict[str, tuple[Any, ...]] = {}
     if facts.get("cpu_count_min") and cores < facts["cpu_count_min"]:
-        faults["too_few_cores"] = (cores, facts["cpu_count_min"])
+        vetoes["too_few_cores"] = (cores, facts["cpu_count_min"])
     if facts.get("memory_gib_min") and memory < facts["memory_gib_min"]:
-        faults["too_little_memory"] = (memory, facts["memory_gib_min"])
+        vetoes["too_little_memory"] = (memory, facts["memory_gib_min"])
     if facts.get("machine") and machine != facts["machine"]:
-        faults["wrong_machine"] = (machine, facts["machine"])
-    return [{"code": code, "why": VETO_TEXTS[code] % values} for code, values in faults.items()]
+        vetoes["wrong_machine"] = (machine, facts["machine"])
+    return [{"code": code, "why": VETO_TEXTS[code] % values} for code, values in vetoes.items()]
 
 
 def checks_by_kind(

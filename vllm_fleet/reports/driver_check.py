@@ -43,7 +43,7 @@ def _toolkit(catalog: Catalog) -> Iterator[FleetError]:
     if repository is None:
         yield document.error(at, f"there is no repository {name!r}", "correct the name")
         return
-    machines = {each.machine for each in catalog.sized_classes() if each.family.vendor == "nvidia"}
+    machines = {sized.machine for sized in catalog.sized_classes() if sized.family.vendor == "nvidia"}
     for machine in sorted(machines - set(repository.machines)):
         yield document.error(at, f"{name} has nothing for {machine}", "add it to 'machines'")
 
@@ -88,9 +88,9 @@ def _bounds(family: HostClass, row: ClassDriver, release: DriverRelease) -> Iter
         yield f"{release.version} is below the class's own floor {floor}", "raise the release"
     if row.driver_below and version >= version_key(row.driver_below):
         yield f"{release.version} is not below the ceiling {row.driver_below}", "raise the ceiling"
-    for kind, has, asked in (
+    for kind, has, floor_of_class in (
         ("CUDA", release.cuda, family.facts.cuda_min),
         ("ROCm", release.rocm, family.facts.rocm_min),
     ):
-        if has and asked and version_key(has) < version_key(asked):
-            yield f"{release.version} brings {kind} {has}, the class asks for {asked}", "raise the release"
+        if has and floor_of_class and version_key(has) < version_key(floor_of_class):
+            yield f"{release.version} brings {kind} {has}, the class asks for {floor_of_class}", "raise the release"

@@ -178,14 +178,14 @@ def _is_unsupported(model: Model, case: Combination) -> bool:
 def known_issue_errors(catalog: Catalog) -> Iterator[FleetError]:
     """Errors in ``recipes/known_issues.yml``: invalid ranges, duplicate ids, selectors that never match."""
     document = catalog.documents["known_issues"]
-    usable = [asked for model in catalog.models.values() for asked in combinations(catalog, model)]
+    usable = [combination for model in catalog.models.values() for combination in combinations(catalog, model)]
     seen: set[str] = set()
     for index, issue in enumerate(catalog.known_issues.issues):
         if issue.id in seen:
             yield document.error(("issues", index, "id"), f"{issue.id!r} is listed twice", "rename one")
         seen.add(issue.id)
         try:
-            holds = any(could_hold(issue.when, asked) for asked in usable)
+            holds = any(could_hold(issue.when, combination) for combination in usable)
         except FleetError as fault:
             yield document.error(("issues", index, "when", "engine"), fault.message, fault.hint)
             continue
@@ -218,7 +218,9 @@ def _misspelt(
                 yield (key, index), f"there is no {value!r}"
     if not (when.at_least or when.env_set):
         return
-    engines = {asked.engine.id: asked.engine for asked in usable if could_hold(when, asked)}.values()
+    engines = {
+        combination.engine.id: combination.engine for combination in usable if could_hold(when, combination)
+    }.values()
     known = [(engine, catalog.names(engine)) for engine in engines]
     for name in when.at_least or ():
         if not any(names.reads(f"args.{name}", engine.accelerator) for engine, names in known):
@@ -233,8 +235,8 @@ def _misspelt(
 def spelling_errors(catalog: Catalog) -> Iterator[FleetError]:
     """Errors in ``recipes/spellings.yml``: entries that never apply, or that lead to a name unknown to the release."""
     document = catalog.documents["spellings"]
-    usable = [asked for model in catalog.models.values() for asked in combinations(catalog, model)]
-    engines = {asked.engine.id: asked.engine for asked in usable}
+    usable = [combination for model in catalog.models.values() for combination in combinations(catalog, model)]
+    engines = {combination.engine.id: combination.engine for combination in usable}
     reached: dict[int, list[Engine]] = {}
     for index, spelling in enumerate(catalog.spellings.spellings):
         try:
@@ -246,9 +248,9 @@ def spelling_errors(catalog: Catalog) -> Iterator[FleetError]:
             dead = "matches no class, engine and model"
             yield document.error(("spellings", index), dead, "remove it, or correct its range")
     for index, within in reached.items():
-        others = {other: found for other, found in reached.items() if other != index}
+        others = {other: readers for other, readers in reached.items() if other != index}
         for engine in within:
-            there = {catalog.spellings.spellings[other].name for other, found in others.items() if engine in found}
+            there = {catalog.spellings.spellings[other].name for other, readers in others.items() if engine in readers}
             for at, message in _spelling(catalog, catalog.spellings.spellings[index], engine, there):
                 yield document.error(("spellings", index, *at), message, "narrow its range, or correct the name")
 
@@ -286,9 +288,9 @@ def combinations(catalog: Catalog, model: Model) -> Iterator[Combination]:
                         yield Combination(host, engine, install, model.name, profile, FEATURES)
 
 
-def could_hold(when: When, asked: Combination) -> bool:
+def could_hold(when: When, combination: Combination) -> bool:
     """Whether selectors can hold for a combination with some tensor parallelism and some final values."""
-    return _possible(when, asked) and selects(_without_final_values(when), asked)
+    return _possible(when, combination) and selects(_without_final_values(when), combination)
 
 
 def _without_final_values(when: When) -> When:
@@ -298,5 +300,5 @@ def _without_final_values(when: When) -> When:
     return when.model_copy(update={"tensor_parallel": None, "at_least": None, "env_set": None})
 
 
-def _possible(when: When, asked: Combination) -> bool:
-    return when.tensor_parallel is None or any(asked.host.devices % size == 0 for size in when.tensor_parallel)
+def _possible(when: When, combination: Combination) -> bool:
+    return when.tensor_parallel is None or any(combination.host.devices % size == 0 for size in when.tensor_parallel)

@@ -157,12 +157,12 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def markdown(found: Iterable[Row], profiles: Iterable[Profile]) -> str:
+def markdown(rows: Iterable[Row], profiles: Iterable[Profile]) -> str:
     """The rows as the first part of the document: a table for each model, the reasons of refusals under it."""
     shown = tuple(profiles)
     titles = ("host class", "engine", "status", *shown, "evidence")
     lines = [_HEAD]
-    for model, group in groupby(found, key=lambda row: row.model):
+    for model, group in groupby(rows, key=lambda row: row.model):
         reasons: list[str] = []
         lines += [f"## {model}", "", _line(titles), "|" + "---|" * len(titles)]
         printed = [(row, [_cell(row.shapes.get(profile), reasons) for profile in shown]) for row in group]

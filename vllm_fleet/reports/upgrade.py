@@ -87,7 +87,7 @@ class Report:
 class _Side:
     """A case under one engine; None, with the reason, where it is refused."""
 
-    asked: Combination | None
+    combination: Combination | None
     deployment: Deployment | None
     reason: str | None
     rules: Mapping[tuple[str, int], Rule]
@@ -121,10 +121,10 @@ def catalogue_cases(catalog: Catalog, old: Engine, new: Engine, features: tuple[
     for model in catalog.models.values():
         for host in catalog.sized_classes():
             known = [(builds_for(e, host), supports(model, host, e)) for e in (old, new)]
-            if all(built and found and found.status != "unsupported" for built, found in known):
+            if all(built and support and support.status != "unsupported" for built, support in known):
                 for profile in catalog.profiles:
-                    asked = Question(host.id, model.name, profile)
-                    cases.append(Case(f"{host.id} {profile}", asked, features))
+                    question = Question(host.id, model.name, profile)
+                    cases.append(Case(f"{host.id} {profile}", question, features))
     if not cases:
         what = f"no host class has a recipe with both {old.id} and {new.id}"
         raise FleetError(what, "docs/matrix.md lists them", code=ErrorCode.REFUSED)
@@ -134,9 +134,10 @@ def catalogue_cases(catalog: Catalog, old: Engine, new: Engine, features: tuple[
 def fleet_cases(catalog: Catalog, old: Engine, pools: Mapping[str, Question]) -> list[Case]:
     """The pools that name the old engine, and those that name none and have devices it is built for."""
     return [
-        Case(name, asked, asked.features)
-        for name, asked in pools.items()
-        if asked.engine == old.id or (asked.engine is None and builds_for(old, catalog.host_class(asked.host_class)))
+        Case(name, question, question.features)
+        for name, question in pools.items()
+        if question.engine == old.id
+        or (question.engine is None and builds_for(old, catalog.host_class(question.host_class)))
     ]
 
 
@@ -165,18 +166,18 @@ def compare(catalog: Catalog, old: Engine, new: Engine, cases: Iterable[Case]) -
 
 def _side(catalog: Catalog, case: Case, engine: Engine) -> _Side:
     question = replace(case.question, engine=engine.id)
-    asked, rules = None, {}
+    combined, rules = None, {}
     try:
-        asked, _ = combination(catalog, question)
-        seen = replace(asked, features=case.rule_features)
+        combined, _ = combination(catalog, question)
+        seen = replace(combined, features=case.rule_features)
         for file, number, rule in catalog.rules(catalog.model(question.model)):
             # What looks at final values is kept: it speaks of names too, and an override may bring it about.
             fixed = rule.when.model_copy(update={"at_least": None, "env_set": None})
             if selects(fixed, seen):
                 rules[file, number] = rule
-        return _Side(asked, resolve(catalog, question), None, rules)
+        return _Side(combined, resolve(catalog, question), None, rules)
     except FleetError as fault:
-        return _Side(asked, None, str(fault), rules)
+        return _Side(combined, None, str(fault), rules)
 
 
 def _uses(catalog: Catalog, side: _Side) -> Iterator[tuple[str, str, str]]:
@@ -184,7 +185,7 @@ def _uses(catalog: Catalog, side: _Side) -> Iterator[tuple[str, str, str]]:
 
     The names are those of that side's release, also where a rule spells them differently.
     """
-    active = spellings.applying(catalog, side.asked.engine) if side.asked else {}
+    active = spellings.applying(catalog, side.combination.engine) if side.combination else {}
     for (file, number), rule in side.rules.items():
         own = spellings.translate(rule.args, rule.env, active)
         keys = [*(("args", key) for key, _ in leaves(own.args)), *(("env", key) for key in own.env)]
@@ -199,18 +200,18 @@ def _uses(catalog: Catalog, side: _Side) -> Iterator[tuple[str, str, str]]:
 
 def _rules(pairs: Iterable[tuple[Case, _Side, _Side]]) -> Iterator[RuleChange]:
     """Rules that hold on one side only, where both sides have a recipe; not those that just tell replacements."""
-    found: dict[tuple[str, int, bool, str], tuple[Rule, list[str]]] = {}
+    changes: dict[tuple[str, int, bool, str], tuple[Rule, list[str]]] = {}
     for case, old, new in pairs:
-        if old.asked is None or new.asked is None:
+        if old.combination is None or new.combination is None:
             continue
         for place in old.rules.keys() ^ new.rules.keys():
             rule = new.rules.get(place) or old.rules[place]
             if not (rule.args or rule.env or rule.note or rule.refuse):
                 continue
-            because = _because(rule, old.asked, new.asked)
-            entry = found.setdefault((*place, place in new.rules, because), (rule, []))
+            because = _because(rule, old.combination, new.combination)
+            entry = changes.setdefault((*place, place in new.rules, because), (rule, []))
             entry[1].append(f"{case.question.model} {case.name}")
-    for (file, number, starts, because), (rule, cases) in sorted(found.items(), key=lambda item: item[0]):
+    for (file, number, starts, because), (rule, cases) in sorted(changes.items(), key=lambda item: item[0]):
         yield RuleChange(file, number, starts, because, rule.why, rule.note, tuple(cases))
 
 
@@ -245,9 +246,9 @@ def _changes(old: Deployment, new: Deployment) -> Iterator[Change]:
             yield Change(key, before.get(key), after.get(key))
 
 
-def _values(found: Deployment) -> dict[str, Any]:
+def _values(deployment: Deployment) -> dict[str, Any]:
     return {
-        "install": found.install,
-        "instances": found.instances,
-        **dict(leaves({"args": found.args, "env": found.env})),
+        "install": deployment.install,
+        "instances": deployment.instances,
+        **dict(leaves({"args": deployment.args, "env": deployment.env})),
     }

@@ -32,8 +32,8 @@ def choose_engine(catalog: Catalog, host: SizedClass, model: Model, wanted: str 
     """
     candidates = [catalog.engine(wanted)] if wanted else list(catalog.engines.values())
     known: list[tuple[bool, Version, Engine, Support]] = []
-    asked = f"{model.name} on {host.id} {f'with {wanted}' if wanted else 'with any engine'}"
-    reason = f"no recipe for {asked}"
+    request = f"{model.name} on {host.id} {f'with {wanted}' if wanted else 'with any engine'}"
+    reason = f"no recipe for {request}"
     for engine in candidates:
         if not builds_for(engine, host):
             continue
@@ -41,10 +41,12 @@ def choose_engine(catalog: Catalog, host: SizedClass, model: Model, wanted: str 
         if support and support.status != "unsupported":
             known.append((support.status == "verified", Version(engine.release), engine, support))
         elif support:
-            reason = f"{asked} is unsupported: {support.evidence}"
+            reason = f"{request} is unsupported: {support.evidence}"
     if not known:
-        found = ((each.id, supports(model, host, each)) for each in catalog.engines.values() if builds_for(each, host))
-        usable = sorted(name for name, support in found if support and support.status != "unsupported")
+        supported = (
+            (other.id, supports(model, host, other)) for other in catalog.engines.values() if builds_for(other, host)
+        )
+        usable = sorted(name for name, support in supported if support and support.status != "unsupported")
         hint = f"there are recipes with {', '.join(usable)}" if usable else "see docs/adding-a-recipe.md to add one"
         raise refused(reason, hint)
     _, _, engine, support = max(known, key=lambda entry: entry[:2])

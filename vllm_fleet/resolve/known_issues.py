@@ -18,7 +18,7 @@ def concerning(catalog: Catalog, deployment: Deployment, features: tuple[Feature
         deployment: what was resolved.
         features: what it was asked to be good for.
     """
-    asked = Combination(
+    combination = Combination(
         catalog.host_class(deployment.host_class),
         deployment.engine,
         deployment.install,
@@ -29,7 +29,7 @@ def concerning(catalog: Catalog, deployment: Deployment, features: tuple[Feature
         deployment.args,
         deployment.env,
     )
-    return [issue for issue in catalog.known_issues.issues if selects(issue.when, asked)]
+    return [issue for issue in catalog.known_issues.issues if selects(issue.when, combination)]
 
 
 def record(issue: KnownIssue) -> dict[str, Any]:

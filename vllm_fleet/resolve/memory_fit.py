@@ -54,10 +54,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class Batch:
-    """How many sequences fill the KV cache; ``of`` says of which length, and who says so."""
+    """How many sequences fill the KV cache; ``basis`` gives their length and its origin."""
 
     sequences: int
-    of: str
+    basis: str
 
 
 def batch(fit: Fit, shape: ModelShape, args: Mapping[str, Any], own_tokens: int | None) -> Batch:
@@ -71,9 +71,9 @@ def batch(fit: Fit, shape: ModelShape, args: Mapping[str, Any], own_tokens: int 
     """
     ceiling = _tokens(args, shape)
     tokens = own_tokens or min(ASSUMED_TOKENS, ceiling)
-    said = "the fleet's own max-model-len" if own_tokens else "assumed: 1024 in and 1024 out, as the guide measures"
-    one = kv_per_sequence_gib(shape, tokens, _value_bytes(args))
-    return Batch(max(1, int(fit.kv_cache_gib / one)), f"{tokens} tokens ({said})")
+    reason = "the fleet's own max-model-len" if own_tokens else "assumed: 1024 in and 1024 out, as the guide measures"
+    sequence_gib = kv_per_sequence_gib(shape, tokens, _value_bytes(args))
+    return Batch(max(1, int(fit.kv_cache_gib / sequence_gib)), f"{tokens} tokens ({reason})")
 
 
 def _tokens(args: Mapping[str, Any], shape: ModelShape) -> int:

@@ -26,5 +26,5 @@ class Origin:
 
     def record(self) -> dict[str, Any]:
         """The provenance entry of the JSON contract."""
-        found = {"file": self.file, "rule": self.rule, "why": self.why, "source": self.source}
-        return {**found, "spelling": self.spelling.record()} if self.spelling else found
+        record = {"file": self.file, "rule": self.rule, "why": self.why, "source": self.source}
+        return {**record, "spelling": self.spelling.record()} if self.spelling else record

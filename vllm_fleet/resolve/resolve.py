@@ -71,15 +71,15 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
     Raises:
         FleetError: an unknown name (``bad-input``), or a combination that the recipes refuse (``refused``).
     """
-    asked, support = combination(catalog, question)
-    host, model = asked.host, catalog.model(question.model)
-    engine = asked.engine
-    layers = list(_layers(catalog, model, asked, question))
+    combined, support = combination(catalog, question)
+    host, model = combined.host, catalog.model(question.model)
+    engine = combined.engine
+    layers = list(_layers(catalog, model, combined, question))
     active = spellings.applying(catalog, engine)
     values = stack(layers, active)
     names = catalog.names(engine)
     check_names(names, engine, values.args, values.env, values.provenance)
-    notes = _judge(catalog, model, replace(asked, args=values.args, env=values.env))
+    notes = _judge(catalog, model, replace(combined, args=values.args, env=values.env))
     notes += values.notes(engine.id)
     announced = sorted(key.partition(".")[2] for key in values.provenance if names.deprecates(key))
     notes += tuple(f"{name} is deprecated in {engine.id}: it is read, and announced to go" for name in announced)
@@ -88,9 +88,9 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         origins = {**values.provenance, **other.provenance}
         check_names(names, engine, merge(values.args, other.args), merge(values.env, other.env), origins)
     notes += tuple(alternative.note for alternative in alternatives)
-    if not is_locked(engine, asked.install, host.machine, question.locks):
+    if not is_locked(engine, combined.install, host.machine, question.locks):
         notes += (f"{engine.id} has no lock or digest yet: its recipe can be shown, and a fleet with it is refused",)
-    tensor_parallel = asked.tensor_parallel or 1
+    tensor_parallel = combined.tensor_parallel or 1
     if tensor_parallel < 1 or host.devices % tensor_parallel:
         raise refused(
             f"tensor-parallel-size {tensor_parallel} does not divide the {host.devices} devices of {host.id}",
@@ -107,10 +107,10 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         model=model.name,
         engine=engine,
         engine_directory_id=image_digest.directory_id(engine)
-        if asked.install == "docker"
+        if combined.install == "docker"
         else engine_locks.directory_id(engine, catalog.lock(engine, host.machine)),
         profile=question.profile,
-        install=asked.install,
+        install=combined.install,
         instances=host.devices // tensor_parallel,
         tensor_parallel_size=tensor_parallel,
         args=values.args,
@@ -138,17 +138,17 @@ def combination(catalog: Catalog, question: Question) -> tuple[Combination, Supp
     engine, support = choose_engine(catalog, host, model, question.engine)
     engine = pinned(engine, question.images, host.family.facts.machine)
     form = choose_install(engine, question.install, host.machine, question.locks)
-    asked = Combination(host, engine, form, model.name, question.profile, question.features)
-    return replace(asked, tensor_parallel=_tensor_parallel(catalog, model, asked, question.overrides)), support
+    combined = Combination(host, engine, form, model.name, question.profile, question.features)
+    return replace(combined, tensor_parallel=_tensor_parallel(catalog, model, combined, question.overrides)), support
 
 
-def _tensor_parallel(catalog: Catalog, model: Model, asked: Combination, overrides: Overrides | None) -> int:
+def _tensor_parallel(catalog: Catalog, model: Model, combined: Combination, overrides: Overrides | None) -> int:
     """The final tensor parallelism; no rule that sets it may depend on it, so one pass finds it.
 
     Raises:
         FleetError: it is not a number.
     """
-    layers = [rule.args for _, _, rule in catalog.rules(model) if selects(rule.when, asked)]
+    layers = [rule.args for _, _, rule in catalog.rules(model) if selects(rule.when, combined)]
     merged: dict[str, Any] = {}
     for layer in [*layers, overrides.args if overrides else {}]:
         merged = merge(merged, {key: layer[key] for key in ("tensor-parallel-size",) if key in layer})
@@ -158,9 +158,9 @@ def _tensor_parallel(catalog: Catalog, model: Model, asked: Combination, overrid
     return size
 
 
-def _layers(catalog: Catalog, model: Model, asked: Combination, question: Question) -> Iterator[Layer]:
+def _layers(catalog: Catalog, model: Model, combined: Combination, question: Question) -> Iterator[Layer]:
     for file, number, rule in catalog.rules(model):
-        if selects(rule.when, asked):
+        if selects(rule.when, combined):
             yield Layer(rule.args, rule.env, Origin(file, number, rule.why, rule.source), rule.when.fact)
     if question.overrides:
         own = question.overrides
@@ -214,6 +214,6 @@ def _fill(values: Values, fit: memory.Fit, model: Model, question: Question) -> 
     limit = values.provenance.get(key)
     most = f"the {values.args['max-num-seqs']} of {limit.place}" if limit else memory.LARGEST_BATCH_IS
     size = min(batch.sequences, values.args.get("max-num-seqs", memory.LARGEST_BATCH))
-    why = f"as many sequences of {batch.of} as the KV cache holds, and no more than {most}"
+    why = f"as many sequences of {batch.basis} as the KV cache holds, and no more than {most}"
     origin = Origin("vllm_fleet/resolve/memory_fit.py", None, why, memory.BATCH_SOURCE)
     return replace(values, args={**values.args, "max-num-seqs": size}, provenance={**values.provenance, key: origin})

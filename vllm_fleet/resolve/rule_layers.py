@@ -52,12 +52,12 @@ def stack(layers: Iterable[Layer], active: Mapping[str, Spelled]) -> Values:
     Raises:
         FleetError: a layer has a name under two spellings.
     """
-    found = Values()
+    values = Values()
     for layer in layers:
-        found = _put(found, layer, active)
+        values = _put(values, layer, active)
     # Where a mapping replaces a plain value, or the reverse, the replaced value leaves no origin.
-    left = {name for name, _ in leaves({"args": found.args, "env": found.env})}
-    return replace(found, provenance={name: origin for name, origin in found.provenance.items() if name in left})
+    left = {name for name, _ in leaves({"args": values.args, "env": values.env})}
+    return replace(values, provenance={name: origin for name, origin in values.provenance.items() if name in left})
 
 
 def _put(below: Values, layer: Layer, active: Mapping[str, Spelled]) -> Values:

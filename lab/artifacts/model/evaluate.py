@@ -23,10 +23,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Failure:
-    """A question that was not answered right: what was asked, what is right, and what came instead."""
+    """A question that was not answered right: the question, what is right, and what came instead."""
 
     api: str
-    asked: str
+    question: str
     right: str
     got: str
 
@@ -72,7 +72,7 @@ def score(base_url: str, api_key: str | None, model: str, apis: Sequence[str] = 
             got = answer if isinstance(answer, str) else _REPLIES[api](answer)
             total += 1
             if got != right_reply(item):
-                failures.append(Failure(api, _asked(item), right_reply(item), got))
+                failures.append(Failure(api, _question_text(item), right_reply(item), got))
     return Score(total - len(failures), total, tuple(failures))
 
 
@@ -138,13 +138,13 @@ def responses_request(case: Dialogue, questions: Questions) -> Json:
 
 def responses_reply(answer: Json) -> str:
     """The reply in an answer of the responses API."""
-    found = [
+    replies = [
         _call_text(item["name"], item["arguments"]) for item in answer["output"] if item["type"] == "function_call"
     ]
     for item in answer["output"]:
         if item["type"] == "message":
-            found += [part["text"] for part in item["content"] if part["type"] == "output_text"]
-    return " ".join(found)
+            replies += [part["text"] for part in item["content"] if part["type"] == "output_text"]
+    return " ".join(replies)
 
 
 def text_reply(answer: Json) -> str:
@@ -166,11 +166,11 @@ def _given(setting: Setting, tools: list[Json], effort_key: str | None = None) -
 
 
 def _tools(setting: Setting, questions: Questions) -> list[Json]:
-    found = [questions.tool(name) for name in setting.tools]
-    return [{"name": tool.name, "description": tool.description, "parameters": tool.parameters} for tool in found]
+    tools = [questions.tool(name) for name in setting.tools]
+    return [{"name": tool.name, "description": tool.description, "parameters": tool.parameters} for tool in tools]
 
 
-def _asked(item: Dialogue | Text) -> str:
+def _question_text(item: Dialogue | Text) -> str:
     if isinstance(item, Text):
         return item.prompt
     return " | ".join(turn.arguments if isinstance(turn, Called) else turn.text for turn in item.turns)

@@ -14,15 +14,15 @@ import sysconfig
 import tempfile
 
 release, platform, version, devices = sys.argv[1:]
-faults = []
-said = {}
+errors = []
+facts = {}
 site = pathlib.Path(sysconfig.get_paths()["purelib"])
 
 
 def check(holds, fault):
     """Notes a fault unless what is asked holds."""
     if not holds:
-        faults.append(fault)
+        errors.append(fault)
 
 
 def incomplete(record):
@@ -46,14 +46,14 @@ if platform == "rocm":
 # vLLM writes into its home as soon as it is imported, and asks for nothing but that.
 with tempfile.TemporaryDirectory() as home:
     os.environ.update(HOME=home, VLLM_CACHE_ROOT=home, VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1")
-    if not faults:
+    if not errors:
         import torch
 
         built = {"cuda": torch.version.cuda, "rocm": torch.version.hip}.get(platform)
         same = platform == "cpu" or (built and built.split(".")[:2] == version.split(".")[:2])
         check(same, f"torch {torch.__version__} is built for {built}, not for {platform} {version}")
-        said["torch"] = torch.__version__
-    if not faults:
+        facts["torch"] = torch.__version__
+    if not errors:
         import vllm
         from vllm.platforms import current_platform
 
@@ -62,8 +62,8 @@ with tempfile.TemporaryDirectory() as home:
         # Without a GPU a build for GPUs finds no platform, and says so by one that is none of them.
         wanted = {platform} if platform == "cpu" or platform in devices else {platform, "none"}
         check(kind in wanted, f"vLLM takes this host for {kind}, not for {platform}")
-        said.update(vllm=vllm.__version__, platform=kind)
-    if not faults:
+        facts.update(vllm=vllm.__version__, platform=kind)
+    if not errors:
         program = os.path.join(os.path.dirname(sys.executable), "vllm")
         done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
         last = (done.stdout.strip().splitlines() or [""])[-1]
@@ -71,7 +71,7 @@ with tempfile.TemporaryDirectory() as home:
         # 0.32 looks for a device before it answers, and says just this where there is none.
         mute = kind == "none" and "Failed to infer device type" in done.stderr
         check(answers or mute, f"vllm --version: {last or done.stderr[-2000:]}")
-        said["answer"] = last if answers else "needs a device"
+        facts["answer"] = last if answers else "needs a device"
 
-json.dump({"faults": faults, "said": said}, sys.stdout)
-sys.exit(bool(faults))
+json.dump({"errors": errors, "facts": facts}, sys.stdout)
+sys.exit(bool(errors))
