@@ -41,7 +41,8 @@ def adopt(deployment: Deployment, ids: dict[str, str], gone: Sequence[str]) -> t
             adopted.append({**operation["resource"], "id": ids[name]})
     if missing := sorted(set(ids) - {resource["urn"].split("::", 3)[3] for resource in adopted}):
         raise FleetError(
-            f"no creation of {missing[0]} is open", "only a host whose creation was interrupted can be adopted"
+            f"the creation of {missing[0]} was not interrupted",
+            "only a host whose creation was interrupted can be adopted",
         )
     now = {**deployment, "resources": [*(deployment.get("resources") or []), *adopted], "pending_operations": kept}
     return now, [resource["urn"] for resource in adopted]
@@ -59,7 +60,7 @@ def settle(stack: str, adopted: Sequence[str], gone: Sequence[str]) -> None:
         FleetError: an argument is not ``HOST=ID``, a host has no open creation, or the state could not be written.
     """
     if wrong := [argument for argument in adopted if not argument.partition("=")[2]]:
-        raise FleetError(f"{wrong[0]!r} names no id", "write --adopt HOST=ID")
+        raise FleetError(f"{wrong[0]!r} has no id", "write --adopt HOST=ID")
     ids = {host: id_ for host, _, id_ in (argument.partition("=") for argument in adopted)}
     directory = paths.inventories_dir() / stack
     exported = json.loads(pulumi_output("stack", "export", "--stack", stack))

@@ -139,7 +139,7 @@ def repair(backend_url: str, stack: str) -> None:
 
 
 def _clear(stack: str, count: int) -> None:
-    print(f"a killed pulumi left {count} creations open: refreshing the state", file=sys.stderr)
+    print(f"a killed pulumi left {count} creations unfinished: refreshing the state", file=sys.stderr)
     words = ("refresh", "--stack", stack, "--clear-pending-creates", "--yes", "--skip-preview", "--non-interactive")
     pulumi_output(*words)
 

@@ -83,15 +83,16 @@ class Zones:
         last = self._tries.get(name, {})
         if not last.get("answered", True):
             raise FleetError(
-                f"the last run was cut off while {name} was made in {last['zone']}: it may exist, and cost money",
+                f"the last run was interrupted while it created {name} in {last['zone']}: "
+                "the host may exist and cost money",
                 f"look for it in the cloud, then: python -m infra.repair {pulumi.get_stack()} --adopt {name}=ITS_ID"
-                f", or --gone {name} where there is none",
+                f", or --gone {name} if it does not exist",
             )
         host, zone = self._chosen[name]
         if refused_host := self._full.get((host.pool, zone)):
             self._note(name, full=True)
             raise FleetError(
-                f"{zone} has just answered to {refused_host} that it has no capacity: {name} was not asked for there",
+                f"{zone} had no capacity for {refused_host} in this run: {name} was not requested there",
                 f"run 'pulumi up' again: {_next(host, zone)}",
             )
         self._note(name, answered=False)
@@ -121,5 +122,9 @@ def _run(tried: Mapping[str, Any]) -> int:
 def _next(host: HostPlan, zone: str) -> str:
     others = [other for other in (host.rented.placement.all_zones if host.rented else ()) if other != zone]
     return (
-        f"it tries {others[0]}" if len(others) == 1 else "it tries the next zone" if others else "the pool has no other"
+        f"the next run tries {others[0]}"
+        if len(others) == 1
+        else "the next run tries the next zone"
+        if others
+        else "the pool has no other zone"
     )

@@ -67,7 +67,7 @@ def _place(host: HostPlan, others: list[Place]) -> Place:
         if other.bridge == place.bridge and other.subnet != place.subnet:
             raise FleetError(
                 f"the bridge {place.bridge} has the subnet {other.subnet} for {other.host.name}",
-                "give the pools of one bridge one subnet",
+                "give all pools of a bridge the same subnet",
                 key="subnet",
             )
         if other.bridge == place.bridge and other.address == place.address:

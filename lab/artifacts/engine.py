@@ -40,7 +40,7 @@ def engine_dir() -> Path:
     """
     lock = lock_file()
     if not lock.is_file():
-        raise FleetError("the engine's lock is missing", hint="take it from the repository again", file=display(lock))
+        raise FleetError("the engine's lock is missing", hint="restore it from the repository", file=display(lock))
     target = cache_dir() / "engines" / f"{ENGINE}-{sha256_of(lock)[:12]}"
     build_once("engine", target, _is_usable, lambda draft: _install(lock, draft))
     remove_unused(target)

@@ -57,15 +57,15 @@ class ActionModule(ActionBase):
 
     def _restore(self) -> Result:
         if self._on_host("inspected")["exists"]:
-            return {"changed": False, "origin": {"cache": "own"}, "msg": "the host has its own"}
+            return {"changed": False, "origin": {"cache": "own"}, "msg": "the host has its own cache"}
         record = self._store.read_record(self._key)
         if record is None:
-            return {"changed": False, "origin": {"cache": "none"}, "msg": "there is none from an equal host"}
+            return {"changed": False, "origin": {"cache": "none"}, "msg": "no equal host has left a cache"}
         if not self._store.verify_archive(record):
             # Without the record the first equal host that starts leaves another archive.
             if not self._task.check_mode:
                 self._store.remove_record(record)
-            msg = f"the archive {self._store.archive(record)} does not have its digest: it is not used"
+            msg = f"the archive {self._store.archive(record)} has another digest: it is not used"
             return {"changed": False, "origin": {"cache": "none"}, "msg": msg}
         origin = {"cache": "store", "record": asdict(record)}
         diff = {"before": "", "after": f"{self._path} of {record.host}, {record.bytes} bytes, {record.sha256}\n"}
@@ -107,11 +107,15 @@ class ActionModule(ActionBase):
     def _discard(self) -> Result:
         cache, record = self._origin()
         if cache == "own":
-            return {"changed": False, "msg": "the cache of the host stays: it has started with it before"}
+            return {"changed": False, "msg": "the host keeps its cache: it has started with it before"}
         removed = self._on_host("absent")
         if record and not self._task.check_mode:
             self._store.remove_record(record)
-        source = f"the cache of {record.host} was used and is removed: run again" if record else "what it compiled goes"
+        source = (
+            f"the cache of {record.host} was used and is removed: run again"
+            if record
+            else "the cache that it compiled is removed"
+        )
         return {"changed": bool(removed["changed"] or record), "msg": source, "diff": removed["diff"]}
 
     def _origin(self) -> tuple[str, Record | None]:

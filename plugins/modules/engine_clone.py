@@ -148,7 +148,7 @@ def main() -> None:
     )
     path = module.params["path"]
     if os.path.lexists(path):
-        module.fail_json(msg=f"{path} is there already")
+        module.fail_json(msg=f"{path} exists already")
     pins = read_pins(module.params["lock"])
     source, other = nearest(path, module.params["locks"], pins, module.params["python"])
     # What is installed came from one of the old digests; only where the new lock takes all of them, it takes that one.

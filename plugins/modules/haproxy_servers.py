@@ -14,7 +14,7 @@ DOCUMENTATION = r"""
 module: haproxy_servers
 short_description: Drain servers of a running HAProxy, or make them ready
 description:
-  - Sets the state of every server whose name matches, and waits until what was asked for has come about.
+  - Sets the state of every server whose name matches, and waits until they have reached it.
   - >-
     A module of its own because community.general.haproxy takes one server a task, waits for ever for the drain of a
     server that is down, and reports each new session as a change.
@@ -107,7 +107,7 @@ def statistics(path: str) -> dict[str, tuple[int, str]]:
 
 
 def unfinished(path: str, servers: list[str], state: str) -> list[str]:
-    """Why what was asked for has not come about, for each server where it has not."""
+    """Why a server has not reached the state, for each such server."""
     seen = statistics(path)
     if state == "drained":
         return [f"{name} has {seen[name][0]} sessions" for name in servers if name in seen and seen[name][0]]
@@ -140,7 +140,7 @@ def main() -> None:
         for name in wrong:
             reply = ask(path, f"set server {name} state {'drain' if state == 'drained' else 'ready'}").strip()
             if reply:
-                module.fail_json(msg=f"HAProxy says of {name}: {reply}")
+                module.fail_json(msg=f"HAProxy refuses the state of {name}: {reply}")
         deadline = time.monotonic() + module.params["wait_seconds"]
         left = unfinished(path, awaited, state)
         while left and time.monotonic() < deadline:

@@ -222,7 +222,7 @@ def unpack_member(tar: tarfile.TarFile, entry: tarfile.TarInfo, folder: str) -> 
         with open(full, "xb") as file:
             shutil.copyfileobj(cast("IO[bytes]", tar.extractfile(entry)), file)
     else:
-        raise ValueError(f"{entry.name} is no file, directory or link inside of the cache")
+        raise ValueError(f"{entry.name} is not a file, directory or link inside the cache")
     os.chmod(full, entry.mode & 0o777)
     os.utime(full, (entry.mtime, entry.mtime))
 
@@ -235,7 +235,7 @@ def inner_path(folder: str, name: str) -> str:
     """
     full = os.path.join(os.path.realpath(folder), name)
     if not is_inside(name) or os.path.realpath(os.path.dirname(full)) != os.path.dirname(full):
-        raise ValueError(f"{name} is outside of the directory of the cache")
+        raise ValueError(f"{name} is outside the cache directory")
     return full
 
 

@@ -128,7 +128,7 @@ class TestModule:
                 tar.addfile(entry, io.BytesIO(b""))
         digest = hashlib.sha256(archive.read_bytes()).hexdigest()
         result = self.run(tmp_path / KEY, "unpacked", archive=str(archive), sha256=digest)
-        assert "outside of the directory" in result["msg"]
+        assert "outside the cache directory" in result["msg"]
 
     def test_an_archive_of_gnu_tar_is_unpacked(self, cache: Path) -> None:
         (cache / "vllm" / "same").hardlink_to(cache / "vllm" / "graphs" / "a.so")
@@ -274,7 +274,7 @@ def test_an_equal_host_gets_what_the_first_has_compiled(fleet: Fleet) -> None:
         assert again["Restore"][host]["changed"] is False
         assert again["Restore"][host]["origin"] == {"cache": "own"}
         assert again["Promote"][host]["changed"] is False
-        assert again["Promote"][host]["msg"].endswith("with the cache of its own")
+        assert again["Promote"][host]["msg"].endswith("with its own cache")
     assert fleet.record() == record
 
 
@@ -293,7 +293,7 @@ def test_an_archive_that_was_changed_is_not_used_and_is_replaced(fleet: Fleet) -
     archive.write_bytes(archive.read_bytes() + b"x")
     result = fleet.play("gpu-1")
     assert result["Restore"]["gpu-1"]["changed"] is False
-    assert "does not have its digest" in result["Restore"]["gpu-1"]["msg"]
+    assert "has another digest" in result["Restore"]["gpu-1"]["msg"]
     assert fleet.code("gpu-1") == "gpu-1"
     assert fleet.record().host == "gpu-1"
     assert fleet.store.verify_archive(fleet.record())

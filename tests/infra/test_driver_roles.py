@@ -208,11 +208,11 @@ def test_bare_hosts_get_their_drivers_and_keep_their_kernel(lab: DriverLab, key:
 def test_a_restart_needs_permission(lab: DriverLab) -> None:
     nvidia, nvidia_facts = driver(lab, "gpu-0", "h100-8", with_nvidia(NEWER))
     report = lab.probe("gpu-0", nvidia.items, nvidia_facts)
-    assert f"its driver is {NOW}, planned is {NEWER}" in str(report.drift[-1])
+    assert f"its driver is {NOW}, the plan has {NEWER}" in str(report.drift[-1])
     amd, amd_facts = driver(lab, "gpu-1", "mi300x-8", with_amd(*AMD_NOW))
     report = lab.probe("gpu-1", amd.items, amd_facts)
     assert report.veto == ()
-    assert "its ROCm is 6.4.3, planned is 7.0.2" in str(report.drift)
+    assert "its ROCm is 6.4.3, the plan has 7.0.2" in str(report.drift)
     before = [installed(lab, name) for name in SERVING]
     refused = lab.plays(Play("gpu-0", ("nvidia_driver",)), Play("gpu-1", ("amd_driver",)))
     assert refused.returncode != 0

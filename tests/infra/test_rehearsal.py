@@ -117,7 +117,7 @@ def test_a_run_that_was_killed_leaves_no_second_host_and_what_it_did_not_make_is
     engine.communicate()
     assert "has been canceled" in whole.stage.pulumi("cancel", "--yes")
     said = whole.up(check=False)
-    assert "was cut off while main-5 was made in us-east-1a: it may exist, and cost money" in said
+    assert "was interrupted while it created main-5 in us-east-1a: the host may exist and cost money" in said
     assert "python -m infra.repair demo --adopt main-5=ITS_ID" in said
     whole.cloud.drop(lost)
     whole.repair("--adopt", f"main-5={there.id}", "--gone", "main-6")

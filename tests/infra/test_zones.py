@@ -79,7 +79,7 @@ def test_each_try_is_noted_before_and_after_the_cloud_is_asked(tmp_path: Path, h
         "main-2": {**row, "made": False, "answered": True, "full": True},
         "main-3": {**row, "made": False, "answered": True},
     }
-    with pytest.raises(FleetError, match="the last run was cut off while main-0 was made in us-east-1a"):
+    with pytest.raises(FleetError, match="the last run was interrupted while it created main-0 in us-east-1a"):
         Run(tmp_path, hosts).tried("main-0")
 
 
@@ -141,7 +141,7 @@ def test_another_error_says_nothing_about_the_zone_of_other_hosts(tmp_path: Path
 def test_a_zone_that_is_full_is_not_asked_again_in_the_same_run(tmp_path: Path, hosts: dict[str, HostPlan]) -> None:
     run = Run(tmp_path, hosts)
     run.refused("main-1")
-    with pytest.raises(FleetError, match=f"{A} has just answered to main-1 that it has no capacity: main-2 was not"):
+    with pytest.raises(FleetError, match=f"{A} had no capacity for main-1 in this run: main-2 was not"):
         run.tried("main-2")
     run.made("gateway-0")  # of another pool, with another instance type
     after = Run(tmp_path, hosts).chosen

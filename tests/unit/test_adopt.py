@@ -32,5 +32,5 @@ def test_what_is_not_there_is_forgotten_and_other_operations_stay() -> None:
 
 
 def test_only_what_was_begun_is_adopted() -> None:
-    with pytest.raises(FleetError, match="no creation of main-9 is open"):
+    with pytest.raises(FleetError, match="the creation of main-9 was not interrupted"):
         adopt({"pending_operations": [operation("main-0")]}, {"main-9": "i-1"}, [])

@@ -42,7 +42,7 @@ def test_until_a_host_is_asked_the_safe_side_is_set_and_said(catalog: Catalog, h
     deployment = ask(catalog, host_class)
     assert deployment.env[RECLAIM] == "1"
     (alternative,) = deployment.alternatives
-    assert f"{RECLAIM}: set where the MEC firmware is below 177, and as long as that is not known" in deployment.notes
+    assert f"{RECLAIM}: set where the MEC firmware is below 177, or where that is unknown" in deployment.notes
     assert alternative.record() == {
         "unless": {"mec_firmware_below": 177},
         "args": {},
@@ -62,10 +62,10 @@ def test_until_a_host_is_asked_the_safe_side_is_set_and_said(catalog: Catalog, h
         ({"mec_firmware": 176}, True, 0, None),
         ({"mec_firmware": 177}, False, 0, "left out"),
         ({"mec_firmware": 190, "vendor": "amd"}, False, 0, "left out"),
-        ({"mec_firmware": None}, True, 1, "as long as that is not known"),
-        ({}, True, 1, "as long as that is not known"),
-        ({"mec_firmware": "176"}, True, 1, "as long as that is not known"),
-        ({"mec_firmware": True}, True, 1, "as long as that is not known"),
+        ({"mec_firmware": None}, True, 1, "or where that is unknown"),
+        ({}, True, 1, "or where that is unknown"),
+        ({"mec_firmware": "176"}, True, 1, "or where that is unknown"),
+        ({"mec_firmware": True}, True, 1, "or where that is unknown"),
     ],
     ids=["old", "just new enough", "new", "unknown", "no fact", "text is no fact", "nor is true"],
 )

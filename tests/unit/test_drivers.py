@@ -86,7 +86,11 @@ def changed(catalog: Catalog, name: str, **changes: Any) -> list[str]:
         ("h100", {"fabric_manager": [1]}, "has no size 1 with more than one GPU"),
         ("l40s", {"fabric_manager": [8]}, "its GPUs are joined by pcie: there is no NVSwitch"),
         ("mi300x", {"imex": True}, "amdgpu-30.10.2 has no IMEX"),
-        ("cpu", {"releases": ["nvidia-580"], "driver_below": "620"}, "a class has a driver just when it has GPUs"),
+        (
+            "cpu",
+            {"releases": ["nvidia-580"], "driver_below": "620"},
+            "a class has 'releases' if it has GPUs, and only then",
+        ),
     ],
 )
 def test_what_does_not_agree_is_a_fault(catalog: Catalog, name: str, changes: dict[str, Any], says: str) -> None:
@@ -224,7 +228,7 @@ def test_no_driver_mends_the_hardware(catalog: Catalog, changes: dict[str, Any],
 def test_an_image_may_bring_another_driver_within_the_bounds(catalog: Catalog) -> None:
     other = {"driver": "570.195.03", "fabric_manager": "570.195.03", "cuda": "12.8"}
     assert judged(catalog, "verified", {**HEALTHY, **other}).veto == ()
-    assert "planned is 580.159.03" in judged(catalog, "managed", {**HEALTHY, **other}).drift[0].why
+    assert "the plan has 580.159.03" in judged(catalog, "managed", {**HEALTHY, **other}).drift[0].why
 
 
 def test_an_image_is_held_and_gets_no_repository(catalog: Catalog) -> None:

@@ -38,7 +38,7 @@ def test_the_golden_fleet_is_right(fleets: Path) -> None:
         ("cloud: lab", "cloud: moon", 7, "pools.lab.cloud", "not 'moon'"),
         ("hosts: 2", "hosts: two", 9, "pools.lab.hosts", "not 'two'"),
         ("hosts: 2", "hosts: -1", 9, "pools.lab.hosts", "greater than or equal to 0"),
-        ("fleet: golden", "fleet: silver", 2, "fleet", "in the folder of the fleet 'golden'"),
+        ("fleet: golden", "fleet: silver", 2, "fleet", "the name of the folder is 'golden'"),
         ("fleet: golden", "fleet: Golden Fleet", 2, "fleet", "is not a name"),
         ("      rack-a:", "      lab-0:", 10, "pools.rack", "the host 'lab-0' is in the pool 'lab' too"),
         ("why: our prompts end at 800 tokens", "why: x", 21, "pools.rack.overrides.why", "at least 10 characters"),
@@ -114,7 +114,7 @@ def test_a_stack_that_is_none(fleets: Path, text: str) -> None:
 
 def test_no_stack_yet(fleets: Path) -> None:
     (fleets / "golden" / "stack.json").unlink()
-    with pytest.raises(FleetError, match="are not made yet") as caught:
+    with pytest.raises(FleetError, match="do not exist yet") as caught:
         inventory.load(fleets / "golden")
     assert caught.value.hint == "run 'pulumi up'"
 

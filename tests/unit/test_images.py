@@ -93,7 +93,7 @@ def test_without_a_digest_a_fleet_is_refused_and_told_how_to_get_one(catalog: Ca
     with pytest.raises(FleetError) as fault:
         built(catalog, fleet(fleets, mirror={"registry": "192.0.2.1:5000"}))
     assert (fault.value.code, fault.value.key) == ("refused", "pools.lab")
-    assert "the tag of vllm-fleet/lab:0.32.0-cpu can come to name another image" in fault.value.message
+    assert "the tag vllm-fleet/lab:0.32.0-cpu can change to another image" in fault.value.message
     assert "artifacts.images: {vllm-0.32.0-cpu: sha256:...}" in fault.value.hint
 
 

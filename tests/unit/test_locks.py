@@ -147,7 +147,7 @@ def test_a_lock_without_the_extra_is_refused(catalog: Catalog) -> None:
     [
         ("", "is not a lock"),
         ("vllm==1\n", "is not a lock"),
-        (f"# {engine_locks.FORM}\n", "does not say engine, glibc, inputs, machine, python"),
+        (f"# {engine_locks.FORM}\n", "lacks the header fields engine, glibc, inputs, machine, python"),
         (f"# {engine_locks.FORM}\n    --hash=sha256:{'0' * 64}\n", "a digest before any package"),
         (f"# {engine_locks.FORM}\n--index-url https://example.org\n", "neither a package nor a digest"),
         (f"# {engine_locks.FORM}\nvllm @ https://example.org/x.whl\n", "neither a package nor a digest"),

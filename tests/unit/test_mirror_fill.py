@@ -151,7 +151,7 @@ def test_a_corrupted_byte_on_the_disk_is_found_and_fetched_again(origin: Origin,
 def test_a_file_that_is_not_the_pinned_one_is_refused(origin: Origin, store: Store) -> None:
     need = wheels(origin, b"a wheel")
     origin.files["/packages/p0-1.0-py3-none-any.whl"] = b"a wheeL"
-    with pytest.raises(FleetError, match="nothing was put in place"):
+    with pytest.raises(FleetError, match="nothing was stored"):
         fill_mirror.fill_store(store, [need])
     assert store.read() == Index()
     assert not list(store.directory.rglob("*.whl"))

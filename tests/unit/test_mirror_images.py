@@ -135,7 +135,7 @@ def test_a_manifest_that_is_not_the_pinned_one_is_refused(origin: Origin, image:
     origin.files[f"/v2/{NAME}/manifests/{image.listed}"] = b"{}"
     with pytest.raises(FleetError, match=f"the manifest {image.listed} has the SHA-256") as fault:
         fill_mirror.fill_store(store, [need_of(origin, image)])
-    assert "nothing was put in place" in fault.value.hint
+    assert "nothing was stored" in fault.value.hint
     assert not store.place("images").exists()
 
 

@@ -167,7 +167,7 @@ def test_a_model_of_the_guides_is_pinned_and_fetched_without_its_copies(catalog:
 
 def test_a_model_without_folder_and_pin_is_an_error(fleets: Path, catalog: Catalog) -> None:
     folder = change(fleets, artifacts={"encodings": "../../artifacts/encodings"})
-    with pytest.raises(FleetError, match=r"names no copy of 'vllm-fleet/lab-gpt-oss', and its recipe pins no revision"):
+    with pytest.raises(FleetError, match=r"has no copy of 'vllm-fleet/lab-gpt-oss', and its recipe pins no revision"):
         parts.list_parts(plan.load(folder, catalog), catalog)
 
 

@@ -81,7 +81,7 @@ def test_what_no_network_can_be(network: str, says: str, tmp_path: Path) -> None
             },
             {},
             "pools.two.placement.network",
-            r"is 10.62.0.0/16, and one says 10.61.0.0/16 of the same network, aws us-east-1",
+            r"is 10.62.0.0/16, and one has 10.61.0.0/16 for the same network, aws us-east-1",
         ),
         (
             {"main": {"placement": {**EAST, "network": "10.61.0.0/22"}, "hosts": 27}},

@@ -63,10 +63,10 @@ def test_what_comes_in_more_than_one_form(catalog: Catalog, facts: dict[str, Any
         (of("amd", a_gpu("AMD Instinct MI250X", 65520, "gfx90a")), "MI250X", "mi300x"),
         (
             {"vendor": None, "gpus": [], "problems": {"nvidia": {"state": "no_driver", "why": "nvidia-smi not found"}}},
-            "no tool names a GPU that a model can run on: nvidia-smi not found",
+            "no tool reports a GPU that can run a model: nvidia-smi not found",
             "install the vendor's driver",
         ),
-        (of("amd", a_gpu("AMD Radeon Graphics", 512, "gfx1036")), "no tool names a GPU that a model can run on", ""),
+        (of("amd", a_gpu("AMD Radeon Graphics", 512, "gfx1036")), "no tool reports a GPU that can run a model", ""),
     ],
     ids=["near-arch", "old", "three", "mixed", "partition", "unknown", "other-amd", "none", "integrated-only"],
 )

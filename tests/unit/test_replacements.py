@@ -115,7 +115,7 @@ def test_a_rule_that_only_names_replacements_changes_nothing(catalog: Catalog) -
 
 def test_the_command_prints_the_replacement() -> None:
     text = CliRunner().invoke(app, ["upgrade-check", "--from", OLD, "--to", NEW]).stdout
-    told = [line for line in text.splitlines() if "in its place: " in line]
+    told = [line for line in text.splitlines() if "replacement: " in line]
     assert len(told) == 4
     assert any("attention-backend" in line for line in told)
 

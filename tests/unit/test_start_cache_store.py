@@ -79,7 +79,7 @@ def test_one_writer_claims_a_key(store: Store) -> None:
 
 def test_a_start_is_described_by_the_cache_that_it_had() -> None:
     assert describe_start(79.94, "none", None) == "79.9 s to the first completion without a cache"
-    assert describe_start(5, "own", None) == "5.0 s to the first completion with the cache of its own"
+    assert describe_start(5, "own", None) == "5.0 s to the first completion with its own cache"
     text = "57.1 s to the first completion with the cache of gpu-0"
     assert describe_start(57.1, "store", RECORD) == f"{text}, which took 79.9 s without one"
     assert describe_start(57.1, "store", replace(RECORD, cold_start_seconds=None)) == text

@@ -55,7 +55,7 @@ def test_a_fleet_is_told_of_its_own_pools(fleets: Path) -> None:
 def test_a_fleet_without_such_a_pool_does_not_change(fleets: Path) -> None:
     result = run("--fleet", "golden")
     assert result.exit_code == 0
-    assert "none is concerned" in result.stdout
+    assert "no deployment is affected" in result.stdout
 
 
 def test_the_text_tells_all_four_parts() -> None:

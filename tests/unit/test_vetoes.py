@@ -177,7 +177,7 @@ def test_a_healthy_host_is_not_stopped(catalog: Catalog, name: str, changes: dic
             "h200-2",
             {"driver": None},
             "driver_unknown",
-            "needs the driver 570.26 or newer: the version of its own is unknown",
+            "needs the driver 570.26 or newer: the version that it has is unknown",
         ),
         (
             "h200-2",
@@ -215,7 +215,7 @@ def test_a_healthy_host_is_not_stopped(catalog: Catalog, name: str, changes: dic
             "mi300x-2",
             {"rocm": None},
             "no_rocm",
-            "needs ROCm 7.0 or newer: it has none in /opt/rocm; install ROCm >= 7.0",
+            "needs ROCm 7.0 or newer: /opt/rocm has none; install ROCm >= 7.0",
         ),
         ("mi300x-2", {"driver": "6.8.5"}, "driver_too_old", "needs the driver 6.12 or newer: it has 6.8.5"),
         (

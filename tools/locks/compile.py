@@ -71,7 +71,7 @@ def _compile(engine: Engine, wheel: WheelInstall, machine: Machine, python: str,
     if done.returncode:
         raise FleetError(
             f"no lock for {engine.id}, Python {python}, {machine}: {done.stderr.strip()}",
-            "where a build is on an index of its own, name that with --index",
+            "if another index has the build, give it with --index",
             code=ErrorCode.WORK_FAILED,
         )
 

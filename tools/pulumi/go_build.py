@@ -165,7 +165,7 @@ def _go_run(what: str, folder: Path, environment: Mapping[str, str], *words: str
             tail = "; ".join(line.strip() for line in lines[-5:])
             raise FleetError(
                 f"'go {' '.join(words[:2])}' failed: {tail}",
-                "if it could not reach its module proxy, set GOPROXY; run this again and it goes on from there",
+                "if it could not reach its module proxy, set GOPROXY; the next run continues",
                 code=ErrorCode.WORK_FAILED,
             )
     return "".join(lines)

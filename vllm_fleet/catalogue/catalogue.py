@@ -178,7 +178,9 @@ def load(root: Path | None = None) -> Catalog:
             name = str(getattr(record, key))
             expected = str(path.relative_to(base / pattern.split("/")[0]).with_suffix(""))
             if name != expected:
-                errors.append(document.error((key,), f"is {name!r} in a file of the name {expected!r}", "rename one"))
+                errors.append(
+                    document.error((key,), f"is {name!r}, but the name of the file is {expected!r}", "rename one")
+                )
             documents[name] = document
             records_by_name[name] = record
         return records_by_name

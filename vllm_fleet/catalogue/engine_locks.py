@@ -110,7 +110,7 @@ def parse(text: str, file: str) -> Lock:
     Raises:
         FleetError: not a lock, or a line is neither a package nor a digest.
     """
-    hint = "make it with python -m tools.locks"
+    hint = "create it with python -m tools.locks"
     lines = text.splitlines()
     if not lines or lines[0] != f"# {FORM}":
         raise FleetError(f"is not a lock: its first line is not '# {FORM}'", hint, file)
@@ -129,7 +129,7 @@ def parse(text: str, file: str) -> Lock:
         elif line and not re.fullmatch(r"--(only|no)-binary [a-z0-9:-]+", line):
             raise FleetError(f"holds {line[:80]!r}, which is neither a package nor a digest", hint, file, number)
     if missing := sorted({"engine", "machine", "python", "glibc", "inputs"} - set(header)):
-        raise FleetError(f"does not say {', '.join(missing)}", hint, file)
+        raise FleetError(f"lacks the header fields {', '.join(missing)}", hint, file)
     return Lock(file, header, tuple(pins), text)
 
 
@@ -148,7 +148,7 @@ def _read(path: Path, file: str) -> Lock:
     try:
         return replace(parse(path.read_text(encoding="utf-8"), file), path=path)
     except (OSError, UnicodeDecodeError) as fault:
-        raise FleetError(f"cannot be read: {fault}", "make it with python -m tools.locks", file) from None
+        raise FleetError(f"cannot be read: {fault}", "create it with python -m tools.locks", file) from None
 
 
 def inputs(engine: Engine, machine: Machine) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def lock_errors(lock: Lock, engine: Engine, machine: Machine) -> Iterator[str]:
         if lock.header[key] != wanted:
             yield f"is for the {key} {lock.header[key]}, not {wanted}"
     if lock.header["inputs"] != inputs_digest(engine, machine):
-        yield f"was made from other inputs than recipes/engines/{engine.id}.yml has now"
+        yield f"was made from other inputs than those in recipes/engines/{engine.id}.yml"
     version = lock.version(wheel.distribution)
     if version is None or Version(version).public != engine.release:
         yield f"pins {wheel.distribution} {version}, the engine is {engine.release}"

@@ -118,7 +118,7 @@ def _changes(plan: plans.Plan, ask_pulumi: bool) -> tuple[str, tuple[replacement
     """What the stack has, in words, and what would change in it."""
     try:
         stack.locations(plan)
-        as_is = "the stack has just these hosts"
+        as_is = "the stack has the planned hosts"
     except FleetError as fault:
         as_is = str(fault)
     if ask_pulumi:

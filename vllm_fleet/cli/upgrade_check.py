@@ -66,7 +66,7 @@ def _print(report: upgrade.Report) -> None:
         _say(f"  {gone.kind} {gone.name} ({gone.why})")
         _say(f"    used by {'; '.join(gone.used_by)}")
         if gone.instead:
-            _say(f"    in its place: {gone.instead}")
+            _say(f"    replacement: {gone.instead}")
         for note in gone.notes:
             _say(f"    note: {note}")
     used = [default for default in report.defaults if default.used]
@@ -83,7 +83,7 @@ def _print(report: upgrade.Report) -> None:
                 _say(f"    note: {rule.note}")
     _say("\ndeployments")
     if not report.effects:
-        _say("  none is concerned")
+        _say("  no deployment is affected")
     for effect in report.effects:
         _say(f"  {effect.model}: {effect.outcome}: {_grouped(effect.cases)}")
         for change in effect.changes:

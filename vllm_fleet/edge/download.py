@@ -236,7 +236,7 @@ class _Transfer:
                 break
         raise FleetError(
             f"{source} has {mismatch}",
-            "the server's file is not the pinned one: nothing was put in place",
+            "the server's file is not the pinned one: nothing was stored",
             code=ErrorCode.WORK_FAILED,
         )
 

@@ -141,7 +141,7 @@ def _fetch_file(need: Model, artifact: Artifact, folder: Path, secret: str | Non
         path.unlink()
     raise FleetError(
         f"{need.name}: {name} has the SHA-256 {digest} instead of {artifact.sha256 or artifact.blob}",
-        "nothing was put in place",
+        "nothing was stored",
         code=ErrorCode.WORK_FAILED,
     )
 

@@ -105,7 +105,7 @@ def list_files(need: Image) -> list[Artifact]:
             raise
         files[digest] = (len(body), repository.manifest_url(digest))
         return image_store.parse_manifest(
-            body, digest, f"the manifest of {repository.host} is not the pinned one: nothing was put in place"
+            body, digest, f"the manifest of {repository.host} is not the pinned one: nothing was stored"
         )
 
     manifest = read(need.digest)

@@ -54,12 +54,12 @@ def run_uv(arguments: Sequence[str], what: str) -> None:
     except subprocess.TimeoutExpired as error:
         raise FleetError(
             f"{what}: uv did not finish within {_TIMEOUT_SECONDS} s",
-            hint="look at the network, then run the command again: what was fetched is kept",
+            hint="check the network, then run the command again: finished downloads are kept",
             code=ErrorCode.WORK_FAILED,
         ) from error
     if done.returncode != 0:
         raise FleetError(
             f"{what}: uv ended with {done.returncode}",
-            hint="its own message is above; what was fetched is kept, so a second run goes on from there",
+            hint="its own message is above; finished downloads are kept, so a second run continues",
             code=ErrorCode.WORK_FAILED,
         )

@@ -28,8 +28,8 @@ def recognise(facts: Mapping[str, Any], catalog: Catalog) -> SizedClass:
     if not gpus:
         problems = "; ".join(problem["why"] for problem in facts.get("problems", {}).values())
         raise FleetError(
-            f"no tool names a GPU that a model can run on{f': {problems}' if problems else ''}",
-            "install the vendor's driver and tools; a host without a GPU is written into fleet.yml by hand",
+            f"no tool reports a GPU that can run a model{f': {problems}' if problems else ''}",
+            "install the vendor's driver and tools; for a host without a GPU, write fleet.yml yourself",
             key="host_class",
         )
     described = describe_gpus(gpus)

@@ -12,8 +12,8 @@ from vllm_fleet.base.documented_enum import DocumentedEnum
 class DriftState(DocumentedEnum):
     """How an item of a manifest differs from what is on the host."""
 
-    MISSING = "missing", "nothing is there"
-    WRONG_TYPE = "wrong_type", "something is there that is not a file, a directory or a link as the item says"
+    MISSING = "missing", "the path does not exist"
+    WRONG_TYPE = "wrong_type", "the path is not of the item's type: file, directory or link"
     WRONG_CONTENT = "wrong_content", "the content has another digest"
     WRONG_MODE = "wrong_mode", "the permissions differ"
     WRONG_OWNER = "wrong_owner", "another user owns it"
@@ -39,8 +39,8 @@ class DriftState(DocumentedEnum):
     WRONG_VERSION = "wrong_version", "the package is installed at another version"
     NOT_HELD = "not_held", "a package is not on hold"
     DRAINED = "drained", "HAProxy gives no traffic to a server"
-    NO_TOOL = "no_tool", "the tool that is asked is not installed"
-    NO_ANSWER = "no_answer", "the service that is asked does not answer"
+    NO_TOOL = "no_tool", "the tool that the probe calls is not installed"
+    NO_ANSWER = "no_answer", "the service that the probe queries does not answer"
     WRONG_TAG = "wrong_tag", "the tag names another image"
     UNREADABLE = "unreadable", "the probe may not read it"
 
@@ -74,7 +74,7 @@ class VetoCode(DocumentedEnum):
     WRONG_FABRIC_MANAGER = "wrong_fabric_manager", "the fabric manager is not of the driver's version"
     DRIVER_UNKNOWN = "driver_unknown", "the version of the driver is unknown"
     DRIVER_TOO_OLD = "driver_too_old", "the driver is older than the class or the engine needs"
-    DRIVER_TOO_NEW = "driver_too_new", "the driver is newer than any that was judged"
+    DRIVER_TOO_NEW = "driver_too_new", "the driver is newer than the recipes cover"
     CUDA_UNKNOWN = "cuda_unknown", "the CUDA version that the driver supports is unknown"
     CUDA_TOO_OLD = "cuda_too_old", "the driver supports only an older CUDA"
     NO_ROCM = "no_rocm", "ROCm is not installed"

@@ -43,9 +43,9 @@ TEXTS: Mapping[VetoCode, str] = {
         "partitions"
     ),
     VetoCode.WRONG_DRIVER: (
-        "its driver is {version}, planned is {planned}: install it, and restart the host so that it is loaded"
+        "its driver is {version}, the plan has {planned}: install that version and restart the host to load it"
     ),
-    VetoCode.WRONG_ROCM: "its ROCm is {version}, planned is {planned}: install it",
+    VetoCode.WRONG_ROCM: "its ROCm is {version}, the plan has {planned}: install that version",
     VetoCode.NO_FABRIC_MANAGER: (
         "its fabric manager is missing, its driver is {driver}: CUDA fails with error 802; install the fabric manager "
         "of exactly the driver's version"
@@ -54,17 +54,17 @@ TEXTS: Mapping[VetoCode, str] = {
         "its fabric manager is {version}, its driver is {driver}: CUDA fails with error 802; install the fabric "
         "manager of exactly the driver's version"
     ),
-    VetoCode.DRIVER_UNKNOWN: "needs the driver {floor} or newer: the version of its own is unknown; {install}",
+    VetoCode.DRIVER_UNKNOWN: "needs the driver {floor} or newer: the version that it has is unknown; {install}",
     VetoCode.DRIVER_TOO_OLD: "needs the driver {floor} or newer: it has {driver}; install driver >= {floor}",
     VetoCode.DRIVER_TOO_NEW: (
-        "needs a driver below {ceiling}: it has {driver}, with which no engine has been judged (errors 803, 804); "
+        "needs a driver below {ceiling}: it has {driver}, which no recipe covers (errors 803, 804); "
         "install an older driver, or raise driver_below in recipes/drivers.yml"
     ),
     VetoCode.CUDA_UNKNOWN: (
         "needs CUDA {cuda} or newer: nvidia-smi does not report what the driver {driver} supports; {fix}"
     ),
     VetoCode.CUDA_TOO_OLD: "needs CUDA {cuda} or newer: the driver {driver} supports {supported}; {fix}",
-    VetoCode.NO_ROCM: "needs ROCm {floor} or newer: it has none in /opt/rocm; install ROCm >= {floor}",
+    VetoCode.NO_ROCM: "needs ROCm {floor} or newer: /opt/rocm has none; install ROCm >= {floor}",
     VetoCode.ROCM_TOO_OLD: "needs ROCm {floor} or newer: it has {version}; install ROCm >= {floor}",
     VetoCode.GLIBC_TOO_OLD: (
         "needs glibc {floor} or newer: it has {version}; use a newer release of the operating system"
@@ -74,11 +74,9 @@ TEXTS: Mapping[VetoCode, str] = {
         "install it"
     ),
     VetoCode.ECC_ERRORS: (
-        "has {errors} uncorrected memory errors (ECC): restart the host, and replace the GPU where they come back"
+        "has {errors} uncorrected memory errors (ECC): restart the host, and replace the GPU if they return"
     ),
-    VetoCode.XID_ERRORS: (
-        "its kernel has logged Xid {numbers}: restart the host, and replace the GPU where it comes back"
-    ),
+    VetoCode.XID_ERRORS: ("its kernel has logged Xid {numbers}: restart the host, and replace the GPU if it returns"),
 }
 
 

@@ -87,7 +87,7 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     if spec.fleet != directory.name:
         raise document.error(
             ("fleet",),
-            f"is {spec.fleet!r} in the folder of the fleet {directory.name!r}",
+            f"is {spec.fleet!r}, but the name of the folder is {directory.name!r}",
             "rename one of them",
         )
     recipes = catalog or load_catalog()
@@ -122,7 +122,7 @@ def question(name: str, pool: Pool, spec: Fleet, document: yaml_document.Documen
     """
     model = pool.model or spec.defaults.model
     if model is None:
-        raise document.error(("pools", name), "names no model, nor do the defaults", "add 'model'")
+        raise document.error(("pools", name), "has no model, and 'defaults' has none", "add 'model'")
     return Question(
         host_class=pool.host_class,
         model=model,
@@ -204,7 +204,7 @@ def _unreachable(hosts: list[HostPlan], spec: Fleet, document: yaml_document.Doc
         return
     if not spec.access.ssh_from:
         yield document.error(
-            ("access", "ssh_from"), "is empty: nobody could reach the rented hosts", "give the controller's network"
+            ("access", "ssh_from"), "is empty: no network may reach the rented hosts", "give the controller's network"
         )
     for index, network in enumerate(spec.access.ssh_from):
         if ipaddress.ip_network(network).prefixlen == 0:

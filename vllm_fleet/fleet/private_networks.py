@@ -98,8 +98,8 @@ def _disagreeing(name: str, hosts: tuple[HostPlan, ...], document: yaml_document
         (first, first_host), (second, second_host), *_ = stated.items()
         yield document.error(
             (*_at(second_host), "network"),
-            f"is {second}, and {first_host.pool} says {first} of the same network, {name}",
-            "say it once for a region",
+            f"is {second}, and {first_host.pool} has {first} for the same network, {name}",
+            "give it once for a region",
         )
 
 
@@ -124,7 +124,7 @@ def _unclear(rented: Mapping[str, tuple[HostPlan, ...]], document: yaml_document
             yield document.error(
                 _at(hosts[0]),
                 f"gives no 'network', and {name} is joined with others",
-                "give a private range that none of them has, such as 10.61.0.0/16",
+                "give a private range that no other network has, such as 10.61.0.0/16",
             )
 
 
@@ -157,8 +157,8 @@ def _static(
         if host.kind == "gateway" and not (address and any(address in private for private in PRIVATE)):
             yield document.error(
                 at,
-                f"{address_text!r} is not a private IPv4 address, which joined networks need to let the gateway in",
-                "give the address that the gateway has towards them",
+                f"{address_text!r} is not a private IPv4 address: joined networks admit gateways by such an address",
+                "give the gateway's address in those networks",
             )
         for name, mine in rented.items():
             network = block(mine)

@@ -120,15 +120,15 @@ def check(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> None
     ending = {change.host for change in changes if change.ends_it}
     for name in allowed:
         if name not in there:
-            listed = ", ".join(sorted(ending)) or "no host would be replaced or deleted"
+            listed = ", ".join(sorted(ending)) or "this plan replaces or deletes no host"
             raise FleetError(
                 f"--replace-serving names {name!r}, which is not a host of {plan.fleet}",
-                f"replaced or deleted would be: {listed}" if ending else listed,
+                f"this plan replaces or deletes: {listed}" if ending else listed,
             )
         if name not in ending:
             raise FleetError(
                 f"--replace-serving names {name}, which this plan neither replaces nor deletes",
-                "take it out; a host is replaced when something of it changes that cannot be changed in place",
+                "remove it from --replace-serving: only a change that cannot be made in place replaces a host",
             )
 
 
@@ -139,8 +139,8 @@ def refusal(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> Fl
         return None
     names = ",".join([*allowed, *(change.host for change in bad)])
     return FleetError(
-        f"this plan would {', '.join(str(change) for change in bad)}: what they serve would end",
-        f"if that is meant: vllm-fleet plan --fleet {plan.fleet} --replace-serving {names}",
+        f"this plan would {', '.join(str(change) for change in bad)}: these hosts would stop serving",
+        f"to permit it: vllm-fleet plan --fleet {plan.fleet} --replace-serving {names}",
         plan.document.file,
         code=ErrorCode.REFUSED,
     )

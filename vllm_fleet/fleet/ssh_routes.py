@@ -61,7 +61,7 @@ def apart(hosts: Sequence[HostPlan], access: Access, document: yaml_document.Doc
             yield document.error(
                 ("pools", pool),
                 f"is in {network}, and the gateway is in {', '.join(sorted(gateways))}",
-                "make it a fleet of its own, or join the networks and set access.joined_networks",
+                "put it in another fleet, or join the networks and set access.joined_networks",
             )
 
 

@@ -108,7 +108,7 @@ def _read(plan: Plan) -> Stack:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FleetError(f"the hosts of {plan.document.file} are not made yet", "run 'pulumi up'", file) from None
+        raise FleetError(f"the hosts of {plan.document.file} do not exist yet", "run 'pulumi up'", file) from None
     except ValueError as fault:
         raise FleetError(f"is not JSON: {fault}", "run 'pulumi up --refresh' to write it again", file) from None
     version = data.get("version") if isinstance(data, dict) else None

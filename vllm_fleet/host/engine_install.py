@@ -42,7 +42,7 @@ def host_lock(plan: Plan, catalog: Catalog, host: HostPlan) -> Lock | None:
         )
     lock = own or catalog.lock(engine, sized.machine)
     if lock is None:
-        reason = engine.wheel.unlocked.get(sized.machine, "nobody has made one") if engine.wheel else "it has no wheel"
+        reason = engine.wheel.unlocked.get(sized.machine, "no lock was made") if engine.wheel else "it has no wheel"
         image = ", or give the digest of its image in artifacts.images" if engine.docker else ""
         raise plan.document.error(
             at,

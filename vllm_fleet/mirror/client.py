@@ -123,7 +123,7 @@ def find_model_files(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:
     if not (folder / "model.json").is_file():
         raise plan.document.error(
             ("artifacts", "models"),
-            f"names no copy of {name!r}, and the mirror of this machine has none of its revision {need.revision}",
+            f"has no copy of {name!r}, and the mirror of this machine lacks its revision {need.revision}",
             f"run 'vllm-fleet mirror --fleet {plan.fleet}' first",
         )
     return model_files(folder)

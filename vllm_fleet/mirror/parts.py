@@ -192,7 +192,7 @@ def model_need(name: str, catalog: Catalog, plan: Plan) -> Model:
     if weights is None:
         raise plan.document.error(
             ("artifacts", "models"),
-            f"names no copy of {name!r}, and its recipe pins no revision",
+            f"has no copy of {name!r}, and its recipe pins no revision",
             "give the folder that holds its files",
         )
     return Model(name, weights.revision, None, tuple(weights.ignore))

@@ -219,7 +219,7 @@ def _copy_file(artifact: Artifact, target: Store, progress: Progress) -> Fetched
     try:
         return download.fetch_file(artifact, target.place(artifact.path), progress)
     except FleetError as fault:
-        fault.hint = "run 'vllm-fleet mirror --verify' on the mirror that it comes from, then this again"
+        fault.hint = "run 'vllm-fleet mirror --verify' on the mirror that it comes from, then repeat this command"
         raise
     except OSError as fault:
         raise FleetError(

@@ -122,6 +122,6 @@ def describe_start(seconds: float, origin: str, record: Record | None) -> str:
     if origin == "none":
         return f"{text}without a cache"
     if origin == "own" or record is None:
-        return f"{text}with the cache of its own"
+        return f"{text}with its own cache"
     cold = f", which took {record.cold_start_seconds} s without one" if record.cold_start_seconds else ""
     return f"{text}with the cache of {record.host}{cold}"

@@ -50,7 +50,7 @@ def _toolkit(catalog: Catalog) -> Iterator[FleetError]:
 
 def _sizes(family: HostClass, row: ClassDriver) -> Iterator[tuple[str, str]]:
     if (family.vendor == "cpu") != (not row.releases):
-        yield "a class has a driver just when it has GPUs", "give 'releases', or take them out"
+        yield "a class has 'releases' if it has GPUs, and only then", "add 'releases', or remove them"
     if row.fabric_manager and family.interconnect != "nvswitch":
         yield f"its GPUs are joined by {family.interconnect}: there is no NVSwitch", "remove fabric_manager"
     wrong = [size for size in row.fabric_manager if size not in family.counts or size == 1]

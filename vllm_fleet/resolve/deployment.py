@@ -43,12 +43,12 @@ class Alternative:
     @property
     def note(self) -> str:
         """The note as long as no host has been probed."""
-        return f"{self._names}: set where {self._condition}, and as long as that is not known"
+        return f"{self._names}: set where {self._condition}, or where that is unknown"
 
     @property
     def left_out(self) -> str:
         """The note for a host where the condition does not hold."""
-        return f"{self._names}: left out, since it is not so that {self._condition}"
+        return f"{self._names}: left out, because the host does not match: {self._condition}"
 
     def record(self) -> dict[str, Any]:
         """The alternative as the JSON contract spells it."""

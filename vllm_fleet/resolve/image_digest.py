@@ -43,7 +43,7 @@ def image_errors(digests: Digests, catalog: Catalog, document: Document) -> Iter
         if engine is None:
             yield document.error(at, f"there is no engine {name!r}", f"known engines: {', '.join(catalog.engines)}")
         elif engine.docker is None:
-            yield document.error(at, f"{name} does not come as an image", "take the line out")
+            yield document.error(at, f"{name} does not come as an image", "remove the line")
 
 
 def refusal(engine: Engine, registry: str | None) -> tuple[str, str] | None:
@@ -60,13 +60,13 @@ def refusal(engine: Engine, registry: str | None) -> tuple[str, str] | None:
     if image.digest is None:
         where = named if image.published else f"HOST:PORT/{named}"
         return (
-            f"{engine.id} has no digest yet: the tag of {named} can come to name another image",
+            f"{engine.id} has no digest yet: the tag {named} can change to another image",
             f"'docker buildx imagetools inspect {where}' shows the digest; give it in fleet.yml as "
             f"artifacts.images: {{{engine.id}: sha256:...}}",
         )
     if not image.published and registry is None:
         return (
-            f"no registry has {named}: it is built by those who use it",
-            "push it to a registry of your own and name that in fleet.yml as mirror.registry",
+            f"no registry has {named}: its users build it",
+            "push it to your own registry and set mirror.registry in fleet.yml",
         )
     return None

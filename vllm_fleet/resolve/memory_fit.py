@@ -85,7 +85,7 @@ def _tokens(args: Mapping[str, Any], shape: ModelShape) -> int:
     tokens = args.get("max-model-len", shape.context_tokens)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise FleetError(
-            f"max-model-len is {tokens!r}", "give a whole number of tokens: memory is reckoned with it", key=_LENGTH
+            f"max-model-len is {tokens!r}", "give a whole number of tokens: the memory arithmetic uses it", key=_LENGTH
         )
     return tokens
 

@@ -82,14 +82,16 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
     notes = _judge(catalog, model, replace(combined, args=values.args, env=values.env))
     notes += values.notes(engine.id)
     announced = sorted(key.partition(".")[2] for key in values.provenance if names.deprecates(key))
-    notes += tuple(f"{name} is deprecated in {engine.id}: it is read, and announced to go" for name in announced)
+    notes += tuple(
+        f"{name} is deprecated in {engine.id}: it still works, and a later release removes it" for name in announced
+    )
     alternatives = tuple(_alternatives(layers, values, active))
     for other in alternatives:
         origins = {**values.provenance, **other.provenance}
         check_names(names, engine, merge(values.args, other.args), merge(values.env, other.env), origins)
     notes += tuple(alternative.note for alternative in alternatives)
     if not is_locked(engine, combined.install, host.machine, question.locks):
-        notes += (f"{engine.id} has no lock or digest yet: its recipe can be shown, and a fleet with it is refused",)
+        notes += (f"{engine.id} has no lock or digest yet: its recipe can be shown, but a fleet cannot use it",)
     tensor_parallel = combined.tensor_parallel or 1
     if tensor_parallel < 1 or host.devices % tensor_parallel:
         raise refused(

@@ -78,7 +78,7 @@ class Placement(Strict):
     """Where the hosts of a pool are, in any cloud."""
 
     region: Zone = Field(description="The region, as the cloud names it.")
-    zone: Zone | None = Field(default=None, description="The zone. 'zones' gives several in place of it.")
+    zone: Zone | None = Field(default=None, description="The zone. 'zones' gives several zones instead.")
     zones: list[Zone] = Field(
         default=[], description="Zones in order: where one has no capacity, the next 'pulumi up' takes the next one."
     )
@@ -165,7 +165,7 @@ class AwsPlacement(_Zoned):
     @model_validator(mode="after")
     def _no_group_in_a_block(self) -> AwsPlacement:
         if self.placement_group and self.capacity.kind in ("capacity-block", "reservation"):
-            raise ValueError(f"a {self.capacity.kind} has its own placement: take 'placement_group' out")
+            raise ValueError(f"a {self.capacity.kind} has its own placement: remove 'placement_group'")
         return self
 
 
@@ -214,7 +214,7 @@ class OciPlacement(_Zoned):
     @model_validator(mode="after")
     def _no_model_disk(self) -> OciPlacement:
         if self.model_disk_gib:
-            raise ValueError("hosts of Oracle bring NVMe: take 'model_disk_gib' out")
+            raise ValueError("hosts of Oracle bring NVMe: remove 'model_disk_gib'")
         return self
 
 
@@ -230,13 +230,13 @@ class DigitalOceanPlacement(Placement):
     @model_validator(mode="after")
     def _no_zones(self) -> DigitalOceanPlacement:
         if self.all_zones:
-            raise ValueError("a region of DigitalOcean has no zones: take 'zone' and 'zones' out")
+            raise ValueError("a region of DigitalOcean has no zones: remove 'zone' and 'zones'")
         return self
 
     @model_validator(mode="after")
     def _disks_are_the_size_s(self) -> DigitalOceanPlacement:
         if {"disk_gib", "model_disk_gib"} & self.model_fields_set:
-            raise ValueError("a size of DigitalOcean has its disks: take 'disk_gib' and 'model_disk_gib' out")
+            raise ValueError("a size of DigitalOcean has its disks: remove 'disk_gib' and 'model_disk_gib'")
         return self
 
 

@@ -70,7 +70,7 @@ class Pool(Strict):
         description="Whether the engine is installed as wheels or as an image. Default: the engine's first.",
     )
     features: list[Feature] = Field(default=[], description="What the hosts must be good at besides plain serving.")
-    overrides: Overrides | None = Field(default=None, description="Values in place of those of the recipe.")
+    overrides: Overrides | None = Field(default=None, description="Values that override the recipe.")
     driver: DriverMode | None = Field(
         default=None,
         description="Who installs the GPU driver: the project ('managed') or the image ('verified'). "
@@ -190,7 +190,7 @@ class Fleet(Strict):
         default_factory=Access, description="Who may reach the hosts and the API, and how Ansible reaches the hosts."
     )
     artifacts: Artifacts = Field(
-        default_factory=Artifacts, description="Copies on the controller, in place of downloads."
+        default_factory=Artifacts, description="Copies on the controller that replace downloads."
     )
     mirror: Mirror = Field(
         default_factory=Mirror, description="Where the hosts download from. Default: from the origins."

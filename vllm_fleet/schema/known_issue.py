@@ -47,7 +47,7 @@ class KnownIssue(Strict):
     @model_validator(mode="after")
     def _infers_what_is_there(self) -> KnownIssue:
         if self.symptom_inferred and self.symptom is None:
-            raise ValueError("symptom_inferred speaks of a symptom that is not there")
+            raise ValueError("symptom_inferred needs a symptom")
         return self
 
 

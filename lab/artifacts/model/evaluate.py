@@ -199,7 +199,7 @@ def _post(base_url: str, path: str, body: Json, api_key: str | None) -> Json | s
         if error.code in (401, 403, 404):
             raise FleetError(
                 f"the server answers {error.code}: {text}",
-                hint="look at the address, the key and the model's name",
+                hint="check the address, the key and the model's name",
                 host=url,
                 code=ErrorCode.WORK_FAILED,
             ) from error
@@ -207,7 +207,7 @@ def _post(base_url: str, path: str, body: Json, api_key: str | None) -> Json | s
     except OSError as error:
         raise FleetError(
             f"the server cannot be reached: {error}",
-            hint="look whether it runs, and at the address",
+            hint="check that it runs, and the address",
             host=url,
             code=ErrorCode.WORK_FAILED,
         ) from error

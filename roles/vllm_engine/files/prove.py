@@ -1,6 +1,6 @@
 """Proves an engine before it may be used; run by its own Python: RELEASE PLATFORM VERSION DEVICES.
 
-Every file of every package is there, one triton, torch and vLLM of the right build, vLLM answers.
+Checks every file of every package, that there is one triton, the builds of torch and vLLM, and that vLLM answers.
 """
 
 import csv
@@ -20,7 +20,7 @@ site = pathlib.Path(sysconfig.get_paths()["purelib"])
 
 
 def check(holds, fault):
-    """Notes a fault unless what is asked holds."""
+    """Records an error unless the condition holds."""
     if not holds:
         errors.append(fault)
 
@@ -59,7 +59,7 @@ with tempfile.TemporaryDirectory() as home:
 
         kind = "rocm" if current_platform.is_rocm() else "cuda" if current_platform.is_cuda() else "none"
         kind = "cpu" if current_platform.is_cpu() else kind
-        # Without a GPU a build for GPUs finds no platform, and says so by one that is none of them.
+        # Without a GPU a build for GPUs finds no platform, and reports another one.
         wanted = {platform} if platform == "cpu" or platform in devices else {platform, "none"}
         check(kind in wanted, f"vLLM takes this host for {kind}, not for {platform}")
         facts.update(vllm=vllm.__version__, platform=kind)
@@ -68,7 +68,7 @@ with tempfile.TemporaryDirectory() as home:
         done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
         last = (done.stdout.strip().splitlines() or [""])[-1]
         answers = done.returncode == 0 and last.split("+")[0] == release
-        # 0.32 looks for a device before it answers, and says just this where there is none.
+        # 0.32 looks for a device before it answers, and fails with this text if there is no device.
         mute = kind == "none" and "Failed to infer device type" in done.stderr
         check(answers or mute, f"vllm --version: {last or done.stderr[-2000:]}")
         facts["answer"] = last if answers else "needs a device"
