@@ -1,4 +1,4 @@
-"""Settles open creations after a person has checked the cloud: adopts hosts that exist, forgets those that do not.
+"""Settles open creations after an operator has checked the cloud: adopts hosts that exist, forgets those that do not.
 
 ``pulumi refresh --import-pending-creates`` drops what it should adopt (3.259). Here the engine's record of a creation,
 with all of its inputs, becomes a resource of the state, and a refresh reads its outputs from the cloud.

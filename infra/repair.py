@@ -3,7 +3,7 @@
 Run ``python -m infra.repair STACK`` before ``pulumi up``; it takes milliseconds when there is nothing to clean up.
 The engine does not detect stale locks. It warns at each run of a creation that was interrupted, because that may have
 left something in a cloud. The project's own resources are found again by their names, so this module drops their
-entries. An entry of a real cloud stays until a person has checked the cloud and passes ``--adopt HOST=ID`` or
+entries. An entry of a real cloud stays until an operator has checked the cloud and passes ``--adopt HOST=ID`` or
 ``--gone HOST``.
 """
 

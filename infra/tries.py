@@ -1,6 +1,6 @@
 """``zones.json`` of a fleet: the zone in which each host was last tried, and the result.
 
-:mod:`infra.zones` writes it while Pulumi runs; :mod:`infra.adopt` corrects it after a person has checked the cloud.
+:mod:`infra.zones` writes it while Pulumi runs; :mod:`infra.adopt` corrects it after an operator has checked the cloud.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ host of its pool. Zones that had no capacity in the last run come last.
 
 A try is recorded before the request to the cloud, and again with the result. A host that exists keeps its zone: the
 clouds' components ignore a change of zone. A try without a result was interrupted: the host may exist, and may cost
-money, so no second one is requested until a person has checked the cloud.
+money, so no second one is requested until an operator has checked the cloud.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def _add(folder: Path, package: Package) -> str:
         "Version": package.version,
         "Architecture": "all",
         "Maintainer": "the lab <lab@localhost>",
-        "Description": "stand-in of the lab; nothing of the real package is in it",
+        "Description": "stand-in of the lab; it has no content of the real package",
         **package.relations,
     }
     control = "".join(f"{name}: {value}\n" for name, value in fields.items())

@@ -38,11 +38,11 @@ def create(spec: HostSpec, private_host_key: str, files: Mapping[str, rootfs.Fil
         The id of the host: its machine id, new for each creation.
 
     Raises:
-        FleetError: a requirement is missing, or the host did not start; nothing of it is left then.
+        FleetError: a requirement is missing, or the host did not start; everything of it is removed then.
     """
     shell.require()
     if spec.tree != tree_digest():
-        raise FleetError(f"the file tree {spec.tree} is of another release", "run 'pulumi up'", host=spec.name)
+        raise FleetError(f"the file tree {spec.tree} belongs to another release", "run 'pulumi up'", host=spec.name)
     tree = ensure_tree()
     folder = state.host_dir(spec.bridge, spec.name)
     machine_id = uuid.uuid4().hex

@@ -138,7 +138,7 @@ def damage(spec: NetworkSpec) -> str | None:
 
 
 def delete(bridge: str) -> None:
-    """Removes a lab's network and the rest of its state; does nothing where there is none."""
+    """Removes a lab's network and the rest of its state; does nothing without one."""
     shell.require()
     with state.locked(_LOCK):
         for family, table, chain, handle in own_rules(_listing(), bridge):

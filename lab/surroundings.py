@@ -36,7 +36,7 @@ class Site:
         own_certificates: name -> PEM of the certificates that the site has added.
         resolv_conf: the text of ``/etc/resolv.conf``.
         pip: the index settings of pip.
-        uv: the text of the machine's ``/etc/uv/uv.toml``, empty where there is none.
+        uv: the text of the machine's ``/etc/uv/uv.toml``, empty without the file.
         environment: proxies and package indexes of the environment.
     """
 
@@ -101,7 +101,7 @@ def _sources(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
         if line_match := re.match(r"\s*deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+(\S+)\s+(.+)", line):
             yield line_match[1], [line_match[2]], line_match[3].split()
     for stanza in re.split(r"\n\s*\n", text):
-        # Comments may stand between the fields of a stanza; continuation lines begin with a blank.
+        # Comments may be between the fields of a stanza; continuation lines begin with a blank.
         lines = [line for line in stanza.splitlines() if not line.lstrip().startswith("#")]
         fields = {
             key.strip().lower(): value.split()
@@ -115,7 +115,7 @@ def usable_resolver(*texts: str) -> str:
     """The first ``resolv.conf`` with a name server that is not on the machine's own loopback.
 
     Raises:
-        FleetError: there is none, so that hosts could not resolve names.
+        FleetError: no usable name server, so hosts could not resolve names.
     """
     for text in texts:
         servers = re.findall(r"^\s*nameserver\s+([^\s%]+)", text, re.MULTILINE)

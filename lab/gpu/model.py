@@ -17,11 +17,11 @@ class Gpus:
         count: how many there are.
         driver: the version of the kernel driver.
         cuda: the highest CUDA version that the driver supports; NVIDIA only.
-        rocm: the installed version of ROCm; AMD only. None: there is none.
+        rocm: the installed version of ROCm; AMD only. None: not installed.
         ecc_uncorrected: uncorrected ECC errors of the first GPU; None without ECC. NVIDIA only.
         xid: codes in the kernel's log; NVIDIA only.
         mec: the MEC firmware; AMD only.
-        fabric_manager: the version of NVIDIA's fabric manager; None: there is none.
+        fabric_manager: the version of NVIDIA's fabric manager; None: not installed.
         broken: the whole output of the tool where the driver does not work.
     """
 

@@ -127,7 +127,7 @@ class Cloud:
         """The only record of a type and a name of the program.
 
         Raises:
-            LookupError: there is none, or more than one.
+            LookupError: no record matches, or several do.
         """
         records = [record for record in self.records_of(kind) if record.name == name]
         if len(records) != 1:
@@ -135,12 +135,12 @@ class Cloud:
         return records[0]
 
     def get(self, kind: str, id_: str) -> Record | None:
-        """The record with an id; None where there is none."""
+        """The record with an id; None if it is unknown."""
         with self.lock:
             return self._records.get(f"{kind}|{id_}")
 
     def find(self, kind: str, output: str, value: Any) -> Record | None:
-        """The first record of a type with a value of an output; None where there is none."""
+        """The first record of a type with a value of an output; None without a match."""
         if output == "id":
             return self.get(kind, str(value))
         return next(

@@ -44,7 +44,7 @@ class Lab:
         network.create(NetworkSpec(self.bridge, f"{self.subnet}.0/24", str(self.owner), _DISK_GIB * 5))
 
     def close(self) -> None:
-        """Removes every host and the network; does nothing where there are none."""
+        """Removes every host and the network; does nothing without them."""
         if state.lab_dir(self.bridge).is_dir():
             cleanup.down(self.bridge)
 
@@ -117,7 +117,7 @@ def user_data(kind: Kind, inputs: Mapping[str, Any]) -> str:
     """The user data of a host, as cloud-init reads it.
 
     Raises:
-        RefusedError: there is none.
+        RefusedError: it has no user data.
     """
     if kind.machine is None or not (text := wire.value(inputs, kind.machine.user_data)):
         raise RefusedError("the host has no user data, so that no login is possible")

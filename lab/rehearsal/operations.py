@@ -31,7 +31,7 @@ class Operations:
     """One cloud's operations on the resources of its table.
 
     Attributes:
-        config: region, project and the like, as the program's provider gives them.
+        config: region, project and similar keys, as the program's provider gives them.
         stopped: set when the engine cancels running operations.
     """
 

@@ -52,7 +52,7 @@ class Provider:
         )
 
     def configure(self, request: Any, _context: Any) -> Any:
-        """Takes region, project and the like; secrets come in plain, and the engine keeps them secret."""
+        """Takes region, project and similar keys; secrets come in plain, and the engine keeps them secret."""
         self._do.config = wire.plain(request.args)
         self._do.stopped.clear()
         return provider_pb2.ConfigureResponse(supportsPreview=True)
@@ -192,7 +192,7 @@ def _begun(context: Any, begun: BegunError) -> NoReturn:
     status = status_pb2.Status(code=grpc.StatusCode.UNKNOWN.value[0], message=str(begun), details=[detail])
     context.set_trailing_metadata(((_DETAILS, status.SerializeToString()),))
     context.abort(grpc.StatusCode.UNKNOWN, str(begun))
-    raise AssertionError("a call that was aborted goes on")
+    raise AssertionError("a call continues after its abort")
 
 
 def _type(urn: str) -> str:

@@ -65,7 +65,7 @@ def _step(value: Any, part: str) -> list[Any]:
 
 
 def value(data: Any, path: str) -> Any:
-    """The first value at a path; None where there is none."""
+    """The first value at a path; None without one."""
     return next(values(data, path), None)
 
 

@@ -110,7 +110,7 @@ def nearest(path: str, locks: str, pins: dict[str, set[str]], python: str) -> tu
 
 
 def clone(source: str, path: str) -> None:
-    """Links every file of one directory into another, which appears only when it is whole."""
+    """Links every file of one directory into another, which appears only when it is complete."""
     draft = os.path.join(os.path.dirname(path), "." + os.path.basename(path))
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(source, draft, symlinks=True, copy_function=os.link, ignore=not_of_a_package)

@@ -62,7 +62,7 @@ servers:
   type: list
   returned: success
 """
-#: Bit of the administrative state: a drain that was asked for over the socket.
+#: Bit of the administrative state: a drain that was requested over the socket.
 FORCED_DRAIN = 8
 
 
@@ -81,7 +81,7 @@ def ask(path: str, command: str) -> str:
 
 
 def matching(path: str, patterns: list[str]) -> dict[str, tuple[bool, str]]:
-    """The servers that match: backend/server -> (whether a drain was asked for, NAME=ADDRESS:PORT)."""
+    """The servers that match: backend/server -> (whether a drain was requested, NAME=ADDRESS:PORT)."""
     servers = {}
     for line in ask(path, "show servers state").splitlines():
         row = line.split()

@@ -177,7 +177,7 @@ def write_members(path: str, stream: gzip.GzipFile) -> None:
 
 
 def unpack(archive: str, path: str, user: int, group: int) -> None:
-    """Creates the directory, which appears only when it is whole.
+    """Creates the directory, which appears only when it is complete.
 
     Raises:
         ValueError: the archive holds a name outside of the directory, or something that is no file, directory or link.
@@ -185,7 +185,7 @@ def unpack(archive: str, path: str, user: int, group: int) -> None:
     draft = path + ".part"
     shutil.rmtree(draft, ignore_errors=True)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    # Until it is whole nobody else may write into it.
+    # Only root may write into it until it is complete.
     os.mkdir(draft, 0o700)
     try:
         with tarfile.open(archive, "r:gz") as tar:

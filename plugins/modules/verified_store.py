@@ -72,7 +72,7 @@ def sha256(path: str) -> str:
 
 
 def read_stamp(path: str) -> dict[str, Any]:
-    """The stamp that is there; empty when none is, or none that can be read."""
+    """The stamp; empty if it is missing or unreadable."""
     try:
         with open(path) as file:
             stamp: dict[str, Any] = json.load(file)

@@ -154,7 +154,7 @@ def test_a_condition_that_is_none(fact: dict[str, Any]) -> None:
 
 
 def test_a_known_issue_cannot_look_at_a_host() -> None:
-    with pytest.raises(ValidationError, match="cannot look at the facts of a host"):
+    with pytest.raises(ValidationError, match="cannot select by the facts of a host"):
         KnownIssue(id="broken", cause="a cause of a test", fix="a fix of a test", source="test", when=OLD_FIRMWARE)
 
 

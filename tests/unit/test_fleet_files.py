@@ -83,14 +83,14 @@ def rewritten(fleets: Path, **changes: object) -> None:
 
 def test_a_stack_of_another_version(fleets: Path) -> None:
     rewritten(fleets, version=2)
-    with pytest.raises(FleetError, match="is of version 2, this release reads version 1") as caught:
+    with pytest.raises(FleetError, match="has version 2, this release reads version 1") as caught:
         inventory.load(fleets / "golden")
     assert caught.value.exit_code == 2
 
 
 def test_a_stack_of_another_fleet(fleets: Path) -> None:
     rewritten(fleets, fleet="silver")
-    with pytest.raises(FleetError, match="is of the fleet 'silver'"):
+    with pytest.raises(FleetError, match="belongs to the fleet 'silver'"):
         inventory.load(fleets / "golden")
 
 

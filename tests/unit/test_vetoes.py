@@ -147,13 +147,13 @@ def test_a_healthy_host_is_not_stopped(catalog: Catalog, name: str, changes: dic
             "h200-2",
             {"gpus": [{**H200, "arch": "sm_80"}, H200]},
             "wrong_gpu_arch",
-            "its GPU is of the architecture sm_80, its class is of sm_90",
+            "the architecture of its GPU is sm_80, that of its class is sm_90",
         ),
         (
             "h200-2",
             {"gpus": [{**H200, "arch": None}, H200]},
             "wrong_gpu_arch",
-            "its GPU is of the architecture unknown",
+            "the architecture of its GPU is unknown",
         ),
         (
             "h200-2",

@@ -202,5 +202,5 @@ def _loop(evaluator: Reader, node: ast.For, module: str, scope: Scope) -> None:
 
 
 def zero_super(scope: Scope) -> Any:
-    """``super()`` as it stands inside a method."""
+    """``super()`` inside a method."""
     return Super(scope["<owner>"], scope["<bound>"])

@@ -123,7 +123,7 @@ def _read_of(node: ast.AST, spellings: set[str]) -> tuple[ast.expr, ast.expr | N
 
 
 def _names(evaluator: Evaluator, read: _Read, module: str) -> set[str]:
-    """The names that the expression of a read can stand for."""
+    """The names that the expression of a read can mean."""
     value = evaluator.expression(read.name, module, {})
     if isinstance(value, str):
         return {value}

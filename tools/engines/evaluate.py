@@ -87,7 +87,7 @@ class Evaluator:
         return self.expression(binding.node, module, {}) if isinstance(binding.node, ast.expr) else UNKNOWN
 
     def expression(self, node: ast.expr, module: str, scope: Scope) -> Any:
-        """The value of an expression that stands in ``module`` with the local names of ``scope``.
+        """The value of an expression of ``module`` with the local names of ``scope``.
 
         Raises:
             NotStaticError: an option of the argument parser cannot be read; it must not be lost silently.

@@ -46,7 +46,7 @@ def evaluate(evaluator: Reader, node: ast.expr, module: str, scope: Scope) -> An
     Args:
         evaluator: of the wheel.
         node: the expression.
-        module: the module that it stands in.
+        module: its module.
         scope: the local names around it; ``:=`` adds to them.
 
     Raises:

@@ -103,7 +103,7 @@ def generic(owner: External | Class, index: Any) -> Any:
     args = index if isinstance(index, tuple) else (index,)
     dotted = owner.dotted if isinstance(owner, External) else ""
     if dotted not in ("typing.Literal",):
-        # Lists stand inside Callable[[...], ...]; a type must stay hashable.
+        # Lists are inside Callable[[...], ...]; a type must stay hashable.
         args = tuple(NONE_TYPE if arg is None else tuple(arg) if isinstance(arg, list) else arg for arg in args)
     if dotted == "typing.Optional":
         return Generic(UNION, (*args, NONE_TYPE))

@@ -89,7 +89,7 @@ def is_dataclass(evaluator: Reader, cls: Any) -> bool:
 
 
 def method(evaluator: Reader, cls: Class, name: str, *, skip_own: bool = False) -> Function | None:
-    """The method of that name, bound to the class where it is a class method; None when there is none."""
+    """The method of that name, bound to the class where it is a class method; None without such a method."""
     for owner in bases(evaluator, cls)[1 if skip_own else 0 :]:
         for node in owner.node.body:
             if isinstance(node, ast.FunctionDef) and node.name == name:

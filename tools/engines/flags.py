@@ -23,7 +23,7 @@ def read_flags(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
 
     A record has ``type`` (bool, int, float, str, json, list, enum) and where they apply: ``items`` (type of a list's
     items), ``choices``, ``default`` (absent where it is made at run time), ``aliases``, ``negatable`` (there is a
-    ``--no-`` form), ``bare`` (may stand without a value), ``text`` (json that may also be plain text), ``deprecated``.
+    ``--no-`` form), ``bare`` (needs no value), ``text`` (json that may also be plain text), ``deprecated``.
 
     Raises:
         FleetError: the release builds its parser in a way that the reader does not know.
@@ -89,7 +89,7 @@ def _is_deprecated(action: Any, options: dict[str, Any]) -> bool:
 
 
 def _type(kind: Any) -> tuple[str, bool]:
-    """The name of an argument's type, and whether plain text is taken in the place of JSON."""
+    """The name of an argument's type, and whether plain text is taken instead of JSON."""
     if isinstance(kind, Function):
         if kind.name in _WRAPPERS:
             return _type(kind.scope["return_type"])

@@ -23,11 +23,11 @@ _CLASSES = {
 _HEADER = """\
 # Generated from the published wheel by `python -m tools.engines generate`; do not edit.
 # flags: each flag of `vllm serve` without its dashes. default is absent where the release makes it at run time;
-#   aliases: other spellings; negatable: there is a --no- form too; bare: may stand without a value;
-#   text: plain text is taken in the place of JSON; deprecated: still read, announced to go.
+#   aliases: other spellings; negatable: there is a --no- form too; bare: needs no value;
+#   text: plain text is taken instead of JSON; deprecated: still read, announced to go.
 # env: each environment variable that the release reads, with the value that it takes when unset (null: none, or
 #   only known at run time). env_unused: those of them that vLLM declares and nothing in the wheel uses.
-# *_deprecated: the keys that are still read and announced to go; absent where there are none.
+# *_deprecated: the keys that are still read and will be removed; absent without such names.
 # *_extra: what happens to a key that is not listed (forbid: fatal, ignore: dropped without a word).
 # config_file: what a --config file makes of a mapping and of `false`.
 """

@@ -70,7 +70,7 @@ def value(item: Any) -> Any:
 
 
 def type_name(kind: Any) -> tuple[str, bool]:
-    """The type of an argument in the words of the manifests, and whether plain text is taken in the place of JSON."""
+    """The type of an argument in the words of the manifests, and whether plain text is taken instead of JSON."""
     name = getattr(kind, "__name__", "")
     if name in ("_optional_type", "_parse_type"):
         free = dict(zip(kind.__code__.co_freevars, kind.__closure__, strict=True))
@@ -188,7 +188,7 @@ def main(arguments: list[str]) -> int:
     """Runs one command; the JSON goes to standard output, everything that vLLM says to standard error.
 
     Returns:
-        0, 1 where vLLM refused something, 2 for a command that there is not.
+        0, 1 where vLLM refused something, 2 for an unknown command.
     """
     if arguments == ["dump"]:
         # Help texts, and with them the notes on deprecation, are built only when the command line asks for help.

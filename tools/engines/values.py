@@ -1,4 +1,4 @@
-"""The values of the static reader: what an expression in a wheel can stand for without running the wheel."""
+"""The values of the static reader: what an expression in a wheel can mean without running the wheel."""
 
 from __future__ import annotations
 

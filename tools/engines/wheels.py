@@ -1,8 +1,8 @@
 """The Python sources of published wheels: fetched once, verified as a whole, kept as a small archive of sources.
 
-A CUDA wheel is 0.3 to 0.5 GB, of which 10 MB are Python. The whole file is fetched all the same: only then does the
-digest of the package index prove what the manifest says. The address comes from uv, so that whatever index uv is
-configured with is used, and no address stands here.
+A CUDA wheel is 0.3 to 0.5 GB, of which 10 MB are Python. The whole file is fetched nevertheless: only then does the
+digest of the package index prove what the manifest says. The index is that of uv's settings;
+this program names none.
 """
 
 from __future__ import annotations

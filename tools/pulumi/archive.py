@@ -118,7 +118,7 @@ def _ask_for_size(url: str) -> int:
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    """Writes the programs that are used, and nothing else of the archive, whatever paths it names."""
+    """Writes the programs that are used, and no other path of the archive."""
     folder.mkdir(parents=True)
     try:
         with tarfile.open(file) as archive:

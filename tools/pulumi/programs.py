@@ -15,7 +15,7 @@ PROGRAMS = ("pulumi", "pulumi-language-python", "pulumi-language-python-exec", "
 
 
 def parse_version(text: str) -> tuple[int, int, int]:
-    """The first ``major.minor[.patch]`` in a text; zeros where there is none."""
+    """The first ``major.minor[.patch]`` in a text; zeros without a match."""
     version = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
     return (int(version[1]), int(version[2]), int(version[3] or 0)) if version else (0, 0, 0)
 
@@ -38,7 +38,7 @@ def printed_version(folder: Path) -> str:
 
 
 def find_installed() -> Path | None:
-    """The folder of a Pulumi on PATH that is complete and recent enough; None where there is none."""
+    """The folder of a Pulumi on PATH that is complete and recent enough, or None."""
     program = shutil.which("pulumi")
     folder = Path(program).resolve().parent if program else None
     if folder is None or not is_complete(folder):

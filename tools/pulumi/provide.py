@@ -1,6 +1,6 @@
 """``python -m tools.pulumi.provide``: prints the folder of a Pulumi command line with its Python language host.
 
-The first that there is: a recent one on PATH; what an earlier run has put into the cache; the released archive,
+The first that exists: a recent one on PATH; what an earlier run has put into the cache; the released archive,
 verified by its digest; a build from Go modules. Progress, and the reason for a build, go to standard error.
 """
 

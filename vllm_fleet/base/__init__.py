@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, paths, files, YAML with places, merge."""
+"""What all other packages use: errors, paths, files, YAML with places, merge."""

@@ -17,7 +17,7 @@ class ErrorCode(DocumentedEnum):
 
 
 class InvariantError(Exception):
-    """A bug: one of the program's own rules is broken, whatever the user's input was.
+    """A bug: the program breaks one of its own rules, for any input.
 
     Nothing catches it; it ends the program with a traceback and exit code 1.
     """

@@ -12,7 +12,7 @@ class Heartbeat:
     """Prints what runs, how far it is and for how long: in place on a terminal, else a line now and then.
 
     Attributes:
-        note: the latest detail; whoever does the work may change it at any time.
+        note: the latest detail; the working code may change it at any time.
         elapsed_seconds: how long the work took, once it has ended.
     """
 

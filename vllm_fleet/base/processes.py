@@ -1,4 +1,4 @@
-"""The processes of this machine, found and ended without ever hitting another one's. Linux; standard library only."""
+"""The processes of this machine, found and ended by number and start time. Linux; standard library only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def parse_stat(text: str) -> Process:
 
 
 def find_process(pid: int) -> Process | None:
-    """The running process with that number; None where there is none, or only a zombie."""
+    """The running process with that number; None if it has ended or is a zombie."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -49,12 +49,12 @@ def process_ids() -> Iterator[int]:
 
 
 def command_line(pid: int) -> list[str]:
-    """The words that a process was started with; empty where it is gone or its command line cannot be read."""
+    """The words that a process was started with; empty if it has ended or its command line cannot be read."""
     return _strings(pid, "cmdline")
 
 
 def environment_of(pid: int) -> list[str]:
-    """The ``NAME=value`` entries that a process was started with; empty where it is gone or they cannot be read."""
+    """The ``NAME=value`` entries that a process was started with; empty if it has ended or they cannot be read."""
     return _strings(pid, "environ")
 
 

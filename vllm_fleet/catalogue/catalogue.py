@@ -44,7 +44,7 @@ class SizedClass:
 
     @property
     def devices(self) -> int:
-        """Devices that vLLM can be spread over; a CPU host is one device, whatever its cores."""
+        """Devices that vLLM can be spread over; a CPU host is one device with any number of cores."""
         return 1 if self.family.accelerator == "cpu" else self.count
 
 

@@ -48,7 +48,7 @@ class Lock:
     """A lock as it was read.
 
     Attributes:
-        file: where it stands, as the user would type it.
+        file: its path, as the user would type it.
         header: what its first lines say: ``engine``, ``machine``, ``python``, ``glibc``, ``inputs`` and more.
         pins: its packages.
         text: all of it.
@@ -216,7 +216,7 @@ def directory_id(engine: Engine, lock: Lock | None) -> str:
 
 
 def asked_facts(engine: Engine, lock: Lock | None) -> dict[str, Any]:
-    """What a host must be for the lock of its engine, as :func:`manifest.wanted_facts` merges it."""
+    """What the lock of its engine requires of a host, as :func:`manifest.wanted_facts` merges it."""
     wheel = engine.wheel
     if wheel is None:
         return {}

@@ -30,7 +30,7 @@ class EngineNames:
         nested: for each flag that takes a mapping whose keys are known, those keys.
         deprecated: flags, and dotted keys below them, that the release still reads and announces to go.
         tool_call_parsers: what ``--tool-call-parser`` may name.
-        mappings_as_text: whether a mapping must stand as JSON text in a file for ``--config``; a mapping is fatal
+        mappings_as_text: whether a mapping must be JSON text in a file for ``--config``; a mapping is fatal
             there in releases before 0.32.
     """
 
@@ -63,7 +63,7 @@ class EngineNames:
         return flag in self.flags and (not first or first in self.nested.get(flag, {first}))
 
     def deprecates(self, key: str) -> bool:
-        """Whether the release reads a name, as :meth:`reads` takes it, and announces that it will go."""
+        """Whether the release reads a name, as :meth:`reads` takes it, and announces its removal."""
         return key.startswith("args.") and key.removeprefix("args.") in self.deprecated
 
 
@@ -107,7 +107,7 @@ def read_names(path: Path, fork: str | None = None) -> EngineNames:
 
 @cache
 def _read(path: Path) -> Any:
-    """A generated file, once: the engines of one release share it. Nobody changes what is returned."""
+    """A generated file, once: the engines of one release share it. Callers do not change the result."""
     return yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
 
 

@@ -16,7 +16,7 @@ AT_RUN_TIME = "made at run time"
 
 @dataclass(frozen=True)
 class Gone:
-    """A name that is in use under the old engine and that the new one does not read; ``instead``: what replaces it."""
+    """A name in use that only the old engine reads; ``instead``: its replacement."""
 
     kind: str
     name: str
@@ -28,7 +28,7 @@ class Gone:
 
 @dataclass(frozen=True)
 class Default:
-    """A flag whose default is another one; ``used`` where a deployment or rule sets it anyway."""
+    """A flag with another default; ``used`` where a deployment or rule sets it anyway."""
 
     flag: str
     before: Any
@@ -44,7 +44,7 @@ class NewRelease:
         engine: its id, for the reason.
         names: what it reads.
         notes: what its rules say to users; those that mention a name are reported with that name.
-        replaced: a name that is gone -> the name that its rules give in its place.
+        replaced: a removed name -> the name that its rules give in its place.
     """
 
     engine: str

@@ -102,7 +102,7 @@ def rent_gateways(
     if "zone" in own or "zones" in own:
         beside = {key: value for key, value in beside.items() if key not in ("zone", "zones")}
     if any(key in own and own[key] != placement.get(key) for key in ("region", "project", "compartment")):
-        beside.pop("network", None)  # that is of the first pool's network
+        beside.pop("network", None)  # it is a property of the first pool's network
     at = ("gateway", "placement") if own else ("gateway",)
     own_placement = yaml_document.parse(document, PLACEMENTS[cloud], at, {"public_address": True, **beside, **own})
     table = catalog.clouds[cloud]

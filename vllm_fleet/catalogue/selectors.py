@@ -26,10 +26,10 @@ class Combination:
 
 
 def selects(when: When, combination: Combination) -> bool:
-    """Whether a rule holds for a combination: every selector that is given must.
+    """Whether a rule holds for a combination: every given selector must.
 
-    One that looks at what is not known yet (``tensor_parallel``, final values) does not hold. A fact is not a selector:
-    it is the host that answers it.
+    A selector of a value that is not known yet (``tensor_parallel``, final values) does not hold. A fact is not a
+    selector: only the host answers it.
     """
     family = combination.host.family
     return (

@@ -1,4 +1,4 @@
-"""A guide's spelling of a name -> the name that the release reads, or nothing where it reads none."""
+"""A guide's spelling of a name -> the name that the release reads, or nothing if it has no such name."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def translate(args: Mapping[str, Any], env: Mapping[str, Any], active: Mapping[s
     """A layer with its names as the release reads them; a name without an entry stays as it is.
 
     Args:
-        args: the layer's arguments, None for one that it takes away.
+        args: the layer's arguments, None removes one.
         env: the layer's environment.
         active: the entries for the engine.
 

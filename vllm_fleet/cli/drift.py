@@ -67,7 +67,7 @@ def command(
 
 
 def _plain(fault: FleetError) -> FleetError:
-    """The same fault with a hint that fits this command."""
+    """The same error with a hint that fits this command."""
     if fault.code == ErrorCode.WORK_FAILED:
         fault.hint = "repair the host, or probe the others with --host"
     return fault

@@ -1,4 +1,4 @@
-"""``vllm-fleet init``: makes a fleet of hosts that exist, after a person has confirmed their SSH host keys."""
+"""``vllm-fleet init``: makes a fleet of hosts that exist, after the user has confirmed their SSH host keys."""
 
 from __future__ import annotations
 
@@ -107,10 +107,10 @@ def _private_key(key: Path | None, folder: Path, old: yaml_document.Document | N
 
 
 def _confirm(shown: list[tuple[NamedHost, str]], known: dict[ssh_scan.Address, str]) -> None:
-    """Compares the keys with the fingerprints that were given, and asks a person about the others.
+    """Compares the keys with the fingerprints that were given, and asks the user to confirm the others.
 
     Raises:
-        FleetError: a key is another one, nobody can be asked, or the person says no.
+        FleetError: a key differs, there is no terminal to confirm it, or the user answers no.
     """
     errors, unknown = [], []
     for named, public in shown:

@@ -1,4 +1,4 @@
-"""How ``vllm-fleet plan`` shows hosts, cost and changes to a person."""
+"""How ``vllm-fleet plan`` shows hosts, cost and changes."""
 
 from __future__ import annotations
 

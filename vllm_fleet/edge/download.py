@@ -71,7 +71,7 @@ class Document(NamedTuple):
 
 
 class _Position:
-    """How much of a file is there; reports each change, so that a byte counts once however often it is sent."""
+    """How much of a file has arrived; reports each change, so that a byte counts once however often it is sent."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._bytes = progress, 0
@@ -274,7 +274,7 @@ class _Transfer:
         return received
 
     def _append(self, url: str, part: Path, have: int, position: _Position) -> int:
-        """Appends the bytes from ``have`` on; writes the file anew where the server sends all of it."""
+        """Appends the bytes from ``have`` on; rewrites the file if the server sends all of it."""
         if self.client is None:
             raise AssertionError("the transfer of a URL has no HTTP client")
         received = 0
@@ -339,7 +339,7 @@ def fetch_challenge(url: str, access: Access) -> str:
     """The ``WWW-Authenticate`` header of a server that requires credentials; empty when it requires none.
 
     Raises:
-        FleetError: the server cannot be reached, or answers with an error other than 401.
+        FleetError: the server cannot be reached, or answers with another error than 401.
     """
     try:
         with _http_client(access.context) as client, _send(client, "GET", url, access, {}):

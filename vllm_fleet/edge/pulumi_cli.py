@@ -21,7 +21,7 @@ def run_pulumi(
     text_in: str | None = None,
     timeout_seconds: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs ``pulumi`` to its end and returns its exit code and output, whatever they are.
+    """Runs ``pulumi`` to its end and returns its exit code and output, also after a failure.
 
     Args:
         words: its arguments.

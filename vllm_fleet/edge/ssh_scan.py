@@ -1,4 +1,4 @@
-"""Scans SSH host keys, for a person to compare before anything trusts them."""
+"""Scans SSH host keys, for the user to compare before anything trusts them."""
 
 from __future__ import annotations
 

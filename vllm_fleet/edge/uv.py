@@ -45,7 +45,7 @@ def run_uv(arguments: Sequence[str], what: str) -> None:
         FleetError: uv failed, or took longer than an hour.
     """
     environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
-    # No interpreter that nobody pinned.
+    # No interpreter without a pin.
     environment |= {"UV_CACHE_DIR": str(cache_dir() / "uv"), "UV_PYTHON_DOWNLOADS": "never"}
     try:
         done = subprocess.run(

@@ -45,7 +45,7 @@ class DriftState(DocumentedEnum):
     UNREADABLE = "unreadable", "the probe may not read it"
 
 
-#: A serving unit in one of these states answers nobody. One that is in another state may serve all the same.
+#: A serving unit in one of these states does not serve. In another state it may serve.
 NOT_RUNNING = frozenset({DriftState.INACTIVE, DriftState.FAILED, DriftState.UNKNOWN_UNIT})
 
 

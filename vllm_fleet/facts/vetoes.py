@@ -36,7 +36,9 @@ TEXTS: Mapping[VetoCode, str] = {
     VetoCode.TOO_FEW_GPUS: ("has {gpus}, its class has {count}: look for the missing ones in the kernel's log (dmesg)"),
     VetoCode.TOO_MANY_GPUS: "has {gpus}, its class has {count}: choose the class of that size",
     VetoCode.WRONG_GPU_NAME: "its GPU is {names}, that of its class is {wanted}: choose the class of that GPU",
-    VetoCode.WRONG_GPU_ARCH: ("its GPU is of the architecture {archs}, its class is of {wanted}: choose another class"),
+    VetoCode.WRONG_GPU_ARCH: (
+        "the architecture of its GPU is {archs}, that of its class is {wanted}: choose another class"
+    ),
     VetoCode.GPU_MEMORY_UNKNOWN: "the memory of a GPU is unknown: {tool} does not report it, repair the driver",
     VetoCode.TOO_LITTLE_GPU_MEMORY: (
         "a GPU has {gib:.1f} GiB of memory, its class needs {floor:.1f}: choose the class of that GPU, or end its "

@@ -1,4 +1,4 @@
-"""The text of ``api-keys.yml``: the digests of the keys that the gateway accepts, by the name of their owner."""
+"""The text of ``api-keys.yml``: owner -> digest of a key that the gateway accepts."""
 
 from __future__ import annotations
 

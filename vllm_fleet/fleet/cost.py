@@ -18,7 +18,7 @@ NOT_COUNTED = "disks, addresses, NAT and traffic are not counted"
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars an hour for one host, and who says so."""
+    """US dollars an hour for one host, and the source."""
 
     usd_per_hour: float
     source: str
@@ -38,7 +38,7 @@ class Row:
         gpus: in all of them.
         host_class: their class; None for gateways.
         cloud: where they are.
-        rented: how they are rented; None for hosts of one's own, which cost nothing here.
+        rented: how they are rented; None for static hosts, which cost nothing here.
         price: of one host; None where it is unknown.
         once_usd: what is paid at once, for an order of capacity.
     """
@@ -121,7 +121,7 @@ class Bill:
         }
 
     def summary(self) -> str:
-        """The sum as one line for a person."""
+        """The sum as one line of text."""
         if not any(row.rented for row in self.rows):
             return "nothing is rented"
         if not any(row.price or row.once_usd for row in self.rows):

@@ -1,4 +1,4 @@
-"""What hosts have said of themselves and recipes ask for, kept beside the fleet for the next plan of it."""
+"""The facts of hosts that recipes use, saved for the next plan of the fleet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _file(fleet: str) -> Path:
 
 
 def load(fleet: str) -> Facts:
-    """Host -> the facts that it gave when it was last asked; empty before the first time."""
+    """Host -> its facts at the last probe; empty before the first one."""
     try:
         facts: Facts = json.loads(_file(fleet).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -60,10 +60,10 @@ class Plan:
         Args:
             key: its key under ``artifacts``.
             value: the path.
-            hint: what to do where it is not there.
+            hint: what to do if it does not exist.
 
         Raises:
-            FleetError: it is not there.
+            FleetError: it does not exist.
         """
         path = Path(os.path.expanduser(value.replace("{cache}", str(paths.cache_dir()))))  # noqa: PTH111 - str in
         full = path if path.is_absolute() else self.directory / path
@@ -80,7 +80,7 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     """Reads a fleet's folder and resolves every pool.
 
     Raises:
-        FleetError: with every fault of the file.
+        FleetError: it carries every error of the file.
     """
     document = yaml_document.read(directory / "fleet.yml")
     spec = yaml_document.parse(document, Fleet)
@@ -115,7 +115,7 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
 
 
 def question(name: str, pool: Pool, spec: Fleet, document: yaml_document.Document) -> Question:
-    """What a pool asks of the recipes.
+    """The request of a pool to the recipes.
 
     Raises:
         FleetError: neither the pool nor the defaults name a model.
@@ -199,7 +199,7 @@ def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catal
 
 
 def _unreachable(hosts: list[HostPlan], spec: Fleet, document: yaml_document.Document) -> Iterator[FleetError]:
-    """Rented hosts that nobody could log in to, or the whole world could try."""
+    """Rented hosts whose SSH is open to no network, or to the whole internet."""
     if not any(host.rented for host in hosts):
         return
     if not spec.access.ssh_from:
@@ -222,7 +222,7 @@ def _members(pool: str, count: int | None, static: Mapping[str, StaticHost]) -> 
 
 
 def _duplicates(hosts: list[HostPlan], document: yaml_document.Document) -> Iterator[FleetError]:
-    """A host name or a static address that stands for two hosts."""
+    """A host name or a static address of two hosts."""
     names: dict[str, HostPlan] = {}
     addresses: dict[tuple[str, int], HostPlan] = {}
     for host in hosts:

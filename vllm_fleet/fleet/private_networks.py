@@ -109,7 +109,7 @@ def _too_small(name: str, hosts: tuple[HostPlan, ...], document: yaml_document.D
         return
     parts = PARTS[hosts[0].cloud]
     room = network.num_addresses // parts - _KEPT
-    # All of the hosts may come to be in one zone.
+    # All of the hosts may be created in one zone.
     if len(hosts) > room:
         cut = f", {parts} parts of it with room for {room} each," if parts > 1 else f" with room for {room}"
         yield document.error(
@@ -118,7 +118,7 @@ def _too_small(name: str, hosts: tuple[HostPlan, ...], document: yaml_document.D
 
 
 def _unclear(rented: Mapping[str, tuple[HostPlan, ...]], document: yaml_document.Document) -> Iterator[FleetError]:
-    """Networks that cannot be routed to, as nobody knows their range before they are there."""
+    """Networks that cannot be routed to, because their range is unknown before they exist."""
     for name, hosts in rented.items():
         if block(hosts) is None:
             yield document.error(
@@ -147,7 +147,7 @@ def _overlapping(rented: Mapping[str, tuple[HostPlan, ...]], document: yaml_docu
 def _static(
     hosts: Sequence[HostPlan], rented: Mapping[str, tuple[HostPlan, ...]], document: yaml_document.Document
 ) -> Iterator[FleetError]:
-    """Hosts of one's own in a range of a cloud, and gateways that no firewall can name."""
+    """Static hosts in a range of a cloud, and gateways that no firewall can name."""
     for host in hosts:
         if host.static is None or not rented:
             continue

@@ -53,7 +53,7 @@ class Change:
 
     @property
     def ends_it(self) -> bool:
-        """Whether what the host serves would end."""
+        """Whether the host would stop serving."""
         return self.what in ("replace", "delete")
 
     def record(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Change:
 
 
 def known_changes(plan: Plan, made: Iterable[str]) -> tuple[Change, ...]:
-    """What fleet.yml and stack.json tell without Pulumi: hosts that come and hosts that go.
+    """The hosts to create and to delete, from fleet.yml and stack.json, without Pulumi.
 
     Args:
         plan: the To-Be.
@@ -111,7 +111,7 @@ def host_of(urn: str) -> str | None:
 
 
 def check(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> None:
-    """Holds the hosts that may go against those that would.
+    """Checks that each permitted host is one that the plan replaces or deletes.
 
     Raises:
         FleetError: an unknown host, or one that would not be replaced.
@@ -133,7 +133,7 @@ def check(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> None
 
 
 def refusal(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> FleetError | None:
-    """Why this plan must not be carried out as it is; None when it may be."""
+    """Why this plan is refused; None if it is permitted."""
     bad = [change for change in changes if change.ends_it and change.host not in allowed]
     if not bad or not plan.spec.protect:
         return None
@@ -147,10 +147,10 @@ def refusal(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> Fl
 
 
 def commands(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> tuple[str, ...]:
-    """What to run so that just the allowed hosts are replaced or deleted."""
+    """The commands that replace or delete only the permitted hosts."""
     mine = [change for change in changes if change.host in allowed and change.ends_it]
     lines = [
-        # What the program no longer names, only the state can let go.
+        # Only the state can release a host that the program no longer names.
         shlex.join(["pulumi", "state", "unprotect", "--yes", "--stack", plan.fleet, urn])
         for change in mine
         for urn in change.protected

@@ -10,7 +10,7 @@ from vllm_fleet.catalogue.catalogue import Catalog
 
 
 def repository_errors(copies: Iterable[str], catalog: Catalog, document: Document) -> Iterator[FleetError]:
-    """Copies of repositories that a fleet names, and nobody knows.
+    """Copies that a fleet names of unknown repositories.
 
     Args:
         copies: the names under ``artifacts.repositories``.

@@ -1,4 +1,4 @@
-"""How the controller reaches each host: straight, or through a gateway where the host has no public address."""
+"""How the controller reaches each host: directly, or through a gateway where the host has no public address."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_private(host: HostPlan) -> bool:
 
 
 def jumps(hosts: Sequence[HostPlan], access: Access) -> Mapping[str, str]:
-    """Host -> the gateway that it is reached through; hosts that are reached straight are left out.
+    """Host -> the gateway that it is reached through; hosts that are reached directly are left out.
 
     A gateway of the host's own network, or any where networks are joined. Where none has a public address either, the
     controller must be inside, and reaches everything straight.
@@ -66,7 +66,7 @@ def apart(hosts: Sequence[HostPlan], access: Access, document: yaml_document.Doc
 
 
 def arguments(known_hosts: Path, jump: tuple[str, str, int] | None, key: Path | None) -> str:
-    """What ``ssh`` needs beside address, port and user, as ``ansible_ssh_common_args`` takes it.
+    """The options of ``ssh`` besides address, port and user, as ``ansible_ssh_common_args`` takes it.
 
     Args:
         known_hosts: the file with the keys of the fleet's hosts, the only ones that are taken.
@@ -77,7 +77,7 @@ def arguments(known_hosts: Path, jump: tuple[str, str, int] | None, key: Path | 
     if jump is None:
         return known
     user, address, port = jump
-    # Not -J: what it starts would read neither this known_hosts nor this key.
+    # Not -J: the ssh that it starts would read neither this known_hosts nor this key.
     words = ["ssh", "-W", "[%h]:%p", "-o", f"UserKnownHostsFile={known_hosts}"]
     words += ["-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "-p", str(port)]
     words += ["-i", str(key)] if key else []

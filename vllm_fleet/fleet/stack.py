@@ -25,7 +25,7 @@ class Location:
         address: by SSH, from the controller.
         port: of its sshd.
         user: who logs in.
-        ssh_host_keys: the keys that it may show; two while one takes the other's place.
+        ssh_host_keys: the keys that it may show; two while one replaces the other.
         service_address: by the other hosts of the fleet; what its services bind to.
         jump: the gateway that it is reached through; None: straight.
         id: of the machine, in its cloud; empty for static hosts.
@@ -75,7 +75,7 @@ def made_hosts(plan: Plan) -> tuple[str, ...]:
 
 
 def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[str, ...]]:
-    """The keys that hosts made themselves; they stand in place of those that they were made with."""
+    """The keys that hosts made themselves; they replace the keys of the stack."""
     path = plan.directory / host_keys_file.FILE
     if not path.is_file():
         return {}
@@ -114,7 +114,7 @@ def _read(plan: Plan) -> Stack:
     version = data.get("version") if isinstance(data, dict) else None
     if version != 1:
         raise FleetError(
-            f"is of version {version!r}, this release reads version 1", "run 'pulumi up' with this release", file
+            f"has version {version!r}, this release reads version 1", "run 'pulumi up' with this release", file
         )
     try:
         stack = Stack.model_validate(data)
@@ -124,7 +124,7 @@ def _read(plan: Plan) -> Stack:
         raise FleetError(str(first["msg"]), "run 'pulumi up' to write it again", file, key=key) from None
     if stack.fleet != plan.fleet:
         raise FleetError(
-            f"is of the fleet {stack.fleet!r}, {plan.document.file} is of {plan.fleet!r}",
+            f"belongs to the fleet {stack.fleet!r}, {plan.document.file} to {plan.fleet!r}",
             "select the stack of this fleet",
             file,
             key="fleet",

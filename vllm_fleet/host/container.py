@@ -101,7 +101,7 @@ class Image:
 
     Attributes:
         install: the engine's image, with its digest.
-        machine: the kind of the host's processors; None: whatever it is.
+        machine: the kind of the host's processors; None: any kind.
         vendor: of the host's devices.
         registry: where it is pulled from; None: the registry in its name.
         toolkit: what gives its containers NVIDIA's GPUs; None for other vendors.

@@ -1,4 +1,4 @@
-"""Where engines, encodings, models and caches lie on a host."""
+"""Where engines, encodings, models and caches are on a host."""
 
 from __future__ import annotations
 

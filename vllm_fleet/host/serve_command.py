@@ -1,4 +1,4 @@
-"""Deployment -> the commands that a person would type to get the same server: ``vllm serve``, ``docker run``."""
+"""Deployment -> the commands that start the same server by hand: ``vllm serve``, ``docker run``."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def start_cache_key(deployment: Deployment, revision: str, arch: str, driver: st
         deployment: engine, arguments and environment.
         revision: the model's revision.
         arch: the architecture of the devices.
-        driver: the version of their driver, whose compiler makes a part of the code; None if there is none or it is
+        driver: the version of their driver, whose compiler makes a part of the code; None if it is
             unknown.
     """
     parts = {

@@ -21,7 +21,7 @@ server {{
   tcp_nopush on;
   etag on;
   if ($request_method !~ ^(GET|HEAD)$) {{ return 405; }}
-  # What is being fetched and what fetching needs is nobody else's.
+  # Partial downloads and the mirror's own files are not served.
   location ~ /\\. {{ return 404; }}
   location /wheels/simple/ {{
     index index.html;

@@ -92,7 +92,7 @@ def blocking_errors(reports: Mapping[str, Report]) -> list[FleetError]:
 
 
 def _process_identity(pid: int) -> str:
-    """A process by its number and its start time, since numbers come again."""
+    """A process by its number and its start time, since numbers are reused."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     return f"{pid}-{fields[19]}"
 
@@ -122,7 +122,7 @@ def roles_to_run(fleet: str) -> Mapping[str, frozenset[str]]:
 
 
 def find_idle_hosts(site: Site) -> frozenset[str]:
-    """The serving hosts on which no instance runs, as this run has probed them: a restart interrupts nobody."""
+    """The serving hosts on which no instance runs, as this run has probed them: a restart interrupts no request."""
     drift = _load_drift(site.plan.fleet)
     return frozenset(
         host.plan.name

@@ -1,4 +1,4 @@
-"""Hosts as typed by a person -> hosts of a fleet, with their host keys, facts and classes."""
+"""Hosts as the user types them -> hosts of a fleet, with their host keys, facts and classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 
 @dataclass(frozen=True)
 class NamedHost:
-    """A host as a person types it."""
+    """A host as the user types it."""
 
     address: str
     port: int
@@ -137,7 +137,7 @@ def identify_hosts(
     """Reads the facts of each host and finds its class. Only the confirmed key of each host is trusted.
 
     Args:
-        hosts: the hosts with the host keys that a person has confirmed.
+        hosts: the hosts with the host keys that the user has confirmed.
         key_file: the private key to log in with; None uses ssh's configuration and agent.
         catalog: the recipes.
 

@@ -138,7 +138,7 @@ def _add_hosts(
 
 
 def _pool_name(data: CommentedMap, sized: SizedClass, catalog: Catalog, model: str | None) -> str:
-    """The name of the pool of static hosts of a class; creates the pool where there is none."""
+    """The name of the pool of static hosts of a class; creates the pool if it is missing."""
     pools = data["pools"]
     for name, pool in pools.items():
         if pool.get("cloud") == "static" and pool.get("host_class") == sized.id and model in (None, pool.get("model")):
@@ -177,7 +177,7 @@ def _host_entry(host: IdentifiedHost) -> CommentedMap:
 
 
 def _take_free_name(names: Iterable[str], taken: set[str]) -> str:
-    """The first name that is free; marks it as taken."""
+    """The first free name; adds it to the used names."""
     name = next(name for name in names if name not in taken)
     taken.add(name)
     return name

@@ -87,7 +87,7 @@ def remote_command(user: str, manifest: Manifest) -> str:
 def probe_hosts(
     targets: Sequence[tuple[Target, Manifest]], on_report: Callable[[Report], None] = lambda _: None
 ) -> Mapping[str, Report]:
-    """Asks every host for the items of its manifest that differ.
+    """Probes every host for the items of its manifest that differ.
 
     Args:
         targets: hosts with their manifests.

@@ -45,7 +45,7 @@ class Store:
         return self.folder / f"{record.sha256}.tar.gz"
 
     def read_record(self, key: str) -> Record | None:
-        """The record of a key; None if there is none that can be read."""
+        """The record of a key; None if it is missing or unreadable."""
         try:
             return Record(**json.loads(self._record_file(key).read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
@@ -84,7 +84,7 @@ class Store:
 
     @contextmanager
     def incoming_archive(self) -> Iterator[Path]:
-        """A path in the store for an archive on its way; the file goes if :meth:`keep` does not take it."""
+        """A path in the store for an archive on its way; the file is removed unless :meth:`keep` stores it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".incoming-") as folder:
             yield Path(folder) / "archive"

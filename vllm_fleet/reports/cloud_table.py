@@ -16,7 +16,7 @@ is not in the table (R9700) is served on `static` hosts: `vllm-fleet init` write
 
 
 def markdown(catalog: Catalog) -> str:
-    """The document: a row for each instance type, and the classes that nobody rents."""
+    """The document: a row for each instance type, and the classes that no cloud rents."""
     rows = list(_rows(catalog))
     homeless = [sized.id for sized in catalog.sized_classes() if not any(rental.offers(catalog, sized.id))]
     lines = [_INTRODUCTION, "| class | cloud | instance type | capacity |", "|---|---|---|---|", *rows, ""]

@@ -1,4 +1,4 @@
-"""What ``recipes/drivers.yml`` must agree on, with itself and with the host classes."""
+"""Errors of ``recipes/drivers.yml``: contradictions in the file and with the host classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.schema.driver import ClassDriver, DriverRelease
 from vllm_fleet.schema.recipe import HostClass
 
-#: From Hopper on NVIDIA's own choice is the open modules, for Blackwell there are no others.
+#: NVIDIA's default from Hopper on is the open modules; Blackwell has no others.
 _OPEN_FROM = 90
 
 

@@ -1,4 +1,4 @@
-"""What the files of ``recipes/`` must agree on, beyond the schema of each."""
+"""Errors between the files of ``recipes/``, beyond the schema of each."""
 
 from __future__ import annotations
 

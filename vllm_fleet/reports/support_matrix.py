@@ -1,4 +1,4 @@
-"""The support matrix, and beside it what the endpoints do with the Harmony format and what is known to go wrong."""
+"""The support matrix, the Harmony format at each endpoint, and the known issues."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TAIL = "Made from `recipes/` by `make golden`; `vllm-fleet matrix` prints it.\n
 
 @dataclass(frozen=True)
 class Shape:
-    """How a profile spreads over one host; ``refused`` is the reason where it does not."""
+    """The instances of a profile on one host; ``refused`` is the reason of a refusal."""
 
     instances: int = 0
     tensor_parallel_size: int = 0
@@ -97,7 +97,7 @@ def _shape(catalog: Catalog, question: Question) -> Shape:
     """The shape of a deployment, or the reason of its refusal.
 
     Raises:
-        FleetError: the recipes are wrong; ``vllm-fleet check`` tells all of it.
+        FleetError: the recipes are wrong; ``vllm-fleet check`` prints every error.
     """
     try:
         deployment = resolve(catalog, question)
@@ -119,7 +119,7 @@ def issue_records(known: KnownIssues) -> list[dict[str, Any]]:
 
 
 def document(catalog: Catalog) -> str:
-    """The whole of docs/matrix.md: support, Harmony, and what is known to go wrong."""
+    """The text of docs/matrix.md: support, Harmony and known issues."""
     known = catalog.known_issues
     parts = [markdown(rows(catalog), catalog.profiles), _harmony(known), _issues(known), _TAIL]
     return "\n".join(parts)

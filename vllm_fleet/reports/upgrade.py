@@ -1,4 +1,4 @@
-"""What another engine makes of each deployment, from names files and rules alone: nothing is installed or asked."""
+"""What another engine changes in each deployment, from names files and rules alone; installs nothing, needs no host."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Report:
 
     @property
     def changes(self) -> bool:
-        """Whether any deployment becomes another one, is refused or becomes possible."""
+        """Whether any deployment changes, is refused or becomes possible."""
         return any(effect.outcome != "unchanged" for effect in self.effects)
 
 
@@ -142,7 +142,7 @@ def fleet_cases(catalog: Catalog, old: Engine, pools: Mapping[str, Question]) ->
 
 
 def compare(catalog: Catalog, old: Engine, new: Engine, cases: Iterable[Case]) -> Report:
-    """Resolves every case under both engines and tells what differs; refusals are part of the answer."""
+    """Resolves every case under both engines and lists the differences; refusals are included."""
     pairs = [(case, _side(catalog, case, old), _side(catalog, case, new)) for case in cases]
     old_names, new_names = catalog.names(old), catalog.names(new)
     used: dict[tuple[str, str], dict[str, None]] = {}
@@ -171,7 +171,7 @@ def _side(catalog: Catalog, case: Case, engine: Engine) -> _Side:
         combined, _ = combination(catalog, question)
         seen = replace(combined, features=case.rule_features)
         for file, number, rule in catalog.rules(catalog.model(question.model)):
-            # What looks at final values is kept: it speaks of names too, and an override may bring it about.
+            # Rules that select by final values are kept: they name arguments too, and an override may make them apply.
             fixed = rule.when.model_copy(update={"at_least": None, "env_set": None})
             if selects(fixed, seen):
                 rules[file, number] = rule
@@ -181,7 +181,7 @@ def _side(catalog: Catalog, case: Case, engine: Engine) -> _Side:
 
 
 def _uses(catalog: Catalog, side: _Side) -> Iterator[tuple[str, str, str]]:
-    """Group, dotted key and place of every name that the rules or the deployment of a side speak of.
+    """Group, dotted key and place of every name that the rules or the deployment of a side use.
 
     The names are those of that side's release, also where a rule spells them differently.
     """
@@ -199,7 +199,7 @@ def _uses(catalog: Catalog, side: _Side) -> Iterator[tuple[str, str, str]]:
 
 
 def _rules(pairs: Iterable[tuple[Case, _Side, _Side]]) -> Iterator[RuleChange]:
-    """Rules that hold on one side only, where both sides have a recipe; not those that just tell replacements."""
+    """Rules that hold on one side only, where both sides have a recipe; not those that only list replacements."""
     changes: dict[tuple[str, int, bool, str], tuple[Rule, list[str]]] = {}
     for case, old, new in pairs:
         if old.combination is None or new.combination is None:

@@ -1,4 +1,4 @@
-"""What one host of a class runs, and what it runs instead when its own facts say so."""
+"""What one host of a class runs, and the variant for a host with other facts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Alternative:
 
     @property
     def note(self) -> str:
-        """The note as long as no host has been probed."""
+        """The note before a host is probed."""
         return f"{self._names}: set where {self._condition}, or where that is unknown"
 
     @property

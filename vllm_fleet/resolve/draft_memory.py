@@ -61,7 +61,7 @@ def shape_with_draft(
     provenance: Mapping[str, Origin],
     tensor_parallel: int,
 ) -> tuple[ModelShape, tuple[str, ...]]:
-    """The model's shape with its draft's weights in it, in GiB over all devices of one instance, and what to say of it.
+    """The model's shape with its draft's weights in it, in GiB over all devices of one instance, and notes.
 
     Args:
         catalog: the recipes.
@@ -86,7 +86,7 @@ def shape_with_draft(
 
 
 def draft_errors(catalog: Catalog) -> Iterator[FleetError]:
-    """Drafts of models that do not exist, and drafts that stand among the models too."""
+    """Drafts of models that do not exist, and drafts that are models too."""
     for draft in catalog.drafts.values():
         for name in draft.draft_of:
             if name not in catalog.models:

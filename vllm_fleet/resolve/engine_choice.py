@@ -25,7 +25,7 @@ def supports(model: Model, host: SizedClass, engine: Engine) -> Support | None:
 
 
 def choose_engine(catalog: Catalog, host: SizedClass, model: Model, wanted: str | None) -> tuple[Engine, Support]:
-    """The engine that is asked for, or the newest verified one; the newest of all where none is verified.
+    """The requested engine, or the newest verified one; the newest of all where none is verified.
 
     Raises:
         FleetError: unknown engine (``bad-input``), or no engine with a recipe (``refused``).
@@ -79,14 +79,14 @@ def is_locked(engine: Engine, install: Install, machine: Machine, own: Collectio
 
 
 def choose_install(engine: Engine, wanted: Install | None, machine: Machine, own: Collection[str] = ()) -> Install:
-    """The form that is asked for; else the preferred one of those that are pinned, or of all where none is.
+    """The requested form; else the preferred one of those that are pinned, or of all where none is.
 
     What is not pinned can be shown; a fleet with it is refused, with the reason
     (:mod:`vllm_fleet.host.engine_install`).
 
     Args:
         engine: the engine, with the fleet's digest of its image.
-        wanted: the form that is asked for.
+        wanted: the requested form.
         machine: the kind of the host's processors.
         own: the engines that the fleet brings a lock for.
 

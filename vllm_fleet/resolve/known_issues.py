@@ -11,12 +11,12 @@ from vllm_fleet.schema.recipe import Feature
 
 
 def concerning(catalog: Catalog, deployment: Deployment, features: tuple[Feature, ...] = ()) -> list[KnownIssue]:
-    """The known issues that can meet a deployment, in the order of the catalogue.
+    """The known issues that can affect a deployment, in the order of the catalogue.
 
     Args:
         catalog: the recipes.
         deployment: what was resolved.
-        features: what it was asked to be good for.
+        features: the requested features.
     """
     combination = Combination(
         catalog.host_class(deployment.host_class),

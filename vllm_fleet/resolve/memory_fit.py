@@ -21,7 +21,7 @@ DEFAULT_UTILIZATION = 0.9
 RESERVE_GIB = 3.0
 #: The three processes of a CPU server without weights and cache (resident, measured on 0.32).
 CPU_PROCESSES_GIB = 4.0
-#: vLLM's default of --max-num-seqs on devices with much memory, as the guide for 0.12.0 tells it.
+#: vLLM's default of --max-num-seqs on devices with much memory, as the guide for 0.12.0 has it.
 LARGEST_BATCH = 1024
 LARGEST_BATCH_IS = f"vLLM's large default, {LARGEST_BATCH}"
 #: The length of a sequence where neither fleet nor recipe says one: the 1024 tokens in and 1024 tokens out that the
@@ -66,7 +66,7 @@ def batch(fit: Fit, shape: ModelShape, args: Mapping[str, Any], own_tokens: int 
     Args:
         fit: the memory of the instance.
         shape: the model.
-        args: vLLM's arguments; a recipe's ``max-model-len`` is a ceiling and says nothing of usual lengths.
+        args: vLLM's arguments; a recipe's ``max-model-len`` is a ceiling, not a usual length.
         own_tokens: the ``max-model-len`` that the fleet itself has set; None: :data:`ASSUMED_TOKENS` is taken.
     """
     ceiling = _tokens(args, shape)

@@ -1,4 +1,4 @@
-"""Proves every name of a deployment against what the release reads."""
+"""Checks every name of a deployment against the names that the release reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_names(
     env: Mapping[str, Any],
     provenance: Mapping[str, Origin],
 ) -> None:
-    """Proves every name, and every value that the release lists the choices of.
+    """Checks every name, and every value with a list of choices.
 
     Raises:
         FleetError: a name that the release does not read, with the place that sets it.

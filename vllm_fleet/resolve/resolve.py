@@ -51,7 +51,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of the catalogue; what is left out is chosen by it."""
+    """A request to the catalogue; omitted fields are chosen by it."""
 
     host_class: str
     model: str
@@ -128,7 +128,7 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
 
 
 def combination(catalog: Catalog, question: Question) -> tuple[Combination, Support]:
-    """What a question comes to before any rule is applied, with the entry that supports it.
+    """The combination of a request before any rule is applied, and its support entry.
 
     Raises:
         FleetError: an unknown name, or a class, engine or install form that cannot be.
@@ -170,7 +170,7 @@ def _layers(catalog: Catalog, model: Model, combined: Combination, question: Que
 
 
 def _judge(catalog: Catalog, model: Model, final: Combination) -> tuple[str, ...]:
-    """What the rules say of the final deployment.
+    """The notes of the rules about the final deployment.
 
     Raises:
         FleetError: one of them refuses it.

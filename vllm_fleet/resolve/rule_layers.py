@@ -33,7 +33,7 @@ class Values:
     dropped: dict[str, Origin] = field(default_factory=dict)
 
     def notes(self, engine: str) -> tuple[str, ...]:
-        """What became of the names that the release spells in another way, or does not know.
+        """Notes about names that the release spells differently or does not have.
 
         Args:
             engine: the id of the engine.

@@ -36,7 +36,7 @@ class CloudTable(Strict):
     user: str = Field(pattern=r"^[a-z_][a-z0-9_-]*$")
     #: The instance type of gateways.
     gateway_shape: str
-    #: Words by which an error of this cloud says that a zone has no host of the kind at the moment.
+    #: Parts of this cloud's error messages for a zone without capacity.
     no_capacity: list[str] = Field(min_length=1)
     #: Where the image of each kind is looked up, in the cloud's own terms.
     images: dict[ImageKind, str]
@@ -46,7 +46,7 @@ class CloudTable(Strict):
 
 
 class Purchase(Strict):
-    """An order for capacity, which costs money the moment the stack is made. Nothing is bought without it."""
+    """An order for capacity, which costs money when the stack is created. Nothing is bought without it."""
 
     offering_id: str = Field(min_length=3, description="The offering, as the cloud's search names it.")
     duration_hours: int = Field(gt=0, le=4368, multiple_of=24, description="Length of the block in hours: whole days.")
@@ -180,7 +180,7 @@ class GcpPlacement(_Zoned):
 
     @property
     def place(self) -> tuple[str, ...]:
-        """A network is of one project."""
+        """A network belongs to one project."""
         return (self.project, self.region)
 
     @model_validator(mode="after")
@@ -208,7 +208,7 @@ class OciPlacement(_Zoned):
 
     @property
     def place(self) -> tuple[str, ...]:
-        """A network is of one compartment."""
+        """A network belongs to one compartment."""
         return (self.region, self.compartment)
 
     @model_validator(mode="after")
@@ -265,7 +265,7 @@ class Prices(Strict):
 class HostKeys(Strict):
     """``host-keys.yml``: SSH host keys that hosts made themselves after their first contact, by host.
 
-    Two keys stand there while one takes the other's place, the new one first.
+    It has two keys while one replaces the other, the new one first.
     """
 
     #: The id in ``stack.json`` of the host that made the key: a replaced host shows the stack's key.

@@ -39,7 +39,7 @@ class SigningKey(Strict):
 
 
 class Repository(Strict):
-    """A vendor's apt repository. ``{machine}`` in a URI stands for its name of the processor."""
+    """A vendor's apt repository. ``{machine}`` in a URI is replaced by the repository's name of the processor."""
 
     systems: dict[System | Literal["any"], AptSource] = Field(min_length=1)
     machines: dict[Literal["x86_64", "aarch64"], str]
@@ -87,15 +87,15 @@ class DriverRelease(Strict):
 
 
 class ClassDriver(Strict):
-    """What a host class gets: a release, or the reason why it gets none."""
+    """What a host class gets: a release, or the reason why there is no release."""
 
-    #: The first one that has what the engine asks for is taken.
+    #: The first one that fulfils the engine's requirements is used.
     releases: list[str] = []
-    #: The oldest version that this project does not take any more: newer drivers have not been judged.
+    #: The oldest version that this project refuses: no recipe covers newer drivers.
     driver_below: str | None = Field(default=None, pattern=r"^\d+(\.\d+)*$")
     #: Sizes of the class whose hosts have NVSwitches of their own.
     fabric_manager: list[int] = []
-    #: What those need besides, whose version follows no driver's: the newest is taken once, and held.
+    #: Further packages of those hosts with versions of their own: the newest is installed once, and held.
     fabric_packages: list[Name] = []
     #: Whether hosts of the class share their NVLink network with others.
     imex: bool = False
@@ -120,7 +120,7 @@ class ContainerToolkit(Strict):
 
 
 class VendorHolds(Strict):
-    """What must stay as it is on hosts of a vendor: shell patterns of package names."""
+    """Packages on hold on hosts of a vendor: shell patterns of names."""
 
     packages: list[str] = Field(min_length=1)
 

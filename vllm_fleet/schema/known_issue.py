@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from vllm_fleet.schema.recipe import Name, Strict, When
 
-#: An issue has a cause that can be removed; a limitation is to be lived with in those releases.
+#: An issue has a cause that can be removed; a limitation has no fix in those releases.
 Kind = Literal["issue", "limitation"]
 Api = Literal["responses", "responses-background", "responses-streaming", "chat", "chat-streaming"]
 Capability = Literal["text", "structured-output", "builtin-tools-demo", "builtin-tools-mcp", "function-calling"]
@@ -41,7 +41,7 @@ class KnownIssue(Strict):
     @model_validator(mode="after")
     def _concerns_a_deployment(self) -> KnownIssue:
         if self.when.fact:
-            raise ValueError("an issue cannot look at the facts of a host, a rule can")
+            raise ValueError("an issue cannot select by the facts of a host; use a rule")
         return self
 
     @model_validator(mode="after")
@@ -65,7 +65,7 @@ class Harmony(Strict):
         for api, answers in self.apis.items():
             missing += [f"{api}.{name}" for name in get_args(Capability) if name not in answers]
         if missing:
-            raise ValueError(f"the matrix says nothing of {', '.join(missing)}")
+            raise ValueError(f"the matrix lacks {', '.join(missing)}")
         return self
 
 

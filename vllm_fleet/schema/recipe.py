@@ -26,7 +26,7 @@ Status = Literal["verified", "unverified", "unsupported"]
 Affinity = Literal["none", "prefix"]
 #: How the GPUs of a host reach each other. ``nvlink``: by direct links, ``nvswitch``: through switches.
 Interconnect = Literal["nvlink", "nvswitch", "pcie", "xgmi", "none"]
-#: What a deployment is asked to be good for besides plain serving.
+#: Features of a deployment besides plain serving.
 Feature = Literal["function-calling", "structured-output", "eagle3", "benchmark"]
 #: The kind of a host's processors, as its kernel names it.
 Machine = Literal["x86_64", "aarch64"]
@@ -40,7 +40,7 @@ class Strict(BaseModel):
 
 
 class FactChecks(Strict):
-    """What a host must be before anything is installed on it; a host that is not is refused, never bent.
+    """What a host must be before anything is installed on it; other hosts are refused, never changed.
 
     All of it goes into the manifest, with the vendor, the architecture and the count of the class;
     :mod:`vllm_fleet.facts.vetoes` judges it.
@@ -95,7 +95,7 @@ class WheelInstall(Strict):
     beside: list[str] = []
     #: Requirements in place of those that packages have.
     overrides: list[str] = []
-    #: Packages that are left out, whoever asks for them.
+    #: Packages that are left out, even if other packages require them.
     without: list[str] = []
     #: Packages that are published as sources only, so that each host builds them.
     sources: list[str] = []
@@ -192,7 +192,7 @@ class When(Strict):
 
 
 class Rule(Strict):
-    """A step of a recipe: where it holds, what it sets, says or refuses, and why."""
+    """A step of a recipe: where it holds, what it sets, notes or refuses, and why."""
 
     when: When = When()
     args: Args = {}

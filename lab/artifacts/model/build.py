@@ -47,7 +47,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def describe(folder: Path, name: str, right: int, total: int) -> dict[str, Any]:
-    """The manifest of a model's folder, reckoned from its files.
+    """The manifest of a model's folder, computed from its files.
 
     Args:
         folder: the files; a manifest among them is left out.

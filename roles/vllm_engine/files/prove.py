@@ -43,7 +43,7 @@ check(installed.split("+")[0] == release, f"vllm is {installed}, not {release}")
 if platform == "rocm":
     check("+rocm" in installed, f"vllm is {installed}: without +rocm it is the CUDA build")
 
-# vLLM writes into its home as soon as it is imported, and asks for nothing but that.
+# vLLM writes into its home on import.
 with tempfile.TemporaryDirectory() as home:
     os.environ.update(HOME=home, VLLM_CACHE_ROOT=home, VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1")
     if not errors:
