@@ -77,6 +77,7 @@ def test_every_page_is_built_and_in_the_menu(site: Path) -> None:
     assert all((site / page).with_suffix(".html").is_file() for page in pages)
 
 
+@pytest.mark.slow  # a build of the site each
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from vllm_fleet.base.paths import root
+
+pytestmark = pytest.mark.slow  # each starts a pytest of its own
 
 
 def run_pytest(folder: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
