@@ -53,7 +53,7 @@ def is_stale(lock: Path, machine: str, processes: Path = Path("/proc")) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     name, state = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2]
-    # Another program may have the number now; a zombie only waits for its parent.
+    # Another program may have the number now; a zombie has ended.
     return state == "Z" or not name.startswith("pulumi")
 
 

@@ -25,7 +25,7 @@ class ActionModule(ActionBase):
     _VALID_ARGS = frozenset({"path", "store", "state", "owner", "group", "origin", "times"})
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> Result:
-        """Brings the cache to its state; the result says what has changed."""
+        """Sets the state of the cache; the result reports the change."""
         result = super().run(tmp, task_vars)
         arguments = self._task.args
         self._vars = task_vars or {}

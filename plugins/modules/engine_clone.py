@@ -118,7 +118,7 @@ def clone(source: str, path: str) -> None:
 
 
 def not_of_a_package(folder: str, names: list[str]) -> set[str]:
-    """Leaves out the mark of completeness, which the clone has yet to earn, and names that were given afterwards."""
+    """Leaves out the mark of completeness, which a proof sets later, and names that were added later."""
     if "pyvenv.cfg" in names:
         return {".complete"}
     if os.path.basename(folder) != "site-packages":
@@ -151,7 +151,7 @@ def main() -> None:
         module.fail_json(msg=f"{path} exists already")
     pins = read_pins(module.params["lock"])
     source, other = nearest(path, module.params["locks"], pins, module.params["python"])
-    # What is installed came from one of the old digests; only where the new lock takes all of them, it takes that one.
+    # The installed file has one of the old digests: it surely fits the new lock only if that accepts all of them.
     reinstall = sorted(pin.split("==")[0] for pin in pins if pin in other and not other[pin] <= pins[pin])
     if source and not module.check_mode:
         try:

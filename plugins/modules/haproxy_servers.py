@@ -67,7 +67,7 @@ FORCED_DRAIN = 8
 
 
 def ask(path: str, command: str) -> str:
-    """One command, and all that HAProxy says to it."""
+    """Sends one command; returns the whole answer of HAProxy."""
     text = b""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
         channel.settimeout(30)

@@ -125,7 +125,7 @@ def names_below(path: str) -> Iterator[str]:
 
 
 def member(path: str, name: str) -> tuple[tarfile.TarInfo, bytes] | None:
-    """A file, directory or link as a member of the archive with its bytes; None for anything else or what is gone."""
+    """A file, directory or link as a member of the archive with its bytes; None for others and removed ones."""
     full = os.path.join(path, name)
     try:
         info = os.lstat(full)
@@ -228,7 +228,7 @@ def unpack_member(tar: tarfile.TarFile, entry: tarfile.TarInfo, folder: str) -> 
 
 
 def inner_path(folder: str, name: str) -> str:
-    """The path of a name in a folder, which no link on the way may lead out of.
+    """The path of a name in a folder; links on the way must not lead out of it.
 
     Raises:
         ValueError: the name is outside, or below a link.
@@ -240,7 +240,7 @@ def inner_path(folder: str, name: str) -> str:
 
 
 def ids(owner: str | None, group: str | None) -> tuple[int, int]:
-    """The numbers of an account and a group; those of this process for what is not given.
+    """The numbers of an account and a group; those of this process by default.
 
     Raises:
         KeyError: the host has no such account or group.

@@ -1,7 +1,7 @@
 """Memory arithmetic: do the weights fit, and how many sequences fit beside them.
 
-Figures are GiB (2**30 bytes). The reserve for activations and CUDA graphs is an estimate; what the
-engine measures when it starts is what counts, this refuses only what cannot work.
+Figures are GiB (2**30 bytes). The reserve for activations and CUDA graphs is an estimate: the
+engine measures the real values when it starts; this refuses only what cannot work.
 """
 
 from __future__ import annotations
