@@ -234,7 +234,7 @@ NOT_JUDGED = ("docs/style.md", "docs/matrix.md", "docs/performance.md", "docs/ar
 #: Everything in these folders has messages, comments or docstrings, except locks and binary files.
 CODE = sorted(
     path
-    for folder in ("vllm_fleet", "infra", "lab", "tools", "plugins", "bench", "roles", "playbooks")
+    for folder in ("vllm_fleet", "infra", "lab", "tools", "plugins", "bench", "roles", "playbooks", "recipes")
     for path in (ROOT / folder).rglob("*")
     if path.is_file()
     and path.suffix in ("", ".py", ".yml", ".j2", ".service", ".md")
