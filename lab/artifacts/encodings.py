@@ -12,7 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from lab.artifacts.store import only_one, say, sha256_of
+from lab.artifacts.store import only_one, say
+from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.paths import cache_dir, display
 from vllm_fleet.edge.uv import run_uv
@@ -65,7 +66,7 @@ def put(source: Path, name: str, folder: Path) -> Path:
             file=display(_LOCK),
             code=ErrorCode.WORK_FAILED,
         )
-    if (digest := sha256_of(source)) != SHA256[name]:
+    if (digest := file_sha256(source)) != SHA256[name]:
         raise FleetError(
             f"the sha256 of {name} is {digest}, the official one is {SHA256[name]}",
             hint="nothing was installed; run it again, and if the digest differs again, do not trust the package index",
@@ -82,7 +83,7 @@ def put(source: Path, name: str, folder: Path) -> Path:
 
 
 def _are_official(folder: Path) -> bool:
-    return all((folder / name).is_file() and sha256_of(folder / name) == SHA256[name] for name in MEMBERS)
+    return all((folder / name).is_file() and file_sha256(folder / name) == SHA256[name] for name in MEMBERS)
 
 
 def _fetch(folder: Path) -> None:

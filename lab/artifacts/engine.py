@@ -6,7 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from lab.artifacts.store import build_once, remove_unused, say, sha256_of
+from lab.artifacts.store import build_once, remove_unused, say
+from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.paths import cache_dir, display, root
 from vllm_fleet.edge.uv import run_uv
@@ -41,7 +42,7 @@ def engine_dir() -> Path:
     lock = lock_file()
     if not lock.is_file():
         raise FleetError("the engine's lock is missing", hint="restore it from the repository", file=display(lock))
-    target = cache_dir() / "engines" / f"{ENGINE}-{sha256_of(lock)[:12]}"
+    target = cache_dir() / "engines" / f"{ENGINE}-{file_sha256(lock)[:12]}"
     build_once("engine", target, _is_usable, lambda draft: _install(lock, draft))
     remove_unused(target)
     return target

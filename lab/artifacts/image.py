@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lab.artifacts import engine
-from lab.artifacts.store import build_once, only_one, remove_unused, say, sha256_of
+from lab.artifacts.store import build_once, only_one, remove_unused, say
 from lab.tree import ensure_tree, tree_digest
 from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.paths import cache_dir
 from vllm_fleet.edge.uv import run_uv
 from vllm_fleet.mirror import image_store
@@ -47,7 +48,7 @@ if __name__ == "__main__":
 
 def storage() -> Path:
     """The storage of a registry with the image; built on the first call (minutes, about 3 GB)."""
-    identity = f"{tree_digest()} {sha256_of(engine.lock_file())} {_STEPS}"
+    identity = f"{tree_digest()} {file_sha256(engine.lock_file())} {_STEPS}"
     target = cache_dir() / "images" / hashlib.sha256(identity.encode()).hexdigest()[:12]
     build_once("image", target, lambda folder: (folder / "digest").is_file(), _build)
     remove_unused(target)
@@ -162,7 +163,7 @@ def _add_blob(folder: Path, write: Callable[[BinaryIO], None]) -> tuple[str, int
     draft = folder / f"blob.{os.getpid()}"
     with draft.open("wb") as stream:
         write(stream)
-    name = f"sha256:{sha256_of(draft)}"
+    name = f"sha256:{file_sha256(draft)}"
     size = draft.stat().st_size
     place = blob(folder, name)
     place.parent.mkdir(parents=True, exist_ok=True)

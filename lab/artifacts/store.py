@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import sys
@@ -20,12 +19,6 @@ _UNUSED_DAYS = 14
 def say(message: str) -> None:
     """Writes one line of progress to stderr."""
     print(f"lab: {message}", file=sys.stderr, flush=True)
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

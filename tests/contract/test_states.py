@@ -16,6 +16,7 @@ import pytest
 import yaml
 from ansible.inventory.data import InventoryData
 from ansible.parsing.dataloader import DataLoader
+from healthy_host import H100, HEALTHY
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
@@ -47,16 +48,6 @@ from vllm_fleet.operate import drift, probing
 TABLES: tuple[dict[Any, str], ...] = (probe.TEXTS, probe.VETO_TEXTS, gpu_facts.TEXTS, vetoes.TEXTS)  # type: ignore[assignment]
 #: What is filled into a text: %s, %(tool)s, {floor:.1f}.
 _PLACE = re.compile(r"%(?:\(\w+\))?[.\d]*[sdf]|\{[^}]*\}")
-H100 = {"name": "NVIDIA H100 80GB HBM3", "memory_mib": 81559, "arch": "sm_90"}
-HEALTHY = {
-    "vendor": "nvidia",
-    "gpus": [H100] * 8,
-    "driver": "580.159.03",
-    "cuda": "13.0",
-    "rocm": None,
-    "fabric_manager": "580.159.03",
-    "glibc": "2.39",
-}
 #: What nvidia-smi does on a host that shows no GPU; None: it is not there.
 TOOLS = {
     "mismatch": "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18",

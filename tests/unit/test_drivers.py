@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from healthy_host import H100, HEALTHY
 
 from vllm_fleet import inventory as sites
 from vllm_fleet.base.errors import FleetError
@@ -22,16 +23,6 @@ from vllm_fleet.operate import drift, probing
 from vllm_fleet.reports import driver_check
 from vllm_fleet.schema.driver import RepositoryMirror
 
-H100 = {"name": "NVIDIA H100 80GB HBM3", "memory_mib": 81559, "arch": "sm_90"}
-HEALTHY = {
-    "vendor": "nvidia",
-    "gpus": [H100] * 8,
-    "driver": "580.159.03",
-    "cuda": "13.0",
-    "rocm": None,
-    "fabric_manager": "580.159.03",
-    "glibc": "2.39",
-}
 NO_DRIVER = {
     "vendor": None,
     "gpus": [],

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from lab.artifacts.engine import ENGINE, lock_file
-from lab.artifacts.store import sha256_of
 from tools.engines import manifest, wheels
 from tools.engines.__main__ import names_dir
 from tools.engines.releases import RELEASES
+from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.paths import cache_dir, root
 
 pytestmark = pytest.mark.network
@@ -29,7 +29,7 @@ OTHER = {"engine_release", "source", "covers", "flags", "env", "env_unused", "co
 @pytest.fixture(scope="module")
 def python() -> Path:
     """The interpreter of the engine's environment; ``VLLM_FLEET_ENGINE_PYTHON`` names another one."""
-    built = cache_dir() / "engines" / f"{ENGINE}-{sha256_of(lock_file())[:12]}" / "bin" / "python"
+    built = cache_dir() / "engines" / f"{ENGINE}-{file_sha256(lock_file())[:12]}" / "bin" / "python"
     found = Path(os.environ.get("VLLM_FLEET_ENGINE_PYTHON", built))
     if not found.is_file():
         pytest.skip(f"the engine environment is not built ({found} is missing): `make lab` or `make test` builds it")

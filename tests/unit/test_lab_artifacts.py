@@ -15,6 +15,7 @@ import pytest
 
 from lab.artifacts import encodings, engine, store
 from lab.artifacts.model import build
+from vllm_fleet.base import digests
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.edge import uv
@@ -96,7 +97,7 @@ def test_package_without_the_vocabulary_is_refused(tmp_path: Path) -> None:
 def test_right_vocabulary_is_copied_not_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "source"
     source.write_text("the vocabulary")
-    monkeypatch.setitem(encodings.SHA256, NAME, store.sha256_of(source))
+    monkeypatch.setitem(encodings.SHA256, NAME, digests.file_sha256(source))
     place = encodings.put(source, NAME, tmp_path / "encodings")
     place.write_text("changed")
     assert source.read_text() == "the vocabulary"
@@ -111,7 +112,7 @@ def test_changed_vocabulary_is_fetched_again(monkeypatch: pytest.MonkeyPatch, ca
 
     sample = cache.parent / "sample"
     sample.write_text("the vocabulary")
-    monkeypatch.setattr(encodings, "SHA256", dict.fromkeys(encodings.MEMBERS, store.sha256_of(sample)))
+    monkeypatch.setattr(encodings, "SHA256", dict.fromkeys(encodings.MEMBERS, digests.file_sha256(sample)))
     monkeypatch.setattr(encodings, "run_uv", fake_uv)
     place = encodings.encodings_dir() / NAME
     place.write_text("damaged")
@@ -229,7 +230,7 @@ def test_manifest_names_every_file_but_itself(tmp_path: Path) -> None:
     folder = a_model(tmp_path / "model")
     manifest = build.manifest_of(folder)
     assert sorted(manifest["files"]) == ["config.json", "model.safetensors"]
-    assert manifest["files"]["config.json"] == {"sha256": store.sha256_of(folder / "config.json"), "size": 2}
+    assert manifest["files"]["config.json"] == {"sha256": digests.file_sha256(folder / "config.json"), "size": 2}
     assert manifest["score"] == {"right": 3, "total": 4}
     assert build.describe(folder, "name", 3, 4) == manifest
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from lab.artifacts import store
 from lab.artifacts.__main__ import main
 from lab.artifacts.encodings import SHA256, encodings_dir
 from lab.artifacts.engine import engine_dir
 from lab.artifacts.model.build import manifest_of, model_dir, perturbed_dir
+from vllm_fleet.base import digests
 from vllm_fleet.base.paths import root
 
 pytestmark = pytest.mark.network
@@ -95,7 +95,7 @@ def test_prompts_are_the_ones_that_vllm_makes() -> None:
 
 
 def test_vocabulary_is_the_official_one() -> None:
-    assert {name: store.sha256_of(encodings_dir() / name) for name in SHA256} == SHA256
+    assert {name: digests.file_sha256(encodings_dir() / name) for name in SHA256} == SHA256
 
 
 @pytest.mark.parametrize("find", [model_dir, perturbed_dir], ids=["model", "perturbed"])
@@ -105,7 +105,7 @@ def test_files_are_what_the_manifest_says(find: Any) -> None:
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(manifest["files"])
     assert {path.name for path in folder.iterdir()} == {*manifest["files"], "model.json"}
     for name, facts in manifest["files"].items():
-        assert store.sha256_of(folder / name) == facts["sha256"]
+        assert digests.file_sha256(folder / name) == facts["sha256"]
     assert folder.name == manifest["revision"]
 
 

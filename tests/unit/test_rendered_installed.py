@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab.artifacts.engine import ENGINE, lock_file
-from lab.artifacts.store import sha256_of
+from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.paths import cache_dir, root
 from vllm_fleet.catalogue.catalogue import Catalog
@@ -26,7 +26,7 @@ SCRIPT = root() / "tools" / "engines" / "real_parser.py"
 @pytest.fixture
 def python() -> Path:
     """The interpreter of the engine's environment; ``VLLM_FLEET_ENGINE_PYTHON`` names another one."""
-    built = cache_dir() / "engines" / f"{ENGINE}-{sha256_of(lock_file())[:12]}" / "bin" / "python"
+    built = cache_dir() / "engines" / f"{ENGINE}-{file_sha256(lock_file())[:12]}" / "bin" / "python"
     found = Path(os.environ.get("VLLM_FLEET_ENGINE_PYTHON", built))
     if not found.is_file():
         pytest.skip(f"the engine environment is not built ({found} is missing): `make lab` or `make test` builds it")

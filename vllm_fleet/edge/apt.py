@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.edge import download
 from vllm_fleet.host.apt_repositories import KEY_FILE, Repository, apt_pins
@@ -53,7 +54,7 @@ def list_files(need: Debs, work: Path) -> list[Artifact]:
     for repository in need.repositories:
         key = keys[repository.name]
         place = f"{apt_lists.archive_folder(need.distribution, repository.name)}/{KEY_FILE}"
-        artifacts[place] = Artifact(place, download.file_sha256(key), key.stat().st_size, str(key))
+        artifacts[place] = Artifact(place, file_sha256(key), key.stat().st_size, str(key))
     if missing := len(wanted) - sum(1 for path in artifacts if path.endswith(".deb")):
         raise FleetError(
             f"{missing} packages of {need.distribution} are in no package list",
@@ -73,7 +74,7 @@ def _list_archive(origin: Origin, need: Debs, work: Path, wanted: Iterable[str])
             code=ErrorCode.REFUSED,
         )
     place = f"{origin.place}/{origin.folder}InRelease"
-    yield Artifact(place, download.file_sha256(release), release.stat().st_size, str(release))
+    yield Artifact(place, file_sha256(release), release.stat().st_size, str(release))
     yield from apt_lists.release_lists(release.read_text(encoding="utf-8"), origin, need.architecture)
     for name in origin.lists(need.architecture):
         packages = work / "lists" / apt_lists.apt_list_name(f"{origin.uri}/{origin.folder}{name}")
@@ -122,7 +123,7 @@ def _fetch_key(repository: Repository, path: Path) -> Path:
 
 
 def _has_digest(path: Path, sha256: str | None) -> bool:
-    return sha256 is None or download.file_sha256(path) == sha256
+    return sha256 is None or file_sha256(path) == sha256
 
 
 def _expect_tools(need: Debs) -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 import ssl
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
+from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError, InvariantError
 from vllm_fleet.mirror.store import Artifact, Entry
 
@@ -102,12 +102,6 @@ class _IncompleteError(Exception):
 def partial_file(path: Path) -> Path:
     """The partial file beside the place of a file, kept until the download is complete."""
     return path.with_name(f".{path.name}.part")
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def index_entry(path: Path, sha256: str) -> Entry:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
+from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.edge import download
 from vllm_fleet.edge.download import Fetched, Progress
@@ -133,7 +134,7 @@ def _fetch_file(need: Model, artifact: Artifact, folder: Path, secret: str | Non
             raise _refused(need, error) from None
         except Exception as error:  # any exception of its HTTP library
             raise _unreachable(need, error) from None
-        digest = download.file_sha256(path)
+        digest = file_sha256(path)
         if digest == artifact.sha256 or (not artifact.sha256 and git_blob(path) == artifact.blob):
             path.chmod(0o644)
             progress(artifact.size)

@@ -14,6 +14,7 @@ from typing import Any
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.edge import download
 from vllm_fleet.edge.download import Fetched, Progress
@@ -148,7 +149,7 @@ def verify_store(store: Store, index: Index, say: Callable[[str], None] = lambda
     wrong = []
     for name, entry in index.files.items():
         path = store.place(name)
-        if not path.is_file() or path.stat().st_size != entry.size or download.file_sha256(path) != entry.sha256:
+        if not path.is_file() or path.stat().st_size != entry.size or file_sha256(path) != entry.sha256:
             say(f"wrong: {name}")
             path.unlink(missing_ok=True)
             wrong.append(name)
@@ -285,7 +286,7 @@ def _is_there(store: Store, artifact: Artifact, known: dict[str, Entry]) -> bool
     path = store.place(artifact.path)
     if not artifact.sha256 or not path.is_file() or path.stat().st_size != artifact.size:
         return False
-    if download.file_sha256(path) != artifact.sha256:
+    if file_sha256(path) != artifact.sha256:
         return False
     known[artifact.path] = download.index_entry(path, artifact.sha256)
     return True

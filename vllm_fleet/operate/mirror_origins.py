@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from vllm_fleet.base import paths
+from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import InvariantError
 from vllm_fleet.edge import apt, download, hub, package_index, registry
 from vllm_fleet.edge.download import Fetched, Progress
@@ -37,7 +38,7 @@ def list_files(need: Need, token: str | None) -> list[Artifact]:
 
 def _encoding_file(need: Encoding) -> Artifact:
     local_copy = need.folder / need.name if need.folder else None
-    if local_copy and local_copy.is_file() and download.file_sha256(local_copy) == need.sha256:
+    if local_copy and local_copy.is_file() and file_sha256(local_copy) == need.sha256:
         return Artifact(f"encodings/{need.name}", need.sha256, local_copy.stat().st_size, str(local_copy))
     return Artifact(f"encodings/{need.name}", need.sha256, download.fetch_length(need.url), need.url)
 

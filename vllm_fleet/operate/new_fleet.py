@@ -18,7 +18,7 @@ from vllm_fleet.resolve.resolve import Question, resolve
 #: The models to try, in this order, for a pool without a model.
 MODELS = ("openai/gpt-oss-120b", "openai/gpt-oss-20b")
 _HEADER = """\
-# Existing hosts, found by 'vllm-fleet init'. Other keys: README.md and inventories/example-aws/fleet.yml.
+# Existing hosts, found by 'vllm-fleet init'. Other keys: docs/fleets.md and inventories/example-aws/fleet.yml.
 #   vllm-fleet check --fleet {name}
 #   ansible-playbook -i inventories/{name}/fleet.yml site.yml --check
 fleet: {name}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError
 
 
@@ -54,8 +54,7 @@ class Store:
     def verify_archive(self, record: Record) -> bool:
         """Whether the archive of a record exists and has its digest."""
         try:
-            with self.archive(record).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
+            return file_sha256(self.archive(record)) == record.sha256
         except FileNotFoundError:
             return False
 
@@ -95,8 +94,7 @@ class Store:
         Raises:
             FleetError: the archive does not have the digest of the record.
         """
-        with archive.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(archive)
         if digest != record.sha256:
             raise FleetError(
                 f"the start cache of {record.host} has the SHA-256 {digest} here and {record.sha256} there",

@@ -14,7 +14,8 @@ from typing import Any
 from lab.artifacts.encodings import encodings_dir
 from lab.artifacts.engine import engine_dir, lock_file
 from lab.artifacts.model.questions import QUESTIONS_FILE, read_questions
-from lab.artifacts.store import build_once, say, sha256_of
+from lab.artifacts.store import build_once, say
+from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.paths import cache_dir, root
 
@@ -56,7 +57,7 @@ def describe(folder: Path, name: str, right: int, total: int) -> dict[str, Any]:
         total: how many cases there are.
     """
     files = {
-        path.name: {"sha256": sha256_of(path), "size": path.stat().st_size}
+        path.name: {"sha256": file_sha256(path), "size": path.stat().st_size}
         for path in sorted(folder.iterdir())
         if path.name != MANIFEST
     }
@@ -76,7 +77,7 @@ def revision_of(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 def key_of(files: Iterable[Path]) -> str:
     """The key of a build: 12 hexadecimal digits of the digest of what goes into it, in that order."""
-    digests = "".join(f"{sha256_of(path)}\n" for path in files)
+    digests = "".join(f"{file_sha256(path)}\n" for path in files)
     return hashlib.sha256(digests.encode()).hexdigest()[:12]
 
 
