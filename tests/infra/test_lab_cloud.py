@@ -16,6 +16,7 @@ from infra import clouds
 from infra.fleet import Fleet, FleetArgs
 from infra.hosts import CloudArgs, CloudComponent, inventory_text
 from lab.cloud import LabCloud, places
+from tests.host_keys import public_key
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.paths import root
 from vllm_fleet.catalogue.catalogue import load
@@ -150,7 +151,7 @@ def test_the_files_of_the_fleet_s_folder(tmp_path: Path, recorder: Recorder) -> 
 
 @pulumi.runtime.test
 def test_static_hosts_make_nothing(tmp_path: Path, recorder: Recorder) -> Any:
-    where = StaticHost(address="192.0.2.1", ssh_host_key="ssh-ed25519 AAAA")
+    where = StaticHost(address="192.0.2.1", ssh_host_key=public_key("Key"))
     static = make_host("rack-0", cloud="static", placement={}, static=where)
 
     def check(inventory: dict[str, Any]) -> None:

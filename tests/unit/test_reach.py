@@ -23,7 +23,7 @@ from vllm_fleet.fleet import plan, ssh_routes, stack
 from vllm_fleet.inventory import Site
 from vllm_fleet.operate import drift
 
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKeyHostKeyHostKeyHostKeyHostKeyHostKeyH"
 
 
 def write(tmp_path: Path, placement: dict[str, Any] | None = None, **more: Any) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,6 +18,15 @@ from vllm_fleet.base.yaml_reader import Location, Position, dotted
 Record = TypeVar("Record", bound=BaseModel)
 #: Values are left out and the rest is validated again so often, to report what is wrong beyond the schema too.
 _ATTEMPTS = 4
+#: With more errors of the schema, the rest is not looked at.
+_MOST_ERRORS = 1000
+#: pydantic's types of errors -> plain words.
+_PLAIN_WORDS = {
+    "dict_type": "must be a mapping of keys and values",
+    "list_type": "must be a list",
+    "model_type": "must be a mapping of keys and values",
+    "too_short": "must have at least one entry",
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,6 @@ class Places:
 
     def __init__(self, places: Iterable[Location]) -> None:
         self.all = frozenset(places)
-        self._dotted = frozenset(map(dotted, self.all))
         self._with_parents = frozenset(place[:length] for place in self.all for length in range(len(place) + 1))
 
     def concern(self, location: Location) -> bool:
@@ -69,7 +77,9 @@ class Places:
 
     def concern_key(self, key: str) -> bool:
         """The same for a key path as an error has it, with dots."""
-        return any(f"{key}.".startswith(f"{wrong}.") or f"{wrong}.".startswith(f"{key}.") for wrong in self._dotted)
+        return any(
+            f"{key}.".startswith(f"{wrong}.") or f"{wrong}.".startswith(f"{key}.") for wrong in map(dotted, self.all)
+        )
 
 
 @dataclass(frozen=True)
@@ -193,14 +203,16 @@ def parse(document: Document, model: type[Record], at: Location = (), data: Any 
     try:
         record = model.model_validate(content)
     except ValidationError as invalid:
-        raise_all([*own, *(error for error, _ in _translate(document, invalid, content, at))])
+        raise_all([*own, *_own_errors(document, invalid, content, at)])
         # What is left is a result of values that are wrong in themselves, which the whole file reports.
         raise document.error(at, "has a value that cannot be read") from None
     raise_all(own)
     return record
 
 
-def parse_valid_part(document: Document, model: type[Record], missing: Mapping[str, Any]) -> Parsed[Record]:
+def parse_valid_part(
+    document: Document, model: type[Record], fill: Callable[[dict[str, Any], Places], None]
+) -> Parsed[Record]:
     """Validates the file's data as a record; where it is wrong, what is wrong is left out.
 
     So a caller can check the rest too, and report everything at once.
@@ -208,7 +220,8 @@ def parse_valid_part(document: Document, model: type[Record], missing: Mapping[s
     Args:
         document: the file.
         model: the record.
-        missing: values for keys that the record cannot be made without.
+        fill: puts values in for keys that are left out and that the record cannot be made without. It gets the data,
+            which it changes, and the key paths that are left out.
 
     Raises:
         FleetError: the file is not a mapping.
@@ -217,6 +230,7 @@ def parse_valid_part(document: Document, model: type[Record], missing: Mapping[s
     errors, wrong = list(document.errors), set(document.wrong)
     if not isinstance(data, dict):
         raise_all([*errors, document.error((), "must be a mapping", "see docs/ for the format of this file")])
+    fill(data, Places(wrong))
     for _ in range(_ATTEMPTS):
         try:
             return Parsed(model.model_validate(data), tuple(errors), Places(wrong))
@@ -224,10 +238,19 @@ def parse_valid_part(document: Document, model: type[Record], missing: Mapping[s
             known = Places(wrong)
             found = _translate(document, invalid, data, ())
             errors += [error for error, place in found if not known.concern(place)]
-            places = {place for _, place in found}
-            wrong |= places
-            data = {**missing, **_without(data, places)}
+            if len(errors) > _MOST_ERRORS:
+                break
+            wrong |= {place for _, place in found}
+            data = _without(data, {place for _, place in found})
+            fill(data, Places(wrong))
     return Parsed(None, tuple(errors), Places(wrong))
+
+
+def _own_errors(document: Document, invalid: ValidationError, data: Any, at: Location) -> list[FleetError]:
+    """The errors of a record that do not follow from values that are wrong in themselves."""
+    wrong = Places(document.wrong)
+    found = _translate(document, invalid, data, at)
+    return [error for error, place in found if not wrong.concern((*at, *place))]
 
 
 def _translate(
@@ -237,13 +260,11 @@ def _translate(
     details = invalid.errors(include_url=False, include_context=False)
     # A misspelt key is also a missing one: the spelling comes first.
     details.sort(key=lambda detail: detail["type"] == "missing")
-    wrong_values = Places(document.wrong)
     found: dict[Location, FleetError] = {}
     for detail in details:
         place = _place(detail, data)
-        if place in found or wrong_values.concern((*at, *place)):
-            continue
-        found[place] = _error(document, detail, (*at, *place))
+        if place not in found:
+            found[place] = _error(document, detail, (*at, *place))
     return [(error, place) for place, error in found.items()]
 
 
@@ -264,7 +285,7 @@ def _error(document: Document, detail: Any, location: Location) -> FleetError:
         return document.error(location, "unknown key", "check the spelling")
     if detail["type"] == "missing":
         return document.error(location, "is missing", "add the key")
-    message = str(detail["msg"])
+    message = _PLAIN_WORDS.get(detail["type"], str(detail["msg"]))
     for prefix in ("Value error, ", "Assertion failed, "):
         message = message.removeprefix(prefix)
     if not isinstance(detail["input"], dict | list) and "value_error" not in detail["type"]:

@@ -221,6 +221,7 @@ class _Reader:
             return _Value(event.value, position, 1)
         if "\xa0" in event.value:
             self._refuse(event, at, "contains a no-break space", "replace it by a space, or quote the text")
+            self._errors[-1].column = position.column + event.value.index("\xa0")
             raise _WrongValueError
         try:
             return _Value(read_plain(event.value), position, 1)

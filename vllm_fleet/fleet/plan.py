@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.errors import FleetError, InvariantError, raise_all
@@ -83,7 +84,7 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
         FleetError: it carries every error of the file.
     """
     document = yaml_document.read_with_errors(directory / "fleet.yml")
-    parsed = yaml_document.parse_valid_part(document, Fleet, {"fleet": directory.name})
+    parsed = yaml_document.parse_valid_part(document, Fleet, lambda data, wrong: _fill(data, wrong, directory.name))
     spec = parsed.record
     if spec is None:
         raise_all(parsed.errors)
@@ -117,6 +118,15 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     errors.extend(ssh_routes.unreachable(hosts, spec.access, document))
     raise_all(errors)
     return Plan(spec.fleet, directory, tuple(hosts), spec.access, spec.gateway, document, spec)
+
+
+def _fill(data: dict[str, Any], wrong: yaml_document.Places, name: str) -> None:
+    """Puts in what a wrong fleet.yml lacks, so that the rest of it can be checked: its name, and numbers of hosts."""
+    data.setdefault("fleet", name)
+    pools = data.get("pools")
+    for pool_name, pool in pools.items() if isinstance(pools, dict) else ():
+        if isinstance(pool, dict) and ("pools", pool_name, "hosts") in wrong.all:
+            pool.setdefault("hosts", 0)
 
 
 def question(name: str, pool: Pool, spec: Fleet, document: yaml_document.Document) -> Question:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_fleet.base.errors import raise_all
 from vllm_fleet.catalogue.engine_names import EngineNames
+from vllm_fleet.resolve.parallelism import parallelism_errors
 from vllm_fleet.resolve.provenance import Origin, error_at
 from vllm_fleet.schema.recipe import Engine
 
@@ -22,13 +23,18 @@ def check_names(
     env: Mapping[str, Any],
     provenance: Mapping[str, Origin],
 ) -> None:
-    """Checks every name, and every value with a list of choices.
+    """Checks every name, every value with a list of choices, and what spreads an instance further than planned.
 
     Raises:
-        FleetError: names that the release does not read, and values that it does not take, with the places that set
+        FleetError: names that the release does not read, and values that are not taken, with the places that set
             them; the first error carries the others.
     """
-    raise_all(error_at(provenance, key, message, hint) for key, message, hint in _name_faults(names, engine, args, env))
+    raise_all(
+        [
+            *(error_at(provenance, key, what, hint) for key, what, hint in _name_faults(names, engine, args, env)),
+            *parallelism_errors(names, args, env, provenance),
+        ]
+    )
 
 
 def _name_faults(

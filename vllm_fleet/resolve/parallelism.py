@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vllm_fleet.base.errors import ErrorCode, raise_all
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.engine_names import EngineNames
 from vllm_fleet.resolve.provenance import Origin, error_at
 
@@ -41,7 +41,7 @@ SPREADING_FLAGS: Mapping[str, str] = {
     "node-rank": "joins instances of several hosts",
 }
 #: What starts the processes of one instance on its own host.
-_LOCAL_EXECUTORS = (None, "mp", "uni")
+_LOCAL_EXECUTORS = ("mp", "uni")
 #: Variables with which a launcher tells vLLM of its other processes; vLLM reads some in place of the flags.
 SPREADING_VARIABLES = frozenset(
     {
@@ -62,37 +62,31 @@ SPREADING_VARIABLES = frozenset(
 DEVICE_VARIABLES = frozenset({"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"})
 
 
-def check_parallelism(
-    names: EngineNames,
-    args: Mapping[str, Any],
-    env: Mapping[str, Any],
-    provenance: Mapping[str, Origin],
-) -> None:
-    """Refuses what the plan does not count.
+def parallelism_errors(
+    names: EngineNames, args: Mapping[str, Any], env: Mapping[str, Any], provenance: Mapping[str, Origin]
+) -> Iterator[FleetError]:
+    """Each argument and variable that does what the plan does not count, with the place that sets it.
 
     Args:
         names: what the release reads.
-        args: the final arguments, whose names are checked.
+        args: the final arguments.
         env: the final environment.
         provenance: the origin of each.
-
-    Raises:
-        FleetError: code ``refused``; it carries every such argument and variable, with the place that sets it.
     """
-    raise_all(
-        error_at(provenance, key, message, hint, ErrorCode.REFUSED)
-        for key, message, hint in _refusals(names, args, env)
-    )
+    for key, message, hint in _refusals(names, args, env):
+        yield error_at(provenance, key, message, hint, ErrorCode.REFUSED)
 
 
 def _refusals(names: EngineNames, args: Mapping[str, Any], env: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name, value in args.items():
         key = f"args.{name}"
+        if name not in names.flags or value is None:
+            continue
         if name in SPREADING_FLAGS and value != names.flags[name]["default"]:
             yield key, f"{name} {SPREADING_FLAGS[name]}: {_WITHIN_ONE_HOST}", _USE_TENSOR_PARALLEL
         elif name == "distributed-executor-backend" and value not in _LOCAL_EXECUTORS:
             yield key, f"{name} {value!r} starts processes elsewhere: {_WITHIN_ONE_HOST}", "remove it, or take 'mp'"
-        elif name == "api-server-count" and value not in (None, 1):
+        elif name == "api-server-count" and value != 1:
             yield (
                 key,
                 f"{name} is {value!r}: an instance has one API process, which its watchdog and its metrics read",
@@ -100,7 +94,7 @@ def _refusals(names: EngineNames, args: Mapping[str, Any], env: Mapping[str, Any
             )
         elif name == "decode-context-parallel-size":
             size = args.get("tensor-parallel-size", 1)
-            if value < 1 or size % value:
+            if not isinstance(value, int) or value < 1 or size % value:
                 yield key, f"{name} {value} does not divide the tensor-parallel-size, {size}", "choose a divisor"
     for name in env:
         if name in SPREADING_VARIABLES:

@@ -26,7 +26,6 @@ from vllm_fleet.resolve.engine_choice import (
 )
 from vllm_fleet.resolve.image_digest import Digests, pinned
 from vllm_fleet.resolve.name_check import check_names
-from vllm_fleet.resolve.parallelism import check_parallelism
 from vllm_fleet.resolve.provenance import Origin
 from vllm_fleet.resolve.rule_layers import Layer, Values, stack
 from vllm_fleet.schema.recipe import Feature, Install, Model, Profile, Rule, Support
@@ -80,7 +79,6 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
     values = stack(layers, active)
     names = catalog.names(engine)
     check_names(names, engine, values.args, values.env, values.provenance)
-    check_parallelism(names, values.args, values.env, values.provenance)
     notes = _judge(catalog, model, replace(combined, args=values.args, env=values.env))
     notes += values.notes(engine.id)
     announced = sorted(key.partition(".")[2] for key in values.provenance if names.deprecates(key))

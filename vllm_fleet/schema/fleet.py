@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from vllm_fleet.base.field_types import MOST_HOSTS, GatewayCount, HostCount, SshPublicKey, User
 from vllm_fleet.schema.cloud import Prices
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror
 from vllm_fleet.schema.mirror import Mirror
@@ -17,9 +18,11 @@ from vllm_fleet.schema.recipe import (
     Env,
     Feature,
     Install,
+    Line,
     Machine,
     Name,
     Network,
+    Port,
     Profile,
     Strict,
 )
@@ -39,30 +42,28 @@ class StaticHost(Strict):
     """A host that exists already."""
 
     address: str = Field(description="Name or address at which the controller reaches the host.")
-    port: int = Field(default=22, gt=0, lt=65536, description="Port of its SSH server.")
-    ssh_host_key: str = Field(
-        pattern=r"^(ssh-ed25519|ecdsa-sha2-\S+|ssh-rsa) \S+", description="Its public SSH host key: 'type base64'."
-    )
-    user: str | None = Field(default=None, description="Who logs in. Default: access.ssh_user.")
+    port: Port = Field(default=22, description="Port of its SSH server.")
+    ssh_host_key: SshPublicKey = Field(description="Its public SSH host key: 'type base64'.")
+    user: User | None = Field(default=None, description="Who logs in. Default: access.ssh_user.")
 
 
 class Pool(Strict):
     """Hosts of one class that serve one model with one profile."""
 
-    host_class: str = Field(
+    host_class: Line = Field(
         description="The kind of host and its number of devices, such as h100-8; 'vllm-fleet matrix' lists them."
     )
     cloud: Cloud = Field(description="Where the hosts come from; 'static' for hosts that exist already.")
     placement: dict[str, Any] = Field(
         default={}, description="Where in the cloud the hosts are, and how they are rented."
     )
-    hosts: int | None = Field(default=None, ge=0, description="The number of hosts. Static pools list them instead.")
+    hosts: HostCount | None = Field(default=None, description="The number of hosts. Static pools list them instead.")
     static: dict[Name, StaticHost] = Field(default={}, description="The hosts of a static pool, by name.")
-    model: str | None = Field(default=None, description="The model to serve. Default: defaults.model.")
+    model: Line | None = Field(default=None, description="The model to serve. Default: defaults.model.")
     profile: Profile | None = Field(
         default=None, description="What the recipe optimises for. Default: defaults.profile."
     )
-    engine: str | None = Field(
+    engine: Line | None = Field(
         default=None, description="The engine of recipes/engines. Default: the newest verified one for the class."
     )
     install: Install | None = Field(
@@ -89,7 +90,7 @@ class Pool(Strict):
 class Tls(Strict):
     """TLS at the gateway."""
 
-    certificate_file: str = Field(
+    certificate_file: Line = Field(
         description="PEM file with the certificate chain and the key, relative to the fleet's folder."
     )
 
@@ -101,7 +102,7 @@ class Gateway(Strict):
         default="gateway",
         description="What the names of the gateways begin with. Two fleets in one inventory need different ones.",
     )
-    hosts: int | None = Field(default=None, ge=0, description="The number of gateways.")
+    hosts: GatewayCount | None = Field(default=None, description="The number of gateways.")
     static: dict[Name, StaticHost] = Field(default={}, description="Gateways that exist already, by name.")
     cloud: Cloud | None = Field(default=None, description="Default: the cloud of the first pool.")
     placement: dict[str, Any] = Field(default={}, description="What differs from the placement of the first pool.")
@@ -109,9 +110,9 @@ class Gateway(Strict):
         default="none",
         description="'prefix' sends requests with the same beginning to the same host, whose cache has it.",
     )
-    port: int = Field(default=8080, gt=0, lt=65536, description="Port of the API.")
+    port: Port = Field(default=8080, description="Port of the API.")
     tls: Tls | None = Field(default=None, description="Default: the API is served without TLS.")
-    api_keys_file: str = Field(
+    api_keys_file: Line = Field(
         default="api-keys.yml",
         description="File with the digests of the API keys, relative to the fleet's folder: name -> 'sha256:<hex>'.",
     )
@@ -122,7 +123,7 @@ class Access(Strict):
 
     ssh_from: list[Network] = Field(default=[], description="Networks that may open SSH, in CIDR form.")
     api_from: list[Network] = Field(default=[], description="Networks that may open the API, in CIDR form.")
-    ssh_user: str | None = Field(
+    ssh_user: User | None = Field(
         default=None, description="Who logs in. Default: root, or the user of the cloud's image."
     )
     joined_networks: bool = Field(
@@ -134,7 +135,7 @@ class Access(Strict):
         description="How the controller reaches hosts without a public address: through a gateway of their network, or "
         "directly from inside (VPN, peering, a controller in the same network).",
     )
-    ssh_private_key_file: str | None = Field(
+    ssh_private_key_file: Line | None = Field(
         default=None,
         description="Private key, relative to the fleet's folder. Default: ssh's own configuration and agent.",
     )
@@ -155,16 +156,16 @@ class Access(Strict):
 class Defaults(Strict):
     """Values for pools that do not give their own."""
 
-    model: str | None = Field(default=None, description="The model to serve, such as openai/gpt-oss-120b.")
+    model: Line | None = Field(default=None, description="The model to serve, such as openai/gpt-oss-120b.")
     profile: Profile = Field(default="balanced", description="What the recipe optimises for.")
 
 
 class Artifacts(Strict):
     """Copies on the controller; ``{cache}`` is the project's cache folder."""
 
-    models: dict[str, str] = Field(default={}, description="Model -> folder with its files on the controller.")
-    encodings: str | None = Field(default=None, description="Folder with the vocabularies on the controller.")
-    locks: dict[str, str] = Field(
+    models: dict[Line, Line] = Field(default={}, description="Model -> folder with its files on the controller.")
+    encodings: Line | None = Field(default=None, description="Folder with the vocabularies on the controller.")
+    locks: dict[Line, Line] = Field(
         default={},
         description="Engine -> a lock of your own, made by tools.locks; {machine} is x86_64 or aarch64.",
     )
@@ -200,6 +201,15 @@ class Fleet(Strict):
     )
     prices: Prices | None = Field(default=None, description="Your own price list for 'vllm-fleet plan'.")
 
+    @model_validator(mode="after")
+    def _is_measured(self) -> Fleet:
+        hosts = sum(len(pool.static) or pool.hosts or 0 for pool in self.pools.values())
+        if hosts > MOST_HOSTS:
+            raise ValueError(
+                f"has {hosts} hosts: docs/performance.md measures {MOST_HOSTS}; split it into several fleets"
+            )
+        return self
+
 
 class ApiKeys(Strict):
     """``api-keys.yml``: the digests of the keys that the gateway takes, by the name of their owner."""
@@ -210,13 +220,13 @@ class ApiKeys(Strict):
 class StackHost(Strict):
     """One host as the stack made it."""
 
-    address: str
+    address: Line
     #: Where the other hosts of the fleet reach it; the same as ``address`` unless given.
-    private_address: str | None = None
-    id: str
-    user: str
-    ssh_host_key: str = Field(pattern=r"^\S+ \S+")
-    zone: str
+    private_address: Line | None = None
+    id: Line
+    user: User
+    ssh_host_key: SshPublicKey
+    zone: Line
 
 
 class Stack(Strict):
