@@ -8,11 +8,11 @@ from typing import Any
 import pulumi
 import pytest
 from cloud_fleets import built, write
+from host_keys import public_key
 from recording import Recorder
 from test_policy import FUNCTIONS, POOLS, Opening, openings
 
 from infra.hosts import SERVICE_PORTS
-from tests.host_keys import public_key
 from vllm_fleet.fleet import plan
 
 #: What the recorder gives as the private address of a gateway.

@@ -10,13 +10,13 @@ from typing import Any, get_args
 
 import pulumi
 import pytest
+from host_keys import public_key
 from recording import Recorder, make_args, make_host, make_plan
 
 from infra import clouds
 from infra.fleet import Fleet, FleetArgs
 from infra.hosts import CloudArgs, CloudComponent, inventory_text
 from lab.cloud import LabCloud, places
-from tests.host_keys import public_key
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.paths import root
 from vllm_fleet.catalogue.catalogue import load

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+from host_keys import public_key
 
-from tests.host_keys import public_key
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue as catalogs
 from vllm_fleet.catalogue import rental

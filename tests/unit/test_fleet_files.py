@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from host_keys import public_key
 
-from tests.host_keys import public_key
 from vllm_fleet import inventory
 from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import FleetError

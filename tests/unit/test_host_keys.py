@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from host_keys import public_key
 
-from tests.host_keys import public_key
 from vllm_fleet.base import yaml_document
 from vllm_fleet.fleet import host_keys_file
 from vllm_fleet.fleet.host_keys_file import Shown

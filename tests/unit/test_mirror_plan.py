@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from host_keys import public_key
 
-from tests.host_keys import public_key
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
