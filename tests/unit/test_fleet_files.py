@@ -70,7 +70,7 @@ def test_static_gateways_that_are_only_counted_have_no_address(fleets: Path) -> 
 
 
 def test_the_same_address_twice(fleets: Path) -> None:
-    rack = f"{{address: 198.51.100.7, port: 2222, ssh_host_key: {public_key('Rack')}}}"
+    rack = f"{{address: 198.51.100.7, port: 2222, ssh_host_key: {public_key('Node')}}}"
     second = f"      rack-b: {rack}\n    overrides:"
     change(fleets, "    overrides:", second)
     with pytest.raises(FleetError, match=r"rack-b and rack-a both have the address 198\.51\.100\.7"):

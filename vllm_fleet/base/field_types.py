@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 #: RFC 1918; the units of vLLM accept connections from no other range.
 PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 
@@ -167,6 +168,13 @@ def _strings(blob: bytes) -> list[bytes] | None:
     return strings or None
 
 
+def _secret_digest(value: Any) -> Any:
+    """A digest of a secret. The error does not repeat the value: it may be the secret itself."""
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise ValueError("is not a digest: write 'sha256:' and 64 hexadecimal digits, in quotes, not the key itself")
+    return value
+
+
 def _day(value: str) -> str:
     try:
         return datetime.date.fromisoformat(value).isoformat()
@@ -174,7 +182,9 @@ def _day(value: str) -> str:
         raise ValueError(f"{value[:80]!r} is not a day: write YYYY-MM-DD") from None
 
 
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(pattern=f"^{_DIGEST.pattern}$")]
+#: Of a secret.
+SecretDigest = Annotated[str, BeforeValidator(_secret_digest)]
 #: The pattern is for the JSON Schema; the validator has the clearer message.
 Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{_NAME.pattern}$"})]
 Network = Annotated[str, AfterValidator(_network)]

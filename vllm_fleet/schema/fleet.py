@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from vllm_fleet.base.field_types import MOST_HOSTS, GatewayCount, HostCount, SshPublicKey, User
+from vllm_fleet.base.field_types import MOST_HOSTS, GatewayCount, HostCount, SecretDigest, SshPublicKey, User
 from vllm_fleet.schema.cloud import Prices
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror
 from vllm_fleet.schema.mirror import Mirror
@@ -214,7 +214,7 @@ class Fleet(Strict):
 class ApiKeys(Strict):
     """``api-keys.yml``: the digests of the keys that the gateway takes, by the name of their owner."""
 
-    keys: dict[Name, Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]]
+    keys: dict[Name, SecretDigest]
 
 
 class StackHost(Strict):

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from vllm_fleet.schema.recipe import Line, Name, Port, Strict
+
+
+def _has_port(address: str) -> bool:
+    """Whether the port of an address, if it names one, can be a port."""
+    try:
+        return urlsplit(address).port != 0
+    except ValueError:
+        return False
 
 
 class Mirror(Strict):
@@ -49,6 +58,9 @@ class Mirror(Strict):
     def _one_place(self) -> Mirror:
         if self.url and self.host:
             raise ValueError("a mirror is either at 'url' or on 'host'")
+        for key, address in (("url", self.url), ("registry", self.registry and f"//{self.registry}")):
+            if address and not _has_port(address):
+                raise ValueError(f"the port of {key!r} is not a number from 1 to 65535")
         if self.distribution and not self.is_there:
             raise ValueError("a mirror that carries packages is at 'url' or on 'host'")
         if self.packages and not self.distribution:
