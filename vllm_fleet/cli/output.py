@@ -36,8 +36,17 @@ def fleet_directory(name: str) -> Path:
 
 
 def fleet_directories() -> list[Path]:
-    """The folders of all fleets, by name."""
-    return sorted(file.parent for file in paths.inventories_dir().glob("*/fleet.yml"))
+    """The folders of all fleets, by name.
+
+    Raises:
+        FleetError: there is no folder of fleets.
+    """
+    folder = paths.inventories_dir()
+    if not folder.is_dir():
+        raise FleetError(
+            "there is no such folder of fleets", "correct the variable VLLM_FLEET_INVENTORIES", paths.display(folder)
+        )
+    return sorted(file.parent for file in folder.glob("*/fleet.yml"))
 
 
 def print_text(text: str = "", *, end: str = "\n", bold: bool = False) -> None:
