@@ -20,6 +20,8 @@ Record = TypeVar("Record", bound=BaseModel)
 _ATTEMPTS = 4
 #: With more errors of the schema, the rest is not looked at.
 _MOST_ERRORS = 1000
+#: Letters of a message, which may repeat a value of any size.
+_MOST_LETTERS = 600
 #: pydantic's types of errors -> plain words.
 _PLAIN_WORDS = {
     "dict_type": "must be a mapping of keys and values",
@@ -61,7 +63,8 @@ class Document:
         self, location: Location, message: str, hint: str = "", code: ErrorCode = ErrorCode.BAD_INPUT
     ) -> FleetError:
         """An error at a key path of this file."""
-        return FleetError(message, hint, self.file, self.line(location), dotted(location) or None, code=code)
+        short = message if len(message) <= _MOST_LETTERS else f"{message[:_MOST_LETTERS]}..."
+        return FleetError(short, hint, self.file, self.line(location), dotted(location) or None, code=code)
 
 
 class Places:

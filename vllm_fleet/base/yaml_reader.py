@@ -353,6 +353,10 @@ def _syntax_error(fault: yaml.MarkedYAMLError, text: str, file: str) -> FleetErr
     line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
     lines = text.split("\n")
     here = lines[mark.line] if mark and mark.line < len(lines) else ""
+    for number in {fault.context_mark.line if fault.context_mark else -1, mark.line if mark else -1}:
+        if "\xa0" in "".join(lines[number : number + 1]):
+            message, hint = "is not valid YAML: a no-break space", "replace it by a space"
+            return FleetError(message, hint, file, number + 1, column=lines[number].index("\xa0") + 1)
     if mark and ("\t" in here[: len(here) - len(here.lstrip())] or here[mark.column : mark.column + 1] == "\t"):
         message, hint = "a tab, where YAML takes only spaces", "replace tabs by spaces"
     else:
