@@ -48,9 +48,9 @@ def test_the_overrides_of_public_reports_are_refused_with_their_lines(tmp_path: 
     errors = errors_of(from_fixture(tmp_path, "parallelism"))
     assert [(error.line, error.key) for error in errors] == [
         (11, "pools.replicas.overrides.args.data-parallel-size"),
-        (16, "pools.stages.overrides.args.pipeline-parallel-size"),
-        (22, "pools.twice.overrides.args.pipeline-parallel-size"),
-        (22, "pools.twice.overrides.args.nnodes"),
+        (17, "pools.stages.overrides.args.pipeline-parallel-size"),
+        (23, "pools.twice.overrides.args.pipeline-parallel-size"),
+        (23, "pools.twice.overrides.args.nnodes"),
     ]
     for error in errors:
         assert "this project serves within one host, with tensor parallelism" in error.message

@@ -241,10 +241,11 @@ def parse_valid_part(
             known = Places(wrong)
             found = _translate(document, invalid, data, ())
             errors += [error for error, place in found if not known.concern(place)]
-            if len(errors) > _MOST_ERRORS:
+            places = {place for _, place in found}
+            if len(errors) > _MOST_ERRORS or () in places:
                 break
-            wrong |= {place for _, place in found}
-            data = _without(data, {place for _, place in found})
+            wrong |= places
+            data = _without(data, places)
             fill(data, Places(wrong))
     return Parsed(None, tuple(errors), Places(wrong))
 

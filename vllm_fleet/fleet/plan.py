@@ -19,6 +19,7 @@ from vllm_fleet.fleet.host_plan import GATEWAY_POOL, HostPlan
 from vllm_fleet.fleet.mirror_faults import mirror_errors
 from vllm_fleet.resolve import image_digest
 from vllm_fleet.resolve.resolve import Question, resolve
+from vllm_fleet.schema.cloud import LabPlacement
 from vllm_fleet.schema.fleet import Access, Fleet, Gateway, Pool, StaticHost
 
 _USERS = {"lab": "deploy", "static": "root"}
@@ -162,6 +163,11 @@ def _serving_hosts(
         deployment = resolve(catalog, pool_question)
     except FleetError as fault:
         errors += [_at_pool(name, pool, document, error) for error in (fault, *fault.others)]
+    if pool.cloud == "lab":
+        try:
+            yaml_document.parse(document, LabPlacement, ("pools", name, "placement"), pool.placement)
+        except FleetError as fault:
+            errors += [fault, *fault.others]
     if rental.is_rented(pool.cloud):
         try:
             rented = rental.rent_pool(catalog, name, pool, document)
@@ -216,6 +222,9 @@ def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catal
     beside = first_pool.placement if cloud == first_pool.cloud else {}
     placement = {key: value for key, value in beside.items() if key != "first"}
     rented = None
+    if cloud == "lab" and gateway.hosts:
+        at = ("gateway", "placement") if gateway.placement else ("gateway",)
+        yaml_document.parse(document, LabPlacement, at, {**placement, **gateway.placement})
     if rental.is_rented(cloud) and gateway.hosts:
         rented = rental.rent_gateways(catalog, cloud, placement, gateway.placement, document)
     user = spec.access.ssh_user or (catalog.clouds[cloud].user if rental.is_rented(cloud) else _USERS[cloud])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from vllm_fleet.base.field_types import WHOLE, Day, SshPublicKey
 from vllm_fleet.schema.recipe import Cloud, Line, Name, PrivateNetwork, Strict
@@ -245,7 +246,28 @@ class DigitalOceanPlacement(Placement):
         return self
 
 
-#: The placement of every cloud whose hosts are rented; that of the lab is checked by the lab.
+def _lab_network(value: str) -> str:
+    try:
+        network = ipaddress.IPv4Network(value)
+    except ValueError as fault:
+        raise ValueError(f"is {value!r}: {fault}; give an IPv4 network such as 10.77.0.0/24") from None
+    if network.prefixlen > 29 or not network.is_private:
+        raise ValueError(f"is {value!r}: give a private IPv4 network of 8 addresses or more")
+    return value
+
+
+class LabPlacement(Strict):
+    """Where the hosts of the lab are: systemd hosts of this machine."""
+
+    #: A network interface of Linux has at most 15 characters.
+    bridge: str = Field(pattern=r"^[a-z][a-z0-9-]{0,14}$", description="The bridge on this machine that they share.")
+    subnet: Annotated[str, AfterValidator(_lab_network)] = Field(description="The IPv4 network of the bridge.")
+    first: Annotated[int, Field(ge=2, le=65534), WHOLE] | None = Field(
+        default=None, description="The place of the first host in the subnet. Default: 11, and 2 for gateways."
+    )
+
+
+#: The placement of every cloud whose hosts are rented.
 PLACEMENTS: dict[str, type[Placement]] = {
     "aws": AwsPlacement,
     "gcp": GcpPlacement,
