@@ -119,7 +119,8 @@ def read_with_errors(path: Path) -> Document:
     """
     file = paths.display(path)
     content = yaml_reader.read_text(_text(path, file), file)
-    return Document(file, content.data, content.position, content.errors, content.wrong)
+    # An error in an empty file names its first line.
+    return Document(file, content.data, content.position or Position(1, 1), content.errors, content.wrong)
 
 
 def read_json(path: Path) -> Document:
@@ -202,7 +203,7 @@ def parse(document: Document, model: type[Record], at: Location = (), data: Any 
     own = document.errors if data is None else ()
     content = document.data if data is None else data
     if not isinstance(content, dict):
-        raise_all([*own, document.error(at, "must be a mapping", "see docs/ for the format of this file")])
+        raise_all([*own, _no_mapping(document, at)])
     try:
         record = model.model_validate(content)
     except ValidationError as invalid:
@@ -232,7 +233,7 @@ def parse_valid_part(
     data = document.data
     errors, wrong = list(document.errors), set(document.wrong)
     if not isinstance(data, dict):
-        raise_all([*errors, document.error((), "must be a mapping", "see docs/ for the format of this file")])
+        raise_all([*errors, _no_mapping(document, ())])
     fill(data, Places(wrong))
     for _ in range(_ATTEMPTS):
         try:
@@ -248,6 +249,11 @@ def parse_valid_part(
             data = _without(data, places)
             fill(data, Places(wrong))
     return Parsed(None, tuple(errors), Places(wrong))
+
+
+def _no_mapping(document: Document, at: Location) -> FleetError:
+    message = "is empty, and must be a mapping" if document.data is None else "must be a mapping"
+    return document.error(at, message, "see docs/ for the format of this file")
 
 
 def _own_errors(document: Document, invalid: ValidationError, data: Any, at: Location) -> list[FleetError]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,7 +43,7 @@ def fleet_directories() -> list[Path]:
         FleetError: there is no folder of fleets.
     """
     folder = paths.inventories_dir()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise FleetError(
             "there is no such folder of fleets", "correct the variable VLLM_FLEET_INVENTORIES", paths.display(folder)
         )
