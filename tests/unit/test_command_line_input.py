@@ -66,11 +66,11 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (["plan", "--nope", "--json"], "No such option: --nope", "'vllm-fleet plan --help' shows the options"),
+        (["plan", "--nope", "--json"], "No such option: --nope", "plan --help' shows the options"),
         (["plam", "--json"], "No such command 'plam'. Did you mean 'plan'?", "--help"),
-        (["recipe", "--json"], "Missing option '--host-class'.", "'vllm-fleet recipe --help'"),
+        (["recipe", "--json"], "Missing option '--host-class'.", "recipe --help'"),
         (["plan", "--json", "--prices", "none"], "Invalid value for '--prices'", "--help"),
-        (["explain", "--json"], "Missing argument 'HOST'.", "--help"),
+        (["explain", "--json"], "Missing argument 'host'.", "--help"),
     ],
 )
 def test_a_usage_error_with_json_is_json(arguments: list[str], message: str, hint: str, run: Run) -> None:

