@@ -31,7 +31,7 @@ _TOKENIZER_SECONDS = 600
 
 
 def published_key() -> str:
-    """The key of the build that was published; empty when none is."""
+    """The key of the build that was published, or an empty text if there is no published model."""
     path = FOLDER / "published.json"
     return str(json.loads(path.read_text(encoding="utf-8"))["key"]) if path.is_file() else ""
 
