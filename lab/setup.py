@@ -1,4 +1,4 @@
-"""``python -m tools.setup_parts`` builds what the lab needs, side by side: Pulumi, Debian, the engine, the model."""
+"""``python -m lab.setup`` builds what the lab needs, side by side: Pulumi, Debian, the engine, the model."""
 
 from __future__ import annotations
 
