@@ -39,7 +39,7 @@ class Document:
         file: its name, as the user would type it.
         data: its values, without those that are wrong in themselves.
         position: where they are; None in an empty file.
-        errors: what is wrong with the values themselves, whatever the schema is.
+        errors: what is wrong with the values themselves, for any schema.
         wrong: the key paths of these values.
     """
 

@@ -163,7 +163,7 @@ def _serving_hosts(
         deployment = resolve(catalog, pool_question)
     except FleetError as fault:
         errors += [_at_pool(name, pool, document, error) for error in (fault, *fault.others)]
-    if pool.cloud == "lab":
+    if pool.cloud == "lab" and pool.hosts:
         try:
             yaml_document.parse(document, LabPlacement, ("pools", name, "placement"), pool.placement)
         except FleetError as fault:

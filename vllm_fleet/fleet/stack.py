@@ -104,21 +104,17 @@ def _read(plan: Plan) -> Stack:
     file = paths.display(path)
     if not path.exists():
         raise FleetError(f"the hosts of {plan.document.file} do not exist yet", "run 'pulumi up'", file)
-    again = "run 'pulumi up --refresh' to write it again"
     try:
         document = yaml_document.read_json(path)
         version = document.data.get("version") if isinstance(document.data, dict) else None
-        if version != 1:
-            raise document.error(
-                ("version",),
-                f"has version {version!r}, this release reads version 1",
-                "run 'pulumi up' with this release",
-            )
-        stack = yaml_document.parse(document, Stack)
+        stack = yaml_document.parse(document, Stack) if version == 1 else None
     except FleetError as fault:
         for error in (fault, *fault.others):
-            error.hint = error.hint if "pulumi" in error.hint else again
+            error.hint = "run 'pulumi up --refresh' to write it again"
         raise
+    if stack is None:
+        message = f"has version {version!r}, this release reads version 1"
+        raise document.error(("version",), message, "run 'pulumi up' with this release")
     if stack.fleet != plan.fleet:
         raise document.error(
             ("fleet",),

@@ -24,7 +24,7 @@ def serve_until_ended(store: Store, plan: Plan) -> None:
     Raises:
         FleetError: the fleet's mirror is not on this machine, a program is missing, or one failed.
     """
-    mirror, parts = plan.spec.mirror, check_servable(plan)
+    mirror, parts = plan.spec.mirror, _served_address(plan)
     with tempfile.TemporaryDirectory(prefix="vllm-fleet-mirror-") as state:
         programs = [("nginx", start_nginx(store, f"{parts.hostname}:{parts.port or 80}", Path(state)))]
         try:
@@ -40,12 +40,20 @@ def serve_until_ended(store: Store, plan: Plan) -> None:
         raise FleetError(f"{name} ended with {code}", "its own message is above", code=ErrorCode.WORK_FAILED)
 
 
-def check_servable(plan: Plan) -> SplitResult:
-    """The address at which this machine serves the fleet's mirror.
+def check_servable(plan: Plan) -> None:
+    """Checks what can be checked before the mirror is filled.
 
     Raises:
         FleetError: the fleet's mirror is not one that this machine can serve, or a program is missing.
     """
+    _served_address(plan)
+    _find_program("nginx", "nginx-light")
+    if plan.spec.mirror.registry_port:
+        _find_program("docker-registry", "docker-registry")
+
+
+def _served_address(plan: Plan) -> SplitResult:
+    """The address at which this machine serves the fleet's mirror."""
     mirror = plan.spec.mirror
     if mirror.url is None:
         raise plan.document.error(
@@ -60,9 +68,6 @@ def check_servable(plan: Plan) -> SplitResult:
             "is https, which --serve does not support",
             "serve the directory with your own web server",
         )
-    _find_program("nginx", "nginx-light")
-    if mirror.registry_port:
-        _find_program("docker-registry", "docker-registry")
     return address
 
 

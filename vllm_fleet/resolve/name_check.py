@@ -73,7 +73,7 @@ def _value_fault(names: EngineNames, engine: Engine, name: str, value: Any) -> t
     if flag["type"] in ("int", "float") and (isinstance(value, bool) or not isinstance(value, int | float)):
         return f"{name!r} is {value!r}, not a number", "write a number without quotes"
     if flag["type"] == "int" and isinstance(value, float):
-        return f"{name!r} is {value!r}, not a whole number", "write it without a decimal point"
+        return f"{name} is {value!r}, not a whole number", "write it without a decimal point"
     choices = names.tool_call_parsers if name == "tool-call-parser" else flag.get("choices")
     if choices and flag["type"] != "list" and value not in choices:
         known = ", ".join(map(str, sorted(choices, key=str)))
