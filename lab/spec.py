@@ -140,9 +140,11 @@ class Placement:
         try:
             checked = LabPlacement.model_validate(dict(placement))
         except ValidationError as invalid:
-            detail = invalid.errors()[0]
+            # A misspelt key is also a missing one: the spelling comes first.
+            detail = min(invalid.errors(), key=lambda error: error["type"] == "missing")
             key = str(detail["loc"][0]) if detail["loc"] else None
-            raise FleetError(str(detail["msg"]), "docs/lab.md shows the lab's placement", key=key) from None
+            message = "unknown key" if detail["type"] == "extra_forbidden" else str(detail["msg"])
+            raise FleetError(message, "docs/lab.md shows the lab's placement", key=key) from None
         first = default_first if checked.first is None else checked.first
         return cls(checked.bridge, ipaddress.IPv4Network(checked.subnet), first)
 
