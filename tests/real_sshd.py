@@ -1,4 +1,4 @@
-"""OpenSSH's sshd on an overlay of the lab's tree: users, shells and sudo rules that this machine never sees. Root only."""
+"""OpenSSH's sshd on an overlay of the lab's tree, for root: users, shells and sudo rules of its own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class User:
     """
 
     name: str
-    shell: str = "/bin/bash"
+    login_shell: str = "/bin/bash"
     bashrc: str = ""
     password: str = "not-asked"
     sudo: str = ""
@@ -76,7 +76,8 @@ def serve(folder: Path, users: tuple[User, ...]) -> Iterator[Sshd]:
     client = _make_key(server.key_file)
     config = (
         f"Port {server.port}\nListenAddress {ADDRESS}\nHostKey /etc/test/host_key\n"
-        "AuthorizedKeysFile /etc/test/keys\nStrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\nMaxStartups 100\n"
+        "AuthorizedKeysFile /etc/test/keys\nStrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\n"
+        "MaxStartups 100\n"
     )
     rules = _SUDOERS + "".join(f"{user.name} {user.sudo}\n" for user in users if user.sudo)
     lines = [
@@ -93,7 +94,7 @@ def serve(folder: Path, users: tuple[User, ...]) -> Iterator[Sshd]:
         lines.append(f"printf %s {shlex.quote(text)} > {path}")
     for user in users:
         lines += [
-            f"chroot . useradd --create-home --shell {user.shell} {user.name}",
+            f"chroot . useradd --create-home --shell {user.login_shell} {user.name}",
             f"echo {shlex.quote(f'{user.name}:{user.password}')} | chroot . chpasswd",
             f"printf %s {shlex.quote(user.bashrc)} > home/{user.name}/.bashrc",
         ]

@@ -1,4 +1,4 @@
-"""What a stranger's sshd, shell and sudo do to the probe: its answer is found, or its fault is the state of that host."""
+"""Strange shells and sudo rules on a real sshd: the probe finds its answer, or the fault is the state of that host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ USERS = (
     User("asked", password=SECRET, sudo="ALL=(ALL) ALL"),
     User("noisy", sudo=ANY, bashrc='echo \'{"drift": []}\'; printf "\\033[2Jwelcome\\r\\n"; trap "echo bye" EXIT\n'),
     User("traced", sudo=ANY, bashrc="set -x\n"),
-    User("shut", shell="/usr/sbin/nologin"),
+    User("shut", login_shell="/usr/sbin/nologin"),
     User("painted", bashrc='printf "go\\033]0;away\\007\\n"; exit 3\n'),
     User("flood", bashrc="yes hello\n"),
     User("complaining", bashrc="yes hello >&2\n"),

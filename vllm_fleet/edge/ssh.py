@@ -116,4 +116,6 @@ async def run_json_openssh(target: Target, command: str, text: str = "") -> str:
         if process.returncode is None:
             process.kill()
             await process.wait()
+            # Its pipes may still hold output, and asyncio closes them only at their end.
+            process._transport.close()  # type: ignore[attr-defined]
     return remote_answer.find_answer(target, status, output)
