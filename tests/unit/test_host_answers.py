@@ -302,6 +302,15 @@ def test_a_program_that_does_not_answer_says_why(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
 
 
+def test_a_program_that_never_stops_printing_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a ProxyCommand can: asyncio itself waits for it without end while its pipe holds output."""
+    (tmp_path / "ssh").write_text("#!/bin/sh\nexec yes\n", encoding="utf-8")
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(NoAnswerError, match="sends more than 1 MiB of output"):
+        asyncio.run(ssh.run_json_openssh(Target("main-0", ADDRESS, 22, "root", (), command=[]), "true"))
+
+
 def test_a_strange_host_costs_no_other_its_report(server: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {
         "good": json.dumps(without_facts()),
