@@ -18,7 +18,7 @@ from vllm_fleet.cli.output import (
     print_note,
     print_text,
 )
-from vllm_fleet.operate import drift, probing
+from vllm_fleet.operate import ansible_options, drift, probing
 
 EPILOG = """\b
 Examples:
@@ -51,7 +51,8 @@ def command(
             print_note(f"\r{done} of {len(hosts)} hosts", end="\n" if done == len(hosts) else "")
         del report
 
-    reports = drift.probe_site(site, {member.plan.name: drift.host_target(site, member) for member in hosts}, progress)
+    targets = {member.plan.name: ansible_options.with_environment(drift.host_target(site, member)) for member in hosts}
+    reports = drift.probe_site(site, targets, progress)
     items = [item for report in reports.values() for item in report.drift]
     errors = drift.blocking_errors(reports)
     if json and not errors:

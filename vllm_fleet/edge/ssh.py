@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import shlex
 import zlib
@@ -11,7 +10,8 @@ from functools import cache
 from pathlib import Path
 
 from vllm_fleet import on_host
-from vllm_fleet.edge.connection import CONNECT_SECONDS, JumpHosts, NoAnswerError, connect
+from vllm_fleet.edge import openssh
+from vllm_fleet.edge.connection import JumpHosts, NoAnswerError, NotPossibleError, connect
 from vllm_fleet.edge.ssh_target import Target
 
 _ON_HOST = on_host.__name__
@@ -55,6 +55,8 @@ def _check_output(target: Target, exit_status: int | None, out: str, err: str) -
 async def run_json(target: Target, command: str, text: str = "", jump_hosts: JumpHosts | None = None) -> str:
     """Runs a command on a host, after its host key is verified; the command must print one JSON object.
 
+    Uses the program ``ssh`` where the way to the host or the login needs it.
+
     Args:
         target: the host.
         command: the command line for the host's shell.
@@ -67,43 +69,14 @@ async def run_json(target: Target, command: str, text: str = "", jump_hosts: Jum
     Raises:
         NoAnswerError: the host cannot be reached, has another host key, refuses the user, or the command failed.
     """
-    async with AsyncExitStack() as stack:
-        shared = jump_hosts if jump_hosts else await stack.enter_async_context(JumpHosts())
-        connection = await stack.enter_async_context(connect(target, shared))
-        done = await connection.run(command, input=text)
-    return _check_output(target, done.exit_status, str(done.stdout), str(done.stderr))
-
-
-async def run_json_openssh(target: Target, command: str, text: str = "") -> str:
-    """As :func:`run_json`, with the program ``ssh``: for a target that needs arguments of it.
-
-    Args:
-        target: the host.
-        command: the command line for the host's shell.
-        text: the standard input of the command.
-
-    Returns:
-        The JSON text.
-
-    Raises:
-        NoAnswerError: the command failed, or printed no JSON.
-    """
-    words = [
-        "ssh",
-        *(target.command or ()),
-        "-o",
-        "BatchMode=yes",
-        "-o",
-        "StrictHostKeyChecking=yes",
-        "-o",
-        f"ConnectTimeout={CONNECT_SECONDS:.0f}",
-        "-p",
-        str(target.port),
-        *(("-i", str(target.key_file)) if target.key_file else ()),
-        f"{target.user}@{target.address}",
-        command,
-    ]
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe)
-    out, err = await process.communicate(text.encode())
-    return _check_output(target, process.returncode, out.decode(), err.decode())
+    if not await openssh.is_needed(target):
+        try:
+            async with AsyncExitStack() as stack:
+                shared = jump_hosts if jump_hosts else await stack.enter_async_context(JumpHosts())
+                connection = await stack.enter_async_context(connect(target, shared))
+                done = await connection.run(command, input=text)
+                return _check_output(target, done.exit_status, str(done.stdout), str(done.stderr))
+        except NotPossibleError:
+            pass  # ssh may have an agent or another key for it, and its error is told if it has none
+    result = await openssh.run(target, command, text)
+    return _check_output(target, result.exit_status, result.out, result.err)

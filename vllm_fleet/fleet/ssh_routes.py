@@ -1,12 +1,13 @@
-"""How the controller reaches each host: directly, or through a gateway where the host has no public address."""
+"""How the controller reaches each host: directly, through the fleet's bastion, or through one of its gateways."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_fleet.base import yaml_document
+from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.private_networks import name_of
@@ -24,7 +25,7 @@ def jumps(hosts: Sequence[HostPlan], access: Access) -> Mapping[str, str]:
     A gateway of the host's own network, or any where networks are joined. Where none has a public address either, the
     controller must be inside, and reaches everything straight.
     """
-    if access.ssh_through == "direct":
+    if access.ssh_through == "direct" or access.bastion:
         return {}
     doors: dict[str, str] = {}
     for host in hosts:
@@ -35,10 +36,20 @@ def jumps(hosts: Sequence[HostPlan], access: Access) -> Mapping[str, str]:
     return {name: door for name, door in ways.items() if door}
 
 
+def missing_files(directory: Path, access: Access, document: yaml_document.Document) -> Iterator[FleetError]:
+    """The configuration of ``ssh`` that the fleet names, if it does not exist."""
+    if access.ssh_config_file and not (directory / access.ssh_config_file).is_file():
+        yield document.error(
+            ("access", "ssh_config_file"),
+            f"there is no {paths.display(directory / access.ssh_config_file)}",
+            "correct the path, or remove the key to use your own ~/.ssh/config",
+        )
+
+
 def unreachable(hosts: Sequence[HostPlan], access: Access, document: yaml_document.Document) -> Iterator[FleetError]:
     """Pools that have no public address and no gateway to come through: in their own network, or in a joined one."""
     gateways = {name_of(host) for host in hosts if host.kind == "gateway"}
-    if access.ssh_through == "direct" or (access.joined_networks and gateways):
+    if access.ssh_through == "direct" or access.bastion or (access.joined_networks and gateways):
         return
     for pool in dict.fromkeys(host.pool for host in hosts if host.kind == "serving" and is_private(host)):
         network = next(name_of(host) for host in hosts if host.pool == pool)
@@ -65,21 +76,92 @@ def apart(hosts: Sequence[HostPlan], access: Access, document: yaml_document.Doc
             )
 
 
-def arguments(known_hosts: Path, jump: tuple[str, str, int] | None, key: Path | None) -> str:
-    """The options of ``ssh`` besides address, port and user, as ``ansible_ssh_common_args`` takes it.
+@dataclass(frozen=True)
+class Hop:
+    """A bastion or a gateway that SSH passes through.
 
-    Args:
-        known_hosts: the file with the keys of the fleet's hosts, the only ones that are taken.
-        jump: user, address and port of the gateway to come through.
-        key: the private key, for that gateway too.
+    Attributes:
+        name: for messages.
+        user: who logs in there.
+        address: as the controller reaches it.
+        port: of its sshd.
+        host_keys: the keys that it may show.
+        keys_file: the file that contains them, for messages.
     """
-    known = f"-o UserKnownHostsFile={known_hosts}"
-    if jump is None:
-        return known
-    user, address, port = jump
-    # Not -J: the ssh that it starts would read neither this known_hosts nor this key.
-    words = ["ssh", "-W", "[%h]:%p", "-o", f"UserKnownHostsFile={known_hosts}"]
-    words += ["-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "-p", str(port)]
-    words += ["-i", str(key)] if key else []
-    command = shlex.join([*words, f"{user}@{address}"])
-    return f"{known} -o {shlex.quote(f'ProxyCommand={command}')}"
+
+    name: str
+    user: str
+    address: str
+    port: int
+    host_keys: tuple[str, ...]
+    keys_file: str = ""
+
+
+@dataclass(frozen=True)
+class Route:
+    """How the program ``ssh`` reaches a host, besides its address, port and user.
+
+    Attributes:
+        known_hosts: the file with the keys of the fleet's hosts, the only ones that are accepted.
+        known_name: the name of the host in that file.
+        key_file: the private key, for the jump too; None uses ssh's configuration and agent.
+        config_file: the configuration of ``ssh``, for the jump too; None uses that of the user and the system.
+        jump: the bastion or gateway to pass through.
+    """
+
+    known_hosts: Path
+    known_name: str
+    key_file: Path | None = None
+    config_file: Path | None = None
+    jump: Hop | None = None
+
+    def words(self) -> list[str]:
+        """All options of ``ssh``."""
+        return [*self.way_words(), *self.strict_words(self.known_name)]
+
+    def way_words(self) -> list[str]:
+        """The options for the way to the host: the configuration and the jump."""
+        jump = ["-o", f"ProxyCommand={self._proxy_command(self.jump)}"] if self.jump else []
+        return [*self._config_words(), *jump]
+
+    def _config_words(self) -> list[str]:
+        return ["-F", str(self.config_file)] if self.config_file else []
+
+    def strict_words(self, name: str) -> list[str]:
+        """The options that accept only the keys of the fleet, whatever the user's own configuration has.
+
+        Args:
+            name: the name in the ``known_hosts`` file.
+        """
+        options = {
+            "HostKeyAlias": name,
+            "StrictHostKeyChecking": "yes",
+            "NoHostAuthenticationForLocalhost": "no",
+            "GlobalKnownHostsFile": "/dev/null",
+            "UserKnownHostsFile": option_value(self.known_hosts),
+        }
+        return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+
+    def _proxy_command(self, jump: Hop) -> str:
+        # Not -J: the ssh that it starts would read neither this known_hosts nor this key.
+        words = ["ssh", *self._config_words()]
+        words += self.strict_words(known_name(jump.address, jump.port))
+        words += ["-o", "BatchMode=yes", "-p", str(jump.port)]
+        words += ["-i", str(self.key_file)] if self.key_file else []
+        # ssh replaces %h and %p, and makes %% one %.
+        fixed = shlex.join(words).replace("%", "%%")
+        return f"{fixed} -W {shlex.quote('[%h]:%p')} {shlex.quote(f'{jump.user}@{jump.address}')}"
+
+
+def known_name(address: str, port: int) -> str:
+    """The name of a host in a ``known_hosts`` file."""
+    return address if port == 22 else f"[{address}]:{port}"
+
+
+def option_value(path: Path) -> str:
+    """A path as the value of an option of ``ssh``, which splits at blanks and replaces ``%`` and ``~``."""
+    text = str(path).replace("%", "%%")
+    if not any(character in text for character in " \t\"'\\#"):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -69,10 +70,24 @@ def probe_site(
 
 def host_target(site: Site, host: SiteHost) -> Target:
     """How to reach a host by the fleet's own files."""
-    at = host.location
-    door = site.jump_host(host)
-    jump = host_target(site, door) if door else None
-    return Target(host.plan.name, at.address, at.port, at.user, at.ssh_host_keys, site.private_key_file, jump=jump)
+    at, hop = host.location, site.jump(host)
+    own = Target(
+        host.plan.name,
+        at.address,
+        at.port,
+        at.user,
+        at.ssh_host_keys,
+        site.private_key_file,
+        site.ssh_config_file,
+        alias=at.ssh_alias,
+        keys_file=at.keys_file or site.plan.document.file,
+    )
+    if hop is None:
+        return own
+    jump = Target(
+        hop.name, hop.address, hop.port, hop.user, hop.host_keys, own.key_file, own.config_file, keys_file=hop.keys_file
+    )
+    return replace(own, jump=jump)
 
 
 def blocking_errors(reports: Mapping[str, Report]) -> list[FleetError]:

@@ -107,7 +107,7 @@ async def _probe_all(
     async def probe_host(target: Target, manifest: Manifest) -> Report:
         async with gate:
             request = (target, remote_command(target.user, manifest), probe_input(manifest))
-            response = ssh.run_json_openssh(*request) if target.command else ssh.run_json(*request, jump_hosts)
+            response = ssh.run_json(*request, jump_hosts)
             try:
                 answer = await asyncio.wait_for(response, PROBE_SECONDS)
                 report = parse_report(target.name, manifest, answer)
@@ -131,11 +131,14 @@ def read_facts(targets: Sequence[Target]) -> list[Mapping[str, Any] | str]:
 async def _read_all_facts(targets: Sequence[Target]) -> list[Mapping[str, Any] | str]:
     gate = asyncio.Semaphore(CONCURRENCY)
 
+    def command(user: str) -> str:
+        return ssh.python_command(user, ssh.pack_program("gpu_facts"))
+
     async def read_host(target: Target) -> Mapping[str, Any] | str:
         async with gate:
             try:
                 answer = await asyncio.wait_for(
-                    ssh.run_json(target, ssh.python_command(target.user, ssh.pack_program("gpu_facts"))), PROBE_SECONDS
+                    ssh.run_json(target, command(target.user), jump_hosts=jump_hosts), PROBE_SECONDS
                 )
             except TimeoutError:
                 return f"no answer from {target.address} within {PROBE_SECONDS:.0f} s"
@@ -144,7 +147,8 @@ async def _read_all_facts(targets: Sequence[Target]) -> list[Mapping[str, Any] |
         facts: Mapping[str, Any] = json.loads(answer)
         return facts
 
-    return await asyncio.gather(*(read_host(target) for target in targets))
+    async with JumpHosts() as jump_hosts:
+        return await asyncio.gather(*(read_host(target) for target in targets))
 
 
 def parse_report(host: str, manifest: Manifest, answer: str) -> Report:

@@ -1,0 +1,237 @@
+"""The program ``ssh``, for hosts that only it can reach: by its configuration, ProxyCommand, agents, hardware keys."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_fleet.edge import ssh_options
+from vllm_fleet.edge.connection import CONNECT_SECONDS, NoAnswerError
+from vllm_fleet.edge.ssh_target import Target
+from vllm_fleet.fleet.ssh_routes import Hop, Route, known_name
+
+_CONNECTION_FAILED = 255
+_NOISE = re.compile(r"^(Warning: |Pseudo-terminal |debug\d: |\*\* |@@@|\s*$)")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The end of a command on a host."""
+
+    exit_status: int | None
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How ``ssh`` reaches a host, as ``ssh -G`` prints it.
+
+    Attributes:
+        host: the host name or address that it connects to.
+        port: the port there.
+        user: who logs in.
+        proxy: the command whose input and output are the connection; empty: directly.
+        reached_by_address: whether its address alone, without its name in the configuration, is reached the same way.
+    """
+
+    host: str
+    port: int
+    user: str
+    proxy: str
+    reached_by_address: bool
+
+
+async def is_needed(target: Target) -> bool:
+    """Whether a target must be reached with ``ssh``, since its configuration or its arguments change the way.
+
+    Args:
+        target: the host.
+
+    Raises:
+        NoAnswerError: ssh's configuration cannot be read.
+    """
+    if target.alias not in ("", target.address) or target.program != "ssh":
+        return True
+    if not ssh_options.are_harmless(target.arguments):
+        return True
+    if ssh_options.have_settings(target.config_file):
+        login = _login_words(target)
+        own, plain = await asyncio.gather(
+            print_settings(target.address, [*_config_words(target.config_file), *login]),
+            print_settings(target.address, ["-F", "none", *login]),
+        )
+        if ssh_options.differ(own, plain):
+            return True
+    return target.jump is not None and await is_needed(target.jump)
+
+
+def _config_words(config_file: Path | None) -> list[str]:
+    return ["-F", str(config_file)] if config_file else []
+
+
+def _login_words(target: Target) -> list[str]:
+    key = ["-i", str(target.key_file)] if target.key_file else []
+    return ["-o", f"User={target.user}", "-p", str(target.port), *key]
+
+
+async def print_settings(name: str, words: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    """The settings with which ``ssh`` reaches a host: keyword -> values. Connects to nothing.
+
+    Args:
+        name: the host, as it is given to ``ssh``.
+        words: further arguments.
+
+    Raises:
+        NoAnswerError: ssh's configuration cannot be read.
+    """
+    done = await _run(["ssh", "-T", "-G", *words, "--", name], "")
+    if done.exit_status != 0:
+        raise NoAnswerError(f"ssh cannot read its configuration: {_last_line(done.err) or 'ssh -G failed'}")
+    return ssh_options.parse_settings(done.out)
+
+
+async def run(target: Target, command: str, text: str) -> Result:
+    """Runs a command on a host with ``ssh``. Only the keys of the target are accepted, and nothing is asked.
+
+    Args:
+        target: the host.
+        command: the command line for the host's shell.
+        text: the standard input of the command.
+
+    Raises:
+        NoAnswerError: the host cannot be reached, has another host key, or refuses the user.
+    """
+    with tempfile.TemporaryDirectory(prefix="vllm-fleet-ssh-") as scratch:
+        known = Path(scratch) / "known_hosts"
+        known.write_text(known_hosts_text(target), encoding="utf-8")
+        done = await _run(_words(target, known, command), text)
+    if done.exit_status == _CONNECTION_FAILED:
+        raise NoAnswerError(explain_failure(target, done.err))
+    return done
+
+
+def known_hosts_text(target: Target) -> str:
+    """The keys of a target and of the way to it, in the format of ``known_hosts``."""
+    name = target_known_name(target)
+    lines = [f"{name} {key}\n" for key in target.host_keys]
+    lines += [f"@cert-authority {name} {key}\n" for key in target.authorities]
+    if target.jump:
+        lines += [f"{known_name(target.jump.address, target.jump.port)} {key}\n" for key in target.jump.host_keys]
+    return "".join(lines)
+
+
+def target_known_name(target: Target) -> str:
+    """The name of a target in its ``known_hosts``; a certificate is made out to the address, without a port."""
+    return known_name(target.address, target.port) if target.host_keys else target.address
+
+
+def _words(target: Target, known: Path, command: str) -> list[str]:
+    jump = target.jump
+    hop = Hop(jump.name, jump.user, jump.address, jump.port, jump.host_keys) if jump else None
+    route = Route(known, target_known_name(target), target.key_file, target.config_file, hop)
+    own = {
+        "BatchMode": "yes",
+        "ClearAllForwardings": "yes",
+        # A connection that is open already may have been checked against other keys.
+        "ControlMaster": "no",
+        "ControlPath": "none",
+        "UpdateHostKeys": "no",
+    }
+    # The first value of an option counts: what keeps the host key strict comes before the user's arguments.
+    strict = [word for name, value in own.items() for word in ("-o", f"{name}={value}")]
+    strict += route.strict_words(route.known_name)
+    way = [*_login_words(target), *target.arguments, *route.way_words()]
+    limit = ["-o", f"ConnectTimeout={CONNECT_SECONDS:.0f}"]
+    return [target.program, "-T", "-a", "-x", *strict, *way, *limit, "--", target.alias or target.address, command]
+
+
+async def _run(words: Sequence[str], text: str) -> Result:
+    """Runs ``ssh`` where it can ask nobody: without a terminal, and without a window for a passphrase."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "SSH_ASKPASS")}
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env={**environment, "SSH_ASKPASS_REQUIRE": "never"},
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise NoAnswerError(f"there is no program {words[0]} on this machine") from None
+    try:
+        out, err = await process.communicate(text.encode())
+    finally:
+        if process.returncode is None:
+            # Its ProxyCommand too.
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    return Result(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+def explain_failure(target: Target, err: str) -> str:
+    """Why ``ssh`` could not run a command.
+
+    Args:
+        target: the host.
+        err: what ``ssh`` and its ProxyCommand wrote to standard error.
+    """
+    name = re.escape(target_known_name(target))
+    if re.search(rf"host key is known for {name} |Host key for {name} has changed|certificate.*{name}", err):
+        return target.changed_key_error
+    way = target.jump
+    if way and re.search(rf"(?:known for|Host key for) {re.escape(known_name(way.address, way.port))} ", err):
+        return f"cannot be reached through {way.name}: {way.changed_key_error}"
+    if match := re.search(r"No (\S+) host key is known for (\S+) and you have requested strict", err):
+        return (
+            f"the host key of {match[2]}, which the connection passes through, is in none of your known_hosts files: "
+            f"compare and accept it with 'ssh {match[2]}', or write the host as access.bastion in fleet.yml"
+        )
+    if match := re.search(r"Host key for (\S+) has changed", err):
+        return (
+            f"{match[1]}, which the connection passes through, shows another host key than your known_hosts files have"
+        )
+    if "Permission denied" in err:
+        return explain_refusal(target)
+    reason = _last_line(err) or "ssh failed without a message"
+    return f"cannot be reached at {target.alias or target.address} port {target.port}: {reason}"
+
+
+def explain_refusal(target: Target) -> str:
+    """Why a host refuses a login, as far as the private key shows it."""
+    refusal = f"{target.user}@{target.address} refuses the key"
+    if target.key_file and has_passphrase(target.key_file):
+        return (
+            f"{refusal}: {target.key_file} has a passphrase, and no agent holds the key; "
+            f"run 'ssh-add {target.key_file}', with ssh-agent running"
+        )
+    return refusal
+
+
+def has_passphrase(key_file: Path) -> bool:
+    """Whether a private key is encrypted."""
+    import asyncssh
+
+    try:
+        asyncssh.read_private_key(str(key_file))
+    except asyncssh.KeyEncryptionError:
+        return True
+    except (asyncssh.KeyImportError, OSError) as error:
+        # How asyncssh reports an encrypted key for which no passphrase is given.
+        return "assphrase" in str(error)
+    return False
+
+
+def _last_line(err: str) -> str:
+    lines = [line.strip() for line in err.splitlines() if not _NOISE.match(line)]
+    # The last line of a failed ProxyCommand only says that the connection ended.
+    telling = [line for line in lines if not line.startswith(("Connection closed by UNKNOWN", "kex_exchange"))]
+    return (telling or lines or [""])[-1]
