@@ -14,7 +14,7 @@ from pathlib import Path
 from vllm_fleet.edge import ssh_options
 from vllm_fleet.edge.connection import CONNECT_SECONDS, NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
-from vllm_fleet.fleet.ssh_routes import Hop, Route, known_name
+from vllm_fleet.fleet.ssh_routes import Hop, Route, known_name, option_value
 
 _CONNECTION_FAILED = 255
 _NOISE = re.compile(r"^(Warning: |Pseudo-terminal |debug\d: |\*\* |@@@|\s*$)")
@@ -77,7 +77,7 @@ def _config_words(config_file: Path | None) -> list[str]:
 
 
 def _login_words(target: Target) -> list[str]:
-    key = ["-i", str(target.key_file)] if target.key_file else []
+    key = ["-o", f"IdentityFile={option_value(target.key_file)}"] if target.key_file else []
     return ["-o", f"User={target.user}", "-p", str(target.port), *key]
 
 
@@ -93,7 +93,8 @@ async def print_settings(name: str, words: Sequence[str]) -> Mapping[str, tuple[
     """
     done = await _run(["ssh", "-T", "-G", *words, "--", name], "")
     if done.exit_status != 0:
-        raise NoAnswerError(f"ssh cannot read its configuration: {_last_line(done.err) or 'ssh -G failed'}")
+        reasons = [line.strip() for line in done.err.splitlines() if not _NOISE.match(line)]
+        raise NoAnswerError(f"ssh cannot read its configuration: {(reasons or ['ssh -G failed'])[0]}")
     return ssh_options.parse_settings(done.out)
 
 

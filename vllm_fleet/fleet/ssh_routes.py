@@ -37,7 +37,15 @@ def jumps(hosts: Sequence[HostPlan], access: Access) -> Mapping[str, str]:
 
 
 def missing_files(directory: Path, access: Access, document: yaml_document.Document) -> Iterator[FleetError]:
-    """The configuration of ``ssh`` that the fleet names, if it does not exist."""
+    """A configuration of ``ssh`` that does not exist, and a private key whose path Ansible does not pass on."""
+    if access.ssh_private_key_file:
+        path = str((directory / access.ssh_private_key_file).resolve())
+        if '"' in path or "%" in path:
+            yield document.error(
+                ("access", "ssh_private_key_file"),
+                f"Ansible cannot pass the path {path} to ssh",
+                "use a path without quotation marks and percent signs",
+            )
     if access.ssh_config_file and not (directory / access.ssh_config_file).is_file():
         yield document.error(
             ("access", "ssh_config_file"),
@@ -147,7 +155,7 @@ class Route:
         words = ["ssh", *self._config_words()]
         words += self.strict_words(known_name(jump.address, jump.port))
         words += ["-o", "BatchMode=yes", "-p", str(jump.port)]
-        words += ["-i", str(self.key_file)] if self.key_file else []
+        words += ["-o", f"IdentityFile={option_value(self.key_file)}"] if self.key_file else []
         # ssh replaces %h and %p, and makes %% one %.
         fixed = shlex.join(words).replace("%", "%%")
         return f"{fixed} -W {shlex.quote('[%h]:%p')} {shlex.quote(f'{jump.user}@{jump.address}')}"
