@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import signal
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -30,22 +31,22 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How ``ssh`` reaches a host, as ``ssh -G`` prints it.
+class NamedSettings:
+    """How ``ssh`` reaches a host by its name in ssh's configuration.
 
     Attributes:
-        host: the host name or address that it connects to.
+        address: the host name or address that it connects to.
         port: the port there.
         user: who logs in.
         proxy: the command whose input and output are the connection; empty: directly.
-        reached_by_address: whether its address alone, without its name in the configuration, is reached the same way.
+        needs_name: whether the address alone is reached in another way: without the proxy or the keys of the name.
     """
 
-    host: str
+    address: str
     port: int
     user: str
-    proxy: str
-    reached_by_address: bool
+    proxy: str = ""
+    needs_name: bool = False
 
 
 async def is_needed(target: Target) -> bool:
@@ -98,6 +99,61 @@ async def print_settings(name: str, words: Sequence[str]) -> Mapping[str, tuple[
     return ssh_options.parse_settings(done.out)
 
 
+async def find_settings(name: str, login: Sequence[str], default_user: str, config_file: Path | None) -> NamedSettings:
+    """How ssh's configuration reaches a host by a name.
+
+    Args:
+        name: the name or address, as it is given to ``ssh``.
+        login: the options of ``ssh`` for the user and the port, as far as they are given.
+        default_user: who logs in where neither ``login`` nor the configuration says so.
+        config_file: the configuration; None uses those of the user and the system.
+
+    Raises:
+        NoAnswerError: ssh's configuration cannot be read, or its ProxyCommand needs what is known only to ``ssh``.
+    """
+    files = [config_file] if config_file else [ssh_options.user_home() / ".ssh/config", Path("/etc/ssh/ssh_config")]
+    with tempfile.TemporaryDirectory(prefix="vllm-fleet-ssh-") as scratch:
+        # The first value counts, so the last line is the default.
+        with_default = Path(scratch) / "config"
+        includes = "".join(f"Include {option_value(file)}\n" for file in files)
+        with_default.write_text(f"{includes}Match all\n  User {default_user}\n", encoding="utf-8")
+        found = await print_settings(name, ["-F", str(with_default), *login])
+        address, port, user = (found[keyword][0] for keyword in ("hostname", "port", "user"))
+        by_address = await print_settings(address, ["-F", str(with_default), "-p", port, "-o", f"User={user}"])
+    names = {"host": ()}
+    proxy = _proxy_of(found, address, port, config_file)
+    return NamedSettings(
+        address, int(port), user, proxy, ssh_options.differ({**found, **names}, {**by_address, **names})
+    )
+
+
+def _proxy_of(settings: Mapping[str, tuple[str, ...]], address: str, port: str, config_file: Path | None) -> str:
+    command = settings.get("proxycommand", ("none",))[0]
+    if jumps := settings.get("proxyjump", ("none",))[0].replace("none", ""):
+        *before, last = jumps.split(",")
+        words = [
+            "ssh",
+            *_config_words(config_file),
+            "-o",
+            "BatchMode=yes",
+            *(["-J", ",".join(before)] if before else []),
+        ]
+        # A jump host is written as ssh takes it: user@host:port.
+        command = f"{shlex.join(words)} -W '[%h]:%p' {shlex.quote(f'ssh://{last}')}"
+    if command == "none":
+        return ""
+    tokens = {"%h": address, "%p": port, "%n": settings["host"][0], "%r": settings["user"][0], "%%": "%"}
+
+    def expand(match: re.Match[str]) -> str:
+        if match[0] not in tokens:
+            raise NoAnswerError(
+                f"its ProxyCommand has {match[0]}; write the host with 'ssh_alias' into fleet.yml instead"
+            )
+        return tokens[match[0]]
+
+    return re.sub(r"%.", expand, command)
+
+
 async def run(target: Target, command: str, text: str) -> Result:
     """Runs a command on a host with ``ssh``. Only the keys of the target are accepted, and nothing is asked.
 
@@ -133,9 +189,13 @@ def target_known_name(target: Target) -> str:
     return known_name(target.address, target.port) if target.host_keys else target.address
 
 
+def hop_of(target: Target) -> Hop:
+    """A target as a jump to others."""
+    return Hop(target.name, target.user, target.address, target.port, target.host_keys, target.keys_file)
+
+
 def _words(target: Target, known: Path, command: str) -> list[str]:
-    jump = target.jump
-    hop = Hop(jump.name, jump.user, jump.address, jump.port, jump.host_keys) if jump else None
+    hop = hop_of(target.jump) if target.jump else None
     route = Route(known, target_known_name(target), target.key_file, target.config_file, hop)
     own = {
         "BatchMode": "yes",

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_fleet.base import paths, yaml_document
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import FleetError, InvariantError
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.private_networks import name_of
-from vllm_fleet.schema.fleet import Access
+from vllm_fleet.schema.fleet import Access, Bastion
 
 
 def is_private(host: HostPlan) -> bool:
@@ -129,7 +129,8 @@ class Route:
 
     def way_words(self) -> list[str]:
         """The options for the way to the host: the configuration and the jump."""
-        jump = ["-o", f"ProxyCommand={self._proxy_command(self.jump)}"] if self.jump else []
+        # ssh replaces %h and %p, and makes %% one %.
+        jump = ["-o", f"ProxyCommand={self._proxy('[%h]:%p', '%%')}"] if self.jump else []
         return [*self._config_words(), *jump]
 
     def _config_words(self) -> list[str]:
@@ -150,15 +151,37 @@ class Route:
         }
         return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
 
-    def _proxy_command(self, jump: Hop) -> str:
+    def proxy_command(self, address: str, port: int) -> str:
+        """The shell command whose input and output are a connection through the jump.
+
+        Args:
+            address: the host behind it; the jump resolves a name.
+            port: the port there.
+        """
+        return self._proxy(f"[{address}]:{port}", "%")
+
+    def _proxy(self, destination: str, percent: str) -> str:
+        if self.jump is None:
+            raise InvariantError("a proxy needs a jump")
         # Not -J: the ssh that it starts would read neither this known_hosts nor this key.
         words = ["ssh", *self._config_words()]
-        words += self.strict_words(known_name(jump.address, jump.port))
-        words += ["-o", "BatchMode=yes", "-p", str(jump.port)]
+        words += self.strict_words(known_name(self.jump.address, self.jump.port))
+        words += ["-o", "BatchMode=yes", "-p", str(self.jump.port)]
         words += ["-o", f"IdentityFile={option_value(self.key_file)}"] if self.key_file else []
-        # ssh replaces %h and %p, and makes %% one %.
-        fixed = shlex.join(words).replace("%", "%%")
-        return f"{fixed} -W {shlex.quote('[%h]:%p')} {shlex.quote(f'{jump.user}@{jump.address}')}"
+        at = f"{self.jump.user}@{self.jump.address}"
+        return f"{shlex.join(words).replace('%', percent)} -W {shlex.quote(destination)} {shlex.quote(at)}"
+
+
+def bastion_hop(bastion: Bastion, access: Access, file: str) -> Hop:
+    """The bastion of a fleet.
+
+    Args:
+        bastion: as ``fleet.yml`` has it.
+        access: its ``access``.
+        file: the ``fleet.yml``, as a user types it.
+    """
+    user = bastion.user or access.ssh_user or "root"
+    return Hop("the bastion", user, bastion.address, bastion.port, (bastion.ssh_host_key,), file)
 
 
 def known_name(address: str, port: int) -> str:

@@ -63,8 +63,7 @@ class Site:
         own = self.plan.access.bastion
         if own is None:
             return None
-        user = own.user or self.plan.access.ssh_user or "root"
-        return Hop("the bastion", user, own.address, own.port, (own.ssh_host_key,), self.plan.document.file)
+        return ssh_routes.bastion_hop(own, self.plan.access, self.plan.document.file)
 
     def jump(self, host: SiteHost) -> Hop | None:
         """The bastion or the gateway through which SSH reaches a host; None: directly."""
