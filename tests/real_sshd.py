@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,19 +51,22 @@ class Sshds:
         self.key_file = make_key(self.folder / "id_ed25519")
         (self.folder / "authorized_keys").write_text(public(self.key_file) + "\n")
 
-    def start(self, address: str = "127.0.0.1", options: Mapping[str, str] | None = None) -> Sshd:
+    def start(
+        self, address: str = "127.0.0.1", options: Mapping[str, str] | None = None, within: Sequence[str] = ()
+    ) -> Sshd:
         """Starts one.
 
         Args:
             address: where it listens.
             options: what differs in its configuration.
+            within: the command that runs it in its network; its port is 22 then.
         """
         program = shutil.which("sshd", path="/usr/sbin:/usr/bin:/usr/local/sbin")
         assert program, "sshd is missing: install the package openssh-server"
         Path("/run/sshd").mkdir(exist_ok=True)  # where sshd separates its privileges, as root
         home = self.folder / f"sshd-{len(self.running)}"
         home.mkdir()
-        port = free_port(address)
+        port = 22 if within else free_port(address)
         settings = {
             "ListenAddress": f"[{address}]:{port}" if ":" in address else f"{address}:{port}",
             "HostKey": str(make_key(home / "host_key")),
@@ -81,7 +84,7 @@ class Sshds:
         log = home / "log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [program, "-D", "-e", "-f", home / "sshd_config"], stderr=out, start_new_session=True
+                [*within, program, "-D", "-e", "-f", home / "sshd_config"], stderr=out, start_new_session=True
             )
         server = Sshd(address, port, public(home / "host_key"), log, process)
         self.running.append(server)

@@ -58,7 +58,9 @@ async def _scan(addresses: Sequence[Address], proxies: Mapping[Address, str]) ->
 async def _request_key(address: Address, proxy: str) -> str:
     with tempfile.TemporaryDirectory(prefix="vllm-fleet-ssh-") as scratch:
         errors = Path(scratch) / "errors"
-        command = ["sh", "-c", f"exec 2>{shlex.quote(str(errors))}; exec {proxy}"] if proxy else None
+        # asyncssh takes what comes by standard error for the host's words, and its end for the end of the connection:
+        # the shell keeps it open, and no 'exec' of the last command closes it.
+        command = ["sh", "-c", f"{{ {proxy}\n}} 2>{shlex.quote(str(errors))}; exit $?"] if proxy else None
         try:
             return await _request_key_by(address, command)
         except OSError as error:

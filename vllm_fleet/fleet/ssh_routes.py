@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from vllm_fleet.base.errors import FleetError, InvariantError
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.private_networks import name_of
 from vllm_fleet.schema.fleet import Access, Bastion
+
+_PLAIN_PATH = re.compile(r"[\w./@:+,=-]+")
 
 
 def is_private(host: HostPlan) -> bool:
@@ -46,12 +49,15 @@ def missing_files(directory: Path, access: Access, document: yaml_document.Docum
                 f"Ansible cannot pass the path {path} to ssh",
                 "use a path without quotation marks and percent signs",
             )
-    if access.ssh_config_file and not (directory / access.ssh_config_file).is_file():
-        yield document.error(
-            ("access", "ssh_config_file"),
-            f"there is no {paths.display(directory / access.ssh_config_file)}",
-            "correct the path, or remove the key to use your own ~/.ssh/config",
-        )
+    if access.ssh_config_file:
+        file = (directory / access.ssh_config_file).resolve()
+        at = ("access", "ssh_config_file")
+        if not file.is_file():
+            hint = "correct the path, or remove the key to use your own ~/.ssh/config"
+            yield document.error(at, f"there is no {paths.display(file)}", hint)
+        elif not _PLAIN_PATH.fullmatch(str(file)):
+            # Its own ProxyJump starts 'ssh -F FILE' without quotation marks.
+            yield document.error(at, f"ssh cannot use the path {file}", "use a path without blanks and quotation marks")
 
 
 def unreachable(hosts: Sequence[HostPlan], access: Access, document: yaml_document.Document) -> Iterator[FleetError]:
