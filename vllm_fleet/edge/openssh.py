@@ -186,7 +186,7 @@ def known_hosts_text(target: Target) -> str:
 
 def target_known_name(target: Target) -> str:
     """The name of a target in its ``known_hosts``; a certificate is made out to the address, without a port."""
-    return known_name(target.address, target.port) if target.host_keys else target.address
+    return known_name(target.address, target.port if target.host_keys else 22)
 
 
 def hop_of(target: Target) -> Hop:

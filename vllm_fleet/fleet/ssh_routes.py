@@ -39,6 +39,18 @@ def jumps(hosts: Sequence[HostPlan], access: Access) -> Mapping[str, str]:
     return {name: door for name, door in ways.items() if door}
 
 
+def missing_keys(hosts: Sequence[HostPlan], access: Access, document: yaml_document.Document) -> Iterator[FleetError]:
+    """Static hosts whose host key nothing vouches for."""
+    for host in hosts:
+        if host.static and not host.static.ssh_host_key and not access.ssh_host_authorities:
+            section = ("gateway",) if host.kind == "gateway" else ("pools", host.pool)
+            yield document.error(
+                (*section, "static", host.name),
+                "has no ssh_host_key, and access has no ssh_host_authorities",
+                "add the key as 'ssh-keyscan' on the host itself prints it: 'type base64'",
+            )
+
+
 def missing_files(directory: Path, access: Access, document: yaml_document.Document) -> Iterator[FleetError]:
     """A configuration of ``ssh`` that does not exist, and a private key whose path Ansible does not pass on."""
     if access.ssh_private_key_file:

@@ -102,7 +102,7 @@ def _static(plan: Plan, host: HostPlan, own: tuple[str, ...] | None) -> Location
         address,
         host.static.port,
         host.user,
-        own or (host.static.ssh_host_key,),
+        own or ((host.static.ssh_host_key,) if host.static.ssh_host_key else ()),
         address,
         ssh_alias=host.static.ssh_alias or "",
         keys_file=_own_file(plan) if own else plan.document.file,

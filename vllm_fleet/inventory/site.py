@@ -41,12 +41,18 @@ class Site:
         """The SSH host keys of the fleet in the format of ``known_hosts``."""
         lines = []
         for host in self.hosts:
-            name = ssh_routes.known_name(host.location.address, host.location.port)
+            name = self._known_name(host)
             lines += [f"{name} {key}\n" for key in host.location.ssh_host_keys]
+            lines += [f"@cert-authority {name} {key}\n" for key in self.plan.access.ssh_host_authorities]
         if bastion := self.bastion:
             name = ssh_routes.known_name(bastion.address, bastion.port)
             lines += [f"{name} {key}\n" for key in bastion.host_keys]
         return "".join(lines)
+
+    def _known_name(self, host: SiteHost) -> str:
+        at = host.location
+        # A certificate names the address, without a port.
+        return ssh_routes.known_name(at.address, at.port if at.ssh_host_keys else 22)
 
     @cached_property
     def known_hosts_file(self) -> Path:
@@ -77,10 +83,9 @@ class Site:
 
     def ssh_arguments(self, host: SiteHost) -> str:
         """The options that ``ssh`` needs to reach a host, besides address, port and user, for Ansible."""
-        at = host.location
         route = Route(
             self.known_hosts_file,
-            ssh_routes.known_name(at.address, at.port),
+            self._known_name(host),
             self.private_key_file,
             self.ssh_config_file,
             self.jump(host),

@@ -80,6 +80,7 @@ def host_target(site: Site, host: SiteHost) -> Target:
         site.private_key_file,
         site.ssh_config_file,
         alias=at.ssh_alias,
+        authorities=tuple(site.plan.access.ssh_host_authorities),
         keys_file=at.keys_file or site.plan.document.file,
     )
     if hop is None:

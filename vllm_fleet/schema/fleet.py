@@ -46,8 +46,11 @@ class StaticHost(Strict):
 
     address: str = Field(description="Name or address at which the controller reaches the host.")
     port: int = Field(default=22, gt=0, lt=65536, description="Port of its SSH server.")
-    ssh_host_key: str = Field(
-        pattern=r"^(ssh-ed25519|ecdsa-sha2-\S+|ssh-rsa) \S+", description="Its public SSH host key: 'type base64'."
+    ssh_host_key: str | None = Field(
+        default=None,
+        pattern=_PUBLIC_KEY,
+        description="Its public SSH host key: 'type base64'. Only hosts with a certificate of "
+        "access.ssh_host_authorities need none.",
     )
     user: str | None = Field(default=None, description="Who logs in. Default: access.ssh_user.")
     ssh_alias: str | None = Field(
@@ -169,6 +172,11 @@ class Access(Strict):
         default=None,
         description="Configuration of ssh, relative to the fleet's folder, in place of the user's and the system's. "
         "Default: ~/.ssh/config and /etc/ssh/ssh_config.",
+    )
+    ssh_host_authorities: list[Annotated[str, Field(pattern=_PUBLIC_KEY)]] = Field(
+        default=[],
+        description="Public keys of the certificate authorities whose host certificates are accepted: 'type base64'. "
+        "A certificate must name the host's address.",
     )
     ssh_authorised_keys: list[Annotated[str, Field(pattern=r"^(ssh-|ecdsa-|sk-)\S+ \S+$")]] = Field(
         default=[],
