@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -95,6 +98,11 @@ class Sshds:
 
     def stop(self) -> None:
         for server in self.running:
+            # Their connections too: Ansible keeps one open for minutes.
+            words = ["ps", "--ppid", str(server.process.pid), "-o", "pid="]
+            for pid in subprocess.run(words, capture_output=True, text=True, check=False).stdout.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGTERM)
             server.process.terminate()
         for server in self.running:
             server.process.wait(30)
