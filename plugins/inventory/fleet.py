@@ -90,7 +90,12 @@ class InventoryModule(BaseInventoryPlugin):
             "ansible_port": host.location.port,
             "ansible_user": host.location.user,
             "ansible_ssh_common_args": fleet.ssh_arguments(host),
-            **({"ansible_control_path_dir": fleet.control_path_dir} if fleet.jump(host) else {}),
+            # sshd refuses some of many connections that begin together, which those to a jump host do.
+            **(
+                {"ansible_control_path_dir": fleet.control_path_dir, "ansible_ssh_retries": 3}
+                if fleet.jump(host)
+                else {}
+            ),
             **({"ansible_ssh_private_key_file": str(key)} if key else {}),
             **host.variables,
         }

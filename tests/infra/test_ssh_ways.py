@@ -14,7 +14,7 @@ import pytest
 from real_sshd import USER, Sshd, Sshds, certify, make_key, public
 
 from vllm_fleet.edge import openssh, ssh, ssh_target
-from vllm_fleet.edge.connection import NoAnswerError
+from vllm_fleet.edge.connection import JumpHosts, NoAnswerError
 
 pytestmark = pytest.mark.root
 
@@ -305,3 +305,17 @@ def test_a_program_that_stands_still_is_ended_with_its_proxy(sshds: Sshds, tmp_p
     asyncio.run(give_up())
     state = Path(f"/proc/{mark.read_text().strip()}/stat")
     assert not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def test_many_hosts_come_through_a_jump_that_takes_few_at_a_time(sshds: Sshds, tmp_path: Path) -> None:
+    """As sshd does by default from the eleventh on, with luck; here without luck."""
+    door, host = sshds.start(options={"MaxStartups": "10:100:11"}), sshds.start()
+    config = write(tmp_path / "config", f"{hop(tmp_path, door, sshds.key_file)}Host {host.address}\n  ProxyJump door\n")
+    way = target(host, sshds.key_file, config_file=config)
+
+    async def ask_all() -> list[str]:
+        async with JumpHosts() as jump_hosts:
+            return await asyncio.gather(*(ssh.run_json(way, WHERE, jump_hosts=jump_hosts) for _ in range(24)))
+
+    assert [answer.strip() for answer in asyncio.run(ask_all())] == [at(host)] * 24
+    assert door.logins == 24

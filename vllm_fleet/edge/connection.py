@@ -22,6 +22,11 @@ class NoAnswerError(Exception):
     """A host cannot be reached; the message tells the user why."""
 
 
+#: How many processes of ``ssh`` one run has at the same time. By default, the sshd of a jump host refuses some of the
+#: connections when more than 10 of them have not logged in yet (MaxStartups in sshd_config).
+PROCESSES = 8
+
+
 class NotPossibleError(NoAnswerError):
     """A host cannot be reached with this library; the program ``ssh`` may reach it, with an agent or other keys."""
 
@@ -32,6 +37,8 @@ class JumpHosts:
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
         self._open: dict[str, asyncio.Task[Any]] = {}
+        #: Limits the processes of ``ssh``.
+        self.processes = asyncio.Semaphore(PROCESSES)
 
     async def __aenter__(self) -> JumpHosts:
         return self

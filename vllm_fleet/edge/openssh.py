@@ -18,6 +18,7 @@ from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.fleet.ssh_routes import Hop, Route, known_name, option_value
 
 _CONNECTION_FAILED = 255
+_CONSEQUENCES = ("Connection closed by UNKNOWN", "kex_exchange", "stdio forwarding failed")
 _NOISE = re.compile(r"^(Warning: |Pseudo-terminal |debug\d: |\*\* |@@@|\s*$)")
 
 
@@ -294,5 +295,5 @@ def has_passphrase(key_file: Path) -> bool:
 def _last_line(err: str) -> str:
     lines = [line.strip() for line in err.splitlines() if not _NOISE.match(line)]
     # The last line of a failed ProxyCommand only says that the connection ended.
-    telling = [line for line in lines if not line.startswith(("Connection closed by UNKNOWN", "kex_exchange"))]
+    telling = [line for line in lines if not line.startswith(_CONSEQUENCES)]
     return (telling or lines or [""])[-1]

@@ -69,14 +69,15 @@ async def run_json(target: Target, command: str, text: str = "", jump_hosts: Jum
     Raises:
         NoAnswerError: the host cannot be reached, has another host key, refuses the user, or the command failed.
     """
-    if not await openssh.is_needed(target):
-        try:
-            async with AsyncExitStack() as stack:
-                shared = jump_hosts if jump_hosts else await stack.enter_async_context(JumpHosts())
-                connection = await stack.enter_async_context(connect(target, shared))
-                done = await connection.run(command, input=text)
-                return _check_output(target, done.exit_status, str(done.stdout), str(done.stderr))
-        except NotPossibleError:
-            pass  # ssh may have an agent or another key for it, and its error is told if it has none
-    result = await openssh.run(target, command, text)
+    async with AsyncExitStack() as stack:
+        shared = jump_hosts if jump_hosts else await stack.enter_async_context(JumpHosts())
+        if not await openssh.is_needed(target):
+            try:
+                async with connect(target, shared) as connection:
+                    done = await connection.run(command, input=text)
+                    return _check_output(target, done.exit_status, str(done.stdout), str(done.stderr))
+            except NotPossibleError:
+                pass  # ssh may have an agent or another key for it, and its error is reported if it has none
+        async with shared.processes:
+            result = await openssh.run(target, command, text)
     return _check_output(target, result.exit_status, result.out, result.err)
