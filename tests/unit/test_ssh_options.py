@@ -111,7 +111,7 @@ def test_a_file_matters_if_it_has_any_setting_of_the_way(tmp_path: Path, text: s
         (
             "channel 0: open failed: connect failed: Name or service not known\r\nstdio forwarding failed\r\n"
             "Connection closed by UNKNOWN port 65535\r\n",
-            "cannot be reached at 10.0.0.5 port 2222: channel 0: open failed: connect failed: Name or service not known",
+            "at 10.0.0.5 port 2222: channel 0: open failed: connect failed: Name or service not known",
         ),
         ("", "ssh failed without a message"),
     ],

@@ -215,7 +215,7 @@ def _words(target: Target, known: Path, command: str) -> list[str]:
 
 
 async def _run(words: Sequence[str], text: str) -> Result:
-    """Runs ``ssh`` where it can ask nobody: without a terminal, and without a window for a passphrase."""
+    """Runs ``ssh`` where it can ask for nothing: without a terminal, and without a window for a passphrase."""
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "SSH_ASKPASS")}
     pipe = asyncio.subprocess.PIPE
     try:
@@ -283,12 +283,12 @@ def has_passphrase(key_file: Path) -> bool:
     import asyncssh
 
     try:
-        asyncssh.read_private_key(str(key_file))
+        # A key without a passphrase is read all the same.
+        asyncssh.read_private_key(str(key_file), passphrase="\0")
     except asyncssh.KeyEncryptionError:
         return True
-    except (asyncssh.KeyImportError, OSError) as error:
-        # How asyncssh reports an encrypted key for which no passphrase is given.
-        return "assphrase" in str(error)
+    except (asyncssh.KeyImportError, OSError):
+        return False
     return False
 
 

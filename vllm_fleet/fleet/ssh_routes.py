@@ -155,7 +155,7 @@ class Route:
         return ["-F", str(self.config_file)] if self.config_file else []
 
     def strict_words(self, name: str) -> list[str]:
-        """The options that accept only the keys of the fleet, whatever the user's own configuration has.
+        """The options that accept only the keys of the fleet, also against the user's own configuration.
 
         Args:
             name: the name in the ``known_hosts`` file.
