@@ -150,8 +150,9 @@ def test_ssh_itself_comes_through_with_the_same_keys(servers: Loop, key_file: Pa
     door, inner = servers.server(), servers.server()
     known = tmp_path / "known_hosts"
     known.write_text("".join(f"[{ADDRESS}]:{each.port} {each.key}\n" for each in (door, inner)), encoding="utf-8")
-    arguments = ssh_routes.arguments(known, ("root", ADDRESS, door.port), key_file)
-    words = ["ssh", "-F", "none", *shlex.split(arguments), "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes"]
+    hop = ssh_routes.Hop("gateway-0", "root", ADDRESS, door.port, (door.key,))
+    route = ssh_routes.Route(known, ssh_routes.known_name(ADDRESS, inner.port), key_file, jump=hop)
+    words = ["ssh", "-F", "none", *route.words(), "-o", "BatchMode=yes"]
     words += ["-i", str(key_file), "-p", str(inner.port), f"root@{ADDRESS}", "echo through"]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "through\n", done.stderr
