@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import getpass
-import os
-import shutil
-import signal
+import shlex
 import socket
 import subprocess
 import time
@@ -14,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-USER = getpass.getuser()
+from lab.tree import ensure_tree
+
+#: Who logs in.
+USER = "root"
 
 
 @dataclass
@@ -55,18 +54,21 @@ class Sshds:
         (self.folder / "authorized_keys").write_text(public(self.key_file) + "\n")
 
     def start(
-        self, address: str = "127.0.0.1", options: Mapping[str, str] | None = None, within: Sequence[str] = ()
+        self,
+        address: str = "127.0.0.1",
+        options: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
+        hosts: str = "",
     ) -> Sshd:
-        """Starts one.
+        """Starts one, as root, on an overlay of the lab's tree that has the folder of the test.
 
         Args:
             address: where it listens.
             options: what differs in its configuration.
             within: the command that runs it in its network; its port is 22 then.
+            hosts: lines of its ``/etc/hosts``.
         """
-        program = shutil.which("sshd", path="/usr/sbin:/usr/bin:/usr/local/sbin")
-        assert program, "sshd is missing: install the package openssh-server"
-        Path("/run/sshd").mkdir(exist_ok=True)  # where sshd separates its privileges, as root
+        lower = ensure_tree()
         home = self.folder / f"sshd-{len(self.running)}"
         home.mkdir()
         port = 22 if within else free_port(address)
@@ -84,11 +86,24 @@ class Sshds:
         }
         lines = [f'{name} "{value}"' if "/" in value else f"{name} {value}" for name, value in settings.items()]
         (home / "sshd_config").write_text("\n".join(lines) + "\n")
+        root = home / "root"
+        root.mkdir()
+        script = [
+            f"mount -t tmpfs tmpfs {root}",
+            f"mkdir {root}/upper {root}/work {root}/host",
+            f"mount -t overlay overlay -o lowerdir={lower},upperdir={root}/upper,workdir={root}/work {root}/host",
+            f"cd {root}/host",
+            "mount -t proc proc proc",
+            "mount --rbind /dev dev",
+            f"mkdir -p run/sshd .{self.folder}",
+            f"mount --bind {self.folder} .{self.folder}",
+            f"printf %s {shlex.quote(hosts)} >> etc/hosts",
+            f"exec chroot . /usr/sbin/sshd -D -e -f {home}/sshd_config",
+        ]
         log = home / "log"
         with log.open("wb") as out:
-            process = subprocess.Popen(
-                [*within, program, "-D", "-e", "-f", home / "sshd_config"], stderr=out, start_new_session=True
-            )
+            words = [*within, "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", "\n".join(script)]
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
         server = Sshd(address, port, public(home / "host_key"), log, process)
         self.running.append(server)
         while "Server listening" not in log.read_text():
@@ -97,13 +112,9 @@ class Sshds:
         return server
 
     def stop(self) -> None:
+        """Stops them with all of their connections: the death of its parent ends the first process of a namespace."""
         for server in self.running:
-            # Their connections too: Ansible keeps one open for minutes.
-            words = ["ps", "--ppid", str(server.process.pid), "-o", "pid="]
-            for pid in subprocess.run(words, capture_output=True, text=True, check=False).stdout.split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGTERM)
-            server.process.terminate()
+            server.process.kill()
         for server in self.running:
             server.process.wait(30)
 

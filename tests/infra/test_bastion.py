@@ -85,7 +85,6 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("bastion")
-    names = Path("/etc/netns") / BASTION
     servers = Sshds(folder)
     if BRIDGE in state.labs():
         cleanup.down(BRIDGE)
@@ -93,9 +92,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     try:
         key = create_host(servers.key_file)
         create_networks()
-        names.mkdir(parents=True)
-        (names / "hosts").write_text(f"127.0.0.1 localhost\n{HOST_ADDRESS} {HOST_NAME}\n")
-        bastion = servers.start(BASTION_ADDRESS, within=inside(BASTION))
+        bastion = servers.start(BASTION_ADDRESS, within=inside(BASTION), hosts=f"{HOST_ADDRESS} {HOST_NAME}\n")
         checkout = folder / "it's a checkout"
         checkout.mkdir()
         for part in PARTS:
@@ -112,7 +109,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         servers.stop()
         for namespace in (CONTROLLER, BASTION):
             subprocess.run(["ip", "netns", "delete", namespace], check=False)
-        shutil.rmtree(names, ignore_errors=True)
         cleanup.down(BRIDGE)
 
 

@@ -306,7 +306,7 @@ def has_passphrase(key_file: Path) -> bool:
 
     try:
         # A key without a passphrase is read all the same.
-        asyncssh.read_private_key(str(key_file), passphrase="\0")
+        asyncssh.read_private_key(str(key_file), passphrase="\0")  # noqa: S106 - no key has it
     except asyncssh.KeyEncryptionError:
         return True
     except (asyncssh.KeyImportError, OSError):
