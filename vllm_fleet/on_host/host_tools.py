@@ -32,7 +32,7 @@ NO_VALUES = frozenset(
     | {"unknown", "unknown error", "err!", "error", "gpu is lost", "gpu requires reset", "insufficient permissions"}
     | {"requested functionality has been deprecated"}
 )
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]+")
 _VERSION = re.compile(r"\d{1,9}(?:\.\d{1,9}){0,7}(?:[-+~.][0-9A-Za-z.+~_-]{0,48})?")
 _began = time.monotonic()
 
