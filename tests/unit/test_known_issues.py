@@ -169,7 +169,7 @@ QUOTED = {
 
 
 def test_a_symptom_that_no_source_quotes_says_so(catalog: Catalog) -> None:
-    """These are written out in the guides, in the release or in a public log; of every other one a part was inferred."""
+    """These are written out in the guides, the release or a public log; of every other one a part was inferred."""
     with_symptom = {issue.id: issue.symptom_inferred for issue in catalog.known_issues.issues if issue.symptom}
     public = {what for what, _ in public_lines()}
     quoted = {name for name, inferred in with_symptom.items() if not inferred}
