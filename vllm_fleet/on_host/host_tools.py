@@ -32,7 +32,6 @@ NO_VALUES = frozenset(
     | {"unknown", "unknown error", "err!", "error", "gpu is lost", "gpu requires reset", "insufficient permissions"}
     | {"requested functionality has been deprecated"}
 )
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]+")
 _VERSION = re.compile(r"\d{1,9}(?:\.\d{1,9}){0,7}(?:[-+~.][0-9A-Za-z.+~_-]{0,48})?")
 _began = time.monotonic()
 
@@ -147,8 +146,9 @@ def run_tool(*words: str) -> Answer:
 
 
 def clean_text(text: Any, length: int = 300) -> str:
-    """A text in one line, without control characters, and no longer than ``length``."""
-    return _CONTROL.sub(" ", str(text)[: 4 * length]).strip()[:length]
+    """A text in one line, with a blank for each character that a terminal does not print, no longer than ``length``."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in str(text)[: 4 * length])
+    return shown.strip()[:length]
 
 
 def parse_text(text: Any) -> str | None:

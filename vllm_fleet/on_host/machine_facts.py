@@ -23,7 +23,7 @@ from vllm_fleet.on_host.host_tools import (
     run_tool,
 )
 
-VENDORS = {"0x10de": "nvidia", "0x1002": "amd"}
+VENDORS = ("0x10de", "0x1002")
 MODULES = {"nvidia": "nvidia", "amd": "amdgpu"}
 #: PCI classes of a GPU: display, and processing accelerator, as which AMD's Instinct appears.
 _GPU_CLASSES = ("0x03", "0x12")
@@ -61,7 +61,7 @@ def in_container(root: str = "/") -> bool:
 
 
 def read_pci(root: str = "/") -> tuple[dict[str, int] | None, int | None]:
-    """The number of GPUs of each vendor, and of NVSwitches; None if the kernel lists no PCI device.
+    """The number of GPUs by ``vendor:device``, and of NVSwitches; None if the kernel lists no PCI device.
 
     The switches of HGX A100 and H100 are bridges of NVIDIA's. Those of HGX B200 are behind an InfiniBand device.
     """
@@ -69,12 +69,15 @@ def read_pci(root: str = "/") -> tuple[dict[str, int] | None, int | None]:
     devices = list_folder(folder)
     if not devices:
         return None, None
-    gpus = {"nvidia": 0, "amd": 0}
+    gpus: dict[str, int] = {}
     switches = 0
     for device in devices:
         kind, vendor = read_file(folder, device, "class") or "", read_file(folder, device, "vendor") or ""
         if kind.startswith(_GPU_CLASSES) and vendor in VENDORS:
-            gpus[VENDORS[vendor]] += 1
+            number = read_file(folder, device, "device") or ""
+            if re.match(r"0x[0-9a-f]{4}$", number):
+                name = vendor[2:] + ":" + number[2:]
+                gpus[name] = gpus.get(name, 0) + 1
         is_switch = kind.startswith(_OTHER_BRIDGE) and vendor == "0x10de"
         if is_switch or (
             kind.startswith(_INFINIBAND) and _SWITCH_MANAGER in (read_bytes(folder, device, "vpd") or b"")
