@@ -17,10 +17,12 @@ from healthy_host import H100, HEALTHY
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.edge import ssh
 from vllm_fleet.facts import vetoes
+from vllm_fleet.facts.host_answer import HostFacts
 from vllm_fleet.facts.recognise import recognise
 from vllm_fleet.fleet import host_facts
 from vllm_fleet.host import drivers
 from vllm_fleet.host.manifest import wanted_facts
+from vllm_fleet.operate.probing import parse_facts
 
 #: A row for each GPU, as nvidia-smi answers the query of the facts.
 ROW = "{name}, {mib}, {capability}, 580.159.03, 0, {mig}, {fabric}, {recovery}"
@@ -47,8 +49,8 @@ def facts_of(folder: Path, **tools: str) -> dict[str, Any]:
         text=True,
         check=True,
     )
-    facts: dict[str, Any] = json.loads(done.stdout)
-    return facts
+    # As the controller reads them.
+    return dict(parse_facts(done.stdout))
 
 
 def nvidia_smi(*rows: Mapping[str, Any]) -> str:
@@ -340,3 +342,10 @@ def test_the_facts_of_this_machine_are_known_or_none(tmp_path: Path) -> None:
     assert facts["kernel"] in (None, os.uname().release)
     assert facts["cloud_init"] in ("none", "disabled", "running", "done", "error")
     assert set(facts["docker"]) == {"package", "version"}
+
+
+def test_every_fact_is_in_the_record_of_the_controller_and_the_other_way_round(tmp_path: Path) -> None:
+    facts = facts_of(tmp_path)
+    assert set(facts) == set(HostFacts.model_fields)
+    read = HostFacts.model_validate_json(json.dumps(facts)).model_dump(mode="json")
+    assert read == facts

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vllm_fleet.base import paths
+from vllm_fleet.facts.host_answer import HostFacts
 from vllm_fleet.on_host import gpu_facts, host_tools, kernel_log, machine_facts
 
 FIXTURES: Mapping[str, list[dict[str, Any]]] = yaml.safe_load(
@@ -87,7 +88,7 @@ def is_gpu(gpu: Any) -> bool:
 
 
 def is_count(value: Any) -> bool:
-    return value is None or (type(value) is int and 0 <= value < 2**63)
+    return value is None or (type(value) is int and 0 <= value <= 2**53)
 
 
 def is_version(value: Any) -> bool:
@@ -145,7 +146,10 @@ def test_no_output_of_a_vendors_tool_breaks_a_parser(text: str, other: str) -> N
         assert all(map(is_gpu, gpus))
         assert is_version(driver)
         assert is_count(number)
+        facts = {"vendor": None, "gpus": gpus, "driver": driver, "mec_firmware": number}
+        HostFacts.model_validate_json(json.dumps(facts))
     modes = gpu_facts.nvidia_modes(text, FIELDS)
+    HostFacts.model_validate_json(json.dumps({"vendor": None, "gpus": [], **modes}))
     assert is_count(modes["mig_gpus"])
     for key in ("fabric_states", "recovery_actions"):
         assert modes[key] is None or all(isinstance(value, str) and value for value in modes[key])
@@ -161,7 +165,8 @@ def test_no_log_breaks_the_search_for_errors(text: str) -> None:
         assert error["kind"] in ("xid", "sxid", "rm_init", "off_bus")
         assert is_count(error["code"])
         assert error["detail"].isprintable()
-    json.dumps(kernel_log.find_errors(text))
+    facts = {"vendor": None, "gpus": [], "gpu_errors": kernel_log.find_errors(text)}
+    HostFacts.model_validate_json(json.dumps(facts))
 
 
 @settings(many, max_examples=100)

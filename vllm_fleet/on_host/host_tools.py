@@ -168,7 +168,7 @@ def parse_version(text: Any) -> str | None:
 def parse_number(text: Any) -> int | None:
     """A number from 0 on as tools print it, decimal or hexadecimal; None for ``[N/A]`` and similar."""
     value = str(text).strip() if isinstance(text, (str, int, float)) and not isinstance(text, bool) else ""
-    if not re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,18}(?:\.0{1,6})?", value):
+    if not re.fullmatch(r"0[xX][0-9a-fA-F]{1,13}|[0-9]{1,15}(?:\.0{1,6})?", value):
         return None
     return int(value, 16) if value[:2] in ("0x", "0X") else int(value.split(".")[0])
 
