@@ -35,6 +35,17 @@ MI300X = {"name": "AMD Instinct MI300X", "memory_mib": 196592, "arch": "gfx942"}
             ["Secure Boot on", "nouveau loaded", "first boot by cloud-init: running"],
         ),
         ({"gpus": [], "docker": {"package": "docker-ce", "version": "28.1"}}, ["container engine docker-ce 28.1"]),
+        (
+            {
+                "gpus": [],
+                "kernel": "6.8.0-1",
+                "kernel_headers": False,
+                "next_kernel": "6.8.0-2",
+                "next_kernel_headers": False,
+            },
+            ["no headers of the kernel 6.8.0-1", "no headers of the kernel 6.8.0-2"],
+        ),
+        ({"gpus": [], "kernel": "6.8.0-1", "kernel_headers": True, "next_kernel": None}, []),
         ({"gpus": [], "docker": {"package": "snap", "version": None}}, ["container engine snap"]),
     ],
 )

@@ -278,6 +278,15 @@ def test_a_board_with_switches_still_needs_its_fabric_manager(catalog: Catalog) 
     assert "no_fabric_manager" in judge(catalog, "h100-8", facts, "verified")
 
 
+def test_gpus_that_a_network_outside_has_not_taken_up_stop_a_run(catalog: Catalog) -> None:
+    gpu = {"name": "NVIDIA GB200", "memory_mib": 189471, "arch": "sm_100"}
+    facts = {**HEALTHY, "gpus": [gpu] * 4, "fabric_manager": None, "nvswitches": 0}
+    assert list(judge(catalog, "gb200-4", {**facts, "fabric_states": ["In Progress"]}, "verified")) == [
+        "fabric_not_ready"
+    ]
+    assert judge(catalog, "gb200-4", {**facts, "fabric_states": ["Completed"]}, "verified") == {}
+
+
 def test_the_number_of_switches_reaches_the_next_plan() -> None:
     assert "nvswitches" in host_facts.ASKED
 

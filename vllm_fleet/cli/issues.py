@@ -35,7 +35,7 @@ _WORDS = {
     "reboot": "restart the host",
     "contact": "open a ticket with the vendor",
 }
-#: Where a line of the driver begins, whatever the log puts before it.
+#: Where a line of the driver begins; a log may have a time and a host before it.
 _DRIVER_MARKS = ("NVRM: ", "nvidia-nvswitch")
 
 

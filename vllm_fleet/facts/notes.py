@@ -1,4 +1,4 @@
-"""Facts of a host -> what a person should know about it before a rollout, each in a few words.
+"""Facts of a host -> notes for the operator before a rollout, each in a few words.
 
 What must stop a run is a veto, see :mod:`vllm_fleet.facts.vetoes`.
 """
@@ -39,6 +39,13 @@ def describe_state(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"ACS on {facts['acs_bridges']} PCI bridges (traffic between GPUs is slower)"
     if facts.get("secure_boot"):
         yield "Secure Boot on"
+    for key, kernel in (("kernel_headers", "kernel"), ("next_kernel_headers", "next_kernel")):
+        if (
+            not gpus
+            and facts.get(key) is False
+            and (key == "kernel_headers" or facts.get("kernel") != facts.get(kernel))
+        ):
+            yield f"no headers of the kernel {facts.get(kernel)}"
     if facts.get("nouveau"):
         yield "nouveau loaded"
     if facts.get("cloud_init") in ("running", "error"):

@@ -56,6 +56,10 @@ TEXTS: Mapping[VetoCode, str] = {
         "its fabric manager is {version}, its driver is {driver}: CUDA fails with error 802; install the fabric "
         "manager of exactly the driver's version"
     ),
+    VetoCode.FABRIC_NOT_READY: (
+        "the NVLink network has not taken its GPUs up ({state}): CUDA fails with error 802; look at the fabric manager "
+        "of the rack or of the hypervisor, since this host has no switches"
+    ),
     VetoCode.DRIVER_UNKNOWN: "needs the driver {floor} or newer: the version that it has is unknown; {install}",
     VetoCode.DRIVER_TOO_OLD: "needs the driver {floor} or newer: it has {driver}; install driver >= {floor}",
     VetoCode.DRIVER_TOO_NEW: (
@@ -184,7 +188,7 @@ def find_repairs(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
     return find_driver_faults(wanted, facts)
 
 
-#: States of a host on which the driver is missing or not the right one, whatever its kernel has loaded.
+#: States of a host on which the driver is missing or not the right one, also where its kernel has loaded one.
 _DRIVER_STATES = frozenset({VetoCode.NO_DRIVER, VetoCode.DRIVER_NOT_LOADED, VetoCode.DRIVER_MISMATCH})
 
 
@@ -260,10 +264,16 @@ def _exact(wanted: Facts, facts: Facts) -> Iterator[Veto]:
             yield _veto(code, version=version or "unknown", planned=planned)
 
 
+#: States of a GPU that its NVLink network has not taken up, as nvidia-smi spells them.
+_WAITING = ("Not Started", "In Progress")
+
+
 def _fabric(wanted: Facts, facts: Facts) -> Iterator[Veto]:
     """Whether the fabric manager of a host with NVSwitches has the driver's version."""
     # Switches that the host does not have need no manager: cards with bridges, or a board whose switches are elsewhere.
     if not wanted.get("fabric_manager") or facts.get("nvswitches") == 0:
+        if waiting := [state for state in facts.get("fabric_states") or () if state in _WAITING]:
+            yield _veto(VetoCode.FABRIC_NOT_READY, state=", ".join(waiting))
         return
     version, driver = facts.get("fabric_manager"), facts["driver"]
     if version != driver:
