@@ -73,6 +73,100 @@ def test_switches_are_counted_on_the_bus(case: Mapping[str, Any], tmp_path: Path
     assert (gpus, switches) == (case["gpus"], case["nvswitches"])
 
 
+@pytest.mark.parametrize(
+    ("files", "kernel"),
+    [
+        ({"etc/default/grub": "GRUB_DEFAULT=0\n"}, "6.17.0-8-generic"),
+        ({"etc/default/grub": 'GRUB_DEFAULT="0" # first\n'}, "6.17.0-8-generic"),
+        ({"etc/default/grub": "GRUB_DEFAULT=saved\n"}, None),
+        ({"etc/default/grub": "GRUB_DEFAULT=0\n", "etc/default/grub.d/50-cloud.cfg": "GRUB_DEFAULT='1>2'\n"}, None),
+        ({"etc/default/grub": "GRUB_DEFAULT=0\n", "etc/default/grub.d/5.cfg": 'GRUB_FLAVOUR_ORDER="aws"\n'}, None),
+        ({}, None),
+    ],
+    ids=["first", "quoted", "saved", "pinned", "flavour", "no grub"],
+)
+def test_the_kernel_that_boots_next(tmp_path: Path, files: Mapping[str, str], kernel: str | None) -> None:
+    kernels = ("6.8.0-51-generic", "6.17.0-8-generic", "6.9.0-1-generic")
+    boot = {f"boot/vmlinuz-{name}": "" for name in kernels} | {"boot/vmlinuz": "", "boot/initrd.img-9": ""}
+    for name, text in {**boot, **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert machine_facts.read_next_kernel(str(tmp_path)) == kernel
+
+
+@pytest.mark.parametrize(
+    ("listed", "nvidia", "amd"),
+    [
+        ("updates/dkms/nvidia.ko.zst:\nkernel/drivers/gpu/drm/amd/amdgpu/amdgpu.ko.zst: x\n", True, False),
+        ("kernel/nvidia-580-open/nvidia.ko: x\nupdates/dkms/amdgpu.ko.zst: y\n", True, True),
+        ("kernel/drivers/net/forcedeth.ko: updates/dkms/nvidia.ko\nextra/amdgpu.ko.xz:\n", False, True),
+    ],
+)
+def test_the_driver_of_another_kernel(tmp_path: Path, listed: str, nvidia: bool, amd: bool) -> None:
+    folder = tmp_path / "lib/modules/6.8.0"
+    folder.mkdir(parents=True)
+    (folder / "modules.dep").write_text(listed, encoding="utf-8")
+    assert machine_facts.has_driver("6.8.0", str(tmp_path)) == {"nvidia": nvidia, "amd": amd}
+    assert machine_facts.has_driver("6.9.0", str(tmp_path)) is None
+    assert machine_facts.has_headers("6.8.0", str(tmp_path)) is False
+
+
+@pytest.mark.parametrize(("value", "enforced"), [(b"\x06\0\0\0\x01", True), (b"\x06\0\0\0\0", False), (b"\x06", None)])
+def test_secure_boot(tmp_path: Path, value: bytes, enforced: bool | None) -> None:
+    assert machine_facts.read_secure_boot(str(tmp_path)) is False
+    variable = tmp_path / "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+    variable.parent.mkdir(parents=True)
+    assert machine_facts.read_secure_boot(str(tmp_path)) is None
+    variable.write_bytes(value)
+    assert machine_facts.read_secure_boot(str(tmp_path)) is enforced
+
+
+@pytest.mark.parametrize(("control", "bridges"), [(0x1D, 1), (0x01, 0), (0x00, 0)])
+def test_bridges_that_redirect(tmp_path: Path, control: int, bridges: int) -> None:
+    """A configuration space with the capability AER, then ACS, as PCI Express lays them out."""
+    space = bytearray(4096)
+    space[0x100:0x104] = (0x0001 | 1 << 16 | 0x148 << 20).to_bytes(4, "little")
+    space[0x148:0x14C] = (0x000D | 1 << 16).to_bytes(4, "little")
+    space[0x14E:0x150] = control.to_bytes(2, "little")
+    folder = tmp_path / "sys/bus/pci/devices/0000:00:01.0"
+    folder.mkdir(parents=True)
+    (folder / "class").write_text("0x060400\n", encoding="utf-8")
+    (folder / "config").write_bytes(bytes(space))
+    assert machine_facts.read_acs_bridges(str(tmp_path)) == bridges
+    (folder / "config").write_bytes(bytes(space[:64]))
+    assert machine_facts.read_acs_bridges(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "state"),
+    [
+        ({}, "none"),
+        ({"disabled": ""}, "disabled"),
+        ({"status.json": "{}"}, "running"),
+        ({"status.json": "{}", "result.json": '{"v1": {"errors": []}}'}, "done"),
+        ({"status.json": "{}", "result.json": '{"v1": {"errors": ["x"]}}'}, "error"),
+        ({"status.json": "{}", "result.json": '{"v1"'}, "running"),
+    ],
+)
+def test_the_first_boot(tmp_path: Path, files: Mapping[str, str], state: str) -> None:
+    folder = tmp_path / "run/cloud-init"
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    assert machine_facts.read_cloud_init(str(tmp_path)) == state
+
+
+def test_the_switches_of_b200_are_behind_an_infiniband_device(tmp_path: Path) -> None:
+    """NVIDIA's Fabric Manager guide: a ConnectX-7 whose vital product data has SW_MNG."""
+    for at, data in enumerate((b"\x82SMDL SW_MNG\0", b"\x82ConnectX-7\0")):
+        folder = tmp_path / f"sys/bus/pci/devices/0000:0{at}:00.0"
+        folder.mkdir(parents=True)
+        (folder / "class").write_text("0x020700\n", encoding="utf-8")
+        (folder / "vendor").write_text("0x15b3\n", encoding="utf-8")
+        (folder / "vpd").write_bytes(data)
+    assert machine_facts.read_pci(str(tmp_path)) == ({}, 1)
+
+
 # -- Any text -----------------------------------------------------------------------------------------------------
 
 

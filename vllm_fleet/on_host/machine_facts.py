@@ -33,6 +33,8 @@ _SWITCH_MANAGER = b"SW_MNG"
 _SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 #: Keys that DKMS signs with, on Ubuntu and elsewhere.
 _MODULE_KEYS = ("/var/lib/shim-signed/mok/MOK.der", "/var/lib/dkms/mok.pub")
+#: The settings that choose a kernel; of several lines the last one holds.
+_GRUB_SETTING = re.compile(r"^\s*(GRUB_DEFAULT|GRUB_FLAVOUR_ORDER)=[\"']?([^\"'\n#]*)", re.M)
 ENGINE_PACKAGES = ("docker-ce", "docker.io", "moby-engine", "podman-docker", "podman")
 #: Facts of the machine that a container does not know.
 MACHINE_FACTS = (
@@ -148,12 +150,15 @@ def read_key_enrolled() -> bool | None:
 
 
 def read_next_kernel(root: str = "/") -> str | None:
-    """The kernel that boots next: the newest in /boot, unless GRUB is told to take another one, which is unknown."""
-    chosen = re.search(r"^\s*GRUB_DEFAULT=[\"']?([^\"'\n#]*)", read_file(root, "etc/default/grub") or "", re.M)
-    if chosen and chosen.group(1).strip() not in ("0", ""):
+    """The kernel that boots next: the newest in /boot where GRUB takes its first entry; otherwise it is unknown."""
+    texts = [read_file(root, "etc/default/grub")]
+    folder = os.path.join(root, "etc/default/grub.d")
+    texts += [read_file(folder, name) for name in list_folder(folder) if name.endswith(".cfg")]
+    values = dict(_GRUB_SETTING.findall("\n".join(text for text in texts if text)))
+    if values.get("GRUB_DEFAULT", "").strip() != "0" or values.get("GRUB_FLAVOUR_ORDER", "").strip():
         return None
     kernels = [name.split("-", 1)[1] for name in list_folder(root, "boot") if re.match(r"vmlinu[xz]-\d", name)]
-    return max(kernels, key=_kernel_order) if kernels else None
+    return clean_text(max(kernels, key=_kernel_order), 128) if kernels else None
 
 
 def _kernel_order(version: str) -> list[int]:
@@ -175,7 +180,7 @@ def has_driver(kernel: str | None, root: str = "/") -> dict[str, bool] | None:
         return None
     # Its lines begin with the path of a module.
     nvidia = re.search(rb"^[^:\n]*/nvidia\.ko", listed, re.M)
-    amd = re.search(rb"^updates/[^:\n]*/amdgpu\.ko", listed, re.M)
+    amd = re.search(rb"^(?:updates|extra|weak-updates)/[^:\n]*amdgpu\.ko", listed, re.M)
     return {"nvidia": bool(nvidia), "amd": bool(amd)}
 
 
