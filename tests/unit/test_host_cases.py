@@ -345,6 +345,15 @@ def test_nouveau_is_named_where_no_role_installs_a_driver(catalog: Catalog) -> N
     assert judge(catalog, "h100-8", {**NO_DRIVER, "nouveau": True}) == {}
 
 
+def test_no_tool_can_end_or_flood_the_program(tmp_path: Path) -> None:
+    endless, junk = "exec yes '{\"card0\": [[[['", "exec head -c 3000000 /dev/urandom"
+    log = f"yes {shlex.quote(FELL_OFF)} | head -c 40000000"
+    facts = facts_of(tmp_path, nvidia_smi=endless, rocm_smi=endless, amd_smi=junk, dmesg=log, mokutil=junk)
+    assert facts["vendor"] is None
+    assert facts["problems"]["nvidia"] == {"state": "tool_failed", "why": "nvidia-smi says: more than 4 MiB of output"}
+    assert facts["xid"] == [79]
+
+
 def test_the_facts_of_this_machine_are_known_or_none(tmp_path: Path) -> None:
     facts = facts_of(tmp_path)
     assert (facts["kernel"] is None) is facts["container"]
