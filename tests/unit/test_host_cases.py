@@ -179,6 +179,17 @@ def test_a_driver_is_installed_only_where_it_can_be_missing(
     assert (state in judge(catalog, "h100-8", facts)) is not repaired
 
 
+def test_a_hardware_error_is_not_repaired_by_a_driver_either(catalog: Catalog) -> None:
+    errors = [
+        {"kind": kind, "code": 79 * (kind == "xid"), "device": "0000:65:00", "detail": ""}
+        for kind in ("xid", "rm_init")
+    ]
+    facts = {"vendor": None, "gpus": [], "problems": {"nvidia": {"state": "driver_mismatch", "why": "x"}}}
+    assert list(judge(catalog, "h100-8", {**facts, "gpu_errors": errors})) == ["xid_errors"]
+    # A driver that is too old for a GPU cannot start it.
+    assert judge(catalog, "h100-8", {**facts, "gpu_errors": errors[1:]}) == {}
+
+
 def test_a_driver_version_that_is_an_error_is_unknown(catalog: Catalog, tmp_path: Path) -> None:
     rows = "NVIDIA H200, 143771, 9.0, ERR!, ERR!, ERR!, ERR!, ERR!"
     facts = facts_of(tmp_path, nvidia_smi=f"case \"$1\" in --query-gpu*) echo '{rows}';; esac")
@@ -285,6 +296,9 @@ def test_gpus_that_a_network_outside_has_not_taken_up_stop_a_run(catalog: Catalo
         "fabric_not_ready"
     ]
     assert judge(catalog, "gb200-4", {**facts, "fabric_states": ["Completed"]}, "verified") == {}
+    # It is nothing that a role repairs.
+    assert "fabric_not_ready" in judge(catalog, "gb200-4", {**facts, "fabric_states": ["In Progress"]})
+    assert repairs(catalog, "gb200-4", {**facts, "fabric_states": ["In Progress"]}) == []
 
 
 def test_the_number_of_switches_reaches_the_next_plan() -> None:
@@ -306,6 +320,8 @@ def test_a_driver_that_secure_boot_would_refuse_is_not_installed(catalog: Catalo
     # A driver that is there and right was accepted by the firmware.
     assert judge(catalog, "h100-8", {**HEALTHY, "secure_boot": True}) == {}
     assert "secure_boot" in judge(catalog, "h100-8", {**HEALTHY, "driver": "570.195.03", "secure_boot": True})
+    # The fabric manager is no module of the kernel.
+    assert judge(catalog, "h100-8", {**HEALTHY, "fabric_manager": None, "secure_boot": True}) == {}
 
 
 @pytest.mark.parametrize(

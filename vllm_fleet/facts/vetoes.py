@@ -157,7 +157,7 @@ def find_vetoes(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
         return ()
     if facts.get("vendor") != wanted["gpu_vendor"]:
         if _is_repairable(wanted, facts):
-            return tuple(_obstacles(wanted, facts))
+            return (*_obstacles(wanted, facts), *_logged(facts))
         return (_no_gpus(wanted, facts), *_nouveau(wanted, facts), *_health(wanted, facts))
     gpus = counted_gpus(facts)
     software = () if wanted.get("driver_role") else find_driver_faults(wanted, facts)
@@ -168,6 +168,7 @@ def find_vetoes(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
         *kind,
         *partitions,
         *software,
+        *_network(wanted, facts),
         *_system(wanted, facts),
         *_health(wanted, facts),
         *_next_start(wanted, facts),
@@ -234,7 +235,7 @@ def _kernels(wanted: Facts, facts: Facts) -> Iterator[Veto]:
 def _next_start(wanted: Facts, facts: Facts) -> Iterator[Veto]:
     """Whether the host comes back with its driver when it restarts, also after a role has changed the driver."""
     managed = wanted.get("driver_role")
-    if managed and any(find_driver_faults(wanted, facts)):
+    if managed and wanted.get("driver_version") != facts.get("driver"):
         yield from _obstacles(wanted, facts)
         return
     following = facts.get("next_kernel")
@@ -268,12 +269,22 @@ def _exact(wanted: Facts, facts: Facts) -> Iterator[Veto]:
 _WAITING = ("Not Started", "In Progress")
 
 
+def _has_switches(wanted: Facts, facts: Facts) -> bool:
+    """Whether a host has NVSwitches of its own: by its class, unless it reports that it has none."""
+    return bool(wanted.get("fabric_manager")) and facts.get("nvswitches") != 0
+
+
+def _network(wanted: Facts, facts: Facts) -> Iterator[Veto]:
+    """Whether a network whose switches are outside the host has taken the GPUs up; no role can repair it."""
+    waiting = [state for state in facts.get("fabric_states") or () if state in _WAITING]
+    if waiting and not _has_switches(wanted, facts):
+        yield _veto(VetoCode.FABRIC_NOT_READY, state=", ".join(waiting))
+
+
 def _fabric(wanted: Facts, facts: Facts) -> Iterator[Veto]:
     """Whether the fabric manager of a host with NVSwitches has the driver's version."""
     # Switches that the host does not have need no manager: cards with bridges, or a board whose switches are elsewhere.
-    if not wanted.get("fabric_manager") or facts.get("nvswitches") == 0:
-        if waiting := [state for state in facts.get("fabric_states") or () if state in _WAITING]:
-            yield _veto(VetoCode.FABRIC_NOT_READY, state=", ".join(waiting))
+    if not _has_switches(wanted, facts):
         return
     version, driver = facts.get("fabric_manager"), facts["driver"]
     if version != driver:
@@ -377,10 +388,8 @@ _FIXES = {
 }
 
 
-def _health(wanted: Facts, facts: Facts) -> Iterator[Veto]:
-    """Whether the GPUs report errors of the hardware. An unknown count or log is not an error."""
-    if errors := facts.get("ecc_uncorrected"):
-        yield _veto(VetoCode.ECC_ERRORS, errors=errors)
+def _logged(facts: Facts) -> Iterator[Veto]:
+    """Whether the kernel has logged an error of the hardware since it started."""
     logged = facts.get("gpu_errors")
     if logged is None:
         logged = [{"kind": "xid", "code": code} for code in facts.get("xid") or ()]
@@ -388,8 +397,15 @@ def _health(wanted: Facts, facts: Facts) -> Iterator[Veto]:
         if grave := gpu_errors.judge_errors(logged, kind):
             shown = ", ".join(map(str, grave[:4])) + (", and more" if len(grave) > 4 else "")
             yield _veto(code, errors=shown, fix=_FIXES[grave[0].action])
+
+
+def _health(wanted: Facts, facts: Facts) -> Iterator[Veto]:
+    """Whether the GPUs report errors of the hardware. An unknown count or log is not an error."""
+    if errors := facts.get("ecc_uncorrected"):
+        yield _veto(VetoCode.ECC_ERRORS, errors=errors)
+    yield from _logged(facts)
     # A start that failed and was repeated is no fault; all GPUs are there.
-    failed = sorted({error["device"] for error in logged if error["kind"] == "rm_init"})
+    failed = sorted({error["device"] for error in facts.get("gpu_errors") or () if error["kind"] == "rm_init"})
     if failed and len(counted_gpus(facts)) < wanted["gpu_count"]:
         yield _veto(VetoCode.ADAPTER_FAILED, devices=", ".join(failed))
     actions = {text: gpu_errors.judge_action(text) for text in facts.get("recovery_actions") or ()}
