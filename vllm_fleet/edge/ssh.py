@@ -133,12 +133,13 @@ async def run_json_openssh(target: Target, command: str, text: str = "") -> str:
     process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe)
     try:
         output = await remote_answer.exchange(process, target, text.encode())
+        if process.stdin:
+            process.stdin.close()
         status = await process.wait()
     finally:
-        # Also when the caller's time is over: no 'ssh' stays behind.
         if process.returncode is None:
-            process.kill()
-            await process.wait()
-            # Its pipes may still hold output, and asyncio closes them only at their end.
+            # No 'ssh' stays behind, also when the caller's time is over. asyncio waits for a program until its pipes
+            # are closed, and closes those with output in them only so; it kills the program too.
             process._transport.close()  # type: ignore[attr-defined]
+            await process.wait()
     return remote_answer.find_answer(target, status, output)

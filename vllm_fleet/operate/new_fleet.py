@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.resolve.resolve import Question, resolve
 
@@ -133,7 +134,7 @@ def _add_hosts(
         static = section.setdefault("static", CommentedMap())
         static[name] = _host_entry(host)
         if host.says:
-            static.yaml_set_comment_before_after_key(name, before=host.says, indent=6 if host.sized else 4)
+            static.yaml_set_comment_before_after_key(name, before=clean_text(host.says), indent=6 if host.sized else 4)
     return data
 
 
