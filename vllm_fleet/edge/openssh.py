@@ -240,8 +240,8 @@ async def _start(words: Sequence[str]) -> asyncio.subprocess.Process:
     """Starts ``ssh`` where it can ask for nothing: without a terminal, and without a window for a passphrase."""
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "SSH_ASKPASS")}
     pipe = asyncio.subprocess.PIPE
-    try:
-        return await asyncio.create_subprocess_exec(
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
             *words,
             stdin=pipe,
             stdout=pipe,
@@ -249,8 +249,15 @@ async def _start(words: Sequence[str]) -> asyncio.subprocess.Process:
             env={**environment, "SSH_ASKPASS_REQUIRE": "never"},
             start_new_session=True,
         )
+    )
+    try:
+        return await asyncio.shield(starting)
     except FileNotFoundError:
         raise NoAnswerError(f"there is no program {words[0]} on this machine") from None
+    except asyncio.CancelledError:
+        # asyncio would end ssh alone here, and wait for its ProxyCommand without end.
+        await _end(await starting)
+        raise
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
