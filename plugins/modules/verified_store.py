@@ -6,7 +6,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pwd
+import stat
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -19,6 +22,10 @@ description:
   - >-
     A module of its own because a model has tens of gigabytes: stat with a checksum would read them in one task a
     file, and again in every run; the stamp tells a later check that nothing has changed since.
+  - >-
+    With O(account) the directory belongs to somebody else and is only read. The account reads it, because root may be
+    nobody on a network file system. What may not be used is refused: a link that leads out of O(within), files that
+    everybody may write, and files that are not of the model.
 options:
   path:
     description: The directory.
@@ -42,6 +49,16 @@ options:
     description: Only compare the stamp with size and time of the files; read none and stamp none.
     type: bool
     default: false
+  stamp:
+    description: The file of the stamp. Default V(.verified.json) in the directory.
+    type: path
+  account:
+    description: The account that reads the files of a directory that belongs to somebody else.
+    type: str
+    default: ''
+  within:
+    description: The directory that links must not lead out of. Default O(path).
+    type: path
 author: [vllm-fleet]
 """
 EXAMPLES = r"""
@@ -60,6 +77,15 @@ missing:
   returned: success
 """
 STAMP = ".verified.json"
+READERS = 4
+#: What a model's directory may have besides its files: vLLM reads none of it.
+DOCUMENTS = ("LICENSE", "NOTICE", "README.md", "USAGE_POLICY", "model.json")
+#: A directory of which the tokenizer reads templates.
+READ_DIRECTORIES = ("additional_chat_templates",)
+
+
+class RefusedError(Exception):
+    """Why a directory is not used."""
 
 
 def sha256(path: str) -> str:
@@ -81,60 +107,227 @@ def read_stamp(path: str) -> dict[str, Any]:
         return {}
 
 
-def entry(path: str, digest: str) -> dict[str, Any]:
-    """What the stamp keeps of a file."""
-    info = os.stat(path)
-    return {"sha256": digest, "size": info.st_size, "mtime_ns": info.st_mtime_ns}
+class Store:
+    """The directory and how its files are looked at."""
+
+    def __init__(self, folder: str, files: dict[str, str], within: str, foreign: bool) -> None:
+        self.folder = folder
+        self.files = files
+        self.within = within
+        self.foreign = foreign
+        self.warnings: list[str] = []
+
+    def path(self, name: str) -> str:
+        """Where a file is."""
+        return os.path.join(self.folder, name)
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """What the stamp keeps of a file; more of it where others can write."""
+        info = os.stat(self.path(name))
+        kept = {"sha256": self.files[name], "size": info.st_size, "mtime_ns": info.st_mtime_ns}
+        return {**kept, "inode": info.st_ino, "ctime_ns": info.st_ctime_ns} if self.foreign else kept
+
+    def is_as_stamped(self, name: str, stamp: dict[str, Any]) -> bool:
+        """Whether a file is still as it was when it was verified."""
+        return os.path.isfile(self.path(name)) and stamp.get(name) == self.entry(name)
+
+    def changed(self, stamp: dict[str, Any]) -> list[str]:
+        """The files that are not as they were verified."""
+        names = [name for name in self.files if not self.is_as_stamped(name, stamp)]
+        if not names and self.foreign and stamp.get(".") != self.own_entry():
+            return sorted(self.files)[:1]
+        return names
+
+    def own_entry(self) -> dict[str, Any]:
+        """What the stamp keeps of the directory: it changes when a file is added, renamed or removed."""
+        return {"mtime_ns": os.stat(self.folder).st_mtime_ns}
+
+    def check(self) -> None:
+        """Refuses a directory of somebody else that is not safe to use."""
+        if not os.path.isdir(self.folder):
+            raise RefusedError("%s is not a directory that the account can enter" % self.folder)
+        strange = []
+        for found in os.scandir(self.folder):
+            if found.is_dir():
+                if found.name in READ_DIRECTORIES:
+                    strange.append(found.name)
+            elif found.name not in self.files and found.name not in DOCUMENTS and not found.name.startswith("."):
+                strange.append(found.name)
+        if strange:
+            raise RefusedError(
+                "%s has files that are not of the model, and vLLM may read them: %s. Move them away, or list them in "
+                "'digests'" % (self.folder, ", ".join(repr(name) for name in sorted(strange)[:5]))
+            )
+        owners = set()
+        for name in sorted(self.files):
+            owners |= self.check_file(name)
+        strangers = sorted(owners - {0, os.geteuid()})
+        if strangers:
+            self.warnings.append(
+                "%s belongs to %s, who can change it after it was verified; the next run and 'vllm-fleet drift' notice "
+                "it, an instance that starts in between does not"
+                % (self.folder, ", ".join(account_name(number) for number in strangers))
+            )
+
+    def check_file(self, name: str) -> set[int]:
+        """The accounts that own a file and the directories that it is in."""
+        path = self.path(name)
+        real = os.path.realpath(path)
+        if not os.path.lexists(path):
+            raise RefusedError("%s is missing" % path)
+        if os.path.commonpath([real, os.path.realpath(self.within)]) != os.path.realpath(self.within):
+            raise RefusedError(
+                "%s leads to %s, out of %s: give the folder that has the files themselves, or 'huggingface_cache'"
+                % (path, real, self.within)
+            )
+        owners = set()
+        place = real
+        while True:
+            info = os.stat(place)
+            if info.st_mode & stat.S_IWOTH:
+                raise RefusedError("everybody may write %s: chmod o-w %s" % (place, place))
+            owners.add(info.st_uid)
+            if place == os.path.realpath(self.within):
+                break
+            place = os.path.dirname(place)
+        if not os.path.isfile(real):
+            raise RefusedError("%s is not a regular file" % path)
+        if not os.access(real, os.R_OK):
+            raise RefusedError(
+                "the account %s cannot read %s: chmod o+r it, or give its group to the account"
+                % (account_name(os.geteuid()), real)
+            )
+        return owners
+
+    def verify(self, old: dict[str, Any], lenient: bool) -> tuple[dict[str, Any], list[str]]:
+        """The new stamp, and the files that were read."""
+        new: dict[str, Any] = {}
+        todo = []
+        for name in self.files:
+            if not os.path.isfile(self.path(name)):
+                if not lenient:
+                    raise RefusedError("%s is missing" % self.path(name))
+            elif self.is_as_stamped(name, old):
+                new[name] = old[name]
+            else:
+                todo.append(name)
+        before = {name: self.entry(name) for name in todo}
+        with ThreadPoolExecutor(READERS) as pool:
+            for name, seen in zip(todo, pool.map(lambda name: sha256(self.path(name)), todo)):
+                if seen != self.files[name] and not lenient:
+                    raise RefusedError("%s has the SHA-256 %s, not %s" % (self.path(name), seen, self.files[name]))
+                if self.entry(name) != before[name]:
+                    raise RefusedError("%s changed while it was read" % self.path(name))
+                new[name] = before[name]
+        if self.foreign and new:
+            new["."] = self.own_entry()
+        return new, todo
 
 
-def as_stamped(folder: str, item: dict[str, str], stamp: dict[str, Any]) -> bool:
-    """Whether a file is still as it was when it was verified."""
-    path = os.path.join(folder, item["name"])
-    return os.path.isfile(path) and stamp.get(item["name"]) == entry(path, item["sha256"])
+def account_name(number: int) -> str:
+    """The name of an account, or its number."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return "the account %d" % number
+
+
+def as_account(name: str, work: Any) -> Any:
+    """The result of a function that another account runs.
+
+    Raises:
+        RefusedError: what it refuses.
+    """
+    try:
+        account = pwd.getpwnam(name)
+    except KeyError:
+        # The first run on a host looks at the directory before it has made the account.
+        return work()
+    if os.geteuid() != 0:
+        return work()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        answer: dict[str, Any] = {"error": "it ended early"}
+        try:
+            os.setgroups(os.getgrouplist(name, account.pw_gid))
+            os.setgid(account.pw_gid)
+            os.setuid(account.pw_uid)
+            answer = {"result": work()}
+        except (RefusedError, OSError) as fault:
+            answer = {"error": str(fault)}
+        finally:
+            with open(writer, "w") as pipe:
+                json.dump(answer, pipe)
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as pipe:
+        answer = json.loads(pipe.read() or '{"error": "it ended early"}')
+    os.waitpid(child, 0)
+    if "error" in answer:
+        raise RefusedError(answer["error"])
+    return answer["result"]
+
+
+def write_stamp(stamp_file: str, new: dict[str, Any]) -> None:
+    """Writes the stamp in one step."""
+    descriptor, name = tempfile.mkstemp(dir=os.path.dirname(stamp_file))
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(new, file, indent=1, sort_keys=True)
+    os.chmod(name, 0o644)
+    os.replace(name, stamp_file)
+
+
+def run(module: Any) -> None:
+    """Looks at the files, and verifies those that are not as the stamp has them."""
+    folder, account = module.params["path"], module.params["account"]
+    stamp_file = module.params["stamp"] or os.path.join(folder, STAMP)
+    files = {item["name"]: item["sha256"] for item in module.params["files"]}
+    store = Store(folder, files, module.params["within"] or folder, bool(account))
+    old, check_mode = read_stamp(stamp_file), module.check_mode
+
+    def look() -> dict[str, Any]:
+        if account:
+            store.check()
+        if module.params["stamp_only"]:
+            return {"missing": store.changed(old), "warnings": store.warnings}
+        new, verified = store.verify(old, check_mode)
+        return {"new": new, "verified": verified, "warnings": store.warnings}
+
+    found = as_account(account, look) if account else look()
+    for warning in found["warnings"]:
+        module.warn(warning)
+    if module.params["stamp_only"]:
+        # What is missing will be brought by others: in check mode that is the change to tell.
+        module.exit_json(changed=bool(found["missing"]) and check_mode, missing=found["missing"])
+    changed = found["new"] != old
+    if changed and not check_mode:
+        write_stamp(stamp_file, found["new"])
+    module.exit_json(changed=changed, verified=found["verified"])
 
 
 def main() -> None:
     """Runs the module."""
     files = {"name": {"type": "str", "required": True}, "sha256": {"type": "str", "required": True}}
+    # The inventory has one list for every use; what else it says of a file is not this module's.
+    files["size"] = {"type": "int", "required": False}
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},
             "files": {"type": "list", "elements": "dict", "required": True, "options": files},
             "stamp_only": {"type": "bool", "default": False},
+            "stamp": {"type": "path"},
+            "account": {"type": "str", "default": ""},
+            "within": {"type": "path"},
         },
         supports_check_mode=True,
     )
-    folder = module.params["path"]
-    stamp_file = os.path.join(folder, STAMP)
-    old = read_stamp(stamp_file)
-    if module.params["stamp_only"]:
-        names = [item["name"] for item in module.params["files"] if not as_stamped(folder, item, old)]
-        # What is missing will be brought by others: in check mode that is the change to tell.
-        module.exit_json(changed=bool(names) and module.check_mode, missing=names)
-    new: dict[str, Any] = {}
-    verified: list[str] = []
-    for item in module.params["files"]:
-        path = os.path.join(folder, item["name"])
-        if not os.path.isfile(path):
-            if module.check_mode:
-                continue
-            module.fail_json(msg=f"{path} is missing")
-        if old.get(item["name"]) == entry(path, item["sha256"]):
-            new[item["name"]] = old[item["name"]]
-            continue
-        seen = sha256(path)
-        verified.append(item["name"])
-        if seen != item["sha256"] and not module.check_mode:
-            module.fail_json(msg=f"{path} has the SHA-256 {seen}, not {item['sha256']}")
-        new[item["name"]] = entry(path, item["sha256"])
-    changed = new != old
-    if changed and not module.check_mode:
-        descriptor, name = tempfile.mkstemp(dir=folder)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(new, file, indent=1, sort_keys=True)
-        os.chmod(name, 0o644)
-        os.replace(name, stamp_file)
-    module.exit_json(changed=changed, verified=verified)
+    try:
+        run(module)
+    except RefusedError as fault:
+        module.fail_json(msg=str(fault))
+    except OSError as fault:
+        module.fail_json(msg="%s cannot be read: %s" % (module.params["path"], fault))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.field_types import model_file_fault
+from vllm_fleet.base.secret_files import read_secret
 from vllm_fleet.edge import download
 from vllm_fleet.edge.download import Fetched, Progress
 from vllm_fleet.mirror.parts import Model
@@ -31,20 +33,7 @@ def read_token(file: Path | None) -> str | None:
     Raises:
         FleetError: the file is missing, empty, or readable by other users.
     """
-    if file is None:
-        return None
-    try:
-        text = file.read_text(encoding="utf-8").strip()
-        mode = file.stat().st_mode
-    except OSError as error:
-        raise FleetError(
-            f"the token cannot be read: {error.strerror}", "give the path of the file with the token", str(file)
-        ) from None
-    if not text:
-        raise FleetError("is empty", "write the hub's token into it", str(file))
-    if mode & 0o077:
-        raise FleetError("is readable by other users", f"chmod 600 {file}", str(file))
-    return text
+    return read_secret(file, "the hub's token") if file else None
 
 
 def list_files(need: Model, secret: str | None) -> list[Artifact]:
@@ -53,6 +42,9 @@ def list_files(need: Model, secret: str | None) -> list[Artifact]:
     Raises:
         FleetError: the hub cannot be reached, does not have the revision, or requires a token.
     """
+    if need.files:
+        # Whatever the hub says, the hosts take no other files.
+        return [Artifact(f"{need.path}/{name}", sha256, size, f"hub:{name}") for name, sha256, size in need.files]
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -78,6 +70,12 @@ def list_files(need: Model, secret: str | None) -> list[Artifact]:
         # Folders hold the same weights for other programs; vLLM reads none of them for the models of the recipes.
         if "/" in name or name.startswith(".") or any(fnmatch(name, pattern) for pattern in need.ignore):
             continue
+        if fault := model_file_fault(name):
+            raise FleetError(
+                f"{need.name}: {fault}",
+                "leave it out with 'weights.ignore' in the recipe of the model, or serve another model",
+                code=ErrorCode.REFUSED,
+            )
         digest = file.lfs.sha256 if file.lfs else ""
         artifacts.append(
             Artifact(f"{need.path}/{name}", digest, int(file.size or 0), f"hub:{name}", file.blob_id or "")
