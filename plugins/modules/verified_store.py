@@ -107,14 +107,62 @@ def read_stamp(path: str) -> dict[str, Any]:
         return {}
 
 
+class Account:
+    """The account that serves the files."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.number: int | None = None
+        self.groups: list[int] = []
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            # The first run on a host looks at the directory before it has made the account.
+            return
+        self.number, self.group = entry.pw_uid, entry.pw_gid
+        self.groups = os.getgrouplist(name, entry.pw_gid)
+
+    def run(self, work: Any) -> Any:
+        """The result of a function that this account runs.
+
+        Raises:
+            RefusedError: what it refuses.
+        """
+        if self.number is None or os.geteuid() != 0:
+            return work()
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            answer: dict[str, Any] = {"error": "it ended early"}
+            try:
+                os.setgroups(self.groups)
+                os.setgid(self.group)
+                os.setuid(self.number)
+                answer = {"result": work()}
+            except (RefusedError, OSError) as fault:
+                answer = {"error": str(fault)}
+            finally:
+                with open(writer, "w") as pipe:
+                    json.dump(answer, pipe)
+                os._exit(0)
+        os.close(writer)
+        with open(reader) as pipe:
+            answer = json.loads(pipe.read() or '{"error": "it ended early"}')
+        os.waitpid(child, 0)
+        if "error" in answer:
+            raise RefusedError(answer["error"])
+        return answer["result"]
+
+
 class Store:
     """The directory and how its files are looked at."""
 
-    def __init__(self, folder: str, files: dict[str, str], within: str, foreign: bool) -> None:
+    def __init__(self, folder: str, files: dict[str, str], within: str, account: Account | None) -> None:
         self.folder = folder
         self.files = files
         self.within = within
-        self.foreign = foreign
+        self.foreign = account is not None
+        self.account = account or Account("root")
         self.warnings: list[str] = []
 
     def path(self, name: str) -> str:
@@ -144,8 +192,6 @@ class Store:
 
     def check(self) -> None:
         """Refuses a directory of somebody else that is not safe to use."""
-        if not os.path.isdir(self.folder):
-            raise RefusedError("%s is not a directory that the account can enter" % self.folder)
         strange = []
         for found in os.scandir(self.folder):
             if found.is_dir():
@@ -155,18 +201,41 @@ class Store:
                 strange.append(found.name)
         if strange:
             raise RefusedError(
-                "%s has files that are not of the model, and vLLM may read them: %s. Move them away, or list them in "
-                "'digests'" % (self.folder, ", ".join(repr(name) for name in sorted(strange)[:5]))
+                f"{self.folder} has files that are not of the model, and vLLM may read them: "
+                f"{', '.join(repr(name) for name in sorted(strange)[:5])}. Move them away, or list them in 'digests'"
             )
         owners = set()
         for name in sorted(self.files):
             owners |= self.check_file(name)
-        strangers = sorted(owners - {0, os.geteuid()})
+        self.check_readable()
+        strangers = sorted(owners - {0, self.account.number})
         if strangers:
             self.warnings.append(
-                "%s belongs to %s, who can change it after it was verified; the next run and 'vllm-fleet drift' notice "
-                "it, an instance that starts in between does not"
-                % (self.folder, ", ".join(account_name(number) for number in strangers))
+                f"{self.folder} belongs to {', '.join(account_name(number) for number in strangers)}, who can change "
+                "it after it was verified; the next run and 'vllm-fleet drift' notice it, an instance that starts in "
+                "between does not"
+            )
+
+    def check_readable(self) -> None:
+        """Lets the account itself try, from the directory on: it need not be able to enter those above it."""
+        if not self.account.number or os.geteuid() != 0:
+            return
+        top = os.path.realpath(self.within)
+        paths = [os.path.relpath(os.path.realpath(self.path(name)), top) for name in sorted(self.files)]
+        descriptor = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+
+        def find_unreadable() -> list[str]:
+            os.fchdir(descriptor)
+            return [path for path in paths if not os.access(path, os.R_OK)][:1]
+
+        try:
+            unreadable = self.account.run(find_unreadable)
+        finally:
+            os.close(descriptor)
+        for path in unreadable:
+            raise RefusedError(
+                f"the account {self.account.name} cannot read {os.path.join(top, path)}: chmod o+rX it and the "
+                f"directories up to {top}, or give the account its group"
             )
 
     def check_file(self, name: str) -> set[int]:
@@ -174,29 +243,26 @@ class Store:
         path = self.path(name)
         real = os.path.realpath(path)
         if not os.path.lexists(path):
-            raise RefusedError("%s is missing" % path)
+            raise RefusedError(f"{path} is missing")
         if os.path.commonpath([real, os.path.realpath(self.within)]) != os.path.realpath(self.within):
             raise RefusedError(
-                "%s leads to %s, out of %s: give the folder that has the files themselves, or 'huggingface_cache'"
-                % (path, real, self.within)
+                f"{path} leads to {real}, out of {self.within}: give the folder that has the files themselves, or "
+                "'huggingface_cache'"
             )
         owners = set()
         place = real
         while True:
             info = os.stat(place)
             if info.st_mode & stat.S_IWOTH:
-                raise RefusedError("everybody may write %s: chmod o-w %s" % (place, place))
+                raise RefusedError(f"everybody may write {place}: chmod o-w {place}")
             owners.add(info.st_uid)
             if place == os.path.realpath(self.within):
                 break
             place = os.path.dirname(place)
         if not os.path.isfile(real):
-            raise RefusedError("%s is not a regular file" % path)
+            raise RefusedError(f"{path} is not a regular file")
         if not os.access(real, os.R_OK):
-            raise RefusedError(
-                "the account %s cannot read %s: chmod o+r it, or give its group to the account"
-                % (account_name(os.geteuid()), real)
-            )
+            raise RefusedError(f"the account {account_name(os.geteuid())} cannot read {real}")
         return owners
 
     def verify(self, old: dict[str, Any], lenient: bool) -> tuple[dict[str, Any], list[str]]:
@@ -206,18 +272,20 @@ class Store:
         for name in self.files:
             if not os.path.isfile(self.path(name)):
                 if not lenient:
-                    raise RefusedError("%s is missing" % self.path(name))
+                    raise RefusedError(f"{self.path(name)} is missing")
             elif self.is_as_stamped(name, old):
                 new[name] = old[name]
             else:
                 todo.append(name)
         before = {name: self.entry(name) for name in todo}
         with ThreadPoolExecutor(READERS) as pool:
-            for name, seen in zip(todo, pool.map(lambda name: sha256(self.path(name)), todo)):
+            digests = [pool.submit(sha256, self.path(name)) for name in todo]
+            for name, digest in zip(todo, digests):  # noqa: B905 - hosts may have Python 3.8
+                seen = digest.result()
                 if seen != self.files[name] and not lenient:
-                    raise RefusedError("%s has the SHA-256 %s, not %s" % (self.path(name), seen, self.files[name]))
+                    raise RefusedError(f"{self.path(name)} has the SHA-256 {seen}, not {self.files[name]}")
                 if self.entry(name) != before[name]:
-                    raise RefusedError("%s changed while it was read" % self.path(name))
+                    raise RefusedError(f"{self.path(name)} changed while it was read")
                 new[name] = before[name]
         if self.foreign and new:
             new["."] = self.own_entry()
@@ -229,44 +297,7 @@ def account_name(number: int) -> str:
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:
-        return "the account %d" % number
-
-
-def as_account(name: str, work: Any) -> Any:
-    """The result of a function that another account runs.
-
-    Raises:
-        RefusedError: what it refuses.
-    """
-    try:
-        account = pwd.getpwnam(name)
-    except KeyError:
-        # The first run on a host looks at the directory before it has made the account.
-        return work()
-    if os.geteuid() != 0:
-        return work()
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        answer: dict[str, Any] = {"error": "it ended early"}
-        try:
-            os.setgroups(os.getgrouplist(name, account.pw_gid))
-            os.setgid(account.pw_gid)
-            os.setuid(account.pw_uid)
-            answer = {"result": work()}
-        except (RefusedError, OSError) as fault:
-            answer = {"error": str(fault)}
-        finally:
-            with open(writer, "w") as pipe:
-                json.dump(answer, pipe)
-            os._exit(0)
-    os.close(writer)
-    with open(reader) as pipe:
-        answer = json.loads(pipe.read() or '{"error": "it ended early"}')
-    os.waitpid(child, 0)
-    if "error" in answer:
-        raise RefusedError(answer["error"])
-    return answer["result"]
+        return f"the account {number}"
 
 
 def write_stamp(stamp_file: str, new: dict[str, Any]) -> None:
@@ -278,12 +309,28 @@ def write_stamp(stamp_file: str, new: dict[str, Any]) -> None:
     os.replace(name, stamp_file)
 
 
+def look_at(account: Account | None, look: Any, stamp_only: bool) -> dict[str, Any]:
+    """What a look at the files gives.
+
+    Before the directory is mounted, only root may be able to enter the directories above it; on a network file system,
+    only the account.
+    """
+    if account and stamp_only:
+        try:
+            found: dict[str, Any] = look()
+        except PermissionError:
+            found = account.run(look)
+        return found
+    return dict(account.run(look) if account else look())
+
+
 def run(module: Any) -> None:
     """Looks at the files, and verifies those that are not as the stamp has them."""
-    folder, account = module.params["path"], module.params["account"]
+    folder = module.params["path"]
+    account = Account(module.params["account"]) if module.params["account"] else None
     stamp_file = module.params["stamp"] or os.path.join(folder, STAMP)
     files = {item["name"]: item["sha256"] for item in module.params["files"]}
-    store = Store(folder, files, module.params["within"] or folder, bool(account))
+    store = Store(folder, files, module.params["within"] or folder, account)
     old, check_mode = read_stamp(stamp_file), module.check_mode
 
     def look() -> dict[str, Any]:
@@ -294,7 +341,7 @@ def run(module: Any) -> None:
         new, verified = store.verify(old, check_mode)
         return {"new": new, "verified": verified, "warnings": store.warnings}
 
-    found = as_account(account, look) if account else look()
+    found = look_at(account, look, module.params["stamp_only"])
     for warning in found["warnings"]:
         module.warn(warning)
     if module.params["stamp_only"]:
@@ -327,7 +374,7 @@ def main() -> None:
     except RefusedError as fault:
         module.fail_json(msg=str(fault))
     except OSError as fault:
-        module.fail_json(msg="%s cannot be read: %s" % (module.params["path"], fault))
+        module.fail_json(msg=f"{module.params['path']} cannot be read: {fault}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Stands in for the model hub and for a package index, which cannot be reached from here: HTTP on the loopback.
 
-What it answers was read in huggingface_hub 1.33.0 (``hf_api.model_info``, ``file_download.get_hf_file_metadata``) and
-in the simple API of package indexes (PEP 691). It has no Xet: what hf_xet does with a real hub is not shown by it.
+What it answers was read in huggingface_hub 1.33.0 (``hf_api.model_info`` and ``list_repo_tree``,
+``file_download.get_hf_file_metadata``) and in the simple API of package indexes (PEP 691). It has no Xet: what hf_xet
+does with a real hub is not shown by it.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub = path.startswith("/api/models/") or "/resolve/" in path
         if hub and self.origin.token and self.headers.get("Authorization") != f"Bearer {self.origin.token}":
             self._send(401, b"", {}, send)
+        elif path.startswith("/api/models/") and "/tree/" in path:
+            self._tree(path, send)
         elif path.startswith("/api/models/"):
             self._model(path, send)
         elif "/resolve/" in path:
@@ -84,6 +87,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._ranged(path, self.origin.files[path], {}, send)
         else:
             self._send(404, b"", {}, send)
+
+    def _tree(self, path: str, send: bool) -> None:
+        repository, _, commit = path.removeprefix("/api/models/").partition("/tree/")
+        files = self.origin.models.get(repository, {}).get(commit)
+        if files is None:
+            self._send(404, b'{"error": "no"}', {"X-Error-Code": "RevisionNotFound"}, send)
+            return
+        entries = []
+        for name, body in files.items():
+            entry: dict[str, Any] = {"type": "file", "path": name, "size": len(body), "oid": blob(body)}
+            if len(body) >= 1000:
+                entry["lfs"] = {"oid": sha256(body), "size": len(body), "pointerSize": 130}
+            entries.append(entry)
+        self._send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"}, send)
 
     def _model(self, path: str, send: bool) -> None:
         repository, _, commit = path.removeprefix("/api/models/").partition("/revision/")

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -21,6 +22,7 @@ from vllm_fleet.base.field_types import model_file_fault
 from vllm_fleet.base.secret_files import read_secret
 from vllm_fleet.edge import download
 from vllm_fleet.edge.download import Fetched, Progress
+from vllm_fleet.host.model_files import DigestList, FileDigest
 from vllm_fleet.mirror.parts import Model
 from vllm_fleet.mirror.store import Artifact
 
@@ -83,6 +85,26 @@ def list_files(need: Model, secret: str | None) -> list[Artifact]:
     if not artifacts:
         raise FleetError(f"the hub has no files of {need.name} at {need.revision}", code=ErrorCode.WORK_FAILED)
     return artifacts
+
+
+def list_digests(name: str, revision: str, ignore: tuple[str, ...], secret: str | None) -> DigestList:
+    """The SHA-256 of every file of a revision.
+
+    The hub publishes it for large files. Small ones are downloaded, and verified by git's digest, which it publishes.
+
+    Raises:
+        FleetError: the hub cannot be reached, does not have the revision, or requires a token.
+    """
+    need = Model(name, revision, None, ignore)
+    artifacts = list_files(need, secret)
+    small = [artifact for artifact in artifacts if not artifact.sha256]
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = fetch_files(need, small, Path(folder), secret, lambda _: None)
+    digests = {artifact.path: artifact.sha256 or fetched[artifact.path].entry.sha256 for artifact in artifacts}
+    files = {
+        artifact.path.rsplit("/", 1)[1]: FileDigest(digests[artifact.path], artifact.size) for artifact in artifacts
+    }
+    return DigestList(files, revision, "the hub")
 
 
 def fetch_files(

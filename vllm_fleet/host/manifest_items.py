@@ -40,7 +40,8 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
         *("vllm_firewall", "vllm_service", "gateway", "mirror"),
     ),
     "package": (
-        *("host_baseline", "nvidia_driver", "amd_driver", "vllm_engine", "container_engine", "gateway", "mirror"),
+        *("host_baseline", "nvidia_driver", "amd_driver", "model_store", "vllm_engine", "container_engine"),
+        *("gateway", "mirror"),
     ),
     "holds": ("nvidia_driver", "amd_driver"),
     "traffic": ("gateway",),
@@ -62,9 +63,7 @@ def link_item(role: str, path: str, target: str) -> LinkItem:
     return LinkItem(role=role, kind="link", path=path, target=target)
 
 
-def store_item(
-    role: str, path: str, stamp: str, files: Mapping[str, str], account: str | None = None
-) -> StoreItem:
+def store_item(role: str, path: str, stamp: str, files: Mapping[str, str], account: str | None = None) -> StoreItem:
     """A directory of large files, name -> SHA-256, with the stamp that says when they were verified.
 
     Args:

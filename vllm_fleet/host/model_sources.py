@@ -68,13 +68,19 @@ def known_digests(plan: Plan, catalog: Catalog, name: str) -> DigestList | None:
     if source.digests:
         hint = f"run 'sha256sum *' in the folder of {name} and write its output there"
         listed = read_digests(plan.artifact(f"models.{name}", source.digests, hint))
-        if recipe and all(listed.files.get(file, digest).sha256 == digest.sha256 for file, digest in recipe.files.items()):
+        if recipe and _agrees(listed, recipe):
             return replace(listed, revision=recipe.revision, source=f"{listed.source}, which agrees with the recipe")
         return listed
     wanted = source.revision or (weights.revision if weights else None)
     if (locked := read_lock(plan).get(name)) and wanted in (None, locked.revision):
         return locked
     return recipe if recipe and wanted == recipe.revision else None
+
+
+def _agrees(listed: DigestList, recipe: DigestList) -> bool:
+    """Whether a list has every file of the recipe that vLLM reads, with the same digest."""
+    digests = {name: digest.sha256 for name, digest in listed.files.items()}
+    return all(digests.get(name) == digest.sha256 for name, digest in recipe.files.items() if name not in DOCUMENTS)
 
 
 def pinned_revision(plan: Plan, catalog: Catalog, name: str) -> str:
@@ -264,6 +270,4 @@ def report_models(plan: Plan, catalog: Catalog) -> Iterator[ModelReport]:
         size = size or int(catalog.model(name).shape.weights_gib * 2**30)
         copies = 0 if source.adopted else hosts + (1 if source.hub == "mirror" else 0)
         digests = listed.source if listed else "model.json of the folder" if source.controller else "not known yet"
-        yield ModelReport(
-            name, describe_source(source, plan.spec.mirror.is_there), digests, size, copies * size, hosts
-        )
+        yield ModelReport(name, describe_source(source, plan.spec.mirror.is_there), digests, size, copies * size, hosts)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm_fleet.base.digests import text_sha256
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
@@ -18,11 +19,11 @@ from vllm_fleet.host import model_sources
 from vllm_fleet.host.apt_repositories import MirroredSystem
 from vllm_fleet.host.host_paths import model_directory
 from vllm_fleet.host.manifest import Manifest
-from vllm_fleet.host.manifest_items import Item, file_item
+from vllm_fleet.host.manifest_items import Item, file_item, package_item
 from vllm_fleet.host.model_files import Download, ModelFiles, model_files
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.mirror import apt_lists, host_as_mirror
-from vllm_fleet.mirror.apt_packages import mirrored_distribution
+from vllm_fleet.mirror.apt_packages import MDADM, mirrored_distribution
 from vllm_fleet.mirror.parts import model_need
 from vllm_fleet.mirror.store import Store, default_directory
 from vllm_fleet.schema.distribution import Distribution
@@ -66,6 +67,8 @@ class Mirrored:
         items: list[Item] = [file_item("host_baseline", APT_CONFIG, text_sha256(self.apt_config))]
         if self.apt_sources:
             items.append(file_item("host_baseline", APT_SOURCES, text_sha256(self.apt_sources)))
+        if host.deployment and host.rented and host.rented.local_disks > 1:
+            items.append(package_item("model_store", MDADM))
         if self.url and host.deployment:
             items += fetch_items()
         if host.name == self.host:
@@ -133,6 +136,21 @@ def find_model_files(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:
             model_sources.CHOICES.format(fleet=plan.fleet, model=name),
         )
     return model_sources.confirm_digests(model_files(folder), model_sources.known_digests(plan, catalog, name))
+
+
+def model_faults(plan: Plan, catalog: Catalog) -> Iterator[tuple[FleetError, bool]]:
+    """What keeps ``site.yml`` from a model: each error, and whether the fleet's files are wrong.
+
+    The others are about what this machine does not have yet, such as a download. A mirror says itself what it lacks.
+    """
+    for name in model_sources.served_models(plan):
+        source = model_sources.model_source(plan, name)
+        if source == model_sources.DEFAULT and plan.spec.mirror.is_there:
+            continue
+        try:
+            find_model_files(plan, catalog, name)
+        except FleetError as fault:
+            yield fault, not model_sources.is_fetched_by_controller(source)
 
 
 def model_variables(name: str, files: ModelFiles, url: str) -> dict[str, Any]:

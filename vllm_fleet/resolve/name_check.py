@@ -12,6 +12,8 @@ from vllm_fleet.schema.recipe import Engine
 
 #: Flags that the renderer sets for each instance; neither a rule nor an override may.
 RENDERED_FLAGS = frozenset({"model", "served-model-name", "host", "port", "api-key", "config"})
+#: Flags with which a model's repository could run code.
+UNSAFE_FLAGS = frozenset({"trust-remote-code"})
 _PASSES = "compilation-config.pass_config"
 
 
@@ -40,6 +42,8 @@ def check_names(
         key = f"args.{name}"
         if name in RENDERED_FLAGS:
             raise error(key, f"{name!r} is set for each instance by the project", "remove it")
+        if name in UNSAFE_FLAGS and value is not False:
+            raise error(key, f"{name!r} lets the model's repository run code on the host", "remove it")
         if name not in names.flags:
             raise unread("args", name, "flag")
         flag = names.flags[name]

@@ -129,7 +129,8 @@ class ModelSource(Strict):
             known = "; ".join(f"{form}: {text}" for form, text in FORMS.items())
             raise ValueError(f"gives {' and '.join(given) or 'no source'}: give exactly one of {known}")
         for key, forms in _BELONGS.items():
-            if getattr(self, key) is not None and (given[0] not in forms or (key != "digests" and self.hub == "mirror")):
+            fits = given[0] in forms and (self.hub != "mirror" or key == "digests")
+            if getattr(self, key) is not None and not fits:
                 raise ValueError(f"{key!r} does not belong to {given[0]!r}: remove it")
         if self.mount and not f"{self.on_host or self.huggingface_cache}/".startswith(f"{self.mount}/"):
             raise ValueError(f"the folder is not below the mount point {self.mount}")
