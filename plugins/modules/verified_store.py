@@ -23,9 +23,9 @@ description:
     A module of its own because a model has tens of gigabytes: stat with a checksum would read them in one task a
     file, and again in every run; the stamp tells a later check that nothing has changed since.
   - >-
-    With O(account) the directory belongs to somebody else and is only read. The account reads it, because root may be
-    nobody on a network file system. What may not be used is refused: a link that leads out of O(within), files that
-    everybody may write, and files that are not of the model.
+    With O(account) the directory is not the project's and is only read, by that account, because a network file system
+    may give root fewer rights. What is not safe is refused: a link that leads out of O(within), files that every
+    account may write, and files that are not of the model.
 options:
   path:
     description: The directory.
@@ -53,7 +53,7 @@ options:
     description: The file of the stamp. Default V(.verified.json) in the directory.
     type: path
   account:
-    description: The account that reads the files of a directory that belongs to somebody else.
+    description: The account that reads the files of a directory that is not the project's.
     type: str
     default: ''
   within:
@@ -191,7 +191,7 @@ class Store:
         return {"mtime_ns": os.stat(self.folder).st_mtime_ns}
 
     def check(self) -> None:
-        """Refuses a directory of somebody else that is not safe to use."""
+        """Refuses a directory of another owner that is not safe to use."""
         strange = []
         for found in os.scandir(self.folder):
             if found.is_dir():
@@ -254,7 +254,7 @@ class Store:
         while True:
             info = os.stat(place)
             if info.st_mode & stat.S_IWOTH:
-                raise RefusedError(f"everybody may write {place}: chmod o-w {place}")
+                raise RefusedError(f"every account may write {place}: chmod o-w {place}")
             owners.add(info.st_uid)
             if place == os.path.realpath(self.within):
                 break

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -35,6 +36,8 @@ class Origin:
     cuts: dict[str, int] = field(default_factory=dict)
     #: path -> content that is sent in its place, once.
     wrong: dict[str, bytes] = field(default_factory=dict)
+    #: path -> URL that the answer leads to.
+    redirects: dict[str, str] = field(default_factory=dict)
     url: str = ""
 
     def bodies(self) -> list[str]:
@@ -68,7 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.origin.authorizations.append(self.headers.get("Authorization", ""))
         self.origin.requests.append((self.command, path, self.headers.get("Range", "")))
         hub = path.startswith("/api/models/") or "/resolve/" in path
-        if hub and self.origin.token and self.headers.get("Authorization") != f"Bearer {self.origin.token}":
+        if path in self.origin.redirects:
+            self._send(302, b"", {"Location": self.origin.redirects[path]}, send)
+        elif hub and self.origin.token and self.headers.get("Authorization") != f"Bearer {self.origin.token}":
             self._send(401, b"", {}, send)
         elif path.startswith("/api/models/") and "/tree/" in path:
             self._tree(path, send)
@@ -144,9 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(origin: Origin, address: str = "127.0.0.1") -> Iterator[Origin]:
-    """The origin while it answers; its ``url`` is set."""
-    with web.serving(type("Handler", (_Handler,), {"origin": origin}), address) as origin.url:
+def serving(origin: Origin, address: str = "127.0.0.1", context: ssl.SSLContext | None = None) -> Iterator[Origin]:
+    """The origin while it answers, with TLS where there is a context; its ``url`` is set."""
+    with web.serving(type("Handler", (_Handler,), {"origin": origin}), address, context) as origin.url:
         yield origin
 
 

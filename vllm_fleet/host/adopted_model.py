@@ -19,7 +19,7 @@ from vllm_fleet.host import host_paths
 from vllm_fleet.host.manifest_items import Item, file_item, store_item, unit_item
 
 _ROLE = "model_store"
-#: Who reads the files to verify them: the account that serves them. Root may be nobody on a network file system.
+#: The account that serves the files also verifies them: a network file system may give root fewer rights than it.
 ACCOUNT = "vllm"
 
 

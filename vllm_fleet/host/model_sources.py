@@ -55,7 +55,7 @@ def served_models(plan: Plan) -> tuple[str, ...]:
 
 
 def known_digests(plan: Plan, catalog: Catalog, name: str) -> DigestList | None:
-    """The digests of a model that do not come from where its files come from; None where nobody knows them.
+    """The digests of a model, from another place than its files; None where they are unknown.
 
     The order: the list that fleet.yml names, the fleet's lock, the recipe.
 
@@ -112,7 +112,7 @@ def host_model(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:
     if listed is None:
         raise plan.document.error(
             at,
-            f"nobody knows the digests of {name}: its recipe has none",
+            f"the digests of {name} are unknown: its recipe has none",
             f"run 'vllm-fleet lock --fleet {plan.fleet}' where the hub can be reached, or give 'digests', a file made "
             "by 'sha256sum *' in the model's folder",
         )

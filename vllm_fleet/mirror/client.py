@@ -67,13 +67,18 @@ class Mirrored:
         items: list[Item] = [file_item("host_baseline", APT_CONFIG, text_sha256(self.apt_config))]
         if self.apt_sources:
             items.append(file_item("host_baseline", APT_SOURCES, text_sha256(self.apt_sources)))
-        if host.deployment and host.rented and host.rented.local_disks > 1:
-            items.append(package_item("model_store", MDADM))
+        if host.deployment and host.rented:
+            items += disk_items(host.rented.local_disks)
         if self.url and host.deployment:
             items += fetch_items()
         if host.name == self.host:
             items += host_as_mirror.manifest_items(self.served)
         return replace(manifest, items=(*manifest.items, *items))
+
+
+def disk_items(local_disks: int) -> list[Item]:
+    """The manifest items of a host whose local disks become the store of models."""
+    return [package_item("model_store", MDADM)] if local_disks > 1 else []
 
 
 def fetch_items() -> list[Item]:

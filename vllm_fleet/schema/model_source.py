@@ -6,8 +6,7 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
-from pydantic_core import CoreSchema
+from pydantic import AfterValidator, Field, model_validator
 
 from vllm_fleet.schema.recipe import Strict
 
@@ -135,12 +134,6 @@ class ModelSource(Strict):
         if self.mount and not f"{self.on_host or self.huggingface_cache}/".startswith(f"{self.mount}/"):
             raise ValueError(f"the folder is not below the mount point {self.mount}")
         return self
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """The text form too."""
-        record = handler.resolve_ref_schema(handler(schema))
-        return {"anyOf": [{"type": "string"}, record]}
 
     @property
     def adopted(self) -> str | None:
