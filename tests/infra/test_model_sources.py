@@ -64,16 +64,16 @@ class Fleet:
         spec["artifacts"]["models"] = {MODEL: source}
         file.write_text(yaml.safe_dump(spec))
 
-    def run(self) -> tuple[int, str]:
-        """Probes the host, prepares it where it differs, and waits for the model."""
+    def run(self, playbook: str = "") -> tuple[int, str]:
+        """Runs a playbook; without one, prepares the host where it differs, and waits for the model."""
         (self.folder / "plays.yml").write_text(PLAYS.format(root=paths.root()))
         done = subprocess.run(
-            ["ansible-playbook", "-i", self.folder / "fleet.yml", self.folder / "plays.yml"],
+            ["ansible-playbook", "-i", self.folder / "fleet.yml", playbook or self.folder / "plays.yml"],
             cwd=paths.root(),
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1200,
             check=False,
         )
         return done.returncode, " ".join((done.stdout + done.stderr).split())
@@ -211,15 +211,21 @@ def test_a_folder_below_a_closed_home_is_served_where_it_is(fleet: Fleet) -> Non
     assert fleet.drift() == []
 
 
-def test_a_hugging_face_cache_is_served_where_it_is(fleet: Fleet, tmp_path: Path) -> None:
-    revision = json.loads((lab_model() / "model.json").read_text())["revision"]
+def fill_cache(fleet: Fleet, path: str, tmp_path: Path) -> str:
+    """Lets huggingface_hub fill a cache on the host; the commit."""
+    revision = str(json.loads((lab_model() / "model.json").read_text())["revision"])
     bodies = {name: (lab_model() / name).read_bytes() for name in model_names()}
-    cache = fleet.host.root / "data" / "hf" / "hub"
+    cache = fleet.host.root / path.lstrip("/")
     with serving(Origin(models={MODEL: {revision: bodies}})) as origin:
         code = "import sys, huggingface_hub as h; h.snapshot_download(sys.argv[1], revision=sys.argv[2], "
         code += "cache_dir=sys.argv[3])"
         environment = {**os.environ, "HF_ENDPOINT": origin.url, "HF_HOME": str(tmp_path)}
         subprocess.run([sys.executable, "-c", code, MODEL, revision, cache], env=environment, check=True)
+    return revision
+
+
+def test_a_hugging_face_cache_is_served_where_it_is(fleet: Fleet, tmp_path: Path) -> None:
+    revision = fill_cache(fleet, "/data/hf/hub", tmp_path)
     snapshot = f"/data/hf/hub/models--vllm-fleet--lab-gpt-oss/snapshots/{revision}"
     assert fleet.host.on(f"readlink {snapshot}/config.json").stdout.startswith("../../blobs/")
     before = copied_bytes(fleet)
@@ -282,3 +288,14 @@ def test_a_model_is_downloaded_over_https_from_object_storage(fleet: Fleet, tmp_
         code, said = fleet.run()
         assert code == 2
         assert "has the SHA-256" in said, said[-4000:]
+
+
+def test_vllm_serves_from_a_hugging_face_cache_below_a_closed_home(fleet: Fleet, tmp_path: Path) -> None:
+    """The real engine in the real unit: the run ends well only after a completion of one token."""
+    revision = fill_cache(fleet, "/home/ops/hf/hub", tmp_path)
+    assert fleet.host.on("chmod 700 /home/ops").returncode == 0
+    before = copied_bytes(fleet)
+    fleet.source(huggingface_cache="/home/ops/hf/hub", digests="sums.txt", revision=revision)
+    code, said = fleet.run("site.yml")
+    assert code == 0, said[-6000:]
+    assert copied_bytes(fleet) - before < 1 << 20
