@@ -101,10 +101,10 @@ def read_stamp(path: str) -> dict[str, Any]:
     """The stamp; empty if it is missing or unreadable."""
     try:
         with open(path) as file:
-            stamp: dict[str, Any] = json.load(file)
-            return stamp
+            stamp = json.load(file)
     except (OSError, ValueError):
         return {}
+    return stamp if isinstance(stamp, dict) else {}
 
 
 class Account:

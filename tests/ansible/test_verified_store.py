@@ -147,3 +147,15 @@ class TestAdopted:
         done = adopt(folder, self.stamp(folder), files)
         assert done["changed"] is True
         assert any("who can change it after it was verified" in str(warning) for warning in done["warnings"]), done
+
+
+@pytest.mark.parametrize("stamp", ["[]", "null", "7", '{"weights": null}', '{"weights": [1]}', "{", "\x00"])
+def test_an_odd_stamp_is_no_stamp(folder: Path, stamp: str) -> None:
+    (folder / ".verified.json").write_text(stamp, encoding="utf-8")
+    files = {"weights": sha256("w")}
+    item = store_item("model_store", str(folder), ".verified.json", files)
+    difference = probe.check_store(item)
+    assert difference is not None
+    assert difference[0] in ("incomplete", "unverified")
+    assert run(folder, files)["changed"] is True
+    assert probe.check_store(item) is None
