@@ -22,10 +22,9 @@ from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import check, lock
 from vllm_fleet.cli import plan as plan_command
 from vllm_fleet.fleet import plan
-from vllm_fleet.host import model_sources
 from vllm_fleet.host.model_files import DigestList, FileDigest, read_digests
 from vllm_fleet.mirror import client, parts
-from vllm_fleet.mirror.store import Artifact, Entry, Index, Store
+from vllm_fleet.mirror.store import Entry, Index, Store
 from vllm_fleet.operate import fill_mirror, new_fleet
 from vllm_fleet.schema.model_source import ModelSource
 
@@ -322,16 +321,26 @@ def test_lock_asks_the_hub_once_and_keeps_what_it_says(
         check.command("golden", json=False)
 
 
-def test_a_hostile_repository_is_refused_by_lock(fleets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "message", "exit_code"),
+    [
+        ("pytorch_model.bin", "can run code", 2),
+        ("x y.json", "is not a plain file name", 2),
+        ("evil\x1b[2J.json", "the hub lists a file", 1),
+    ],
+)
+def test_a_hostile_repository_is_refused_by_lock(
+    fleets: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str, exit_code: int
+) -> None:
     revision = "1" * 40
-    for name in ("pytorch_model.bin", "evil\x1b[2J.json", "x%2fy"):
-        gpu_fleet(fleets, {"hub": "hosts", "revision": revision}, model=LAB)
-        with serving(Origin(models={LAB: {revision: {"config.json": b"{}", name: b"x"}}})) as origin:
-            monkeypatch.setenv("HF_ENDPOINT", origin.url)
-            with pytest.raises(FleetError, match=r"is not a plain file name|can run code") as fault:
-                lock.command("golden", json=True)
-            assert fault.value.exit_code == 2
-            assert "\x1b" not in str(fault.value)
+    folder = gpu_fleet(fleets, {"hub": "hosts", "revision": revision}, model=LAB)
+    with serving(Origin(models={LAB: {revision: {"config.json": b"{}", name: b"x"}}})) as origin:
+        monkeypatch.setenv("HF_ENDPOINT", origin.url)
+        with pytest.raises(FleetError, match=message) as fault:
+            lock.command("golden", json=True)
+    assert fault.value.exit_code == exit_code
+    assert "\x1b" not in str(fault.value)
+    assert not (folder / "models.lock.json").exists()
 
 
 def test_a_folder_of_the_controller_that_is_not_the_recipes_revision_it_claims_is_refused(
@@ -363,7 +372,6 @@ def test_init_can_write_each_source(fleets: Path) -> None:
         new_fleet.set_model_source(text, MODEL, {})
 
 
-def test_sources_are_described(fleets: Path) -> None:
-    assert model_sources.describe_source(ModelSource(controller="x"), fleet_has_mirror=True).endswith("the mirror")
-    assert Artifact("a", "b", 1)
+def test_each_list_has_a_revision_of_its_own() -> None:
     assert DigestList({}, None, "x").own_revision != DigestList({"a": FileDigest("b")}, None, "x").own_revision
+    assert DigestList({}, "1", "x").own_revision == "1"
