@@ -78,6 +78,8 @@ missing:
 """
 STAMP = ".verified.json"
 READERS = 4
+#: The number of an account that owns nothing.
+UNKNOWN = 65534
 #: What a model's directory may have besides its files: vLLM reads none of it.
 DOCUMENTS = ("LICENSE", "NOTICE", "README.md", "USAGE_POLICY", "model.json")
 #: A directory of which the tokenizer reads templates.
@@ -117,7 +119,9 @@ class Account:
         try:
             entry = pwd.getpwnam(name)
         except KeyError:
-            # The first run on a host looks at the directory before it has made the account.
+            # The first run on a host looks at the directory before it has made the account, which owns nothing yet and
+            # is in no group: it can read what an unknown account can.
+            self.number, self.group, self.groups = UNKNOWN, UNKNOWN, [UNKNOWN]
             return
         self.number, self.group = entry.pw_uid, entry.pw_gid
         self.groups = os.getgrouplist(name, entry.pw_gid)

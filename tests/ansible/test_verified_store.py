@@ -127,6 +127,14 @@ class TestAdopted:
         (folder / "weights").unlink()
         assert "is missing" in adopt(folder, self.stamp(folder), files, stamp_only=True)["msg"]
 
+    def test_an_account_that_is_not_made_yet_reads_what_all_can(self, folder: Path, files: dict[str, str]) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("only root can look as another account")
+        absent = {"account": "not-made-yet", "stamp_only": True}
+        assert adopt(folder, self.stamp(folder), files, **absent)["missing"] == ["weights"]
+        (folder / "weights").chmod(0o600)
+        assert "cannot read" in adopt(folder, self.stamp(folder), files, **absent)["msg"]
+
     def test_links_stay_within_the_folder(self, tmp_path: Path, files: dict[str, str]) -> None:
         tree = tmp_path / "models--a--b"
         for name in ("blobs", "snapshots/1"):
