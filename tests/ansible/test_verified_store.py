@@ -130,6 +130,7 @@ class TestAdopted:
     def test_an_account_that_is_not_made_yet_reads_what_all_can(self, folder: Path, files: dict[str, str]) -> None:
         if os.geteuid() != 0:
             pytest.skip("only root can look as another account")
+        folder.chmod(0o755)
         absent = {"account": "not-made-yet", "stamp_only": True}
         assert adopt(folder, self.stamp(folder), files, **absent)["missing"] == ["weights"]
         (folder / "weights").chmod(0o600)
