@@ -70,6 +70,8 @@ class DriverRelease(Strict):
     open_modules: bool
     repositories: list[str] = Field(min_length=1)
     packages: dict[Name, VersionPattern] = Field(min_length=1)
+    #: The oldest kernel that its module does not build for; None if no such kernel is known.
+    kernel_below: str | None = Field(default=None, pattern=r"^\d+\.\d+$")
     #: Of the kernel that runs, whose version is added: modules that a distribution keeps apart and its own one needs.
     kernel_modules: list[Name] = []
     fabric_manager: FabricManager | None = None
