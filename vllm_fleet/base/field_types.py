@@ -14,6 +14,9 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_MODEL_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+#: Python, and the forms of weights that are pickles or can contain them.
+_CODE = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 #: RFC 1918; the units of vLLM accept connections from no other range.
 PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
@@ -91,6 +94,24 @@ def _single_lines(env: dict[str, str | None]) -> dict[str, str | None]:
         if value and ("\n" in value or "\r" in value):
             raise ValueError(f"the value of {name!r} holds a line break: write it in one line")
     return env
+
+
+def model_file_fault(name: str) -> str | None:
+    """Why a file of this name is not taken from a model's repository; None: it is.
+
+    A repository is a stranger's: names become paths on hosts and lines in logs, and a pickle runs code when it is read.
+    """
+    if not _MODEL_FILE.fullmatch(name):
+        return f"{name!r} is not a plain file name: letters, digits, '.', '_' and '-'"
+    if name.lower().endswith(_CODE):
+        return f"{name!r} can run code when it is read: weights must be safetensors"
+    return None
+
+
+def _model_file(name: str) -> str:
+    if fault := model_file_fault(name):
+        raise ValueError(fault)
+    return name
 
 
 def _whole(value: Any) -> Any:
@@ -190,6 +211,8 @@ Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern":
 Network = Annotated[str, AfterValidator(_network)]
 #: The network of a cloud.
 PrivateNetwork = Annotated[str, AfterValidator(_private_network)]
+#: A file of a model.
+ModelFileName = Annotated[str, AfterValidator(_model_file)]
 Sha256 = Annotated[str, AfterValidator(_sha256), Field(json_schema_extra={"pattern": f"^{_SHA256.pattern}$"})]
 #: Names as vLLM's command line spells them, dashed; ``None`` takes a key away.
 Args = Annotated[dict[str, Any], AfterValidator(_plain)]

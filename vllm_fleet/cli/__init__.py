@@ -27,6 +27,7 @@ COMMANDS = {
     "matrix": "Print the support matrix in Markdown.",
     "schema": "Print the JSON Schema of fleet.yml, for editors.",
     "upgrade-check": "Show what another engine changes in each deployment.",
+    "lock": "Ask the hub for the digests of models once, and keep them.",
     "mirror": "Fetch, verify, copy and serve what the hosts download.",
     "drift": "Compare the hosts with the plan.",
 }

@@ -66,7 +66,14 @@ def command(
         if verify:
             wrong = fill_mirror.verify_store(store, store.read(), tell.say)
         if from_:
-            results = fill_mirror.copy_parts(Store(from_.resolve()), store, keys, tell.count)
+            carried = Store(from_.resolve())
+            fill_mirror.check_pinned_models(carried, wanted)
+            for name in fill_mirror.unpinned_models(wanted):
+                tell.say(
+                    f"nothing but the disk itself says what the digests of {name} are: run 'vllm-fleet lock --fleet "
+                    f"{fleet}' where the hub can be reached"
+                )
+            results = fill_mirror.copy_parts(carried, store, keys, tell.count)
         else:
             reporter = fill_mirror.Reporter(tell.say, tell.count)
             results = fill_mirror.fill_store(

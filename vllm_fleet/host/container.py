@@ -143,7 +143,7 @@ def run_options(image: Image, deployment: Deployment, model: str, cache: str, na
     Args:
         image: the image.
         deployment: what it serves.
-        model: the model's directory.
+        model: the directory that contains the model.
         cache: the directory of its caches.
         names: the variables that it gets from the unit's environment.
     """

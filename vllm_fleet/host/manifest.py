@@ -128,7 +128,10 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
         file_item("harmony_encodings", f"{host_paths.ENCODINGS}/{encoding.name}", encoding.sha256)
         for encoding in host.encodings
     ]
-    items.append(store_item("model_store", host.model_directory, STAMP, host.model.sha256))
+    if host.model.adopted:
+        items += host.model.adopted.items(host.model.sha256)
+    else:
+        items.append(store_item("model_store", host.model_directory, STAMP, host.model.sha256))
     items += container.image_items(host.image) if host.image else _engine_items(host)
     items += _firewall_items(host.firewall)
     items += [

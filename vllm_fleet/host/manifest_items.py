@@ -36,10 +36,12 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "user": ("host_baseline", "amd_driver"),
     "sysctl": ("amd_driver",),
     "unit": (
-        *("host_baseline", "nvidia_driver", "container_engine", "vllm_firewall", "vllm_service", "gateway", "mirror"),
+        *("host_baseline", "nvidia_driver", "model_store", "container_engine"),
+        *("vllm_firewall", "vllm_service", "gateway", "mirror"),
     ),
     "package": (
-        *("host_baseline", "nvidia_driver", "amd_driver", "vllm_engine", "container_engine", "gateway", "mirror"),
+        *("host_baseline", "nvidia_driver", "amd_driver", "model_store", "vllm_engine", "container_engine"),
+        *("gateway", "mirror"),
     ),
     "holds": ("nvidia_driver", "amd_driver"),
     "traffic": ("gateway",),
@@ -66,9 +68,20 @@ def link_item(role: str, path: str, target: str) -> LinkItem:
     return LinkItem(role=role, kind="link", path=path, target=target)
 
 
-def store_item(role: str, path: str, stamp: str, files: Mapping[str, str]) -> StoreItem:
-    """A directory of large files, name -> SHA-256, with the stamp that says when they were verified."""
-    return StoreItem(role=role, kind="store", path=path, stamp=stamp, files=dict(files))
+def store_item(role: str, path: str, stamp: str, files: Mapping[str, str], account: str | None = None) -> StoreItem:
+    """A directory of large files, name -> SHA-256, with the stamp that says when they were verified.
+
+    Args:
+        role: the role that repairs it.
+        path: the directory.
+        stamp: the file with the stamp; a path of its own where the directory is not the project's.
+        files: name -> SHA-256.
+        account: the account that reads the files; None: root.
+    """
+    item = StoreItem(role=role, kind="store", path=path, stamp=stamp, files=dict(files))
+    if account is not None:
+        item["account"] = account
+    return item
 
 
 def image_item(role: str, name: str, tag: str) -> ImageItem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from vllm_fleet.base import paths
@@ -30,6 +30,8 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
     release = instance_files(serving)
     manifest = serving_manifest(serving, release)
     manifest = driver.extend(manifest) if driver else manifest
+    if serving.model.download and not inputs.mirror.url:
+        manifest = replace(manifest, items=(*manifest.items, *client.fetch_items()))
     variables = {
         **(driver.variables if driver else {}),
         "fleet_host_class": serving.deployment.host_class,

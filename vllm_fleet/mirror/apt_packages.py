@@ -54,6 +54,10 @@ class Debs:
                 yield from apt_lists.vendor_origins(self.distribution, repository.name, source)
 
 
+#: Joins several local disks into the store of models.
+MDADM = "mdadm"
+
+
 def mirrored_distribution(plan: Plan, catalog: Catalog) -> tuple[str, Distribution] | None:
     """The distribution whose packages the fleet's mirror holds; None for a mirror without packages."""
     name = plan.spec.mirror.distribution
@@ -116,6 +120,8 @@ def _packages(plan: Plan, host: HostPlan, python: str) -> set[str]:
     wanted.update(_GATEWAY if host.kind == "gateway" else ())
     wanted.update(host.deployment.packages if host.deployment else ())
     install = host.deployment.install if host.deployment else None
+    if host.deployment and host.rented and host.rented.local_disks > 1:
+        wanted.add(MDADM)
     if install == "wheel":
         wanted.add(f"python{python}-venv")
     elif install == "docker":

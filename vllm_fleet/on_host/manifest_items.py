@@ -45,7 +45,9 @@ class LinkItem(TypedDict):
 class StoreItem(TypedDict):
     """Large files in a directory, each with the size and the time that it had when its digest was verified.
 
-    ``files`` is name -> SHA-256. ``stamp`` is the file in the directory that keeps digest, size and time of each.
+    ``files`` is name -> SHA-256. ``stamp`` is the file in the directory that keeps digest, size and time of each; an
+    absolute path where the directory is not the project's. Such a stamp also has the inode and the time of the last
+    change of each file, and those of the directory. ``account`` is the account that looks at the files; default: root.
     """
 
     role: str
@@ -53,6 +55,7 @@ class StoreItem(TypedDict):
     path: str
     stamp: str
     files: dict[str, str]
+    account: NotRequired[str]
 
 
 class ImageItem(TypedDict):

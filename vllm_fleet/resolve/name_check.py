@@ -13,6 +13,8 @@ from vllm_fleet.schema.recipe import Engine
 
 #: Flags that the renderer sets for each instance; neither a rule nor an override may.
 RENDERED_FLAGS = frozenset({"model", "served-model-name", "host", "port", "api-key", "config"})
+#: Flags with which a model's repository could run code.
+UNSAFE_FLAGS = frozenset({"trust-remote-code"})
 _PASSES = "compilation-config.pass_config"
 
 
@@ -50,6 +52,8 @@ def _name_faults(
         key = f"args.{name}"
         if name in RENDERED_FLAGS:
             yield key, f"{name!r} is set for each instance by the project", "remove it"
+        elif name in UNSAFE_FLAGS and value is not False:
+            yield key, f"{name!r} lets the model's repository run code on the host", "remove it"
         elif name not in names.flags:
             yield unread("args", name, "flag")
         elif fault := _value_fault(names, engine, name, value):

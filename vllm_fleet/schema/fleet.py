@@ -10,6 +10,7 @@ from vllm_fleet.base.field_types import MOST_HOSTS, GatewayCount, HostCount, Sec
 from vllm_fleet.schema.cloud import Prices
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror
 from vllm_fleet.schema.mirror import Mirror
+from vllm_fleet.schema.model_source import ModelSource
 from vllm_fleet.schema.recipe import (
     Affinity,
     Args,
@@ -201,9 +202,11 @@ class Defaults(Strict):
 
 
 class Artifacts(Strict):
-    """Copies on the controller; ``{cache}`` is the project's cache folder."""
+    """Where artifacts come from; in paths on the controller ``{cache}`` is the project's cache folder."""
 
-    models: dict[Line, Line] = Field(default={}, description="Model -> folder with its files on the controller.")
+    models: dict[Line, ModelSource] = Field(
+        default={}, description="Model -> where it comes from; text is a folder with its files on the controller."
+    )
     encodings: Line | None = Field(default=None, description="Folder with the vocabularies on the controller.")
     locks: dict[Line, Line] = Field(
         default={},

@@ -47,6 +47,9 @@ def fleet_schema() -> dict[str, Any]:
         }
         for cloud, model in _placements().items()
     ]
+    # A folder on the controller may be given as text.
+    sources = definitions["Artifacts"]["properties"]["models"]
+    sources["additionalProperties"] = {"anyOf": [{"type": "string"}, sources["additionalProperties"]]}
     # A gateway takes missing keys from the first pool, whose cloud may have further ones.
     beside = definitions.pop("Placement")
     del beside["required"]
