@@ -352,7 +352,7 @@ _SEARCHES = {"startswith", "endswith", "find", "search", "match", "fullmatch", "
 #: What only a text of a foreign tool tells: file -> the expressions that read it.
 FOREIGN = {
     "roles/vllm_engine/files/prove.py": {"'Failed to infer device type' in done.stderr"},
-    "roles/vllm_service/files/vllm-container": {"b'annot connect' not in done.stderr"},
+    "roles/vllm_service/files/vllm-container-root": {"b'annot connect' not in done.stderr"},
     "vllm_fleet/edge/pulumi_cli.py": {"f\"no stack named '{stack}' found\" in done.stderr"},
     "vllm_fleet/on_host/gpu_facts.py": {
         "_INVALID_FIELD.search(rows.out + rows.message)",

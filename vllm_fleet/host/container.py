@@ -1,6 +1,6 @@
 """An engine as an image on a host: which image is pulled, how its container runs, and what must be true on the host.
 
-The program ``vllm-container`` adds what only the host knows: its name, its user and groups, and the config.
+The program ``vllm-container-root`` adds what only the host knows: its name, its user and groups, and the config.
 """
 
 from __future__ import annotations

@@ -100,13 +100,10 @@ def _firewall_items(rules: str) -> Iterable[Item]:
 
 def _service_items(install: str, release: instance_files.Release) -> Iterable[Item]:
     role = "vllm_service"
-    for path, name, mode in (
-        ("/etc/systemd/system/vllm@.service", "vllm@.service", "0644"),
-        ("/etc/systemd/system/vllm-docker@.service", "vllm-docker@.service", "0644"),
-        ("/usr/local/libexec/vllm-instance", "vllm-instance", "0755"),
-        ("/usr/local/libexec/vllm-container", "vllm-container", "0755"),
-    ):
-        yield file_item(role, path, role_file_sha256(role, name), mode)
+    for name in ("vllm@.service", "vllm-docker@.service", "vllm-container@.service", "vllm-container@.socket"):
+        yield file_item(role, f"/etc/systemd/system/{name}", role_file_sha256(role, name))
+    for name in ("vllm-instance", "vllm-container", "vllm-container-root"):
+        yield file_item(role, f"/usr/local/libexec/{name}", role_file_sha256(role, name), "0755")
     yield link_item(role, CURRENT, f"releases/{release.digest}")
     for instance in release.instances:
         yield unit_item(role, instance_unit(install, instance.name), active=True, enabled=True)
