@@ -167,9 +167,13 @@ def test_facts_veto() -> None:
 
 def test_it_runs_as_source_with_the_standard_library_alone(file: Path) -> None:
     manifest = {"items": [wanted(file, mode="0600")], "facts": {}}
-    source = Path(probe.__file__).read_text(encoding="utf-8")
+    source = ssh.pack_program("probe", "docker_engine", "neighbours")
     done = subprocess.run(
-        [sys.executable, "-IS", "-c", source], input=json.dumps(manifest), capture_output=True, text=True, check=True
+        ["sh", "-c", f"{sys.executable} -IS -c {source}"],
+        input=json.dumps(manifest),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     drift = json.loads(done.stdout)["drift"]
     assert drift == [

@@ -50,11 +50,22 @@ NOT_RUNNING = frozenset({DriftState.INACTIVE, DriftState.FAILED, DriftState.UNKN
 
 
 class VetoCode(DocumentedEnum):
-    """Why a host is not what its class says. Where a role installs the driver, faults of the driver are drift."""
+    """Why a host is not what its class says, or what of somebody else is in the way.
+
+    Where a role installs the driver, faults of the driver are drift.
+    """
 
     TOO_FEW_CORES = "too_few_cores", "the host has fewer CPU cores than its class needs"
     TOO_LITTLE_MEMORY = "too_little_memory", "the host has less memory than its class needs"
     WRONG_MACHINE = "wrong_machine", "the processor has another architecture"
+    PORT_TAKEN = "port_taken", "another program listens on a port that the plan wants"
+    FOREIGN_ACCOUNT = "foreign_account", "the account or the group of vLLM is somebody else's"
+    FOREIGN_FILE = "foreign_file", "a file that a role would write is somebody else's"
+    FOREIGN_FOLDER = "foreign_folder", "a folder that belongs to the toolkit holds files of somebody else"
+    FOREIGN_SERVICE = "foreign_service", "a service that a role would take over serves somebody else"
+    WOULD_REMOVE = "would_remove", "apt would remove packages to install those that a role needs"
+    UNUSABLE_DOCKER = "unusable_docker", "the docker of the host cannot run the containers"
+    SETTINGS_DIFFER = "settings_differ", "daemon.json has another value of a setting that the containers need"
     NO_DRIVER = "no_driver", "the tools that come with the driver are not installed"
     DRIVER_NOT_LOADED = "driver_not_loaded", "the tool runs and reaches no driver in the kernel"
     DRIVER_MISMATCH = "driver_mismatch", "the loaded driver is not the installed one"
@@ -83,3 +94,12 @@ class VetoCode(DocumentedEnum):
     NO_PYTHON = "no_python", "the host has no Python that the engine runs on"
     ECC_ERRORS = "ecc_errors", "a GPU counts uncorrected memory errors"
     XID_ERRORS = "xid_errors", "the kernel has logged an error of the hardware"
+
+
+#: What of somebody else is in the way; the text says what to do about it.
+NEIGHBOURS = frozenset(
+    {
+        *(VetoCode.PORT_TAKEN, VetoCode.FOREIGN_ACCOUNT, VetoCode.FOREIGN_FILE, VetoCode.FOREIGN_FOLDER),
+        *(VetoCode.FOREIGN_SERVICE, VetoCode.WOULD_REMOVE, VetoCode.UNUSABLE_DOCKER, VetoCode.SETTINGS_DIFFER),
+    }
+)
