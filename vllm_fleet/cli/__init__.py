@@ -23,6 +23,7 @@ COMMANDS = {
     "upgrade-check": "Show what another engine changes in each deployment.",
     "mirror": "Fetch, verify, copy and serve what the hosts download.",
     "drift": "Compare the hosts with the plan.",
+    "leave": "Remove from a host what the toolkit has made.",
 }
 EPILOG = """\b
 Examples:
