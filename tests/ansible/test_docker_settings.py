@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,6 @@ def test_a_setting_on_the_command_line_is_not_put_into_the_file(host: Host) -> N
     sleeper = host.folder / "sleep"
     sleeper.write_text("#!/bin/sh\nread never\n")
     sleeper.chmod(0o755)
-    import subprocess
 
     with subprocess.Popen([sleeper, "--live-restore"], stdin=subprocess.PIPE) as process:
         host.command("systemctl", f'case "$*" in *MainPID*) echo {process.pid};; esac')

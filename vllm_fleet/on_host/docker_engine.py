@@ -96,27 +96,30 @@ def merge_settings(
         where: the keys above, for the answer.
 
     Returns:
-        The merged settings; what was added, as lists of keys and value, with ``None`` as the last key for an element of
-        a list; and the keys whose value is another one, which a person must decide about.
+        The merged settings; what was added, as lists of keys and value (``None`` as the last key for an element of a
+        list, an empty mapping or list for one that was made for what follows it); and the keys whose value is another
+        one, which a person must decide about.
     """
     merged: dict[str, Any] = dict(theirs)
     added: list[list[Any]] = []
     conflicts: list[str] = []
     for key, value in sorted(ours.items()):
         path = (*where, key)
-        if key not in theirs:
+        if key not in merged and isinstance(value, (dict, list)):
+            merged[key] = type(value)()
+            added.append([*path, type(value)()])
+        if key not in merged:
             merged[key] = value
             added.append([*path, value])
-        elif isinstance(value, dict) and isinstance(theirs[key], dict):
-            if not same_value(theirs[key], value):
-                merged[key], more, refused = merge_settings(theirs[key], value, path)
-                added += more
-                conflicts += refused
-        elif isinstance(value, list) and isinstance(theirs[key], list):
-            new = [element for element in value if element not in theirs[key]]
-            merged[key] = [*theirs[key], *new]
+        elif isinstance(value, dict) and isinstance(merged[key], dict):
+            merged[key], more, refused = merge_settings(merged[key], value, path)
+            added += more
+            conflicts += refused
+        elif isinstance(value, list) and isinstance(merged[key], list):
+            new = [element for element in value if element not in merged[key]]
+            merged[key] = [*merged[key], *new]
             added += [[*path, None, element] for element in new]
-        elif not same_value(theirs[key], value, key):
+        elif not same_value(merged[key], value, key):
             conflicts.append(".".join(path))
     return merged, added, conflicts
 
@@ -124,28 +127,18 @@ def merge_settings(
 def remove_settings(settings: Mapping[str, Any], added: list[list[Any]]) -> dict[str, Any]:
     """Settings without what :func:`merge_settings` has added; a value that was changed since then stays."""
     left: dict[str, Any] = json.loads(json.dumps(settings))
-    for *path, value in added:
-        element = path[-1] is None
-        keys = path[:-1] if element else path
-        holders: list[tuple[dict[str, Any], str]] = []
-        at: Any = left
-        for key in keys:
-            if not isinstance(at, dict) or key not in at:
-                break
-            holders.append((at, key))
-            at = at[key]
-        if len(holders) < len(keys):
+    # The last first: a mapping that was made for a key goes after the key, if it is empty then.
+    for *path, value in reversed(added):
+        *above, key = path[:-1] if path[-1] is None else path
+        holder: Any = left
+        for name in above:
+            holder = holder.get(name) if isinstance(holder, dict) else None
+        if not isinstance(holder, dict) or key not in holder:
             continue
-        holder, key = holders.pop()
-        if element and isinstance(at, list) and value in at:
-            at.remove(value)
-            if not at:
-                del holder[key]
-        elif not element and at == value:
-            del holder[key]
-        # A mapping that is empty now and was made for the key.
-        while holders and not holder:
-            holder, key = holders.pop()
+        if path[-1] is None:
+            if isinstance(holder[key], list) and value in holder[key]:
+                holder[key].remove(value)
+        elif type(holder[key]) is type(value) and holder[key] == value:
             del holder[key]
     return left
 
