@@ -62,7 +62,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return answers
 
 
-EMPTY: dict[str, Any] = {"version": 1, "made": [], "theirs": [], "units": {}, "held": None}
+EMPTY: dict[str, Any] = {"version": 1, "made": [], "theirs": [], "units": {}, "held": None, "installed": None}
 
 
 def test_what_is_there_is_somebody_elses_and_the_rest_will_be_made(
@@ -81,7 +81,7 @@ def test_what_is_there_is_somebody_elses_and_the_rest_will_be_made(
     record = host_record.extend_record(dict(EMPTY), items)
     assert record["made"] == [f"file:{tmp_path / 'not'}", "package:nginx-light"]
     assert record["theirs"] == [*(f"file:{tmp_path / 'there'}", "package:docker.io", "package:haproxy", "user:vllm")]
-    assert record["held"] == ["linux-image-generic"]
+    assert (record["held"], record["installed"]) == (["linux-image-generic"], ["haproxy"])
     # The first record stays when the roles have made the rest.
     (tmp_path / "not").write_text("ours")
     host["dpkg-query"] = "haproxy installed\nnginx-light installed"
@@ -159,7 +159,7 @@ def test_packages_of_others_are_not_removed_with_ours(monkeypatch: pytest.Monkey
     monkeypatch.setattr(docker_engine, "command_output", lambda *_: answer)
     host_leave.leave_packages(run)
     assert run.removed == []
-    assert run.kept == [{"what": "packages haproxy", "why": "without them apt would remove theirs too"}]
+    assert run.kept[-1] == {"what": "packages haproxy", "why": "without them apt would remove theirs too"}
 
 
 def is_covered(path: str) -> bool:
@@ -193,3 +193,20 @@ def test_every_unit_of_the_roles_is_stopped() -> None:
     for unit in units:
         name = unit.replace("@.", "@0.")
         assert any(fnmatch.fnmatchcase(name, pattern) for pattern in host_leave.UNITS), unit
+
+
+def test_sources_of_others_that_a_role_switched_off_are_switched_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = "# disabled by vllm-fleet: deb https://vendor.example/ubuntu noble main\n# deb https://old.example a b\n"
+    stanza = "Types: deb\n# disabled by vllm-fleet\nEnabled: no\nURIs: https://vendor.example\n\nEnabled: no\nURIs: x\n"
+    (tmp_path / "one.list").write_text(one)
+    (tmp_path / "two.sources").write_text(stanza)
+    monkeypatch.setattr(host_leave.glob, "glob", lambda _: [str(path) for path in tmp_path.iterdir()])
+    host_leave.restore_sources(leaving(monkeypatch, EMPTY))
+    assert (tmp_path / "one.list").read_text() == (
+        "deb https://vendor.example/ubuntu noble main\n# deb https://old.example a b\n"
+    )
+    assert (tmp_path / "two.sources").read_text() == (
+        "Types: deb\nURIs: https://vendor.example\n\nEnabled: no\nURIs: x\n"
+    )

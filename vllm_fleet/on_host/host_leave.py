@@ -42,8 +42,10 @@ FOLDER = os.path.dirname(neighbours.RECORD)
 DOCKER_RECORD = FOLDER + "/docker.json"
 MOUNT_UNIT = "mnt-vllm\\x2dmodels.mount"
 TABLE = ("inet", "vllm_fleet")
-#: What the role apt_repository puts before a line of a source that it has switched off.
-DISABLED = "# vllm-fleet: "
+#: What the role apt_repository puts before a line of a source that it has switched off, or into a stanza.
+DISABLED = re.compile(r"^# disabled by vllm-fleet(?:: |\nEnabled: no\n)", re.MULTILINE)
+#: Packages that roles install for their own work, beside those of the manifest.
+HELPERS = ("gpg", "python3-debian", "rsync", "linux-headers-*", "linux-modules-extra-*")
 #: Packages that the toolkit holds.
 HELD = (*("*nvidia*", "cuda-*", "*nvlsm*", "amdgpu*", "rocm*", "amd-smi*", "hip*"),)
 
@@ -261,7 +263,7 @@ def restore_sources(leaving: Leaving) -> None:
                 text = file.read()
         except (OSError, UnicodeDecodeError):
             continue
-        before = "".join(line[len(DISABLED) :] if line.startswith(DISABLED) else line for line in text.splitlines(True))
+        before = DISABLED.sub("", text)
         if before != text:
             leaving.removed.append("what switched off sources in %s" % path)
             if not leaving.check:
@@ -288,24 +290,43 @@ def remove_account(leaving: Leaving) -> None:
         leaving.keep("account vllm", "it was there before")
 
 
+def helper_packages(leaving: Leaving) -> list[str]:
+    """The packages that roles have installed for their own work."""
+    before = leaving.record["installed"]
+    if before is None:
+        return []
+    rows = docker_engine.command_output("dpkg-query", "-W", "-f=${Package} ${db:Status-Status}\\n").splitlines()
+    now = {row.split()[0] for row in rows if row.endswith(" installed")}
+    return sorted(name for name in now - set(before) if any(fnmatch.fnmatchcase(name, each) for each in HELPERS))
+
+
+def others_removed(names: list[str]) -> list[str]:
+    """The packages that apt would remove with some."""
+    out = docker_engine.command_output("env", "LC_ALL=C", "apt-get", "-s", "-q", "purge", *names)
+    return sorted(set(re.findall(r"^(?:Remv|Purg) (\S+)", out, re.MULTILINE)) - set(names))
+
+
 def leave_packages(leaving: Leaving) -> None:
     """Removes the packages that the toolkit installed, with those that only they need; or says that they stay."""
-    made = sorted(key.split(":", 1)[1] for key in leaving.record["made"] if key.startswith("package:"))
-    there = docker_engine.installed(made)
+    made = [key.split(":", 1)[1] for key in leaving.record["made"] if key.startswith("package:")]
+    made = docker_engine.installed(sorted(made))
+    there = sorted({*made, *helper_packages(leaving)})
     if not there:
         return
     if not leaving.packages:
         leaving.keep("packages %s" % ", ".join(there), "add --packages to remove them")
         return
-    simulated = docker_engine.command_output("env", "LC_ALL=C", "apt-get", "-s", "-q", "purge", *there)
-    gone = set(re.findall(r"^(?:Remv|Purg) (\S+)", simulated, re.MULTILINE))
-    others = sorted(gone - set(there))
+    if others_removed(there):
+        # Somebody needs one of the helpers now.
+        leaving.keep("packages %s" % ", ".join(sorted(set(there) - set(made))), "others may need them")
+        there = made
+    others = others_removed(there) if there else []
     if others:
         leaving.keep("packages %s" % ", ".join(there), "without them apt would remove %s too" % ", ".join(others))
         return
     before = removable()
-    purge = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "purge")
-    if leaving.run("packages %s" % ", ".join(there), *purge, *there) and not leaving.check:
+    purge = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "--allow-change-held-packages", "purge")
+    if there and leaving.run("packages %s" % ", ".join(there), *purge, *there) and not leaving.check:
         alone = sorted(removable() - before)
         if alone:
             leaving.run("packages %s" % ", ".join(alone), *purge, *alone)

@@ -27,7 +27,7 @@ def read_record(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             record: dict[str, Any] = json.load(file)
     except FileNotFoundError:
-        return {"version": VERSION, "made": [], "theirs": [], "units": {}, "held": None}
+        return {"version": VERSION, "made": [], "theirs": [], "units": {}, "held": None, "installed": None}
     return record
 
 
@@ -115,10 +115,19 @@ def extend_record(record: dict[str, Any], wanted: list[items.Item]) -> dict[str,
                 units[item["name"]] = unit_state(item["name"])
         else:
             made.append(key)
-    held = record["held"]
+    held, before = record["held"], record["installed"]
     if held is None:
-        held = [] if ours.is_old else docker_engine.command_output("apt-mark", "showhold").split()
-    return {"version": VERSION, "made": sorted(made), "theirs": sorted(theirs), "units": units, "held": sorted(held)}
+        held = [] if ours.is_old else sorted(docker_engine.command_output("apt-mark", "showhold").split())
+        # Of a host that was set up before, nobody can tell.
+        before = None if ours.is_old else sorted(installed)
+    return {
+        "version": VERSION,
+        "made": sorted(made),
+        "theirs": sorted(theirs),
+        "units": units,
+        "held": held,
+        "installed": before,
+    }
 
 
 def main(path: str = neighbours.RECORD) -> None:
