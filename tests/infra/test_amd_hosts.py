@@ -96,11 +96,11 @@ def test_what_is_somebody_elses_is_named_before_anything_changes(amd: Amd) -> No
     for host, part in (
         (RADEON, "port 8000 is used by python3 (process "),
         (RADEON, ", shop.service)"),
-        (RADEON, "the account vllm is somebody else's"),
-        (RADEON, "/etc/systemd/system/vllm@.service is somebody else's"),
-        (RADEON, "/opt/vllm is somebody else's (it contains venv)"),
+        (RADEON, "the account vllm exists and vllm-fleet did not make it"),
+        (RADEON, "/etc/systemd/system/vllm@.service exists and vllm-fleet did not make it"),
+        (RADEON, "/opt/vllm contains files that vllm-fleet did not make (venv)"),
         (RADEON, "/etc/docker/daemon.json has another live-restore"),
-        (GATEWAY, "/etc/haproxy/haproxy.cfg is somebody else's"),
+        (GATEWAY, "/etc/haproxy/haproxy.cfg exists and vllm-fleet did not make it"),
     ):
         assert [text for text in messages if text.startswith(f"{host}: ") and part in text], (part, messages)
         assert part in said

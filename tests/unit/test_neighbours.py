@@ -128,7 +128,7 @@ def test_a_folder_with_something_in_it_is_somebody_elses_on_a_new_host(tmp_path:
     (folder / "venv").mkdir()
     (code, text) = neighbours.check_folder(str(folder), NOBODY) or ("", "")
     assert code == "foreign_folder"
-    assert "it contains venv)" in text
+    assert "did not make (venv)" in text
     assert neighbours.check_folder(str(folder), neighbours.Ours((), False, True)) is None
 
 

@@ -50,7 +50,7 @@ NOT_RUNNING = frozenset({DriftState.INACTIVE, DriftState.FAILED, DriftState.UNKN
 
 
 class VetoCode(DocumentedEnum):
-    """Why a host is not what its class says, or what of somebody else is in the way.
+    """Why a host is not what its class says, or which things of others are in the way.
 
     Where a role installs the driver, faults of the driver are drift.
     """
@@ -59,10 +59,10 @@ class VetoCode(DocumentedEnum):
     TOO_LITTLE_MEMORY = "too_little_memory", "the host has less memory than its class needs"
     WRONG_MACHINE = "wrong_machine", "the processor has another architecture"
     PORT_TAKEN = "port_taken", "another program listens on a port that the plan wants"
-    FOREIGN_ACCOUNT = "foreign_account", "the account or the group of vLLM is somebody else's"
-    FOREIGN_FILE = "foreign_file", "a file that a role would write is somebody else's"
-    FOREIGN_FOLDER = "foreign_folder", "a folder that belongs to the toolkit holds files of somebody else"
-    FOREIGN_SERVICE = "foreign_service", "a service that a role would take over serves somebody else"
+    FOREIGN_ACCOUNT = "foreign_account", "the account or the group vllm exists and vllm-fleet did not make it"
+    FOREIGN_FILE = "foreign_file", "a file that a role would write exists and vllm-fleet did not make it"
+    FOREIGN_FOLDER = "foreign_folder", "a folder of vllm-fleet contains files of others"
+    FOREIGN_SERVICE = "foreign_service", "a service that a role would configure has other users"
     WOULD_REMOVE = "would_remove", "apt would remove packages to install those that a role needs"
     UNUSABLE_DOCKER = "unusable_docker", "the docker of the host cannot run the containers"
     SETTINGS_DIFFER = "settings_differ", "daemon.json has another value of a setting that the containers need"
@@ -96,7 +96,7 @@ class VetoCode(DocumentedEnum):
     XID_ERRORS = "xid_errors", "the kernel has logged an error of the hardware"
 
 
-#: What of somebody else is in the way; the text says what to do about it.
+#: Things of others that are in the way; the text says what to do about them.
 NEIGHBOURS = frozenset(
     {
         *(VetoCode.PORT_TAKEN, VetoCode.FOREIGN_ACCOUNT, VetoCode.FOREIGN_FILE, VetoCode.FOREIGN_FOLDER),

@@ -98,7 +98,7 @@ def merge_settings(
     Returns:
         The merged settings; what was added, as lists of keys and value (``None`` as the last key for an element of a
         list, an empty mapping or list for one that was made for what follows it); and the keys whose value is another
-        one, which a person must decide about.
+        one.
     """
     merged: dict[str, Any] = dict(theirs)
     added: list[list[Any]] = []

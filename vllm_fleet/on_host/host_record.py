@@ -55,7 +55,7 @@ def key_of(item: items.Item) -> str:
 
 
 def is_there(item: items.Item, packages: frozenset[str]) -> bool:
-    """Whether an item is on the host already, in whatever state.
+    """Whether an item is on the host already, in any state.
 
     Args:
         item: the item.
@@ -78,7 +78,7 @@ def is_there(item: items.Item, packages: frozenset[str]) -> bool:
 def is_ours(item: items.Item, ours: neighbours.Ours) -> bool:
     """Whether an item that is there was made by a run before this record, as far as a host can tell.
 
-    Nobody can tell it of a package: those that were there stay.
+    It is unknown for a package: those that were there stay.
     """
     if item["kind"] == "package":
         return False
@@ -118,7 +118,7 @@ def extend_record(record: dict[str, Any], wanted: list[items.Item]) -> dict[str,
     held, before = record["held"], record["installed"]
     if held is None:
         held = [] if ours.is_old else sorted(docker_engine.command_output("apt-mark", "showhold").split())
-        # Of a host that was set up before, nobody can tell.
+        # Unknown for a host that was set up before.
         before = None if ours.is_old else sorted(installed)
     return {
         "version": VERSION,
@@ -131,7 +131,7 @@ def extend_record(record: dict[str, Any], wanted: list[items.Item]) -> dict[str,
 
 
 def main(path: str = neighbours.RECORD) -> None:
-    """Reads the request, extends the record and prints what is somebody else's."""
+    """Reads the request, extends the record and prints what was there before."""
     request = json.load(sys.stdin)
     before = read_record(path)
     after = extend_record(before, request["items"])

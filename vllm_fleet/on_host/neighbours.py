@@ -1,4 +1,4 @@
-"""What somebody else has on this host where the manifest wants something of its own. Standard library only.
+"""What others have on this host where the manifest wants something of its own. Standard library only.
 
 The probe calls it for the items that differ. It names ports, accounts, files, folders, services and packages of others
 before a role touches them. It changes nothing.
@@ -32,7 +32,7 @@ OLD_MARKS = ("/etc/sysctl.d/60-vllm-fleet.conf", "/etc/apt/apt.conf.d/60-vllm-fl
 MARK = "vllm-fleet"
 #: How much of a file is searched for the mark.
 HEAD_BYTES = 4096
-#: Units of the toolkit, and services that it takes over. Their sockets are not somebody else's.
+#: Units of the toolkit, and services that it takes over. Their sockets are not those of others.
 UNITS = (
     *("vllm@*.service", "vllm-docker@*.service"),
     *("haproxy.service", "nginx.service", "docker-registry.service"),
@@ -48,10 +48,10 @@ LISTENING = "0A"
 #: Code of a conflict -> its text.
 TEXTS = {
     "port_taken": "port %d is used by %s: stop it, or choose another port in fleet.yml",
-    "foreign_account": "the %s %s is somebody else's (%s): rename it, or use another host",
-    "foreign_file": "%s is somebody else's: move it away, or use another host",
-    "foreign_folder": "%s is somebody else's (it contains %s): move it away, or use another host",
-    "foreign_service": "%s serves somebody else (%s): stop and remove it, or use another host",
+    "foreign_account": "the %s %s exists and vllm-fleet did not make it (%s): rename it, or use another host",
+    "foreign_file": "%s exists and vllm-fleet did not make it: move it away, or use another host",
+    "foreign_folder": "%s contains files that vllm-fleet did not make (%s): move them away, or use another host",
+    "foreign_service": "%s has other users (%s): stop and remove it, or use another host",
     "would_remove": "to install %s, apt would remove %s: remove them yourself, or use another host",
 }
 
@@ -112,7 +112,7 @@ def is_pristine(path: str) -> bool:
 
 
 def check_file(path: str, ours: Ours) -> tuple[str, str] | None:
-    """A file with another content than the manifest's: whether it is somebody else's."""
+    """A file with another content than the manifest's: whether vllm-fleet did not make it."""
     if not os.path.lexists(path) or ours.has("file:" + path) or is_marked(path):
         return None
     # An earlier run has installed the package and was stopped before it wrote the file.
@@ -153,7 +153,7 @@ def _is_prepared(path: str) -> bool:
 
 
 def check_service(unit: str) -> tuple[str, str] | None:
-    """Nginx or the registry with a configuration of somebody else, which our drop-in and default would break."""
+    """Nginx or the registry with a configuration of others, which our drop-in would break."""
     if any(is_marked(path) for path in _drop_ins(unit)):
         return None
     if unit == "nginx.service":
@@ -273,7 +273,7 @@ def check_ports(wanted: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]
 
 
 def find_conflicts(manifest: Mapping[str, Any], drift: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """What is somebody else's, as vetoes ``{code, why}``; empty on a host that is as its manifest says.
+    """What others have, as vetoes ``{code, why}``; empty on a host that is as its manifest says.
 
     Args:
         manifest: the items, and the ``ports`` that the plan wants.
