@@ -42,6 +42,17 @@ def test_a_port_on_another_address_is_free(listener: int) -> None:
     assert len(list(neighbours.check_ports([{"port": listener, "address": "127.0.0.1"}]))) == 1
 
 
+def test_a_name_may_be_any_address_of_the_host(listener: int) -> None:
+    assert len(list(neighbours.check_ports([{"port": listener, "address": "gpu-0.example"}]))) == 1
+
+
+def test_addresses_are_compared_and_not_their_spelling() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        port = server.getsockname()[1]
+        for address, count in (("[0:0:0:0:0:0:0:1]", 1), ("::2", 0)):
+            assert len(list(neighbours.check_ports([{"port": port, "address": address}]))) == count
+
+
 def test_a_port_on_every_address_is_taken_for_each() -> None:
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
         port = server.getsockname()[1]

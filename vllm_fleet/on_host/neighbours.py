@@ -198,6 +198,16 @@ def _address(family: int, text: str) -> str:
     return address[len("::ffff:") :] if address.startswith("::ffff:") else address
 
 
+def _canonical(address: str) -> str:
+    """An address in the kernel's spelling; empty for a name, which may be any address of the host."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            return socket.inet_ntop(family, socket.inet_pton(family, address.strip("[]")))
+        except OSError:
+            continue
+    return ""
+
+
 def _holders(inodes: frozenset[int]) -> dict[int, int]:
     """Inode of a socket -> a process that has it open."""
     holders: dict[int, int] = {}
@@ -253,6 +263,7 @@ def check_ports(wanted: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]
     except KeyError:
         account = -1
     everywhere = ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
+    wanted = [{"port": want["port"], "address": _canonical(want["address"])} for want in wanted]
     hits = [
         (want["port"], inode)
         for want in wanted
