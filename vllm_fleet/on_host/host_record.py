@@ -22,13 +22,13 @@ VERSION = 1
 
 
 def read_record(path: str) -> dict[str, Any]:
-    """The record, or an empty one."""
+    """The record, or an empty one. A record of an older version lacks keys."""
+    empty: dict[str, Any] = {"version": VERSION, "made": [], "theirs": [], "units": {}, "held": None, "installed": None}
     try:
         with open(path, encoding="utf-8") as file:
-            record: dict[str, Any] = json.load(file)
+            return {**empty, **json.load(file)}
     except FileNotFoundError:
-        return {"version": VERSION, "made": [], "theirs": [], "units": {}, "held": None, "installed": None}
-    return record
+        return empty
 
 
 def write_record(path: str, record: Mapping[str, Any]) -> None:
