@@ -53,5 +53,5 @@ def docker_ce() -> str:
             "Description: stand-in around Debian's programs",
         ]
         words.append(f"cat > {folder}/DEBIAN/control <<'END'\n" + "\n".join(fields) + "\nEND\n")
-        words.append(f"dpkg-deb -b {folder} {name}.deb > /dev/null\n")
+        words.append(f"dpkg-deb -Znone -b {folder} {name}.deb > /dev/null\n")
     return "".join(words) + _INSTALL

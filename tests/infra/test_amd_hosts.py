@@ -78,7 +78,7 @@ def ask(path: str, body: Any) -> Any:
 
 def test_what_is_somebody_elses_is_named_before_anything_changes(amd: Amd) -> None:
     """Every conflict of a host in one run, and none of them is touched."""
-    amd.on(INSTINCT, docker_ce())
+    amd.on(INSTINCT, docker_ce(), seconds=500)
     amd.on(
         RADEON,
         "systemd-run -q --unit=shop python3 -m http.server 8000; useradd -m vllm; mkdir -p /opt/vllm/venv;"
@@ -267,6 +267,17 @@ def test_a_host_that_leaves_keeps_what_it_had(amd: Amd, snapshots: dict[str, set
     }
     assert amd.on(INSTINCT, "systemctl is-active docker") == "active"
     assert leave(amd, INSTINCT, "--yes")[1]["removed"] == []
+
+
+def test_packages_that_apt_would_remove_are_named(amd: Amd) -> None:
+    """Docker's containerd alone, as on a node of Kubernetes: Debian's docker would remove it."""
+    amd.on(INSTINCT, "DEBIAN_FRONTEND=noninteractive apt-get -qq -y purge docker-ce docker-ce-cli > /dev/null 2>&1")
+    before = amd.on(INSTINCT, SNAPSHOT)
+    code, found = amd.drift()
+    assert code == 2
+    said = [error["message"] for error in found["errors"] if error["host"] == INSTINCT]
+    assert any("to install docker.io, apt would remove containerd.io" in text for text in said), found
+    assert amd.on(INSTINCT, SNAPSHOT) == before
 
 
 def test_with_packages_nothing_is_left(amd: Amd, snapshots: dict[str, set[str]]) -> None:
