@@ -175,6 +175,15 @@ def test_all_conflicts_of_a_host_are_in_one_answer(
     assert "to install ours, apt would remove theirs" in " ".join(row["why"] for row in report["veto"])
 
 
+def test_a_folder_of_others_is_named_with_the_right_owner_and_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "venv").mkdir()
+    monkeypatch.setattr(neighbours, "FOLDERS", (str(tmp_path),))
+    monkeypatch.setattr(neighbours, "read_ours", lambda: NOBODY)
+    assert conflicts({"items": [directory_item("r", str(tmp_path), "0700")], "ports": []}, []) == ["foreign_folder"]
+
+
 def test_a_host_as_its_manifest_says_asks_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The probe of a healthy host runs neither dpkg nor apt nor docker for its neighbours."""
 

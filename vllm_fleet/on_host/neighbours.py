@@ -297,15 +297,16 @@ def find_conflicts(manifest: Mapping[str, Any], drift: Sequence[Mapping[str, str
     settings: Mapping[str, Any] | None = None
     for item in manifest["items"]:
         what = item.get("path") or item["name"]
-        if (item["kind"], what) not in differing:
-            continue
         kind = item["kind"]
+        if kind == "directory" and what in FOLDERS:
+            # A folder with the right owner and mode may hold files of others.
+            found.append(check_folder(what, ours))
+        if (kind, what) not in differing:
+            continue
         if kind == "file":
             found.append(check_file(what, ours))
         elif kind == "user":
             found.append(check_account(item, ours))
-        elif kind == "directory" and what in FOLDERS:
-            found.append(check_folder(what, ours))
         elif kind == "unit" and not ours.has("unit:" + what):
             found.append(check_service(what))
         elif kind == "package" and what in docker_engine.PACKAGES:
