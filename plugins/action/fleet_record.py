@@ -1,4 +1,4 @@
-"""Action plugin: writes down on every host of the play what is there before the first role."""
+"""Action plugin: writes down on a host what is there before the first role."""
 
 from __future__ import annotations
 
@@ -12,32 +12,24 @@ from vllm_fleet.operate import drift, leave
 
 
 class ActionModule(ActionBase):
-    """``fleet_record:`` extends the record of each host; with ``--check`` it only names the hosts."""
+    """``fleet_record:`` extends the record of the host over Ansible's connection; ``--check`` changes nothing."""
 
-    BYPASS_HOST_LOOP = True
     TRANSFERS_FILES = False
-    _requires_connection = False
     _VALID_ARGS = frozenset[str]()
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Records, fleet by fleet."""
+        """Sends the items of the host's manifest to the program that records."""
         result = super().run(tmp, task_vars)
         given = task_vars or {}
-        names = {str(name) for name in given["ansible_play_hosts_all"]}
-        folders = sorted({str(given["hostvars"][name]["inventory_dir"]) for name in names})
-        changed: list[str] = []
-        errors: list[FleetError] = []
+        name = str(given["inventory_hostname"])
         try:
-            for site in map(drift.load_site_of_run, [Path(folder).resolve() for folder in folders]):
-                hosts = [
-                    (drift.host_target(site, host), host.manifest) for host in site.hosts if host.plan.name in names
-                ]
-                recorded, failed = leave.record_hosts(hosts, check=bool(self._task.check_mode))
-                changed += recorded
-                errors += failed
+            site = drift.load_site_of_run(Path(str(given["inventory_dir"])).resolve())
+            manifest = next(host.manifest for host in site.hosts if host.plan.name == name)
+            question = leave.record_question(manifest, check=bool(self._task.check_mode))
+            done = self._low_level_execute_command(  # type: ignore[no-untyped-call]
+                leave.record_command(), in_data=question.encode()
+            )
+            changed = leave.parse_recorded(name, str(done["stdout"]), str(done["stderr"]))
         except FleetError as error:
-            errors.append(error)
-        result |= {"changed": bool(changed), "msg": f"{len(changed)} records changed"}
-        if errors:
-            result |= {"failed": True, "msg": "\n".join(map(str, errors))}
-        return result
+            return {**result, "failed": True, "msg": str(error)}
+        return {**result, "changed": changed}

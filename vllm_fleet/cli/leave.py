@@ -44,8 +44,7 @@ def command(
     site.plan.host(host)
     member = next(member for member in site.hosts if member.plan.name == host)
     target = drift.host_target(site, member)
-    options = leave.Options(check=True, packages=packages, keep_models=keep_models)
-    left = leave.leave_host(target, options)
+    left = leave.check_leave(target, leave.Options(packages=packages, keep_models=keep_models))
     if not check and not yes:
         raise FleetError(
             f"{len(left.removed)} things would be removed",

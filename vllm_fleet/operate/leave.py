@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.edge import ssh
+from vllm_fleet.edge.connection import NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.host.manifest import Manifest
-from vllm_fleet.operate.host_programs import run_on_hosts
 
-_RECORD = ("host_record", "docker_engine", "neighbours")
-_LEAVE = ("host_leave", "docker_engine", "neighbours", "host_record")
+#: A host may have terabytes to look through.
+SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -43,37 +46,82 @@ class Options:
     keep_models: bool = False
 
 
-def record_hosts(hosts: Sequence[tuple[Target, Manifest]], *, check: bool) -> tuple[list[str], list[FleetError]]:
-    """Writes down on each host what is there before a role touches it.
+def record_command() -> str:
+    """The command that records, for Ansible's connection, which becomes root by itself."""
+    return ssh.python_command("root", ssh.pack_program("host_record", "docker_engine", "neighbours"))
+
+
+def leave_command(user: str = "root") -> str:
+    """The command that removes.
 
     Args:
-        hosts: how to reach each, with its manifest.
-        check: change nothing.
-
-    Returns:
-        The hosts whose record changed, and an error for each host that failed.
+        user: the account of the connection; root for Ansible's connection, which becomes root by itself.
     """
-    questions = [(target, {"items": list(manifest.items), "check": check}) for target, manifest in hosts]
-    answers, errors = run_on_hosts(_RECORD, questions)
-    return sorted(name for name, answer in answers.items() if answer.get("changed") is True), errors
+    program = ssh.pack_program("host_leave", "docker_engine", "neighbours", "host_record")
+    return ssh.python_command(user, program)
 
 
-def leave_host(target: Target, options: Options) -> Left:
-    """Removes what the toolkit has made on a host; the next call continues an interrupted one.
+def record_question(manifest: Manifest, *, check: bool) -> str:
+    """What the program that records reads: the items of a host, and whether it changes nothing."""
+    return json.dumps({"items": list(manifest.items), "check": check})
+
+
+def leave_question(options: Options) -> str:
+    """What the program that removes reads."""
+    return json.dumps(asdict(options))
+
+
+def _failure(host: str, why: str) -> FleetError:
+    return FleetError(why, "repair it and run the command again: it continues", host=host, code=ErrorCode.WORK_FAILED)
+
+
+def _parse(host: str, out: str, err: str) -> Mapping[str, Any]:
+    try:
+        answer = json.loads(out)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        last = err.strip().splitlines()[-1:] or ["it printed nothing"]
+        raise _failure(host, f"gave no answer: {last[0][:300]}")
+    return answer
+
+
+def parse_recorded(host: str, out: str, err: str) -> bool:
+    """Whether a host has extended its record.
 
     Raises:
-        FleetError: the host gives no answer, or something could not be removed.
+        FleetError: its answer is none.
     """
-    question = {"check": options.check, "packages": options.packages, "keep_models": options.keep_models}
-    answers, errors = run_on_hosts(_LEAVE, [(target, question)])
-    if errors:
-        raise errors[0]
-    answer: Mapping[str, Any] = answers[target.name]
-    if answer["failed"]:
-        raise FleetError(
-            f"could not remove {'; '.join(answer['failed'])}",
-            "repair it and run the command again: it continues",
-            host=target.name,
-            code=ErrorCode.WORK_FAILED,
-        )
-    return Left(tuple(map(str, answer["removed"])), tuple(answer["kept"]))
+    return _parse(host, out, err).get("changed") is True
+
+
+def parse_left(host: str, out: str, err: str) -> Left:
+    """What a host has removed and kept.
+
+    Raises:
+        FleetError: its answer is none, or something could not be removed.
+    """
+    answer = _parse(host, out, err)
+    if failed := [str(text) for text in answer.get("failed") or ()]:
+        raise _failure(host, f"could not remove {'; '.join(failed)}")
+    kept = tuple({"what": str(row["what"]), "why": str(row["why"])} for row in answer.get("kept") or ())
+    return Left(tuple(map(str, answer.get("removed") or ())), kept)
+
+
+def check_leave(target: Target, options: Options) -> Left:
+    """What a host would remove. It changes nothing.
+
+    Raises:
+        FleetError: the host gives no answer.
+    """
+    question = leave_question(Options(check=True, packages=options.packages, keep_models=options.keep_models))
+    request = (target, leave_command(target.user), question)
+    response = ssh.run_json_openssh(*request) if target.command else ssh.run_json(*request)
+
+    async def wait() -> str:
+        return await asyncio.wait_for(response, SECONDS)
+
+    try:
+        return parse_left(target.name, asyncio.run(wait()), "")
+    except (NoAnswerError, TimeoutError) as fault:
+        raise _failure(target.name, str(fault) or f"no answer within {SECONDS:.0f} s") from None
