@@ -13,11 +13,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.cli import app
+from vllm_fleet.cli import leave as cli_leave
 from vllm_fleet.host.manifest_items import file_item, package_item, user_item
 from vllm_fleet.inventory import Site
 from vllm_fleet.on_host import docker_engine, host_leave, host_record, neighbours
+from vllm_fleet.operate import leave
 
 OURS: dict[str, Any] = {
     "live-restore": True,
@@ -210,3 +215,53 @@ def test_sources_of_others_that_a_role_switched_off_are_switched_on(
     assert (tmp_path / "two.sources").read_text() == (
         "Types: deb\nURIs: https://vendor.example\n\nEnabled: no\nURIs: x\n"
     )
+
+
+@pytest.fixture
+def playbooks(fleets: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The variables of each playbook that a command runs, on a host with one thing to remove."""
+    monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(fleets))
+    left = leave.Left(("/opt/vllm",), ({"what": "packages haproxy", "why": "add --packages to remove them"},))
+    monkeypatch.setattr(leave, "check_leave", lambda *_: left)
+    runs: list[dict[str, str]] = []
+    monkeypatch.setattr(cli_leave, "run_playbook", lambda _name, _inventory, variables: runs.append(variables))
+    return runs
+
+
+def test_leaving_needs_a_word(playbooks: list[dict[str, str]]) -> None:
+    result = CliRunner().invoke(app, ["leave", "--fleet", "golden", "rack-a"])
+    assert isinstance(result.exception, FleetError)
+    assert result.exception.exit_code == 2
+    assert "--yes" in result.exception.hint
+    assert playbooks == []
+
+
+def test_a_check_lists_what_would_go_and_what_stays(playbooks: list[dict[str, str]]) -> None:
+    result = CliRunner().invoke(app, ["leave", "--fleet", "golden", "rack-a", "--check"])
+    assert result.stdout.splitlines() == [
+        "rack-a: would remove /opt/vllm",
+        "rack-a: would keep packages haproxy: add --packages to remove them",
+    ]
+    assert playbooks == []
+
+
+def test_a_host_leaves_by_the_playbook_and_its_fleet_is_told(playbooks: list[dict[str, str]]) -> None:
+    result = CliRunner().invoke(app, ["leave", "--fleet", "golden", "rack-a", "--yes", "--keep-models"])
+    assert result.exit_code == 0
+    assert playbooks == [
+        {
+            "fleet_leave_host": "rack-a",
+            "fleet_leave_packages": "false",
+            "fleet_leave_models_kept": "true",
+            "fleet_leave_drained": "true",
+        }
+    ]
+    assert "remove it there and run site.yml" in result.stderr
+
+
+@pytest.mark.parametrize("answer", ["", "Welcome to DGX OS\n", "[]", '{"failed": ["account vllm: busy"]}'])
+def test_an_answer_that_is_none_and_a_failure_are_one_clear_error(answer: str) -> None:
+    with pytest.raises(FleetError) as caught:
+        leave.parse_left("gpu-0", answer, "python3: not found\n")
+    assert caught.value.exit_code == 1
+    assert ("busy" if "busy" in answer else "python3: not found") in caught.value.message
