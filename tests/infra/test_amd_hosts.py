@@ -92,7 +92,7 @@ def test_what_is_somebody_elses_is_named_before_anything_changes(amd: Amd) -> No
     said = " ".join((done.stdout + done.stderr).split())
     code, found = amd.drift()
     assert code == 2
-    messages = sorted(f"{error['host']}: {error['message']}" for error in found["errors"])
+    messages = sorted(f"{veto['host']}: {veto['why']}" for veto in found["vetoes"])
     for host, part in (
         (RADEON, "port 8000 is used by python3 (process "),
         (RADEON, ", shop.service)"),
@@ -275,7 +275,7 @@ def test_packages_that_apt_would_remove_are_named(amd: Amd) -> None:
     before = amd.on(INSTINCT, SNAPSHOT)
     code, found = amd.drift()
     assert code == 2
-    said = [error["message"] for error in found["errors"] if error["host"] == INSTINCT]
+    said = [veto["why"] for veto in found["vetoes"] if veto["host"] == INSTINCT]
     assert any("to install docker.io, apt would remove containerd.io" in text for text in said), found
     assert amd.on(INSTINCT, SNAPSHOT) == before
 

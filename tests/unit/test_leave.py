@@ -224,7 +224,7 @@ def playbooks(fleets: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, s
     left = leave.Left(("/opt/vllm",), ({"what": "packages haproxy", "why": "add --packages to remove them"},))
     monkeypatch.setattr(leave, "check_leave", lambda *_: left)
     runs: list[dict[str, str]] = []
-    monkeypatch.setattr(cli_leave, "run_playbook", lambda _name, _inventory, variables: runs.append(variables))
+    monkeypatch.setattr(cli_leave, "run_playbook", lambda _name, _inventory, variables, _file: runs.append(variables))
     return runs
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +11,7 @@ import typer
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, print_note, print_text
 from vllm_fleet.edge.playbook import run_playbook
-from vllm_fleet.operate import drift, leave
+from vllm_fleet.operate import ansible_options, become_password, drift, leave
 
 EPILOG = """\b
 Examples:
@@ -31,6 +33,10 @@ def command(
     no_drain: Annotated[
         bool, typer.Option("--no-drain", help="Do not wait for requests, such as when a gateway is gone.")
     ] = False,
+    become_password_file: Annotated[
+        Path | None,
+        typer.Option(envvar="ANSIBLE_BECOME_PASSWORD_FILE", help="The file with the password for sudo on the host."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Remove from a host what the toolkit has made.
@@ -43,7 +49,8 @@ def command(
     site = drift.load_site_of_run(directory)
     site.plan.host(host)
     member = next(member for member in site.hosts if member.plan.name == host)
-    target = drift.host_target(site, member)
+    password = become_password.read_file(become_password_file) if become_password_file else None
+    target = replace(ansible_options.with_environment(drift.host_target(site, member)), become_password=password)
     left = leave.check_leave(target, leave.Options(packages=packages, keep_models=keep_models))
     if not check and not yes:
         raise FleetError(
@@ -59,7 +66,7 @@ def command(
             "fleet_leave_models_kept": str(keep_models).lower(),
             "fleet_leave_drained": str(not no_drain).lower(),
         }
-        run_playbook("leave.yml", directory / "fleet.yml", variables)
+        run_playbook("leave.yml", directory / "fleet.yml", variables, become_password_file)
     if json:
         print_json(
             {

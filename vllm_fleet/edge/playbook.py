@@ -11,13 +11,16 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import ErrorCode, FleetError
 
 
-def run_playbook(name: str, inventory: Path, variables: Mapping[str, str]) -> None:
+def run_playbook(
+    name: str, inventory: Path, variables: Mapping[str, str], become_password_file: Path | None = None
+) -> None:
     """Runs ``playbooks/NAME`` to its end; its output goes to standard error.
 
     Args:
         name: the file.
         inventory: the fleet.yml.
         variables: extra variables.
+        become_password_file: the file with the password for sudo on the hosts.
 
     Raises:
         FleetError: there is no ``ansible-playbook``, or it failed.
@@ -26,6 +29,8 @@ def run_playbook(name: str, inventory: Path, variables: Mapping[str, str]) -> No
     words = [str(program), "-i", str(inventory), str(paths.root() / "playbooks" / name)]
     for key, value in sorted(variables.items()):
         words += ["-e", f"{key}={value}"]
+    if become_password_file:
+        words += ["--become-password-file", str(become_password_file.resolve())]
     try:
         done = subprocess.run(words, cwd=paths.root(), check=False, stdout=sys.stderr)
     except FileNotFoundError:

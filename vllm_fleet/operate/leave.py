@@ -51,14 +51,15 @@ def record_command() -> str:
     return ssh.python_command("root", ssh.pack_program("host_record", "docker_engine", "neighbours"))
 
 
-def leave_command(user: str = "root") -> str:
+def leave_command(user: str = "root", *, password: bool = False) -> str:
     """The command that removes.
 
     Args:
         user: the account of the connection; root for Ansible's connection, which becomes root by itself.
+        password: whether sudo may ask for a password.
     """
     program = ssh.pack_program("host_leave", "docker_engine", "neighbours", "host_record")
-    return ssh.python_command(user, program)
+    return ssh.python_command(user, program, password=password)
 
 
 def record_question(manifest: Manifest, *, check: bool) -> str:
@@ -115,11 +116,10 @@ def check_leave(target: Target, options: Options) -> Left:
         FleetError: the host gives no answer.
     """
     question = leave_question(Options(check=True, packages=options.packages, keep_models=options.keep_models))
-    request = (target, leave_command(target.user), question)
-    response = ssh.run_json_openssh(*request) if target.command else ssh.run_json(*request)
 
     async def wait() -> str:
-        return await asyncio.wait_for(response, SECONDS)
+        command = leave_command(target.user, password=target.become_password is not None)
+        return await asyncio.wait_for(ssh.run_json(target, command, question), SECONDS)
 
     try:
         return parse_left(target.name, asyncio.run(wait()), "")
