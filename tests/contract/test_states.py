@@ -41,11 +41,14 @@ from vllm_fleet.host.manifest_items import (
     user_item,
 )
 from vllm_fleet.inventory import Site
-from vllm_fleet.on_host import gpu_facts, host_tools, probe
+from vllm_fleet.on_host import docker_engine, gpu_facts, host_tools, neighbours, probe
 from vllm_fleet.operate import drift, probing
 
 #: Where texts are made: a table for each area.
-TABLES: tuple[dict[Any, str], ...] = (probe.TEXTS, probe.VETO_TEXTS, gpu_facts.TEXTS, vetoes.TEXTS)  # type: ignore[assignment]
+TABLES: tuple[dict[Any, str], ...] = (
+    *(probe.TEXTS, probe.VETO_TEXTS, gpu_facts.TEXTS, vetoes.TEXTS),  # type: ignore[assignment]
+    *(neighbours.TEXTS, docker_engine.TEXTS),
+)
 #: What is filled into a text: %s, %(tool)s, {floor:.1f}.
 _PLACE = re.compile(r"%(?:\(\w+\))?[.\d]*[sdf]|\{[^}]*\}")
 #: What nvidia-smi does on a host that shows no GPU; None: it is not there.
@@ -119,7 +122,9 @@ def test_the_probe_emits_just_the_states_of_the_enumeration() -> None:
 
 
 def test_every_veto_has_a_text_in_one_of_the_tables() -> None:
-    assert set(probe.VETO_TEXTS) | set(vetoes.TEXTS) == set(VetoCode)
+    of_docker = {docker_engine.CODES.get(cause, "unusable_docker") for cause in docker_engine.TEXTS}
+    assert set(probe.VETO_TEXTS) | set(vetoes.TEXTS) | set(neighbours.TEXTS) | of_docker == set(VetoCode)
+    assert set(neighbours.TEXTS) | of_docker == states.NEIGHBOURS
     assert not set(probe.VETO_TEXTS) & set(vetoes.TEXTS)
     assert set(gpu_facts.TEXTS) <= set(vetoes.TEXTS)
     assert {state for _, state in (*gpu_facts.NVIDIA_SAYS, *gpu_facts.AMD_SAYS)} <= set(gpu_facts.TEXTS)
@@ -226,7 +231,8 @@ def test_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reword: Any)
     assert without_texts(after) == without_texts(before)
     assert len({item["state"] for item in before["drift"]}) >= 25
     assert len(before["drift"]) == len(manifest.items) - 1
-    assert len(before["errors"]) == 3
+    # Three facts, two files and an account that are somebody else's.
+    assert len(before["errors"]) == 6
     assert all(text.startswith("Formulation ") for text in texts_in(after))
 
 
@@ -352,7 +358,7 @@ _SEARCHES = {"startswith", "endswith", "find", "search", "match", "fullmatch", "
 #: What only a text of a foreign tool tells: file -> the expressions that read it.
 FOREIGN = {
     "roles/vllm_engine/files/prove.py": {"'Failed to infer device type' in done.stderr"},
-    "roles/vllm_service/files/vllm-container": {"b'annot connect' not in done.stderr"},
+    "roles/vllm_service/files/vllm-container-root": {"b'annot connect' not in done.stderr"},
     "vllm_fleet/edge/pulumi_cli.py": {"f\"no stack named '{stack}' found\" in done.stderr"},
     "vllm_fleet/on_host/gpu_facts.py": {
         "_INVALID_FIELD.search(rows.text)",

@@ -175,7 +175,7 @@ class Amd:
         done = self.run("vllm-fleet", "drift", "--fleet", FLEET, "--json")
         return done.returncode, json.loads(done.stdout)
 
-    def on(self, name: str, command: str) -> str:
+    def on(self, name: str, command: str, seconds: float = 120) -> str:
         """What a command says that succeeds as root on a host."""
         options = ("BatchMode=yes", "StrictHostKeyChecking=yes", f"UserKnownHostsFile={self.folder / 'known_hosts'}")
         done = subprocess.run(
@@ -188,7 +188,7 @@ class Amd:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=seconds,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()

@@ -25,7 +25,7 @@ from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.edge import remote_answer, ssh
 from vllm_fleet.edge.connection import NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
-from vllm_fleet.facts import host_answer
+from vllm_fleet.facts import host_answer, states
 from vllm_fleet.facts.states import VetoCode
 from vllm_fleet.facts.vetoes import TEXTS
 from vllm_fleet.fleet.host_keys_file import Shown
@@ -255,7 +255,7 @@ def test_any_output_is_an_answer_or_says_why_not(out: bytes, err: bytes, status:
 
 def test_the_records_know_what_the_programs_print() -> None:
     assert set(gpu_facts.read_facts()) == set(host_answer.HostFacts.model_fields)
-    assert set(probe.VETO_TEXTS) == host_answer.PROBED_VETOES
+    assert set(probe.VETO_TEXTS) | states.NEIGHBOURS == host_answer.PROBED_VETOES
     assert set(gpu_facts.TEXTS) == host_answer.PROBLEMS
     for code in host_answer.PROBLEMS:
         TEXTS[VetoCode(code)].format(why="", install="")

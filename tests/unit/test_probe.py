@@ -167,9 +167,13 @@ def test_facts_veto() -> None:
 
 def test_it_runs_as_source_with_the_standard_library_alone(file: Path) -> None:
     manifest = {"items": [wanted(file, mode="0600")], "facts": {}}
-    source = Path(probe.__file__).read_text(encoding="utf-8")
+    source = ssh.pack_program("probe", "docker_engine", "neighbours")
     done = subprocess.run(
-        [sys.executable, "-IS", "-c", source], input=json.dumps(manifest), capture_output=True, text=True, check=True
+        ["sh", "-c", f"{sys.executable} -IS -c {source}"],
+        input=json.dumps(manifest),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     drift = json.loads(done.stdout)["drift"]
     assert drift == [
@@ -184,7 +188,7 @@ def test_every_program_that_is_sent_to_hosts_is_there_and_python_3_8_reads_it() 
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "pack_program":
                 called |= {str(word.value) for word in node.args if isinstance(word, ast.Constant)}
-    assert called == {"probe", "gpu_facts", "ssh_host_key"}
+    assert called == {"probe", "gpu_facts", "ssh_host_key", "host_record", "host_leave", "docker_engine", "neighbours"}
     for path in folder.glob("*.py"):
         name, source = path.stem, path.read_text(encoding="utf-8")
         ast.parse(source, feature_version=(3, 8))

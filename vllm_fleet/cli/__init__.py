@@ -30,6 +30,7 @@ COMMANDS = {
     "lock": "Ask the hub for the digests of models once, and keep them.",
     "mirror": "Fetch, verify, copy and serve what the hosts download.",
     "drift": "Compare the hosts with the plan.",
+    "leave": "Remove from a host what the toolkit has made.",
 }
 EPILOG = """\b
 Examples:

@@ -50,11 +50,22 @@ NOT_RUNNING = frozenset({DriftState.INACTIVE, DriftState.FAILED, DriftState.UNKN
 
 
 class VetoCode(DocumentedEnum):
-    """Why a host is not what its class says. Where a role installs the driver, faults of the driver are drift."""
+    """Why a host is not what its class says, or which things of others are in the way.
+
+    Where a role installs the driver, faults of the driver are drift.
+    """
 
     TOO_FEW_CORES = "too_few_cores", "the host has fewer CPU cores than its class needs"
     TOO_LITTLE_MEMORY = "too_little_memory", "the host has less memory than its class needs"
     WRONG_MACHINE = "wrong_machine", "the processor has another architecture"
+    PORT_TAKEN = "port_taken", "another program listens on a port that the plan wants"
+    FOREIGN_ACCOUNT = "foreign_account", "the account or the group vllm exists and vllm-fleet did not make it"
+    FOREIGN_FILE = "foreign_file", "a file that a role would write exists and vllm-fleet did not make it"
+    FOREIGN_FOLDER = "foreign_folder", "a folder of vllm-fleet contains files of others"
+    FOREIGN_SERVICE = "foreign_service", "a service that a role would configure has other users"
+    WOULD_REMOVE = "would_remove", "apt would remove packages to install those that a role needs"
+    UNUSABLE_DOCKER = "unusable_docker", "the docker of the host cannot run the containers"
+    SETTINGS_DIFFER = "settings_differ", "daemon.json has another value of a setting that the containers need"
     NO_DRIVER = "no_driver", "the tools that come with the driver are not installed"
     DRIVER_NOT_LOADED = "driver_not_loaded", "the tool runs and reaches no driver in the kernel"
     DRIVER_MISMATCH = "driver_mismatch", "the loaded driver is not the installed one"
@@ -96,3 +107,12 @@ class VetoCode(DocumentedEnum):
     SECURE_BOOT = "secure_boot", "the firmware refuses the module that DKMS builds"
     KERNEL_TOO_NEW = "kernel_too_new", "the driver does not build for the kernel"
     NO_KERNEL_DRIVER = "no_kernel_driver", "the kernel that boots next has no driver"
+
+
+#: Things of others that are in the way; the text says what to do about them.
+NEIGHBOURS = frozenset(
+    {
+        *(VetoCode.PORT_TAKEN, VetoCode.FOREIGN_ACCOUNT, VetoCode.FOREIGN_FILE, VetoCode.FOREIGN_FOLDER),
+        *(VetoCode.FOREIGN_SERVICE, VetoCode.WOULD_REMOVE, VetoCode.UNUSABLE_DOCKER, VetoCode.SETTINGS_DIFFER),
+    }
+)

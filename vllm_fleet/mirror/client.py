@@ -18,7 +18,7 @@ from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host import model_sources
 from vllm_fleet.host.apt_repositories import MirroredSystem
 from vllm_fleet.host.host_paths import model_directory
-from vllm_fleet.host.manifest import Manifest
+from vllm_fleet.host.manifest import Manifest, Port
 from vllm_fleet.host.manifest_items import Item, file_item, package_item
 from vllm_fleet.host.model_files import Download, ModelFiles, model_files
 from vllm_fleet.host.role_files import role_file_sha256
@@ -46,6 +46,8 @@ class Mirrored:
     packages: MirroredSystem | None = None
     #: Variables of the role mirror on its host; empty where the mirror is not a host of the fleet.
     served: Mapping[str, Any] = field(default_factory=dict)
+    #: The ports of a mirror that is a host of the fleet.
+    ports: tuple[Port, ...] = ()
 
     def variables(self, host: HostPlan) -> dict[str, Any]:
         """The variables that the mirror adds to those of a host's roles."""
@@ -73,7 +75,8 @@ class Mirrored:
             items += fetch_items()
         if host.name == self.host:
             items += host_as_mirror.manifest_items(self.served)
-        return replace(manifest, items=(*manifest.items, *items))
+        ports = self.ports if host.name == self.host else ()
+        return replace(manifest, items=(*manifest.items, *items), ports=(*manifest.ports, *ports))
 
 
 def disk_items(local_disks: int) -> list[Item]:
@@ -110,11 +113,13 @@ def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location])
     chosen = mirrored_distribution(plan, catalog)
     local = apt_sources(chosen, f"file:{host_as_mirror.DIRECTORY}") if chosen else ""
     serving = host_as_mirror.role_variables(plan, catalog, spec.port, local, registry) if spec.host else {}
+    numbers = (spec.port, *((spec.registry_port,) if spec.registry_port else ())) if spec.host else ()
+    ports = tuple(Port(port=number, address="") for number in numbers)
     if chosen is None:
-        return Mirrored(url, spec.host, apt_lists.host_apt_config(None), "", registry, None, serving)
+        return Mirrored(url, spec.host, apt_lists.host_apt_config(None), "", registry, None, serving, ports)
     sources = apt_sources(chosen, url)
     system = MirroredSystem(chosen[0], f"{url}/{apt_lists.distribution_folder(chosen[0])}")
-    return Mirrored(url, spec.host, apt_lists.host_apt_config(APT_SOURCES), sources, registry, system, serving)
+    return Mirrored(url, spec.host, apt_lists.host_apt_config(APT_SOURCES), sources, registry, system, serving, ports)
 
 
 def apt_sources(chosen: tuple[str, Distribution], base: str) -> str:

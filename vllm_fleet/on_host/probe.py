@@ -114,6 +114,19 @@ def check_file(item: items.FileItem) -> tuple[str, str] | None:
     return _attributes(item, info)
 
 
+def check_settings(item: items.SettingsItem) -> tuple[str, str] | None:
+    """A JSON file that contains these values, beside any others."""
+    from vllm_fleet.on_host import docker_engine
+
+    if _lstat(item["path"]) is None:
+        return differs("missing")
+    try:
+        settings = docker_engine.read_settings(item["path"])
+    except ValueError:
+        return differs("wrong_content")
+    return None if docker_engine.same_value(settings, item["values"]) else differs("wrong_content")
+
+
 def check_directory(item: items.DirectoryItem) -> tuple[str, str] | None:
     """A directory: mode, owner and group, as far as the item has them."""
     info = _lstat(item["path"])
@@ -269,9 +282,10 @@ def installed_packages(patterns: list[str]) -> dict[str, tuple[str, bool]]:
 
 def check_package(item: items.PackageItem, packages: Mapping[str, tuple[str, bool]]) -> tuple[str, str] | None:
     """An installed package, at a version if the item has one (``*`` matches anything)."""
-    if item["name"] not in packages:
+    name = next((name for name in (item["name"], *item.get("alternatives", ())) if name in packages), None)
+    if name is None:
         return differs("not_installed")
-    version = packages[item["name"]][0]
+    version = packages[name][0]
     if "version" in item and not fnmatch.fnmatchcase(version, item["version"]):
         return differs("wrong_version", version, item["version"])
     return None
@@ -348,6 +362,7 @@ def checks_by_kind(
     """
     return {
         "file": check_file,
+        "settings": check_settings,
         "directory": check_directory,
         "link": check_link,
         "store": check_store,
@@ -369,7 +384,8 @@ def probe(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """
     wanted = manifest["items"]
     states = unit_states([item["name"] for item in wanted if item["kind"] == "unit"])
-    names = [item["name"] for item in wanted if item["kind"] == "package"]
+    packages = [item for item in wanted if item["kind"] == "package"]
+    names = [name for item in packages for name in (item["name"], *item.get("alternatives", ()))]
     patterns = [pattern for item in wanted if item["kind"] == "holds" for pattern in item["patterns"]]
     checks = checks_by_kind(states, installed_packages([*names, *patterns]))
     drift = []
@@ -383,7 +399,9 @@ def probe(manifest: Mapping[str, Any]) -> dict[str, Any]:
             state, why = difference
             drift.append({"role": item["role"], "kind": item["kind"], "what": what, "state": state, "why": why})
     facts = manifest.get("facts") or {}
-    report: dict[str, Any] = {"drift": drift, "veto": check_facts(facts)}
+    from vllm_fleet.on_host import neighbours
+
+    report: dict[str, Any] = {"drift": drift, "veto": check_facts(facts) + neighbours.find_conflicts(manifest, drift)}
     if "gpu_vendor" in facts:
         # Only hosts with GPUs get this module.
         from vllm_fleet.on_host import gpu_facts
