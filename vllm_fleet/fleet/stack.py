@@ -13,8 +13,9 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import host_keys_file, ssh_routes
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.fleet.service_addresses import Resolver, ServiceAddress, resolve_addresses
 from vllm_fleet.schema.cloud import HostKeys
-from vllm_fleet.schema.fleet import Stack, StackHost
+from vllm_fleet.schema.fleet import Stack, StackHost, StaticHost
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Location:
         port: of its sshd.
         user: who logs in.
         ssh_host_keys: the keys that it may show; two while one replaces the other.
-        service_address: by the other hosts of the fleet; what its services bind to.
+        service_address: IP address for the other hosts of the fleet; what its services listen on.
+        connect_from: the IP addresses that it connects from to the other hosts.
         jump: the gateway that it is reached through; None: straight.
         id: of the machine, in its cloud; empty for static hosts.
     """
@@ -36,16 +38,51 @@ class Location:
     user: str
     ssh_host_keys: tuple[str, ...]
     service_address: str
+    connect_from: tuple[str, ...]
     jump: str | None = None
     id: str = ""
 
 
-def locations(plan: Plan) -> Mapping[str, Location]:
+def locations(plan: Plan, resolver: Resolver) -> Mapping[str, Location]:
     """Where every host of the plan is: static hosts from the fleet, all others from the stack.
 
+    Args:
+        plan: the fleet.
+        resolver: resolves the DNS names of static hosts.
+
     Raises:
-        FleetError: no stack, one of another version or fleet, a host too few or too many.
+        FleetError: no stack, one of another version or fleet, a host too few or too many, or a name that does not
+            resolve.
     """
+    made = _read_made(plan)
+    own = _own_keys(plan, made)
+    jumps = ssh_routes.jumps(plan.hosts, plan.access)
+    inside = resolve_addresses(plan.hosts, plan.document, resolver)
+    return {
+        host.name: _static(host, host.static, inside[host.name], own.get(host.name))
+        if host.static
+        else _made(made[host.name], own.get(host.name), jumps.get(host.name))
+        for host in plan.hosts
+    }
+
+
+def check_stack(plan: Plan) -> None:
+    """Compares the stack with the plan, without resolving names.
+
+    Raises:
+        FleetError: as :func:`locations`, but for names.
+    """
+    _read_made(plan)
+
+
+def _read_made(plan: Plan) -> Mapping[str, StackHost]:
+    for host in plan.hosts:
+        if host.cloud == "static" and host.static is None:
+            raise plan.document.error(
+                ("gateway", "hosts"),
+                "asks for gateways that do not exist yet, and the cloud 'static' creates none",
+                "list your own under gateway.static, or set gateway.cloud",
+            )
     rented = [host for host in plan.hosts if host.cloud != "static"]
     made = _read(plan).hosts if rented else {}
     file = paths.display(plan.directory / "stack.json")
@@ -55,14 +92,7 @@ def locations(plan: Plan) -> Mapping[str, Location]:
         differences = [f"{name} is in {plan.document.file} but not in {file}" for name in missing]
         differences += [f"{name} is in {file} but not in {plan.document.file}" for name in extra]
         raise FleetError("; ".join(differences), "run 'pulumi up'", file)
-    own = _own_keys(plan, made)
-    jumps = ssh_routes.jumps(plan.hosts, plan.access)
-    return {
-        host.name: _static(plan, host, own.get(host.name))
-        if host.cloud == "static"
-        else _made(made[host.name], own.get(host.name), jumps.get(host.name))
-        for host in plan.hosts
-    }
+    return made
 
 
 def made_hosts(plan: Plan) -> tuple[str, ...]:
@@ -86,20 +116,14 @@ def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[s
     return host_keys_file.standing(keys_file, {name: host.id for name, host in made.items()})
 
 
-def _static(plan: Plan, host: HostPlan, own: tuple[str, ...] | None) -> Location:
-    if host.static is None:
-        raise plan.document.error(
-            ("gateway", "hosts"),
-            "asks for gateways that do not exist yet, and the cloud 'static' creates none",
-            "list your own under gateway.static, or set gateway.cloud",
-        )
-    address = host.static.address
-    return Location(address, host.static.port, host.user, own or (host.static.ssh_host_key,), address)
+def _static(host: HostPlan, static: StaticHost, inside: ServiceAddress, own: tuple[str, ...] | None) -> Location:
+    keys = own or (static.ssh_host_key,)
+    return Location(static.address, static.port, host.user, keys, inside.listen, inside.connect_from)
 
 
 def _made(host: StackHost, own: tuple[str, ...] | None, jump: str | None) -> Location:
     service = host.private_address or host.address
-    return Location(host.address, 22, host.user, own or (host.ssh_host_key,), service, jump, host.id)
+    return Location(host.address, 22, host.user, own or (host.ssh_host_key,), service, (service,), jump, host.id)
 
 
 def _read(plan: Plan) -> Stack:

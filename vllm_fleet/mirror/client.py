@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vllm_fleet.base.addresses import host_port
 from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
@@ -92,7 +93,7 @@ def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location])
     spec = plan.spec.mirror
     if not spec.is_there:
         return Mirrored("", None, apt_lists.host_apt_config(None), "")
-    url = spec.url or f"http://{where[str(spec.host)].service_address}:{spec.port}"
+    url = spec.url or f"http://{host_port(where[str(spec.host)].service_address, spec.port)}"
     at = re.match(r"https?://(\[[^\]]*\]|[^:/]+)", url)
     registry = f"{at[1]}:{spec.registry_port}" if at and spec.registry_port else None
     chosen = mirrored_distribution(plan, catalog)

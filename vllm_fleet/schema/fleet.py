@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from vllm_fleet.base.addresses import HostAddress
 from vllm_fleet.schema.cloud import Prices
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror
 from vllm_fleet.schema.mirror import Mirror
@@ -38,12 +39,18 @@ class Overrides(Strict):
 class StaticHost(Strict):
     """A host that exists already."""
 
-    address: str = Field(description="Name or address at which the controller reaches the host.")
+    address: HostAddress = Field(
+        description="IPv4 address, IPv6 address or DNS name at which the controller reaches the host by SSH."
+    )
     port: int = Field(default=22, gt=0, lt=65536, description="Port of its SSH server.")
     ssh_host_key: str = Field(
         pattern=r"^(ssh-ed25519|ecdsa-sha2-\S+|ssh-rsa) \S+", description="Its public SSH host key: 'type base64'."
     )
     user: str | None = Field(default=None, description="Who logs in. Default: access.ssh_user.")
+    private_address: HostAddress | None = Field(
+        default=None,
+        description="Address of one of its interfaces, at which other hosts of the fleet reach it. Default: address.",
+    )
 
 
 class Pool(Strict):
@@ -122,6 +129,11 @@ class Access(Strict):
 
     ssh_from: list[Network] = Field(default=[], description="Networks that may open SSH, in CIDR form.")
     api_from: list[Network] = Field(default=[], description="Networks that may open the API, in CIDR form.")
+    engine_to: list[Network] = Field(
+        default=[],
+        description="Networks that vLLM may connect to besides the gateways, such as those of a trace collector or a "
+        "tool server, in CIDR form. A firewall on the hosts refuses all others.",
+    )
     ssh_user: str | None = Field(
         default=None, description="Who logs in. Default: root, or the user of the cloud's image."
     )
@@ -210,9 +222,9 @@ class ApiKeys(Strict):
 class StackHost(Strict):
     """One host as the stack made it."""
 
-    address: str
+    address: HostAddress
     #: Where the other hosts of the fleet reach it; the same as ``address`` unless given.
-    private_address: str | None = None
+    private_address: HostAddress | None = None
     id: str
     user: str
     ssh_host_key: str = Field(pattern=r"^\S+ \S+")
