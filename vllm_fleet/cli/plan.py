@@ -21,7 +21,7 @@ from vllm_fleet.cli.output import (
 )
 from vllm_fleet.edge import names, pulumi_cli
 from vllm_fleet.edge import prices as gpuhunt_prices
-from vllm_fleet.fleet import cost, host_plan, replacement, service_addresses, stack
+from vllm_fleet.fleet import cost, host_plan, plain_api, replacement, stack
 from vllm_fleet.fleet import plan as plans
 from vllm_fleet.host import engine_install
 from vllm_fleet.mirror import apt_packages
@@ -82,12 +82,14 @@ def command(
     missing = (
         *engine_install.unpinned_engines(plan, recipes),
         *apt_packages.find_missing(plan, recipes),
-        *service_addresses.resolution_errors(plan.hosts, plan.document, names.resolve_names),
+        *stack.address_errors(plan, names.resolve_names),
     )
     as_is, changes = _changes(plan, preview or bool(allowed))
     replacement.check(plan, changes, allowed)
     run = replacement.commands(plan, changes, allowed) if allowed else ()
     refused = replacement.refusal(plan, changes, allowed)
+    if warning := plain_api.plain_api_warning(plan.hosts, plan.spec):
+        print_note(f"warning: {warning}")
     if json:
         _print_record(plan, bill, missing, _StackUpdate(as_is, changes, run, refused))
     else:

@@ -111,17 +111,6 @@ def resolve_addresses(
     return addresses
 
 
-def resolution_errors(
-    hosts: Sequence[HostPlan], document: yaml_document.Document, resolver: Resolver
-) -> tuple[FleetError, ...]:
-    """The errors of :func:`resolve_addresses`, with its arguments."""
-    try:
-        resolve_addresses(hosts, document, resolver)
-    except FleetError as error:
-        return (error, *error.others)
-    return ()
-
-
 def _static_hosts(hosts: Iterable[HostPlan]) -> Iterator[tuple[HostPlan, yaml_document.Location, str]]:
     """Each static host with the key and the text of the address at which the others reach it."""
     for host in hosts:

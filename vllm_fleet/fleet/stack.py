@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.errors import FleetError
-from vllm_fleet.fleet import host_keys_file, ssh_routes
+from vllm_fleet.catalogue.catalogue import raise_all
+from vllm_fleet.fleet import host_keys_file, plain_api, ssh_routes
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.service_addresses import Resolver, ServiceAddress, resolve_addresses
@@ -57,13 +58,34 @@ def locations(plan: Plan, resolver: Resolver) -> Mapping[str, Location]:
     made = _read_made(plan)
     own = _own_keys(plan, made)
     jumps = ssh_routes.jumps(plan.hosts, plan.access)
-    inside = resolve_addresses(plan.hosts, plan.document, resolver)
+    inside = _service_addresses(plan, resolver)
     return {
         host.name: _static(host, host.static, inside[host.name], own.get(host.name))
         if host.static
         else _made(made[host.name], own.get(host.name), jumps.get(host.name))
         for host in plan.hosts
     }
+
+
+def address_errors(plan: Plan, resolver: Resolver) -> tuple[FleetError, ...]:
+    """What is wrong with the addresses of static hosts, with their DNS names resolved.
+
+    Args:
+        plan: the fleet.
+        resolver: resolves the DNS names.
+    """
+    try:
+        _service_addresses(plan, resolver)
+    except FleetError as error:
+        return (error, *error.others)
+    return ()
+
+
+def _service_addresses(plan: Plan, resolver: Resolver) -> Mapping[str, ServiceAddress]:
+    inside = resolve_addresses(plan.hosts, plan.document, resolver)
+    resolved = {name: address.connect_from for name, address in inside.items()}
+    raise_all(list(plain_api.plain_api_errors(plan.hosts, plan.spec, plan.document, resolved)))
+    return inside
 
 
 def check_stack(plan: Plan) -> None:

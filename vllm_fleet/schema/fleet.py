@@ -10,6 +10,7 @@ from vllm_fleet.base.addresses import HostAddress
 from vllm_fleet.schema.cloud import Prices
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror
 from vllm_fleet.schema.mirror import Mirror
+from vllm_fleet.schema.proxy import Proxy
 from vllm_fleet.schema.recipe import (
     Affinity,
     Args,
@@ -117,11 +118,24 @@ class Gateway(Strict):
         description="'prefix' sends requests with the same beginning to the same host, whose cache has it.",
     )
     port: int = Field(default=8080, gt=0, lt=65536, description="Port of the API.")
-    tls: Tls | None = Field(default=None, description="Default: the API is served without TLS.")
+    tls: Tls | None = Field(
+        default=None, description="Default: the API is served without TLS, at private addresses only."
+    )
+    plain: bool = Field(
+        default=False,
+        description="True: the API is served without TLS at public addresses too, where everyone on the way can read "
+        "the API keys. For gateways behind a load balancer that ends TLS.",
+    )
     api_keys_file: str = Field(
         default="api-keys.yml",
         description="File with the digests of the API keys, relative to the fleet's folder: name -> 'sha256:<hex>'.",
     )
+
+    @model_validator(mode="after")
+    def _tls_or_plain(self) -> Gateway:
+        if self.tls and self.plain:
+            raise ValueError("is either with 'tls' or 'plain'")
+        return self
 
 
 class Access(Strict):
@@ -206,6 +220,9 @@ class Fleet(Strict):
     )
     mirror: Mirror = Field(
         default_factory=Mirror, description="Where the hosts download from. Default: from the origins."
+    )
+    proxy: Proxy | None = Field(
+        default=None, description="The HTTP proxy through which the hosts download. Default: they connect directly."
     )
     protect: bool = Field(
         default=True, description="Rented hosts and volumes cannot be deleted or replaced until this is false."
