@@ -27,7 +27,7 @@ def parse_host_address(value: str) -> str:
         value: an IPv4 or IPv6 address, the latter with or without brackets, or a DNS name.
 
     Raises:
-        ValueError: it is none of them; the message says what to write instead.
+        ValueError: it is another text; the message says what to write instead.
     """
     if any(char.isspace() for char in value) or not value.isprintable():
         raise ValueError(f"{value!r} contains blanks or control characters: remove them")

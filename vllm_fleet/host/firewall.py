@@ -63,6 +63,7 @@ def firewall_rules(ports: Sequence[int], peers: Peers) -> str:
         f'    meta skuid != "{ACCOUNT}" accept\n'
         f"{sent}"
         # An error at once, where a drop is a timeout.
+        f'    meta skuid "{ACCOUNT}" meta l4proto tcp reject with tcp reset\n'
         f'    meta skuid "{ACCOUNT}" reject with icmpx type admin-prohibited\n'
         "  }\n"
         "}\n"

@@ -38,20 +38,16 @@ class HostProxy:
         """Lines of apt's configuration. They replace a proxy of the host's own configuration."""
         if not self.http and not self.https:
             return ""
-        lines = [
-            f'Acquire::http::Proxy "{self.http or "DIRECT"}";',
-            f'Acquire::https::Proxy "{self.https or "DIRECT"}";',
-        ]
+        schemes = {"http": self.http, "https": self.https}
+        lines = [f'Acquire::{scheme}::Proxy "{url or "DIRECT"}";' for scheme, url in schemes.items()]
         # Neither an IPv6 address nor a domain can be a part of the option's name; for tasks no_proxy holds.
         hosts = [host for host in self.direct if ":" not in host and "/" not in host and not host.startswith(".")]
-        lines += [f'Acquire::{scheme}::Proxy::{host} "DIRECT";' for host in hosts for scheme in ("http", "https")]
+        lines += [f'Acquire::{scheme}::Proxy::{host} "DIRECT";' for host in hosts for scheme in schemes]
         return "".join(f"{line}\n" for line in lines)
 
     @property
     def drop_in(self) -> str:
-        """A drop-in for units that download; empty without a proxy."""
-        if not self.environment:
-            return ""
+        """A drop-in for units that download. Without a proxy it sets nothing, so an earlier one ends with it."""
         lines = "".join(f'Environment="{name}={value}"\n' for name, value in sorted(self.environment.items()))
         return f"# Made by vllm-fleet; another run replaces what is changed here.\n[Service]\n{lines}"
 

@@ -48,7 +48,7 @@ class Mirrored:
     #: Variables of the role mirror on its host; empty where the mirror is not a host of the fleet.
     served: Mapping[str, Any] = field(default_factory=dict)
     #: The proxy that the hosts download through, but from the mirror.
-    proxy: HostProxy = HostProxy()
+    proxy: HostProxy = field(default_factory=HostProxy)
 
     def variables(self, host: HostPlan) -> dict[str, Any]:
         """The variables that the mirror adds to those of a host's roles."""
@@ -80,22 +80,22 @@ class Mirrored:
                 file_item(
                     role, "/etc/systemd/system/vllm-fetch@.service", role_file_sha256(role, "vllm-fetch@.service")
                 ),
+                file_item(
+                    role, f"/etc/systemd/system/vllm-fetch@.service.d/{PROXY_DROP_IN}", text_sha256(self.proxy.drop_in)
+                ),
                 file_item(role, "/usr/local/libexec/vllm-fetch", role_file_sha256(role, "vllm-fetch"), "0755"),
             ]
-        if self.proxy.drop_in and host.deployment:
-            items += self._proxy_items(host.deployment.install)
+        if host.deployment and host.deployment.install == "docker":
+            items += self._docker_items()
         if host.name == self.host:
             items += host_as_mirror.manifest_items(self.served)
         return replace(manifest, items=(*manifest.items, *items))
 
-    def _proxy_items(self, install: str) -> Iterator[Item]:
-        digest = text_sha256(self.proxy.drop_in)
-        yield file_item("model_store", f"/etc/systemd/system/vllm-fetch@.service.d/{PROXY_DROP_IN}", digest)
-        if install == "docker":
-            role = "container_engine"
-            yield file_item(role, f"/etc/systemd/system/docker.service.d/{PROXY_DROP_IN}", digest)
-            # The role writes it when the daemon has started with the proxy.
-            yield file_item(role, "/etc/docker/vllm-fleet-proxy.loaded", text_sha256(f"{digest}\n"))
+    def _docker_items(self) -> Iterator[Item]:
+        role, digest = "container_engine", text_sha256(self.proxy.drop_in)
+        yield file_item(role, f"/etc/systemd/system/docker.service.d/{PROXY_DROP_IN}", digest)
+        # The role writes it when the daemon has started with the drop-in.
+        yield file_item(role, "/etc/docker/vllm-fleet-proxy.loaded", text_sha256(f"{digest}\n"))
 
 
 def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:

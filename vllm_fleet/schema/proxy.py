@@ -42,7 +42,7 @@ ProxyUrl = Annotated[str, AfterValidator(_proxy_url)]
 
 
 class Proxy(Strict):
-    """The HTTP proxy through which the hosts download: apt, uv, docker, weights. No traffic inside the fleet uses it."""
+    """The HTTP proxy through which the hosts download packages, images and weights; the fleet inside uses none."""
 
     http: ProxyUrl | None = Field(default=None, description="Proxy for http:// URLs, such as http://proxy:3128.")
     https: ProxyUrl | None = Field(default=None, description="Proxy for https:// URLs, by CONNECT.")
