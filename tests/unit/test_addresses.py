@@ -258,3 +258,35 @@ def test_this_machine_resolves_names(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: several)
     assert list(map(str, names.resolve_names(["some.example"])["some.example"])) == ["10.0.0.8", "10.0.0.9", "fe80::1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("http://10.0.0.5:8070", "http://10.0.0.5:8070"),
+        ("https://Mirror.example.org", "https://mirror.example.org"),
+        ("http://[FD00::5]:8070", "http://[fd00::5]:8070"),
+        ("http://[fd00::5]", "http://[fd00::5]"),
+    ],
+)
+def test_urls_of_servers(given: str, meant: str) -> None:
+    assert addresses.parse_http_url(given) == meant
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("http://10.0.0.999:8070", "http://me@mirror:80", "http://a/b", "http://fd00::5:8070x", "ftp://a", "http://"),
+        *("http://a:0", "http://a:99999", "http://a_b:80", "http://a:80:80", "mirror:80", "http://a b"),
+    ],
+)
+def test_other_urls_are_refused(given: str) -> None:
+    with pytest.raises(ValueError):
+        addresses.parse_http_url(given)
+
+
+@pytest.mark.parametrize("given", ["10.0.0.5", "10.0.0.5:0", "10.0.0.999:5000", "a:b", "fd00::5:5000", "me@a:5000"])
+def test_a_registry_has_a_host_and_a_port(given: str) -> None:
+    assert addresses.parse_host_port("[FD00::5]:5000") == "[fd00::5]:5000"
+    with pytest.raises(ValueError):
+        addresses.parse_host_port(given)

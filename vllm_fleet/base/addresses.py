@@ -124,4 +124,30 @@ def is_shared(address: IpAddress) -> bool:
     return address in _SHARED
 
 
+def parse_host_port(value: str) -> str:
+    """``host:port`` with the host in its one form.
+
+    Raises:
+        ValueError: the host or the port is wrong, or missing.
+    """
+    match = re.fullmatch(r"(?P<host>\[[^\]]+\]|[^:]+):(?P<port>\d{1,5})", value)
+    if match is None or not 0 < int(match["port"]) < 65536:
+        raise ValueError(f"{value!r} is not a host with a port: write it such as 10.0.0.5:5000 or [fd00::5]:5000")
+    return host_port(parse_host_address(match["host"]), int(match["port"]))
+
+
+def parse_http_url(value: str) -> str:
+    """The URL of a server, without a path: ``http://host``, ``https://host:port``.
+
+    Raises:
+        ValueError: it is another text, or its host is wrong.
+    """
+    match = re.fullmatch(r"(https?)://([^/?#]+)", value)
+    if match is None:
+        raise ValueError(f"{value!r} is not the URL of a server: write it such as http://10.0.0.5:8070, without a path")
+    scheme, place = match.groups()
+    has_port = re.search(r"(^|[^:\]]|\]):\d+$", place) and (place.startswith("[") or place.count(":") == 1)
+    return f"{scheme}://{parse_host_port(place) if has_port else bracketed(parse_host_address(place))}"
+
+
 HostAddress = Annotated[str, AfterValidator(parse_host_address)]

@@ -118,13 +118,22 @@ def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location])
     registry = f"{at[1]}:{spec.registry_port}" if at and spec.registry_port else None
     chosen = mirrored_distribution(plan, catalog)
     local = apt_sources(chosen, f"file:{host_as_mirror.DIRECTORY}") if chosen else ""
-    serving = host_as_mirror.role_variables(plan, catalog, spec.port, local, registry) if spec.host else {}
+    serving = (
+        host_as_mirror.role_variables(plan, catalog, _listen(where[spec.host], spec.port), local, registry)
+        if spec.host
+        else {}
+    )
     apt_config = apt_lists.host_apt_config(APT_SOURCES if chosen else None, proxy.apt_config)
     if chosen is None:
         return Mirrored(url, spec.host, apt_config, "", registry, None, serving, proxy)
     sources = apt_sources(chosen, url)
     system = MirroredSystem(chosen[0], f"{url}/{apt_lists.distribution_folder(chosen[0])}")
     return Mirrored(url, spec.host, apt_config, sources, registry, system, serving, proxy)
+
+
+def _listen(host: Location, port: int) -> str:
+    """Where nginx listens on the mirror: for IPv4, and for IPv6 too if the others reach the host by it."""
+    return f"[::]:{port} ipv6only=off" if ":" in host.service_address else str(port)
 
 
 def _hosts_inside(plan: Plan, where: Mapping[str, Location], mirror_host: str | None) -> Iterator[str]:
@@ -135,7 +144,7 @@ def _hosts_inside(plan: Plan, where: Mapping[str, Location], mirror_host: str | 
     if mirror_host:
         yield mirror_host.strip("[]")
     if plan.spec.mirror.registry:
-        yield plan.spec.mirror.registry.rpartition(":")[0]
+        yield plan.spec.mirror.registry.rpartition(":")[0].strip("[]")
 
 
 def apt_sources(chosen: tuple[str, Distribution], base: str) -> str:
