@@ -32,6 +32,8 @@ class Location:
         connect_from: the IP addresses that it connects from to the other hosts.
         jump: the gateway that it is reached through; None: straight.
         id: of the machine, in its cloud; empty for static hosts.
+        ssh_alias: its name in ssh's configuration; empty: the address.
+        keys_file: the file that contains ``ssh_host_keys``, as a user types it.
     """
 
     address: str
@@ -42,6 +44,8 @@ class Location:
     connect_from: tuple[str, ...]
     jump: str | None = None
     id: str = ""
+    ssh_alias: str = ""
+    keys_file: str = ""
 
 
 def locations(plan: Plan, resolver: Resolver) -> Mapping[str, Location]:
@@ -60,9 +64,9 @@ def locations(plan: Plan, resolver: Resolver) -> Mapping[str, Location]:
     jumps = ssh_routes.jumps(plan.hosts, plan.access)
     inside = _service_addresses(plan, resolver)
     return {
-        host.name: _static(host, host.static, inside[host.name], own.get(host.name))
+        host.name: _static(plan, host, host.static, inside[host.name], own.get(host.name))
         if host.static
-        else _made(made[host.name], own.get(host.name), jumps.get(host.name))
+        else _made(plan, made[host.name], own.get(host.name), jumps.get(host.name))
         for host in plan.hosts
     }
 
@@ -138,14 +142,38 @@ def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[s
     return host_keys_file.standing(keys_file, {name: host.id for name, host in made.items()})
 
 
-def _static(host: HostPlan, static: StaticHost, inside: ServiceAddress, own: tuple[str, ...] | None) -> Location:
-    keys = own or (static.ssh_host_key,)
-    return Location(static.address, static.port, host.user, keys, inside.listen, inside.connect_from)
+def _static(
+    plan: Plan, host: HostPlan, static: StaticHost, inside: ServiceAddress, own: tuple[str, ...] | None
+) -> Location:
+    return Location(
+        static.address,
+        static.port,
+        host.user,
+        own or ((static.ssh_host_key,) if static.ssh_host_key else ()),
+        inside.listen,
+        inside.connect_from,
+        ssh_alias=static.ssh_alias or "",
+        keys_file=_own_file(plan) if own else plan.document.file,
+    )
 
 
-def _made(host: StackHost, own: tuple[str, ...] | None, jump: str | None) -> Location:
+def _made(plan: Plan, host: StackHost, own: tuple[str, ...] | None, jump: str | None) -> Location:
     service = host.private_address or host.address
-    return Location(host.address, 22, host.user, own or (host.ssh_host_key,), service, (service,), jump, host.id)
+    return Location(
+        host.address,
+        22,
+        host.user,
+        own or (host.ssh_host_key,),
+        service,
+        (service,),
+        jump,
+        host.id,
+        keys_file=_own_file(plan) if own else paths.display(plan.directory / "stack.json"),
+    )
+
+
+def _own_file(plan: Plan) -> str:
+    return paths.display(plan.directory / host_keys_file.FILE)
 
 
 def _read(plan: Plan) -> Stack:
