@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from vllm_fleet.base.addresses import parse_host_port, parse_http_url
 from vllm_fleet.schema.recipe import Line, Name, Port, Strict
-
-
-def _has_port(address: str) -> bool:
-    """Whether the port of an address, if it names one, can be a port."""
-    try:
-        return urlsplit(address).port != 0
-    except ValueError:
-        return False
 
 
 class Mirror(Strict):
     """The only place that hosts download from: wheels, models, vocabularies, packages, images."""
 
-    url: str | None = Field(
+    url: Annotated[str, AfterValidator(parse_http_url)] | None = Field(
         default=None,
-        pattern=r"^https?://[\w.:\[\]-]+[^/]$",
         description="A mirror that is served already, by 'vllm-fleet mirror --serve' or by you.",
     )
     host: Name | None = Field(
@@ -43,9 +34,8 @@ class Mirror(Strict):
     registry_port: Port | None = Field(
         default=None, description="Port of the mirror for images. Default: it carries no images."
     )
-    registry: str | None = Field(
+    registry: Annotated[str, AfterValidator(parse_host_port)] | None = Field(
         default=None,
-        pattern=r"^[a-zA-Z0-9.-]+:\d{1,5}$",
         description="host:port of a registry that has every image under its own name. The mirror downloads them from "
         "there; without registry_port the hosts do. Default: the registries in the images' names.",
     )
@@ -58,9 +48,6 @@ class Mirror(Strict):
     def _one_place(self) -> Mirror:
         if self.url and self.host:
             raise ValueError("a mirror is either at 'url' or on 'host'")
-        for key, address in (("url", self.url), ("registry", self.registry and f"//{self.registry}")):
-            if address and not _has_port(address):
-                raise ValueError(f"the port of {key!r} is not a number from 1 to 65535")
         if self.distribution and not self.is_there:
             raise ValueError("a mirror that carries packages is at 'url' or on 'host'")
         if self.packages and not self.distribution:
