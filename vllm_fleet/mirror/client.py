@@ -89,7 +89,6 @@ class Mirrored:
         ports = self.ports if host.name == self.host else ()
         return replace(manifest, items=(*manifest.items, *items), ports=(*manifest.ports, *ports))
 
-
     def fetch_items(self) -> list[Item]:
         """The manifest items of a host that downloads models itself, from the mirror or from elsewhere."""
         role, unit, program = "model_store", "vllm-fetch@.service", "vllm-fetch"
@@ -109,7 +108,6 @@ class Mirrored:
 def disk_items(local_disks: int) -> list[Item]:
     """The manifest items of a host whose local disks become the store of models."""
     return [package_item("model_store", MDADM)] if local_disks > 1 else []
-
 
 
 def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
