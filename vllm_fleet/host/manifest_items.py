@@ -103,11 +103,13 @@ def unit_item(role: str, name: str, *, active: bool | None = None, enabled: bool
     return item
 
 
-def package_item(role: str, name: str, version: str | None = None) -> PackageItem:
-    """A package; None leaves its version open."""
+def package_item(role: str, name: str, version: str | None = None, systems: Sequence[str] = ()) -> PackageItem:
+    """A package; None leaves its version open. With ``systems`` only hosts of one of those have the item."""
     item = PackageItem(role=role, kind="package", name=name)
     if version is not None:
         item["version"] = version
+    if systems:
+        item["systems"] = list(systems)
     return item
 
 

@@ -96,12 +96,16 @@ class UnitItem(TypedDict):
 
 
 class PackageItem(TypedDict):
-    """A Debian package that is installed, at this version where one is given. ``*`` matches anything."""
+    """A Debian package that is installed, at this version where one is given. ``*`` matches anything.
+
+    ``systems`` limits the item to hosts whose ``ID-VERSION_ID`` in /etc/os-release is one of them.
+    """
 
     role: str
     kind: Literal["package"]
     name: str
     version: NotRequired[str]
+    systems: NotRequired[list[str]]
 
 
 class HoldsItem(TypedDict):

@@ -235,6 +235,16 @@ def check_package(item: items.PackageItem, packages: Mapping[str, tuple[str, boo
     return None
 
 
+def read_system() -> str:
+    """``ID-VERSION_ID`` of /etc/os-release, such as ``debian-12``; empty if there is none."""
+    try:
+        with open("/etc/os-release") as file:
+            pairs = dict(line.strip().split("=", 1) for line in file if "=" in line)
+    except (OSError, ValueError):
+        return ""
+    return "-".join(pairs.get(key, "").strip("\"'") for key in ("ID", "VERSION_ID")).strip("-")
+
+
 def check_holds(item: items.HoldsItem, packages: Mapping[str, tuple[str, bool]]) -> tuple[str, str] | None:
     """Every installed package that matches a pattern is on hold."""
     not_held = [
@@ -325,7 +335,8 @@ def probe(manifest: Mapping[str, Any]) -> dict[str, Any]:
     Where the manifest names a vendor of GPUs, ``facts`` holds what the host reports about them; the controller judges
     those.
     """
-    wanted = manifest["items"]
+    system = read_system()
+    wanted = [item for item in manifest["items"] if system in item.get("systems", (system,))]
     states = unit_states([item["name"] for item in wanted if item["kind"] == "unit"])
     names = [item["name"] for item in wanted if item["kind"] == "package"]
     patterns = [pattern for item in wanted if item["kind"] == "holds" for pattern in item["patterns"]]
