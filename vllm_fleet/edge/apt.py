@@ -50,7 +50,7 @@ def list_files(need: Debs, work: Path) -> list[Artifact]:
         (work / "preferences").write_text(pins + "\n", encoding="utf-8")
         _expect_versions(need, work, wanted_set.packages)
         printed = _apt(
-            need, work, "-qq", "--no-install-recommends", "--print-uris", "-y", "install", *wanted_set.packages
+            need, work, "-q", "--no-install-recommends", "--print-uris", "-y", "install", *wanted_set.packages
         )
         wanted |= dict.fromkeys(apt_lists.printed_urls(printed))
     artifacts = {
@@ -173,7 +173,7 @@ def _apt(need: Debs, work: Path, *words: str) -> str:
     done = _run_apt(work, "apt-get", *words)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
-        unmet = [line.strip() for line in done.stdout.splitlines() if ": Depends:" in line]
+        unmet = [" ".join(line.split()) for line in done.stdout.splitlines() if "Depends: " in line]
         raise FleetError(
             f"{need.distribution}: {'; '.join([*unmet, *lines[-3:]])}",
             "check the network and the package names",
