@@ -22,6 +22,7 @@ from vllm_fleet.schema.distribution import Distributions
 from vllm_fleet.schema.draft import Draft
 from vllm_fleet.schema.driver import Drivers
 from vllm_fleet.schema.encoding import Encodings
+from vllm_fleet.schema.gpu_error import GpuErrors
 from vllm_fleet.schema.known_issue import KnownIssues
 from vllm_fleet.schema.recipe import Engine, HostClass, Machine, Model, Profile, Profiles, Rule
 from vllm_fleet.schema.spelling import Spellings
@@ -64,6 +65,7 @@ class Catalog:
     known_issues: KnownIssues
     spellings: Spellings
     drivers: Drivers
+    gpu_errors: GpuErrors
     documents: Mapping[str, yaml_document.Document] = field(repr=False)
 
     def host_class(self, name: str) -> SizedClass:
@@ -198,6 +200,7 @@ def load(root: Path | None = None) -> Catalog:
         ("known_issues", KnownIssues),
         ("spellings", Spellings),
         ("drivers", Drivers),
+        ("gpu_errors", GpuErrors),
     ):
         try:
             documents[name] = yaml_document.read(base / f"{name}.yml")
@@ -205,13 +208,14 @@ def load(root: Path | None = None) -> Catalog:
         except FleetError as fault:
             errors.extend([fault, *fault.others])
     raise_all(errors)
-    profiles, encodings, distributions, known, spellings, drivers = singles
+    profiles, encodings, distributions, known, spellings, drivers, gpu_errors = singles
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
     assert isinstance(distributions, Distributions)  # noqa: S101 - as above
     assert isinstance(known, KnownIssues)  # noqa: S101 - as above
     assert isinstance(spellings, Spellings)  # noqa: S101 - as above
     assert isinstance(drivers, Drivers)  # noqa: S101 - as above
+    assert isinstance(gpu_errors, GpuErrors)  # noqa: S101 - as above
     return Catalog(
         base,
         classes,
@@ -225,6 +229,7 @@ def load(root: Path | None = None) -> Catalog:
         known,
         spellings,
         drivers,
+        gpu_errors,
         documents,
     )
 

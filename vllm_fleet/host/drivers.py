@@ -99,6 +99,7 @@ class DriverChoice:
         reboot: whether a run may restart the host.
         lab: the host is a container, with the kernel of the machine.
         mirror: the fleet's mirror; None if it has no packages.
+        nvswitches: how many NVSwitches the host reports; None if it has not been asked yet.
     """
 
     mode: DriverMode
@@ -107,6 +108,7 @@ class DriverChoice:
     reboot: bool = False
     lab: bool = False
     mirror: MirroredSystem | None = None
+    nvswitches: int | None = None
 
 
 def choose_driver(catalog: Catalog, sized: SizedClass, choice: DriverChoice) -> HostDriver | None:
@@ -125,7 +127,8 @@ def choose_driver(catalog: Catalog, sized: SizedClass, choice: DriverChoice) -> 
         return None
     chosen = choose_release(catalog, row, choice.engine)
     vendor, role, managed = chosen.vendor, ROLES[chosen.vendor], choice.mode == "managed"
-    switches = sized.count in row.fabric_manager
+    # Eight PCIe cards are of the same class as a board with switches; only the host knows.
+    switches = sized.count in row.fabric_manager and choice.nvswitches != 0
     packages = {tuple(entry.systems): _class_packages(entry, row, switches=switches) for entry in chosen.packages}
     origins = tuple(choose_repository(catalog, name, sized.machine, choice.copies) for name in chosen.repositories)
     repositories = [origin.served_by(choice.mirror) for origin in origins]
@@ -164,13 +167,18 @@ def choose_driver(catalog: Catalog, sized: SizedClass, choice: DriverChoice) -> 
         items += _package_items(role, packages)
         facts |= {"driver_role": role, "driver_version": chosen.version}
         facts |= {"rocm_version": chosen.rocm} if chosen.rocm else {}
+        facts |= {"kernel_below": chosen.kernel_below} if chosen.kernel_below else {}
     items += _nvidia_items(managed, switches, chosen) if vendor == "nvidia" else _amd_items(choice.lab)
     pins = tuple(release_pins(chosen))
     return HostDriver(role, variables, tuple(items), facts, origins if managed else (), pins)
 
 
 def host_driver(
-    plan: Plan, catalog: Catalog, host: HostPlan, mirror: MirroredSystem | None = None
+    plan: Plan,
+    catalog: Catalog,
+    host: HostPlan,
+    mirror: MirroredSystem | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> HostDriver | None:
     """The driver of a host of a fleet; None for a class without one.
 
@@ -179,6 +187,7 @@ def host_driver(
         catalog: the recipes.
         host: the host.
         mirror: the fleet's mirror; None if it has no packages.
+        facts: what the host's last probe reported; None before the first one.
 
     Raises:
         FleetError: the fleet names a repository or a key file that does not exist, or no release fits the engine.
@@ -193,6 +202,7 @@ def host_driver(
         reboot=plan.access.reboot,
         lab=host.cloud == "lab",
         mirror=mirror,
+        nvswitches=(facts or {}).get("nvswitches"),
     )
     return choose_driver(catalog, catalog.host_class(deployment.host_class), choice)
 

@@ -24,7 +24,8 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
     Raises:
         FleetError: its engine cannot be installed (``refused``), or a file that the fleet names is missing.
     """
-    driver = drivers.host_driver(inputs.plan, inputs.catalog, host, inputs.mirror.packages)
+    known = inputs.facts.get(host.name)
+    driver = drivers.host_driver(inputs.plan, inputs.catalog, host, inputs.mirror.packages, known)
     serving = _serving_host(inputs, host, driver)
     release = instance_files(serving)
     manifest = serving_manifest(serving, release)

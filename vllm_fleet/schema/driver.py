@@ -77,13 +77,6 @@ class SystemPackages(Strict):
         return {**self.packages, **self.fabric_manager, **self.subnet_manager, **self.imex}
 
 
-class KernelRange(Strict):
-    """The kernels that the vendor builds a module for; ``below`` is the first that it does not."""
-
-    below: str = Field(pattern=r"^\d+\.\d+$")
-    source: str = Field(min_length=10)
-
-
 class DependencyPin(Strict):
     """A pin for packages that the named ones depend on: patterns of names, and their version."""
 
@@ -108,9 +101,10 @@ class DriverRelease(Strict):
     packages: list[SystemPackages] = Field(min_length=1)
     #: Pins for what these packages depend on; without them apt takes the newest, which does not fit.
     dependencies: DependencyPin | None = None
+    #: The oldest kernel that its module does not build for; None if no such kernel is known.
+    kernel_below: str | None = Field(default=None, pattern=r"^\d+\.\d+$")
     #: Of the kernel that runs, whose version is added: modules that a distribution keeps apart and its own one needs.
     kernel_modules: list[Name] = []
-    kernel: KernelRange | None = None
     fabric_manager_unit: str | None = None
     source: str = Field(min_length=10)
 
