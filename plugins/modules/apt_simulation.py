@@ -33,18 +33,21 @@ options:
     type: list
     elements: str
     required: true
-  sources:
-    description: Further sources. A source of the host with the same URI is left out, as the roles do.
+  repositories:
+    description: >-
+      Further repositories, as the role apt_repository takes them. A source of the host with the same URI is left out,
+      as that role does.
     type: list
     elements: dict
     default: []
-    suboptions:
-      name: {description: Its name., type: str, required: true}
-      uri: {description: Where it is., type: str, required: true}
-      suites: {description: Its suites., type: list, elements: str, required: true}
-      components: {description: Its components., type: list, elements: str, default: []}
-      check_valid_until: {description: Whether its lists may have expired., type: bool, default: true}
-      key: {description: The file on the host with the key that signs it., type: str, required: true}
+  system:
+    description: ID-VERSION_ID of the host's /etc/os-release.
+    type: str
+    default: any
+  keyrings:
+    description: The directory with the keys that the role apt_repository has installed.
+    type: path
+    default: /etc/apt/keyrings
   preferences:
     description: The pins of apt, in place of those in I(preferences_name).
     type: str
@@ -145,15 +148,18 @@ class Apt:
         asked = [word for number, name in enumerate(names) for word in (f"V{number}", name)]
         out = self._module.run_command(["apt-config", "shell", *asked], check_rc=True)[1]
         host = dict(re.findall(r"^V(\d)='(.*)'$", out, re.MULTILINE))
-        uris = [source["uri"].rstrip("/") for source in parameters["sources"]]
+        sources = {each["name"]: pick_source(each, parameters["system"]) for each in parameters["repositories"]}
+        uris = [source["uri"].rstrip("/") for source in sources.values()]
         for part in ("lists/partial", "cache/archives/partial", "sources", "preferences"):
             os.makedirs(os.path.join(folder, part))
         _link(host["0"], os.path.join(folder, "lists"), lambda path: not os.path.isdir(path) and not _is_lock(path))
-        _link(host["1"], os.path.join(folder, "sources"), lambda path: not _names_uri(path, uris))
+        _link(host["1"], os.path.join(folder, "sources"), os.path.isfile)
+        for name in os.listdir(os.path.join(folder, "sources")):
+            _leave_out(os.path.join(folder, "sources", name), uris)
         own = parameters["preferences_name"]
         _link(host["2"], os.path.join(folder, "preferences"), lambda path: os.path.basename(path) != own)
-        for source in parameters["sources"]:
-            _write(os.path.join(folder, "sources", f"zz-{source['name']}.sources"), _stanza(source))
+        for name, source in sources.items():
+            _write(os.path.join(folder, "sources", f"zz-{name}.sources"), source_stanza(source, parameters["keyrings"]))
         if parameters["preferences"]:
             _write(os.path.join(folder, "preferences", own or "zz-simulation"), parameters["preferences"])
         settings = {
@@ -179,13 +185,29 @@ def _is_lock(path: str) -> bool:
     return os.path.basename(path) == "lock"
 
 
-def _names_uri(path: str, uris: Sequence[str]) -> bool:
+def without_sources(text: str, uris: Sequence[str], deb822: bool) -> str:
+    """A file of sources without those at some URIs: lines, or the stanzas of the newer format."""
+    parts = re.split(r"\n\s*\n", text) if deb822 else text.splitlines()
+    start = "URIs:" if deb822 else "deb"
+    kept = []
+    for part in parts:
+        lines = [line for line in part.splitlines() if line.strip().startswith(start)]
+        words = [word.rstrip("/") for line in lines for word in line.split()]
+        if not set(words) & set(uris):
+            kept.append(part)
+    return ("\n\n" if deb822 else "\n").join(kept) + "\n"
+
+
+def _leave_out(path: str, uris: Sequence[str]) -> None:
+    """Replaces the link to a file of sources by a copy without those at some URIs, if it has any."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            words = file.read().split()
+            text = file.read()
     except OSError:
-        return False
-    return any(word.rstrip("/") in uris for word in words)
+        return
+    if any(uri in text for uri in uris):
+        os.unlink(path)
+        _write(path, without_sources(text, uris, path.endswith(".sources")))
 
 
 def _link(source: str, target: str, wanted: Callable[[str], bool]) -> None:
@@ -200,13 +222,20 @@ def _link(source: str, target: str, wanted: Callable[[str], bool]) -> None:
             os.symlink(os.path.realpath(path), os.path.join(target, name))
 
 
-def _stanza(source: Mapping[str, Any]) -> str:
-    lines = ["Types: deb", "URIs: " + source["uri"], "Suites: " + " ".join(source["suites"])]
-    if source["components"]:
-        lines.append("Components: " + " ".join(source["components"]))
-    if not source["check_valid_until"]:
+def pick_source(repository: Mapping[str, Any], system: str) -> dict[str, Any]:
+    """The source of a repository for a system, with the key that signs it."""
+    systems = repository["systems"]
+    return {"key": repository["key"], **(systems.get(system) or systems["any"])}
+
+
+def source_stanza(source: Mapping[str, Any], keyrings: str) -> str:
+    """A source in apt's deb822 format."""
+    lines = ["Types: deb", f"URIs: {source['uri']}", f"Suites: {' '.join(source['suites'])}"]
+    if source.get("components"):
+        lines.append(f"Components: {' '.join(source['components'])}")
+    if not source.get("check_valid_until", True):
         lines.append("Check-Valid-Until: no")
-    return "\n".join([*lines, "Signed-By: " + source["key"], ""])
+    return "\n".join([*lines, f"Signed-By: {keyrings}/vllm-fleet-{source['key']['name']}.asc", ""])
 
 
 def _write(path: str, text: str) -> None:
@@ -269,18 +298,12 @@ def simulate(module: AnsibleModule, apt: Apt) -> tuple[list[str], dict[str, tupl
 
 def main() -> None:
     """Runs the module."""
-    source = {
-        "name": {"type": "str", "required": True},
-        "uri": {"type": "str", "required": True},
-        "suites": {"type": "list", "elements": "str", "required": True},
-        "components": {"type": "list", "elements": "str", "default": []},
-        "check_valid_until": {"type": "bool", "default": True},
-        "key": {"type": "str", "required": True, "no_log": False},
-    }
     module = AnsibleModule(
         argument_spec={
             "names": {"type": "list", "elements": "str", "required": True},
-            "sources": {"type": "list", "elements": "dict", "default": [], "options": source},
+            "repositories": {"type": "list", "elements": "dict", "default": []},
+            "system": {"type": "str", "default": "any"},
+            "keyrings": {"type": "path", "default": "/etc/apt/keyrings"},
             "preferences": {"type": "str", "default": ""},
             "preferences_name": {"type": "str", "default": ""},
             "own": {"type": "list", "elements": "str", "default": []},
