@@ -87,7 +87,7 @@ def nvidia(host: Gpus, version: str, packages: Mapping[str, str]) -> Iterator[Pa
     needed = {name for package in packages for name in _NVIDIA_NEEDS.get(package, ())}
     patterns = {**dict.fromkeys(needed, f"{version}-1*"), **packages}
     for name, pattern in patterns.items():
-        own = pattern.replace("*", "ubuntu1")
+        own = "1" if pattern == "*" else pattern.replace("*", "ubuntu1")
         relations = {
             "Depends": ", ".join(f"{needs} (= {own})" for needs in _NVIDIA_NEEDS.get(name, ())),
             "Provides": ", ".join(f"{virtual} (= {own})" for virtual in _NVIDIA_PROVIDES.get(name, ())),
@@ -111,6 +111,7 @@ def _nvidia_files(host: Gpus, version: str) -> dict[str, dict[str, File]]:
         "nvidia-kernel-open-dkms": module,
         "nvidia-utils": tools,
         "nvidia-smi": tools,
+        "nvidia-modprobe": {"usr/bin/nvidia-modprobe": File(_LOADED + scripts.NVIDIA_MODPROBE, 0o755)},
         "nvidia-persistenced": {
             "usr/bin/nvidia-persistenced": File(_SLEEPER, 0o755),
             # Without [Install]: udev starts it.

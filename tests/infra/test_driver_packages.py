@@ -76,8 +76,9 @@ def test_every_package_and_what_it_needs_is_at_the_version_of_the_recipe(
     wanted = PackageSet(found.packages(system), found.pins)
     versions = installed(catalog, url, key, wanted, tmp_path / "work")
     assert {each.partition("=")[0] for each in wanted.packages} <= set(versions)
-    assert {each for name, each in versions.items() if name != "nvlsm"} == {f"{NOW}-1ubuntu1"}
-    assert versions.get("nvlsm", "2025.10.12-1ubuntu1") == "2025.10.12-1ubuntu1"
+    assert versions.pop("nvlsm", "2025.10.12-1ubuntu1") == "2025.10.12-1ubuntu1"
+    assert (versions.pop("infiniband-diags", None) is not None) == (sized == "b200-8")
+    assert set(versions.values()) == {f"{NOW}-1ubuntu1"}
 
 
 def test_without_pins_for_what_they_need_the_packages_do_not_resolve(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from healthy_host import H100, HEALTHY
 
 from vllm_fleet import inventory as sites
+from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.facts.states import DriftState, VetoCode
@@ -109,7 +111,7 @@ def test_imex_has_the_driver_s_version_where_hosts_share_their_network(catalog: 
 def test_the_fabric_manager_is_for_hosts_with_switches(catalog: Catalog, name: str, has: bool) -> None:
     found = got(catalog, name)
     for names in found.variables["driver_packages_names"].values():
-        named = dict(each.split("=") for each in names)
+        named = dict(each.split("=") for each in names if each != "infiniband-diags")
         assert ("nvidia-fabricmanager" in named) == has
         # In NVIDIA's repository it is a virtual name, of which apt takes no version.
         assert "nvidia-fabricmanager-580" not in named
@@ -131,6 +133,21 @@ def test_what_the_packages_depend_on_is_pinned_to_their_version(catalog: Catalog
     text = got(catalog, "h100-8").variables["driver_packages_preferences"]
     assert "Package: *nvidia* libcuda1*" in text
     assert text.rstrip().endswith("Pin: version 580.159.03-1*\nPin-Priority: 1001")
+
+
+def test_the_modules_are_loaded_before_an_instance_starts(catalog: Catalog) -> None:
+    """Also with a driver of the image: the sandbox of the instance keeps CUDA from loading them."""
+    for mode in ("managed", "verified"):
+        items = {item.get("name") or item.get("path") for item in got(catalog, "h100-8", mode=mode).items}
+        assert {"vllm-gpu-devices.service", "/etc/systemd/system/vllm-gpu-devices.service"} <= items
+    assert drivers.NVLINK not in items
+    assert drivers.NVLINK in {item.get("path") for item in got(catalog, "b200-8").items}
+    assert got(catalog, "b200-8").variables["driver_packages_kernel_modules"] == ["linux-modules-extra"]
+    units = paths.root() / "roles"
+    for unit in ("vllm_service/files/vllm@", "vllm_service/files/vllm-docker@", "container_engine/files/nvidia-cdi"):
+        text = (units / f"{unit}.service").read_text(encoding="utf-8")
+        for key in ("Wants", "After"):
+            assert re.search(rf"^{key}=.*\bvllm-gpu-devices.service$", text, re.MULTILINE), (unit, key)
 
 
 @pytest.mark.parametrize("system", ["ubuntu-22.04", "ubuntu-24.04", "debian-12", "debian-13"])

@@ -20,10 +20,14 @@ from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.schema.driver import ClassDriver, DriverMode, DriverRelease, SystemPackages
 from vllm_fleet.schema.recipe import Engine
 
+#: A distribution's package, whose version does not matter.
+ANY_VERSION = "*"
 ROLES = {"nvidia": "nvidia_driver", "amd": "amd_driver"}
 PREFERENCES = "/etc/apt/preferences.d/vllm-fleet-driver"
 UNATTENDED = "/etc/apt/apt.conf.d/60vllm-fleet-driver"
 PERSISTENCE = "/etc/systemd/system/nvidia-persistenced.service.d/vllm-fleet.conf"
+DEVICES = "vllm-gpu-devices.service"
+NVLINK = "/etc/modules-load.d/vllm-fleet-nvlink.conf"
 NUMA = "/etc/sysctl.d/61-vllm-fleet-amd.conf"
 _MADE = "Made by vllm-fleet; another run replaces what is changed here."
 
@@ -139,9 +143,9 @@ def choose_driver(catalog: Catalog, sized: SizedClass, choice: DriverChoice) -> 
         "driver_packages_managed": managed,
         "apt_repository_tools": list(apt_repositories.TOOLS),
         "driver_packages_repositories": [repository.variables for repository in repositories] if managed else [],
-        "driver_packages_kernel_modules": chosen.kernel_modules,
+        "driver_packages_kernel_modules": [*chosen.kernel_modules, *(row.kernel_modules if switches else [])],
         "driver_packages_names": {
-            system: [f"{name}={version}" for name, version in sorted(named.items())]
+            system: [name if version == ANY_VERSION else f"{name}={version}" for name, version in sorted(named.items())]
             for systems, named in packages.items()
             for system in systems
         },
@@ -168,7 +172,11 @@ def choose_driver(catalog: Catalog, sized: SizedClass, choice: DriverChoice) -> 
         facts |= {"driver_role": role, "driver_version": chosen.version}
         facts |= {"rocm_version": chosen.rocm} if chosen.rocm else {}
         facts |= {"kernel_below": chosen.kernel_below} if chosen.kernel_below else {}
-    items += _nvidia_items(managed, switches, chosen) if vendor == "nvidia" else _amd_items(choice.lab)
+    if vendor == "nvidia":
+        items += _nvidia_items(managed, chosen.fabric_manager_unit if switches else None)
+        items += _device_items(subnet_manager=switches and row.subnet_manager)
+    else:
+        items += _amd_items(choice.lab)
     pins = tuple(release_pins(chosen))
     return HostDriver(role, variables, tuple(items), facts, origins if managed else (), pins)
 
@@ -207,14 +215,26 @@ def host_driver(
     return choose_driver(catalog, catalog.host_class(deployment.host_class), choice)
 
 
-def _nvidia_items(managed: bool, switches: bool, chosen: DriverRelease) -> list[Item]:
+def _nvidia_items(managed: bool, fabric_manager_unit: str | None) -> list[Item]:
     role = ROLES["nvidia"]
     units = ["nvidia-persistenced.service"] if managed else []
     items: list[Item] = [unit_item(role, name, active=True) for name in units]
     if managed:
         items.insert(0, file_item(role, PERSISTENCE, role_file_sha256(role, "persistence.conf")))
-    if switches and chosen.fabric_manager_unit:
-        items.append(unit_item(role, chosen.fabric_manager_unit, active=True, enabled=True))
+    if fabric_manager_unit:
+        items.append(unit_item(role, fabric_manager_unit, active=True, enabled=True))
+    return items
+
+
+def _device_items(*, subnet_manager: bool) -> list[Item]:
+    """The unit that loads the modules before an instance starts, and the modules of the switches of B200."""
+    role = ROLES["nvidia"]
+    items: list[Item] = [
+        file_item(role, f"/etc/systemd/system/{DEVICES}", role_file_sha256(role, DEVICES)),
+        unit_item(role, DEVICES, active=True, enabled=True),
+    ]
+    if subnet_manager:
+        items.append(file_item(role, NVLINK, role_file_sha256(role, "nvlink-modules.conf")))
     return items
 
 
@@ -243,7 +263,8 @@ def _package_items(role: str, packages: Mapping[tuple[str, ...], Mapping[str, st
     """The packages of each system; the probe reads only those of the system that the host has."""
     for systems, named in packages.items():
         for name in sorted(named):
-            yield package_item(role, name, named[name], systems)
+            version = named[name]
+            yield package_item(role, name, None if version == ANY_VERSION else version, systems)
 
 
 def _preferences(repositories: Iterable[Repository], chosen: DriverRelease, *, in_mirror: bool) -> str:
@@ -257,7 +278,11 @@ def release_pins(chosen: DriverRelease) -> list[str]:
     # Above 1000, so that apt also installs an older version.
     priority = "Pin-Priority: 1001"
     versions = {name: version for entry in chosen.packages for name, version in entry.all_packages.items()}
-    pins = [f"Package: {name}\nPin: version {versions[name]}\n{priority}" for name in sorted(versions)]
+    pins = [
+        f"Package: {name}\nPin: version {version}\n{priority}"
+        for name, version in sorted(versions.items())
+        if version != ANY_VERSION
+    ]
     if chosen.dependencies:
         names = " ".join(chosen.dependencies.names)
         pins.append(f"Package: {names}\nPin: version {chosen.dependencies.version}\n{priority}")

@@ -13,8 +13,9 @@ Vendor = Literal["nvidia", "amd"]
 #: ``managed``: the project installs it. ``verified``: the image's own is judged and held, never replaced.
 DriverMode = Literal["managed", "verified"]
 Version = Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
-#: A Debian version, at its end perhaps ``*`` for what the packagers count: apt takes it nowhere else.
-VersionPattern = Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.+:~-]*\*?$")]
+#: A Debian version, at its end perhaps ``*`` for what the packagers count: apt takes it nowhere else. ``*`` alone for a
+#: distribution's package at any version.
+VersionPattern = Annotated[str, Field(pattern=r"^([0-9][0-9A-Za-z.+:~-]*\*?|\*)$")]
 #: ``ID-VERSION_ID`` of /etc/os-release.
 System = Annotated[str, Field(pattern=r"^[a-z]+-[0-9.]+$")]
 
@@ -138,6 +139,8 @@ class ClassDriver(Strict):
     fabric_manager: list[int] = []
     #: Whether those hosts need the subnet manager of NVLink 5, and the InfiniBand modules through which it works.
     subnet_manager: bool = False
+    #: Of the kernel that runs, for those hosts: modules that a distribution may keep apart.
+    kernel_modules: list[Name] = []
     #: Whether hosts of the class share their NVLink network with others.
     imex: bool = False
     why: str = Field(min_length=10)
