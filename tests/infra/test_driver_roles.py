@@ -26,6 +26,7 @@ from vllm_fleet.host.manifest import wanted_facts
 from vllm_fleet.host.manifest_items import traffic_item
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror, SigningKey, SystemSource
 
+REBOOT = paths.root() / "tests" / "infra" / "reboot.yml"
 pytestmark = [pytest.mark.root, pytest.mark.network]
 #: What the recipes have, one that is newer, and one whose module wants another kernel.
 NOW, NEWER, GREEDY = "580.159.03", "580.178.04", "580.200.01"
@@ -317,6 +318,22 @@ def test_drivers_and_a_release_are_rolled_out_batch_by_batch_without_losing_a_re
     assert "kernel.numa_balancing = 0" in lab.on("gpu-1", "cat /etc/sysctl.d/61-vllm-fleet-amd.conf")
     again = lab.playbook(book, groups, "-e", "fleet_reboot=true")
     assert (again.returncode, changed(again.stdout)) == (0, 0), again.stdout
+
+
+def test_the_modules_are_there_before_an_instance_starts_after_a_reboot(lab: DriverLab) -> None:
+    """In the order of a start: the unit loads them, then the instance starts. A stand-in creates the node in place of
+    the kernel; the lab's cgroups do not enforce DeviceAllow, which needs the module."""
+    lab.on("gpu-0", "rm -f /dev/nvidia-uvm")
+    lab.on("gpu-0", "systemctl restart vllm@0")
+    assert lab.on("gpu-0", "ls /dev/nvidia-uvm 2>/dev/null || echo none").strip() == "none", "an instance loads nothing"
+    before = lab.on("gpu-0", "systemctl show -P UserspaceTimestamp")
+    done = lab.playbook(REBOOT, {"gpus": ("gpu-0",)}, "-e", "fleet_reboot=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert lab.on("gpu-0", "systemctl show -P UserspaceTimestamp") != before
+    lab.on("gpu-0", "systemctl start vllm@0; test -c /dev/nvidia-uvm")
+    shown = "ExecMainExitTimestampMonotonic vllm-gpu-devices", "ExecMainStartTimestampMonotonic vllm@0"
+    loaded, started = (int(lab.on("gpu-0", f"systemctl show -P {each}")) for each in shown)
+    assert 0 < loaded <= started
 
 
 def test_the_driver_of_an_image_is_held_and_not_replaced(lab: DriverLab) -> None:

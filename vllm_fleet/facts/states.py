@@ -55,6 +55,7 @@ class VetoCode(DocumentedEnum):
     TOO_FEW_CORES = "too_few_cores", "the host has fewer CPU cores than its class needs"
     TOO_LITTLE_MEMORY = "too_little_memory", "the host has less memory than its class needs"
     WRONG_MACHINE = "wrong_machine", "the processor has another architecture"
+    WRONG_SYSTEM = "wrong_system", "the roles do not support the operating system"
     NO_DRIVER = "no_driver", "the tools that come with the driver are not installed"
     DRIVER_NOT_LOADED = "driver_not_loaded", "the tool runs and reaches no driver in the kernel"
     DRIVER_MISMATCH = "driver_mismatch", "the loaded driver is not the installed one"

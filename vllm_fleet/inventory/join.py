@@ -15,7 +15,7 @@ from vllm_fleet.host import engine_install
 from vllm_fleet.host.manifest import Manifest
 from vllm_fleet.inventory.gateway import gateway_variables
 from vllm_fleet.inventory.inputs import FleetInputs
-from vllm_fleet.inventory.serving import serving_variables
+from vllm_fleet.inventory.serving import serving_variables, supported_systems
 from vllm_fleet.inventory.site import Site, SiteHost
 from vllm_fleet.mirror import client
 from vllm_fleet.resolve.deployment import choose
@@ -47,7 +47,7 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
     hosts = []
     for host in inputs.plan.hosts:
         if host.kind == "gateway":
-            variables, manifest = gateway, Manifest(host.name, gateway_items, {})
+            variables, manifest = gateway, Manifest(host.name, gateway_items, supported_systems(catalog))
         else:
             variables, manifest = serving_variables(inputs, host)
         common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}

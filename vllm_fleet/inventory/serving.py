@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import InvariantError
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.host import container, container_toolkit, drivers, engine_install, start_cache
 from vllm_fleet.host.instance_files import Release, instance_files
@@ -30,6 +31,7 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
     release = instance_files(serving)
     manifest = serving_manifest(serving, release)
     manifest = driver.extend(manifest) if driver else manifest
+    manifest = replace(manifest, facts={**manifest.facts, **supported_systems(inputs.catalog)})
     variables = {
         **(driver.variables if driver else {}),
         "fleet_host_class": serving.deployment.host_class,
@@ -43,6 +45,11 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
         ],
     }
     return variables, manifest
+
+
+def supported_systems(catalog: Catalog) -> dict[str, list[str]]:
+    """The fact that every host must have: one of the operating systems that the roles support."""
+    return {"systems": sorted(catalog.distributions.distributions)}
 
 
 def _serving_host(inputs: FleetInputs, host: HostPlan, driver: drivers.HostDriver | None) -> ServingHost:

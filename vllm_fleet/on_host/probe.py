@@ -60,6 +60,7 @@ VETO_TEXTS = {
     "too_few_cores": "has %d cores, its class needs %d",
     "too_little_memory": "has %.1f GiB of memory, its class needs %.1f",
     "wrong_machine": "is %s, its class is %s",
+    "wrong_system": "has %s, and the roles support %s: use one of those",
 }
 #: systemd's ActiveState -> state; every other one is a change from one of these to another.
 ACTIVE_STATES = {"inactive": "inactive", "failed": "failed", "active": "active"}
@@ -302,6 +303,9 @@ def check_facts(facts: Mapping[str, Any]) -> list[dict[str, str]]:
         vetoes["too_little_memory"] = (memory, facts["memory_gib_min"])
     if facts.get("machine") and machine != facts["machine"]:
         vetoes["wrong_machine"] = (machine, facts["machine"])
+    system = read_system()
+    if facts.get("systems") and system not in facts["systems"]:
+        vetoes["wrong_system"] = (system or "an unknown system", ", ".join(facts["systems"]))
     return [{"code": code, "why": VETO_TEXTS[code] % values} for code, values in vetoes.items()]
 
 
