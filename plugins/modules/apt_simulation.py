@@ -22,7 +22,7 @@ description:
     installation there. Packages, sources, pins and lists of the host stay as they are.
   - >-
     Returns a sentence for each problem: a package that does not exist at its version, a dependency that does not fit,
-    a package that would be removed, a package of somebody else that would get an older version, a new kernel.
+    a package that would be removed, another package that would get an older version, a new kernel.
   - >-
     A module of its own because apt's module simulates in check mode alone, needs python3-apt, and knows the sources of
     the host only.

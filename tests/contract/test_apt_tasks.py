@@ -15,6 +15,7 @@ APT = "ansible.builtin.apt"
 
 
 def apt_tasks() -> Iterator[Any]:
+    """Every task with apt, with its place."""
     for file in sorted((paths.root() / "roles").glob("*/tasks/*.yml")):
         for task in tasks_in(yaml.safe_load(file.read_text(encoding="utf-8"))):
             if APT in task:
@@ -29,7 +30,7 @@ def tasks_in(tasks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield from tasks_in(task.get(section, []))
 
 
-@pytest.mark.parametrize(("place", "task"), apt_tasks())
+@pytest.mark.parametrize(("place", "task"), list(apt_tasks()))
 def test_apt_waits_for_the_upgrades_of_the_first_boot(place: Path, task: dict[str, Any]) -> None:
     """unattended-upgrades holds apt's lock for minutes on a new host; Ansible's default is one minute."""
     assert task[APT]["lock_timeout"] == 600

@@ -237,7 +237,7 @@ def check_package(item: items.PackageItem, packages: Mapping[str, tuple[str, boo
 
 
 def read_system() -> str:
-    """``ID-VERSION_ID`` of /etc/os-release, such as ``debian-12``; empty if there is none."""
+    """``ID-VERSION_ID`` of /etc/os-release, such as ``debian-12``; empty without such a file."""
     try:
         with open("/etc/os-release") as file:
             pairs = dict(line.strip().split("=", 1) for line in file if "=" in line)
