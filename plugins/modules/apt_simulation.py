@@ -57,7 +57,7 @@ options:
     type: str
     default: ""
   own:
-    description: Shell patterns of packages that may get an older version.
+    description: Shell patterns of packages that may get an older version, and that may be changed while on hold.
     type: list
     elements: str
     default: []
@@ -81,6 +81,10 @@ problems:
   returned: success
 installs:
   description: The packages that apt would install, each as its name and version.
+  type: list
+  returned: success
+held:
+  description: The packages on hold that apt would change besides, each as NAME=VERSION.
   type: list
   returned: success
 removes:
@@ -140,11 +144,17 @@ class Apt:
         self._module = module
         self._folder = folder
         self._options: list[str] = []
+        self.held: set[str] = set()
 
     def prepare(self) -> None:
         """Copies what the host has, and adds the sources and the pins of the module."""
         parameters, folder = self._module.params, self._folder
-        names = ("Dir::State::lists/d", "Dir::Etc::sourceparts/d", "Dir::Etc::preferencesparts/d")
+        names = (
+            "Dir::State::lists/d",
+            "Dir::Etc::sourceparts/d",
+            "Dir::Etc::preferencesparts/d",
+            "Dir::State::status/f",
+        )
         asked = [word for number, name in enumerate(names) for word in (f"V{number}", name)]
         out = self._module.run_command(["apt-config", "shell", *asked], check_rc=True)[1]
         host = dict(re.findall(r"^V(\d)='(.*)'$", out, re.MULTILINE))
@@ -162,6 +172,11 @@ class Apt:
             _write(os.path.join(folder, "sources", f"zz-{name}.sources"), source_stanza(source, parameters["keyrings"]))
         if parameters["preferences"]:
             _write(os.path.join(folder, "preferences", own or "zz-simulation"), parameters["preferences"])
+        # apt changes a package on hold only where it is named: the role names it, with the version that is found here.
+        with open(host["3"], encoding="utf-8", errors="surrogateescape") as file:
+            status, self.held = release_holds(file.read(), parameters["own"])
+        _write(os.path.join(folder, "status"), status)
+        self._options += ["-o", f"Dir::State::status={os.path.join(folder, 'status')}"]
         settings = {
             "Dir::State::lists": "lists",
             "Dir::Etc::sourceparts": "sources",
@@ -238,8 +253,21 @@ def source_stanza(source: Mapping[str, Any], keyrings: str) -> str:
     return "\n".join([*lines, f"Signed-By: {keyrings}/vllm-fleet-{source['key']['name']}.asc", ""])
 
 
+def release_holds(status: str, patterns: Sequence[str]) -> tuple[str, set[str]]:
+    """The status file of dpkg with some packages not on hold, and the names of those that were."""
+    held = set()
+
+    def release(match: re.Match[str]) -> str:
+        if not matches(match[1], patterns):
+            return match[0]
+        held.add(match[1])
+        return match[0].replace("\nStatus: hold ", "\nStatus: install ")
+
+    return re.sub(r"^Package: (\S+)\nStatus: hold .*$", release, status, flags=re.MULTILINE), held
+
+
 def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
 
 
@@ -319,7 +347,9 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     installed = sorted(f"{name} {new}" for name, (_, new) in installs.items())
-    module.exit_json(changed=False, problems=problems, installs=installed, removes=sorted(removed))
+    named = {each.partition("=")[0] for each in module.params["names"]}
+    held = sorted(f"{name}={installs[name][1]}" for name in (apt.held & set(installs)) - named)
+    module.exit_json(changed=False, problems=problems, installs=installed, held=held, removes=sorted(removed))
 
 
 if __name__ == "__main__":

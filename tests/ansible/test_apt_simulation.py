@@ -97,3 +97,14 @@ def test_only_the_source_of_the_same_repository_is_left_out() -> None:
     assert MODULE["without_sources"](lines, ["http://v/cuda"], False) == "deb http://a/x /\n#deb http://v/cuda /\n"
     stanzas = "Types: deb\nURIs: http://a/x\nSuites: /\n\nTypes: deb\nURIs: http://v/cuda\nSuites: /\n"
     assert MODULE["without_sources"](stanzas, ["http://v/cuda"], True).strip().endswith("http://a/x\nSuites: /")
+
+
+def test_a_package_on_hold_is_changed_if_it_is_the_drivers_own() -> None:
+    status = (
+        "Package: x-firmware\nStatus: hold ok installed\nVersion: 1\n\n"
+        "Package: others\nStatus: hold ok installed\nVersion: 1\n\n"
+        "Package: x-driver\nStatus: install ok installed\nVersion: 1\n"
+    )
+    released, held = MODULE["release_holds"](status, ["x-*"])
+    assert held == {"x-firmware"}
+    assert released == status.replace("hold", "install", 1)
