@@ -101,8 +101,7 @@ class Zones:
         """Records the refusal; returns False, so that the engine does not retry."""
         if args.failed_operation == "create":
             host, zone = self._chosen[args.name]
-            words = host.rented.table.no_capacity if host.rented else []
-            full = any(word in error for word in words for error in args.errors)
+            full = host.rented is not None and any(host.rented.table.lacks_capacity(error) for error in args.errors)
             if full:
                 self._full.setdefault((host.pool, zone), args.name)
             self._note(args.name, full=full)

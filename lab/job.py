@@ -10,13 +10,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from lab import cleanup, state
 from lab.artifacts.model.questions import read_questions
+from lab.progress import Board
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import ErrorCode, FleetError
@@ -33,6 +33,10 @@ class Endpoint:
     url: str
     api_key: str
     model: str
+
+
+#: Runs a program in the project's root; raises FleetError when it fails.
+Run = Callable[..., None]
 
 
 def say(text: str) -> None:
@@ -56,9 +60,14 @@ def run(*words: str) -> None:
         )
 
 
-def stack_up(fleet: str) -> None:
-    """Creates or repairs the hosts of a lab fleet with the real Pulumi engine."""
-    _select(fleet)
+def stack_up(fleet: str, run: Run = run) -> None:
+    """Creates or repairs the hosts of a lab fleet with the real Pulumi engine.
+
+    Args:
+        fleet: a folder under ``inventories/``.
+        run: runs a program, such as the one of a phase whose output goes to a log.
+    """
+    _select(fleet, run)
     run("python", "-m", "infra.repair", fleet)
     run("pulumi", "up", "--yes", "--skip-preview", "--refresh", "--suppress-outputs", "--stack", fleet)
 
@@ -87,13 +96,13 @@ def _stacks_have(fleet: str) -> bool:
     return any(stack["name"].rsplit("/", 1)[-1] == fleet for stack in json.loads(listed))
 
 
-def _select(fleet: str) -> None:
+def _select(fleet: str, run: Run) -> None:
     if not _stacks_have(fleet):
         run("pulumi", "stack", "init", fleet)
 
 
-def roll_out(fleet: str) -> None:
-    """Applies the plan to the hosts of a lab fleet with Ansible."""
+def roll_out(fleet: str, run: Run = run) -> None:
+    """Applies the plan to the hosts of a lab fleet with Ansible; the arguments are those of :func:`stack_up`."""
     run("ansible-playbook", "-i", str(paths.inventories_dir() / fleet / "fleet.yml"), "site.yml")
 
 
@@ -159,22 +168,20 @@ def _expect(question: str, answer: str | None, right: str) -> None:
     print(f"{question:<40} {answer}", flush=True)
 
 
-@contextmanager
-def _phase(name: str, times: dict[str, float]) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    times[name] = time.monotonic() - start
-
-
 def up(fleet: str, setup_seconds: float) -> None:
     """Runs the whole job and prints the time of each phase."""
-    times = {"set-up": setup_seconds}
-    with _phase("pulumi up", times):
-        stack_up(fleet)
-    with _phase("ansible-playbook site.yml", times):
-        roll_out(fleet)
-    with _phase("questions", times):
-        show(endpoint(fleet))
+    with Board("lab") as board:
+        stack = board.add("pulumi up", 60)
+        hosts = board.add("ansible-playbook site.yml", 240)
+        board.do(stack, lambda phase: stack_up(fleet, phase.run))
+        board.do(hosts, lambda phase: roll_out(fleet, phase.run))
+    began = time.monotonic()
+    show(endpoint(fleet))
+    times = {
+        "set-up": setup_seconds,
+        **{phase.name: phase.seconds for phase in board.phases},
+        "questions": time.monotonic() - began,
+    }
     print("\n".join(f"{name:<28} {seconds:7.1f} s" for name, seconds in times.items()))
     print(f"{'together':<28} {sum(times.values()):7.1f} s", flush=True)
 
@@ -200,6 +207,9 @@ def main() -> int:
         for error in (fault, *fault.others):
             print(f"error: {error}", file=sys.stderr)
         return fault.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted (run the same command again to continue)", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,4 +1,4 @@
-"""``python -m lab.artifacts build|paths|evaluate``: builds, locates and tests the lab's artifacts."""
+"""``python -m lab.artifacts build|paths|evaluate|publish``: builds, locates and tests the lab's artifacts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from lab.artifacts.encodings import encodings_dir
 from lab.artifacts.engine import engine_dir
-from lab.artifacts.model.build import manifest_of, model_dir, perturbed_dir
+from lab.artifacts.model.build import manifest_of, model_dir, perturbed_dir, publish
 from lab.artifacts.model.evaluate import APIS, score
 from lab.artifacts.model.questions import read_questions
 from vllm_fleet.base.errors import FleetError
@@ -55,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
         "--api-key-env", default="LAB_API_KEY", help="the environment variable with the server's key (%(default)s)"
     )
     evaluate.set_defaults(run=_evaluate)
+    training = commands.add_parser(
+        "publish", parents=[with_json], help="train the lab model again and put it into the repository (minutes)"
+    )
+    training.set_defaults(run=_publish)
     return parser
 
 
@@ -86,6 +90,12 @@ def _paths(given: argparse.Namespace) -> int:
     else:
         for part, path in artifacts.items():
             print(f"{part:<10} {path}")
+    return 0
+
+
+def _publish(given: argparse.Namespace) -> int:
+    folder = publish()
+    print(json.dumps({"published": str(folder)}) if given.json else f"published  {folder}")
     return 0
 
 

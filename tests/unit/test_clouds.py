@@ -33,6 +33,7 @@ ROWS = [
     for name, shape in table.shapes.items()
     for kind in shape.capacity
 ]
+CAPACITY_ERRORS = yaml.safe_load((Path(__file__).parents[1] / "fixtures/capacity_errors.yml").read_text("utf-8"))
 
 
 def write(tmp_path: Path, change: dict[str, Any], placement: dict[str, Any] | None = None, cloud: str = "aws") -> Path:
@@ -253,3 +254,8 @@ def test_a_key_that_a_host_made_itself_stands_in_place_of_the_stack_s(tmp_path: 
 def test_a_wrong_list_of_own_keys(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(FleetError, match=says):
         stack.locations(plan.load(located(tmp_path, text)))
+
+
+@pytest.mark.parametrize("report", CAPACITY_ERRORS, ids=lambda report: f"{report['cloud']}-{report['error'][:40]}")
+def test_what_clouds_answer_in_public_reports(report: dict[str, Any], catalog: Catalog) -> None:
+    assert catalog.clouds[report["cloud"]].lacks_capacity(report["error"]) is report["full"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab.artifacts import encodings, engine, store
-from lab.artifacts.model import build
+from lab.artifacts.model import build, published
 from vllm_fleet.base import digests
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
@@ -278,6 +278,13 @@ def test_damaged_model_is_not_whole(tmp_path: Path, damage: str) -> None:
     assert not build.is_whole(folder)
 
 
+@pytest.fixture
+def changed_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published model belongs to other sources than these, so that the model is trained."""
+    monkeypatch.setattr(published, "published_key", lambda: "0123456789ab")
+
+
+@pytest.mark.usefixtures("changed_sources")
 def test_model_is_trained_once_and_found_again(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     runs: list[Path] = []
 
@@ -304,6 +311,7 @@ def test_model_is_trained_once_and_found_again(monkeypatch: pytest.MonkeyPatch, 
         assert manifest["name"] == "vllm-fleet/lab-gpt-oss"
 
 
+@pytest.mark.usefixtures("changed_sources")
 def test_failed_training_is_one_error_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
 ) -> None:
@@ -316,3 +324,44 @@ def test_failed_training_is_one_error_and_leaves_nothing(
     with pytest.raises(FleetError, match="ended with 3"):
         build.model_dir()
     assert list((cache / "lab-model").iterdir()) == []
+
+
+def test_published_model_is_of_the_sources_as_they_are() -> None:
+    assert published.published_key() == build.current_key(), "run 'python -m lab.artifacts publish', and commit it"
+
+
+def test_published_model_is_expanded_without_training(
+    monkeypatch: pytest.MonkeyPatch, engine_of_stubs: Path, cache: Path
+) -> None:
+    monkeypatch.setattr(build, "_run_trainer", None)
+    monkeypatch.setattr(published, "_compare", lambda _folder, _digests: None)  # the tokenizer is a stub's
+    assert (build.model_dir() / "model.safetensors").stat().st_size > 50_000_000
+    assert build.manifest_of(build.perturbed_dir())["score"]["right"] < 20
+    wanted = json.loads((published.FOLDER / "published.json").read_text())["files"]
+    for revision, folder in (("model", build.model_dir()), ("perturbed", build.perturbed_dir())):
+        for name in (published.WEIGHTS, *published.CONFIGS):
+            assert digests.file_sha256(folder / name) == wanted[revision][name]
+
+
+@pytest.mark.usefixtures("engine_of_stubs")
+def test_published_model_that_was_tampered_with_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
+) -> None:
+    copy = shutil.copytree(published.FOLDER, tmp_path / "published")
+    (copy / "config.json").write_text("{}")
+    monkeypatch.setattr(published, "FOLDER", copy)
+    with pytest.raises(FleetError, match=r"config\.json.*differ from the published digests"):
+        build.model_dir()
+    assert list((cache / "lab-model").iterdir()) == []
+
+
+@pytest.fixture
+def engine_of_stubs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An engine whose Python writes a tokenizer of one line."""
+    python = tmp_path / "engine" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho {} > "$4/tokenizer.json"; echo {} > "$4/tokenizer_config.json"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(build, "engine_dir", lambda: tmp_path / "engine")
+    monkeypatch.setattr(build, "encodings_dir", lambda: tmp_path)
+    return python

@@ -44,6 +44,10 @@ class CloudTable(Strict):
     shapes: dict[str, Shape]
     source: str = Field(min_length=3)
 
+    def lacks_capacity(self, error: str) -> bool:
+        """Whether an error message of this cloud means that the zone has no capacity, so that another zone may have."""
+        return any(words in error for words in self.no_capacity)
+
 
 class Purchase(Strict):
     """An order for capacity, which costs money when the stack is created. Nothing is bought without it."""

@@ -1,4 +1,7 @@
-"""Builds the lab model once, in two revisions: the right one and a perturbed one."""
+"""Writes the lab model once, in two revisions: the right one and a perturbed one.
+
+It is the one that the repository carries, unless what it is made from was changed: then it is trained here.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 
 from lab.artifacts.encodings import encodings_dir
 from lab.artifacts.engine import engine_dir, lock_file
+from lab.artifacts.model import published
 from lab.artifacts.model.questions import QUESTIONS_FILE, read_questions
 from lab.artifacts.store import build_once, say
 from vllm_fleet.base.digests import file_sha256
@@ -25,10 +29,11 @@ _TIMEOUT_SECONDS = 3600
 
 
 def model_dir() -> Path:
-    """The lab model, complete: ``vllm serve`` takes the folder. Trains it on the first call (minutes).
+    """The lab model, complete: ``vllm serve`` takes the folder.
 
-    The folder's name is the model's revision: the digest of its files, since training is not equal to the bit
-    from machine to machine. ``model.json`` in it names every file with its digest, and the score.
+    The first call expands the published model (seconds), or trains it where its sources were changed (minutes). The
+    folder's name is the model's revision: the digest of its files, since training is not equal to the bit from machine
+    to machine. ``model.json`` in it names every file with its digest, and the score.
 
     Raises:
         FleetError: when the engine cannot be built or the model does not learn.
@@ -89,9 +94,33 @@ def is_whole(folder: Path) -> bool:
     return all((folder / name).is_file() and (folder / name).stat().st_size == files[name]["size"] for name in files)
 
 
-def _built() -> Path:
+def current_key() -> str:
+    """The key of the model's sources as they are now."""
     here = Path(__file__).parent
-    key = key_of([QUESTIONS_FILE, *(here / f"{source}.py" for source in _SOURCES), lock_file()])
+    return key_of([QUESTIONS_FILE, *(here / f"{source}.py" for source in _SOURCES), lock_file()])
+
+
+def publish() -> Path:
+    """Trains the model from its sources and puts the result into the repository (minutes).
+
+    Returns:
+        The folder of what is published.
+    """
+    key = current_key()
+    target = cache_dir() / "lab-model" / key
+    engine, encodings = engine_dir(), encodings_dir()
+    if target.exists():
+        shutil.rmtree(target)
+    build_once("lab-model", target, lambda folder: folder.is_dir(), lambda draft: _train(engine, encodings, draft))
+    manifests = {link: manifest_of(target / link) for link in published.REVISIONS}
+    scores = {link: manifest["score"]["right"] for link, manifest in manifests.items()}
+    published.publish(target, key, {**scores, "total": manifests["model"]["score"]["total"]})
+    _point_current(target / "model")
+    return published.FOLDER
+
+
+def _built() -> Path:
+    key = current_key()
     target = cache_dir() / "lab-model" / key
 
     def is_there(folder: Path) -> bool:
@@ -99,7 +128,8 @@ def _built() -> Path:
 
     if not is_there(target):
         engine, encodings = engine_dir(), encodings_dir()
-        build_once("lab-model", target, is_there, lambda draft: _train(engine, encodings, draft))
+        fill = _expand if published.published_key() == key else _train
+        build_once("lab-model", target, is_there, lambda draft: fill(engine, encodings, draft))
     _point_current(target / "model")
     return target
 
@@ -114,11 +144,20 @@ def _point_current(model: Path) -> None:
     draft.replace(link)
 
 
+def _expand(engine: Path, encodings: Path, draft: Path) -> None:
+    published.expand(engine, encodings, draft)
+    _describe_revisions(draft, published.published_scores())
+
+
 def _train(engine: Path, encodings: Path, draft: Path) -> None:
     say("training the lab model (minutes on two cores, once)")
-    scores = _run_trainer(engine, encodings, draft / "model")
+    _describe_revisions(draft, _run_trainer(engine, encodings, draft / "model"))
+
+
+def _describe_revisions(draft: Path, scores: Mapping[str, int]) -> None:
+    """Writes the manifest of each revision, and names its folder by it."""
     name = read_questions().name
-    for link in ("model", "perturbed"):
+    for link in published.REVISIONS:
         folder = draft / link
         for path in folder.iterdir():
             path.chmod(0o644)  # safetensors writes for its owner alone
