@@ -32,10 +32,10 @@ class Loop:
         self._client = asyncssh.import_authorized_keys(client.export_public_key().decode())
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
-    def server(self) -> Server:
-        return asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(30)
+    def server(self, address: str = ADDRESS) -> Server:
+        return asyncio.run_coroutine_threadsafe(self._listen(address), self._loop).result(30)
 
-    async def _listen(self) -> Server:
+    async def _listen(self, address: str) -> Server:
         key = asyncssh.generate_private_key("ssh-ed25519")
         found = Server(0, " ".join(key.export_public_key().decode().split()[:2]), [], [])
 
@@ -60,14 +60,23 @@ class Loop:
                 sink.write(await process.stdin.read())
                 sink.close()
 
+            async def pass_on(origin: asyncio.StreamReader, to: asyncssh.SSHWriter[bytes]) -> None:
+                while block := await origin.read(1 << 15):
+                    to.write(block)
+                    await to.drain()
+
             feeding = asyncio.ensure_future(feed())
-            process.stdout.write(await source.read())
-            process.stderr.write(await command.stderr.read())
-            feeding.cancel()  # a client that has nothing to say need not end its input
-            process.exit(await command.wait())
+            try:
+                await asyncio.gather(pass_on(source, process.stdout), pass_on(command.stderr, process.stderr))
+                process.exit(await command.wait())
+            except (OSError, asyncssh.Error):
+                command.kill()  # the client has gone
+                await command.wait()
+            finally:
+                feeding.cancel()  # a client that has nothing to say need not end its input
 
         listener = await asyncssh.listen(
-            ADDRESS,
+            address,
             0,
             server_host_keys=[key],
             authorized_client_keys=self._client,

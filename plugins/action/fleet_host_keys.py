@@ -10,7 +10,7 @@ from ansible.utils.display import Display
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge.ssh_scan import fingerprint
-from vllm_fleet.operate import drift, rotate_host_keys
+from vllm_fleet.operate import become_password, drift, rotate_host_keys
 
 
 class ActionModule(ActionBase):
@@ -34,7 +34,9 @@ class ActionModule(ActionBase):
         try:
             for site in map(drift.load_site_of_run, [Path(folder).resolve() for folder in sorted(folders)]):
                 targets = {
-                    host.plan.name: drift.host_target(site, host) for host in site.hosts if host.plan.name in names
+                    host.plan.name: drift.host_target(site, host, self._password(given["hostvars"][host.plan.name]))
+                    for host in site.hosts
+                    if host.plan.name in names
                 }
                 outcome = rotate_host_keys.rotate_keys(site, targets)
                 done |= outcome.rotated
@@ -47,3 +49,6 @@ class ActionModule(ActionBase):
         if errors:
             result |= {"failed": True, "msg": "\n".join(map(str, errors))}
         return result
+
+    def _password(self, variables: Any) -> str | None:
+        return become_password.find_password(variables, self._play_context.become_pass)

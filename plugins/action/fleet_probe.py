@@ -14,7 +14,7 @@ from ansible.utils.display import Display
 from vllm_fleet import inventory
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import ssh_target
-from vllm_fleet.operate import drift
+from vllm_fleet.operate import become_password, drift
 
 
 def hosts_by_fleet(task_vars: Mapping[str, Any]) -> Iterator[tuple[inventory.Site, dict[str, Any]]]:
@@ -32,17 +32,24 @@ def hosts_by_fleet(task_vars: Mapping[str, Any]) -> Iterator[tuple[inventory.Sit
 
 
 class ActionModule(ActionBase):
-    """``fleet_probe:`` finds drift; ``expect_clean: true`` makes any drift a failure."""
+    """``fleet_probe:`` finds drift; ``expect_clean: true`` makes any drift a failure.
+
+    ``unreachable`` is what a host without an answer does to the run: ``refuse`` ends it before anything changes,
+    ``skip`` leaves the host out.
+    """
 
     BYPASS_HOST_LOOP = True
     TRANSFERS_FILES = False
     _requires_connection = False
-    _VALID_ARGS = frozenset({"expect_clean"})
+    _VALID_ARGS = frozenset({"expect_clean", "unreachable"})
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Reports the drift of the play's hosts and saves it for the inventory of this run."""
         result = super().run(tmp, task_vars)
         given = task_vars or {}
+        unreachable = str(self._task.args.get("unreachable", "refuse"))
+        if unreachable not in ("refuse", "skip"):
+            return {**result, "failed": True, "msg": f"fleet_unreachable is {unreachable!r}: write refuse or skip"}
         try:
             probed = [
                 (fleet.plan.fleet, drift.probe_site(fleet, self._targets(fleet, variables)))
@@ -51,11 +58,15 @@ class ActionModule(ActionBase):
         except FleetError as fault:
             return {**result, "failed": True, "msg": str(fault)}
         reports = {host: report for _, answers in probed for host, report in answers.items()}
-        if errors := drift.blocking_errors(reports):
+        skipped = {host for host, report in reports.items() if report.error} if unreachable == "skip" else set()
+        errors = drift.blocking_errors({host: report for host, report in reports.items() if host not in skipped})
+        if errors:
             return {**result, "failed": True, "msg": "\n".join(map(str, errors))}
         items = [item for report in reports.values() for item in report.drift]
         for item in items:
             Display().display(f"  {item}", color="yellow")
+        for host in sorted(skipped):
+            Display().warning(f"{host} is skipped: {reports[host].error}")
         for name, answers in probed:
             drift.save_drift(name, answers, os.getppid())
         result |= {"changed": False, "drift": [item.record() for item in items]}
@@ -65,7 +76,8 @@ class ActionModule(ActionBase):
             result |= {"failed": True, "msg": f"these items still differ after {roles}:\n{listed}"}
         else:
             result["msg"] = (
-                f"{len(reports)} hosts probed, {len(items)} items of {len({item.host for item in items})} drifted"
+                f"{len(reports) - len(skipped)} hosts probed, {len(items)} items of "
+                f"{len({item.host for item in items})} drifted{f', {len(skipped)} skipped' if skipped else ''}"
             )
         return result
 
@@ -75,7 +87,7 @@ class ActionModule(ActionBase):
 
     def _target(self, fleet: inventory.Site, host: inventory.SiteHost, variables: Any) -> ssh_target.Target:
         """The host as Ansible reaches it: variables of the inventory override the fleet's own files."""
-        own = drift.host_target(fleet, host)
+        own = drift.host_target(fleet, host, become_password.find_password(variables, self._play_context.become_pass))
         extra = str(variables.get("ansible_ssh_common_args") or "")
         if extra == fleet.ssh_arguments(host):
             extra = ""  # the fleet's own gateway: one connection serves all hosts, without an 'ssh' for each
@@ -91,4 +103,5 @@ class ActionModule(ActionBase):
             key_file=Path(str(key)).expanduser() if key else own.key_file,
             command=arguments if through_ssh else None,
             jump=None if through_ssh else own.jump,
+            become_password=own.become_password,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ansible.errors import AnsibleParserError
@@ -26,7 +27,8 @@ name: fleet
 short_description: A vllm-fleet fleet.yml with the stack.json beside it
 description:
   - Reads the To-Be from fleet.yml and the As-Is from stack.json and gives each host the variables of its roles.
-  - After the probe of the same run, the groups needs_ROLE hold the hosts whose drift that role owns.
+  - After the probe of the same run, the groups needs_ROLE hold the hosts whose drift that role owns, and the group
+    skipped those that the run leaves out because they gave no answer.
 options:
   plugin:
     description: Not used; the plugin accepts every file called fleet.yml.
@@ -61,14 +63,16 @@ class InventoryModule(BaseInventoryPlugin):
         probing = str(load_extra_vars(loader).get("fleet_probe", True)).lower() not in ("false", "no", "0")
         needs = drift.roles_to_run(fleet.plan.fleet)
         idle = drift.find_idle_hosts(fleet) if probing else frozenset()
-        fixed = ("fleet", "serving", "gateway", "idle", "needs_any")
+        skipped = drift.find_skipped_hosts(fleet.plan.fleet) if probing else {}
+        fixed = ("fleet", "serving", "gateway", "idle", "skipped", "needs_any")
         for group in (*fixed, *(f"needs_{role}" for role in inventory.ALL_ROLES)):
             data.add_group(group)
         for host in fleet.hosts:
             roles = needs.get(host.plan.name, frozenset()) if probing else frozenset(host.manifest.roles)
-            self._add(data, host, roles, fleet)
-            if host.plan.name in idle:
-                data.add_child("idle", host.plan.name)
+            self._add(data, replace(host, variables=drift.variables_of_run(host, skipped)), roles, fleet)
+            for group, members in (("idle", idle), ("skipped", skipped)):
+                if host.plan.name in members:
+                    data.add_child(group, host.plan.name)
 
     def _add(self, data: InventoryData, host: inventory.SiteHost, roles: frozenset[str], fleet: inventory.Site) -> None:
         key = fleet.private_key_file

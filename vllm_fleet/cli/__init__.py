@@ -17,6 +17,7 @@ COMMANDS = {
     "check": "Validate the recipes and the fleets.",
     "plan": "Show the hosts, cost and pending changes of a fleet.",
     "explain": "Show where each value of a host comes from.",
+    "issues": "Show which known issues a log contains.",
     "recipe": "Show what a host class would run, without a fleet.",
     "matrix": "Print the support matrix in Markdown.",
     "schema": "Print the JSON Schema of fleet.yml, for editors.",

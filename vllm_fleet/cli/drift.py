@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -18,13 +20,15 @@ from vllm_fleet.cli.output import (
     print_note,
     print_text,
 )
-from vllm_fleet.operate import drift, probing
+from vllm_fleet.operate import become_password, drift, probing
 
 EPILOG = """\b
 Examples:
   vllm-fleet drift
   vllm-fleet drift --fleet prod --host h100-0 --json
-Exit code 3: drift was found."""
+  vllm-fleet drift --fleet rack --ask-become-pass
+Exit code 3: drift was found. Exit code 2: a host is not what its class says. Exit code 1: a host gave no answer.
+The lowest of them counts; the drift of the other hosts is printed all the same."""
 
 
 def command(
@@ -33,6 +37,13 @@ def command(
         list[str] | None, typer.Option("--host", help="Probe this host. Repeat it for more. Default: all hosts.")
     ] = None,
     json: JsonOption = False,
+    ask_become_pass: Annotated[
+        bool, typer.Option("--ask-become-pass", "-K", help="Ask for the password for sudo on the hosts.")
+    ] = False,
+    become_password_file: Annotated[
+        Path | None,
+        typer.Option(envvar="ANSIBLE_BECOME_PASSWORD_FILE", help="The file with the password for sudo on the hosts."),
+    ] = None,
 ) -> None:
     """Compare the hosts with the plan.
 
@@ -51,19 +62,54 @@ def command(
             print_note(f"\r{done} of {len(hosts)} hosts", end="\n" if done == len(hosts) else "")
         del report
 
-    reports = drift.probe_site(site, {member.plan.name: drift.host_target(site, member) for member in hosts}, progress)
+    password = _become_password(ask_become_pass, become_password_file)
+    targets = {member.plan.name: drift.host_target(site, member, password) for member in hosts}
+    reports = drift.probe_site(site, targets, progress)
     items = [item for report in reports.values() for item in report.drift]
-    errors = drift.blocking_errors(reports)
-    if json and not errors:
-        print_json({"fleet": fleet, "hosts": len(reports), "drift": [item.record() for item in items]})
-    elif not json:
+    if json:
+        print_json(_record(fleet, reports))
+    else:
         for item in items:
             print_text(str(item))
         clean = sum(1 for report in reports.values() if not report.drift and not report.error and not report.veto)
         print_text(f"{len(reports)} hosts probed, {clean} match the plan, {len(items)} items drifted")
-    raise_all([_plain(fault) for fault in errors])
+    # Those without an answer first: their exit code counts.
+    errors = sorted(map(_plain, drift.blocking_errors(reports)), key=lambda error: error.exit_code)
+    if errors and json:
+        raise typer.Exit(errors[0].exit_code)
+    raise_all(errors)
     if items:
         raise typer.Exit(DRIFT_EXIT)
+
+
+def _record(fleet: str, reports: Mapping[str, probing.Report]) -> dict[str, Any]:
+    """The result as JSON: what is known of each host, also where others gave no answer."""
+    return {
+        "fleet": fleet,
+        "hosts": len(reports),
+        "drift": [item.record() for report in reports.values() for item in report.drift],
+        "unreachable": [{"host": name, "why": report.error} for name, report in reports.items() if report.error],
+        "vetoes": [
+            {"host": name, "code": veto.code.value, "why": veto.text}
+            for name, report in reports.items()
+            for veto in report.veto
+        ],
+    }
+
+
+def _become_password(ask: bool, file: Path | None) -> str | None:
+    """The password for sudo; None without an option for it.
+
+    Raises:
+        FleetError: there is no terminal to ask at, or the file has no password.
+    """
+    if not ask:
+        return become_password.read_file(file) if file else None
+    if not sys.stdin.isatty():
+        raise FleetError(
+            "there is no terminal to ask for the password", "give --become-password-file", key="--ask-become-pass"
+        )
+    return str(typer.prompt("BECOME password", hide_input=True, err=True))
 
 
 def _plain(fault: FleetError) -> FleetError:

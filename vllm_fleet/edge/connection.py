@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.edge.ssh_target import Target
 
 CONNECT_SECONDS = 15.0
@@ -19,7 +20,10 @@ _CIPHERS = "^aes128-gcm@openssh.com"
 
 
 class NoAnswerError(Exception):
-    """A host cannot be reached; the message tells the user why."""
+    """A host cannot be reached; the message tells the user why, without control characters of the host's."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(clean_text(reason))
 
 
 class JumpHosts:

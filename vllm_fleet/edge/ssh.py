@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 
 from vllm_fleet import on_host
-from vllm_fleet.edge.connection import CONNECT_SECONDS, JumpHosts, NoAnswerError, connect
+from vllm_fleet.edge import remote_answer
+from vllm_fleet.edge.connection import CONNECT_SECONDS, JumpHosts, connect
 from vllm_fleet.edge.ssh_target import Target
 
 _ON_HOST = on_host.__name__
@@ -62,17 +63,16 @@ def _compress(module: str) -> str:
     return base64.b64encode(zlib.compress(source, 9)).decode()
 
 
-def python_command(user: str, source: str) -> str:
-    """The command that runs a result of :func:`pack_program` on a host, as root."""
-    sudo = "" if user == "root" else "sudo -n "
-    return f"{sudo}/usr/bin/python3 -IS -c {source}"
+def python_command(user: str, source: str, *, password: bool = False) -> str:
+    """The command that runs a result of :func:`pack_program` on a host, as root.
 
-
-def _check_output(target: Target, exit_status: int | None, out: str, err: str) -> str:
-    if exit_status == 0 and out.startswith("{"):
-        return out
-    last = err.strip().splitlines()[-1] if err.strip() else f"exit status {exit_status}"
-    raise NoAnswerError(f"the probe failed on {target.address}: {last}")
+    Args:
+        user: the user who logs in; anyone but root uses sudo.
+        source: the program.
+        password: whether sudo may ask for the password, which the target then has.
+    """
+    command = f"/usr/bin/python3 -IS -c {source}"
+    return command if user == "root" else remote_answer.sudo_command(command, password=password)
 
 
 async def run_json(target: Target, command: str, text: str = "", jump_hosts: JumpHosts | None = None) -> str:
@@ -85,16 +85,19 @@ async def run_json(target: Target, command: str, text: str = "", jump_hosts: Jum
         jump_hosts: the SSH gateways that this run shares; None opens its own connections.
 
     Returns:
-        The JSON text.
+        What the command prints; what the shell prints around it is left out.
 
     Raises:
-        NoAnswerError: the host cannot be reached, has another host key, refuses the user, or the command failed.
+        NoAnswerError: the host cannot be reached, has another host key, refuses the user, or prints too much; or the
+            command failed.
     """
     async with AsyncExitStack() as stack:
         shared = jump_hosts if jump_hosts else await stack.enter_async_context(JumpHosts())
         connection = await stack.enter_async_context(connect(target, shared))
-        done = await connection.run(command, input=text)
-    return _check_output(target, done.exit_status, str(done.stdout), str(done.stderr))
+        process = await connection.create_process(remote_answer.mark_answer(command), encoding=None)
+        output = await remote_answer.exchange(process, target, text.encode())
+        await process.wait_closed()
+    return remote_answer.find_answer(target, process.exit_status, output)
 
 
 async def run_json_openssh(target: Target, command: str, text: str = "") -> str:
@@ -106,10 +109,10 @@ async def run_json_openssh(target: Target, command: str, text: str = "") -> str:
         text: the standard input of the command.
 
     Returns:
-        The JSON text.
+        What the command prints; what the shell prints around it is left out.
 
     Raises:
-        NoAnswerError: the command failed, or printed no JSON.
+        NoAnswerError: the command failed, or printed too much.
     """
     words = [
         "ssh",
@@ -124,9 +127,18 @@ async def run_json_openssh(target: Target, command: str, text: str = "") -> str:
         str(target.port),
         *(("-i", str(target.key_file)) if target.key_file else ()),
         f"{target.user}@{target.address}",
-        command,
+        remote_answer.mark_answer(command),
     ]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe)
-    out, err = await process.communicate(text.encode())
-    return _check_output(target, process.returncode, out.decode(), err.decode())
+    try:
+        output = await remote_answer.exchange(process, target, text.encode())
+        status = await process.wait()
+    finally:
+        # Also when the caller's time is over: no 'ssh' stays behind.
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+            # Its pipes may still hold output, and asyncio closes them only at their end.
+            process._transport.close()  # type: ignore[attr-defined]
+    return remote_answer.find_answer(target, status, output)

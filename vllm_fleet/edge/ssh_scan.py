@@ -7,6 +7,7 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 
+from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.edge.connection import CONCURRENCY, CONNECT_SECONDS
 
 #: The first kind in this order that a host has.
@@ -64,9 +65,9 @@ async def _request_key(address: str, port: int) -> str:
             continue
         except asyncssh.ConnectionLost as error:
             # A host without a key of this kind may close the connection before it answers.
-            reason = error.reason
+            reason = clean_text(error.reason)
         except asyncssh.Error as error:
-            raise OSError(error.reason) from None
+            raise OSError(clean_text(error.reason)) from None
         else:
             if key:
                 return " ".join(key.export_public_key("openssh").decode().split()[:2])

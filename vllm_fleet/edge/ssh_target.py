@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -17,6 +17,7 @@ class Target:
         command: arguments of the program ``ssh``, for what asyncssh cannot do (ProxyCommand, GSSAPI, hardware keys);
             None uses asyncssh.
         jump: the SSH gateway in front of it; None: direct.
+        become_password: the user's password for sudo; None: sudo asks for none.
     """
 
     name: str
@@ -27,3 +28,4 @@ class Target:
     key_file: Path | None = None
     command: Sequence[str] | None = None
     jump: Target | None = None
+    become_password: str | None = field(default=None, repr=False)

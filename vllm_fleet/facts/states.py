@@ -74,6 +74,7 @@ class VetoCode(DocumentedEnum):
     WRONG_ROCM = "wrong_rocm", "ROCm is not the planned version"
     NO_FABRIC_MANAGER = "no_fabric_manager", "the fabric manager is not installed"
     WRONG_FABRIC_MANAGER = "wrong_fabric_manager", "the fabric manager is not of the driver's version"
+    FABRIC_NOT_READY = "fabric_not_ready", "the NVLink network has not taken the GPUs up"
     DRIVER_UNKNOWN = "driver_unknown", "the version of the driver is unknown"
     DRIVER_TOO_OLD = "driver_too_old", "the driver is older than the class or the engine needs"
     DRIVER_TOO_NEW = "driver_too_new", "the driver is newer than the recipes cover"

@@ -58,6 +58,10 @@ TEXTS: Mapping[VetoCode, str] = {
         "its fabric manager is {version}, its driver is {driver}: CUDA fails with error 802; install the fabric "
         "manager of exactly the driver's version"
     ),
+    VetoCode.FABRIC_NOT_READY: (
+        "the NVLink network has not taken its GPUs up ({state}): CUDA fails with error 802; look at the fabric manager "
+        "of the rack or of the hypervisor, since this host has no switches"
+    ),
     VetoCode.DRIVER_UNKNOWN: "needs the driver {floor} or newer: the version that it has is unknown; {install}",
     VetoCode.DRIVER_TOO_OLD: "needs the driver {floor} or newer: it has {driver}; install driver >= {floor}",
     VetoCode.DRIVER_TOO_NEW: (
@@ -155,7 +159,7 @@ def find_vetoes(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
         return ()
     if facts.get("vendor") != wanted["gpu_vendor"]:
         if _is_repairable(wanted, facts):
-            return tuple(_obstacles(wanted, facts))
+            return (*_obstacles(wanted, facts), *_logged(facts))
         return (_no_gpus(wanted, facts), *_nouveau(wanted, facts), *_health(wanted, facts))
     gpus = counted_gpus(facts)
     software = () if wanted.get("driver_role") else find_driver_faults(wanted, facts)
@@ -166,6 +170,7 @@ def find_vetoes(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
         *kind,
         *partitions,
         *software,
+        *_network(wanted, facts),
         *_system(wanted, facts),
         *_health(wanted, facts),
         *_next_start(wanted, facts),
@@ -186,7 +191,7 @@ def find_repairs(wanted: Facts, facts: Facts) -> tuple[Veto, ...]:
     return find_driver_faults(wanted, facts)
 
 
-#: States of a host on which the driver is missing or not the right one, whatever its kernel has loaded.
+#: States of a host on which the driver is missing or not the right one, also where its kernel has loaded one.
 _DRIVER_STATES = frozenset({VetoCode.NO_DRIVER, VetoCode.DRIVER_NOT_LOADED, VetoCode.DRIVER_MISMATCH})
 
 
@@ -232,7 +237,7 @@ def _kernels(wanted: Facts, facts: Facts) -> Iterator[Veto]:
 def _next_start(wanted: Facts, facts: Facts) -> Iterator[Veto]:
     """Whether the host comes back with its driver when it restarts, also after a role has changed the driver."""
     managed = wanted.get("driver_role")
-    if managed and any(find_driver_faults(wanted, facts)):
+    if managed and wanted.get("driver_version") != facts.get("driver"):
         yield from _obstacles(wanted, facts)
         return
     following = facts.get("next_kernel")
@@ -262,10 +267,26 @@ def _exact(wanted: Facts, facts: Facts) -> Iterator[Veto]:
             yield _veto(code, version=version or "unknown", planned=planned)
 
 
+#: States of a GPU that its NVLink network has not taken up, as nvidia-smi spells them.
+_WAITING = ("Not Started", "In Progress")
+
+
+def _has_switches(wanted: Facts, facts: Facts) -> bool:
+    """Whether a host has NVSwitches of its own: by its class, unless it reports that it has none."""
+    return bool(wanted.get("fabric_manager")) and facts.get("nvswitches") != 0
+
+
+def _network(wanted: Facts, facts: Facts) -> Iterator[Veto]:
+    """Whether a network whose switches are outside the host has taken the GPUs up; no role can repair it."""
+    waiting = [state for state in facts.get("fabric_states") or () if state in _WAITING]
+    if waiting and not _has_switches(wanted, facts):
+        yield _veto(VetoCode.FABRIC_NOT_READY, state=", ".join(waiting))
+
+
 def _fabric(wanted: Facts, facts: Facts) -> Iterator[Veto]:
     """Whether the fabric manager of a host with NVSwitches has the driver's version."""
     # Switches that the host does not have need no manager: cards with bridges, or a board whose switches are elsewhere.
-    if not wanted.get("fabric_manager") or facts.get("nvswitches") == 0:
+    if not _has_switches(wanted, facts):
         return
     version, driver = facts.get("fabric_manager"), facts["driver"]
     if version != driver:
@@ -382,10 +403,8 @@ _FIXES = {
 }
 
 
-def _health(wanted: Facts, facts: Facts) -> Iterator[Veto]:
-    """Whether the GPUs report errors of the hardware. An unknown count or log is not an error."""
-    if errors := facts.get("ecc_uncorrected"):
-        yield _veto(VetoCode.ECC_ERRORS, errors=errors)
+def _logged(facts: Facts) -> Iterator[Veto]:
+    """Whether the kernel has logged an error of the hardware since it started."""
     logged = facts.get("gpu_errors")
     if logged is None:
         logged = [{"kind": "xid", "code": code} for code in facts.get("xid") or ()]
@@ -393,8 +412,15 @@ def _health(wanted: Facts, facts: Facts) -> Iterator[Veto]:
         if grave := gpu_errors.judge_errors(logged, kind):
             shown = ", ".join(map(str, grave[:4])) + (", and more" if len(grave) > 4 else "")
             yield _veto(code, errors=shown, fix=_FIXES[grave[0].action])
+
+
+def _health(wanted: Facts, facts: Facts) -> Iterator[Veto]:
+    """Whether the GPUs report errors of the hardware. An unknown count or log is not an error."""
+    if errors := facts.get("ecc_uncorrected"):
+        yield _veto(VetoCode.ECC_ERRORS, errors=errors)
+    yield from _logged(facts)
     # A start that failed and was repeated is no fault; all GPUs are there.
-    failed = sorted({error["device"] for error in logged if error["kind"] == "rm_init"})
+    failed = sorted({error["device"] for error in facts.get("gpu_errors") or () if error["kind"] == "rm_init"})
     if failed and len(counted_gpus(facts)) < wanted["gpu_count"]:
         yield _veto(VetoCode.ADAPTER_FAILED, devices=", ".join(failed))
     actions = {text: gpu_errors.judge_action(text) for text in facts.get("recovery_actions") or ()}

@@ -23,10 +23,12 @@ def _file(fleet: str) -> Path:
 def load(fleet: str) -> Facts:
     """Host -> its facts at the last probe; empty before the first one."""
     try:
-        facts: Facts = json.loads(_file(fleet).read_text(encoding="utf-8"))
+        facts = json.loads(_file(fleet).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    return facts
+    if not isinstance(facts, dict):
+        return {}
+    return {host: known for host, known in facts.items() if isinstance(known, dict)}
 
 
 def keep(fleet: str, facts_by_host: Facts) -> bool:

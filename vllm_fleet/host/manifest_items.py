@@ -46,6 +46,11 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def item_name(item: Item) -> str:
+    """What the probe calls an item: its path, or its name where it has no path."""
+    return str(item.get("path") or item.get("name"))
+
+
 def file_item(role: str, path: str, sha256: str, mode: str = "0644", group: str = "root") -> FileItem:
     """A file of root with its content, mode and group."""
     return FileItem(role=role, kind="file", path=path, sha256=sha256, mode=mode, owner="root", group=group)
@@ -132,6 +137,7 @@ __all__ = [
     "file_item",
     "holds_item",
     "image_item",
+    "item_name",
     "link_item",
     "package_item",
     "store_item",

@@ -32,7 +32,6 @@ NO_VALUES = frozenset(
     | {"unknown", "unknown error", "err!", "error", "gpu is lost", "gpu requires reset", "insufficient permissions"}
     | {"requested functionality has been deprecated"}
 )
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
 _VERSION = re.compile(r"\d{1,9}(?:\.\d{1,9}){0,7}(?:[-+~.][0-9A-Za-z.+~_-]{0,48})?")
 _began = time.monotonic()
 
@@ -147,8 +146,9 @@ def run_tool(*words: str) -> Answer:
 
 
 def clean_text(text: Any, length: int = 300) -> str:
-    """A text in one line, without control characters, and no longer than ``length``."""
-    return _CONTROL.sub(" ", str(text)[: 4 * length]).strip()[:length]
+    """A text in one line, with a blank for each character that a terminal does not print, no longer than ``length``."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in str(text)[: 4 * length])
+    return shown.strip()[:length]
 
 
 def parse_text(text: Any) -> str | None:
@@ -168,7 +168,7 @@ def parse_version(text: Any) -> str | None:
 def parse_number(text: Any) -> int | None:
     """A number from 0 on as tools print it, decimal or hexadecimal; None for ``[N/A]`` and similar."""
     value = str(text).strip() if isinstance(text, (str, int, float)) and not isinstance(text, bool) else ""
-    if not re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,18}(?:\.0{1,6})?", value):
+    if not re.fullmatch(r"0[xX][0-9a-fA-F]{1,13}|[0-9]{1,15}(?:\.0{1,6})?", value):
         return None
     return int(value, 16) if value[:2] in ("0x", "0X") else int(value.split(".")[0])
 

@@ -23,7 +23,7 @@ from vllm_fleet.on_host.host_tools import (
     run_tool,
 )
 
-VENDORS = {"0x10de": "nvidia", "0x1002": "amd"}
+VENDORS = ("0x10de", "0x1002")
 MODULES = {"nvidia": "nvidia", "amd": "amdgpu"}
 #: PCI classes of a GPU: display, and processing accelerator, as which AMD's Instinct appears.
 _GPU_CLASSES = ("0x03", "0x12")
@@ -33,6 +33,8 @@ _SWITCH_MANAGER = b"SW_MNG"
 _SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 #: Keys that DKMS signs with, on Ubuntu and elsewhere.
 _MODULE_KEYS = ("/var/lib/shim-signed/mok/MOK.der", "/var/lib/dkms/mok.pub")
+#: The settings that choose a kernel; of several lines the last one holds.
+_GRUB_SETTING = re.compile(r"^\s*(GRUB_DEFAULT|GRUB_FLAVOUR_ORDER)=[\"']?([^\"'\n#]*)", re.M)
 ENGINE_PACKAGES = ("docker-ce", "docker.io", "moby-engine", "podman-docker", "podman")
 #: Facts of the machine that a container does not know.
 MACHINE_FACTS = (
@@ -61,7 +63,7 @@ def in_container(root: str = "/") -> bool:
 
 
 def read_pci(root: str = "/") -> tuple[dict[str, int] | None, int | None]:
-    """The number of GPUs of each vendor, and of NVSwitches; None if the kernel lists no PCI device.
+    """The number of GPUs by ``vendor:device``, and of NVSwitches; None if the kernel lists no PCI device.
 
     The switches of HGX A100 and H100 are bridges of NVIDIA's. Those of HGX B200 are behind an InfiniBand device.
     """
@@ -69,12 +71,15 @@ def read_pci(root: str = "/") -> tuple[dict[str, int] | None, int | None]:
     devices = list_folder(folder)
     if not devices:
         return None, None
-    gpus = {"nvidia": 0, "amd": 0}
+    gpus: dict[str, int] = {}
     switches = 0
     for device in devices:
         kind, vendor = read_file(folder, device, "class") or "", read_file(folder, device, "vendor") or ""
         if kind.startswith(_GPU_CLASSES) and vendor in VENDORS:
-            gpus[VENDORS[vendor]] += 1
+            number = read_file(folder, device, "device") or ""
+            if re.match(r"0x[0-9a-f]{4}$", number):
+                name = vendor[2:] + ":" + number[2:]
+                gpus[name] = gpus.get(name, 0) + 1
         is_switch = kind.startswith(_OTHER_BRIDGE) and vendor == "0x10de"
         if is_switch or (
             kind.startswith(_INFINIBAND) and _SWITCH_MANAGER in (read_bytes(folder, device, "vpd") or b"")
@@ -145,12 +150,15 @@ def read_key_enrolled() -> bool | None:
 
 
 def read_next_kernel(root: str = "/") -> str | None:
-    """The kernel that boots next: the newest in /boot, unless GRUB is told to take another one, which is unknown."""
-    chosen = re.search(r"^\s*GRUB_DEFAULT=[\"']?([^\"'\n#]*)", read_file(root, "etc/default/grub") or "", re.M)
-    if chosen and chosen.group(1).strip() not in ("0", ""):
+    """The kernel that boots next: the newest in /boot where GRUB takes its first entry; otherwise it is unknown."""
+    texts = [read_file(root, "etc/default/grub")]
+    folder = os.path.join(root, "etc/default/grub.d")
+    texts += [read_file(folder, name) for name in list_folder(folder) if name.endswith(".cfg")]
+    values = dict(_GRUB_SETTING.findall("\n".join(text for text in texts if text)))
+    if values.get("GRUB_DEFAULT", "").strip() != "0" or values.get("GRUB_FLAVOUR_ORDER", "").strip():
         return None
     kernels = [name.split("-", 1)[1] for name in list_folder(root, "boot") if re.match(r"vmlinu[xz]-\d", name)]
-    return max(kernels, key=_kernel_order) if kernels else None
+    return clean_text(max(kernels, key=_kernel_order), 128) if kernels else None
 
 
 def _kernel_order(version: str) -> list[int]:
@@ -172,7 +180,7 @@ def has_driver(kernel: str | None, root: str = "/") -> dict[str, bool] | None:
         return None
     # Its lines begin with the path of a module.
     nvidia = re.search(rb"^[^:\n]*/nvidia\.ko", listed, re.M)
-    amd = re.search(rb"^updates/[^:\n]*/amdgpu\.ko", listed, re.M)
+    amd = re.search(rb"^(?:updates|extra|weak-updates)/[^:\n]*amdgpu\.ko", listed, re.M)
     return {"nvidia": bool(nvidia), "amd": bool(amd)}
 
 

@@ -69,8 +69,8 @@ DOCKER_DOWN = "annot connect"
 
 
 def differs(state: str, *values: Any) -> tuple[str, str]:
-    """A state with its text."""
-    return state, TEXTS[state] % values
+    """A state with its text; bytes of a name that are no text become escapes, which JSON can contain."""
+    return state, (TEXTS[state] % values).encode("utf-8", "backslashreplace").decode()
 
 
 def _lstat(path: str) -> os.stat_result | None:
@@ -144,8 +144,8 @@ def check_store(item: items.StoreItem) -> tuple[str, str] | None:
     except (OSError, ValueError):
         return differs("incomplete")
     for name, wanted in sorted(item["files"].items()):
-        verified = stamp.get(name) or {}
-        if verified.get("sha256") != wanted:
+        verified = stamp.get(name) if isinstance(stamp, dict) else None
+        if not isinstance(verified, dict) or verified.get("sha256") != wanted:
             return differs("unverified", name)
         try:
             info = os.stat(os.path.join(item["path"], name))
@@ -268,7 +268,7 @@ def check_traffic(item: items.TrafficItem) -> tuple[str, str] | None:
                 text += block
     except OSError:
         return None
-    rows = [line.split() for line in text.decode().splitlines()]
+    rows = [line.split() for line in text.decode("utf-8", "replace").splitlines()]
     # The seventh column is the administrative state; its bit 8 is a requested drain.
     drained = sorted(row[3] for row in rows if len(row) > 6 and row[6].isdigit() and int(row[6]) & 8)
     return differs("drained", ", ".join(drained)) if drained else None

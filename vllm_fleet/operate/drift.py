@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
@@ -18,6 +19,9 @@ from vllm_fleet.inventory import Site, SiteHost
 from vllm_fleet.inventory import load as load_site
 from vllm_fleet.operate import probing
 from vllm_fleet.operate.probing import Report
+
+#: The variable with the gateways at which a role drains a host.
+_GATEWAYS = "gateway_traffic_gateways"
 
 
 def load_site_of_run(directory: Path) -> Site:
@@ -67,12 +71,26 @@ def probe_site(
     return reports
 
 
-def host_target(site: Site, host: SiteHost) -> Target:
-    """How to reach a host by the fleet's own files."""
+def host_target(site: Site, host: SiteHost, become_password: str | None = None) -> Target:
+    """How to reach a host by the fleet's own files.
+
+    Args:
+        site: the fleet.
+        host: the host.
+        become_password: the user's password for sudo; None: sudo asks for none.
+    """
     at = host.location
     door = site.jump_host(host)
-    jump = host_target(site, door) if door else None
-    return Target(host.plan.name, at.address, at.port, at.user, at.ssh_host_keys, site.private_key_file, jump=jump)
+    return Target(
+        name=host.plan.name,
+        address=at.address,
+        port=at.port,
+        user=at.user,
+        host_keys=at.ssh_host_keys,
+        key_file=site.private_key_file,
+        jump=host_target(site, door) if door else None,
+        become_password=become_password,
+    )
 
 
 def blocking_errors(reports: Mapping[str, Report]) -> list[FleetError]:
@@ -80,7 +98,7 @@ def blocking_errors(reports: Mapping[str, Report]) -> list[FleetError]:
     errors = []
     for report in reports.values():
         if report.error:
-            hint = f"repair it, or leave it out with --limit 'all:!{report.host}'"
+            hint = f"repair it, or leave it out with -e fleet_unreachable=skip or --limit 'all:!{report.host}'"
             errors.append(FleetError(report.error, hint, host=report.host, code=ErrorCode.WORK_FAILED))
         errors += [
             FleetError(
@@ -104,15 +122,24 @@ def _file(fleet: str) -> Path:
 def save_drift(fleet: str, reports: Mapping[str, Report], run_pid: int) -> None:
     """Saves the drift for the inventory of the same run. Another run ignores it.
 
-    A run may probe some hosts again; the drift of the others stays.
+    A run may probe some hosts again; the drift of the others stays. A host that gave no answer is one that the run
+    skips.
 
     Args:
         fleet: the fleet's name.
         reports: host name -> report.
         run_pid: the process of the run.
     """
-    drift = {host: [item.record() for item in report.drift] for host, report in reports.items()}
-    data = {"run": _process_identity(run_pid), "hosts": {**_load_drift(fleet, run_pid), **drift}}
+    before = _load_run(fleet, run_pid)
+    answered = {host: [item.record() for item in report.drift] for host, report in reports.items() if not report.error}
+    silent = {host: report.error for host, report in reports.items() if report.error}
+    hosts = {**before["hosts"], **answered}
+    skipped = {**before["skipped"], **silent}
+    data = {
+        "run": _process_identity(run_pid),
+        "hosts": {host: items for host, items in hosts.items() if host not in silent},
+        "skipped": {host: why for host, why in skipped.items() if host not in answered},
+    }
     write_atomically(_file(fleet), json.dumps(data, indent=1) + "\n")
 
 
@@ -143,12 +170,42 @@ def _stopped_units(items: Sequence[Mapping[str, str]]) -> frozenset[str]:
     )
 
 
+def find_skipped_hosts(fleet: str, run_pid: int | None = None) -> Mapping[str, str]:
+    """Host name -> why it gave no answer, for the hosts that this run skips.
+
+    Args:
+        fleet: the fleet's name.
+        run_pid: the process of the run; None is this process.
+    """
+    skipped: Mapping[str, str] = _load_run(fleet, run_pid)["skipped"]
+    return skipped
+
+
+def variables_of_run(host: SiteHost, skipped: Collection[str]) -> Mapping[str, Any]:
+    """The variables of a host in a run that skips some hosts: no role asks a skipped gateway.
+
+    Args:
+        host: the host.
+        skipped: the names of the skipped hosts.
+    """
+    gateways = host.variables.get(_GATEWAYS)
+    if not gateways:
+        return host.variables
+    return {**host.variables, _GATEWAYS: [name for name in gateways if name not in skipped]}
+
+
 def _load_drift(fleet: str, run_pid: int | None = None) -> Mapping[str, list[dict[str, str]]]:
+    hosts: Mapping[str, list[dict[str, str]]] = _load_run(fleet, run_pid)["hosts"]
+    return hosts
+
+
+def _load_run(fleet: str, run_pid: int | None) -> Mapping[str, Any]:
+    """What a run has saved; empty for another run, and without a file."""
+    empty: Mapping[str, Any] = {"hosts": {}, "skipped": {}}
     try:
         data = json.loads(_file(fleet).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return {}
-    if data["run"] != _process_identity(run_pid or os.getpid()):
-        return {}
-    hosts: Mapping[str, list[dict[str, str]]] = data["hosts"]
-    return hosts
+        return empty
+    if not isinstance(data, dict) or data.get("run") != _process_identity(run_pid or os.getpid()):
+        return empty
+    return {**empty, **data}

@@ -14,6 +14,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, raise_all
 from vllm_fleet.edge import ssh_scan, ssh_target
 from vllm_fleet.edge.ssh_scan import Address
+from vllm_fleet.facts.notes import describe_state
 from vllm_fleet.facts.recognise import describe_gpus, recognise
 from vllm_fleet.facts.vetoes import counted_gpus
 from vllm_fleet.fleet import plan
@@ -168,10 +169,12 @@ def identify_hosts(
 
 
 def _describe(facts: Mapping[str, Any]) -> Iterator[str]:
-    yield describe_gpus(counted_gpus(facts))
+    if gpus := counted_gpus(facts):
+        yield describe_gpus(gpus)
     for key, name in (("driver", "driver"), ("cuda", "CUDA up to"), ("rocm", "ROCm")):
         if facts.get(key):
             yield f"{name} {facts[key]}"
+    yield from describe_state(facts)
 
 
 def host_record(host: IdentifiedHost) -> dict[str, Any]:

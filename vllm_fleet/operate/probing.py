@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_fleet.base.foreign_text import Record, UnreadableError, clean_text, parse_record
 from vllm_fleet.edge import ssh
 from vllm_fleet.edge.connection import CONCURRENCY, JumpHosts, NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
-from vllm_fleet.facts import vetoes
+from vllm_fleet.facts import host_answer, vetoes
 from vllm_fleet.facts.states import DriftState, VetoCode
 from vllm_fleet.facts.vetoes import Veto
 from vllm_fleet.host.manifest import Manifest
+from vllm_fleet.host.manifest_items import item_name
 
 PROBE_SECONDS = 120.0
+_UNREADABLE = "gave an answer that cannot be read"
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,16 @@ def probe_input(manifest: Manifest) -> str:
     return json.dumps({"facts": dict(manifest.facts), "items": manifest.items}, separators=(",", ":"))
 
 
-def remote_command(user: str, manifest: Manifest) -> str:
-    """The command that probes a host. Only hosts with GPUs get the module that reads GPU facts."""
+def remote_command(user: str, manifest: Manifest, *, password: bool = False) -> str:
+    """The command that probes a host. Only hosts with GPUs get the module that reads GPU facts.
+
+    Args:
+        user: the user who logs in.
+        manifest: what the host is compared with.
+        password: whether sudo may ask for a password.
+    """
     modules = ("gpu_facts",) if "gpu_vendor" in manifest.facts else ()
-    return ssh.python_command(user, ssh.pack_program("probe", *modules))
+    return ssh.python_command(user, ssh.pack_program("probe", *modules), password=password)
 
 
 def probe_hosts(
@@ -106,14 +116,15 @@ async def _probe_all(
 
     async def probe_host(target: Target, manifest: Manifest) -> Report:
         async with gate:
-            request = (target, remote_command(target.user, manifest), probe_input(manifest))
+            command = remote_command(target.user, manifest, password=target.become_password is not None)
+            request = (target, command, probe_input(manifest))
             response = ssh.run_json_openssh(*request) if target.command else ssh.run_json(*request, jump_hosts)
             try:
                 answer = await asyncio.wait_for(response, PROBE_SECONDS)
                 report = parse_report(target.name, manifest, answer)
             except TimeoutError:
                 report = Report(target.name, error=f"no answer from {target.address} within {PROBE_SECONDS:.0f} s")
-            except NoAnswerError as fault:
+            except (NoAnswerError, UnreadableError) as fault:
                 report = Report(target.name, error=str(fault))
         on_report(report)
         return report
@@ -133,32 +144,72 @@ async def _read_all_facts(targets: Sequence[Target]) -> list[Mapping[str, Any] |
 
     async def read_host(target: Target) -> Mapping[str, Any] | str:
         async with gate:
+            password = target.become_password is not None
+            command = ssh.python_command(target.user, ssh.pack_program("gpu_facts"), password=password)
             try:
-                answer = await asyncio.wait_for(
-                    ssh.run_json(target, ssh.python_command(target.user, ssh.pack_program("gpu_facts"))), PROBE_SECONDS
-                )
+                answer = await asyncio.wait_for(ssh.run_json(target, command), PROBE_SECONDS)
+                return parse_facts(answer)
             except TimeoutError:
                 return f"no answer from {target.address} within {PROBE_SECONDS:.0f} s"
-            except NoAnswerError as fault:
+            except (NoAnswerError, UnreadableError) as fault:
                 return str(fault)
-        facts: Mapping[str, Any] = json.loads(answer)
-        return facts
 
     return await asyncio.gather(*(read_host(target) for target in targets))
 
 
+def parse_facts(answer: str) -> Mapping[str, Any]:
+    """The facts of a host, without control characters.
+
+    Args:
+        answer: what ``gpu_facts`` has printed on the host.
+
+    Raises:
+        UnreadableError: it is not what that program prints.
+    """
+    return _read(host_answer.HostFacts, answer).model_dump(mode="json")
+
+
 def parse_report(host: str, manifest: Manifest, answer: str) -> Report:
-    """The probe's answer as a report, with the vetoes and repairs that follow from the facts in it."""
-    data: dict[str, Any] = json.loads(answer)
-    drift = [
-        Drift(host, item["role"], item["kind"], item["what"], DriftState(item["state"]), item["why"])
-        for item in data["drift"]
-    ]
-    facts: Mapping[str, Any] = data.get("facts") or {}
+    """The probe's answer as a report, with the vetoes and repairs that follow from the facts in it.
+
+    Args:
+        host: the host's name.
+        manifest: what it was asked about. The answer cannot bring items, roles or facts of its own.
+        answer: what the probe has printed on the host.
+
+    Raises:
+        UnreadableError: it is not what the probe prints for this manifest.
+    """
+    data = _read(host_answer.ProbeAnswer, answer)
+    drift = list(_drift_of_manifest(host, manifest, data.drift))
+    if (data.facts is not None) != ("gpu_vendor" in manifest.facts):
+        raise UnreadableError(f"{_UNREADABLE}: facts: {'not asked for' if data.facts else 'is missing'}")
+    facts: Mapping[str, Any] = data.facts.model_dump(mode="json") if data.facts else {}
     role = str(manifest.facts.get("driver_role"))
     drift += [
         Drift(host, role, "driver", "driver", fault.code, fault.text)
         for fault in vetoes.find_repairs(manifest.facts, facts)
     ]
-    own = [Veto(VetoCode(fault["code"]), fault["why"]) for fault in data["veto"]]
+    own = [Veto(veto.code, veto.why) for veto in data.veto]
     return Report(host, tuple(drift), (*own, *vetoes.find_vetoes(manifest.facts, facts)), facts=facts)
+
+
+def _read(record: type[Record], answer: str) -> Record:
+    try:
+        return parse_record(record, answer)
+    except UnreadableError as error:
+        raise UnreadableError(f"{_UNREADABLE}: {error}") from None
+
+
+def _drift_of_manifest(host: str, manifest: Manifest, listed: Sequence[host_answer.DriftItem]) -> Iterator[Drift]:
+    """The drift, of which every item is one of the manifest and is listed once."""
+    left: Counter[tuple[str, str, str]] = Counter(
+        (item["role"], item["kind"], item_name(item)) for item in manifest.items
+    )
+    for number, item in enumerate(listed):
+        place = (item.role, item.kind, item.what)
+        if not left[place]:
+            shown = clean_text(" ".join(place))
+            raise UnreadableError(f"{_UNREADABLE}: drift.{number}: {shown!r} is no item of the manifest")
+        left[place] -= 1
+        yield Drift(host, *place, item.state, item.why)

@@ -16,9 +16,11 @@ from typing import Any
 from vllm_fleet import inventory as sites
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.foreign_text import UnreadableError, parse_record
 from vllm_fleet.edge import connection, ssh
 from vllm_fleet.edge.connection import JumpHosts, NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
+from vllm_fleet.facts.host_answer import HostKeys
 from vllm_fleet.fleet import host_keys_file
 from vllm_fleet.fleet.host_keys_file import Shown
 from vllm_fleet.inventory import Site
@@ -100,19 +102,20 @@ class _Rotation:
                     await asyncio.sleep(_PAUSE_SECONDS)
 
         async def ask_host(target: Target) -> tuple[str, Shown] | None:
-            text, command = (
-                json.dumps(questions[target.name]),
-                ssh.python_command(target.user, ssh.pack_program("ssh_host_key")),
-            )
+            password = target.become_password is not None
+            command = ssh.python_command(target.user, ssh.pack_program("ssh_host_key"), password=password)
+            text = json.dumps(questions[target.name])
             try:
                 async with gate:
-                    keys = json.loads(await asyncio.wait_for(answer(target, command, text), _SECONDS))
-            except (NoAnswerError, TimeoutError) as fault:
+                    told = await asyncio.wait_for(answer(target, command, text), _SECONDS)
+                # A line break in a key would be a line of 'known_hosts', for any host.
+                keys = parse_record(HostKeys, told)
+            except (NoAnswerError, UnreadableError, TimeoutError) as fault:
                 message = str(fault) or f"no answer from {target.address} within {_SECONDS:.0f} s"
                 hint = "run it again: both keys are trusted until a run completes the rotation"
                 self._outcome.errors.append(FleetError(message, hint, host=target.name, code=ErrorCode.WORK_FAILED))
                 return None
-            return target.name, Shown(keys["current"], keys["next"])
+            return target.name, Shown(keys.current, keys.next)
 
         async with JumpHosts() as jump_hosts:
             return dict(filter(None, await asyncio.gather(*(ask_host(target) for target in targets))))

@@ -71,6 +71,8 @@ class HostClass(Strict):
     memory_gib: float = Field(gt=0)
     #: Of the sizes with more than one device.
     interconnect: Interconnect
+    #: Vendor and device of its GPUs on the PCI bus, by which a host without a driver is recognised.
+    pci_ids: list[Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{4}$")]] = []
     facts: FactChecks = FactChecks()
     status: Literal["supported", "unsupported"] = "supported"
     why: str = Field(min_length=10)
