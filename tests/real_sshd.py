@@ -1,4 +1,4 @@
-"""OpenSSH's sshd on an overlay of the lab's tree, for root: users, shells and sudo rules of its own."""
+"""Real ``sshd`` processes on loopback, for tests of what only OpenSSH's client and server do together."""
 
 from __future__ import annotations
 
@@ -6,119 +6,142 @@ import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import asyncssh
+from lab.tree import ensure_tree
 
-from lab import tree
-from vllm_fleet.edge.ssh_target import Target
-
-ADDRESS = "127.0.0.1"
-#: sudo asks each time, also where a login before had answered, and says more than it asks.
-_SUDOERS = "Defaults timestamp_timeout=0, lecture=always, !use_pty\n"
-
-
-@dataclass(frozen=True)
-class User:
-    """An account of the server.
-
-    Attributes:
-        bashrc: what its shell runs first, also for a command over SSH.
-        sudo: its rule in sudoers; empty: none.
-    """
-
-    name: str
-    login_shell: str = "/bin/bash"
-    bashrc: str = ""
-    password: str = "not-asked"
-    sudo: str = ""
+#: Who logs in.
+USER = "root"
 
 
 @dataclass
 class Sshd:
-    """The running server."""
+    """A running sshd.
 
+    Attributes:
+        key: its public host key, ``type base64``.
+        log: what it wrote.
+    """
+
+    address: str
     port: int
-    host_key: str
-    key_file: Path
+    key: str
     log: Path
+    process: subprocess.Popen[bytes]
 
-    def target(self, user: str, become_password: str | None = None) -> Target:
-        """The server as the host of a user."""
-        keys = (self.host_key,)
-        return Target(user, ADDRESS, self.port, user, keys, self.key_file, become_password=become_password)
+    @property
+    def known(self) -> str:
+        """Its line in a ``known_hosts`` file."""
+        return f"[{self.address}]:{self.port} {self.key}\n"
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
-        return int(probe.getsockname()[1])
-
-
-def _make_key(file: Path) -> str:
-    key = asyncssh.generate_private_key("ssh-ed25519")
-    key.write_private_key(str(file))
-    file.chmod(0o600)
-    return " ".join(key.export_public_key().decode().split()[:2])
+    @property
+    def logins(self) -> int:
+        """How many logins it has accepted."""
+        return self.log.read_text().count("Accepted publickey for")
 
 
-@contextmanager
-def serve(folder: Path, users: tuple[User, ...]) -> Iterator[Sshd]:
-    """Starts a server for these users, who all log in with one key."""
-    lower = tree.tree_path(tree.tree_digest())
-    assert lower.is_dir(), "make setup"
-    root = folder / "root"
-    root.mkdir()
-    server = Sshd(_free_port(), _make_key(folder / "host_key"), folder / "id", folder / "log")
-    client = _make_key(server.key_file)
-    config = (
-        f"Port {server.port}\nListenAddress {ADDRESS}\nHostKey /etc/test/host_key\n"
-        "AuthorizedKeysFile /etc/test/keys\nStrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\n"
-        "MaxStartups 100\n"
-    )
-    rules = _SUDOERS + "".join(f"{user.name} {user.sudo}\n" for user in users if user.sudo)
-    lines = [
-        f"mount -t tmpfs tmpfs {root}",
-        f"mkdir {root}/upper {root}/work {root}/host",
-        f"mount -t overlay overlay -o lowerdir={lower},upperdir={root}/upper,workdir={root}/work {root}/host",
-        f"cd {root}/host",
-        "mount -t proc proc proc",
-        "mount --rbind /dev dev",
-        "mkdir -p etc/test run/sshd",
-        f"cp {folder}/host_key etc/test/host_key",
-    ]
-    for path, text in (("etc/test/keys", client), ("etc/test/config", config), ("etc/sudoers.d/test", rules)):
-        lines.append(f"printf %s {shlex.quote(text)} > {path}")
-    for user in users:
-        lines += [
-            f"chroot . useradd --create-home --shell {user.login_shell} {user.name}",
-            f"echo {shlex.quote(f'{user.name}:{user.password}')} | chroot . chpasswd",
-            f"printf %s {shlex.quote(user.bashrc)} > home/{user.name}/.bashrc",
+@dataclass
+class Sshds:
+    """Starts sshds that let one key in, and stops them."""
+
+    folder: Path
+    running: list[Sshd] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.key_file = make_key(self.folder / "id_ed25519")
+        (self.folder / "authorized_keys").write_text(public(self.key_file) + "\n")
+
+    def start(
+        self,
+        address: str = "127.0.0.1",
+        options: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
+        hosts: str = "",
+    ) -> Sshd:
+        """Starts one, as root, on an overlay of the lab's tree that has the folder of the test.
+
+        Args:
+            address: where it listens.
+            options: what differs in its configuration.
+            within: the command that runs it in its network; its port is 22 then.
+            hosts: lines of its ``/etc/hosts``.
+        """
+        lower = ensure_tree()
+        home = self.folder / f"sshd-{len(self.running)}"
+        home.mkdir()
+        port = 22 if within else free_port(address)
+        settings = {
+            "ListenAddress": f"[{address}]:{port}" if ":" in address else f"{address}:{port}",
+            "HostKey": str(make_key(home / "host_key")),
+            "AuthorizedKeysFile": str(self.folder / "authorized_keys"),
+            "PidFile": "none",
+            "StrictModes": "no",
+            "UsePAM": "no",
+            "PasswordAuthentication": "no",
+            "PermitRootLogin": "yes",
+            "MaxStartups": "100",
+            **(options or {}),
+        }
+        lines = [f'{name} "{value}"' if "/" in value else f"{name} {value}" for name, value in settings.items()]
+        (home / "sshd_config").write_text("\n".join(lines) + "\n")
+        root = home / "root"
+        root.mkdir()
+        script = [
+            f"mount -t tmpfs tmpfs {root}",
+            f"mkdir {root}/upper {root}/work {root}/host",
+            f"mount -t overlay overlay -o lowerdir={lower},upperdir={root}/upper,workdir={root}/work {root}/host",
+            f"cd {root}/host",
+            "mount -t proc proc proc",
+            "mount --rbind /dev dev",
+            f"mkdir -p run/sshd .{self.folder}",
+            f"mount --bind {self.folder} .{self.folder}",
+            f"printf %s {shlex.quote(hosts)} >> etc/hosts",
+            f"exec chroot . /usr/sbin/sshd -D -e -f {home}/sshd_config",
         ]
-    # The server is no whole system: 'systemctl show' of units that are not there.
-    lines += ["printf '#!/bin/sh\\nexit 0\\n' > usr/local/sbin/systemctl", "chmod 755 usr/local/sbin/systemctl"]
-    lines.append("exec chroot . /usr/sbin/sshd -D -e -f /etc/test/config")
-    with server.log.open("w") as log:
-        words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-euc", "\n".join(lines)]
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        _wait(server, process)
-        yield server
-    finally:
-        # The death of its parent ends the first process of the namespace, and so all of them.
-        process.kill()
-        process.wait(30)
+        log = home / "log"
+        with log.open("wb") as out:
+            words = [*within, "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", "\n".join(script)]
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        server = Sshd(address, port, public(home / "host_key"), log, process)
+        self.running.append(server)
+        while "Server listening" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.01)
+        return server
+
+    def stop(self) -> None:
+        """Stops them with all of their connections: the death of its parent ends the first process of a namespace."""
+        for server in self.running:
+            server.process.kill()
+        for server in self.running:
+            server.process.wait(30)
 
 
-def _wait(server: Sshd, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        assert process.poll() is None, server.log.read_text(encoding="utf-8")
-        with socket.socket() as attempt:
-            if attempt.connect_ex((ADDRESS, server.port)) == 0:
-                return
-        time.sleep(0.05)
-    raise AssertionError(server.log.read_text(encoding="utf-8"))
+def make_key(file: Path, passphrase: str = "") -> Path:
+    """A new private key, with its public key beside it."""
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", "", "-f", file],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    return file
+
+
+def public(file: Path) -> str:
+    """The public key beside a private key, ``type base64``."""
+    return " ".join(Path(f"{file}.pub").read_text().split()[:2])
+
+
+def certify(authority: Path, key: Path, *arguments: str) -> Path:
+    """Signs a public key; the certificate is beside it."""
+    subprocess.run(["ssh-keygen", "-q", "-s", authority, "-I", "test", *arguments, f"{key}.pub"], check=True)
+    return key.with_name(f"{key.name}-cert.pub")
+
+
+def free_port(address: str) -> int:
+    """A port that nothing listens on."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
+        sock.bind((address, 0))
+        return int(sock.getsockname()[1])

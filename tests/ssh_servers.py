@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,14 +67,12 @@ class Loop:
                     await to.drain()
 
             feeding = asyncio.ensure_future(feed())
-            try:
+            # A client may go before a program ends.
+            with suppress(OSError, asyncssh.Error):
                 await asyncio.gather(pass_on(source, process.stdout), pass_on(command.stderr, process.stderr))
                 process.exit(await command.wait())
-            except (OSError, asyncssh.Error):
-                command.kill()  # the client has gone
-                await command.wait()
-            finally:
-                feeding.cancel()  # a client that has nothing to say need not end its input
+            feeding.cancel()  # a client that has nothing to say need not end its input
+            command._transport.close()  # ends a program that still has something to say
 
         listener = await asyncssh.listen(
             address,
@@ -88,4 +87,12 @@ class Loop:
         return found
 
     def stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _end(self) -> None:
+        """Lets the programs of clients that have gone end first."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

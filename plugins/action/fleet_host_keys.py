@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ansible import constants as C  # noqa: N812 - Ansible's own name for it
 from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import connection_loader
 from ansible.utils.display import Display
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge.ssh_scan import fingerprint
-from vllm_fleet.operate import become_password, drift, rotate_host_keys
+from vllm_fleet.operate import ansible_options, become_password, drift, rotate_host_keys
 
 
 class ActionModule(ActionBase):
@@ -26,6 +30,8 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         given = task_vars or {}
         names = {str(name) for name in given["ansible_play_hosts_all"]}
+        connection_loader.get("ssh", class_only=True)  # its options are known from now on
+        read = partial(C.config.get_config_value, plugin_type="connection", plugin_name="ssh")
         folders = {str(given["hostvars"][name]["inventory_dir"]) for name in names}
         if self._task.check_mode:
             return {**result, "changed": True, "msg": f"would rotate the keys of {', '.join(sorted(names))}"}
@@ -34,9 +40,12 @@ class ActionModule(ActionBase):
         try:
             for site in map(drift.load_site_of_run, [Path(folder).resolve() for folder in sorted(folders)]):
                 targets = {
-                    host.plan.name: drift.host_target(site, host, self._password(given["hostvars"][host.plan.name]))
+                    name: replace(
+                        ansible_options.target_of_run(site, host, partial(read, variables=given["hostvars"][name])),
+                        become_password=self._password(given["hostvars"][name]),
+                    )
                     for host in site.hosts
-                    if host.plan.name in names
+                    if (name := host.plan.name) in names
                 }
                 outcome = rotate_host_keys.rotate_keys(site, targets)
                 done |= outcome.rotated

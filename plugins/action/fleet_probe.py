@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ansible import constants as C  # noqa: N812 - Ansible's own name for it
 from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import connection_loader
 from ansible.utils.display import Display
 
 from vllm_fleet import inventory
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import ssh_target
-from vllm_fleet.operate import become_password, drift
+from vllm_fleet.operate import ansible_options, become_password, drift
 
 
 def hosts_by_fleet(task_vars: Mapping[str, Any]) -> Iterator[tuple[inventory.Site, dict[str, Any]]]:
@@ -29,6 +32,15 @@ def hosts_by_fleet(task_vars: Mapping[str, Any]) -> Iterator[tuple[inventory.Sit
         folders.setdefault(str(own["inventory_dir"]), {})[name] = own
     for folder, variables in folders.items():
         yield drift.load_site_of_run(Path(folder).resolve()), variables
+
+
+def ssh_options_of(variables: Any) -> Callable[[str], Any]:
+    """Reads the options with which Ansible's own connection plugin would reach a host.
+
+    Args:
+        variables: the variables of the host.
+    """
+    return partial(C.config.get_config_value, plugin_type="connection", plugin_name="ssh", variables=variables)
 
 
 class ActionModule(ActionBase):
@@ -83,25 +95,13 @@ class ActionModule(ActionBase):
 
     def _targets(self, fleet: inventory.Site, variables: Mapping[str, Any]) -> dict[str, ssh_target.Target]:
         members = {host.plan.name: host for host in fleet.hosts}
-        return {name: self._target(fleet, members[name], own) for name, own in variables.items() if name in members}
-
-    def _target(self, fleet: inventory.Site, host: inventory.SiteHost, variables: Any) -> ssh_target.Target:
-        """The host as Ansible reaches it: variables of the inventory override the fleet's own files."""
-        own = drift.host_target(fleet, host, become_password.find_password(variables, self._play_context.become_pass))
-        extra = str(variables.get("ansible_ssh_common_args") or "")
-        if extra == fleet.ssh_arguments(host):
-            extra = ""  # the fleet's own gateway: one connection serves all hosts, without an 'ssh' for each
-        arguments = shlex.split(extra) + shlex.split(str(variables.get("ansible_ssh_extra_args") or ""))
-        through_ssh = any(word.lower().startswith(("proxycommand", "-j", "gssapi")) for word in arguments)
-        key = variables.get("ansible_ssh_private_key_file") or variables.get("ansible_private_key_file")
-        return ssh_target.Target(
-            name=own.name,
-            address=str(variables.get("ansible_host") or own.address),
-            port=int(variables.get("ansible_port") or own.port),
-            user=str(variables.get("ansible_user") or own.user),
-            host_keys=own.host_keys,
-            key_file=Path(str(key)).expanduser() if key else own.key_file,
-            command=arguments if through_ssh else None,
-            jump=None if through_ssh else own.jump,
-            become_password=own.become_password,
-        )
+        connection_loader.get("ssh", class_only=True)  # its options are known from now on
+        asked = self._play_context.become_pass
+        return {
+            name: replace(
+                ansible_options.target_of_run(fleet, members[name], ssh_options_of(own)),
+                become_password=become_password.find_password(own, asked),
+            )
+            for name, own in variables.items()
+            if name in members
+        }

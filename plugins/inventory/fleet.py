@@ -90,11 +90,16 @@ class InventoryModule(BaseInventoryPlugin):
         for group in [*groups, *(["needs_any"] if roles else [])]:
             data.add_child(group, name)
         variables = {
-            "ansible_host": host.location.address,
+            "ansible_host": host.location.ssh_alias or host.location.address,
             "ansible_port": host.location.port,
             "ansible_user": host.location.user,
             "ansible_ssh_common_args": fleet.ssh_arguments(host),
-            **({"ansible_control_path_dir": fleet.control_path_dir} if host.location.jump else {}),
+            # sshd refuses some of many connections that begin together, which those to a jump host do.
+            **(
+                {"ansible_control_path_dir": fleet.control_path_dir, "ansible_ssh_retries": 3}
+                if fleet.jump(host)
+                else {}
+            ),
             **({"ansible_ssh_private_key_file": str(key)} if key else {}),
             **host.variables,
         }

@@ -75,10 +75,10 @@ def read_stamp(path: str) -> dict[str, Any]:
     """The stamp; empty if it is missing or unreadable."""
     try:
         with open(path) as file:
-            stamp: dict[str, Any] = json.load(file)
-            return stamp
+            stamp = json.load(file)
     except (OSError, ValueError):
         return {}
+    return stamp if isinstance(stamp, dict) else {}
 
 
 def entry(path: str, digest: str) -> dict[str, Any]:

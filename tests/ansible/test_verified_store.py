@@ -56,3 +56,15 @@ def test_a_missing_file_is_refused(folder: Path) -> None:
 def test_check_mode_touches_nothing(folder: Path) -> None:
     assert run(folder, {"weights": sha256("w")}, check=True)["changed"] is True
     assert not (folder / ".verified.json").exists()
+
+
+@pytest.mark.parametrize("stamp", ["[]", "null", "7", '{"weights": null}', '{"weights": [1]}', "{", "\x00"])
+def test_an_odd_stamp_is_no_stamp(folder: Path, stamp: str) -> None:
+    (folder / ".verified.json").write_text(stamp, encoding="utf-8")
+    files = {"weights": sha256("w")}
+    item = store_item("model_store", str(folder), ".verified.json", files)
+    difference = probe.check_store(item)
+    assert difference is not None
+    assert difference[0] in ("incomplete", "unverified")
+    assert run(folder, files)["changed"] is True
+    assert probe.check_store(item) is None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from real_sshd import Sshd, User, serve
+from sshd_with_users import Sshd, User, serve
 
 from vllm_fleet.base import paths
 from vllm_fleet.facts.states import DriftState

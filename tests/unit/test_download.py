@@ -157,6 +157,17 @@ def test_a_document_has_its_type_and_the_url_after_redirects(server: Server) -> 
     assert [headers["accept"] for _, headers in server.requests] == ["text/html"] * 2
 
 
+def test_a_document_has_a_size_at_which_its_transfer_ends(server: Server) -> None:
+    server.answers["/a"] = (200, {}, b"a" * (1 << 20))
+    assert len(download.fetch_bytes(f"{server.url}/a", limit_mib=1).body) == 1 << 20
+    server.answers["/a"] = (200, {}, b"a" * ((1 << 20) + 1))
+    with pytest.raises(FleetError, match="/a has more than 1 MiB"):
+        download.fetch_bytes(f"{server.url}/a", limit_mib=1)
+    server.answers["/a"] = (200, {}, b"\xff\xfe")
+    with pytest.raises(FleetError, match="/a is not UTF-8 text"):
+        download.fetch_text(f"{server.url}/a")
+
+
 def test_a_file_comes_as_it_is_stored_and_by_the_url_as_written(server: Server, tmp_path: Path) -> None:
     server.answers["/libc_1%2b2~3+b1.deb"] = (200, {"Content-Encoding": "gzip"}, BODY)
     download.fetch_file(artifact(server, "/libc_1%2b2~3+b1.deb"), tmp_path / "a")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from healthy_host import HEALTHY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 from ssh_servers import ADDRESS, Loop
 
 from vllm_fleet.base.foreign_text import UnreadableError, clean_bytes, clean_text
@@ -29,7 +31,8 @@ from vllm_fleet.facts.vetoes import TEXTS
 from vllm_fleet.fleet.host_keys_file import Shown
 from vllm_fleet.host.manifest import Manifest, wanted_facts
 from vllm_fleet.on_host import gpu_facts, probe
-from vllm_fleet.operate import drift, probing
+from vllm_fleet.operate import drift, new_fleet, probing
+from vllm_fleet.operate.new_fleet import IdentifiedHost
 from vllm_fleet.operate.probing import Report
 
 ITEMS: Any = (
@@ -167,6 +170,19 @@ def test_clean_text_is_one_printable_line(text: str) -> None:
     assert clean_bytes(text.encode("utf-8", "surrogatepass")).isprintable()
 
 
+@pytest.mark.parametrize("letters", HOSTILE)
+def test_no_fact_adds_a_host_to_a_fleet(catalog: Catalog, letters: str) -> None:
+    key = " ".join(asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().split()[:2])
+    says = f"8 x NVIDIA H100, driver 580{letters}      evil: {{address: 10.0.0.66}}"
+    host = IdentifiedHost("10.0.0.5", 22, "root", key, catalog.host_class("h100-8"), says)
+    for text in (
+        new := new_fleet.fleet_text("rack", [host], catalog, None, None),
+        new_fleet.add_hosts(new, [replace(host, address="10.0.0.6")], catalog, None),
+    ):
+        assert {at for at, _ in new_fleet.static_addresses(YAML(typ="safe").load(text))} <= {"10.0.0.5", "10.0.0.6"}
+        assert text.replace("\n", "").isprintable()
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(HOSTILE),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -284,22 +300,25 @@ def ask(target: Target, command: str) -> str:
         ("kill -9 $$", "the probe failed on 127.0.0.1"),
     ],
 )
-def test_a_program_that_does_not_answer_says_why(
-    server: Target, tmp_path: Path, openssh: bool, command: str, error: str
-) -> None:
-    known = tmp_path / "known_hosts"
-    known.write_text(f"[{ADDRESS}]:{server.port} {server.host_keys[0]}\n", encoding="utf-8")
+def test_a_program_that_does_not_answer_says_why(server: Target, openssh: bool, command: str, error: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(NoAnswerError) as caught:
         if openssh:
-            way = replace(server, command=["-F", "none", "-o", f"UserKnownHostsFile={known}"])
-            asyncio.run(ssh.run_json_openssh(way, command))
+            ask(replace(server, program=shutil.which("ssh") or "none"), command)
         else:
             ask(server, command)
     assert error in str(caught.value)
     assert str(caught.value).isprintable()
     # Kilobytes: the server of this process holds its windows too.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+def test_a_program_that_never_stops_printing_is_ended(tmp_path: Path) -> None:
+    """As a ProxyCommand can: asyncio itself waits for it without end while its pipe holds output."""
+    (tmp_path / "ssh").write_text("#!/bin/sh\nexec yes\n", encoding="utf-8")
+    (tmp_path / "ssh").chmod(0o755)
+    with pytest.raises(NoAnswerError, match="sends more than 1 MiB of output"):
+        ask(Target("main-0", ADDRESS, 22, "root", (), program=str(tmp_path / "ssh")), "true")
 
 
 def test_a_strange_host_costs_no_other_its_report(server: Target, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from ssh_servers import ADDRESS, Loop
 
+from vllm_fleet import inventory
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import ssh, ssh_target
 from vllm_fleet.edge.connection import JumpHosts, NoAnswerError
@@ -23,6 +24,7 @@ from vllm_fleet.fleet import plan, ssh_routes, stack
 from vllm_fleet.inventory import Site
 from vllm_fleet.operate import drift
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
 
 
@@ -150,8 +152,9 @@ def test_ssh_itself_comes_through_with_the_same_keys(servers: Loop, key_file: Pa
     door, inner = servers.server(), servers.server()
     known = tmp_path / "known_hosts"
     known.write_text("".join(f"[{ADDRESS}]:{each.port} {each.key}\n" for each in (door, inner)), encoding="utf-8")
-    arguments = ssh_routes.arguments(known, ("root", ADDRESS, door.port), key_file)
-    words = ["ssh", "-F", "none", *shlex.split(arguments), "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes"]
+    hop = ssh_routes.Hop("gateway-0", "root", ADDRESS, door.port, (door.key,))
+    route = ssh_routes.Route(known, ssh_routes.known_name(ADDRESS, inner.port), key_file, jump=hop)
+    words = ["ssh", "-F", "none", *route.words(), "-o", "BatchMode=yes"]
     words += ["-i", str(key_file), "-p", str(inner.port), f"root@{ADDRESS}", "echo through"]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "through\n", done.stderr
@@ -160,3 +163,91 @@ def test_ssh_itself_comes_through_with_the_same_keys(servers: Loop, key_file: Pa
     refused = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode != 0
     assert "Host key verification failed" in refused.stderr
+
+
+BASTION = {"address": "bastion.example.com", "port": 2222, "user": "ops", "ssh_host_key": KEY + "Bastion"}
+
+
+def rack(tmp_path: Path, access: dict[str, Any], **host: Any) -> Path:
+    """A fleet of one host that exists."""
+    static = {"address": "10.0.0.5", "ssh_host_key": KEY, **host}
+    fleet = {
+        "fleet": "rack",
+        "pools": {
+            "h100": {
+                "host_class": "h100-8",
+                "cloud": "static",
+                "model": "openai/gpt-oss-120b",
+                "static": {"h100-0": {name: value for name, value in static.items() if value is not None}},
+            }
+        },
+        "access": access,
+        "artifacts": {
+            "models": {"openai/gpt-oss-120b": str(FIXTURES / "artifacts" / "gpt-oss-120b")},
+            "encodings": str(FIXTURES / "artifacts" / "encodings"),
+        },
+    }
+    folder = tmp_path / "rack"
+    folder.mkdir(exist_ok=True)
+    (folder / "fleet.yml").write_text(yaml.safe_dump(fleet, sort_keys=False), encoding="utf-8")
+    return folder
+
+
+def test_every_host_is_reached_through_the_bastion_of_the_fleet(tmp_path: Path) -> None:
+    found = inventory.load(rack(tmp_path, {"bastion": BASTION}))
+    way = drift.host_target(found, found.hosts[0])
+    assert way.jump is not None
+    assert (way.jump.address, way.jump.port, way.jump.user) == ("bastion.example.com", 2222, "ops")
+    assert way.jump.host_keys == (KEY + "Bastion",)
+    words = shlex.split(found.ssh_arguments(found.hosts[0]))
+    command = shlex.split(next(word for word in words if word.startswith("ProxyCommand=")))
+    assert command[-3:] == ["-W", "[%h]:%p", "ops@bastion.example.com"]
+    assert "HostKeyAlias=[bastion.example.com]:2222" in command
+    assert "StrictHostKeyChecking=yes" in command
+    assert f"[bastion.example.com]:2222 {KEY}Bastion\n" in found.known_hosts
+
+
+def test_rented_hosts_are_reached_through_the_bastion_in_place_of_a_gateway(tmp_path: Path) -> None:
+    access = {"bastion": {"address": "203.0.113.9", "ssh_host_key": KEY}}
+    found = plan.load(write(tmp_path, gateway={"hosts": 0}, access=access))
+    assert ssh_routes.jumps(found.hosts, found.access) == {}
+
+
+def test_an_alias_is_what_ssh_is_called_with(tmp_path: Path) -> None:
+    found = inventory.load(rack(tmp_path, {}, ssh_alias="gpu-1"))
+    way = drift.host_target(found, found.hosts[0])
+    assert (way.address, way.alias) == ("10.0.0.5", "gpu-1")
+    assert "HostKeyAlias=10.0.0.5" in shlex.split(found.ssh_arguments(found.hosts[0]))
+
+
+def test_an_authority_stands_in_for_the_keys_of_hosts(tmp_path: Path) -> None:
+    access = {"ssh_host_authorities": [KEY + "Authority"]}
+    found = inventory.load(rack(tmp_path, access, ssh_host_key=None, port=2222))
+    assert found.known_hosts == f"@cert-authority 10.0.0.5 {KEY}Authority\n"
+    assert "HostKeyAlias=10.0.0.5" in shlex.split(found.ssh_arguments(found.hosts[0]))
+    assert drift.host_target(found, found.hosts[0]).authorities == (KEY + "Authority",)
+
+
+@pytest.mark.parametrize(
+    ("access", "host", "key", "says"),
+    [
+        ({}, {"ssh_host_key": None}, "pools.h100.static.h100-0", "has no ssh_host_key"),
+        ({"ssh_config_file": "nothing"}, {}, "access.ssh_config_file", "there is no "),
+        ({"ssh_config_file": "a file"}, {}, "access.ssh_config_file", "ssh cannot use the path"),
+        ({"ssh_private_key_file": "100%"}, {}, "access.ssh_private_key_file", "Ansible cannot pass the path"),
+        ({"bastion": {"address": "bastion"}}, {}, "access.bastion.ssh_host_key", "is missing"),
+        ({"bastion": {**BASTION, "address": "-oProxyCommand=reboot"}}, {}, "access.bastion.address", ""),
+        ({"bastion": {**BASTION, "user": "ops;reboot"}}, {}, "access.bastion.user", ""),
+        ({"bastion": {**BASTION, "port": 0}}, {}, "access.bastion.port", ""),
+        ({}, {"ssh_alias": "-F/tmp/x"}, "pools.h100.static.h100-0.ssh_alias", ""),
+    ],
+)
+def test_a_way_that_cannot_be_taken_is_refused_with_its_place(
+    tmp_path: Path, access: dict[str, Any], host: dict[str, Any], key: str, says: str
+) -> None:
+    folder = rack(tmp_path, access, **host)
+    (folder / "a file").write_text("")
+    with pytest.raises(FleetError, match=says) as caught:
+        plan.load(folder)
+    assert (caught.value.key, caught.value.exit_code) == (key, 2)
+    assert caught.value.line

@@ -53,7 +53,7 @@ def clean_bytes(output: bytes, limit: int = SHOWN) -> str:
     return clean_text(lines[-1].decode("utf-8", "backslashreplace").strip(), limit) if lines else ""
 
 
-#: Text of a host or a service that a person may read.
+#: Text of a host or a service, for people.
 CleanText = Annotated[str, StringConstraints(max_length=_LIMIT), AfterValidator(clean_text)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from vllm_fleet.cli.output import (
     print_note,
     print_text,
 )
-from vllm_fleet.operate import become_password, drift, probing
+from vllm_fleet.operate import ansible_options, become_password, drift, probing
 
 EPILOG = """\b
 Examples:
@@ -63,7 +64,12 @@ def command(
         del report
 
     password = _become_password(ask_become_pass, become_password_file)
-    targets = {member.plan.name: drift.host_target(site, member, password) for member in hosts}
+    targets = {
+        member.plan.name: replace(
+            ansible_options.with_environment(drift.host_target(site, member)), become_password=password
+        )
+        for member in hosts
+    }
     reports = drift.probe_site(site, targets, progress)
     items = [item for report in reports.values() for item in report.drift]
     if json:

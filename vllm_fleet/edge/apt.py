@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.edge import download
 from vllm_fleet.host.apt_repositories import KEY_FILE, Repository, apt_pins
 from vllm_fleet.mirror import apt_lists
@@ -18,6 +19,7 @@ from vllm_fleet.mirror.apt_packages import Debs
 from vllm_fleet.mirror.store import Artifact
 
 _TIMEOUT_SECONDS = 600
+_KEY_MIB = 1
 
 
 def list_files(need: Debs, work: Path) -> list[Artifact]:
@@ -80,7 +82,7 @@ def _expect_versions(need: Debs, work: Path, packages: Iterable[str]) -> None:
     if missing:
         vendors = ", ".join(repository.name for repository in need.repositories)
         raise FleetError(
-            f"{need.distribution}, {need.architecture}: {'; '.join(missing)}",
+            f"{need.distribution}, {need.architecture}: {clean_text('; '.join(missing))}",
             f"correct recipes/drivers.yml, or name a copy of {vendors} that has them in artifacts.repositories",
             code=ErrorCode.REFUSED,
         )
@@ -97,7 +99,7 @@ def _list_archive(origin: Origin, need: Debs, work: Path, wanted: Iterable[str])
         )
     place = f"{origin.place}/{origin.folder}InRelease"
     yield Artifact(place, file_sha256(release), release.stat().st_size, str(release))
-    yield from apt_lists.release_lists(release.read_text(encoding="utf-8"), origin, need.architecture)
+    yield from apt_lists.release_lists(release.read_text(encoding="utf-8", errors="replace"), origin, need.architecture)
     for name in origin.lists(need.architecture):
         packages = work / "lists" / apt_lists.apt_list_name(f"{origin.uri}/{origin.folder}{name}")
         yield from apt_lists.pool_files(packages.read_text(encoding="utf-8", errors="replace"), wanted, origin)
@@ -119,22 +121,18 @@ def _fetch_key(repository: Repository, system: str, path: Path) -> Path:
         shutil.copyfile(key, path)
         return path
     url, fingerprint = key.url, key.fingerprint
-    try:
-        body = download.fetch_text(url).text
-    except UnicodeDecodeError:
-        # gpg finds no key in this either.
-        body = "not text, so not an armoured key"
-    path.write_text(body, encoding="utf-8")
+    path.write_bytes(download.fetch_bytes(url, limit_mib=_KEY_MIB).body)
     shown = subprocess.run(
         ["gpg", "--batch", "--homedir", str(path.parent), "--show-keys", "--with-colons", str(path)],
         capture_output=True,
         text=True,
+        errors="replace",
         check=False,
     )
     rows = [line.split(":") for line in shown.stdout.splitlines()]
     # Exactly one key: apt would trust every key in the file.
     primary = [row for row in rows if row[0] == "pub"]
-    fingerprints = [row[9] for row in rows if row[0] == "fpr"]
+    fingerprints = [row[9] for row in rows if row[0] == "fpr" and len(row) > 9]
     if len(primary) != 1 or fingerprints[:1] != [fingerprint] or not _has_digest(path, key.sha256):
         raise FleetError(
             f"the key at {url} is not the pinned key {fingerprint}",
@@ -175,7 +173,7 @@ def _apt(need: Debs, work: Path, *words: str) -> str:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
         unmet = [" ".join(line.split()) for line in done.stdout.splitlines() if "Depends: " in line]
         raise FleetError(
-            f"{need.distribution}: {'; '.join([*unmet, *lines[-3:]])}",
+            f"{need.distribution}: {clean_text('; '.join([*unmet, *lines[-3:]]))}",
             "check the network and the package names",
             code=ErrorCode.WORK_FAILED,
         )
@@ -188,7 +186,13 @@ def _run_apt(work: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment |= {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
     try:
         return subprocess.run(
-            words, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+            words,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="backslashreplace",
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise FleetError(f"{words[0]} did not finish within {_TIMEOUT_SECONDS} s", code=ErrorCode.WORK_FAILED) from None

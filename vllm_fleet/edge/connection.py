@@ -26,12 +26,23 @@ class NoAnswerError(Exception):
         super().__init__(clean_text(reason))
 
 
+#: How many processes of ``ssh`` one run has at the same time. By default, the sshd of a jump host refuses some of the
+#: connections when more than 10 of them have not logged in yet (MaxStartups in sshd_config).
+PROCESSES = 8
+
+
+class NotPossibleError(NoAnswerError):
+    """A host cannot be reached with this library; the program ``ssh`` may reach it, with an agent or other keys."""
+
+
 class JumpHosts:
     """Connections to the SSH gateways of hosts: one for each gateway, shared by all hosts behind it."""
 
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
         self._open: dict[str, asyncio.Task[Any]] = {}
+        #: Limits the processes of ``ssh``.
+        self.processes = asyncio.Semaphore(PROCESSES)
 
     async def __aenter__(self) -> JumpHosts:
         return self
@@ -55,7 +66,7 @@ class JumpHosts:
         except NoAnswerError as error:
             # The next call opens a new connection.
             self._open.pop(jump.name, None)
-            raise NoAnswerError(f"cannot be reached through {jump.name}: {error}") from None
+            raise type(error)(f"cannot be reached through {jump.name}: {error}") from None
 
 
 @asynccontextmanager
@@ -67,20 +78,16 @@ async def connect(target: Target, jump_hosts: JumpHosts) -> AsyncIterator[Any]:
         jump_hosts: the SSH gateways of this run.
 
     Raises:
-        NoAnswerError: the host cannot be reached, has another host key, or refuses the user.
+        NotPossibleError: the host refuses the user, or the key is in a form that only ``ssh`` reads.
+        NoAnswerError: the host cannot be reached, or has another host key.
     """
     import asyncssh
 
-    options: dict[str, Any] = {"known_hosts": ([asyncssh.import_public_key(key) for key in target.host_keys], [], [])}
+    trusted = [[asyncssh.import_public_key(key) for key in keys] for keys in (target.host_keys, target.authorities)]
+    # The configuration is ssh's: where it matters, that program reaches the host.
+    options: dict[str, Any] = {"known_hosts": (*trusted, []), "config": None, "encryption_algs": _CIPHERS}
     if target.key_file:
-        if not target.key_file.is_file():
-            raise NoAnswerError(f"the private key {target.key_file} does not exist")
-        options |= {
-            "client_keys": [_private_key(target.key_file)],
-            "agent_path": None,
-            "config": None,
-            "encryption_algs": _CIPHERS,
-        }
+        options |= {"client_keys": _private_keys(target.key_file), "agent_path": None}
     if target.jump:
         options["tunnel"] = await jump_hosts.connect(target.jump)
     try:
@@ -94,19 +101,24 @@ async def connect(target: Target, jump_hosts: JumpHosts) -> AsyncIterator[Any]:
         ) as connection:
             yield connection
     except asyncssh.HostKeyNotVerifiable:
-        raise NoAnswerError(
-            f"{target.address} shows another SSH host key than the one in stack.json: it is another machine, or it was "
-            "replaced without 'pulumi up'"
-        ) from None
+        raise NoAnswerError(target.changed_key_error) from None
     except asyncssh.PermissionDenied:
-        raise NoAnswerError(f"{target.user}@{target.address} refuses the key") from None
+        raise NotPossibleError(f"{target.user}@{target.address} refuses the key") from None
+    except asyncssh.KeyExchangeFailed as error:
+        raise NotPossibleError(f"cannot agree on algorithms with {target.address}: {error.reason}") from None
     except (asyncssh.Error, OSError, TimeoutError) as error:
         reason = str(error) or type(error).__name__
         raise NoAnswerError(f"cannot be reached at {target.address} port {target.port}: {reason}") from None
 
 
 @cache
-def _private_key(file: Path) -> Any:
+def _private_keys(file: Path) -> Any:
+    """A private key, with the certificate beside it if there is one."""
     import asyncssh
 
-    return asyncssh.read_private_key(str(file))
+    if not file.is_file():
+        raise NoAnswerError(f"the private key {file} does not exist")
+    try:
+        return asyncssh.load_keypairs(str(file))
+    except (asyncssh.KeyEncryptionError, asyncssh.KeyImportError) as error:
+        raise NotPossibleError(f"the private key {file} cannot be read: {error}") from None

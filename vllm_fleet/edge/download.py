@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import ssl
 import threading
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 
 from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError, InvariantError
+from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.mirror.store import Artifact, Entry
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ _PARALLEL = 6
 _TRIES = 5
 _REDIRECTS = 10
 _TIMEOUT_SECONDS = 60.0
+#: Of a file that is read into memory. The page of a project in a package index has some megabytes at most.
+_LIMIT_MIB = 64
 #: Answers that another try does not change.
 _FINAL = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 _CHECK_NETWORK = "check the network and run it again"
@@ -70,6 +74,14 @@ class Document(NamedTuple):
     url: str
 
 
+class Page(NamedTuple):
+    """A small file as bytes, its media type in lower case, and its URL after redirects."""
+
+    body: bytes
+    media_type: str
+    url: str
+
+
 class _Position:
     """How much of a file has arrived; reports each change, so that a byte counts once however often it is sent."""
 
@@ -86,7 +98,7 @@ class _StatusError(Exception):
     """The server answered with an error."""
 
     def __init__(self, status: int, reason: str, headers: Mapping[str, str]) -> None:
-        super().__init__(f"HTTP {status} {reason}")
+        super().__init__(clean_text(f"HTTP {status} {reason}"))
         self.status = status
         self.headers = headers
 
@@ -296,15 +308,33 @@ def fetch_text(url: str, accept: str = "*/*", access: Access = _ANONYMOUS) -> Do
         access: how to send requests to its server; its headers override ``accept``.
 
     Raises:
-        FleetError: the download failed.
-        UnicodeDecodeError: the file is not UTF-8.
+        FleetError: the download failed, the file is too large or not UTF-8.
+    """
+    page = fetch_bytes(url, accept, access)
+    try:
+        return Document(page.body.decode(), page.media_type, page.url)
+    except UnicodeDecodeError:
+        raise FleetError(f"{display_url(url)} is not UTF-8 text", code=ErrorCode.WORK_FAILED) from None
+
+
+def fetch_bytes(url: str, accept: str = "*/*", access: Access = _ANONYMOUS, limit_mib: int = _LIMIT_MIB) -> Page:
+    """Downloads a small file into memory.
+
+    Args:
+        url: its URL.
+        accept: the media types, as in the header ``Accept``.
+        access: how to send requests to its server; its headers override ``accept``.
+        limit_mib: the size at which the transfer ends, in MiB.
+
+    Raises:
+        FleetError: the download failed, or the file is too large.
     """
     with _http_client(access.context) as client:
         for attempt in range(_TRIES):
             try:
                 with _send(client, "GET", url, access, {"Accept": accept}) as response:
                     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-                    return Document(response.read().decode(), media_type, str(response.url))
+                    return Page(_read_body(response, limit_mib), media_type, str(response.url))
             except _StatusError as error:
                 if error.status < HTTPStatus.INTERNAL_SERVER_ERROR or attempt == _TRIES - 1:
                     raise FleetError(f"{display_url(url)}: {error}", code=ErrorCode.WORK_FAILED) from None
@@ -315,6 +345,16 @@ def fetch_text(url: str, accept: str = "*/*", access: Access = _ANONYMOUS) -> Do
     raise InvariantError("the last attempt returns or raises")
 
 
+def _read_body(response: httpx.Response, limit_mib: int) -> bytes:
+    body = bytearray()
+    for block in response.iter_bytes():
+        body += block
+        if len(body) > limit_mib << 20:
+            text = f"{display_url(str(response.url))} has more than {limit_mib} MiB"
+            raise FleetError(text, "check what answers at this address", code=ErrorCode.WORK_FAILED)
+    return bytes(body)
+
+
 def fetch_length(url: str) -> int:
     """The length of a file in bytes, from the server's header ``Content-Length``.
 
@@ -323,10 +363,13 @@ def fetch_length(url: str) -> int:
     """
     try:
         with _http_client() as client, _send(client, "HEAD", url, _ANONYMOUS, {}) as response:
-            return int(response.headers["Content-Length"])
-    except (_StatusError, _NetworkError, KeyError, ValueError) as error:
-        reason = "no Content-Length" if isinstance(error, KeyError) else error
-        raise FleetError(f"the length of {display_url(url)} is unknown: {reason}", code=ErrorCode.WORK_FAILED) from None
+            length = response.headers.get("Content-Length", "")
+    except (_StatusError, _NetworkError) as error:
+        raise FleetError(f"the length of {display_url(url)} is unknown: {error}", code=ErrorCode.WORK_FAILED) from None
+    if re.fullmatch(r"[0-9]{1,15}", length):
+        return int(length)
+    reason = f"Content-Length is {clean_text(length, 40)!r}" if length else "no Content-Length"
+    raise FleetError(f"the length of {display_url(url)} is unknown: {reason}", code=ErrorCode.WORK_FAILED)
 
 
 def fetch_challenge(url: str, access: Access) -> str:
@@ -406,7 +449,8 @@ def _send(
             response = client.send(request, stream=True)
             if response.next_request is None:
                 break
-            response.read()
+            # What a redirect sends beside its target is not read.
+            response.close()
             # A new request: it carries none of the headers of ``access``.
             request = client.build_request(method, response.next_request.url, headers=headers)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.edge import download
 from vllm_fleet.edge.download import Fetched, Progress
 from vllm_fleet.mirror.parts import Model
@@ -78,13 +80,32 @@ def list_files(need: Model, secret: str | None) -> list[Artifact]:
         # Folders hold the same weights for other programs; vLLM reads none of them for the models of the recipes.
         if "/" in name or name.startswith(".") or any(fnmatch(name, pattern) for pattern in need.ignore):
             continue
-        digest = file.lfs.sha256 if file.lfs else ""
-        artifacts.append(
-            Artifact(f"{need.path}/{name}", digest, int(file.size or 0), f"hub:{name}", file.blob_id or "")
-        )
+        digest, size, blob = file.lfs.sha256 if file.lfs else "", file.size or 0, file.blob_id or ""
+        if not _is_listed_file(name, digest, size, blob):
+            raise FleetError(
+                f"the hub lists a file of {need.name} with the name {clean_text(str(name), 80)!r}, the digest "
+                f"{clean_text(str(digest or blob), 80)!r} and the size {clean_text(str(size), 40)}",
+                "check what answers at HF_ENDPOINT",
+                code=ErrorCode.WORK_FAILED,
+            )
+        artifacts.append(Artifact(f"{need.path}/{name}", digest, size, f"hub:{name}", blob))
     if not artifacts:
         raise FleetError(f"the hub has no files of {need.name} at {need.revision}", code=ErrorCode.WORK_FAILED)
     return artifacts
+
+
+def _is_listed_file(name: object, sha256: object, size: object, blob: object) -> bool:
+    """Whether an entry of the hub's list is a file in one folder with a digest and a size."""
+    return (
+        all(isinstance(text, str) for text in (name, sha256, blob))
+        and re.fullmatch(r"[\w.+@ -]{1,255}", str(name)) is not None
+        and str(name).isprintable()
+        and re.fullmatch(r"[0-9a-f]{64}", str(sha256) or "0" * 64) is not None
+        and re.fullmatch(r"[0-9a-f]{40}", str(blob) or "0" * 40) is not None
+        and bool(sha256 or blob)
+        and type(size) is int
+        and 0 <= size < 1 << 50
+    )
 
 
 def fetch_files(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import configparser
-import json
 import os
 import re
 import tomllib
@@ -11,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+from urllib.parse import unquote, urljoin
 
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.foreign_text import ForeignPart, UnreadableError, parse_record
 from vllm_fleet.edge import download
 from vllm_fleet.mirror import wheels
 from vllm_fleet.mirror.parts import Wheels
@@ -22,6 +22,9 @@ from vllm_fleet.mirror.store import Artifact
 PUBLIC = "https://pypi.org/simple"
 _ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
 _PARALLEL = 16
+#: Names of wheels and source distributions, by their specifications; neither hidden nor a path.
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!-]{0,254}")
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def configured_index() -> str:
@@ -77,7 +80,12 @@ def _find_offers(indexes: Sequence[str], line: wheels.LockedPackage) -> list[whe
             errors.append(error)
             continue
         parse = _parse_json if page.media_type.endswith("json") else _parse_html
-        offers = [offer for offer in parse(page.text, page.url) if offer.sha256 in line.sha256]
+        try:
+            offers = [offer for offer in parse(page.text, page.url) if offer.sha256 in line.sha256]
+        except UnreadableError as error:
+            text = f"{download.display_url(page.url)} is not a page of a package index: {error}"
+            errors.append(FleetError(text, "check the index", code=ErrorCode.WORK_FAILED))
+            continue
         if offers:
             return offers
     if len(errors) == len(indexes):
@@ -85,10 +93,39 @@ def _find_offers(indexes: Sequence[str], line: wheels.LockedPackage) -> list[whe
     return []
 
 
+class _File(ForeignPart):
+    """One file of a project's page, as the simple repository API has it."""
+
+    filename: str
+    url: str
+    hashes: dict[str, str]
+    size: int | None = None
+
+
+class _Project(ForeignPart):
+    """A project's page."""
+
+    files: list[_File]
+
+
 def _parse_json(body: str, base: str) -> Iterator[wheels.Offer]:
-    for file in json.loads(body)["files"]:
-        digest = file["hashes"].get("sha256", "")
-        yield wheels.Offer(file["filename"], urljoin(base, file["url"]), digest, int(file.get("size") or 0))
+    for file in parse_record(_Project, body).files:
+        yield from _make_offer(file.filename, file.url, base, file.hashes.get("sha256", ""), file.size or 0)
+
+
+def _make_offer(filename: str, link: str, base: str, sha256: str, size: int) -> Iterator[wheels.Offer]:
+    """The offer of a file; none for a name that no package has, and for a link that is no URL.
+
+    The name becomes a path in the mirror and a line of its index.
+    """
+    if not _FILE_NAME.fullmatch(filename) or not _SHA256.fullmatch(sha256) or not 0 <= size < 1 << 50:
+        return
+    try:
+        url = urljoin(base, link)
+    except ValueError:
+        return
+    if url.isascii() and url.isprintable():
+        yield wheels.Offer(filename, url, sha256, size)
 
 
 class _Links(HTMLParser):
@@ -104,9 +141,9 @@ def _parse_html(body: str, base: str) -> Iterator[wheels.Offer]:
     links = _Links()
     links.feed(body)
     for link in links.targets:
-        url, fragment = urldefrag(urljoin(base, link))
-        if digest := re.fullmatch(r"sha256=([0-9a-f]{64})", fragment):
-            yield wheels.Offer(unquote(urlsplit(url).path.rsplit("/", 1)[1]), url, digest[1], 0)
+        url, _, digest = link.partition("#sha256=")
+        filename = unquote(url.partition("?")[0].rpartition("/")[2])
+        yield from _make_offer(filename, url, base, digest, 0)
 
 
 def _with_size(offer: wheels.Offer) -> wheels.Offer:

@@ -11,10 +11,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
+from typing import Annotated
 from urllib.parse import urlencode
+
+from pydantic import Field, StringConstraints
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.foreign_text import ForeignPart, UnreadableError, parse_record
 from vllm_fleet.edge import download
 from vllm_fleet.edge.download import Access
 from vllm_fleet.mirror import image_store
@@ -25,6 +29,10 @@ _ACCEPT = {"Accept": ", ".join((*image_store.LISTS, *image_store.MANIFESTS, "*/*
 #: How long a token is valid where its registry does not say so, and how long before its end it is renewed.
 _TOKEN_SECONDS = 60
 _MARGIN_SECONDS = 20
+#: The size that a registry must take at least, by the OCI distribution specification.
+_MANIFEST_MIB = 4
+#: What may be in a header.
+_HeaderValue = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]*$", max_length=1 << 16)]
 #: The names of the public registry in the credential files of docker and podman.
 _PUBLIC = ("https://index.docker.io/v1/", "docker.io")
 
@@ -73,16 +81,34 @@ class _Repository:
         encrypted = realm["realm"].startswith("https://") or self.base.startswith("http://")
         query = {"service": realm.get("service", ""), "scope": f"repository:{self.name}:pull"}
         url = f"{realm['realm']}?{urlencode({name: value for name, value in query.items() if value})}"
-        answer = download.fetch_text(url, access=Access(self._basic if encrypted else dict, self.context))
-        try:
-            record = json.loads(answer.text)
-            self._token = str(record.get("token") or record["access_token"])
-            seconds = int(record.get("expires_in") or _TOKEN_SECONDS)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise FleetError(
-                f"{realm['realm']} returns no token", "check the registry", code=ErrorCode.WORK_FAILED
-            ) from None
+        answer = download.fetch_bytes(url, access=Access(self._basic if encrypted else dict, self.context))
+        self._token, seconds = _parse_token(answer.body, download.display_url(realm["realm"]))
         self._until = time.monotonic() + max(seconds - _MARGIN_SECONDS, seconds / 2)
+
+
+class _Token(ForeignPart):
+    """A token server's answer, as the distribution specification has it; older servers name only ``token``."""
+
+    token: _HeaderValue = ""
+    access_token: _HeaderValue = ""
+    expires_in: Annotated[int, Field(ge=0, le=10**9)] | None = None
+
+
+def _parse_token(body: bytes, url: str) -> tuple[str, int]:
+    """The token of a token server's answer, and for how many seconds it is valid.
+
+    Raises:
+        FleetError: the answer has no token.
+    """
+    try:
+        answer = parse_record(_Token, body)
+    except UnreadableError as error:
+        reason = f" that can be read: {error}"
+    else:
+        if token := answer.token or answer.access_token:
+            return token, answer.expires_in or _TOKEN_SECONDS
+        reason = ""
+    raise FleetError(f"{url} returns no token{reason}", "check the registry", code=ErrorCode.WORK_FAILED)
 
 
 def list_files(need: Image) -> list[Artifact]:
@@ -96,7 +122,8 @@ def list_files(need: Image) -> list[Artifact]:
 
     def read(digest: str) -> Mapping[str, object]:
         try:
-            body = download.fetch_text(repository.manifest_url(digest), access=repository.access).text.encode()
+            url = repository.manifest_url(digest)
+            body = download.fetch_bytes(url, access=repository.access, limit_mib=_MANIFEST_MIB).body
         except FleetError as error:
             error.hint = (
                 error.hint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import base64
 import shlex
 import zlib
@@ -12,8 +11,8 @@ from functools import cache
 from pathlib import Path
 
 from vllm_fleet import on_host
-from vllm_fleet.edge import remote_answer
-from vllm_fleet.edge.connection import CONNECT_SECONDS, JumpHosts, connect
+from vllm_fleet.edge import openssh, remote_answer
+from vllm_fleet.edge.connection import JumpHosts, NotPossibleError, connect
 from vllm_fleet.edge.ssh_target import Target
 
 _ON_HOST = on_host.__name__
@@ -78,6 +77,8 @@ def python_command(user: str, source: str, *, password: bool = False) -> str:
 async def run_json(target: Target, command: str, text: str = "", jump_hosts: JumpHosts | None = None) -> str:
     """Runs a command on a host, after its host key is verified; the command must print one JSON object.
 
+    Uses the program ``ssh`` where the way to the host or the login needs it.
+
     Args:
         target: the host.
         command: the command line for the host's shell.
@@ -91,54 +92,18 @@ async def run_json(target: Target, command: str, text: str = "", jump_hosts: Jum
         NoAnswerError: the host cannot be reached, has another host key, refuses the user, or prints too much; or the
             command failed.
     """
+    marked = remote_answer.mark_answer(command)
     async with AsyncExitStack() as stack:
         shared = jump_hosts if jump_hosts else await stack.enter_async_context(JumpHosts())
-        connection = await stack.enter_async_context(connect(target, shared))
-        process = await connection.create_process(remote_answer.mark_answer(command), encoding=None)
-        output = await remote_answer.exchange(process, target, text.encode())
-        await process.wait_closed()
-    return remote_answer.find_answer(target, process.exit_status, output)
-
-
-async def run_json_openssh(target: Target, command: str, text: str = "") -> str:
-    """As :func:`run_json`, with the program ``ssh``: for a target that needs arguments of it.
-
-    Args:
-        target: the host.
-        command: the command line for the host's shell.
-        text: the standard input of the command.
-
-    Returns:
-        What the command prints; what the shell prints around it is left out.
-
-    Raises:
-        NoAnswerError: the command failed, or printed too much.
-    """
-    words = [
-        "ssh",
-        *(target.command or ()),
-        "-o",
-        "BatchMode=yes",
-        "-o",
-        "StrictHostKeyChecking=yes",
-        "-o",
-        f"ConnectTimeout={CONNECT_SECONDS:.0f}",
-        "-p",
-        str(target.port),
-        *(("-i", str(target.key_file)) if target.key_file else ()),
-        f"{target.user}@{target.address}",
-        remote_answer.mark_answer(command),
-    ]
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe)
-    try:
-        output = await remote_answer.exchange(process, target, text.encode())
-        status = await process.wait()
-    finally:
-        # Also when the caller's time is over: no 'ssh' stays behind.
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-            # Its pipes may still hold output, and asyncio closes them only at their end.
-            process._transport.close()  # type: ignore[attr-defined]
+        if not await openssh.is_needed(target):
+            try:
+                async with connect(target, shared) as connection:
+                    process = await connection.create_process(marked, encoding=None)
+                    output = await remote_answer.exchange(process, target, text.encode())
+                    await process.wait_closed()
+                    return remote_answer.find_answer(target, process.exit_status, output)
+            except NotPossibleError:
+                pass  # ssh may have an agent or another key for it, and its error is reported if it has none
+        async with shared.processes:
+            status, output = await openssh.run(target, marked, text)
     return remote_answer.find_answer(target, status, output)

@@ -110,6 +110,8 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     errors.extend(private_networks.network_errors(hosts, spec.access, document))
     errors.extend(ssh_routes.apart(hosts, spec.access, document))
     errors.extend(ssh_routes.unreachable(hosts, spec.access, document))
+    errors.extend(ssh_routes.missing_keys(hosts, spec.access, document))
+    errors.extend(ssh_routes.missing_files(directory, spec.access, document))
     raise_all(errors)
     return Plan(spec.fleet, directory, tuple(hosts), spec.access, spec.gateway, document, spec)
 

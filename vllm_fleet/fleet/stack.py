@@ -29,6 +29,8 @@ class Location:
         service_address: by the other hosts of the fleet; what its services bind to.
         jump: the gateway that it is reached through; None: straight.
         id: of the machine, in its cloud; empty for static hosts.
+        ssh_alias: its name in ssh's configuration; empty: the address.
+        keys_file: the file that contains ``ssh_host_keys``, as a user types it.
     """
 
     address: str
@@ -38,6 +40,8 @@ class Location:
     service_address: str
     jump: str | None = None
     id: str = ""
+    ssh_alias: str = ""
+    keys_file: str = ""
 
 
 def locations(plan: Plan) -> Mapping[str, Location]:
@@ -60,7 +64,7 @@ def locations(plan: Plan) -> Mapping[str, Location]:
     return {
         host.name: _static(plan, host, own.get(host.name))
         if host.cloud == "static"
-        else _made(made[host.name], own.get(host.name), jumps.get(host.name))
+        else _made(plan, made[host.name], own.get(host.name), jumps.get(host.name))
         for host in plan.hosts
     }
 
@@ -94,12 +98,32 @@ def _static(plan: Plan, host: HostPlan, own: tuple[str, ...] | None) -> Location
             "list your own under gateway.static, or set gateway.cloud",
         )
     address = host.static.address
-    return Location(address, host.static.port, host.user, own or (host.static.ssh_host_key,), address)
+    return Location(
+        address,
+        host.static.port,
+        host.user,
+        own or ((host.static.ssh_host_key,) if host.static.ssh_host_key else ()),
+        address,
+        ssh_alias=host.static.ssh_alias or "",
+        keys_file=_own_file(plan) if own else plan.document.file,
+    )
 
 
-def _made(host: StackHost, own: tuple[str, ...] | None, jump: str | None) -> Location:
-    service = host.private_address or host.address
-    return Location(host.address, 22, host.user, own or (host.ssh_host_key,), service, jump, host.id)
+def _made(plan: Plan, host: StackHost, own: tuple[str, ...] | None, jump: str | None) -> Location:
+    return Location(
+        host.address,
+        22,
+        host.user,
+        own or (host.ssh_host_key,),
+        host.private_address or host.address,
+        jump,
+        host.id,
+        keys_file=_own_file(plan) if own else paths.display(plan.directory / "stack.json"),
+    )
+
+
+def _own_file(plan: Plan) -> str:
+    return paths.display(plan.directory / host_keys_file.FILE)
 
 
 def _read(plan: Plan) -> Stack:

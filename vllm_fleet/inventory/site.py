@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.fleet import ssh_routes
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.fleet.ssh_routes import Hop, Route
 from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host.manifest import Manifest
 
@@ -39,10 +41,18 @@ class Site:
         """The SSH host keys of the fleet in the format of ``known_hosts``."""
         lines = []
         for host in self.hosts:
-            at = host.location
-            name = at.address if at.port == 22 else f"[{at.address}]:{at.port}"
-            lines += [f"{name} {key}\n" for key in at.ssh_host_keys]
+            name = self._known_name(host)
+            lines += [f"{name} {key}\n" for key in host.location.ssh_host_keys]
+            lines += [f"@cert-authority {name} {key}\n" for key in self.plan.access.ssh_host_authorities]
+        if bastion := self.bastion:
+            name = ssh_routes.known_name(bastion.address, bastion.port)
+            lines += [f"{name} {key}\n" for key in bastion.host_keys]
         return "".join(lines)
+
+    def _known_name(self, host: SiteHost) -> str:
+        at = host.location
+        # A certificate names the address, without a port.
+        return ssh_routes.known_name(at.address, at.port if at.ssh_host_keys else 22)
 
     @cached_property
     def known_hosts_file(self) -> Path:
@@ -53,15 +63,34 @@ class Site:
     def _gateways(self) -> Mapping[str, SiteHost]:
         return {host.plan.name: host for host in self.hosts if host.plan.kind == "gateway"}
 
-    def jump_host(self, host: SiteHost) -> SiteHost | None:
-        """The gateway through which SSH reaches a host; None: directly."""
-        return self._gateways[host.location.jump] if host.location.jump else None
+    @property
+    def bastion(self) -> Hop | None:
+        """The bastion that the fleet names; None if it names none."""
+        own = self.plan.access.bastion
+        if own is None:
+            return None
+        return ssh_routes.bastion_hop(own, self.plan.access, self.plan.document.file)
+
+    def jump(self, host: SiteHost) -> Hop | None:
+        """The bastion or the gateway through which SSH reaches a host; None: directly."""
+        if self.bastion:
+            return self.bastion
+        if not host.location.jump:
+            return None
+        gateway = self._gateways[host.location.jump]
+        at = gateway.location
+        return Hop(gateway.plan.name, at.user, at.address, at.port, at.ssh_host_keys, at.keys_file)
 
     def ssh_arguments(self, host: SiteHost) -> str:
-        """The options that ``ssh`` needs to reach a host, besides address, port and user."""
-        gateway = self.jump_host(host)
-        jump = (gateway.location.user, gateway.location.address, gateway.location.port) if gateway else None
-        return ssh_routes.arguments(self.known_hosts_file, jump, self.private_key_file)
+        """The options that ``ssh`` needs to reach a host, besides address, port and user, for Ansible."""
+        route = Route(
+            self.known_hosts_file,
+            self._known_name(host),
+            self.private_key_file,
+            self.ssh_config_file,
+            self.jump(host),
+        )
+        return shlex.join(route.words())
 
     @cached_property
     def control_path_dir(self) -> str:
@@ -75,4 +104,10 @@ class Site:
     def private_key_file(self) -> Path | None:
         """The private key that the fleet names; None if it names none."""
         own = self.plan.access.ssh_private_key_file
+        return (self.plan.directory / own).resolve() if own else None
+
+    @cached_property
+    def ssh_config_file(self) -> Path | None:
+        """The configuration of ``ssh`` that the fleet names; None if it names none."""
+        own = self.plan.access.ssh_config_file
         return (self.plan.directory / own).resolve() if own else None

@@ -17,6 +17,7 @@ from vllm_fleet.schema.driver import AptSource
 #: apt's order of preference among the forms of a list.
 _COMPRESSIONS = (".zst", ".xz", ".bz2", ".lzma", ".gz", ".lz4", "")
 _SHA256 = re.compile("[0-9a-f]{64}")
+_SIZE = re.compile("[0-9]{1,15}")
 #: As apt reads a list: only an empty line ends a stanza.
 _STRICT = {"whitespace-separates-paragraphs": False}
 
@@ -143,6 +144,11 @@ def printed_urls(text: str) -> list[str]:
     return [match[1] for match in re.finditer(r"^'(\S+)' ", text, re.MULTILINE)]
 
 
+def _is_path(name: str) -> bool:
+    """Whether a file of a list stays below its archive, and its name in one line."""
+    return name.isprintable() and not name.startswith("/") and ".." not in PurePosixPath(name).parts
+
+
 def pool_files(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator[Artifact]:
     """The wanted files of an archive, with the digests from its package list.
 
@@ -159,7 +165,7 @@ def pool_files(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator
     fields = ["Package", "Filename", "Size", "SHA256"]
     for stanza in Deb822.iter_paragraphs(StringIO(packages), fields, strict=_STRICT):
         name, size, sha256 = stanza.get("Filename", ""), stanza.get("Size", ""), stanza.get("SHA256", "")
-        if (url := names.get(name)) and size.isdecimal() and _SHA256.fullmatch(sha256):
+        if (url := names.get(name)) and _is_path(name) and _SIZE.fullmatch(size) and _SHA256.fullmatch(sha256):
             # A flat archive has './name.deb'.
             yield Artifact(f"{origin.place}/{PurePosixPath(name)}", sha256, int(size), url)
 
@@ -178,7 +184,11 @@ def release_lists(release: str, origin: Origin, architecture: str) -> Iterator[A
     from debian.deb822 import Release
 
     record = Release(StringIO(release))
-    known = {row["name"]: (row["sha256"], int(row["size"])) for row in record.get("SHA256", []) if len(row) == 3}
+    known = {
+        row["name"]: (row["sha256"], int(row["size"]))
+        for row in record.get("SHA256", [])
+        if len(row) == 3 and _SIZE.fullmatch(row["size"]) and _SHA256.fullmatch(row["sha256"])
+    }
     by_hash = record.get("Acquire-By-Hash") == "yes"
     for base in origin.lists(architecture):
         name = next((base + ending for ending in _COMPRESSIONS if base + ending in known), None)

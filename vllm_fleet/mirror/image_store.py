@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.foreign_text import clean_text
 
 #: The folder of the storage in a mirror.
 FOLDER = "images"
@@ -31,6 +32,7 @@ _ROOT = "docker/registry/v2"
 
 
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
+_LIMIT_BYTES = 1 << 50
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,18 @@ class Blob:
     size: int
 
     @classmethod
-    def from_descriptor(cls, record: Mapping[str, Any]) -> Blob:
+    def from_descriptor(cls, record: object) -> Blob:
         """Reads a descriptor.
 
         Raises:
             FleetError: it has no SHA-256 digest or no size.
         """
-        digest, size = str(record.get("digest")), record.get("size")
-        if not _DIGEST.fullmatch(digest) or not isinstance(size, int):
+        entry = record if isinstance(record, dict) else {}
+        digest, size = str(entry.get("digest")), entry.get("size")
+        if not _DIGEST.fullmatch(digest) or type(size) is not int or not 0 <= size < _LIMIT_BYTES:
             raise FleetError(
-                f"a manifest has a part with the digest {digest!r} and the size {size!r}",
+                f"a manifest has a part with the digest {clean_text(digest, 80)!r} and the size "
+                f"{clean_text(str(size), 40)!r}",
                 "choose another image",
                 code=ErrorCode.REFUSED,
             )
@@ -105,7 +109,7 @@ def parse_manifest(body: bytes, digest: str, hint: str) -> Mapping[str, Any]:
         raise FleetError(f"the manifest {digest} has the SHA-256 {actual}", hint, code=ErrorCode.WORK_FAILED)
     try:
         record = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("manifests", record.get("layers")), list):
         raise FleetError(
@@ -130,9 +134,10 @@ def select_platform(listed: Mapping[str, Any], platform: str) -> Blob | None:
         return None
     manifests: dict[str, Blob] = {}
     for descriptor in listed["manifests"]:
-        entry = descriptor.get("platform") or {}
-        name = f"{entry.get('os')}/{entry.get('architecture')}"
-        manifests.setdefault(name, Blob.from_descriptor(descriptor))
+        part = Blob.from_descriptor(descriptor)
+        entry = descriptor.get("platform")
+        known = entry if isinstance(entry, dict) else {}
+        manifests.setdefault(clean_text(f"{known.get('os')}/{known.get('architecture')}", 80), part)
     if platform not in manifests:
         raise FleetError(
             f"the image has no manifest for {platform}, only for {', '.join(sorted(manifests))}",
@@ -148,7 +153,7 @@ def image_blobs(manifest: Mapping[str, Any]) -> Iterator[Blob]:
     Raises:
         FleetError: it is an image list in an image list, or a part has no SHA-256 digest.
     """
-    if "layers" not in manifest:
+    if not isinstance(manifest.get("layers"), list):
         raise FleetError(
             "an image list contains another image list",
             "give the digest of one image in artifacts.images",

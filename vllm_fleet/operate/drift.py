@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,26 +72,27 @@ def probe_site(
     return reports
 
 
-def host_target(site: Site, host: SiteHost, become_password: str | None = None) -> Target:
-    """How to reach a host by the fleet's own files.
-
-    Args:
-        site: the fleet.
-        host: the host.
-        become_password: the user's password for sudo; None: sudo asks for none.
-    """
-    at = host.location
-    door = site.jump_host(host)
-    return Target(
-        name=host.plan.name,
-        address=at.address,
-        port=at.port,
-        user=at.user,
-        host_keys=at.ssh_host_keys,
-        key_file=site.private_key_file,
-        jump=host_target(site, door) if door else None,
-        become_password=become_password,
+def host_target(site: Site, host: SiteHost) -> Target:
+    """How to reach a host by the fleet's own files."""
+    at, hop = host.location, site.jump(host)
+    own = Target(
+        host.plan.name,
+        at.address,
+        at.port,
+        at.user,
+        at.ssh_host_keys,
+        site.private_key_file,
+        site.ssh_config_file,
+        alias=at.ssh_alias,
+        authorities=tuple(site.plan.access.ssh_host_authorities),
+        keys_file=at.keys_file or site.plan.document.file,
     )
+    if hop is None:
+        return own
+    jump = Target(
+        hop.name, hop.address, hop.port, hop.user, hop.host_keys, own.key_file, own.config_file, keys_file=hop.keys_file
+    )
+    return replace(own, jump=jump)
 
 
 def blocking_errors(reports: Mapping[str, Report]) -> list[FleetError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 import tempfile
@@ -10,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, raise_all
-from vllm_fleet.edge import ssh_scan, ssh_target
+from vllm_fleet.edge import openssh, ssh_options, ssh_scan
+from vllm_fleet.edge.connection import NoAnswerError
 from vllm_fleet.edge.ssh_scan import Address
+from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.facts.notes import describe_state
 from vllm_fleet.facts.recognise import describe_gpus, recognise
 from vllm_fleet.facts.vetoes import counted_gpus
-from vllm_fleet.fleet import plan
+from vllm_fleet.fleet import plan, ssh_routes
 from vllm_fleet.operate import probing
 from vllm_fleet.operate.new_fleet import IdentifiedHost
 
@@ -28,66 +32,170 @@ _HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 
 @dataclass(frozen=True)
 class NamedHost:
-    """A host as the user types it."""
+    """A host as the user types it.
 
+    Attributes:
+        name: the name or address.
+        port: the port of its sshd; None: that of ssh's configuration, or 22.
+        user: who logs in; None: that of ssh's configuration, or root.
+    """
+
+    name: str
+    port: int | None
+    user: str | None
+    gateway: bool = False
+
+
+@dataclass(frozen=True)
+class FoundHost:
+    """A host as ssh's configuration reaches it.
+
+    Attributes:
+        named: as the user typed it.
+        address: the host name or address that is connected to.
+        port: the port of its sshd.
+        user: who logs in.
+        proxy: the command through which it is reached; empty: directly.
+        alias: its name in ssh's configuration, where the address alone would be reached in another way.
+    """
+
+    named: NamedHost
     address: str
     port: int
     user: str
-    gateway: bool
+    proxy: str = ""
+    alias: str = ""
 
     @property
     def at(self) -> Address:
         """The address and port of its sshd."""
         return (self.address, self.port)
 
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The words by which the user may name it in ``--fingerprint``."""
+        names = (self.address, self.named.name)
+        return (*names, *(f"{name}:{self.port}" for name in names), *(f"[{name}]:{self.port}" for name in names))
 
-def parse_hosts(hosts: Sequence[str], gateways: Sequence[str], known: Mapping[Address, str]) -> tuple[NamedHost, ...]:
+
+@dataclass(frozen=True)
+class Login:
+    """How new hosts are logged in to.
+
+    Attributes:
+        key_file: the private key; None uses ssh's configuration and agent.
+        config_file: the configuration of ssh; None uses those of the user and the system.
+        bastion: the host through which all of them are reached, with its confirmed key.
+    """
+
+    key_file: Path | None = None
+    config_file: Path | None = None
+    bastion: Target | None = None
+
+
+def parse_hosts(hosts: Sequence[str], gateways: Sequence[str], bastion: str | None) -> list[NamedHost]:
     """Parses what was typed.
 
     Args:
         hosts: ``user@address:port`` of each GPU host.
         gateways: the same of each gateway.
-        known: address -> name of the hosts that are already in the fleet.
+        bastion: the same of the bastion; it becomes the last of the result.
 
     Raises:
-        FleetError: an address is not valid, is given twice, or is already in the fleet; it carries all of them.
+        FleetError: an address is not valid, or none is given; it carries all of them.
     """
     errors: list[FleetError] = []
-    parsed: dict[Address, NamedHost] = {}
-    for text, gateway in (*((text, False) for text in hosts), *((text, True) for text in gateways)):
-        option = "--gateway" if gateway else "--host"
+    parsed: list[NamedHost] = []
+    typed = [("--host", text) for text in hosts] + [("--gateway", text) for text in gateways]
+    for option, text in [*typed, *([("--bastion", bastion)] if bastion is not None else [])]:
         try:
-            host = _parse(text, gateway)
+            parsed.append(_parse(text, gateway=option == "--gateway"))
         except ValueError as fault:
-            errors.append(FleetError(f"{text!r} {fault}", "write user@address or user@address:port", key=option))
-            continue
-        if host.at in parsed:
-            errors.append(FleetError(f"{host.address} is given twice", "leave one out", key=option))
-        elif host.at in known:
-            text = f"{host.address} is already in the fleet, as {known[host.at]}"
-            errors.append(FleetError(text, "leave it out", key=option))
-        parsed[host.at] = host
-    if not parsed and not errors:
+            hint = "write user@address or user@address:port, and an IPv6 address as user@[address]:port"
+            errors.append(FleetError(f"{text!r} {fault}", hint, key=option))
+    if not typed:
         errors.append(FleetError("no host is given", "give --host root@10.0.0.5", key="--host"))
     raise_all(errors)
-    return tuple(parsed.values())
+    return parsed
 
 
-def _parse(text: str, gateway: bool) -> NamedHost:
+def _parse(text: str, *, gateway: bool) -> NamedHost:
     match = _SPELLING.fullmatch(text)
     if not match:
         raise ValueError("is not an address")
-    address, port = match["v6"] or match["name"], int(match["port"] or 22)
+    address, port = match["v6"] or match["name"], int(match["port"]) if match["port"] else None
     if match["v6"] or re.fullmatch(r"[\d.]+", address):
         ipaddress.ip_address(address)
     elif not _HOST_NAME.fullmatch(address):
         raise ValueError("is not an address")
-    if not 0 < port < 65536:
+    if port is not None and not 0 < port < 65536:
         raise ValueError("has a port that does not exist")
-    return NamedHost(address, port, match["user"] or "root", gateway)
+    return NamedHost(address, port, match["user"], gateway)
 
 
-def parse_fingerprints(texts: Sequence[str], hosts: Sequence[NamedHost]) -> dict[Address, str]:
+def find_hosts(named: Sequence[NamedHost], config_file: Path | None) -> list[FoundHost]:
+    """Looks hosts up in ssh's configuration, which may give each another address, a port, a user and a proxy.
+
+    Args:
+        named: the hosts.
+        config_file: the configuration; None uses those of the user and the system.
+
+    Raises:
+        FleetError: the configuration cannot be read; it carries the error of each host.
+    """
+    if not ssh_options.have_settings(config_file):
+        return [FoundHost(host, host.name, host.port or 22, host.user or "root") for host in named]
+    found: list[FoundHost] = []
+    errors: list[FleetError] = []
+    for host, settings in zip(named, asyncio.run(_find_settings(named, config_file)), strict=True):
+        if isinstance(settings, NoAnswerError):
+            hint = "correct ssh's configuration, or give another one with --ssh-config"
+            errors.append(FleetError(str(settings), hint, host=host.name))
+        else:
+            alias = host.name if settings.needs_name else ""
+            found.append(FoundHost(host, settings.address, settings.port, settings.user, settings.proxy, alias))
+    raise_all(errors)
+    return found
+
+
+async def _find_settings(
+    named: Sequence[NamedHost], config_file: Path | None
+) -> list[openssh.NamedSettings | NoAnswerError]:
+    async def find(host: NamedHost) -> openssh.NamedSettings | NoAnswerError:
+        login = ["-p", str(host.port)] if host.port else []
+        login += ["-o", f"User={host.user}"] if host.user else []
+        try:
+            return await openssh.find_settings(host.name, login, "root", config_file)
+        except NoAnswerError as error:
+            return error
+
+    return await asyncio.gather(*map(find, named))
+
+
+def refuse_duplicates(hosts: Sequence[FoundHost], known: Mapping[Address, str]) -> None:
+    """Refuses hosts that are given twice or are in the fleet already.
+
+    Args:
+        hosts: the hosts.
+        known: address -> name of the hosts that are already in the fleet.
+
+    Raises:
+        FleetError: it carries all of them.
+    """
+    errors: list[FleetError] = []
+    seen: set[Address] = set()
+    for host in hosts:
+        option = "--gateway" if host.named.gateway else "--host"
+        if host.at in seen:
+            errors.append(FleetError(f"{host.address} is given twice", "leave one out", key=option))
+        elif host.at in known:
+            text = f"{host.address} is already in the fleet, as {known[host.at]}"
+            errors.append(FleetError(text, "leave it out", key=option))
+        seen.add(host.at)
+    raise_all(errors)
+
+
+def parse_fingerprints(texts: Sequence[str], hosts: Sequence[FoundHost]) -> dict[Address, str]:
     """Parses ``ADDRESS=SHA256:…`` or ``ADDRESS:PORT=SHA256:…``.
 
     Raises:
@@ -97,7 +205,7 @@ def parse_fingerprints(texts: Sequence[str], hosts: Sequence[NamedHost]) -> dict
     known: dict[Address, str] = {}
     for text in texts:
         place, _, value = text.rpartition("=")
-        matching = [host for host in hosts if place in (host.address, f"{host.address}:{host.port}")]
+        matching = [host for host in hosts if place in host.spellings]
         if not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", value):
             hint = "write ADDRESS=SHA256:… as ssh-keygen -l prints it"
             errors.append(FleetError(f"{text!r} contains no fingerprint", hint, key="--fingerprint"))
@@ -111,42 +219,66 @@ def parse_fingerprints(texts: Sequence[str], hosts: Sequence[NamedHost]) -> dict
     return known
 
 
-def scan_keys(hosts: Sequence[NamedHost]) -> list[tuple[NamedHost, str]]:
-    """The host key that each host presents; not trusted yet.
+def scan_keys(hosts: Sequence[FoundHost], login: Login) -> tuple[list[tuple[FoundHost, str]], list[FleetError]]:
+    """The host key that each host presents, not trusted yet; and the error of each host that presents none.
 
-    Raises:
-        FleetError: a host presents none; it carries all of them.
+    Args:
+        hosts: the hosts.
+        login: the bastion to pass through, if there is one.
     """
-    scanned = ssh_scan.scan_host_keys([host.at for host in hosts])
-    keys: list[tuple[NamedHost, str]] = []
+    with tempfile.TemporaryDirectory(prefix="vllm-fleet-ssh-") as scratch:
+        proxies = {host.at: host.proxy for host in hosts if host.proxy}
+        if login.bastion:
+            hop = openssh.hop_of(login.bastion)
+            name = ssh_routes.known_name(hop.address, hop.port)
+            known = Path(scratch) / "known_hosts"
+            known.write_text("".join(f"{name} {key}\n" for key in hop.host_keys), encoding="utf-8")
+            route = ssh_routes.Route(known, "", login.key_file, login.config_file, hop)
+            proxies = {host.at: route.proxy_command(host.address, host.port) for host in hosts}
+        scanned = ssh_scan.scan_host_keys([host.at for host in hosts], proxies)
+    keys: list[tuple[FoundHost, str]] = []
     errors: list[FleetError] = []
     for host in hosts:
         key = scanned[host.at]
         if isinstance(key, str):
             keys.append((host, key))
-        else:
-            text = f"cannot be reached at port {host.port}: {key}"
-            hint = "check that it runs and that its sshd can be reached from here"
-            errors.append(FleetError(text, hint, host=host.address))
-    raise_all(errors)
-    return keys
+            continue
+        way = f" through {login.bastion.address}" if login.bastion else ""
+        text = f"cannot be reached{way} at port {host.port}: {key}"
+        hint = "check that it runs and that its sshd can be reached from here"
+        if login.bastion:
+            hint = f"check that it runs, and that {login.bastion.address} reaches its sshd"
+        errors.append(FleetError(text, hint, host=host.named.name))
+    return keys, errors
 
 
 def identify_hosts(
-    hosts: Sequence[tuple[NamedHost, str]], key_file: Path | None, catalog: Catalog
-) -> list[IdentifiedHost]:
+    hosts: Sequence[tuple[FoundHost, str]], login: Login, catalog: Catalog
+) -> tuple[list[IdentifiedHost], list[FleetError]]:
     """Reads the facts of each host and finds its class. Only the confirmed key of each host is trusted.
 
     Args:
         hosts: the hosts with the host keys that the user has confirmed.
-        key_file: the private key to log in with; None uses ssh's configuration and agent.
+        login: how they are logged in to.
         catalog: the recipes.
 
-    Raises:
-        FleetError: a host does not answer or has no class; it carries all of them.
+    Returns:
+        The hosts that are identified; and the error of each host that does not answer or has no class.
     """
     targets = [
-        ssh_target.Target(host.address, host.address, host.port, host.user, (key,), key_file) for host, key in hosts
+        Target(
+            host.named.name,
+            host.address,
+            host.port,
+            host.user,
+            (key,),
+            login.key_file,
+            login.config_file,
+            alias=host.alias,
+            jump=login.bastion,
+            keys_file="the key that was confirmed",
+        )
+        for host, key in hosts
     ]
     answers = probing.read_facts(targets)
     errors: list[FleetError] = []
@@ -154,18 +286,59 @@ def identify_hosts(
     for (host, key), answer in zip(hosts, answers, strict=True):
         if isinstance(answer, str):
             hint = "give the user in --host user@address and its key with --key"
-            errors.append(FleetError(answer, hint, host=host.address))
+            errors.append(FleetError(answer, hint, host=host.named.name))
             continue
         try:
-            sized = None if host.gateway else recognise(answer, catalog)
+            sized = None if host.named.gateway else recognise(answer, catalog)
         except FleetError as error:
-            error.host = host.address
+            error.host = host.named.name
             errors.append(error)
             continue
         says = ", ".join(_describe(answer)) if sized else ""
-        identified.append(IdentifiedHost(host.address, host.port, host.user, key, sized, says))
-    raise_all(errors)
-    return identified
+        identified.append(IdentifiedHost(host.address, host.port, host.user, key, sized, says, host.alias))
+    return identified, errors
+
+
+def login_of(fleet: plan.Plan) -> Login:
+    """How the hosts of an existing fleet are logged in to.
+
+    Raises:
+        FleetError: its private key does not exist.
+    """
+    access, files = fleet.access, []
+    for own in (access.ssh_private_key_file, access.ssh_config_file):
+        files.append((fleet.directory / own).resolve() if own else None)
+    key_file, config_file = files
+    if key_file and not key_file.is_file():
+        raise fleet.document.error(
+            ("access", "ssh_private_key_file"), f"there is no private key {paths.display(key_file)}", "correct the path"
+        )
+    if access.bastion is None:
+        return Login(key_file, config_file)
+    hop = ssh_routes.bastion_hop(access.bastion, access, fleet.document.file)
+    target = Target(
+        hop.name, hop.address, hop.port, hop.user, hop.host_keys, key_file, config_file, keys_file=hop.keys_file
+    )
+    return Login(key_file, config_file, target)
+
+
+def bastion_target(host: FoundHost, key: str, login: Login) -> Target:
+    """The bastion with its confirmed host key."""
+    return Target("the bastion", host.address, host.port, host.user, (key,), login.key_file, login.config_file)
+
+
+def access_record(login: Login) -> dict[str, Any]:
+    """``access`` of a new ``fleet.yml``."""
+    record: dict[str, Any] = {}
+    if login.bastion:
+        own = login.bastion
+        record["bastion"] = {"address": own.address, **({"port": own.port} if own.port != 22 else {})}
+        record["bastion"] |= {"user": own.user, "ssh_host_key": own.host_keys[0]}
+    if login.key_file:
+        record["ssh_private_key_file"] = str(login.key_file)
+    if login.config_file:
+        record["ssh_config_file"] = str(login.config_file)
+    return record
 
 
 def _describe(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -183,6 +356,7 @@ def host_record(host: IdentifiedHost) -> dict[str, Any]:
         "address": host.address,
         "port": host.port,
         "user": host.user,
+        "ssh_alias": host.ssh_alias or None,
         "fingerprint": ssh_scan.fingerprint(host.ssh_host_key),
         "host_class": host.sized.id if host.sized else None,
         "says": host.says,

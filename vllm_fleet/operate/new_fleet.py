@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.resolve.resolve import Question, resolve
 
@@ -43,6 +44,7 @@ class IdentifiedHost:
         ssh_host_key: its public host key, ``type base64``.
         sized: its class; None for a gateway, which needs no GPU.
         says: its GPUs and its driver, for people.
+        ssh_alias: its name in ssh's configuration, where the address alone is reached in another way; else empty.
     """
 
     address: str
@@ -51,10 +53,11 @@ class IdentifiedHost:
     ssh_host_key: str
     sized: SizedClass | None
     says: str = ""
+    ssh_alias: str = ""
 
 
 def fleet_text(
-    name: str, hosts: Sequence[IdentifiedHost], catalog: Catalog, model: str | None, key_file: str | None
+    name: str, hosts: Sequence[IdentifiedHost], catalog: Catalog, model: str | None, access: Mapping[str, Any]
 ) -> str:
     """A new ``fleet.yml``.
 
@@ -63,14 +66,14 @@ def fleet_text(
         hosts: its hosts; those without a class are gateways.
         catalog: the recipes.
         model: the model that all of them serve; None chooses for each class the largest that fits.
-        key_file: the private key to log in with; None uses ssh's configuration and agent.
+        access: how the hosts are reached, as ``fleet.yml`` has it; empty: by ssh's configuration and agent.
 
     Raises:
         FleetError: a class can serve no model, or not the given one.
     """
     yaml, data = _load(_HEADER.format(name=name))
-    if key_file:
-        data["access"] = CommentedMap(ssh_private_key_file=key_file)
+    if access:
+        data["access"] = CommentedMap(access)
     return _dump(yaml, _add_hosts(data, hosts, catalog, model))
 
 
@@ -133,7 +136,7 @@ def _add_hosts(
         static = section.setdefault("static", CommentedMap())
         static[name] = _host_entry(host)
         if host.says:
-            static.yaml_set_comment_before_after_key(name, before=host.says, indent=6 if host.sized else 4)
+            static.yaml_set_comment_before_after_key(name, before=clean_text(host.says), indent=6 if host.sized else 4)
     return data
 
 
@@ -172,6 +175,8 @@ def _host_entry(host: IdentifiedHost) -> CommentedMap:
         entry["port"] = host.port
     if host.user != "root":
         entry["user"] = host.user
+    if host.ssh_alias:
+        entry["ssh_alias"] = host.ssh_alias
     entry["ssh_host_key"] = host.ssh_host_key
     return entry
 

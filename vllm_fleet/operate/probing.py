@@ -117,8 +117,7 @@ async def _probe_all(
     async def probe_host(target: Target, manifest: Manifest) -> Report:
         async with gate:
             command = remote_command(target.user, manifest, password=target.become_password is not None)
-            request = (target, command, probe_input(manifest))
-            response = ssh.run_json_openssh(*request) if target.command else ssh.run_json(*request, jump_hosts)
+            response = ssh.run_json(target, command, probe_input(manifest), jump_hosts)
             try:
                 answer = await asyncio.wait_for(response, PROBE_SECONDS)
                 report = parse_report(target.name, manifest, answer)
@@ -147,14 +146,15 @@ async def _read_all_facts(targets: Sequence[Target]) -> list[Mapping[str, Any] |
             password = target.become_password is not None
             command = ssh.python_command(target.user, ssh.pack_program("gpu_facts"), password=password)
             try:
-                answer = await asyncio.wait_for(ssh.run_json(target, command), PROBE_SECONDS)
+                answer = await asyncio.wait_for(ssh.run_json(target, command, jump_hosts=jump_hosts), PROBE_SECONDS)
                 return parse_facts(answer)
             except TimeoutError:
                 return f"no answer from {target.address} within {PROBE_SECONDS:.0f} s"
             except (NoAnswerError, UnreadableError) as fault:
                 return str(fault)
 
-    return await asyncio.gather(*(read_host(target) for target in targets))
+    async with JumpHosts() as jump_hosts:
+        return await asyncio.gather(*(read_host(target) for target in targets))
 
 
 def parse_facts(answer: str) -> Mapping[str, Any]:

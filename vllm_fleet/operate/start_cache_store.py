@@ -13,6 +13,7 @@ from pathlib import Path
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.foreign_text import clean_text
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ class Store:
         """
         digest = file_sha256(archive)
         if digest != record.sha256:
+            told = clean_text(str(record.sha256), 64)
             raise FleetError(
-                f"the start cache of {record.host} has the SHA-256 {digest} here and {record.sha256} there",
+                f"the start cache of {record.host} has the SHA-256 {digest} here and {told} there",
                 "run again",
                 code=ErrorCode.WORK_FAILED,
             )

@@ -35,15 +35,30 @@ class Overrides(Strict):
     why: str = Field(min_length=10, description="Why the recipe's values do not fit here.")
 
 
+#: No option of ``ssh``, no word of a shell.
+_SSH_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:%-]*$"
+_SSH_USER = r"^[A-Za-z_][A-Za-z0-9_.@\\-]*\$?$"
+_PUBLIC_KEY = r"^(ssh-ed25519|ecdsa-sha2-\S+|ssh-rsa) \S+"
+
+
 class StaticHost(Strict):
     """A host that exists already."""
 
     address: str = Field(description="Name or address at which the controller reaches the host.")
     port: int = Field(default=22, gt=0, lt=65536, description="Port of its SSH server.")
-    ssh_host_key: str = Field(
-        pattern=r"^(ssh-ed25519|ecdsa-sha2-\S+|ssh-rsa) \S+", description="Its public SSH host key: 'type base64'."
+    ssh_host_key: str | None = Field(
+        default=None,
+        pattern=_PUBLIC_KEY,
+        description="Its public SSH host key: 'type base64'. Only hosts with a certificate of "
+        "access.ssh_host_authorities need none.",
     )
     user: str | None = Field(default=None, description="Who logs in. Default: access.ssh_user.")
+    ssh_alias: str | None = Field(
+        default=None,
+        pattern=_SSH_NAME,
+        description="The host's name in ssh's configuration, whose HostName, ProxyCommand and keys ssh then uses. "
+        "Default: address.",
+    )
 
 
 class Pool(Strict):
@@ -117,6 +132,17 @@ class Gateway(Strict):
     )
 
 
+class Bastion(Strict):
+    """A host that SSH passes through on its way to the hosts of a fleet."""
+
+    address: str = Field(pattern=_SSH_NAME, description="Name or address at which the controller reaches the bastion.")
+    port: int = Field(default=22, gt=0, lt=65536, description="Port of its SSH server.")
+    user: str | None = Field(
+        default=None, pattern=_SSH_USER, description="Who logs in there. Default: access.ssh_user, or root."
+    )
+    ssh_host_key: str = Field(pattern=_PUBLIC_KEY, description="Its public SSH host key: 'type base64'.")
+
+
 class Access(Strict):
     """Who may reach the hosts, and how Ansible does."""
 
@@ -134,9 +160,23 @@ class Access(Strict):
         description="How the controller reaches hosts without a public address: through a gateway of their network, or "
         "directly from inside (VPN, peering, a controller in the same network).",
     )
+    bastion: Bastion | None = Field(
+        default=None,
+        description="The host through which the controller reaches every host of the fleet. It resolves their names.",
+    )
     ssh_private_key_file: str | None = Field(
         default=None,
         description="Private key, relative to the fleet's folder. Default: ssh's own configuration and agent.",
+    )
+    ssh_config_file: str | None = Field(
+        default=None,
+        description="Configuration of ssh, relative to the fleet's folder, in place of the user's and the system's. "
+        "Default: ~/.ssh/config and /etc/ssh/ssh_config.",
+    )
+    ssh_host_authorities: list[Annotated[str, Field(pattern=_PUBLIC_KEY)]] = Field(
+        default=[],
+        description="Public keys of the certificate authorities whose host certificates are accepted: 'type base64'. "
+        "A certificate must name the host's address.",
     )
     ssh_authorised_keys: list[Annotated[str, Field(pattern=r"^(ssh-|ecdsa-|sk-)\S+ \S+$")]] = Field(
         default=[],
