@@ -296,6 +296,7 @@ def ask(target: Target, command: str) -> str:
         ("cat /dev/zero >&2", "sends more than 1 MiB of error output"),
         ("printf '\\377\\376'", "gave an answer that cannot be read: it is not UTF-8"),
         ("exit 9", "the probe failed on 127.0.0.1: exit status 9"),
+        ("exit 255", "the probe failed on 127.0.0.1: exit status 255"),
         ("printf 'gone \\033[2J\\n' >&2; false", r"the probe failed on 127.0.0.1: gone \x1b[2J"),
         ("kill -9 $$", "the probe failed on 127.0.0.1"),
     ],

@@ -321,6 +321,12 @@ def test_a_number_of_a_tool(text: Any, number: int | None) -> None:
 # -- Limits -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test of this process may have begun the time of all tools."""
+    monkeypatch.setattr(host_tools, "_clock", {"ends": float("inf")})
+
+
 def shell(body: str, limit: int = host_tools.OUTPUT_BYTES) -> host_tools.Answer:
     return host_tools.wait_for_tool(host_tools.start_tool("sh", "-c", body), limit)
 
@@ -329,6 +335,13 @@ def test_a_tool_that_prints_without_end_is_stopped() -> None:
     answer = shell("yes NVIDIA H200", 1 << 20)
     assert (answer.state, answer.message) == ("tool_failed", "more than 1 MiB of output")
     assert len(answer.out) < 2 << 20
+
+
+def test_all_tools_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_tools, "TOTAL_SECONDS", -1.0)
+    host_tools.start_clock()
+    # The limit of one tool alone is forty seconds.
+    assert [shell("sleep 600").state, shell("echo x").state] == ["tool_hangs", ""]
 
 
 def test_what_a_tool_has_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_a_published_image_needs_no_registry_of_the_fleet(catalog: Catalog) -> N
 
 
 def test_entries_that_pin_nothing_are_named(catalog: Catalog) -> None:
-    document = Document("fleet.yml", {}, {})
+    document = Document("fleet.yml", {})
     bare = catalog.engines["vllm-0.14.1-rocm"].model_copy(update={"docker": None})
     catalog = replace(catalog, engines={**catalog.engines, bare.id: bare})
     found = list(image_errors({"vllm-9": X86, bare.id: X86, ENGINE: X86}, catalog, document))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from host_keys import public_key
 
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
@@ -62,7 +63,7 @@ def test_the_distributions_packages_are_those_of_all_manifests(fleets: Path, cat
 
 def gpu_fleet(folder: Path, copy: str = "", **pool: object) -> Path:
     """The golden fleet with one H100 in place of its pools; ``copy`` is the fleet's own of NVIDIA's repository."""
-    host = {"g": {"address": "198.51.100.9", "ssh_host_key": f"ssh-ed25519 {'A' * 68}"}}
+    host = {"g": {"address": "198.51.100.9", "ssh_host_key": public_key("Gpu")}}
     gpu = {"host_class": "h100-1", "cloud": "static", "model": "openai/gpt-oss-20b", "static": host, **pool}
     artifacts = yaml.safe_load((folder / "golden" / "fleet.yml").read_text())["artifacts"]
     if copy:

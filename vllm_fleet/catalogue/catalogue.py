@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.errors import raise_all as raise_all
 from vllm_fleet.catalogue import engine_locks
 from vllm_fleet.catalogue.engine_locks import Lock
 from vllm_fleet.catalogue.engine_names import EngineNames, read_names
@@ -172,7 +173,7 @@ def load(root: Path | None = None) -> Catalog:
         records_by_name: dict[str, Record] = {}
         for path in sorted(base.glob(pattern)):
             try:
-                document = yaml_document.read(path)
+                document = yaml_document.read_with_errors(path)
                 record = yaml_document.parse(document, model)
             except FleetError as fault:
                 errors.extend([fault, *fault.others])
@@ -203,7 +204,7 @@ def load(root: Path | None = None) -> Catalog:
         ("gpu_errors", GpuErrors),
     ):
         try:
-            documents[name] = yaml_document.read(base / f"{name}.yml")
+            documents[name] = yaml_document.read_with_errors(base / f"{name}.yml")
             singles.append(yaml_document.parse(documents[name], kind))
         except FleetError as fault:
             errors.extend([fault, *fault.others])
@@ -232,13 +233,6 @@ def load(root: Path | None = None) -> Catalog:
         gpu_errors,
         documents,
     )
-
-
-def raise_all(errors: list[FleetError]) -> None:
-    """Raises the first error with the others in it. Does nothing without errors."""
-    if errors:
-        errors[0].others = errors[1:]
-        raise errors[0]
 
 
 @cache

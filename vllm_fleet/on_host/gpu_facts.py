@@ -367,6 +367,7 @@ def read_facts(vendor: str | None = None) -> dict[str, Any]:
     holds for each vendor why its tools list no GPU, see :func:`describe_problem`.
     """
     facts: dict[str, Any] = dict(dict.fromkeys(GPU_FACTS), vendor=None, gpus=[], problems={}, gpu_errors=None, xid=None)
+    host_tools.start_clock()
     readers = {"nvidia": read_nvidia, "amd": read_amd}
     for name in sorted(readers, key=lambda name: (name != vendor, name != "nvidia")):
         gpu_facts, problem = readers[name]()

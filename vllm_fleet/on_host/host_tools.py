@@ -33,7 +33,8 @@ NO_VALUES = frozenset(
     | {"requested functionality has been deprecated"}
 )
 _VERSION = re.compile(r"\d{1,9}(?:\.\d{1,9}){0,7}(?:[-+~.][0-9A-Za-z.+~_-]{0,48})?")
-_began = time.monotonic()
+#: When the time of all tools is over; no limit before :func:`start_clock`.
+_clock = {"ends": float("inf")}
 
 
 class Answer:
@@ -53,6 +54,11 @@ class Answer:
     def ok(self) -> bool:
         """Whether the tool is installed, ended in time and succeeded."""
         return not self.state
+
+
+def start_clock() -> None:
+    """Begins the time of all tools of this program."""
+    _clock["ends"] = time.monotonic() + TOTAL_SECONDS
 
 
 def start_tool(*words: str) -> subprocess.Popen[bytes] | None:
@@ -82,7 +88,8 @@ def wait_for_tool(process: subprocess.Popen[bytes] | None, limit: int = OUTPUT_B
     if process is None:
         return Answer("no_driver")
     now = time.monotonic()
-    ends = min(now + TOOL_SECONDS, max(_began + TOTAL_SECONDS, now + 1))
+    # What has begun gets a second, so that the facts that files tell are not lost with a tool.
+    ends = min(now + TOOL_SECONDS, max(_clock["ends"], now + 1))
     printed, state = _read_output(process, ends, limit)
     if not state:
         try:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from vllm_fleet.schema.recipe import Name, Strict
+from vllm_fleet.schema.recipe import Line, Name, Port, Strict
+
+
+def _has_port(address: str) -> bool:
+    """Whether the port of an address, if it names one, can be a port."""
+    try:
+        return urlsplit(address).port != 0
+    except ValueError:
+        return False
 
 
 class Mirror(Strict):
@@ -20,8 +29,8 @@ class Mirror(Strict):
     host: Name | None = Field(
         default=None, description="A host of the fleet that becomes the mirror, such as gateway-0."
     )
-    port: int = Field(default=8070, gt=0, lt=65536, description="Port of the mirror for files.")
-    distribution: str | None = Field(
+    port: Port = Field(default=8070, description="Port of the mirror for files.")
+    distribution: Line | None = Field(
         default=None,
         description="The distribution whose packages the mirror carries: ID-VERSION_ID of the hosts' /etc/os-release. "
         "Default: packages come from the sources in the hosts' image.",
@@ -31,8 +40,8 @@ class Mirror(Strict):
         description="Further packages to carry, such as the kernel headers that a driver is built for: "
         "linux-headers-6.8.0-79-generic.",
     )
-    registry_port: int | None = Field(
-        default=None, gt=0, lt=65536, description="Port of the mirror for images. Default: it carries no images."
+    registry_port: Port | None = Field(
+        default=None, description="Port of the mirror for images. Default: it carries no images."
     )
     registry: str | None = Field(
         default=None,
@@ -40,7 +49,7 @@ class Mirror(Strict):
         description="host:port of a registry that has every image under its own name. The mirror downloads them from "
         "there; without registry_port the hosts do. Default: the registries in the images' names.",
     )
-    registry_ca_file: str | None = Field(
+    registry_ca_file: Line | None = Field(
         default=None,
         description="PEM file of the CA of that registry, relative to the fleet's folder. Default: no TLS.",
     )
@@ -49,6 +58,9 @@ class Mirror(Strict):
     def _one_place(self) -> Mirror:
         if self.url and self.host:
             raise ValueError("a mirror is either at 'url' or on 'host'")
+        for key, address in (("url", self.url), ("registry", self.registry and f"//{self.registry}")):
+            if address and not _has_port(address):
+                raise ValueError(f"the port of {key!r} is not a number from 1 to 65535")
         if self.distribution and not self.is_there:
             raise ValueError("a mirror that carries packages is at 'url' or on 'host'")
         if self.packages and not self.distribution:

@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from vllm_fleet.base.field_types import Args as Args
 from vllm_fleet.base.field_types import Digest as Digest
 from vllm_fleet.base.field_types import Env as Env
+from vllm_fleet.base.field_types import Line as Line
 from vllm_fleet.base.field_types import Name as Name
 from vllm_fleet.base.field_types import Network as Network
+from vllm_fleet.base.field_types import Port as Port
 from vllm_fleet.base.field_types import PrivateNetwork as PrivateNetwork
 from vllm_fleet.base.field_types import Sha256 as Sha256
 
