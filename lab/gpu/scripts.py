@@ -15,6 +15,12 @@ from lab.gpu.model import Gpus
 from vllm_fleet.on_host import gpu_facts
 
 _NVIDIA_BROKEN_EXIT = 9
+#: ``nvidia-modprobe``: the node of nvidia-uvm, a copy of /dev/null, as the real one creates it with ``-u``.
+NVIDIA_MODPROBE = """\
+for option in "$@"; do
+    [ "$option" != -u ] || [ -e /dev/nvidia-uvm ] || mknod -m 666 /dev/nvidia-uvm c 1 3
+done
+"""
 _RULE = "+" + "-" * 89 + "+"
 
 

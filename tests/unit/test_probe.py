@@ -203,3 +203,26 @@ def test_every_program_that_is_sent_to_hosts_is_there_and_python_3_8_reads_it() 
 def test_what_is_sent_to_hosts_stays_small() -> None:
     assert len(ssh.pack_program("probe")) < 7500
     assert len(ssh.pack_program("probe", "gpu_facts")) < 32000
+
+
+def test_a_host_of_a_system_that_the_roles_do_not_support_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Rocky Linux has no apt: a role would fail halfway, after others had changed the host."""
+    monkeypatch.setattr(probe, "read_system", lambda: "rocky-9.4")
+    (fault,) = probe.check_facts({"systems": ["debian-12", "ubuntu-24.04"]})
+    assert fault["code"] == "wrong_system"
+    assert fault["why"] == "has rocky-9.4, and the roles support debian-12, ubuntu-24.04: use one of those"
+    assert probe.check_facts({"systems": ["rocky-9.4"]}) == []
+    assert probe.check_facts({}) == []
+
+
+def test_a_package_of_another_system_is_no_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [
+        {"role": "r", "kind": "package", "name": "not-there", "systems": ["debian-12"]},
+        {"role": "r", "kind": "package", "name": "not-there-either", "systems": ["ubuntu-24.04"]},
+        {"role": "r", "kind": "package", "name": "nowhere"},
+    ]
+    monkeypatch.setattr(probe, "read_system", lambda: "ubuntu-24.04")
+    report = probe.probe({"items": items})
+    assert [item["what"] for item in report["drift"]] == ["not-there-either", "nowhere"]

@@ -58,6 +58,7 @@ class VetoCode(DocumentedEnum):
     TOO_FEW_CORES = "too_few_cores", "the host has fewer CPU cores than its class needs"
     TOO_LITTLE_MEMORY = "too_little_memory", "the host has less memory than its class needs"
     WRONG_MACHINE = "wrong_machine", "the processor has another architecture"
+    WRONG_SYSTEM = "wrong_system", "the roles do not support the operating system"
     PORT_TAKEN = "port_taken", "another program listens on a port that the plan wants"
     FOREIGN_ACCOUNT = "foreign_account", "the account or the group vllm exists and vllm-fleet did not make it"
     FOREIGN_FILE = "foreign_file", "a file that a role would write exists and vllm-fleet did not make it"

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_fleet.base.versions import version_key
+from vllm_fleet.catalogue import catalogue
 from vllm_fleet.facts import gpu_errors
 from vllm_fleet.facts.states import VetoCode
 from vllm_fleet.on_host.gpu_facts import INTEGRATED
 
 Facts = Mapping[str, Any]
+_ACCELERATORS = {"nvidia": "cuda", "amd": "rocm"}
 _TOOLS = {"nvidia": "nvidia-smi", "amd": "rocm-smi"}
 _INSPECT = "{why}: look for the driver in the kernel's log (dmesg), repair or {install}"
 #: Code -> its text. Programs read the code.
@@ -76,8 +78,8 @@ TEXTS: Mapping[VetoCode, str] = {
         "needs glibc {floor} or newer: it has {version}; use a newer release of the operating system"
     ),
     VetoCode.NO_PYTHON: (
-        "needs Python {wanted}: it has {versions} in /usr/bin; use an image of a distribution that brings one, or "
-        "install it"
+        "needs Python {wanted}: it has {versions} in /usr/bin; {engines}set 'install: docker', use an image of a "
+        "distribution that brings one, or install it"
     ),
     VetoCode.ECC_ERRORS: (
         "has {errors} uncorrected memory errors (ECC): restart the host, and replace the GPU if they return"
@@ -364,7 +366,20 @@ def _system(wanted: Facts, facts: Facts) -> Iterator[Veto]:
         yield _veto(VetoCode.GLIBC_TOO_OLD, floor=floor, version=version or "none")
     pythons, versions = wanted.get("python"), facts.get("python")
     if pythons and versions is not None and not set(pythons) & set(versions):
-        yield _veto(VetoCode.NO_PYTHON, wanted=" or ".join(pythons), versions=", ".join(versions) or "none")
+        fitting = _engines_on(wanted["gpu_vendor"], versions)
+        engines = f"use an engine that runs on it ({', '.join(fitting)}), " if fitting else ""
+        shown = ", ".join(versions) or "none"
+        yield _veto(VetoCode.NO_PYTHON, wanted=" or ".join(pythons), versions=shown, engines=engines)
+
+
+def _engines_on(vendor: str, versions: Sequence[str]) -> list[str]:
+    """The engines of a vendor whose wheels run on one of these versions of Python, the newest first."""
+    fitting = [
+        engine
+        for engine in catalogue.load().engines.values()
+        if engine.wheel and engine.accelerator == _ACCELERATORS[vendor] and set(engine.wheel.python) & set(versions)
+    ]
+    return [engine.id for engine in sorted(fitting, key=lambda engine: version_key(engine.release), reverse=True)]
 
 
 def _partitions(facts: Facts, count: int) -> Iterator[Veto]:

@@ -92,6 +92,11 @@ def baseline_items() -> Iterable[Item]:
     yield directory_item(role, "/var/cache/vllm", "0750", "vllm")
     yield file_item(role, "/etc/sysctl.d/60-vllm-fleet.conf", role_file_sha256(role, "sysctl.conf"))
     yield file_item(role, "/etc/security/limits.d/60-vllm-fleet.conf", role_file_sha256(role, "limits.conf"))
+    for path, name in (
+        ("/etc/needrestart/conf.d/60-vllm-fleet.conf", "needrestart.conf"),
+        ("/etc/apt/apt.conf.d/61vllm-fleet-services", "unattended-upgrades.conf"),
+    ):
+        yield file_item(role, path, role_file_sha256(role, name))
     yield unit_item(role, "systemd-timesyncd.service", enabled=True)
 
 

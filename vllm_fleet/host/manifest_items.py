@@ -128,13 +128,25 @@ def unit_item(role: str, name: str, *, active: bool | None = None, enabled: bool
     return item
 
 
-def package_item(role: str, name: str, version: str | None = None, alternatives: Sequence[str] = ()) -> PackageItem:
-    """A package, or one of its alternatives; None leaves its version open."""
+def package_item(
+    role: str, name: str, version: str | None = None, alternatives: Sequence[str] = (), systems: Sequence[str] = ()
+) -> PackageItem:
+    """A package, or one of its alternatives.
+
+    Args:
+        role: the role that owns it.
+        name: the package.
+        version: its version; None leaves it open.
+        alternatives: packages that do in its place.
+        systems: the systems whose hosts have the item; empty for all.
+    """
     item = PackageItem(role=role, kind="package", name=name)
     if version is not None:
         item["version"] = version
     if alternatives:
         item["alternatives"] = list(alternatives)
+    if systems:
+        item["systems"] = list(systems)
     return item
 
 

@@ -113,7 +113,8 @@ class UnitItem(TypedDict):
 class PackageItem(TypedDict):
     """A Debian package that is installed, or one of its alternatives, at this version where one is given.
 
-    ``*`` in a version matches anything.
+    ``*`` in a version matches anything. ``systems`` limits the item to hosts whose ``ID-VERSION_ID`` in /etc/os-release
+    is one of them.
     """
 
     role: str
@@ -121,6 +122,7 @@ class PackageItem(TypedDict):
     name: str
     version: NotRequired[str]
     alternatives: NotRequired[list[str]]
+    systems: NotRequired[list[str]]
 
 
 class HoldsItem(TypedDict):

@@ -60,6 +60,7 @@ VETO_TEXTS = {
     "too_few_cores": "has %d cores, its class needs %d",
     "too_little_memory": "has %.1f GiB of memory, its class needs %.1f",
     "wrong_machine": "is %s, its class is %s",
+    "wrong_system": "has %s, and the roles support %s: use one of those",
 }
 #: systemd's ActiveState -> state; every other one is a change from one of these to another.
 ACTIVE_STATES = {"inactive": "inactive", "failed": "failed", "active": "active"}
@@ -291,6 +292,16 @@ def check_package(item: items.PackageItem, packages: Mapping[str, tuple[str, boo
     return None
 
 
+def read_system() -> str:
+    """``ID-VERSION_ID`` of /etc/os-release, such as ``debian-12``; empty without such a file."""
+    try:
+        with open("/etc/os-release") as file:
+            pairs = dict(line.strip().split("=", 1) for line in file if "=" in line)
+    except (OSError, ValueError):
+        return ""
+    return "-".join(pairs.get(key, "").strip("\"'") for key in ("ID", "VERSION_ID")).strip("-")
+
+
 def check_holds(item: items.HoldsItem, packages: Mapping[str, tuple[str, bool]]) -> tuple[str, str] | None:
     """Every installed package that matches a pattern is on hold."""
     not_held = [
@@ -348,6 +359,9 @@ def check_facts(facts: Mapping[str, Any]) -> list[dict[str, str]]:
         vetoes["too_little_memory"] = (memory, facts["memory_gib_min"])
     if facts.get("machine") and machine != facts["machine"]:
         vetoes["wrong_machine"] = (machine, facts["machine"])
+    system = read_system()
+    if facts.get("systems") and system not in facts["systems"]:
+        vetoes["wrong_system"] = (system or "an unknown system", ", ".join(facts["systems"]))
     return [{"code": code, "why": VETO_TEXTS[code] % values} for code, values in vetoes.items()]
 
 
@@ -382,7 +396,8 @@ def probe(manifest: Mapping[str, Any]) -> dict[str, Any]:
     Where the manifest names a vendor of GPUs, ``facts`` holds what the host reports about them; the controller judges
     those.
     """
-    wanted = manifest["items"]
+    system = read_system()
+    wanted = [item for item in manifest["items"] if system in item.get("systems", (system,))]
     states = unit_states([item["name"] for item in wanted if item["kind"] == "unit"])
     packages = [item for item in wanted if item["kind"] == "package"]
     names = [name for item in packages for name in (item["name"], *item.get("alternatives", ()))]
