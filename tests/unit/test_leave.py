@@ -167,13 +167,37 @@ def test_packages_of_others_are_not_removed_with_ours(monkeypatch: pytest.Monkey
     assert run.kept[-1] == {"what": "packages haproxy", "why": "without them apt would remove theirs too"}
 
 
+def test_a_folder_that_others_have_linked_the_models_to_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "data"
+    theirs.mkdir()
+    (theirs / "weights").write_text("x")
+    models = tmp_path / "models"
+    models.symlink_to(theirs)
+    monkeypatch.setattr(host_leave, "MODELS", str(models))
+    for name, value in (("PLACES", ()), ("STATE", str(tmp_path / "none"))):
+        monkeypatch.setattr(host_leave, name, value)
+    monkeypatch.setattr(host_leave, "named_files", list)
+    monkeypatch.setattr(host_leave.subprocess, "run", lambda *_, **__: None)
+    run = leaving(monkeypatch, EMPTY)
+    host_leave.delete_files(run)
+    assert (theirs / "weights").exists()
+    assert not models.is_symlink()
+    assert run.kept == [{"what": str(theirs), "why": f"somebody else has linked {models} to it"}]
+
+
 def is_covered(path: str) -> bool:
     """Whether 'leave' removes a file by its name or its place."""
     below = ("/var/lib/vllm/", "/opt/vllm/", "/var/cache/vllm/", "/run/vllm-", "/etc/vllm/", "/srv/vllm-fleet-mirror/")
     return (
         "vllm-fleet" in path
         or path.startswith(below)
-        or any(fnmatch.fnmatchcase(path, pattern) for pattern in host_leave.PLACES)
+        or any(
+            fnmatch.fnmatchcase(str(place), pattern)
+            for place in (path, *Path(path).parents)
+            for pattern in host_leave.PLACES
+        )
     )
 
 

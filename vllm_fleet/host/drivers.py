@@ -264,7 +264,7 @@ def _package_items(role: str, packages: Mapping[tuple[str, ...], Mapping[str, st
     for systems, named in packages.items():
         for name in sorted(named):
             version = named[name]
-            yield package_item(role, name, None if version == ANY_VERSION else version, systems)
+            yield package_item(role, name, None if version == ANY_VERSION else version, systems=systems)
 
 
 def _preferences(repositories: Iterable[Repository], chosen: DriverRelease, *, in_mirror: bool) -> str:

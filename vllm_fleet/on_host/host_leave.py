@@ -23,8 +23,10 @@ from vllm_fleet.on_host import docker_engine, host_record, neighbours
 #: Units that are the toolkit's by their name, in the order in which they stop.
 UNITS = (
     *("vllm@*.service", "vllm-docker@*.service", "vllm-container@*.socket", "vllm-container@*.service"),
-    *("vllm-fetch@*.service", "vllm-firewall.service", "nvidia-cdi.service", "nvidia-uvm.service"),
+    *("vllm-fetch@*.service", "vllm-firewall.service", "nvidia-cdi.service", "vllm-gpu-devices.service"),
     *("vllm-*.timer", "vllm-*.service", "vllm-*.socket"),
+    # Adopted folders: their files stay where they are.
+    "var-lib-vllm-adopted-*.mount",
 )
 #: Services of the distribution that run for the fleet, if the toolkit has brought them.
 SERVICES = ("haproxy.service", "nginx.service", "docker-registry.service", "docker.service")
@@ -32,6 +34,7 @@ SERVICES = ("haproxy.service", "nginx.service", "docker-registry.service", "dock
 PLACES = (
     *("/etc/systemd/system/vllm@.service", "/etc/systemd/system/vllm-*", "/etc/systemd/system/nvidia-cdi.service"),
     *("/etc/systemd/system/vllm@*.service.d", "/etc/systemd/system/*.wants/vllm*"),
+    *("/etc/systemd/system/var-lib-vllm-adopted-*.mount", "/etc/systemd/system/*.wants/var-lib-vllm-adopted-*"),
     *("/usr/local/libexec/vllm-*", "/etc/cdi/nvidia.yaml", "/etc/vllm", "/opt/vllm", "/var/cache/vllm"),
     *("/srv/vllm-fleet-mirror", "/var/log/nginx/vllm-fleet-mirror.log*", "/run/vllm-*"),
 )
@@ -40,6 +43,8 @@ STATE = "/var/lib/vllm"
 MODELS = "/var/lib/vllm/models"
 FOLDER = os.path.dirname(neighbours.RECORD)
 DOCKER_RECORD = FOLDER + "/docker.json"
+#: Where model_store mounts a disk that it has formatted.
+OWN_DISK = "/mnt/vllm-models/"
 MOUNT_UNIT = "mnt-vllm\\x2dmodels.mount"
 TABLE = ("inet", "vllm_fleet")
 #: What the role apt_repository puts before a line of a source that it has switched off, or into a stanza.
@@ -229,7 +234,11 @@ def delete_files(leaving: Leaving) -> None:
     if leaving.keep_models and os.path.isdir(MODELS):
         leaving.keep(MODELS, "--keep-models")
     elif os.path.islink(MODELS):
-        leaving.delete(os.path.realpath(MODELS))
+        folder = os.path.realpath(MODELS)
+        if folder.startswith(OWN_DISK):
+            leaving.delete(folder)
+        else:
+            leaving.keep(folder, "somebody else has linked %s to it" % MODELS)
         leaving.delete(MODELS)
     recorded = [key.split(":", 1)[1] for key in leaving.record["made"] if key.startswith(("file:", "link:"))]
     # On a host without a record the mark in the file decides.

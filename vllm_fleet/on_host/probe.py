@@ -416,7 +416,10 @@ def probe(manifest: Mapping[str, Any]) -> dict[str, Any]:
     facts = manifest.get("facts") or {}
     from vllm_fleet.on_host import neighbours
 
-    report: dict[str, Any] = {"drift": drift, "veto": check_facts(facts) + neighbours.find_conflicts(manifest, drift)}
+    report: dict[str, Any] = {
+        "drift": drift,
+        "veto": check_facts(facts) + neighbours.find_conflicts({**manifest, "items": wanted}, drift),
+    }
     if "gpu_vendor" in facts:
         # Only hosts with GPUs get this module.
         from vllm_fleet.on_host import gpu_facts
