@@ -75,8 +75,8 @@ def refusal(tmp_path: Path, data: dict[str, Any]) -> FleetError:
         ),
         (fleet_of({**RENTED, "hosts": 1.5}), "pools.main.hosts", "valid integer"),
         (fleet_of(RENTED, gateway={"hosts": 1, "port": 65536}), "gateway.port", "less than 65536"),
-        (fleet_of(RENTED, mirror={"url": "http://10.0.0.1:99999"}), "mirror", "the port of 'url'"),
-        (fleet_of(RENTED, mirror={"registry": "10.0.0.1:99999"}), "mirror", "the port of 'registry'"),
+        (fleet_of(RENTED, mirror={"url": "http://10.0.0.1:99999"}), "mirror.url", "is not a host with a port"),
+        (fleet_of(RENTED, mirror={"registry": "10.0.0.1:99999"}), "mirror.registry", "is not a host with a port"),
         (
             fleet_of(RENTED, prices={"as_of": "2026-99-01", "source": "a list", "usd_per_hour": {}}),
             "prices.as_of",
@@ -225,7 +225,7 @@ def test_a_whole_number_with_a_point_becomes_an_integer(tmp_path: Path) -> None:
     [
         ({"user": "-oProxyCommand=x"}, "user", "is not the name of a user"),
         ({"ssh_host_key": "ssh-ed25519 AAAA"}, "ssh_host_key", "is not a whole key"),
-        ({"address": "a\nb"}, "address", "line break"),
+        ({"address": "a\nb"}, "address", "control characters"),
         ({"address": 5}, "address", "valid string"),
         ({"zone": None}, "zone", "valid string"),
         ({"other": 1}, "other", "unknown key"),

@@ -201,8 +201,9 @@ def test_every_program_that_is_sent_to_hosts_is_there_and_python_3_8_reads_it() 
 
 
 def test_what_is_sent_to_hosts_stays_small() -> None:
-    assert len(ssh.pack_program("probe")) < 7500
-    assert len(ssh.pack_program("probe", "gpu_facts")) < 32000
+    sent = ("probe", "docker_engine", "neighbours")
+    assert len(ssh.pack_program(*sent)) < 21000
+    assert len(ssh.pack_program(*sent, "gpu_facts")) < 44000
 
 
 def test_a_host_of_a_system_that_the_roles_do_not_support_is_refused(

@@ -237,7 +237,12 @@ def test_an_authority_stands_in_for_the_keys_of_hosts(tmp_path: Path) -> None:
         ({"ssh_config_file": "a file"}, {}, "access.ssh_config_file", "ssh cannot use the path"),
         ({"ssh_private_key_file": "100%"}, {}, "access.ssh_private_key_file", "Ansible cannot pass the path"),
         ({"bastion": {"address": "bastion"}}, {}, "access.bastion.ssh_host_key", "is missing"),
-        ({"bastion": {**BASTION, "address": "-oProxyCommand=reboot"}}, {}, "access.bastion.address", "match"),
+        (
+            {"bastion": {**BASTION, "address": "-oProxyCommand=reboot"}},
+            {},
+            "access.bastion.address",
+            "neither an IP address nor",
+        ),
         ({"bastion": {**BASTION, "user": "ops;reboot"}}, {}, "access.bastion.user", "match"),
         ({"bastion": {**BASTION, "port": 0}}, {}, "access.bastion.port", "greater"),
         ({}, {"ssh_alias": "-F/tmp/x"}, "pools.h100.static.h100-0.ssh_alias", "match"),
