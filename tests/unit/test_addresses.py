@@ -159,8 +159,18 @@ def test_check_asks_no_resolver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (host("127.0.0.1"), host("10.0.0.4"), "pools.h100.static.gpu-1.address", "loopback"),
         (host("::1"), host("fd00::4"), "pools.h100.static.gpu-1.address", "loopback"),
         (host("10.0.0.4", port=2222), host("10.0.0.4"), "gateway.static.gw-1.address", "both have the address"),
-        (host("10.0.0.5"), host("fd00::4"), "gateway.static.gw-1.address", "no IPv4 address, and gpu-1 has no other"),
-        (host("fd00::5"), host("10.0.0.4"), "gateway.static.gw-1.address", "no IPv6 address, and gpu-1 has no other"),
+        (
+            host("10.0.0.5"),
+            host("fd00::4"),
+            "gateway.static.gw-1.address",
+            "no IPv4 address, the only kind that is known of gpu-1",
+        ),
+        (
+            host("fd00::5"),
+            host("10.0.0.4"),
+            "gateway.static.gw-1.address",
+            "no IPv6 address, the only kind that is known of gpu-1",
+        ),
         (
             host("203.0.113.1", private_address="10.0.0.5"),
             host("203.0.113.2", private_address="10.0.0.5"),

@@ -166,7 +166,7 @@ def _families(known: Sequence[_Known], document: yaml_document.Document) -> Iter
                 names = ", ".join(each.host.name for each in lacking[:3]) + (", ..." if len(lacking) > 3 else "")
                 yield document.error(
                     gateway.at,
-                    f"the gateway has no IPv{version} address, and {names} has no other: their firewalls know the "
-                    "gateway by its address",
+                    f"the gateway has no IPv{version} address, the only kind that is known of {names}: a firewall "
+                    "on each host knows the gateway by its address",
                     "give both an address of one family, or a DNS name that has both",
                 )
