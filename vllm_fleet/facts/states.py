@@ -30,6 +30,7 @@ class DriftState(DocumentedEnum):
     WRONG_VALUE = "wrong_value", "the kernel parameter has another value"
     UNKNOWN_UNIT = "unknown_unit", "systemd does not know the unit"
     NOT_RELOADED = "not_reloaded", "the unit has changed on disk since systemd read it"
+    FOREIGN_DROP_IN = "foreign_drop_in", "a drop-in in /etc or /run that the plan does not have changes the unit"
     INACTIVE = "inactive", "the unit does not run"
     FAILED = "failed", "the unit has failed"
     IN_TRANSITION = "in_transition", "the unit is starting, stopping or reloading"

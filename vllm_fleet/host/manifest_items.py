@@ -98,13 +98,22 @@ def sysctl_item(role: str, name: str, value: str, *, may_be_missing: bool = Fals
     return item
 
 
-def unit_item(role: str, name: str, *, active: bool | None = None, enabled: bool | None = None) -> UnitItem:
-    """A systemd unit; None leaves it open whether it runs or starts with the host."""
+def unit_item(
+    role: str,
+    name: str,
+    *,
+    active: bool | None = None,
+    enabled: bool | None = None,
+    drop_ins: Sequence[str] | None = None,
+) -> UnitItem:
+    """A systemd unit; None leaves it open whether it runs or starts with the host, and which drop-ins it has."""
     item = UnitItem(role=role, kind="unit", name=name)
     if active is not None:
         item["active"] = active
     if enabled is not None:
         item["enabled"] = enabled
+    if drop_ins is not None:
+        item["drop_ins"] = list(drop_ins)
     return item
 
 

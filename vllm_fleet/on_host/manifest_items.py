@@ -86,13 +86,18 @@ class SysctlItem(TypedDict):
 
 
 class UnitItem(TypedDict):
-    """A systemd unit that is loaded as it is on disk, active and enabled. A key that is left out is not checked."""
+    """A systemd unit that is loaded as it is on disk, active and enabled, and that has no other drop-in.
+
+    A key that is left out is not checked. ``drop_ins`` are the paths of the drop-ins in ``/etc`` and ``/run`` that the unit
+    may have; those of packages in ``/usr/lib`` are not checked.
+    """
 
     role: str
     kind: Literal["unit"]
     name: str
     active: NotRequired[bool]
     enabled: NotRequired[bool]
+    drop_ins: NotRequired[list[str]]
 
 
 class PackageItem(TypedDict):
