@@ -266,7 +266,7 @@ def test_drivers_and_a_release_are_rolled_out_batch_by_batch_without_losing_a_re
         lab.variables[name] |= driver_lab.release(lab, name, "the first")
     roles = dict.fromkeys(("needs_vllm_firewall", "needs_vllm_release", "needs_vllm_service"), SERVING)
     needs = {"needs_nvidia_driver": ("gpu-0",), "needs_amd_driver": ("gpu-1",), **roles}
-    groups = {**needs, "needs_gateway": ()}
+    groups = {**needs, "needs_gateway": (), "serving": SERVING, "idle": ()}
     before = [installed(lab, name).splitlines()[-1] for name in SERVING]
     book = paths.root() / "playbooks" / "rollout.yml"
     with Streams() as streams:

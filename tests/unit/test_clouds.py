@@ -14,6 +14,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue as catalogs
 from vllm_fleet.catalogue import rental
 from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.edge import names
 from vllm_fleet.fleet import plan, stack
 from vllm_fleet.reports import recipe_check
 
@@ -232,13 +233,13 @@ def located(tmp_path: Path, more: str = "") -> Path:
 
 
 def test_services_talk_over_private_addresses(tmp_path: Path) -> None:
-    found = stack.locations(plan.load(located(tmp_path)))["main-1"]
+    found = stack.locations(plan.load(located(tmp_path)), names.resolve_names)["main-1"]
     assert (found.address, found.service_address, found.ssh_host_keys) == ("203.0.113.2", "10.0.0.2", (KEY,))
 
 
 def test_a_key_that_a_host_made_itself_stands_in_place_of_the_stack_s(tmp_path: Path) -> None:
     keys = "keys:\n  main-1: [ssh-ed25519 AAAAnew, ssh-ed25519 AAAAold]\n"
-    where = stack.locations(plan.load(located(tmp_path, keys)))
+    where = stack.locations(plan.load(located(tmp_path, keys)), names.resolve_names)
     assert where["main-1"].ssh_host_keys == ("ssh-ed25519 AAAAnew", "ssh-ed25519 AAAAold")
     assert where["main-0"].ssh_host_keys == (KEY,)
 
@@ -253,7 +254,7 @@ def test_a_key_that_a_host_made_itself_stands_in_place_of_the_stack_s(tmp_path: 
 )
 def test_a_wrong_list_of_own_keys(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(FleetError, match=says):
-        stack.locations(plan.load(located(tmp_path, text)))
+        stack.locations(plan.load(located(tmp_path, text)), names.resolve_names)
 
 
 @pytest.mark.parametrize("report", CAPACITY_ERRORS, ids=lambda report: f"{report['cloud']}-{report['error'][:40]}")

@@ -95,6 +95,8 @@ def start(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> Iterator[object]:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(tmp_path / "inventories"))
+    # Every server of these tests is at one loopback address, at which no host could serve another.
+    monkeypatch.setattr(plan.service_addresses, "address_errors", lambda *_: ())
     return tmp_path / "inventories"
 
 

@@ -14,6 +14,7 @@ from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host import container
+from vllm_fleet.host.firewall import Peers
 from vllm_fleet.host.instance_files import instance_files
 from vllm_fleet.host.model_files import ModelFiles
 from vllm_fleet.host.serving_host import ServingHost
@@ -60,10 +61,10 @@ def variables(catalog: Catalog, deployment: Deployment) -> set[str]:
     plan = HostPlan("gpu-0", "serving", "gpu", "static", {}, deployment.host_class, 0, "root", deployment=deployment)
     host = ServingHost(
         plan=plan,
-        location=Location("192.0.2.1", 22, "root", (), "192.0.2.1"),
+        location=Location("192.0.2.1", 22, "root", (), "192.0.2.1", ("192.0.2.1",)),
         deployment=deployment,
         host_class=host_class,
-        gateways=("192.0.2.2",),
+        peers=Peers(("192.0.2.1",), ("192.0.2.2",)),
         model=ModelFiles(Path(), "0123456789ab", {}),
         encodings=(),
         cache_key="0123456789abcdef",

@@ -176,7 +176,7 @@ def test_a_model_without_folder_and_pin_is_an_error(fleets: Path, catalog: Catal
     [
         ({"distribution": "debian-12"}, "is at 'url' or on 'host'"),
         ({"url": "http://a:1", "host": "gateway-0"}, "either at 'url' or on 'host'"),
-        ({"url": "ftp://a"}, "string should match pattern"),
+        ({"url": "ftp://a"}, "is not the URL of a server"),
         ({"url": "http://a:1", "ports": 1}, "Extra inputs|not a key|unknown"),
     ],
 )

@@ -131,7 +131,7 @@ def test_networks_that_are_not_joined_may_have_one_range(tmp_path: Path) -> None
 
 
 def static(address: str) -> dict[str, Any]:
-    return {"static": {"door": {"address": address, "ssh_host_key": KEY}}}
+    return {"plain": True, "static": {"door": {"address": address, "ssh_host_key": KEY}}}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ssh_servers import ADDRESS, Loop
 
 from vllm_fleet import inventory
 from vllm_fleet.base.errors import FleetError
-from vllm_fleet.edge import ssh, ssh_target
+from vllm_fleet.edge import names, ssh, ssh_target
 from vllm_fleet.edge.connection import JumpHosts, NoAnswerError
 from vllm_fleet.fleet import plan, ssh_routes, stack
 from vllm_fleet.inventory import Site
@@ -67,7 +67,7 @@ def test_a_private_host_is_reached_through_a_gateway(
     host = {"address": "10.60.0.9", "id": "i", "user": "ubuntu", "ssh_host_key": KEY, "zone": "us-east-1a"}
     made = {"version": 1, "fleet": "demo", "hosts": {each.name: host for each in found.hosts}}
     (found.directory / "stack.json").write_text(json.dumps(made), encoding="utf-8")
-    where = stack.locations(found)
+    where = stack.locations(found, names.resolve_names)
     assert {where[name].jump for name in ("main-0", "main-1")} == {through}
     assert where["gateway-0"].jump is None
 

@@ -24,9 +24,17 @@ def _name(value: str) -> str:
 def _network(value: str) -> str:
     try:
         ipaddress.ip_network(value)
-    except ValueError as fault:
-        raise ValueError(f"{value!r} is not a network in CIDR form: {fault}") from None
+    except ValueError:
+        raise ValueError(f"{value!r} is not a network in CIDR form{_nearest_network(value)}") from None
     return value
+
+
+def _nearest_network(value: str) -> str:
+    """What to write instead; empty where nothing is near."""
+    try:
+        return f": write {str(ipaddress.ip_network(value.strip('[] '), strict=False))!r}"
+    except ValueError:
+        return ", such as 10.0.0.0/24 or fd00::/64"
 
 
 def _private_network(value: str) -> str:

@@ -19,9 +19,9 @@ from vllm_fleet.cli.output import (
     print_table,
     print_text,
 )
+from vllm_fleet.edge import names, pulumi_cli
 from vllm_fleet.edge import prices as gpuhunt_prices
-from vllm_fleet.edge import pulumi_cli
-from vllm_fleet.fleet import cost, host_plan, replacement, stack
+from vllm_fleet.fleet import cost, host_plan, plain_api, replacement, stack
 from vllm_fleet.fleet import plan as plans
 from vllm_fleet.host import engine_install
 from vllm_fleet.mirror import apt_packages
@@ -79,11 +79,17 @@ def command(
     catalogue.raise_all(list(engine_install.lock_faults(plan, recipes)))
     allowed = list(dict.fromkeys(filter(None, (name.strip() for name in replace_serving.split(",")))))
     bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
-    missing = (*engine_install.unpinned_engines(plan, recipes), *apt_packages.find_missing(plan, recipes))
+    missing = (
+        *engine_install.unpinned_engines(plan, recipes),
+        *apt_packages.find_missing(plan, recipes),
+        *stack.address_errors(plan, names.resolve_names),
+    )
     as_is, changes = _changes(plan, preview or bool(allowed))
     replacement.check(plan, changes, allowed)
     run = replacement.commands(plan, changes, allowed) if allowed else ()
     refused = replacement.refusal(plan, changes, allowed)
+    if warning := plain_api.plain_api_warning(plan.hosts, plan.spec):
+        print_note(f"warning: {warning}")
     if json:
         _print_record(plan, bill, missing, _StackUpdate(as_is, changes, run, refused))
     else:
@@ -117,7 +123,7 @@ def _price_lists(plan: plans.Plan, prices: str) -> list[cost.PriceList]:
 def _changes(plan: plans.Plan, ask_pulumi: bool) -> tuple[str, tuple[replacement.Change, ...]]:
     """What the stack has, in words, and what would change in it."""
     try:
-        stack.locations(plan)
+        stack.check_stack(plan)
         as_is = "the stack has the planned hosts"
     except FleetError as fault:
         as_is = str(fault)

@@ -13,7 +13,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import rental
 from vllm_fleet.catalogue.catalogue import Catalog, raise_all
 from vllm_fleet.catalogue.catalogue import load as load_catalog
-from vllm_fleet.fleet import private_networks, repository_faults, ssh_routes, weights_disk
+from vllm_fleet.fleet import plain_api, private_networks, repository_faults, service_addresses, ssh_routes, weights_disk
 from vllm_fleet.fleet.host_plan import GATEWAY_POOL, HostPlan
 from vllm_fleet.fleet.mirror_faults import mirror_errors
 from vllm_fleet.resolve import image_digest
@@ -106,6 +106,8 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     errors.extend(repository_faults.repository_errors(spec.artifacts.repositories, recipes, document))
     errors.extend(mirror_errors(spec.mirror, [host.name for host in hosts], recipes, document))
     errors.extend(_duplicates(hosts, document))
+    errors.extend(service_addresses.address_errors(hosts, document))
+    errors.extend(plain_api.plain_api_errors(hosts, spec, document))
     errors.extend(_unreachable(hosts, spec, document))
     errors.extend(private_networks.network_errors(hosts, spec.access, document))
     errors.extend(ssh_routes.apart(hosts, spec.access, document))

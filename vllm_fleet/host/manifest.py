@@ -91,8 +91,10 @@ def _engine_items(host: ServingHost) -> Iterable[Item]:
     yield file_item(role, f"{engine}/.complete", text_sha256(f"{deployment.engine_directory_id}\n"))
 
 
-def _firewall_items(rules: str) -> Iterable[Item]:
+def _firewall_items(rules: str, unit_filter: str) -> Iterable[Item]:
     role, unit = "vllm_firewall", "vllm-firewall.service"
+    for template in UNITS.values():
+        yield file_item(role, f"/etc/systemd/system/{template}@.service.d/addresses.conf", text_sha256(unit_filter))
     yield file_item(role, f"/etc/systemd/system/{unit}", role_file_sha256(role, unit))
     yield file_item(role, "/etc/vllm/firewall.nft", text_sha256(rules))
     yield unit_item(role, unit, active=True, enabled=True)
@@ -130,7 +132,7 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
     ]
     items.append(store_item("model_store", host.model_directory, STAMP, host.model.sha256))
     items += container.image_items(host.image) if host.image else _engine_items(host)
-    items += _firewall_items(host.firewall)
+    items += _firewall_items(host.firewall, host.unit_filter)
     items += [
         file_item("vllm_release", f"{RELEASES}/{release.digest}/{name}", text_sha256(text), "0600")
         for name, text in release.files.items()

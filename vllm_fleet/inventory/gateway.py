@@ -19,7 +19,7 @@ def gateway_variables(inputs: FleetInputs) -> tuple[dict[str, Any], tuple[Item, 
         FleetError: the fleet's file of API keys is missing or wrong, or its certificate is missing.
     """
     plan = inputs.plan
-    config = haproxy.haproxy_config(plan.gateway, inputs.backends)
+    config = haproxy.haproxy_config(plan.gateway, inputs.backends, inputs.gateway_addresses)
     keys_document = yaml_document.read(plan.directory / plan.gateway.api_keys_file)
     keys = haproxy.key_digests_text(yaml_document.parse(keys_document, ApiKeys).keys)
     tls = plan.gateway.tls

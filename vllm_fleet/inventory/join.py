@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.catalogue.catalogue import load as load_catalog
+from vllm_fleet.edge import names
 from vllm_fleet.fleet import host_facts
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.plan import load as load_plan
@@ -64,7 +65,7 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
 
 def _inputs(plan: Plan, catalog: Catalog, facts: host_facts.Facts) -> FleetInputs:
     plan = _with_variants(engine_install.with_engine_locks(plan, catalog), facts)
-    where = locations(plan)
+    where = locations(plan, names.resolve_names)
     return FleetInputs(plan, catalog, where, client.describe_mirror(plan, catalog, where), facts)
 
 

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from vllm_fleet.base import paths
+from vllm_fleet.base import addresses, paths
+from vllm_fleet.base.addresses import host_port
 from vllm_fleet.base.errors import InvariantError
 from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host import container, container_toolkit, drivers, engine_install, start_cache
+from vllm_fleet.host.firewall import Peers
 from vllm_fleet.host.instance_files import Release, instance_files
 from vllm_fleet.host.manifest import Manifest, instance_unit, runtime_directory, serving_manifest
 from vllm_fleet.host.serving_host import EncodingFile, ServingHost
@@ -59,13 +62,20 @@ def _serving_host(inputs: FleetInputs, host: HostPlan, driver: drivers.HostDrive
         location=inputs.locations[host.name],
         deployment=deployment,
         host_class=host_class,
-        gateways=inputs.gateway_addresses,
+        peers=_peers(inputs, inputs.locations[host.name]),
         model=model,
         encodings=tuple(_encodings(inputs, deployment)),
         cache_key=start_cache.start_cache_key(deployment, model.revision, host_class.family.arch, version),
         lock=lock,
         image=_image(inputs, host, deployment),
     )
+
+
+def _peers(inputs: FleetInputs, location: Location) -> Peers:
+    own = dict.fromkeys(
+        address for address in (location.service_address, location.address) if addresses.parse_ip(address)
+    )
+    return Peers(tuple(own), inputs.gateway_addresses, tuple(inputs.plan.access.engine_to))
 
 
 def _encodings(inputs: FleetInputs, deployment: Deployment) -> Iterator[EncodingFile]:
@@ -97,6 +107,7 @@ def _service_variables(host: ServingHost, release: Release, manifest: Manifest) 
     files = {**release.files, "manifest.json": manifest.text}
     return {
         "vllm_firewall_rules": host.firewall,
+        "vllm_firewall_unit_filter": host.unit_filter,
         "vllm_release_id": release.digest,
         "vllm_release_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
         "vllm_service_release": release.digest,
@@ -117,5 +128,5 @@ def _gateway_traffic_variables(inputs: FleetInputs, host: HostPlan) -> dict[str,
     own = [backend for backend in inputs.backends if backend.host == host.name]
     return {
         "gateway_traffic_gateways": [gateway.name for gateway in inputs.gateways],
-        "gateway_traffic_servers": [f"{b.host}_{b.instance}={b.address}:{b.port}" for b in own],
+        "gateway_traffic_servers": [f"{b.host}_{b.instance}={host_port(b.address, b.port)}" for b in own],
     }

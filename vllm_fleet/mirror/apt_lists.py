@@ -178,13 +178,19 @@ def apt_list_name(uri: str) -> str:
     return bare.replace("_", "%5f").replace("/", "_")
 
 
-def host_apt_config(sources: str | None) -> str:
-    """The apt configuration of a host: only the sources in the file ``sources``; None keeps the host's own sources."""
+def host_apt_config(sources: str | None, proxy_lines: str = "") -> str:
+    """The apt configuration of a host.
+
+    Args:
+        sources: the file with the only sources to use; None keeps the host's own sources.
+        proxy_lines: the lines that name a proxy.
+    """
     if sources is None:
-        return "// Made by vllm-fleet: this fleet has no mirror of packages.\n"
+        return f"// Made by vllm-fleet: this fleet has no mirror of packages.\n{proxy_lines}"
     return (
         "// Made by vllm-fleet: packages come from the fleet's mirror, and from the sources that its roles add.\n"
         f'Dir::Etc::sourcelist "{sources}";\n'
         'Dir::Etc::sourceparts "/etc/apt/vllm-fleet.sources.d";\n'
         'Acquire::Languages "none";\n'
+        f"{proxy_lines}"
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vllm_fleet.base.addresses import host_port
 from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
@@ -19,6 +20,7 @@ from vllm_fleet.host.host_paths import model_directory
 from vllm_fleet.host.manifest import Manifest
 from vllm_fleet.host.manifest_items import Item, file_item
 from vllm_fleet.host.model_files import ModelFiles, model_files
+from vllm_fleet.host.proxy import HostProxy, host_proxy
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.mirror import apt_lists, host_as_mirror
 from vllm_fleet.mirror.apt_packages import mirrored_distribution
@@ -28,11 +30,12 @@ from vllm_fleet.schema.distribution import Distribution
 
 APT_CONFIG = "/etc/apt/apt.conf.d/60-vllm-fleet"
 APT_SOURCES = "/etc/apt/vllm-fleet.sources"
+PROXY_DROP_IN = "vllm-fleet-proxy.conf"
 
 
 @dataclass(frozen=True)
 class Mirrored:
-    """The mirror that the hosts of a fleet download from; ``url`` is empty for a fleet without a mirror."""
+    """What the hosts of a fleet download from and through; ``url`` is empty for a fleet without a mirror."""
 
     url: str
     host: str | None
@@ -44,18 +47,24 @@ class Mirrored:
     packages: MirroredSystem | None = None
     #: Variables of the role mirror on its host; empty where the mirror is not a host of the fleet.
     served: Mapping[str, Any] = field(default_factory=dict)
+    #: The proxy that the hosts download through, but from the mirror.
+    proxy: HostProxy = field(default_factory=HostProxy)
 
     def variables(self, host: HostPlan) -> dict[str, Any]:
         """The variables that the mirror adds to those of a host's roles."""
         variables: dict[str, Any] = {
             "host_baseline_apt_config": self.apt_config,
             "host_baseline_apt_sources": self.apt_sources,
+            "fleet_proxy_environment": dict(self.proxy.environment),
         }
         if host.name == self.host:
             variables |= self.served
         if host.deployment:
             variables["model_store_local_disks"] = host.rented.local_disks if host.rented else 0
             variables["harmony_encodings_mirror_url"] = self.url and f"{self.url}/encodings"
+            variables["model_store_proxy"] = self.proxy.drop_in
+        if host.deployment and host.deployment.install == "docker":
+            variables["container_engine_proxy"] = self.proxy.drop_in
         if host.deployment and host.deployment.install == "wheel":
             variables["vllm_engine_index_url"] = self.url and f"{self.url}/wheels/simple"
         return variables
@@ -71,11 +80,22 @@ class Mirrored:
                 file_item(
                     role, "/etc/systemd/system/vllm-fetch@.service", role_file_sha256(role, "vllm-fetch@.service")
                 ),
+                file_item(
+                    role, f"/etc/systemd/system/vllm-fetch@.service.d/{PROXY_DROP_IN}", text_sha256(self.proxy.drop_in)
+                ),
                 file_item(role, "/usr/local/libexec/vllm-fetch", role_file_sha256(role, "vllm-fetch"), "0755"),
             ]
+        if host.deployment and host.deployment.install == "docker":
+            items += self._docker_items()
         if host.name == self.host:
             items += host_as_mirror.manifest_items(self.served)
         return replace(manifest, items=(*manifest.items, *items))
+
+    def _docker_items(self) -> Iterator[Item]:
+        role, digest = "container_engine", text_sha256(self.proxy.drop_in)
+        yield file_item(role, f"/etc/systemd/system/docker.service.d/{PROXY_DROP_IN}", digest)
+        # The role writes it when the daemon has started with the drop-in.
+        yield file_item(role, "/etc/docker/vllm-fleet-proxy.loaded", text_sha256(f"{digest}\n"))
 
 
 def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
@@ -90,19 +110,41 @@ def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location])
         FleetError: a host of the fleet is its mirror, and the mirror of this machine lacks some of its parts.
     """
     spec = plan.spec.mirror
-    if not spec.is_there:
-        return Mirrored("", None, apt_lists.host_apt_config(None), "")
-    url = spec.url or f"http://{where[str(spec.host)].service_address}:{spec.port}"
+    url = spec.url or (f"http://{host_port(where[spec.host].service_address, spec.port)}" if spec.host else "")
     at = re.match(r"https?://(\[[^\]]*\]|[^:/]+)", url)
+    proxy = host_proxy(plan.spec.proxy, _hosts_inside(plan, where, at[1] if at else None))
+    if not spec.is_there:
+        return Mirrored("", None, apt_lists.host_apt_config(None, proxy.apt_config), "", proxy=proxy)
     registry = f"{at[1]}:{spec.registry_port}" if at and spec.registry_port else None
     chosen = mirrored_distribution(plan, catalog)
     local = apt_sources(chosen, f"file:{host_as_mirror.DIRECTORY}") if chosen else ""
-    serving = host_as_mirror.role_variables(plan, catalog, spec.port, local, registry) if spec.host else {}
+    serving = (
+        host_as_mirror.role_variables(plan, catalog, _listen(where[spec.host], spec.port), local, registry)
+        if spec.host
+        else {}
+    )
+    apt_config = apt_lists.host_apt_config(APT_SOURCES if chosen else None, proxy.apt_config)
     if chosen is None:
-        return Mirrored(url, spec.host, apt_lists.host_apt_config(None), "", registry, None, serving)
+        return Mirrored(url, spec.host, apt_config, "", registry, None, serving, proxy)
     sources = apt_sources(chosen, url)
     system = MirroredSystem(chosen[0], f"{url}/{apt_lists.distribution_folder(chosen[0])}")
-    return Mirrored(url, spec.host, apt_lists.host_apt_config(APT_SOURCES), sources, registry, system, serving)
+    return Mirrored(url, spec.host, apt_config, sources, registry, system, serving, proxy)
+
+
+def _listen(host: Location, port: int) -> str:
+    """Where nginx listens on the mirror: for IPv4, and for IPv6 too if the others reach the host by it."""
+    return f"[::]:{port} ipv6only=off" if ":" in host.service_address else str(port)
+
+
+def _hosts_inside(plan: Plan, where: Mapping[str, Location], mirror_host: str | None) -> Iterator[str]:
+    """The hosts that no proxy is asked for: the gateways, the mirror, and the fleet's own registry."""
+    for host in plan.hosts:
+        if host.kind == "gateway":
+            yield from dict.fromkeys((where[host.name].address, *where[host.name].connect_from))
+    if mirror_host:
+        yield mirror_host.strip("[]")
+    if plan.spec.mirror.registry:
+        yield plan.spec.mirror.registry.rpartition(":")[0].strip("[]")
 
 
 def apt_sources(chosen: tuple[str, Distribution], base: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from vllm_fleet.base.addresses import host_port
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.mirror import image_store, nginx_config
@@ -39,10 +40,10 @@ def serve_until_ended(store: Store, plan: Plan) -> None:
             "serve the directory with your own web server",
         )
     with tempfile.TemporaryDirectory(prefix="vllm-fleet-mirror-") as state:
-        programs = [("nginx", start_nginx(store, f"{parts.hostname}:{parts.port or 80}", Path(state)))]
+        programs = [("nginx", start_nginx(store, host_port(str(parts.hostname), parts.port or 80), Path(state)))]
         try:
             if mirror.registry_port:
-                listen = f"{parts.hostname}:{mirror.registry_port}"
+                listen = host_port(str(parts.hostname), mirror.registry_port)
                 programs.append(("docker-registry", start_registry(store, listen, Path(state))))
             name, code = _first_to_end(programs)
         finally:

@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from vllm_fleet.base.addresses import HostAddress
 from vllm_fleet.schema.cloud import Prices
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror
 from vllm_fleet.schema.mirror import Mirror
+from vllm_fleet.schema.proxy import Proxy
 from vllm_fleet.schema.recipe import (
     Affinity,
     Args,
@@ -44,7 +46,9 @@ _PUBLIC_KEY = r"^(ssh-ed25519|ecdsa-sha2-\S+|ssh-rsa) \S+"
 class StaticHost(Strict):
     """A host that exists already."""
 
-    address: str = Field(description="Name or address at which the controller reaches the host.")
+    address: HostAddress = Field(
+        description="IPv4 address, IPv6 address or DNS name at which the controller reaches the host by SSH."
+    )
     port: int = Field(default=22, gt=0, lt=65536, description="Port of its SSH server.")
     ssh_host_key: str | None = Field(
         default=None,
@@ -53,6 +57,10 @@ class StaticHost(Strict):
         "access.ssh_host_authorities need none.",
     )
     user: str | None = Field(default=None, description="Who logs in. Default: access.ssh_user.")
+    private_address: HostAddress | None = Field(
+        default=None,
+        description="Address of one of its interfaces, at which other hosts of the fleet reach it. Default: address.",
+    )
     ssh_alias: str | None = Field(
         default=None,
         pattern=_SSH_NAME,
@@ -125,17 +133,30 @@ class Gateway(Strict):
         description="'prefix' sends requests with the same beginning to the same host, whose cache has it.",
     )
     port: int = Field(default=8080, gt=0, lt=65536, description="Port of the API.")
-    tls: Tls | None = Field(default=None, description="Default: the API is served without TLS.")
+    tls: Tls | None = Field(
+        default=None, description="Default: the API is served without TLS, at private addresses only."
+    )
+    plain: bool = Field(
+        default=False,
+        description="True: the API is served without TLS at public addresses too, where everyone on the way can read "
+        "the API keys. For gateways behind a load balancer that ends TLS.",
+    )
     api_keys_file: str = Field(
         default="api-keys.yml",
         description="File with the digests of the API keys, relative to the fleet's folder: name -> 'sha256:<hex>'.",
     )
 
+    @model_validator(mode="after")
+    def _tls_or_plain(self) -> Gateway:
+        if self.tls and self.plain:
+            raise ValueError("is either with 'tls' or 'plain'")
+        return self
+
 
 class Bastion(Strict):
     """A host that SSH passes through on its way to the hosts of a fleet."""
 
-    address: str = Field(pattern=_SSH_NAME, description="Name or address at which the controller reaches the bastion.")
+    address: HostAddress = Field(description="Name or address at which the controller reaches the bastion.")
     port: int = Field(default=22, gt=0, lt=65536, description="Port of its SSH server.")
     user: str | None = Field(
         default=None, pattern=_SSH_USER, description="Who logs in there. Default: access.ssh_user, or root."
@@ -148,6 +169,11 @@ class Access(Strict):
 
     ssh_from: list[Network] = Field(default=[], description="Networks that may open SSH, in CIDR form.")
     api_from: list[Network] = Field(default=[], description="Networks that may open the API, in CIDR form.")
+    engine_to: list[Network] = Field(
+        default=[],
+        description="Networks that vLLM may connect to besides the gateways, such as those of a trace collector or a "
+        "tool server, in CIDR form. A firewall on the hosts refuses all others.",
+    )
     ssh_user: str | None = Field(
         default=None, description="Who logs in. Default: root, or the user of the cloud's image."
     )
@@ -235,6 +261,9 @@ class Fleet(Strict):
     mirror: Mirror = Field(
         default_factory=Mirror, description="Where the hosts download from. Default: from the origins."
     )
+    proxy: Proxy | None = Field(
+        default=None, description="The HTTP proxy through which the hosts download. Default: they connect directly."
+    )
     protect: bool = Field(
         default=True, description="Rented hosts and volumes cannot be deleted or replaced until this is false."
     )
@@ -250,9 +279,9 @@ class ApiKeys(Strict):
 class StackHost(Strict):
     """One host as the stack made it."""
 
-    address: str
+    address: HostAddress
     #: Where the other hosts of the fleet reach it; the same as ``address`` unless given.
-    private_address: str | None = None
+    private_address: HostAddress | None = None
     id: str
     user: str
     ssh_host_key: str = Field(pattern=r"^\S+ \S+")

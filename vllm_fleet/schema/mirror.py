@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from vllm_fleet.base.addresses import parse_host_port, parse_http_url
 from vllm_fleet.schema.recipe import Name, Strict
 
 
 class Mirror(Strict):
     """The only place that hosts download from: wheels, models, vocabularies, packages, images."""
 
-    url: str | None = Field(
+    url: Annotated[str, AfterValidator(parse_http_url)] | None = Field(
         default=None,
-        pattern=r"^https?://[\w.:\[\]-]+[^/]$",
         description="A mirror that is served already, by 'vllm-fleet mirror --serve' or by you.",
     )
     host: Name | None = Field(
@@ -34,9 +34,8 @@ class Mirror(Strict):
     registry_port: int | None = Field(
         default=None, gt=0, lt=65536, description="Port of the mirror for images. Default: it carries no images."
     )
-    registry: str | None = Field(
+    registry: Annotated[str, AfterValidator(parse_host_port)] | None = Field(
         default=None,
-        pattern=r"^[a-zA-Z0-9.-]+:\d{1,5}$",
         description="host:port of a registry that has every image under its own name. The mirror downloads them from "
         "there; without registry_port the hosts do. Default: the registries in the images' names.",
     )
