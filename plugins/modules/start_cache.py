@@ -129,7 +129,8 @@ def as_account(user: int, group: int, work: Callable[[], None]) -> None:
             resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
             work()
             answer: list[str] = []
-        except BaseException as fault:  # noqa: BLE001 - the parent reports it; nothing may return into its code
+        except BaseException as fault:
+            # The parent reports it; nothing may return into its code.
             answer = [str(fault) or type(fault).__name__]
         with os.fdopen(writer, "w") as channel:
             json.dump(answer, channel)
@@ -150,10 +151,10 @@ def open_regular(path: str) -> IO[bytes]:
     Raises:
         OSError: it is not a regular file.
     """
-    file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
     raise OSError(f"{path} is not a regular file")
 
 
@@ -259,16 +260,21 @@ def write_archive(path: str, raw: IO[bytes]) -> None:
     Raises:
         ValueError: it holds more than a cache may.
     """
-    total = 0
     with gzip.GzipFile("", "wb", LEVEL, raw, mtime=0) as packed:
-        with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for number, name in enumerate(names_below(path), 1):
-                entry = member(path, name)
-                if entry:
-                    total += entry[0].size
-                    check_limits(number, total)
-                    tar.addfile(entry[0], io.BytesIO(entry[1]))
+        write_members(path, packed)
     raw.flush()
+
+
+def write_members(path: str, stream: gzip.GzipFile) -> None:
+    """Writes a directory as a tar file."""
+    total = 0
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for number, name in enumerate(names_below(path), 1):
+            entry = member(path, name)
+            if entry:
+                total += entry[0].size
+                check_limits(number, total)
+                tar.addfile(entry[0], io.BytesIO(entry[1]))
 
 
 def check_limits(entries: int, total: int) -> None:

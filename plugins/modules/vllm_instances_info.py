@@ -101,7 +101,9 @@ def read_loaded(directory: str) -> str:
     is read.
     """
     try:
-        with open(os.open(os.path.join(directory, "loaded"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        with open(
+            os.open(os.path.join(directory, "loaded"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb"
+        ) as file:
             return file.read(4096).decode("utf-8", "replace").strip()
     except OSError:
         return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from vllm_fleet.host.manifest_items import (
     link_item,
     package_item,
     store_item,
+    table_item,
     traffic_item,
     unit_item,
     user_item,
@@ -31,6 +32,9 @@ from vllm_fleet.host.serving_host import ServingHost
 RELEASES = "/opt/vllm/releases"
 CURRENT = "/opt/vllm/current"
 STAMP = ".verified.json"
+FIREWALL_RULES = "/etc/vllm/firewall.nft"
+#: The drop-in of HAProxy.
+GATEWAY_DROP_IN = "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf"
 #: The unit of each install form; the part after the @ is the instance.
 UNITS = {"wheel": "vllm", "docker": "vllm-docker"}
 
@@ -96,11 +100,25 @@ def _firewall_items(rules: str, unit_filter: str) -> Iterable[Item]:
     for template in UNITS.values():
         yield file_item(role, f"/etc/systemd/system/{template}@.service.d/addresses.conf", text_sha256(unit_filter))
     yield file_item(role, f"/etc/systemd/system/{unit}", role_file_sha256(role, unit))
-    yield file_item(role, "/etc/vllm/firewall.nft", text_sha256(rules))
-    yield unit_item(role, unit, active=True, enabled=True)
+    path = "/etc/systemd/system/nftables.service.d/vllm-fleet.conf"
+    yield file_item(role, path, role_file_sha256(role, "nftables.service.d.conf"))
+    yield file_item(role, FIREWALL_RULES, text_sha256(rules))
+    yield unit_item(role, unit, active=True, enabled=True, drop_ins=())
+    yield table_item(role, "inet vllm_fleet", FIREWALL_RULES)
 
 
-def _service_items(install: str, release: instance_files.Release) -> Iterable[Item]:
+def instance_drop_ins(install: str, items: Iterable[Item]) -> list[str]:
+    """The drop-ins in /etc of the units of instances, among the items of a manifest.
+
+    Args:
+        install: the install form, ``wheel`` or ``docker``.
+        items: the items.
+    """
+    folder = f"/etc/systemd/system/{UNITS[install]}@.service.d/"
+    return [item["path"] for item in items if item["kind"] == "file" and item["path"].startswith(folder)]
+
+
+def _service_items(install: str, release: instance_files.Release, drop_ins: Sequence[str]) -> Iterable[Item]:
     role = "vllm_service"
     for path, name, mode in (
         ("/etc/systemd/system/vllm@.service", "vllm@.service", "0644"),
@@ -111,7 +129,7 @@ def _service_items(install: str, release: instance_files.Release) -> Iterable[It
         yield file_item(role, path, role_file_sha256(role, name), mode)
     yield link_item(role, CURRENT, f"releases/{release.digest}")
     for instance in release.instances:
-        yield unit_item(role, instance_unit(install, instance.name), active=True, enabled=True)
+        yield unit_item(role, instance_unit(install, instance.name), active=True, enabled=True, drop_ins=drop_ins)
         loaded = f"{runtime_directory(instance.name)}/loaded"
         yield FileItem(role=role, kind="file", path=loaded, sha256=text_sha256(instance.loaded))
 
@@ -137,7 +155,7 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
         file_item("vllm_release", f"{RELEASES}/{release.digest}/{name}", text_sha256(text), "0600")
         for name, text in release.files.items()
     ]
-    items += _service_items(deployment.install, release)
+    items += _service_items(deployment.install, release, instance_drop_ins(deployment.install, items))
     facts = wanted_facts(host.host_class, host.required_facts)
     return Manifest(host.plan.name, tuple(items), facts)
 
@@ -165,12 +183,8 @@ def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Ite
         package_item(role, "haproxy"),
         file_item(role, "/etc/haproxy/haproxy.cfg", text_sha256(config), "0640", "haproxy"),
         file_item(role, haproxy.API_KEYS, text_sha256(keys), "0640", "haproxy"),
-        file_item(
-            role,
-            "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf",
-            role_file_sha256(role, "haproxy.service.d.conf"),
-        ),
-        unit_item(role, "haproxy.service", active=True, enabled=True),
+        file_item(role, GATEWAY_DROP_IN, role_file_sha256(role, "haproxy.service.d.conf")),
+        unit_item(role, "haproxy.service", active=True, enabled=True, drop_ins=[GATEWAY_DROP_IN]),
         traffic_item(role, haproxy.ADMIN_SOCKET),
     ]
     if certificate:

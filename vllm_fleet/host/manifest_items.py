@@ -15,6 +15,7 @@ from vllm_fleet.on_host.manifest_items import (
     PackageItem,
     StoreItem,
     SysctlItem,
+    TableItem,
     TrafficItem,
     UnitItem,
     UserItem,
@@ -43,6 +44,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     ),
     "holds": ("nvidia_driver", "amd_driver"),
     "traffic": ("gateway",),
+    "table": ("vllm_firewall",),
 }
 
 
@@ -135,6 +137,11 @@ def traffic_item(role: str, path: str) -> TrafficItem:
     return TrafficItem(role=role, kind="traffic", path=path)
 
 
+def table_item(role: str, name: str, rules: str) -> TableItem:
+    """A table of nftables by its family and name, and the file that makes it."""
+    return TableItem(role=role, kind="table", name=name, rules=rules)
+
+
 __all__ = [
     "KINDS",
     "OWNERS",
@@ -149,6 +156,7 @@ __all__ = [
     "package_item",
     "store_item",
     "sysctl_item",
+    "table_item",
     "traffic_item",
     "unit_item",
     "user_item",

@@ -88,8 +88,8 @@ class SysctlItem(TypedDict):
 class UnitItem(TypedDict):
     """A systemd unit that is loaded as it is on disk, active and enabled, and that has no other drop-in.
 
-    A key that is left out is not checked. ``drop_ins`` are the paths of the drop-ins in ``/etc`` and ``/run`` that the unit
-    may have; those of packages in ``/usr/lib`` are not checked.
+    A key that is left out is not checked. ``drop_ins`` are the paths of the drop-ins in ``/etc`` and ``/run`` that the
+    unit may have; those of packages in ``/usr/lib`` are not checked.
     """
 
     role: str
@@ -126,6 +126,18 @@ class TrafficItem(TypedDict):
     path: str
 
 
+class TableItem(TypedDict):
+    """A table of nftables that the kernel has loaded just as its file makes it.
+
+    ``name`` is its family and name, ``rules`` the path of the file. The file has an item of its own.
+    """
+
+    role: str
+    kind: Literal["table"]
+    name: str
+    rules: str
+
+
 Item = (
     FileItem
     | DirectoryItem
@@ -138,4 +150,5 @@ Item = (
     | PackageItem
     | HoldsItem
     | TrafficItem
+    | TableItem
 )

@@ -42,6 +42,8 @@ TEXTS = {
     "unknown_unit": "is not known to systemd",
     "not_reloaded": "was changed on disk since systemd read it",
     "foreign_drop_in": "is changed by %s",
+    "not_loaded": "is not loaded",
+    "other_rules": "has other rules than %s",
     "inactive": "is %s (%s)",
     "failed": "is %s (%s)",
     "in_transition": "is %s (%s)",
@@ -207,7 +209,7 @@ def unit_states(names: list[str]) -> dict[str, dict[str, str]]:
 
 
 def check_unit(item: items.UnitItem, states: Mapping[str, Mapping[str, str]]) -> tuple[str, str] | None:
-    """A unit that systemd knows and has loaded as it is on disk: active, enabled, drop-ins as far as the item has them."""
+    """A unit that systemd has loaded as it is on disk: active, enabled, drop-ins, as far as the item has them."""
     state = states.get(item["name"], {})
     if state.get("LoadState") != "loaded":
         return differs("unknown_unit")
@@ -290,6 +292,21 @@ def check_image(item: items.ImageItem) -> tuple[str, str] | None:
     return None
 
 
+def check_table(item: items.TableItem) -> tuple[str, str] | None:
+    """A table of nftables as its file makes it in an empty network namespace, without counters."""
+    listing = ["/usr/sbin/nft", "--stateless", "list", "table", *item["name"].split()]
+    fresh = ["unshare", "--net", "sh", "-c", '/usr/sbin/nft -f "$0" && exec "$@"', item["rules"], *listing]
+    try:
+        loaded, planned = [subprocess.run(command, capture_output=True, text=True) for command in (listing, fresh)]
+    except FileNotFoundError as fault:
+        return differs("no_tool", fault.filename)
+    if loaded.returncode:
+        return differs("not_loaded")
+    if planned.returncode or loaded.stdout != planned.stdout:
+        return differs("other_rules", item["rules"])
+    return None
+
+
 def check_facts(facts: Mapping[str, Any]) -> list[dict[str, str]]:
     """What a host must be before a run touches it: a veto ``{code, why}`` for each fact that differs."""
     cores = len(os.sched_getaffinity(0))
@@ -326,6 +343,7 @@ def checks_by_kind(
         "package": lambda item: check_package(item, packages),
         "holds": lambda item: check_holds(item, packages),
         "traffic": check_traffic,
+        "table": check_table,
     }
 
 
