@@ -149,6 +149,22 @@ def test_kernel_parameters() -> None:
             {"active": False},
             ("active", "is active (running)"),
         ),
+        (
+            {
+                "LoadState": "loaded",
+                "DropInPaths": "/etc/u.d/own.conf /usr/lib/u.d/a.conf /run/u.d/z.conf /etc/u.d/y.conf",
+            },
+            {"drop_ins": ["/etc/u.d/own.conf"]},
+            ("foreign_drop_in", "is changed by /etc/u.d/y.conf, /run/u.d/z.conf"),
+        ),
+        # systemd separates paths by blanks, and a name may hold one.
+        (
+            {"LoadState": "loaded", "DropInPaths": "/etc/u.d/own.conf and.conf"},
+            {"drop_ins": ["/etc/u.d/own.conf"]},
+            ("foreign_drop_in", "is changed by and.conf"),
+        ),
+        ({"LoadState": "loaded", "DropInPaths": "/etc/u.d/own.conf"}, {"drop_ins": ["/etc/u.d/own.conf"]}, None),
+        ({"LoadState": "loaded", "DropInPaths": "/etc/u.d/any.conf"}, {}, None),
         ({"LoadState": "loaded", "UnitFileState": "disabled"}, {"enabled": True}, ("not_enabled", "is disabled")),
         ({"LoadState": "loaded", "UnitFileState": ""}, {"enabled": True}, ("not_enabled", "is not enabled")),
         ({"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}, {"active": True}, None),
