@@ -107,7 +107,9 @@ def test_rules_that_were_flushed_are_drift_and_come_back_without_a_restart(servi
 def test_a_drop_in_that_undoes_the_sandbox_is_drift_by_name_and_removed(serving: ServingHost, folder: str) -> None:
     path, before = f"{folder}/vllm@.service.d/override.conf", serving.started()
     serving.on(f"mkdir -p {folder}/vllm@.service.d && printf '[Service]\\nNoNewPrivileges=no\\n' > {path}")
-    assert [state for _, state, _ in serving.drift()] == ["not_reloaded"]
+    # Until it is told to reload, systemd knows the folders that it has read, and uses nothing of a new one.
+    known = folder.startswith("/etc")
+    assert [state for _, state, _ in serving.drift()] == (["not_reloaded"] if known else [])
     serving.on("systemctl daemon-reload && systemctl restart vllm@0")
     assert serving.on("systemctl show --value --property=NoNewPrivileges vllm@0") == "no"
     assert serving.drift() == [("vllm@0.service", "foreign_drop_in", f"is changed by {path}")]

@@ -91,6 +91,7 @@ def baseline_items() -> Iterable[Item]:
 def _engine_items(host: ServingHost) -> Iterable[Item]:
     role, engine, deployment = "vllm_engine", host.engine_directory, host.deployment
     yield from (package_item(role, name) for name in deployment.packages)
+    yield directory_item(role, host_paths.ENGINES, "0755")
     yield FileItem(role=role, kind="file", path=f"{engine}/bin/vllm", mode="0555")
     yield file_item(role, f"{engine}/.complete", text_sha256(f"{deployment.engine_directory_id}\n"))
 
@@ -102,6 +103,7 @@ def _firewall_items(rules: str, unit_filter: str) -> Iterable[Item]:
     yield file_item(role, f"/etc/systemd/system/{unit}", role_file_sha256(role, unit))
     path = "/etc/systemd/system/nftables.service.d/vllm-fleet.conf"
     yield file_item(role, path, role_file_sha256(role, "nftables.service.d.conf"))
+    yield directory_item(role, str(Path(FIREWALL_RULES).parent), "0755")
     yield file_item(role, FIREWALL_RULES, text_sha256(rules))
     yield unit_item(role, unit, active=True, enabled=True, drop_ins=())
     yield table_item(role, "inet vllm_fleet", FIREWALL_RULES)
@@ -151,6 +153,7 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
     items.append(store_item("model_store", host.model_directory, STAMP, host.model.sha256))
     items += container.image_items(host.image) if host.image else _engine_items(host)
     items += _firewall_items(host.firewall, host.unit_filter)
+    items += [directory_item("vllm_release", path, "0755") for path in (RELEASES, f"{RELEASES}/{release.digest}")]
     items += [
         file_item("vllm_release", f"{RELEASES}/{release.digest}/{name}", text_sha256(text), "0600")
         for name, text in release.files.items()

@@ -30,7 +30,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
         *("vllm_engine", "container_engine"),
         *("vllm_firewall", "vllm_release", "vllm_service", "gateway", "mirror"),
     ),
-    "directory": ("host_baseline", "harmony_encodings"),
+    "directory": ("host_baseline", "harmony_encodings", "vllm_engine", "vllm_firewall", "vllm_release"),
     "link": ("vllm_service",),
     "store": ("model_store", "mirror"),
     "image": ("vllm_image",),
