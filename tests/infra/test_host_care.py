@@ -16,7 +16,7 @@ from engine_host import EngineHost
 from lab.rootfs import File, write_files
 from vllm_fleet.base import paths
 from vllm_fleet.edge import ssh
-from vllm_fleet.host.manifest_items import Item, table_item, unit_item
+from vllm_fleet.host.manifest_items import Item, directory_item, table_item, unit_item
 from vllm_fleet.mirror import apt_lists
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
@@ -27,6 +27,7 @@ ITEMS = (
     table_item("vllm_firewall", "inet vllm_fleet", "/etc/vllm/firewall.nft"),
     unit_item("vllm_service", "vllm@0.service", active=True, enabled=True, drop_ins=(ADDRESSES,)),
 )
+FOLDERS = (("vllm_release", "/opt/vllm/releases"), ("vllm_firewall", "/etc/vllm"))
 ROLES = ("vllm_firewall", "vllm_release", "vllm_service")
 TABLE = "/usr/sbin/nft list table inet vllm_fleet"
 
@@ -82,6 +83,23 @@ def test_a_host_as_the_roles_leave_it_has_no_drift_and_a_second_run_changes_noth
     assert serving.drift() == []
     code, counts, said = serving.play(*ROLES)
     assert (code, counts["changed"]) == (0, 0), said
+
+
+def test_nobody_but_root_writes_what_root_and_vllm_run(serving: ServingHost) -> None:
+    """Also not vllm: it owns its caches, which only its own processes read, and its directory under /run."""
+    places = "/opt/vllm /etc/vllm /etc/systemd/system /usr/local/libexec /var/lib/vllm"
+    writable = "-perm /022 -a ! -type l -o ! -user root -o ! -group root"
+    assert serving.on(f"find {places} -xdev \\( {writable} \\) -printf '%p %M %u\\n'") == ""
+    assert serving.on("stat --format=%a /opt/vllm/current/0.yaml /opt/vllm/current/0.env").split() == ["600", "600"]
+    serving.on("chmod 0777 /opt/vllm/releases /etc/vllm")
+    items = [directory_item(role, path, "0755") for role, path in FOLDERS]
+    assert [(what, state) for what, state, _ in serving.drift(*items)] == [
+        ("/opt/vllm/releases", "wrong_mode"),
+        ("/etc/vllm", "wrong_mode"),
+    ]
+    code, _, said = serving.play("vllm_firewall", "vllm_release")
+    assert code == 0, said
+    assert serving.drift(*items) == []
 
 
 @pytest.mark.parametrize("action", ["start", "restart", "reload", "stop"])

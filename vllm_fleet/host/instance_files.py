@@ -23,7 +23,7 @@ from vllm_fleet.resolve.deployment import Deployment
 #: How long a start may take before it counts as failed: weights, compilation and CUDA graphs of a large model.
 START_TIMEOUT_SECONDS = 3600
 #: The processes of an instance are on one host, so they meet at its loopback. A recipe may set other values. The
-#: rendezvous of PyTorch listens on all addresses whatever these say (vllm-project/vllm#15987, NVIDIA/nccl#965, read on
+#: rendezvous of PyTorch listens on all addresses in some builds (vllm-project/vllm#15987, NVIDIA/nccl#965, read on
 #: 2026-11-28): the firewall closes its port.
 LOOPBACK_ENV: Mapping[str, str] = {
     "VLLM_HOST_IP": "127.0.0.1",
