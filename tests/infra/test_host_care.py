@@ -6,6 +6,7 @@ import base64
 import fcntl
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import driver_lab
@@ -83,6 +84,18 @@ def test_a_host_as_the_roles_leave_it_has_no_drift_and_a_second_run_changes_noth
     assert serving.drift() == []
     code, counts, said = serving.play(*ROLES)
     assert (code, counts["changed"]) == (0, 0), said
+
+
+def test_the_account_packs_and_unpacks_the_start_cache(serving: ServingHost) -> None:
+    cache = serving.variables["vllm_start_cache_path"]
+    record = Path(serving.variables["vllm_start_cache_store"]) / f"{Path(cache).name}.json"
+    assert json.loads(record.read_text(encoding="utf-8"))["host"] == "gpu-0"
+    serving.on(f"systemctl stop vllm@0 && rm -r {cache}")
+    code, _, said = serving.play("vllm_service")
+    assert code == 0, said
+    assert "with the cache of gpu-0" in said
+    assert serving.on(f"stat --format='%U %G %a' {cache}") == "vllm vllm 750"
+    assert serving.drift() == []
 
 
 def test_nobody_but_root_writes_what_root_and_vllm_run(serving: ServingHost) -> None:
