@@ -22,10 +22,10 @@ from vllm_fleet.resolve.deployment import Deployment
 
 #: How long a start may take before it counts as failed: weights, compilation and CUDA graphs of a large model.
 START_TIMEOUT_SECONDS = 3600
-#: The processes of an instance are on one host, so they meet at its loopback; a recipe may set other values. vLLM 0.32.0
-#: for CPUs on a host whose name has its address: 15 ports of the worker there without them, all at 127.0.0.1 with them
-#: (run on 2026-11-28). The rendezvous of PyTorch may listen on all addresses (vllm-project/vllm#15987, NVIDIA/nccl#965),
-#: so the firewall closes these ports too.
+#: The processes of an instance are on one host, so they meet at its loopback; a recipe may set other values. On a host
+#: whose name has its address, vLLM 0.32.0 for CPUs has 15 ports of its worker at that address without them, and all at
+#: 127.0.0.1 with them (run on 2026-11-28). The rendezvous of PyTorch may listen on all addresses
+#: (vllm-project/vllm#15987, NVIDIA/nccl#965), so the firewall closes these ports too.
 LOOPBACK_ENV: Mapping[str, str] = {
     "VLLM_HOST_IP": "127.0.0.1",
     "GLOO_SOCKET_IFNAME": "lo",
