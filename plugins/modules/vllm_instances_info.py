@@ -152,6 +152,14 @@ def foreign_drop_ins(text: str, planned: Iterable[str]) -> dict[str, list[str]]:
     }
 
 
+def units_of(unit: str) -> list[str]:
+    """An instance's unit and those that run for it: its container belongs to units of root."""
+    if not unit.startswith("vllm-docker@"):
+        return [unit]
+    container = unit[: -len(".service")].replace("vllm-docker@", "vllm-container@")
+    return [unit, container + ".service", container + ".socket"]
+
+
 def is_foreign(path: str, planned: Iterable[str]) -> bool:
     """Whether neither the plan nor a package has a drop-in."""
     return not path.startswith(PACKAGED) and path not in planned
@@ -175,9 +183,11 @@ def main() -> None:
     listing = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--output=json", *PATTERNS]
     states = {row["unit"]: row["active"] for row in json.loads(module.run_command(listing, check_rc=True)[1] or "[]")}
     units = [item["unit"] for item in instances]
-    show = ["systemctl", "show", "--property=Id,DropInPaths,NeedDaemonReload", *units]
+    every = [name for unit in units for name in units_of(unit)]
+    show = ["systemctl", "show", "--property=Id,DropInPaths,NeedDaemonReload", *every]
     text = module.run_command(show, check_rc=True)[1] if units else ""
-    foreign = foreign_drop_ins(text, module.params["drop_ins"])
+    drop_ins = foreign_drop_ins(text, module.params["drop_ins"])
+    foreign = {unit: [path for name in units_of(unit) for path in drop_ins.get(name, ())] for unit in units}
     reload_needed = "NeedDaemonReload=yes" in text.splitlines()
     module.exit_json(changed=False, reload_needed=reload_needed, **compare(instances, states, foreign))
 

@@ -43,7 +43,7 @@ class Host:
         (self.folder / "units").write_text(json.dumps(rows), encoding="utf-8")
         blocks = [
             "".join(f"{key}={value}\n" for key, value in {"Id": unit, **self.shown.get(unit, {})}.items())
-            for unit, _, _ in plan
+            for unit in [*(unit for unit, _, _ in plan), *self.shown]
         ]
         (self.folder / "shown").write_text("\n".join(blocks), encoding="utf-8")
         instances = [
@@ -110,6 +110,14 @@ def test_an_instance_with_a_drop_in_of_somebody_else_restarts_without_it(host: H
     result = host.compare(("vllm@0.service", "0", "a b"), ("vllm@1.service", "1", "a b"), drop_ins=(own,))
     assert (result["foreign_drop_ins"], result["stale"]) == ([foreign], ["vllm@1.service"])
     assert result["drain_needed"] is True
+
+
+def test_a_drop_in_of_the_unit_that_runs_the_container_counts_too(host: Host) -> None:
+    foreign = "/etc/systemd/system/vllm-container@.service.d/x.conf"
+    host.run("vllm-docker@0.service", "0", "a b")
+    host.shown["vllm-container@0.service"] = {"DropInPaths": foreign}
+    result = host.compare(("vllm-docker@0.service", "0", "a b"))
+    assert (result["foreign_drop_ins"], result["stale"]) == ([foreign], ["vllm-docker@0.service"])
 
 
 def test_a_link_and_a_pipe_in_the_place_of_what_an_instance_has_loaded_are_not_read(host: Host) -> None:

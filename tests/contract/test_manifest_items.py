@@ -18,9 +18,10 @@ from vllm_fleet.base import paths
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet import plan
 from vllm_fleet.host import container, drivers
+from vllm_fleet.host.adopted_model import AdoptedModel
 from vllm_fleet.host.manifest_items import KINDS, OWNERS, Item
 from vllm_fleet.inventory import ALL_ROLES, Site
-from vllm_fleet.mirror import host_as_mirror
+from vllm_fleet.mirror import client, host_as_mirror
 from vllm_fleet.on_host import manifest_items, probe
 
 
@@ -65,12 +66,16 @@ def items(golden_site: Site, image_site: Site, gpu_site: Site, catalog: Catalog)
         *driver_items(catalog),
         *image_items(catalog),
         *host_as_mirror.manifest_items(variables),
+        *AdoptedModel("a/b", "/data/b").items({"config.json": "0" * 64}),
+        *client.disk_items(2),
     ]
 
 
 def is_of_type(value: Any, wanted: Any) -> bool:
     """Whether a value has a type as the types of the items spell them."""
     origin, arguments = get_origin(wanted), get_args(wanted)
+    if wanted is Any:
+        return True
     if origin is Literal:
         return value in arguments
     if origin is UnionType:

@@ -149,7 +149,10 @@ class DriverLab:
             for each, at in {**{alias: ADDRESSES[name] for alias, name in aliases.items()}, **ADDRESSES}.items()
         }
         inventory = self.folder / "hosts.yml"
-        children = {group: {"hosts": dict.fromkeys(members)} for group, members in groups.items()}
+        children = {
+            group: {"hosts": dict.fromkeys(members)}
+            for group, members in {"serving": SERVING, "idle": (), **groups}.items()
+        }
         data = {"all": {"hosts": hosts, "vars": common, "children": children}}
         inventory.write_text(json.dumps(data), encoding="utf-8")
         return subprocess.run(

@@ -214,6 +214,12 @@ def project(
     data = yaml.safe_load(recipe.read_text())
     data["weights"] = {"revision": COMMIT, "ignore": ["original/*"], "source": "the stand-in of the tests"}
     recipe.write_text(yaml.safe_dump(data, sort_keys=False))
+    gpu_recipe = root / f"recipes/models/{GPU_MODEL}.yml"
+    data = yaml.safe_load(gpu_recipe.read_text())
+    # The stand-in of the hub has other files than the real one, at the same commit.
+    for key in ("files", "files_source", "files_as_of"):
+        del data["weights"][key]
+    gpu_recipe.write_text(yaml.safe_dump(data, sort_keys=False))
     fleet = root / "inventories" / FLEET
     (fleet / "ssh").mkdir(parents=True)
     key = fleet / "ssh" / "id_ed25519"

@@ -1,7 +1,8 @@
 """Stands in for the model hub and for a package index, which cannot be reached from here: HTTP on the loopback.
 
-What it answers was read in huggingface_hub 1.33.0 (``hf_api.model_info``, ``file_download.get_hf_file_metadata``) and
-in the simple API of package indexes (PEP 691). It has no Xet: what hf_xet does with a real hub is not shown by it.
+What it answers was read in huggingface_hub 1.33.0 (``hf_api.model_info`` and ``list_repo_tree``,
+``file_download.get_hf_file_metadata``) and in the simple API of package indexes (PEP 691). It has no Xet: what hf_xet
+does with a real hub is not shown by it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -34,6 +36,8 @@ class Origin:
     cuts: dict[str, int] = field(default_factory=dict)
     #: path -> content that is sent in its place, once.
     wrong: dict[str, bytes] = field(default_factory=dict)
+    #: path -> URL that the answer leads to.
+    redirects: dict[str, str] = field(default_factory=dict)
     url: str = ""
 
     def bodies(self) -> list[str]:
@@ -67,8 +71,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.origin.authorizations.append(self.headers.get("Authorization", ""))
         self.origin.requests.append((self.command, path, self.headers.get("Range", "")))
         hub = path.startswith("/api/models/") or "/resolve/" in path
-        if hub and self.origin.token and self.headers.get("Authorization") != f"Bearer {self.origin.token}":
+        if path in self.origin.redirects:
+            self._send(302, b"", {"Location": self.origin.redirects[path]}, send)
+        elif hub and self.origin.token and self.headers.get("Authorization") != f"Bearer {self.origin.token}":
             self._send(401, b"", {}, send)
+        elif path.startswith("/api/models/") and "/tree/" in path:
+            self._tree(path, send)
         elif path.startswith("/api/models/"):
             self._model(path, send)
         elif "/resolve/" in path:
@@ -84,6 +92,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._ranged(path, self.origin.files[path], {}, send)
         else:
             self._send(404, b"", {}, send)
+
+    def _tree(self, path: str, send: bool) -> None:
+        repository, _, commit = path.removeprefix("/api/models/").partition("/tree/")
+        files = self.origin.models.get(repository, {}).get(commit)
+        if files is None:
+            self._send(404, b'{"error": "no"}', {"X-Error-Code": "RevisionNotFound"}, send)
+            return
+        entries = []
+        for name, body in files.items():
+            entry: dict[str, Any] = {"type": "file", "path": name, "size": len(body), "oid": blob(body)}
+            if len(body) >= 1000:
+                entry["lfs"] = {"oid": sha256(body), "size": len(body), "pointerSize": 130}
+            entries.append(entry)
+        self._send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"}, send)
 
     def _model(self, path: str, send: bool) -> None:
         repository, _, commit = path.removeprefix("/api/models/").partition("/revision/")
@@ -127,9 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(origin: Origin, address: str = "127.0.0.1") -> Iterator[Origin]:
-    """The origin while it answers; its ``url`` is set."""
-    with web.serving(type("Handler", (_Handler,), {"origin": origin}), address) as origin.url:
+def serving(origin: Origin, address: str = "127.0.0.1", context: ssl.SSLContext | None = None) -> Iterator[Origin]:
+    """The origin while it answers, with TLS where there is a context; its ``url`` is set."""
+    with web.serving(type("Handler", (_Handler,), {"origin": origin}), address, context) as origin.url:
         yield origin
 
 

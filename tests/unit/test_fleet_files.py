@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from host_keys import public_key
 
 from vllm_fleet import inventory
 from vllm_fleet.base import yaml_document
@@ -15,7 +16,7 @@ from vllm_fleet.fleet import plan, stack
 from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.schema.fleet import ApiKeys
 
-STATIC = "{door: {address: 192.0.2.9, ssh_host_key: ssh-ed25519 AAAA}}"
+STATIC = f"{{door: {{address: 192.0.2.9, ssh_host_key: {public_key('Door')}}}}}"
 
 
 def change(folder: Path, old: str, new: str, file: str = "fleet.yml") -> None:
@@ -70,7 +71,8 @@ def test_static_gateways_that_are_only_counted_have_no_address(fleets: Path) -> 
 
 
 def test_the_same_address_twice(fleets: Path) -> None:
-    second = "      rack-b: {address: 198.51.100.7, port: 2222, ssh_host_key: ssh-ed25519 AAAA}\n    overrides:"
+    rack = f"{{address: 198.51.100.7, port: 2222, ssh_host_key: {public_key('Node')}}}"
+    second = f"      rack-b: {rack}\n    overrides:"
     change(fleets, "    overrides:", second)
     with pytest.raises(FleetError, match=r"rack-b and rack-a both have the address 198\.51\.100\.7"):
         plan.load(fleets / "golden")

@@ -103,14 +103,14 @@ def test_no_release_reads_a_variable_of_the_unit(catalog: Catalog) -> None:
         assert not [name for name in {*names.env, *names.env_unused, *names.beside} if name.startswith("FLEET_")]
 
 
-@pytest.mark.parametrize("name", ["vllm@.service", "vllm-docker@.service"])
+@pytest.mark.parametrize("name", ["vllm@.service", "vllm-docker@.service", "vllm-container@.service"])
 def test_a_unit_sets_no_vllm_variable(name: str) -> None:
     text = (paths.root() / "roles" / "vllm_service" / "files" / name).read_text(encoding="utf-8")
     assert not re.search(r"^(Pass|Set|Unset)?Environment=.*VLLM_", text, re.MULTILINE)
     assert "PassEnvironment" not in text
 
 
-@pytest.mark.parametrize("name", ["vllm-instance", "vllm-container"])
+@pytest.mark.parametrize("name", ["vllm-instance", "vllm-container", "vllm-container-root"])
 def test_the_programs_of_the_units_read_fleet_variables_alone(name: str) -> None:
     text = (paths.root() / "roles" / "vllm_service" / "files" / name).read_text(encoding="utf-8")
     read = set(re.findall(r'environment\["(\w+)"\]', text))

@@ -104,3 +104,76 @@ def test_a_store_that_has_files_is_left_alone(
     monkeypatch.setattr(program, "STORE", str(tmp_path))
     assert program.main() == 0
     assert json.loads(capsys.readouterr().out) == {"changed": False, "message": "the store exists"}
+
+
+def member(array_label: str = "h100-0:vllm-models", **array: Any) -> dict[str, Any]:
+    """A disk that an interrupted run has made a member of the array."""
+    child = {"path": "/dev/md127", "type": "raid0", "fstype": None, "label": None, **array}
+    return disk("/dev/nvme1n1", fstype="linux_raid_member", label=array_label, children=[child])
+
+
+@pytest.mark.parametrize(
+    ("disks", "left"),
+    [
+        ([SYSTEM, *EMPTY], []),
+        ([SYSTEM, member()], [("/dev/md127", False)]),
+        ([SYSTEM, member(fstype="ext4", label="other")], []),
+        ([SYSTEM, disk("/dev/nvme1n1", fstype="ext4", label="vllm-models")], [("/dev/nvme1n1", True)]),
+        ([SYSTEM, disk("/dev/nvme1n1", fstype="ext4", label="data")], []),
+        ([SYSTEM, member("h100-0:data")], []),
+        ([disk("/dev/sda", "QEMU HARDDISK", fstype="ext4", label="vllm-models")], []),
+    ],
+)
+def test_what_an_interrupted_run_has_left_is_completed(program: ModuleType, disks: list[Any], left: list[Any]) -> None:
+    assert list(program.own_devices({"blockdevices": disks})) == left
+    for device in left:
+        words = list(program.commands([], device))
+        assert ("mkfs.ext4" in [word[0] for word in words]) == (not device[1])
+        assert "mdadm" not in [word[0] for word in words]
+
+
+def test_several_disks_without_mdadm_are_refused_before_anything_is_written(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[Any] = []
+
+    def run(words: list[str]) -> str:
+        ran.append(words[0])
+        return json.dumps({"blockdevices": EMPTY})
+
+    monkeypatch.setattr(program, "STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(program, "UNIT", str(tmp_path / "unit"))
+    monkeypatch.setattr(program, "run", run)
+    monkeypatch.setattr(program.shutil, "which", lambda _: None)
+    monkeypatch.setattr("sys.argv", ["vllm-model-disk", "2"])
+    assert program.main() == 1
+    assert "mdadm" in json.loads(capsys.readouterr().out)["message"]
+    assert ran == ["lsblk"]
+    assert not (tmp_path / "unit").exists()
+
+
+@pytest.mark.root
+def test_a_disk_gets_a_file_system_that_lsblk_names_as_the_projects(program: ModuleType, tmp_path: Path) -> None:
+    """A real loop device, mkfs.ext4 and lsblk; no array, because the kernel may lack md."""
+    file = tmp_path / "disk"
+    with file.open("wb") as image:
+        image.truncate(64 << 20)
+    device = program.run(["losetup", "--find", "--show", str(file)]).strip()
+    try:
+        program.run(next(iter(program.commands([device]))))
+        columns = "--output=PATH,TYPE,MODEL,FSTYPE,PTTYPE,LABEL,MOUNTPOINTS"
+        (found,) = json.loads(program.run(["lsblk", "--json", columns, device]))["blockdevices"]
+        # udev, which tells lsblk, may not run here; blkid reads the disk itself.
+        read = program.run(["blkid", "--probe", "--output", "export", device])
+        values = dict(line.split("=", 1) for line in read.splitlines() if "=" in line)
+        inside = {
+            **found,
+            "type": "disk",
+            "model": EMPTY[0]["model"],
+            "fstype": values["TYPE"],
+            "label": values["LABEL"],
+        }
+        assert list(program.own_devices({"blockdevices": [inside]})) == [(device, True)]
+        assert list(program.empty_disks({"blockdevices": [inside]})) == []
+    finally:
+        program.run(["losetup", "--detach", device])

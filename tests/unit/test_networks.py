@@ -14,7 +14,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import plan, private_networks, ssh_routes
 
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKeyHostKeyHostKeyHostKeyHostKeyHostKeyH"
 EAST: dict[str, Any] = {"region": "us-east-1", "zone": "us-east-1a"}
 WEST: dict[str, Any] = {"region": "us-west-2", "zone": "us-west-2a"}
 

@@ -47,6 +47,7 @@ FREE = {
     "alias",
     "pools",
     "encodings",
+    "files",
     "models",
     "shutdown",
     "replaces",

@@ -23,8 +23,8 @@ from vllm_fleet.edge import names, pulumi_cli
 from vllm_fleet.edge import prices as gpuhunt_prices
 from vllm_fleet.fleet import cost, host_plan, plain_api, replacement, stack
 from vllm_fleet.fleet import plan as plans
-from vllm_fleet.host import engine_install
-from vllm_fleet.mirror import apt_packages
+from vllm_fleet.host import engine_install, model_sources
+from vllm_fleet.mirror import apt_packages, client
 
 EPILOG = """\b
 Examples:
@@ -82,8 +82,10 @@ def command(
     missing = (
         *engine_install.unpinned_engines(plan, recipes),
         *apt_packages.find_missing(plan, recipes),
+        *(fault for fault, _ in client.model_faults(plan, recipes)),
         *stack.address_errors(plan, names.resolve_names),
     )
+    models = tuple(model_sources.report_models(plan, recipes))
     as_is, changes = _changes(plan, preview or bool(allowed))
     replacement.check(plan, changes, allowed)
     run = replacement.commands(plan, changes, allowed) if allowed else ()
@@ -91,9 +93,10 @@ def command(
     if warning := plain_api.plain_api_warning(plan.hosts, plan.spec):
         print_note(f"warning: {warning}")
     if json:
-        _print_record(plan, bill, missing, _StackUpdate(as_is, changes, run, refused))
+        _print_record(plan, (bill, models, missing), _StackUpdate(as_is, changes, run, refused))
     else:
         print_table(plan_tables.hosts([_record(host) for host in plan.hosts]))
+        print_table(plan_tables.models(models))
         print_table(plan_tables.costs(bill))
         print_text(f"cost: {bill.summary()}")
         for fault in missing:
@@ -132,11 +135,17 @@ def _changes(plan: plans.Plan, ask_pulumi: bool) -> tuple[str, tuple[replacement
     return as_is, replacement.known_changes(plan, stack.made_hosts(plan))
 
 
-def _print_record(plan: plans.Plan, bill: cost.Bill, missing: tuple[FleetError, ...], update: _StackUpdate) -> None:
+def _print_record(
+    plan: plans.Plan,
+    found: tuple[cost.Bill, tuple[model_sources.ModelReport, ...], tuple[FleetError, ...]],
+    update: _StackUpdate,
+) -> None:
+    bill, models, missing = found
     print_json(
         {
             "fleet": plan.fleet,
             "hosts": [_record(host) for host in plan.hosts],
+            "models": [vars(model) for model in models],
             "cost": bill.record(),
             "site_refuses": [fault.record() for fault in missing],
             "stack": update.as_is,

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from vllm_fleet.fleet.cost import Bill, Row
 from vllm_fleet.fleet.replacement import Change
+from vllm_fleet.host.model_sources import ModelReport
 
 _UNKNOWN = "unknown"
 #: Up to so many hosts of one change are listed by name; more, as in a new fleet, are counted.
@@ -33,6 +34,15 @@ def hosts(records: Sequence[Mapping[str, Any]]) -> Table:
             str(first["fit"]["max_num_seqs"]),
             first["status"],
         )
+    return table
+
+
+def models(reports: Sequence[ModelReport]) -> Table:
+    """Where each model comes from, whose digests verify it, and how many bytes move."""
+    table = _table("model", "source", "digests from", "size", "hosts", "moves")
+    for report in reports:
+        sizes = [f"{number / 2**30:.1f} GiB" for number in (report.bytes, report.moves)]
+        table.add_row(report.model, report.source, report.digests, sizes[0], str(report.hosts), sizes[1])
     return table
 
 

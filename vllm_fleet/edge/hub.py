@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -18,9 +19,12 @@ from pathlib import Path
 
 from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.field_types import model_file_fault
 from vllm_fleet.base.foreign_text import clean_text
+from vllm_fleet.base.secret_files import read_secret
 from vllm_fleet.edge import download
 from vllm_fleet.edge.download import Fetched, Progress
+from vllm_fleet.host.model_files import DigestList, FileDigest
 from vllm_fleet.mirror.parts import Model
 from vllm_fleet.mirror.store import Artifact
 
@@ -33,20 +37,7 @@ def read_token(file: Path | None) -> str | None:
     Raises:
         FleetError: the file is missing, empty, or readable by other users.
     """
-    if file is None:
-        return None
-    try:
-        text = file.read_text(encoding="utf-8").strip()
-        mode = file.stat().st_mode
-    except OSError as error:
-        raise FleetError(
-            f"the token cannot be read: {error.strerror}", "give the path of the file with the token", str(file)
-        ) from None
-    if not text:
-        raise FleetError("is empty", "write the hub's token into it", str(file))
-    if mode & 0o077:
-        raise FleetError("is readable by other users", f"chmod 600 {file}", str(file))
-    return text
+    return read_secret(file, "the hub's token") if file else None
 
 
 def list_files(need: Model, secret: str | None) -> list[Artifact]:
@@ -55,6 +46,9 @@ def list_files(need: Model, secret: str | None) -> list[Artifact]:
     Raises:
         FleetError: the hub cannot be reached, does not have the revision, or requires a token.
     """
+    if need.files:
+        # Whatever the hub says, the hosts take no other files.
+        return [Artifact(f"{need.path}/{name}", sha256, size, f"hub:{name}") for name, sha256, size in need.files]
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -88,10 +82,36 @@ def list_files(need: Model, secret: str | None) -> list[Artifact]:
                 "check what answers at HF_ENDPOINT",
                 code=ErrorCode.WORK_FAILED,
             )
+        if fault := model_file_fault(name):
+            raise FleetError(
+                f"{need.name}: {fault}",
+                "leave it out with 'weights.ignore' in the recipe of the model, or serve another model",
+                code=ErrorCode.REFUSED,
+            )
         artifacts.append(Artifact(f"{need.path}/{name}", digest, size, f"hub:{name}", blob))
     if not artifacts:
         raise FleetError(f"the hub has no files of {need.name} at {need.revision}", code=ErrorCode.WORK_FAILED)
     return artifacts
+
+
+def list_digests(name: str, revision: str, ignore: tuple[str, ...], secret: str | None) -> DigestList:
+    """The SHA-256 of every file of a revision.
+
+    The hub publishes it for large files. Small ones are downloaded, and verified by git's digest, which it publishes.
+
+    Raises:
+        FleetError: the hub cannot be reached, does not have the revision, or requires a token.
+    """
+    need = Model(name, revision, None, ignore)
+    artifacts = list_files(need, secret)
+    small = [artifact for artifact in artifacts if not artifact.sha256]
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = fetch_files(need, small, Path(folder), secret, lambda _: None)
+    digests = {artifact.path: artifact.sha256 or fetched[artifact.path].entry.sha256 for artifact in artifacts}
+    files = {
+        artifact.path.rsplit("/", 1)[1]: FileDigest(digests[artifact.path], artifact.size) for artifact in artifacts
+    }
+    return DigestList(files, revision, "the hub")
 
 
 def _is_listed_file(name: object, sha256: object, size: object, blob: object) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from vllm_fleet.base import yaml_document
 from vllm_fleet.base.addresses import IpAddress, parse_ip
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.yaml_reader import Location
 from vllm_fleet.fleet.host_plan import HostPlan
 
 #: DNS names -> name -> its addresses, or the reason why it has none, in words.
@@ -37,7 +38,7 @@ class _Known:
     """A static host with the addresses that are known of it."""
 
     host: HostPlan
-    at: yaml_document.Location
+    at: Location
     text: str
     addresses: tuple[IpAddress, ...]
 
@@ -111,7 +112,7 @@ def resolve_addresses(
     return addresses
 
 
-def _static_hosts(hosts: Iterable[HostPlan]) -> Iterator[tuple[HostPlan, yaml_document.Location, str]]:
+def _static_hosts(hosts: Iterable[HostPlan]) -> Iterator[tuple[HostPlan, Location, str]]:
     """Each static host with the key and the text of the address at which the others reach it."""
     for host in hosts:
         if host.static:
@@ -124,7 +125,7 @@ def _common_version(known: Sequence[_Known]) -> int | None:
     return next((version for version in (4, 6) if all(each.family(version) for each in known)), None)
 
 
-def _error(document: yaml_document.Document, at: yaml_document.Location, text: str) -> FleetError:
+def _error(document: yaml_document.Document, at: Location, text: str) -> FleetError:
     return document.error(at, text, _PRIVATE_ADDRESS)
 
 

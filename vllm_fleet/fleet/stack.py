@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from pydantic import ValidationError
 
 from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.errors import FleetError
@@ -179,28 +176,23 @@ def _own_file(plan: Plan) -> str:
 def _read(plan: Plan) -> Stack:
     path = plan.directory / "stack.json"
     file = paths.display(path)
+    if not path.exists():
+        raise FleetError(f"the hosts of {plan.document.file} do not exist yet", "run 'pulumi up'", file)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FleetError(f"the hosts of {plan.document.file} do not exist yet", "run 'pulumi up'", file) from None
-    except ValueError as fault:
-        raise FleetError(f"is not JSON: {fault}", "run 'pulumi up --refresh' to write it again", file) from None
-    version = data.get("version") if isinstance(data, dict) else None
-    if version != 1:
-        raise FleetError(
-            f"has version {version!r}, this release reads version 1", "run 'pulumi up' with this release", file
-        )
-    try:
-        stack = Stack.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise FleetError(str(first["msg"]), "run 'pulumi up' to write it again", file, key=key) from None
+        document = yaml_document.read_json(path)
+        version = document.data.get("version") if isinstance(document.data, dict) else None
+        stack = yaml_document.parse(document, Stack) if version == 1 else None
+    except FleetError as fault:
+        for error in (fault, *fault.others):
+            error.hint = "run 'pulumi up --refresh' to write it again"
+        raise
+    if stack is None:
+        message = f"has version {version!r}, this release reads version 1"
+        raise document.error(("version",), message, "run 'pulumi up' with this release")
     if stack.fleet != plan.fleet:
-        raise FleetError(
+        raise document.error(
+            ("fleet",),
             f"belongs to the fleet {stack.fleet!r}, {plan.document.file} to {plan.fleet!r}",
             "select the stack of this fleet",
-            file,
-            key="fleet",
         )
     return stack

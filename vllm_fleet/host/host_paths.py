@@ -5,6 +5,8 @@ from __future__ import annotations
 ENGINES = "/opt/vllm/engines"
 ENCODINGS = "/var/lib/vllm/encodings"
 MODELS = "/var/lib/vllm/models"
+#: Models that are on a host already are mounted here.
+ADOPTED = "/var/lib/vllm/adopted"
 CACHE = "/var/cache/vllm"
 
 

@@ -171,7 +171,7 @@ def start_env(host: ServingHost) -> dict[str, str]:
     if host.image is None:
         return {"FLEET_ENGINE": host.engine_directory}
     names = serving_env(host.deployment, host.cache_directory)
-    return container.image_env(host.image, host.deployment, host.model_directory, host.cache_directory, names)
+    return container.image_env(host.image, host.deployment, host.model_tree, host.cache_directory, names)
 
 
 def release_digest(files: Mapping[str, str]) -> str:

@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.base.versions import version_key
 from vllm_fleet.catalogue.catalogue import SizedClass
+from vllm_fleet.fleet.host_plan import READINESS_OFFSET
 from vllm_fleet.host import container, haproxy, host_paths, instance_files
 from vllm_fleet.host.manifest_items import (
     FileItem,
@@ -54,13 +55,21 @@ def runtime_directory(name: str) -> str:
     return f"/run/vllm-{name}"
 
 
+class Port(TypedDict):
+    """A TCP port that a service of the fleet listens on; an empty address stands for all of the host."""
+
+    port: int
+    address: str
+
+
 @dataclass(frozen=True)
 class Manifest:
-    """The items of one host and the facts that it must have."""
+    """The items of one host, the facts that it must have, and the ports that its services listen on."""
 
     host: str
     items: tuple[Item, ...]
     facts: Mapping[str, Any]
+    ports: tuple[Port, ...] = ()
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -71,6 +80,8 @@ class Manifest:
     def text(self) -> str:
         """The manifest as JSON, the same bytes for the same content."""
         record = {"version": 1, "host": self.host, "facts": dict(self.facts), "items": list(self.items)}
+        if self.ports:
+            record["ports"] = list(self.ports)
         return json.dumps(record, indent=1, sort_keys=True) + "\n"
 
 
@@ -85,6 +96,11 @@ def baseline_items() -> Iterable[Item]:
     yield directory_item(role, "/var/cache/vllm", "0750", "vllm")
     yield file_item(role, "/etc/sysctl.d/60-vllm-fleet.conf", role_file_sha256(role, "sysctl.conf"))
     yield file_item(role, "/etc/security/limits.d/60-vllm-fleet.conf", role_file_sha256(role, "limits.conf"))
+    for path, name in (
+        ("/etc/needrestart/conf.d/60-vllm-fleet.conf", "needrestart.conf"),
+        ("/etc/apt/apt.conf.d/61vllm-fleet-services", "unattended-upgrades.conf"),
+    ):
+        yield file_item(role, path, role_file_sha256(role, name))
     yield unit_item(role, "systemd-timesyncd.service", enabled=True)
 
 
@@ -122,16 +138,16 @@ def instance_drop_ins(install: str, items: Iterable[Item]) -> list[str]:
 
 def _service_items(install: str, release: instance_files.Release, drop_ins: Sequence[str]) -> Iterable[Item]:
     role = "vllm_service"
-    for path, name, mode in (
-        ("/etc/systemd/system/vllm@.service", "vllm@.service", "0644"),
-        ("/etc/systemd/system/vllm-docker@.service", "vllm-docker@.service", "0644"),
-        ("/usr/local/libexec/vllm-instance", "vllm-instance", "0755"),
-        ("/usr/local/libexec/vllm-container", "vllm-container", "0755"),
-    ):
-        yield file_item(role, path, role_file_sha256(role, name), mode)
+    for name in ("vllm@.service", "vllm-docker@.service", "vllm-container@.service", "vllm-container@.socket"):
+        yield file_item(role, f"/etc/systemd/system/{name}", role_file_sha256(role, name))
+    for name in ("vllm-instance", "vllm-container", "vllm-container-root"):
+        yield file_item(role, f"/usr/local/libexec/{name}", role_file_sha256(role, name), "0755")
     yield link_item(role, CURRENT, f"releases/{release.digest}")
     for instance in release.instances:
         yield unit_item(role, instance_unit(install, instance.name), active=True, enabled=True, drop_ins=drop_ins)
+        if install == "docker":
+            # It runs as root when the unit of the instance starts.
+            yield unit_item(role, f"vllm-container@{instance.name}.service", drop_ins=())
         loaded = f"{runtime_directory(instance.name)}/loaded"
         yield FileItem(role=role, kind="file", path=loaded, sha256=text_sha256(instance.loaded))
 
@@ -150,7 +166,10 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
         file_item("harmony_encodings", f"{host_paths.ENCODINGS}/{encoding.name}", encoding.sha256)
         for encoding in host.encodings
     ]
-    items.append(store_item("model_store", host.model_directory, STAMP, host.model.sha256))
+    if host.model.adopted:
+        items += host.model.adopted.items(host.model.sha256)
+    else:
+        items.append(store_item("model_store", host.model_directory, STAMP, host.model.sha256))
     items += container.image_items(host.image) if host.image else _engine_items(host)
     items += _firewall_items(host.firewall, host.unit_filter)
     items += [directory_item("vllm_release", path, "0755") for path in (RELEASES, f"{RELEASES}/{release.digest}")]
@@ -160,7 +179,17 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
     ]
     items += _service_items(deployment.install, release, instance_drop_ins(deployment.install, items))
     facts = wanted_facts(host.host_class, host.required_facts)
-    return Manifest(host.plan.name, tuple(items), facts)
+    return Manifest(host.plan.name, tuple(items), facts, serving_ports(host))
+
+
+def serving_ports(host: ServingHost) -> tuple[Port, ...]:
+    """The ports of the instances of a host, and those of their readiness."""
+    address = host.location.service_address
+    return tuple(
+        Port(port=number, address=address)
+        for _, port in host.plan.instances
+        for number in (port, port + READINESS_OFFSET)
+    )
 
 
 def wanted_facts(sized: SizedClass, lock_facts: Mapping[str, Any] | None = None) -> dict[str, Any]:

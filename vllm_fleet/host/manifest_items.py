@@ -13,6 +13,7 @@ from vllm_fleet.on_host.manifest_items import (
     Item,
     LinkItem,
     PackageItem,
+    SettingsItem,
     StoreItem,
     SysctlItem,
     TableItem,
@@ -30,6 +31,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
         *("vllm_engine", "container_engine"),
         *("vllm_firewall", "vllm_release", "vllm_service", "gateway", "mirror"),
     ),
+    "settings": ("container_engine",),
     "directory": ("host_baseline", "harmony_encodings", "vllm_engine", "vllm_firewall", "vllm_release"),
     "link": ("vllm_service",),
     "store": ("model_store", "mirror"),
@@ -37,10 +39,12 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "user": ("host_baseline", "amd_driver"),
     "sysctl": ("amd_driver",),
     "unit": (
-        *("host_baseline", "nvidia_driver", "container_engine", "vllm_firewall", "vllm_service", "gateway", "mirror"),
+        *("host_baseline", "nvidia_driver", "model_store", "container_engine"),
+        *("vllm_firewall", "vllm_service", "gateway", "mirror"),
     ),
     "package": (
-        *("host_baseline", "nvidia_driver", "amd_driver", "vllm_engine", "container_engine", "gateway", "mirror"),
+        *("host_baseline", "nvidia_driver", "amd_driver", "model_store", "vllm_engine", "container_engine"),
+        *("gateway", "mirror"),
     ),
     "holds": ("nvidia_driver", "amd_driver"),
     "traffic": ("gateway",),
@@ -58,6 +62,11 @@ def file_item(role: str, path: str, sha256: str, mode: str = "0644", group: str 
     return FileItem(role=role, kind="file", path=path, sha256=sha256, mode=mode, owner="root", group=group)
 
 
+def settings_item(role: str, path: str, values: Mapping[str, Any]) -> SettingsItem:
+    """A JSON file that contains these values, beside those of others."""
+    return SettingsItem(role=role, kind="settings", path=path, values=dict(values))
+
+
 def directory_item(role: str, path: str, mode: str, owner: str = "root") -> DirectoryItem:
     """A directory of a user, and of the group of that name."""
     return DirectoryItem(role=role, kind="directory", path=path, mode=mode, owner=owner, group=owner)
@@ -68,9 +77,20 @@ def link_item(role: str, path: str, target: str) -> LinkItem:
     return LinkItem(role=role, kind="link", path=path, target=target)
 
 
-def store_item(role: str, path: str, stamp: str, files: Mapping[str, str]) -> StoreItem:
-    """A directory of large files, name -> SHA-256, with the stamp that says when they were verified."""
-    return StoreItem(role=role, kind="store", path=path, stamp=stamp, files=dict(files))
+def store_item(role: str, path: str, stamp: str, files: Mapping[str, str], account: str | None = None) -> StoreItem:
+    """A directory of large files, name -> SHA-256, with the stamp that says when they were verified.
+
+    Args:
+        role: the role that repairs it.
+        path: the directory.
+        stamp: the file with the stamp; a path of its own where the directory is not the project's.
+        files: name -> SHA-256.
+        account: the account that reads the files; None: root.
+    """
+    item = StoreItem(role=role, kind="store", path=path, stamp=stamp, files=dict(files))
+    if account is not None:
+        item["account"] = account
+    return item
 
 
 def image_item(role: str, name: str, tag: str) -> ImageItem:
@@ -119,11 +139,25 @@ def unit_item(
     return item
 
 
-def package_item(role: str, name: str, version: str | None = None) -> PackageItem:
-    """A package; None leaves its version open."""
+def package_item(
+    role: str, name: str, version: str | None = None, alternatives: Sequence[str] = (), systems: Sequence[str] = ()
+) -> PackageItem:
+    """A package, or one of its alternatives.
+
+    Args:
+        role: the role that owns it.
+        name: the package.
+        version: its version; None leaves it open.
+        alternatives: packages that do in its place.
+        systems: the systems whose hosts have the item; empty for all.
+    """
     item = PackageItem(role=role, kind="package", name=name)
     if version is not None:
         item["version"] = version
+    if alternatives:
+        item["alternatives"] = list(alternatives)
+    if systems:
+        item["systems"] = list(systems)
     return item
 
 
@@ -154,6 +188,7 @@ __all__ = [
     "item_name",
     "link_item",
     "package_item",
+    "settings_item",
     "store_item",
     "sysctl_item",
     "table_item",

@@ -58,7 +58,14 @@ class ServingHost:
     @property
     def model_directory(self) -> str:
         """The directory of the model on the host."""
+        if self.model.adopted:
+            return self.model.adopted.directory
         return host_paths.model_directory(self.deployment.model, self.model.revision)
+
+    @property
+    def model_tree(self) -> str:
+        """The directory that contains the model and all that its links lead to."""
+        return self.model.adopted.place if self.model.adopted else self.model_directory
 
     @property
     def cache_directory(self) -> str:

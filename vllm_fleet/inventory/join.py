@@ -13,10 +13,10 @@ from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.plan import load as load_plan
 from vllm_fleet.fleet.stack import locations
 from vllm_fleet.host import engine_install
-from vllm_fleet.host.manifest import Manifest
+from vllm_fleet.host.manifest import Manifest, Port
 from vllm_fleet.inventory.gateway import gateway_variables
 from vllm_fleet.inventory.inputs import FleetInputs
-from vllm_fleet.inventory.serving import serving_variables
+from vllm_fleet.inventory.serving import serving_variables, supported_systems
 from vllm_fleet.inventory.site import Site, SiteHost
 from vllm_fleet.mirror import client
 from vllm_fleet.resolve.deployment import choose
@@ -48,7 +48,8 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
     hosts = []
     for host in inputs.plan.hosts:
         if host.kind == "gateway":
-            variables, manifest = gateway, Manifest(host.name, gateway_items, {})
+            ports = (Port(port=plan.gateway.port, address=""),)
+            variables, manifest = gateway, Manifest(host.name, gateway_items, supported_systems(catalog), ports)
         else:
             variables, manifest = serving_variables(inputs, host)
         common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from vllm_fleet.base import addresses, paths
 from vllm_fleet.base.addresses import host_port
 from vllm_fleet.base.errors import InvariantError
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host import container, container_toolkit, drivers, engine_install, start_cache
@@ -27,11 +28,15 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
     Raises:
         FleetError: its engine cannot be installed (``refused``), or a file that the fleet names is missing.
     """
-    driver = drivers.host_driver(inputs.plan, inputs.catalog, host, inputs.mirror.packages)
+    known = inputs.facts.get(host.name)
+    driver = drivers.host_driver(inputs.plan, inputs.catalog, host, inputs.mirror.packages, known)
     serving = _serving_host(inputs, host, driver)
     release = instance_files(serving)
     manifest = serving_manifest(serving, release)
     manifest = driver.extend(manifest) if driver else manifest
+    if serving.model.download and not inputs.mirror.url:
+        manifest = replace(manifest, items=(*manifest.items, *inputs.mirror.fetch_items()))
+    manifest = replace(manifest, facts={**manifest.facts, **supported_systems(inputs.catalog)})
     variables = {
         **(driver.variables if driver else {}),
         "fleet_host_class": serving.deployment.host_class,
@@ -45,6 +50,11 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
         ],
     }
     return variables, manifest
+
+
+def supported_systems(catalog: Catalog) -> dict[str, list[str]]:
+    """The fact that every host must have: one of the operating systems that the roles support."""
+    return {"systems": sorted(catalog.distributions.distributions)}
 
 
 def _serving_host(inputs: FleetInputs, host: HostPlan, driver: drivers.HostDriver | None) -> ServingHost:

@@ -11,19 +11,21 @@ from typing import Any
 
 from vllm_fleet.base.addresses import host_port
 from vllm_fleet.base.digests import text_sha256
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.stack import Location
+from vllm_fleet.host import model_sources
 from vllm_fleet.host.apt_repositories import MirroredSystem
 from vllm_fleet.host.host_paths import model_directory
-from vllm_fleet.host.manifest import Manifest
-from vllm_fleet.host.manifest_items import Item, file_item
-from vllm_fleet.host.model_files import ModelFiles, model_files
+from vllm_fleet.host.manifest import Manifest, Port
+from vllm_fleet.host.manifest_items import Item, file_item, package_item
+from vllm_fleet.host.model_files import Download, ModelFiles, model_files
 from vllm_fleet.host.proxy import HostProxy, host_proxy
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.mirror import apt_lists, host_as_mirror
-from vllm_fleet.mirror.apt_packages import mirrored_distribution
+from vllm_fleet.mirror.apt_packages import MDADM, mirrored_distribution
 from vllm_fleet.mirror.parts import model_need
 from vllm_fleet.mirror.store import Store, default_directory
 from vllm_fleet.schema.distribution import Distribution
@@ -47,6 +49,8 @@ class Mirrored:
     packages: MirroredSystem | None = None
     #: Variables of the role mirror on its host; empty where the mirror is not a host of the fleet.
     served: Mapping[str, Any] = field(default_factory=dict)
+    #: The ports of a mirror that is a host of the fleet.
+    ports: tuple[Port, ...] = ()
     #: The proxy that the hosts download through, but from the mirror.
     proxy: HostProxy = field(default_factory=HostProxy)
 
@@ -74,28 +78,36 @@ class Mirrored:
         items: list[Item] = [file_item("host_baseline", APT_CONFIG, text_sha256(self.apt_config))]
         if self.apt_sources:
             items.append(file_item("host_baseline", APT_SOURCES, text_sha256(self.apt_sources)))
+        if host.deployment and host.rented:
+            items += disk_items(host.rented.local_disks)
         if self.url and host.deployment:
-            role = "model_store"
-            items += [
-                file_item(
-                    role, "/etc/systemd/system/vllm-fetch@.service", role_file_sha256(role, "vllm-fetch@.service")
-                ),
-                file_item(
-                    role, f"/etc/systemd/system/vllm-fetch@.service.d/{PROXY_DROP_IN}", text_sha256(self.proxy.drop_in)
-                ),
-                file_item(role, "/usr/local/libexec/vllm-fetch", role_file_sha256(role, "vllm-fetch"), "0755"),
-            ]
+            items += self.fetch_items()
         if host.deployment and host.deployment.install == "docker":
             items += self._docker_items()
         if host.name == self.host:
             items += host_as_mirror.manifest_items(self.served)
-        return replace(manifest, items=(*manifest.items, *items))
+        ports = self.ports if host.name == self.host else ()
+        return replace(manifest, items=(*manifest.items, *items), ports=(*manifest.ports, *ports))
+
+    def fetch_items(self) -> list[Item]:
+        """The manifest items of a host that downloads models itself, from the mirror or from elsewhere."""
+        role, unit, program = "model_store", "vllm-fetch@.service", "vllm-fetch"
+        return [
+            file_item(role, f"/etc/systemd/system/{unit}", role_file_sha256(role, unit)),
+            file_item(role, f"/etc/systemd/system/{unit}.d/{PROXY_DROP_IN}", text_sha256(self.proxy.drop_in)),
+            file_item(role, f"/usr/local/libexec/{program}", role_file_sha256(role, program), "0755"),
+        ]
 
     def _docker_items(self) -> Iterator[Item]:
         role, digest = "container_engine", text_sha256(self.proxy.drop_in)
         yield file_item(role, f"/etc/systemd/system/docker.service.d/{PROXY_DROP_IN}", digest)
         # The role writes it when the daemon has started with the drop-in.
         yield file_item(role, "/etc/docker/vllm-fleet-proxy.loaded", text_sha256(f"{digest}\n"))
+
+
+def disk_items(local_disks: int) -> list[Item]:
+    """The manifest items of a host whose local disks become the store of models."""
+    return [package_item("model_store", MDADM)] if local_disks > 1 else []
 
 
 def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
@@ -123,12 +135,14 @@ def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location])
         if spec.host
         else {}
     )
+    numbers = (spec.port, *((spec.registry_port,) if spec.registry_port else ())) if spec.host else ()
+    ports = tuple(Port(port=number, address="") for number in numbers)
     apt_config = apt_lists.host_apt_config(APT_SOURCES if chosen else None, proxy.apt_config)
+    mirrored = Mirrored(url, spec.host, apt_config, "", registry, served=serving, ports=ports, proxy=proxy)
     if chosen is None:
-        return Mirrored(url, spec.host, apt_config, "", registry, None, serving, proxy)
-    sources = apt_sources(chosen, url)
+        return mirrored
     system = MirroredSystem(chosen[0], f"{url}/{apt_lists.distribution_folder(chosen[0])}")
-    return Mirrored(url, spec.host, apt_config, sources, registry, system, serving, proxy)
+    return replace(mirrored, apt_sources=apt_sources(chosen, url), packages=system)
 
 
 def _listen(host: Location, port: int) -> str:
@@ -155,20 +169,37 @@ def apt_sources(chosen: tuple[str, Distribution], base: str) -> str:
 
 
 def find_model_files(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:
-    """The files of a model with their digests: from the folder in fleet.yml, else from the mirror of this machine.
+    """The files of a model with their digests: from its source in fleet.yml, else from the mirror of this machine.
 
     Raises:
-        FleetError: neither has the files.
+        FleetError: neither has the files, or a list of digests is missing or wrong.
     """
+    if not model_sources.is_fetched_by_controller(model_sources.model_source(plan, name)):
+        return model_sources.host_model(plan, catalog, name)
     need = model_need(name, catalog, plan)
     folder = need.folder or Store(default_directory()).place(need.path)
     if not (folder / "model.json").is_file():
         raise plan.document.error(
             ("artifacts", "models"),
             f"has no copy of {name!r}, and the mirror of this machine lacks its revision {need.revision}",
-            f"run 'vllm-fleet mirror --fleet {plan.fleet}' first",
+            model_sources.CHOICES.format(fleet=plan.fleet, model=name),
         )
-    return model_files(folder)
+    return model_sources.confirm_digests(model_files(folder), model_sources.known_digests(plan, catalog, name))
+
+
+def model_faults(plan: Plan, catalog: Catalog) -> Iterator[tuple[FleetError, bool]]:
+    """What keeps ``site.yml`` from a model: each error, and whether the fleet's files are wrong.
+
+    The others are about what this machine does not have yet, such as a download. A mirror says itself what it lacks.
+    """
+    for name in model_sources.served_models(plan):
+        source = model_sources.model_source(plan, name)
+        if source == model_sources.DEFAULT and plan.spec.mirror.is_there:
+            continue
+        try:
+            find_model_files(plan, catalog, name)
+        except FleetError as fault:
+            yield fault, not model_sources.is_fetched_by_controller(source)
 
 
 def model_variables(name: str, files: ModelFiles, url: str) -> dict[str, Any]:
@@ -179,6 +210,19 @@ def model_variables(name: str, files: ModelFiles, url: str) -> dict[str, Any]:
         files: its files.
         url: the mirror's URL; empty where the files are copied from this machine.
     """
+    if files.adopted:
+        return {
+            "name": name,
+            "revision": files.revision,
+            "directory": files.adopted.directory,
+            "source": "",
+            "url": "",
+            "request": "",
+            "files": [{"name": file, "sha256": digest} for file, digest in sorted(files.sha256.items())],
+            "adopted": files.adopted.variables,
+        }
+    if files.download:
+        return _downloaded_model(name, files, files.download)
     record: dict[str, Any] = {
         "name": name,
         "revision": files.revision,
@@ -187,5 +231,28 @@ def model_variables(name: str, files: ModelFiles, url: str) -> dict[str, Any]:
         "url": url and f"{url}/models/{name.replace('/', '--')}/{files.revision}",
         "files": [{"name": file, "sha256": digest} for file, digest in sorted(files.sha256.items())],
     }
+    return {**record, "request": _request_name(record)}
+
+
+def _downloaded_model(name: str, files: ModelFiles, download: Download) -> dict[str, Any]:
+    """A model that the host downloads itself, from outside of the fleet's network."""
+    record: dict[str, Any] = {
+        "name": name,
+        "revision": files.revision,
+        "directory": model_directory(name, files.revision),
+        "source": "",
+        "url": download.url,
+        "files": [
+            {"name": file, "sha256": digest, **({"size": files.sizes[file]} if files.sizes.get(file) else {})}
+            for file, digest in sorted(files.sha256.items())
+        ],
+        "outside": True,
+        "ca": download.ca,
+        "token_source": str(download.token_file or ""),
+    }
+    return {**record, "request": _request_name(record)}
+
+
+def _request_name(record: Mapping[str, Any]) -> str:
     text = json.dumps([record["url"], record["directory"], record["files"]], sort_keys=True)
-    return {**record, "request": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from vllm_fleet.base.errors import ErrorCode, InvariantError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
-from vllm_fleet.host import container, engine_install
+from vllm_fleet.host import container, engine_install, model_sources
 from vllm_fleet.host.host_paths import model_folder
 from vllm_fleet.host.model_files import model_files
 from vllm_fleet.mirror import apt_packages
@@ -63,6 +63,8 @@ class Model:
     revision: str
     folder: Path | None = None
     ignore: tuple[str, ...] = ()
+    #: Name, SHA-256 and bytes of each file, where something else than the hub knows them.
+    files: tuple[tuple[str, str, int], ...] = ()
 
     @property
     def key(self) -> str:
@@ -176,7 +178,8 @@ def _model(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:
     for name in model.encodings:
         entry = catalog.encodings.encodings[name]
         yield Encoding(name, entry.sha256, entry.url, folder)
-    yield model_need(model.name, catalog, plan)
+    if model_sources.is_fetched_by_controller(model_sources.model_source(plan, model.name)):
+        yield model_need(model.name, catalog, plan)
 
 
 def model_need(name: str, catalog: Catalog, plan: Plan) -> Model:
@@ -185,14 +188,18 @@ def model_need(name: str, catalog: Catalog, plan: Plan) -> Model:
     Raises:
         FleetError: the fleet names no folder, and the recipe pins no commit.
     """
-    if directory := plan.spec.artifacts.models.get(name):
-        files = model_files(plan.artifact(f"models.{name}", directory))
+    source = model_sources.model_source(plan, name)
+    known = model_sources.known_digests(plan, catalog, name)
+    if source.controller:
+        folder = plan.artifact(f"models.{name}", source.controller)
+        files = model_sources.confirm_digests(model_files(folder), known)
         return Model(name, files.revision, files.directory)
     weights = catalog.model(name).weights
-    if weights is None:
-        raise plan.document.error(
-            ("artifacts", "models"),
-            f"has no copy of {name!r}, and its recipe pins no revision",
-            "give the folder that holds its files",
-        )
-    return Model(name, weights.revision, None, tuple(weights.ignore))
+    listed = known.files.items() if known else ()
+    return Model(
+        name,
+        model_sources.pinned_revision(plan, catalog, name),
+        None,
+        tuple(weights.ignore) if weights else (),
+        tuple((file, row.sha256, row.size) for file, row in sorted(listed)),
+    )

@@ -4,7 +4,7 @@ It holds types only. The probe imports it for type checkers and never on a host,
 have. The first paragraph of each docstring is what the probe checks; ``docs/manifest.md`` is made from them.
 """
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 
 class FileItem(TypedDict):
@@ -20,6 +20,18 @@ class FileItem(TypedDict):
     mode: NotRequired[str]
     owner: NotRequired[str]
     group: NotRequired[str]
+
+
+class SettingsItem(TypedDict):
+    """A JSON file that contains these values, beside any others.
+
+    A mapping needs these keys, a list these elements. A ``path`` may be the name of the program or its path.
+    """
+
+    role: str
+    kind: Literal["settings"]
+    path: str
+    values: dict[str, Any]
 
 
 class DirectoryItem(TypedDict):
@@ -45,7 +57,9 @@ class LinkItem(TypedDict):
 class StoreItem(TypedDict):
     """Large files in a directory, each with the size and the time that it had when its digest was verified.
 
-    ``files`` is name -> SHA-256. ``stamp`` is the file in the directory that keeps digest, size and time of each.
+    ``files`` is name -> SHA-256. ``stamp`` is the file in the directory that keeps digest, size and time of each; an
+    absolute path where the directory is not the project's. Such a stamp also has the inode and the time of the last
+    change of each file, and those of the directory. ``account`` is the account that looks at the files; default: root.
     """
 
     role: str
@@ -53,6 +67,7 @@ class StoreItem(TypedDict):
     path: str
     stamp: str
     files: dict[str, str]
+    account: NotRequired[str]
 
 
 class ImageItem(TypedDict):
@@ -101,12 +116,18 @@ class UnitItem(TypedDict):
 
 
 class PackageItem(TypedDict):
-    """A Debian package that is installed, at this version where one is given. ``*`` matches anything."""
+    """A Debian package that is installed, or one of its alternatives, at this version where one is given.
+
+    ``*`` in a version matches anything. ``systems`` limits the item to hosts whose ``ID-VERSION_ID`` in /etc/os-release
+    is one of them.
+    """
 
     role: str
     kind: Literal["package"]
     name: str
     version: NotRequired[str]
+    alternatives: NotRequired[list[str]]
+    systems: NotRequired[list[str]]
 
 
 class HoldsItem(TypedDict):
@@ -140,6 +161,7 @@ class TableItem(TypedDict):
 
 Item = (
     FileItem
+    | SettingsItem
     | DirectoryItem
     | LinkItem
     | StoreItem

@@ -20,7 +20,7 @@ from vllm_fleet.edge import download
 from vllm_fleet.edge.download import Fetched, Progress
 from vllm_fleet.mirror import image_store, wheels
 from vllm_fleet.mirror.apt_packages import Debs
-from vllm_fleet.mirror.parts import Image, Need
+from vllm_fleet.mirror.parts import Image, Model, Need
 from vllm_fleet.mirror.store import Artifact, Entry, Index, Store
 from vllm_fleet.operate import mirror_origins
 
@@ -157,6 +157,34 @@ def verify_store(store: Store, index: Index, say: Callable[[str], None] = lambda
             index = replace(index, files={**index.files, name: download.index_entry(path, entry.sha256)})
     store.write(index)
     return wrong
+
+
+def unpinned_models(needs: Iterable[Need]) -> tuple[str, ...]:
+    """The models of the hub whose digests only the mirror itself has."""
+    return tuple(need.name for need in needs if isinstance(need, Model) and need.folder is None and not need.files)
+
+
+def check_pinned_models(source: Store, needs: Iterable[Need]) -> None:
+    """Compares the digests that a mirror has for models with those that are known from elsewhere.
+
+    Raises:
+        FleetError: it has a file with another digest, or lacks one; nothing was copied.
+    """
+    index = source.read()
+    for need in needs:
+        if not isinstance(need, Model) or need.key not in index.parts:
+            continue
+        entries = index.entries(need.key)
+        for name, sha256, _ in need.files:
+            entry = entries.get(f"{need.path}/{name}")
+            if entry is None or entry.sha256 != sha256:
+                raise FleetError(
+                    f"has {f'the SHA-256 {entry.sha256}' if entry else 'no file'} for {name} of {need.name}, and the "
+                    f"recipe, the fleet's lock or your list has {sha256}",
+                    "nothing was copied: the disk was changed, or holds another model; fill it again",
+                    paths.display(source.directory),
+                    code=ErrorCode.REFUSED,
+                )
 
 
 def copy_parts(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
@@ -15,9 +16,12 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.resolve.resolve import Question, resolve
+from vllm_fleet.schema.model_source import ModelSource
 
 #: The models to try, in this order, for a pool without a model.
 MODELS = ("openai/gpt-oss-120b", "openai/gpt-oss-20b")
+#: What a new pool's model comes from: 'vllm-fleet mirror' downloads it, and the hosts get it from there.
+DEFAULT_SOURCE = {"hub": "mirror"}
 _HEADER = """\
 # Existing hosts, found by 'vllm-fleet init'. Other keys: docs/fleets.md and inventories/example-aws/fleet.yml.
 #   vllm-fleet check --fleet {name}
@@ -27,8 +31,9 @@ fleet: {name}
 defaults: {{profile: balanced}}
 pools: {{}}
 artifacts:
-  # Copies on this controller.
+  # Where each model comes from; docs/models.md has the other sources. 'vllm-fleet mirror --fleet {name}' downloads it.
   models: {{}}
+  # A copy on this controller.
   encodings: '{{cache}}/encodings'
 """
 
@@ -93,6 +98,36 @@ def add_hosts(old: str, hosts: Sequence[IdentifiedHost], catalog: Catalog, model
     return _dump(yaml, _add_hosts(data, hosts, catalog, model))
 
 
+def set_model_source(old: str, model: str, source: Mapping[str, Any]) -> str:
+    """The text of a ``fleet.yml`` in which a model comes from a source. Everything else stays, the comments too.
+
+    Args:
+        old: the present text.
+        model: the model.
+        source: the keys of :class:`ModelSource`, such as ``{"on_host": "/data/models/gpt-oss-120b"}``.
+
+    Raises:
+        FleetError: it is not a source.
+    """
+    try:
+        ModelSource.model_validate(dict(source))
+    except ValidationError as invalid:
+        message = str(invalid.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise FleetError(f"not a source of {model}: {message}", "docs/models.md has an example of each") from None
+    yaml, data = _load(old)
+    models = data.setdefault("artifacts", CommentedMap()).setdefault("models", CommentedMap())
+    models.fa.set_block_style()
+    models[model] = _flow(source)
+    return _dump(yaml, data)
+
+
+def _flow(source: Mapping[str, Any]) -> CommentedMap:
+    """A mapping on one line."""
+    entry = CommentedMap(source)
+    entry.fa.set_flow_style()
+    return entry
+
+
 def static_addresses(spec: Any) -> dict[tuple[str, int], str]:
     """Address and port -> name of each static host in the data of a ``fleet.yml``."""
     sections = [*(spec.get("pools") or {}).values(), spec.get("gateway") or {}]
@@ -153,7 +188,7 @@ def _pool_name(data: CommentedMap, sized: SizedClass, catalog: Catalog, model: s
     models = artifacts.setdefault("models", CommentedMap())
     models.fa.set_block_style()
     if serves not in models:
-        models[serves] = f"{{cache}}/models/{serves.replace('/', '--')}"
+        models[serves] = _flow(DEFAULT_SOURCE)
     return name
 
 

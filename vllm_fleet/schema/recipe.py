@@ -13,8 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from vllm_fleet.base.field_types import Args as Args
 from vllm_fleet.base.field_types import Digest as Digest
 from vllm_fleet.base.field_types import Env as Env
+from vllm_fleet.base.field_types import Line as Line
+from vllm_fleet.base.field_types import ModelFileName as ModelFileName
 from vllm_fleet.base.field_types import Name as Name
 from vllm_fleet.base.field_types import Network as Network
+from vllm_fleet.base.field_types import Port as Port
 from vllm_fleet.base.field_types import PrivateNetwork as PrivateNetwork
 from vllm_fleet.base.field_types import Sha256 as Sha256
 
@@ -71,6 +74,8 @@ class HostClass(Strict):
     memory_gib: float = Field(gt=0)
     #: Of the sizes with more than one device.
     interconnect: Interconnect
+    #: Vendor and device of its GPUs on the PCI bus, by which a host without a driver is recognised.
+    pci_ids: list[Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{4}$")]] = []
     facts: FactChecks = FactChecks()
     status: Literal["supported", "unsupported"] = "supported"
     why: str = Field(min_length=10)
@@ -243,6 +248,10 @@ class ModelShape(Strict):
     context_tokens: int = Field(gt=0)
 
 
+#: Bytes and SHA-256 of a file; YAML has lists in place of tuples.
+WeightFile = Annotated[tuple[Annotated[int, Field(gt=0)], Sha256], Field(strict=False)]
+
+
 class Weights(Strict):
     """A model's files at the hub, pinned to one commit."""
 
@@ -250,6 +259,17 @@ class Weights(Strict):
     #: Files that vLLM does not read, such as the same weights in another format.
     ignore: list[str] = []
     source: str = Field(min_length=3)
+    #: File name -> bytes and SHA-256 of every file that hosts get; empty where they are not known.
+    files: dict[ModelFileName, WeightFile] = {}
+    #: Where the digests were read, and when.
+    files_source: str | None = Field(default=None, min_length=3)
+    files_as_of: str | None = Field(default=None, pattern=r"^\d{4}-\d\d-\d\d$")
+
+    @model_validator(mode="after")
+    def _digests_have_a_source(self) -> Weights:
+        if bool(self.files) != bool(self.files_source and self.files_as_of):
+            raise ValueError("'files', 'files_source' and 'files_as_of' belong together")
+        return self
 
 
 class Scores(Strict):

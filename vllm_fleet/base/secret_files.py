@@ -1,0 +1,30 @@
+"""Files with a secret: read only where no other user can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vllm_fleet.base.errors import FleetError
+
+
+def read_secret(file: Path, what: str) -> str:
+    """The secret in a file, without blanks around it.
+
+    Args:
+        file: the file.
+        what: what it contains, for messages.
+
+    Raises:
+        FleetError: the file is missing, empty, of more than one line, or readable by other users.
+    """
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+        mode = file.stat().st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise FleetError(f"{what} cannot be read: {why}", f"give the path of the file with {what}", str(file)) from None
+    if not text or len(text.splitlines()) > 1:
+        raise FleetError(f"must have one line, {what}", f"write {what} into it", str(file))
+    if mode & 0o077:
+        raise FleetError("is readable by other users", f"chmod 600 {file}", str(file))
+    return text
