@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from vllm_fleet.base import paths
+from vllm_fleet.edge import ssh
 from vllm_fleet.host.firewall import ACCOUNT, Peers, firewall_rules
 from vllm_fleet.host.manifest_items import table_item
-from vllm_fleet.on_host import probe
 
 pytestmark = pytest.mark.root
 
@@ -46,7 +46,7 @@ class Namespace:
     def drift(self) -> list[tuple[str, str]]:
         """What the probe, as it is sent to hosts, reports about the table."""
         manifest = {"items": [table_item("vllm_firewall", "inet vllm_fleet", str(self.rules))]}
-        source = Path(probe.__file__).read_text(encoding="utf-8")
+        (source,) = shlex.split(ssh.pack_program("probe", "docker_engine", "neighbours"))
         answer: dict[str, Any] = json.loads(self.run("python3", "-IS", "-c", source, text=json.dumps(manifest)))
         return [(item["what"], item["state"]) for item in answer["drift"]]
 
@@ -93,13 +93,3 @@ def test_tables_of_others_are_no_drift(namespace: Namespace) -> None:
     namespace.load()
     namespace.run("/usr/sbin/nft", "add", "table", "inet", "other")
     assert namespace.drift() == []
-
-
-def test_the_restart_and_the_stop_of_nftables_load_the_rules_again() -> None:
-    """The unit of Debian and Ubuntu flushes the rule set in each of these; its drop-in follows with our file."""
-    text = (paths.root() / "roles" / "vllm_firewall" / "files" / "nftables.service.d.conf").read_text(encoding="utf-8")
-    command = "-/usr/sbin/nft -f /etc/vllm/firewall.nft"
-    assert text.splitlines()[1:] == [
-        "[Service]",
-        *(f"{key}={command}" for key in ("ExecStartPost", "ExecReload", "ExecStopPost")),
-    ]

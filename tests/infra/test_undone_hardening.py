@@ -22,6 +22,8 @@ from vllm_fleet.mirror import apt_lists
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
 
+#: As it is sent to hosts.
+PROBE = ssh.pack_program("probe", "docker_engine", "neighbours")
 ADDRESSES = "/etc/systemd/system/vllm@.service.d/addresses.conf"
 ITEMS = (
     unit_item("vllm_firewall", "vllm-firewall.service", active=True, enabled=True, drop_ins=()),
@@ -53,7 +55,7 @@ class ServingHost:
     def drift(self, *items: Item) -> list[tuple[str, str, str]]:
         """Item, state and text of each difference."""
         manifest = base64.b64encode(json.dumps({"items": items or ITEMS}).encode()).decode()
-        answer = self.on(f"echo {manifest} | base64 -d | /usr/bin/python3 -IS -c {ssh.pack_program('probe')}")
+        answer = self.on(f"echo {manifest} | base64 -d | /usr/bin/python3 -IS -c {PROBE}")
         return [(item["what"], item["state"], item["why"]) for item in json.loads(answer)["drift"]]
 
     def started(self) -> str:
