@@ -280,7 +280,7 @@ def test_cards_without_switches_need_no_fabric_manager(catalog: Catalog, name: s
         driver = drivers.choose_driver(catalog, catalog.host_class("h100-8"), choice)
         assert driver
         assert driver.variables["nvidia_driver_fabric_manager"] is unit
-        assert any("fabricmanager" in package for package in driver.packages) is unit
+        assert any("fabricmanager" in package for package in driver.packages("ubuntu-24.04")) is unit
         assert any(item.get("name") == "nvidia-fabricmanager.service" for item in driver.items) is unit
 
 

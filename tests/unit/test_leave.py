@@ -184,7 +184,7 @@ def test_a_folder_that_others_have_linked_the_models_to_is_kept(
     host_leave.delete_files(run)
     assert (theirs / "weights").exists()
     assert not models.is_symlink()
-    assert run.kept == [{"what": str(theirs), "why": f"somebody else has linked {models} to it"}]
+    assert run.kept == [{"what": str(theirs), "why": f"{models} was linked to it, not by vllm-fleet"}]
 
 
 def is_covered(path: str) -> bool:

@@ -13,7 +13,15 @@ from vllm_fleet.base.foreign_text import CleanText, Foreign, clean_text
 from vllm_fleet.facts.states import NEIGHBOURS, DriftState, VetoCode
 
 #: The vetoes that the probe itself may report; all others follow from the facts, on the controller.
-PROBED_VETOES = frozenset({VetoCode.TOO_FEW_CORES, VetoCode.TOO_LITTLE_MEMORY, VetoCode.WRONG_MACHINE, *NEIGHBOURS})
+PROBED_VETOES = frozenset(
+    {
+        VetoCode.TOO_FEW_CORES,
+        VetoCode.TOO_LITTLE_MEMORY,
+        VetoCode.WRONG_MACHINE,
+        VetoCode.WRONG_SYSTEM,
+        *NEIGHBOURS,
+    }
+)
 #: Why a vendor's tools list no GPU.
 PROBLEMS = frozenset(
     {

@@ -238,7 +238,7 @@ def delete_files(leaving: Leaving) -> None:
         if folder.startswith(OWN_DISK):
             leaving.delete(folder)
         else:
-            leaving.keep(folder, "somebody else has linked %s to it" % MODELS)
+            leaving.keep(folder, "%s was linked to it, not by vllm-fleet" % MODELS)
         leaving.delete(MODELS)
     recorded = [key.split(":", 1)[1] for key in leaving.record["made"] if key.startswith(("file:", "link:"))]
     # On a host without a record the mark in the file decides.
@@ -326,7 +326,7 @@ def leave_packages(leaving: Leaving) -> None:
         leaving.keep("packages %s" % ", ".join(there), "add --packages to remove them")
         return
     if others_removed(there):
-        # Somebody needs one of the helpers now.
+        # Another package needs one of the helpers now.
         leaving.keep("packages %s" % ", ".join(sorted(set(there) - set(made))), "others may need them")
         there = made
     others = others_removed(there) if there else []
