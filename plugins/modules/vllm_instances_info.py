@@ -40,8 +40,8 @@ options:
         description: What the instance writes to the file loaded when it has started with the plan's release.
         type: str
         required: true
-  drop_ins:
-    description: The drop-ins that the units of the instances may have.
+  files:
+    description: The files that the units of the instances may be read from.
     type: list
     elements: path
     default: []
@@ -62,8 +62,8 @@ instances:
   returned: success
 stale:
   description: >-
-    The units of the plan that have not loaded the plan's release, that do not run, or that have a drop-in that the plan
-    does not have.
+    The units of the plan that have not loaded the plan's release, that do not run, or that a file changes that the
+    plan does not have.
   type: list
   returned: success
 start_times:
@@ -74,8 +74,8 @@ surplus:
   description: The units of vLLM that systemd knows and the plan does not have.
   type: list
   returned: success
-foreign_drop_ins:
-  description: The drop-ins in /etc and /run of the units of the plan that the plan does not have.
+foreign_unit_files:
+  description: The unit files and drop-ins of the units of the plan that the plan does not have.
   type: list
   returned: success
 drain_needed:
@@ -90,7 +90,7 @@ reload_needed:
 #: The units of vLLM, of every install form.
 PATTERNS = ("vllm@*.service", "vllm-docker@*.service")
 RUNNING = ("active", "activating")
-#: Where packages keep drop-ins. Operators use /etc and /run.
+#: Where packages keep units. Operators use /etc and /run.
 PACKAGED = ("/usr/", "/lib/")
 
 
@@ -117,7 +117,7 @@ def compare(
     Args:
         instances: the plan, as the option of the module.
         states: unit -> active state, of the units that systemd knows.
-        foreign: unit -> its drop-ins that the plan does not have. An instance may have started with them.
+        foreign: unit -> its files that the plan does not have. An instance may have started with them.
     """
     planned = [item["unit"] for item in instances]
     stale = [
@@ -132,21 +132,26 @@ def compare(
         "stale": stale_units,
         "start_times": [os.path.join(item["runtime_directory"], "started") for item in stale],
         "surplus": sorted(set(states) - set(planned)),
-        "foreign_drop_ins": sorted({path for paths in foreign.values() for path in paths}),
+        "foreign_unit_files": sorted({path for paths in foreign.values() for path in paths}),
         "drain_needed": bool(stale) or running != set(planned),
     }
 
 
-def foreign_drop_ins(text: str, planned: Iterable[str]) -> dict[str, list[str]]:
-    """The drop-ins of units that the plan does not have, as ``on_host/probe.py`` finds them: unit -> paths.
+def foreign_unit_files(text: str, planned: Iterable[str]) -> dict[str, list[str]]:
+    """The files of units that the plan does not have, as ``on_host/probe.py`` finds them: unit -> paths.
 
     Args:
-        text: what ``systemctl show --property=Id,DropInPaths`` prints for the units.
-        planned: the drop-ins of the plan.
+        text: what ``systemctl show --property=Id,FragmentPath,DropInPaths`` prints for the units.
+        planned: the files of the plan.
     """
     blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
     return {
-        block["Id"]: [path for path in block.get("DropInPaths", "").split() if is_foreign(path, planned)]
+        block["Id"]: [
+            path
+            for key in ("FragmentPath", "DropInPaths")
+            for path in block.get(key, "").split()
+            if is_foreign(path, planned)
+        ]
         for block in blocks
         if "Id" in block
     }
@@ -161,7 +166,7 @@ def units_of(unit: str) -> list[str]:
 
 
 def is_foreign(path: str, planned: Iterable[str]) -> bool:
-    """Whether neither the plan nor a package has a drop-in."""
+    """Whether neither the plan nor a package has a file."""
     return not path.startswith(PACKAGED) and path not in planned
 
 
@@ -175,7 +180,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "instances": {"type": "list", "elements": "dict", "required": True, "options": instance},
-            "drop_ins": {"type": "list", "elements": "path", "default": []},
+            "files": {"type": "list", "elements": "path", "default": []},
         },
         supports_check_mode=True,
     )
@@ -184,10 +189,10 @@ def main() -> None:
     states = {row["unit"]: row["active"] for row in json.loads(module.run_command(listing, check_rc=True)[1] or "[]")}
     units = [item["unit"] for item in instances]
     every = [name for unit in units for name in units_of(unit)]
-    show = ["systemctl", "show", "--property=Id,DropInPaths,NeedDaemonReload", *every]
+    show = ["systemctl", "show", "--property=Id,FragmentPath,DropInPaths,NeedDaemonReload", *every]
     text = module.run_command(show, check_rc=True)[1] if units else ""
-    drop_ins = foreign_drop_ins(text, module.params["drop_ins"])
-    foreign = {unit: [path for name in units_of(unit) for path in drop_ins.get(name, ())] for unit in units}
+    found = foreign_unit_files(text, module.params["files"])
+    foreign = {unit: [path for name in units_of(unit) for path in found.get(name, ())] for unit in units}
     reload_needed = "NeedDaemonReload=yes" in text.splitlines()
     module.exit_json(changed=False, reload_needed=reload_needed, **compare(instances, states, foreign))
 

@@ -37,7 +37,7 @@ class Host:
         directory.mkdir()
         (directory / "loaded").write_text(f"{loaded}\n", encoding="utf-8")
 
-    def compare(self, *plan: tuple[str, str, str], drop_ins: tuple[str, ...] = ()) -> dict[str, Any]:
+    def compare(self, *plan: tuple[str, str, str], files: tuple[str, ...] = ()) -> dict[str, Any]:
         """What the module returns for instances: unit, number and what is to be loaded."""
         rows = [{"unit": unit, "active": state} for unit, state in self.units.items()]
         (self.folder / "units").write_text(json.dumps(rows), encoding="utf-8")
@@ -50,7 +50,7 @@ class Host:
             {"unit": unit, "runtime_directory": str(self.folder / f"vllm-{number}"), "loaded": loaded}
             for unit, number, loaded in plan
         ]
-        arguments = {"instances": instances, "drop_ins": list(drop_ins)}
+        arguments = {"instances": instances, "files": list(files)}
         return run_module("vllm_instances_info", self.folder, arguments, path=self.folder)
 
 
@@ -105,10 +105,13 @@ def test_an_instance_with_a_drop_in_of_somebody_else_restarts_without_it(host: H
     own, foreign = "/etc/systemd/system/vllm@.service.d/own.conf", "/run/systemd/system/vllm@1.service.d/x.conf"
     host.run("vllm@0.service", "0", "a b")
     host.run("vllm@1.service", "1", "a b")
-    host.shown["vllm@0.service"] = {"DropInPaths": f"/usr/lib/systemd/system/service.d/a.conf {own}"}
+    host.shown["vllm@0.service"] = {
+        "FragmentPath": "/usr/lib/systemd/system/vllm@.service",
+        "DropInPaths": f"/usr/lib/systemd/system/service.d/a.conf {own}",
+    }
     host.shown["vllm@1.service"] = {"DropInPaths": f"{own} {foreign}"}
-    result = host.compare(("vllm@0.service", "0", "a b"), ("vllm@1.service", "1", "a b"), drop_ins=(own,))
-    assert (result["foreign_drop_ins"], result["stale"]) == ([foreign], ["vllm@1.service"])
+    result = host.compare(("vllm@0.service", "0", "a b"), ("vllm@1.service", "1", "a b"), files=(own,))
+    assert (result["foreign_unit_files"], result["stale"]) == ([foreign], ["vllm@1.service"])
     assert result["drain_needed"] is True
 
 
@@ -117,7 +120,7 @@ def test_a_drop_in_of_the_unit_that_runs_the_container_counts_too(host: Host) ->
     host.run("vllm-docker@0.service", "0", "a b")
     host.shown["vllm-container@0.service"] = {"DropInPaths": foreign}
     result = host.compare(("vllm-docker@0.service", "0", "a b"))
-    assert (result["foreign_drop_ins"], result["stale"]) == ([foreign], ["vllm-docker@0.service"])
+    assert (result["foreign_unit_files"], result["stale"]) == ([foreign], ["vllm-docker@0.service"])
 
 
 def test_a_link_and_a_pipe_in_the_place_of_what_an_instance_has_loaded_are_not_read(host: Host) -> None:

@@ -74,6 +74,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 """
+UNIT_FILES = tuple(f"/etc/systemd/system/vllm@.service{rest}" for rest in ("", ".d/addresses.conf"))
 UNIT = "[Service]\nExecStart=/usr/bin/python3 /usr/local/lib/instance.py\n[Install]\nWantedBy=multi-user.target\n"
 
 
@@ -237,7 +238,7 @@ def release_at(at: str, gateway: str, caches: Path, note: str) -> dict[str, Any]
         "vllm_release_id": instance_files.release_digest(content),
         "vllm_release_files": [{"name": each, "content": text} for each, text in content.items()],
         "vllm_service_release": instance_files.release_digest(content),
-        "vllm_service_drop_ins": ["/etc/systemd/system/vllm@.service.d/addresses.conf"],
+        "vllm_service_unit_files": list(UNIT_FILES),
         "vllm_service_instances": [
             {"unit": "vllm@0.service", "runtime_directory": "/run/vllm-0", "loaded": files.loaded}
         ],

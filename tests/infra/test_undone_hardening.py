@@ -24,11 +24,16 @@ pytestmark = [pytest.mark.root, pytest.mark.network]
 
 #: As it is sent to hosts.
 PROBE = ssh.pack_program("probe", "docker_engine", "neighbours")
-ADDRESSES = "/etc/systemd/system/vllm@.service.d/addresses.conf"
 ITEMS = (
-    unit_item("vllm_firewall", "vllm-firewall.service", active=True, enabled=True, drop_ins=()),
+    unit_item(
+        "vllm_firewall",
+        "vllm-firewall.service",
+        active=True,
+        enabled=True,
+        files=("/etc/systemd/system/vllm-firewall.service",),
+    ),
     table_item("vllm_firewall", "inet vllm_fleet", "/etc/vllm/firewall.nft"),
-    unit_item("vllm_service", "vllm@0.service", active=True, enabled=True, drop_ins=(ADDRESSES,)),
+    unit_item("vllm_service", "vllm@0.service", active=True, enabled=True, files=driver_lab.UNIT_FILES),
 )
 FOLDERS = (("vllm_release", "/opt/vllm/releases"), ("vllm_firewall", "/etc/vllm"))
 ROLES = ("vllm_firewall", "vllm_release", "vllm_service")
@@ -145,7 +150,7 @@ def test_a_drop_in_that_undoes_the_sandbox_is_drift_by_name_and_removed(serving:
     assert [state for _, state, _ in serving.drift()] == (["not_reloaded"] if known else [])
     serving.on("systemctl daemon-reload && systemctl restart vllm@0")
     assert serving.on("systemctl show --value --property=NoNewPrivileges vllm@0") == "no"
-    assert serving.drift() == [("vllm@0.service", "foreign_drop_in", f"is changed by {path}")]
+    assert serving.drift() == [("vllm@0.service", "foreign_unit_file", f"is changed by {path}")]
     code, _, said = serving.play("vllm_service")
     assert code == 0, said
     assert serving.drift() == []
@@ -154,11 +159,21 @@ def test_a_drop_in_that_undoes_the_sandbox_is_drift_by_name_and_removed(serving:
     assert serving.on(f"grep NoNewPrivs /proc/{pid}/status").split() == ["NoNewPrivs:", "1"]
 
 
+def test_another_unit_file_of_one_instance_is_drift_by_name_and_removed(serving: ServingHost) -> None:
+    """As systemctl edit --full leaves it."""
+    path = "/etc/systemd/system/vllm@0.service"
+    serving.on(f"sed s/NoNewPrivileges=yes// {path.replace('@0', '@')} > {path} && systemctl daemon-reload")
+    assert serving.drift() == [("vllm@0.service", "foreign_unit_file", f"is changed by {path}")]
+    code, _, said = serving.play("vllm_service")
+    assert code == 0, said
+    assert serving.drift() == []
+
+
 def test_a_drop_in_of_the_firewall_is_drift_by_name_and_removed(serving: ServingHost) -> None:
     path, before = "/run/systemd/system/vllm-firewall.service.d/x.conf", serving.started()
     serving.on(f"mkdir -p {path.rsplit('/', 1)[0]} && printf '[Service]\\nExecReload=\\n' > {path}")
     serving.on("systemctl daemon-reload")
-    assert serving.drift() == [("vllm-firewall.service", "foreign_drop_in", f"is changed by {path}")]
+    assert serving.drift() == [("vllm-firewall.service", "foreign_unit_file", f"is changed by {path}")]
     code, _, said = serving.play("vllm_firewall")
     assert code == 0, said
     assert serving.drift() == []
@@ -170,7 +185,7 @@ def test_a_drop_in_for_all_services_is_an_error_that_names_it(serving: ServingHo
     serving.on(f"mkdir -p {path.rsplit('/', 1)[0]} && printf '[Service]\\nProtectSystem=no\\n' > {path}")
     try:
         serving.on("systemctl daemon-reload")
-        assert {state for _, state, _ in serving.drift()} == {"foreign_drop_in"}
+        assert {state for _, state, _ in serving.drift()} == {"foreign_unit_file"}
         for role in ("vllm_firewall", "vllm_service"):
             code, _, said = serving.play(role)
             assert code != 0

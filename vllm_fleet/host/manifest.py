@@ -121,22 +121,24 @@ def _firewall_items(rules: str, unit_filter: str) -> Iterable[Item]:
     yield file_item(role, path, role_file_sha256(role, "nftables.service.d.conf"))
     yield directory_item(role, str(Path(FIREWALL_RULES).parent), "0755")
     yield file_item(role, FIREWALL_RULES, text_sha256(rules))
-    yield unit_item(role, unit, active=True, enabled=True, drop_ins=())
+    yield unit_item(role, unit, active=True, enabled=True, files=[f"/etc/systemd/system/{unit}"])
     yield table_item(role, "inet vllm_fleet", FIREWALL_RULES)
 
 
-def instance_drop_ins(install: str, items: Iterable[Item]) -> list[str]:
-    """The drop-ins in /etc of the units of instances, among the items of a manifest.
+def instance_unit_files(install: str, items: Iterable[Item]) -> list[str]:
+    """The files in /etc that the units of instances are read from: the unit files, and their drop-ins in a manifest.
 
     Args:
         install: the install form, ``wheel`` or ``docker``.
-        items: the items.
+        items: the items of the manifest.
     """
-    folder = f"/etc/systemd/system/{UNITS[install]}@.service.d/"
-    return [item["path"] for item in items if item["kind"] == "file" and item["path"].startswith(folder)]
+    unit = f"/etc/systemd/system/{UNITS[install]}@.service"
+    container = [f"/etc/systemd/system/vllm-container@.{kind}" for kind in ("service", "socket")]
+    drop_ins = [item["path"] for item in items if item["kind"] == "file" and item["path"].startswith(f"{unit}.d/")]
+    return [unit, *(container if install == "docker" else ()), *drop_ins]
 
 
-def _service_items(install: str, release: instance_files.Release, drop_ins: Sequence[str]) -> Iterable[Item]:
+def _service_items(install: str, release: instance_files.Release, files: Sequence[str]) -> Iterable[Item]:
     role = "vllm_service"
     for name in ("vllm@.service", "vllm-docker@.service", "vllm-container@.service", "vllm-container@.socket"):
         yield file_item(role, f"/etc/systemd/system/{name}", role_file_sha256(role, name))
@@ -144,10 +146,10 @@ def _service_items(install: str, release: instance_files.Release, drop_ins: Sequ
         yield file_item(role, f"/usr/local/libexec/{name}", role_file_sha256(role, name), "0755")
     yield link_item(role, CURRENT, f"releases/{release.digest}")
     for instance in release.instances:
-        yield unit_item(role, instance_unit(install, instance.name), active=True, enabled=True, drop_ins=drop_ins)
+        yield unit_item(role, instance_unit(install, instance.name), active=True, enabled=True, files=files)
         if install == "docker":
             # It runs as root when the unit of the instance starts.
-            yield unit_item(role, f"vllm-container@{instance.name}.service", drop_ins=())
+            yield unit_item(role, f"vllm-container@{instance.name}.service", files=files)
         loaded = f"{runtime_directory(instance.name)}/loaded"
         yield FileItem(role=role, kind="file", path=loaded, sha256=text_sha256(instance.loaded))
 
@@ -177,7 +179,7 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
         file_item("vllm_release", f"{RELEASES}/{release.digest}/{name}", text_sha256(text), "0600")
         for name, text in release.files.items()
     ]
-    items += _service_items(deployment.install, release, instance_drop_ins(deployment.install, items))
+    items += _service_items(deployment.install, release, instance_unit_files(deployment.install, items))
     facts = wanted_facts(host.host_class, host.required_facts)
     return Manifest(host.plan.name, tuple(items), facts, serving_ports(host))
 
@@ -216,7 +218,7 @@ def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Ite
         file_item(role, "/etc/haproxy/haproxy.cfg", text_sha256(config), "0640", "haproxy"),
         file_item(role, haproxy.API_KEYS, text_sha256(keys), "0640", "haproxy"),
         file_item(role, GATEWAY_DROP_IN, role_file_sha256(role, "haproxy.service.d.conf")),
-        unit_item(role, "haproxy.service", active=True, enabled=True, drop_ins=[GATEWAY_DROP_IN]),
+        unit_item(role, "haproxy.service", active=True, enabled=True, files=[GATEWAY_DROP_IN]),
         traffic_item(role, haproxy.ADMIN_SOCKET),
     ]
     if certificate:

@@ -126,16 +126,16 @@ def unit_item(
     *,
     active: bool | None = None,
     enabled: bool | None = None,
-    drop_ins: Sequence[str] | None = None,
+    files: Sequence[str] | None = None,
 ) -> UnitItem:
-    """A systemd unit; None leaves it open whether it runs or starts with the host, and which drop-ins it has."""
+    """A systemd unit; None leaves it open whether it runs or starts with the host, and which files it is read from."""
     item = UnitItem(role=role, kind="unit", name=name)
     if active is not None:
         item["active"] = active
     if enabled is not None:
         item["enabled"] = enabled
-    if drop_ins is not None:
-        item["drop_ins"] = list(drop_ins)
+    if files is not None:
+        item["files"] = list(files)
     return item
 
 

@@ -101,10 +101,10 @@ class SysctlItem(TypedDict):
 
 
 class UnitItem(TypedDict):
-    """A systemd unit that is loaded as it is on disk, active and enabled, and that has no other drop-in.
+    """A systemd unit that is loaded as it is on disk, active and enabled, and that no other file changes.
 
-    A key that is left out is not checked. ``drop_ins`` are the paths of the drop-ins in ``/etc`` and ``/run`` that the
-    unit may have; those of packages in ``/usr/lib`` are not checked.
+    A key that is left out is not checked. ``files`` are the paths in ``/etc`` and ``/run`` that the unit may be read
+    from: its unit file and its drop-ins; those of packages in ``/usr/lib`` are not checked.
     """
 
     role: str
@@ -112,7 +112,7 @@ class UnitItem(TypedDict):
     name: str
     active: NotRequired[bool]
     enabled: NotRequired[bool]
-    drop_ins: NotRequired[list[str]]
+    files: NotRequired[list[str]]
 
 
 class PackageItem(TypedDict):

@@ -41,7 +41,7 @@ TEXTS = {
     "wrong_value": "is %s, not %s",
     "unknown_unit": "is not known to systemd",
     "not_reloaded": "was changed on disk since systemd read it",
-    "foreign_drop_in": "is changed by %s",
+    "foreign_unit_file": "is changed by %s",
     "not_loaded": "is not loaded",
     "other_rules": "has other rules than %s",
     "inactive": "is %s (%s)",
@@ -67,7 +67,7 @@ VETO_TEXTS = {
 }
 #: systemd's ActiveState -> state; every other one is a change from one of these to another.
 ACTIVE_STATES = {"inactive": "inactive", "failed": "failed", "active": "active"}
-#: Where packages keep drop-ins. Operators use /etc and /run.
+#: Where packages keep units. Operators use /etc and /run.
 PACKAGED = ("/usr/", "/lib/")
 #: Files of a plan are smaller.
 MAX_FILE_MIB = 64
@@ -255,7 +255,7 @@ def unit_states(names: list[str]) -> dict[str, dict[str, str]]:
     """The state of all units in one call of systemctl: name -> properties."""
     if not names:
         return {}
-    wanted = "Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload,DropInPaths"
+    wanted = "Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload,FragmentPath,DropInPaths"
     command = ["systemctl", "show", "--no-pager", "--property=" + wanted, *names]
     out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     states = {}
@@ -265,16 +265,17 @@ def unit_states(names: list[str]) -> dict[str, dict[str, str]]:
 
 
 def check_unit(item: items.UnitItem, states: Mapping[str, Mapping[str, str]]) -> tuple[str, str] | None:
-    """A unit that systemd has loaded as it is on disk: active, enabled, drop-ins, as far as the item has them."""
+    """A unit that systemd has loaded as it is on disk: active, enabled, its files, as far as the item has them."""
     state = states.get(item["name"], {})
     if state.get("LoadState") != "loaded":
         return differs("unknown_unit")
     if state.get("NeedDaemonReload") == "yes":
         return differs("not_reloaded")
-    if "drop_ins" in item:
-        foreign = set(state.get("DropInPaths", "").split()) - set(item["drop_ins"])
+    if "files" in item:
+        paths = [*state.get("FragmentPath", "").split(), *state.get("DropInPaths", "").split()]
+        foreign = set(paths) - set(item["files"])
         if own := sorted(path for path in foreign if not path.startswith(PACKAGED)):
-            return differs("foreign_drop_in", ", ".join(own))
+            return differs("foreign_unit_file", ", ".join(own))
     now = state.get("ActiveState")
     if "active" in item and (now == "active") != item["active"]:
         return differs(ACTIVE_STATES.get(str(now), "in_transition"), now, state.get("SubState"))
