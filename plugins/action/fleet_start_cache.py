@@ -19,6 +19,9 @@ class ActionModule(ActionBase):
 
     ``restored`` returns ``origin``: ``cache`` is ``own`` if the host has a cache, ``store`` if it gets one now, and
     ``none``. The other two states take it, since what they do depends on what the start began with.
+
+    Only a cache that a start has compiled from nothing is promoted: requests may have changed an older one, and what is
+    promoted is code that runs on equal hosts. A cache saves time only, so one that cannot be copied is a warning.
     """
 
     TRANSFERS_FILES = False
@@ -32,6 +35,7 @@ class ActionModule(ActionBase):
         self._path = str(arguments["path"])
         self._key = Path(self._path).name
         self._store = Store(Path(str(arguments["store"])))
+        self._account = {name: arguments[name] for name in ("owner", "group") if name in arguments}
         states = {"restored": self._restore, "promoted": self._promote, "discarded": self._discard}
         if arguments.get("state") not in states:
             return {**result, "failed": True, "msg": f"state is {arguments.get('state')!r}, not {', '.join(states)}"}
@@ -72,29 +76,34 @@ class ActionModule(ActionBase):
         if not self._task.check_mode:
             archive = self._connection._shell.join_path(self._make_tmp_path(), "start-cache.tar.gz")
             self._transfer_file(str(self._store.archive(record)), archive)  # type: ignore[no-untyped-call, unused-ignore]
-            account = {name: self._task.args[name] for name in ("owner", "group") if name in self._task.args}
-            self._on_host("unpacked", archive=archive, sha256=record.sha256, **account)
+            try:
+                self._on_host("unpacked", archive=archive, sha256=record.sha256, **self._account)
+            except FleetError as fault:
+                return {"changed": False, "origin": {"cache": "own"}, **_warning("not copied", fault)}
         return {"changed": True, "origin": origin, "msg": f"from {record.host}", "diff": diff}
 
     def _promote(self) -> Result:
         cache, record = self._origin()
-        seconds = self._on_host("inspected", times=self._task.args.get("times") or [])["seconds"]
-        if seconds is None:
-            return {"changed": False, "msg": "no instance has started"}
-        msg = describe_start(seconds, cache, record)
-        if self._store.read_record(self._key):
-            return {"changed": False, "msg": msg}
-        if self._task.check_mode:
-            return {"changed": True, "msg": msg}
-        with self._store.claim(self._key) as claimed:
-            # An equal host of the same batch may have been first.
-            if not claimed or self._store.read_record(self._key):
+        try:
+            seconds = self._on_host("inspected", times=self._task.args.get("times") or [])["seconds"]
+            if seconds is None:
+                return {"changed": False, "msg": "no instance has started"}
+            msg = describe_start(seconds, cache, record)
+            if cache != "none" or self._store.read_record(self._key):
                 return {"changed": False, "msg": msg}
-            return {"changed": self._keep(seconds if cache == "none" else None), "msg": msg}
+            if self._task.check_mode:
+                return {"changed": True, "msg": msg}
+            with self._store.claim(self._key) as claimed:
+                # An equal host of the same batch may have been first.
+                if not claimed or self._store.read_record(self._key):
+                    return {"changed": False, "msg": msg}
+                return {"changed": self._keep(seconds), "msg": msg}
+        except FleetError as fault:
+            return {"changed": False, **_warning("not kept for equal hosts", fault)}
 
-    def _keep(self, cold_start_seconds: float | None) -> bool:
+    def _keep(self, cold_start_seconds: float) -> bool:
         archive = self._connection._shell.join_path(self._make_tmp_path(), "start-cache.tar.gz")
-        packed = self._on_host("packed", archive=archive)
+        packed = self._on_host("packed", archive=archive, **self._account)
         if not packed["exists"]:
             return False
         host = str(self._vars["inventory_hostname"])
@@ -122,3 +131,8 @@ class ActionModule(ActionBase):
         origin = self._task.args.get("origin") or {}
         record = origin.get("record")
         return str(origin.get("cache", "own")), Record(**record) if record else None
+
+
+def _warning(what: str, fault: FleetError) -> Result:
+    msg = f"the start cache was {what}: {fault}"
+    return {"msg": msg, "warnings": [msg]}

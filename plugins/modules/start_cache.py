@@ -7,12 +7,15 @@ import grp
 import gzip
 import hashlib
 import io
+import json
+import math
 import os
 import pwd
+import resource
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, cast
 
 from ansible.module_utils.basic import AnsibleModule
@@ -25,6 +28,9 @@ description:
   - >-
     A module of its own because a copy must appear at once and only if its digest is right, and because a cache may
     change while it is packed.
+  - >-
+    The account of the instances owns the directory, so it may have put anything there. A process of that account
+    packs and unpacks, within limits; it can reach nothing that the account could not reach.
   - Idempotent; supports check mode and diff.
 options:
   path:
@@ -47,10 +53,10 @@ options:
     description: The digest that the archive must have.
     type: str
   owner:
-    description: The user that owns what is unpacked; the one that runs the module if it is not given.
+    description: The account that packs and unpacks; the one that runs the module if it is not given.
     type: str
   group:
-    description: The group of what is unpacked.
+    description: The group of that account, and of what is unpacked.
     type: str
   times:
     description: Files that hold a number of seconds each.
@@ -87,6 +93,69 @@ bytes:
 NOT_PACKED = frozenset({".config"})
 #: The levels above 6 cost more time than a network needs for the bytes that they save.
 LEVEL = 6
+#: What a cache may hold. Caches of a start have some hundred MiB; an account that was taken over may leave more.
+MAX_BYTES = 8 << 30
+MAX_FILE_BYTES = 1 << 30
+MAX_ENTRIES = 100_000
+#: Limits of the process that packs or unpacks.
+MEMORY_BYTES = 4 << 30
+CPU_SECONDS = 900
+#: A start takes less than this.
+MAX_SECONDS = 1e6
+
+
+def as_account(user: int, group: int, work: Callable[[], None]) -> None:
+    """Runs work in a process of an account, within limits.
+
+    Args:
+        user: the number of the account; only root can run it as another one than itself.
+        group: the number of its group.
+        work: what the process does. What it changes in memory is lost.
+
+    Raises:
+        OSError: the work has failed, with its reason.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reader)
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(group)
+                os.setuid(user)
+            os.umask(0o077)
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+            work()
+            answer: list[str] = []
+        except BaseException as fault:
+            # The parent reports it; nothing may return into its code.
+            answer = [str(fault) or type(fault).__name__]
+        with os.fdopen(writer, "w") as channel:
+            json.dump(answer, channel)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as channel:
+        text = channel.read()
+    os.waitpid(child, 0)
+    # A process that was killed has written nothing.
+    faults = json.loads(text) if text else ["it was killed, as it took too long or too much memory"]
+    if faults:
+        raise OSError(faults[0])
+
+
+def open_regular(path: str) -> IO[bytes]:
+    """Opens a file that another account may have replaced: no link is followed, and no pipe is waited for.
+
+    Raises:
+        OSError: it is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(f"{path} is not a regular file")
 
 
 def read_seconds(paths: Iterable[str]) -> float | None:
@@ -94,21 +163,29 @@ def read_seconds(paths: Iterable[str]) -> float | None:
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: a file holds no number.
+        ValueError: a file holds no number of seconds. Its content is not part of the message.
     """
     seconds = []
     for path in paths:
-        with open(path, encoding="utf-8") as file:
-            seconds.append(float(file.read()))
+        with open_regular(path) as file:
+            text = file.read(64)
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < MAX_SECONDS:
+            raise ValueError(f"{path} holds no number of seconds")
+        seconds.append(number)
     return max(seconds) if seconds else None
 
 
-def sha256(path: str) -> str:
-    """Digest of a file, in blocks."""
+def sha256(file: IO[bytes]) -> str:
+    """Digest of an open file, in blocks; it is at its beginning afterwards."""
+    file.seek(0)
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
+    for block in iter(lambda: file.read(1 << 20), b""):
+        digest.update(block)
+    file.seek(0)
     return digest.hexdigest()
 
 
@@ -139,9 +216,11 @@ def member(path: str, name: str) -> tuple[tarfile.TarInfo, bytes] | None:
             return entry, b""
         if not stat.S_ISREG(info.st_mode):
             return None
-        # The whole file at once: it may grow while it is read. The account that owns it may have put a link there.
-        with open(os.open(full, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            content = file.read()
+        # The whole file at once: it may grow while it is read.
+        with open_regular(full) as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise ValueError(f"{name} is larger than {MAX_FILE_BYTES} bytes")
+            content = file.read(MAX_FILE_BYTES)
     except FileNotFoundError:
         return None
     entry.size = len(content)
@@ -154,51 +233,90 @@ def is_inside(name: str, link: str = "") -> bool:
     return not os.path.isabs(link or name) and target.split(os.sep)[0] != os.pardir
 
 
-def pack(path: str, archive: str) -> None:
-    """Writes the archive, readable by the owner of its folder alone."""
+def pack(path: str, archive: str, user: int, group: int) -> tuple[str, int]:
+    """Writes the archive, readable by the owner of its folder alone; the account reads the cache.
+
+    Returns:
+        The digest and the size of the archive.
+    """
     draft = archive + ".part"
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as raw, gzip.GzipFile("", "wb", LEVEL, raw, mtime=0) as packed:
+    with open(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w+b") as raw:
+        try:
+            as_account(user, group, lambda: write_archive(path, raw))
+        except OSError:
+            os.unlink(draft)
+            raise
+        # The user that fetches the file owns the folder, and may not be the one that runs this.
+        folder = os.stat(os.path.dirname(archive))
+        if os.geteuid() == 0:
+            os.fchown(raw.fileno(), folder.st_uid, folder.st_gid)
+        os.rename(draft, archive)
+        return sha256(raw), os.fstat(raw.fileno()).st_size
+
+
+def write_archive(path: str, raw: IO[bytes]) -> None:
+    """Writes a directory as a tar file with gzip.
+
+    Raises:
+        ValueError: it holds more than a cache may.
+    """
+    with gzip.GzipFile("", "wb", LEVEL, raw, mtime=0) as packed:
         write_members(path, packed)
-    # The user that fetches the file owns the folder, and may not be the one that runs this.
-    folder = os.stat(os.path.dirname(archive))
-    if os.geteuid() == 0:
-        os.chown(draft, folder.st_uid, folder.st_gid)
-    os.rename(draft, archive)
+    raw.flush()
 
 
 def write_members(path: str, stream: gzip.GzipFile) -> None:
     """Writes a directory as a tar file."""
+    total = 0
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name in names_below(path):
+        for number, name in enumerate(names_below(path), 1):
             entry = member(path, name)
             if entry:
+                total += entry[0].size
+                check_limits(number, total)
                 tar.addfile(entry[0], io.BytesIO(entry[1]))
 
 
-def unpack(archive: str, path: str, user: int, group: int) -> None:
-    """Creates the directory, which appears only when it is complete.
+def check_limits(entries: int, total: int) -> None:
+    """Stops at more than a cache may hold.
 
     Raises:
-        ValueError: the archive holds a name outside of the directory, or something that is no file, directory or link.
+        ValueError: it is more.
+    """
+    if entries > MAX_ENTRIES:
+        raise ValueError(f"more than {MAX_ENTRIES} files")
+    if total > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES} bytes")
+
+
+def unpack(archive: IO[bytes], path: str, user: int, group: int) -> None:
+    """Creates the directory, which appears only when it is complete; the account writes it.
+
+    Raises:
+        OSError: the archive holds a name outside of the directory, something that is no file, directory or link, or
+            more than a cache may.
     """
     draft = path + ".part"
+    # It follows no link, so it is safe in a folder of another account, whose directories may forbid it to that one.
     shutil.rmtree(draft, ignore_errors=True)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    # Only root may write into it until it is complete.
-    os.mkdir(draft, 0o700)
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for entry in tar:
-                unpack_member(tar, entry, draft)
-        for folder, folders, files in os.walk(draft):
-            for name in [*folders, *files]:
-                os.chown(os.path.join(folder, name), user, group, follow_symlinks=False)
-        os.chown(draft, user, group)
-        os.chmod(draft, 0o750)  # noqa: S103 - as the directory of all caches
-        os.rename(draft, path)
+        as_account(user, group, lambda: write_directory(archive, draft, path))
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_directory(archive: IO[bytes], draft: str, path: str) -> None:
+    """Unpacks an archive into a new directory and renames it."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.mkdir(draft, 0o700)
+    total = 0
+    with tarfile.open(fileobj=archive, mode="r:gz") as tar:
+        for number, entry in enumerate(tar, 1):
+            total += entry.size
+            check_limits(number, total)
+            unpack_member(tar, entry, draft)
+    os.chmod(draft, 0o750)  # noqa: S103 - as the directory of all caches
+    os.rename(draft, path)
 
 
 def unpack_member(tar: tarfile.TarFile, entry: tarfile.TarInfo, folder: str) -> None:
@@ -254,24 +372,26 @@ def ids(owner: str | None, group: str | None) -> tuple[int, int]:
 def change(module: AnsibleModule, exists: bool) -> dict[str, Any]:
     """What the task returns; it changes the host unless in check mode."""
     path, state, archive = module.params["path"], module.params["state"], module.params["archive"]
+    account = ids(module.params["owner"], module.params["group"])
     if state == "inspected":
         return {"changed": False, "exists": exists, "seconds": read_seconds(module.params["times"])}
     if state == "packed":
         if not exists or module.check_mode:
             return {"changed": exists, "exists": exists}
-        pack(path, archive)
-        return {"changed": True, "exists": True, "sha256": sha256(archive), "bytes": os.path.getsize(archive)}
+        digest, size = pack(path, archive, *account)
+        return {"changed": True, "exists": True, "sha256": digest, "bytes": size}
     if state == "absent":
         if exists and not module.check_mode:
             shutil.rmtree(path)
         return {"changed": exists, "exists": False, "diff": diff(path if exists else "", "")}
     if exists:
         return {"changed": False, "exists": True}
-    seen = sha256(archive)
-    if seen != module.params["sha256"]:
-        raise ValueError(f"{archive} has the SHA-256 {seen}, not {module.params['sha256']}")
-    if not module.check_mode:
-        unpack(archive, path, *ids(module.params["owner"], module.params["group"]))
+    with open(archive, "rb") as file:
+        seen = sha256(file)
+        if seen != module.params["sha256"]:
+            raise ValueError(f"{archive} has the SHA-256 {seen}, not {module.params['sha256']}")
+        if not module.check_mode:
+            unpack(file, path, *account)
     return {"changed": True, "exists": True, "diff": diff("", path)}
 
 

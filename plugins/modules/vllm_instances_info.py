@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -40,6 +40,11 @@ options:
         description: What the instance writes to the file loaded when it has started with the plan's release.
         type: str
         required: true
+  files:
+    description: The files that the units of the instances may be read from.
+    type: list
+    elements: path
+    default: []
 author: [vllm-fleet]
 """
 EXAMPLES = r"""
@@ -56,7 +61,9 @@ instances:
   type: list
   returned: success
 stale:
-  description: The units of the plan that have not loaded the plan's release, or that do not run.
+  description: >-
+    The units of the plan that have not loaded the plan's release, that do not run, or that a file changes that the
+    plan does not have.
   type: list
   returned: success
 start_times:
@@ -65,6 +72,10 @@ start_times:
   returned: success
 surplus:
   description: The units of vLLM that systemd knows and the plan does not have.
+  type: list
+  returned: success
+foreign_unit_files:
+  description: The unit files and drop-ins of the units of the plan that the plan does not have.
   type: list
   returned: success
 drain_needed:
@@ -79,26 +90,41 @@ reload_needed:
 #: The units of vLLM, of every install form.
 PATTERNS = ("vllm@*.service", "vllm-docker@*.service")
 RUNNING = ("active", "activating")
+#: Where packages keep units. Operators use /etc and /run.
+PACKAGED = ("/usr/", "/lib/")
 
 
 def read_loaded(directory: str) -> str:
-    """What an instance has loaded; empty if it does not run."""
+    """What an instance has loaded; empty if it does not run.
+
+    The account of the instance owns the directory: no link is followed, no pipe is waited for, and no more than a line
+    is read.
+    """
     try:
-        with open(os.path.join(directory, "loaded"), encoding="utf-8") as file:
-            return file.read().strip()
-    except FileNotFoundError:
+        with open(
+            os.open(os.path.join(directory, "loaded"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb"
+        ) as file:
+            return file.read(4096).decode("utf-8", "replace").strip()
+    except OSError:
         return ""
 
 
-def compare(instances: Sequence[Mapping[str, str]], states: Mapping[str, str]) -> dict[str, Any]:
+def compare(
+    instances: Sequence[Mapping[str, str]], states: Mapping[str, str], foreign: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     """What a role must do.
 
     Args:
         instances: the plan, as the option of the module.
         states: unit -> active state, of the units that systemd knows.
+        foreign: unit -> its files that the plan does not have. An instance may have started with them.
     """
     planned = [item["unit"] for item in instances]
-    stale = [item for item in instances if read_loaded(item["runtime_directory"]) != item["loaded"].strip()]
+    stale = [
+        item
+        for item in instances
+        if read_loaded(item["runtime_directory"]) != item["loaded"].strip() or foreign.get(item["unit"])
+    ]
     stale_units = [item["unit"] for item in stale]
     running = {unit for unit, state in states.items() if state in RUNNING}
     return {
@@ -106,8 +132,42 @@ def compare(instances: Sequence[Mapping[str, str]], states: Mapping[str, str]) -
         "stale": stale_units,
         "start_times": [os.path.join(item["runtime_directory"], "started") for item in stale],
         "surplus": sorted(set(states) - set(planned)),
+        "foreign_unit_files": sorted({path for paths in foreign.values() for path in paths}),
         "drain_needed": bool(stale) or running != set(planned),
     }
+
+
+def foreign_unit_files(text: str, planned: Iterable[str]) -> dict[str, list[str]]:
+    """The files of units that the plan does not have, as ``on_host/probe.py`` finds them: unit -> paths.
+
+    Args:
+        text: what ``systemctl show --property=Id,FragmentPath,DropInPaths`` prints for the units.
+        planned: the files of the plan.
+    """
+    blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
+    return {
+        block["Id"]: [
+            path
+            for key in ("FragmentPath", "DropInPaths")
+            for path in block.get(key, "").split()
+            if is_foreign(path, planned)
+        ]
+        for block in blocks
+        if "Id" in block
+    }
+
+
+def units_of(unit: str) -> list[str]:
+    """An instance's unit and those that run for it: its container belongs to units of root."""
+    if not unit.startswith("vllm-docker@"):
+        return [unit]
+    container = unit[: -len(".service")].replace("vllm-docker@", "vllm-container@")
+    return [unit, container + ".service", container + ".socket"]
+
+
+def is_foreign(path: str, planned: Iterable[str]) -> bool:
+    """Whether neither the plan nor a package has a file."""
+    return not path.startswith(PACKAGED) and path not in planned
 
 
 def main() -> None:
@@ -120,15 +180,21 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "instances": {"type": "list", "elements": "dict", "required": True, "options": instance},
+            "files": {"type": "list", "elements": "path", "default": []},
         },
         supports_check_mode=True,
     )
     instances = module.params["instances"]
     listing = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--output=json", *PATTERNS]
     states = {row["unit"]: row["active"] for row in json.loads(module.run_command(listing, check_rc=True)[1] or "[]")}
-    show = ["systemctl", "show", "--value", "--property=NeedDaemonReload", *(item["unit"] for item in instances)]
-    answers = module.run_command(show, check_rc=True)[1].split() if instances else []
-    module.exit_json(changed=False, reload_needed="yes" in answers, **compare(instances, states))
+    units = [item["unit"] for item in instances]
+    every = [name for unit in units for name in units_of(unit)]
+    show = ["systemctl", "show", "--property=Id,FragmentPath,DropInPaths,NeedDaemonReload", *every]
+    text = module.run_command(show, check_rc=True)[1] if units else ""
+    found = foreign_unit_files(text, module.params["files"])
+    foreign = {unit: [path for name in units_of(unit) for path in found.get(name, ())] for unit in units}
+    reload_needed = "NeedDaemonReload=yes" in text.splitlines()
+    module.exit_json(changed=False, reload_needed=reload_needed, **compare(instances, states, foreign))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import re
 import subprocess
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,26 @@ def test_an_equal_host_gets_what_the_first_has_compiled(fleet: Fleet) -> None:
         assert again["Promote"][host]["changed"] is False
         assert again["Promote"][host]["msg"].endswith("with its own cache")
     assert fleet.record() == record
+
+
+def test_a_cache_from_before_the_start_is_not_kept_since_requests_may_have_changed_it(fleet: Fleet) -> None:
+    fill(fleet.cache("gpu-0"), "of a request")
+    result = fleet.play("gpu-0")
+    assert result["Promote"]["gpu-0"]["changed"] is False
+    assert result["Promote"]["gpu-0"]["msg"] == "5.5 s to the first completion with its own cache"
+    assert fleet.store.read_record(KEY) is None
+
+
+def test_a_cache_that_cannot_be_copied_is_a_warning_and_the_host_goes_on(fleet: Fleet) -> None:
+    fleet.play("gpu-0")
+    record = fleet.record()
+    broken = fleet.folder / "broken"
+    broken.write_bytes(b"no archive")
+    fleet.store.keep(broken, replace(record, sha256=hashlib.sha256(b"no archive").hexdigest()))
+    restored = fleet.play("gpu-1")["Restore"]["gpu-1"]
+    assert (restored["changed"], restored.get("failed", False)) == (False, False)
+    assert restored["warnings"][0].startswith("the start cache was not copied: ")
+    assert fleet.code("gpu-1") == "gpu-1"
 
 
 def test_one_of_equal_hosts_in_a_batch_is_kept(fleet: Fleet) -> None:

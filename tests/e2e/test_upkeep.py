@@ -34,7 +34,7 @@ def test_every_role_run_again_changes_nothing(lab: Lab) -> None:
     done = lab.playbook("-e", "fleet_probe=false")
     assert done.returncode == 0, done.stdout + done.stderr
     assert changed(done.stdout) == 0, done.stdout
-    assert len(roles_run(done.stdout)) == 10
+    assert len(roles_run(done.stdout)) == 11
 
 
 def test_drift_is_named_and_just_that_is_repaired(lab: Lab) -> None:
@@ -67,7 +67,7 @@ def test_drift_is_named_and_just_that_is_repaired(lab: Lab) -> None:
     repaired = lab.playbook()
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
     serving = {"vllm_firewall", "vllm_release", "vllm_service", "vllm_start_cache", "gateway_traffic"}
-    assert roles_run(repaired.stdout) == serving | {"harmony_encodings", "gateway"}
+    assert roles_run(repaired.stdout) == serving | {"foreign_unit_files", "harmony_encodings", "gateway"}
     assert lab.drift()[0] == 0
     for host, since in started.items():
         now = lab.on(host, "systemctl show -p ActiveEnterTimestamp vllm@0").stdout

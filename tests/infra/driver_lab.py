@@ -74,6 +74,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 """
+UNIT_FILES = tuple(f"/etc/systemd/system/vllm@.service{rest}" for rest in ("", ".d/addresses.conf"))
 UNIT = "[Service]\nExecStart=/usr/bin/python3 /usr/local/lib/instance.py\n[Install]\nWantedBy=multi-user.target\n"
 
 
@@ -211,7 +212,11 @@ def start(folder: Path) -> DriverLab:
 
 def release(lab: DriverLab, name: str, note: str) -> dict[str, Any]:
     """What the roles of the rollout get for a release with the stand-in engine; another note is another release."""
-    at = ADDRESSES[name]
+    return release_at(ADDRESSES[name], ADDRESSES["gateway-0"], lab.folder / "caches", note)
+
+
+def release_at(at: str, gateway: str, caches: Path, note: str) -> dict[str, Any]:
+    """As :func:`release`, for a host and its gateway by their addresses, and the folder of start caches."""
     cache = "/var/cache/vllm/stand-in"
     env = instance_files.env_text(
         {
@@ -226,18 +231,19 @@ def release(lab: DriverLab, name: str, note: str) -> dict[str, Any]:
     digest = f'FLEET_ENV_DIGEST="{digests.text_sha256(env)}"\n'
     files = instance_files.InstanceFiles("0", 8000, f"# {note}\nmodel: {MODEL}\n", env + digest)
     content = {"0.yaml": files.config, "0.env": files.env}
-    peers = firewall.Peers((at,), (ADDRESSES["gateway-0"],))
+    peers = firewall.Peers((at,), (gateway,))
     return {
         "vllm_firewall_rules": firewall.firewall_rules([8000, 8100], peers),
         "vllm_firewall_unit_filter": firewall.unit_filter(peers),
         "vllm_release_id": instance_files.release_digest(content),
         "vllm_release_files": [{"name": each, "content": text} for each, text in content.items()],
         "vllm_service_release": instance_files.release_digest(content),
+        "vllm_service_unit_files": list(UNIT_FILES),
         "vllm_service_instances": [
             {"unit": "vllm@0.service", "runtime_directory": "/run/vllm-0", "loaded": files.loaded}
         ],
         "vllm_start_cache_path": cache,
-        "vllm_start_cache_store": str(lab.folder / "caches"),
+        "vllm_start_cache_store": str(caches),
     }
 
 

@@ -149,6 +149,29 @@ def test_kernel_parameters() -> None:
             {"active": False},
             ("active", "is active (running)"),
         ),
+        (
+            {
+                "LoadState": "loaded",
+                "DropInPaths": "/etc/u.d/own.conf /usr/lib/u.d/a.conf /run/u.d/z.conf /etc/u.d/y.conf",
+            },
+            {"files": ["/etc/u.d/own.conf"]},
+            ("foreign_unit_file", "is changed by /etc/u.d/y.conf, /run/u.d/z.conf"),
+        ),
+        # As "systemctl edit --full u@0" leaves it.
+        (
+            {"LoadState": "loaded", "FragmentPath": "/etc/u@0.service"},
+            {"files": ["/etc/u@.service"]},
+            ("foreign_unit_file", "is changed by /etc/u@0.service"),
+        ),
+        ({"LoadState": "loaded", "FragmentPath": "/lib/systemd/system/u.service"}, {"files": []}, None),
+        # systemd separates paths by blanks, and a name may hold one.
+        (
+            {"LoadState": "loaded", "DropInPaths": "/etc/u.d/own.conf and.conf"},
+            {"files": ["/etc/u.d/own.conf"]},
+            ("foreign_unit_file", "is changed by and.conf"),
+        ),
+        ({"LoadState": "loaded", "DropInPaths": "/etc/u.d/own.conf"}, {"files": ["/etc/u.d/own.conf"]}, None),
+        ({"LoadState": "loaded", "DropInPaths": "/etc/u.d/any.conf"}, {}, None),
         ({"LoadState": "loaded", "UnitFileState": "disabled"}, {"enabled": True}, ("not_enabled", "is disabled")),
         ({"LoadState": "loaded", "UnitFileState": ""}, {"enabled": True}, ("not_enabled", "is not enabled")),
         ({"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}, {"active": True}, None),

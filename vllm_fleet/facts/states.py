@@ -30,6 +30,12 @@ class DriftState(DocumentedEnum):
     WRONG_VALUE = "wrong_value", "the kernel parameter has another value"
     UNKNOWN_UNIT = "unknown_unit", "systemd does not know the unit"
     NOT_RELOADED = "not_reloaded", "the unit has changed on disk since systemd read it"
+    FOREIGN_UNIT_FILE = (
+        "foreign_unit_file",
+        "a unit file or drop-in in /etc or /run that the plan does not have changes the unit",
+    )
+    NOT_LOADED = "not_loaded", "the kernel has no such table of nftables"
+    OTHER_RULES = "other_rules", "the table of nftables is not what its file makes"
     INACTIVE = "inactive", "the unit does not run"
     FAILED = "failed", "the unit has failed"
     IN_TRANSITION = "in_transition", "the unit is starting, stopping or reloading"

@@ -29,7 +29,8 @@ def firewall_rules(ports: Sequence[int], peers: Peers) -> str:
     """Nftables rules: only the gateways and the host itself reach vLLM, and vLLM reaches only them.
 
     The API key of vLLM does not protect all of its routes. Workers listen on further ports, which differ at each start;
-    the rules for packets that the account sends hold for them too: no connection is made without an answer. They hold
+    the rules for packets that the account sends hold for them too: no connection is made without an answer, also to a
+    gateway. They hold
     for processes in a container, which the filter of its unit does not see.
 
     Args:
@@ -41,10 +42,12 @@ def firewall_rules(ports: Sequence[int], peers: Peers) -> str:
         f"    tcp dport {{ {numbers} }} {family} saddr {{ {members} }} accept\n"
         for family, members in _by_family(peers.gateways)
     )
+    # Gateways are answered at these ports alone; vLLM connects to none of them.
     sent = "".join(
-        f"    {family} daddr {{ {members} }} accept\n"
-        for family, members in _by_family((*peers.gateways, *peers.engine_to))
+        f"    {family} daddr {{ {members} }} tcp sport {{ {numbers} }} accept\n"
+        for family, members in _by_family(peers.gateways)
     )
+    sent += "".join(f"    {family} daddr {{ {members} }} accept\n" for family, members in _by_family(peers.engine_to))
     return (
         "# Made by vllm-fleet; another run replaces what is changed here.\n"
         "table inet vllm_fleet {}\n"

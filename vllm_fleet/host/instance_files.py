@@ -22,6 +22,15 @@ from vllm_fleet.resolve.deployment import Deployment
 
 #: How long a start may take before it counts as failed: weights, compilation and CUDA graphs of a large model.
 START_TIMEOUT_SECONDS = 3600
+#: The processes of an instance are on one host, so they meet at its loopback; a recipe may set other values. On a host
+#: whose name has its address, vLLM 0.32.0 for CPUs has 15 ports of its worker at that address without them, and all at
+#: 127.0.0.1 with them (run on 2026-11-28). The rendezvous of PyTorch may listen on all addresses
+#: (vllm-project/vllm#15987, NVIDIA/nccl#965), so the firewall closes these ports too.
+LOOPBACK_ENV: Mapping[str, str] = {
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+}
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ def serving_env(deployment: Deployment, cache: str, name: str = "0") -> dict[str
     size = deployment.tensor_parallel_size
     devices = ",".join(str(int(name) * size + number) for number in range(size))
     return {
+        **{key: value for key, value in LOOPBACK_ENV.items() if key not in deployment.env},
         # ROCm reads it too. Without it every instance would use the first devices.
         **({"CUDA_VISIBLE_DEVICES": devices} if deployment.instances > 1 else {}),
         "TIKTOKEN_ENCODINGS_BASE": host_paths.ENCODINGS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -22,6 +22,7 @@ from vllm_fleet.host.manifest_items import (
     link_item,
     package_item,
     store_item,
+    table_item,
     traffic_item,
     unit_item,
     user_item,
@@ -32,6 +33,9 @@ from vllm_fleet.host.serving_host import ServingHost
 RELEASES = "/opt/vllm/releases"
 CURRENT = "/opt/vllm/current"
 STAMP = ".verified.json"
+FIREWALL_RULES = "/etc/vllm/firewall.nft"
+#: The drop-in of HAProxy.
+GATEWAY_DROP_IN = "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf"
 #: The unit of each install form; the part after the @ is the instance.
 UNITS = {"wheel": "vllm", "docker": "vllm-docker"}
 
@@ -103,6 +107,7 @@ def baseline_items() -> Iterable[Item]:
 def _engine_items(host: ServingHost) -> Iterable[Item]:
     role, engine, deployment = "vllm_engine", host.engine_directory, host.deployment
     yield from (package_item(role, name) for name in deployment.packages)
+    yield directory_item(role, host_paths.ENGINES, "0755")
     yield FileItem(role=role, kind="file", path=f"{engine}/bin/vllm", mode="0555")
     yield file_item(role, f"{engine}/.complete", text_sha256(f"{deployment.engine_directory_id}\n"))
 
@@ -112,11 +117,28 @@ def _firewall_items(rules: str, unit_filter: str) -> Iterable[Item]:
     for template in UNITS.values():
         yield file_item(role, f"/etc/systemd/system/{template}@.service.d/addresses.conf", text_sha256(unit_filter))
     yield file_item(role, f"/etc/systemd/system/{unit}", role_file_sha256(role, unit))
-    yield file_item(role, "/etc/vllm/firewall.nft", text_sha256(rules))
-    yield unit_item(role, unit, active=True, enabled=True)
+    path = "/etc/systemd/system/nftables.service.d/vllm-fleet.conf"
+    yield file_item(role, path, role_file_sha256(role, "nftables.service.d.conf"))
+    yield directory_item(role, str(Path(FIREWALL_RULES).parent), "0755")
+    yield file_item(role, FIREWALL_RULES, text_sha256(rules))
+    yield unit_item(role, unit, active=True, enabled=True, files=[f"/etc/systemd/system/{unit}"])
+    yield table_item(role, "inet vllm_fleet", FIREWALL_RULES)
 
 
-def _service_items(install: str, release: instance_files.Release) -> Iterable[Item]:
+def instance_unit_files(install: str, items: Iterable[Item]) -> list[str]:
+    """The files in /etc that the units of instances are read from: the unit files, and their drop-ins in a manifest.
+
+    Args:
+        install: the install form, ``wheel`` or ``docker``.
+        items: the items of the manifest.
+    """
+    unit = f"/etc/systemd/system/{UNITS[install]}@.service"
+    container = [f"/etc/systemd/system/vllm-container@.{kind}" for kind in ("service", "socket")]
+    drop_ins = [item["path"] for item in items if item["kind"] == "file" and item["path"].startswith(f"{unit}.d/")]
+    return [unit, *(container if install == "docker" else ()), *drop_ins]
+
+
+def _service_items(install: str, release: instance_files.Release, files: Sequence[str]) -> Iterable[Item]:
     role = "vllm_service"
     for name in ("vllm@.service", "vllm-docker@.service", "vllm-container@.service", "vllm-container@.socket"):
         yield file_item(role, f"/etc/systemd/system/{name}", role_file_sha256(role, name))
@@ -124,7 +146,10 @@ def _service_items(install: str, release: instance_files.Release) -> Iterable[It
         yield file_item(role, f"/usr/local/libexec/{name}", role_file_sha256(role, name), "0755")
     yield link_item(role, CURRENT, f"releases/{release.digest}")
     for instance in release.instances:
-        yield unit_item(role, instance_unit(install, instance.name), active=True, enabled=True)
+        yield unit_item(role, instance_unit(install, instance.name), active=True, enabled=True, files=files)
+        if install == "docker":
+            # It runs as root when the unit of the instance starts.
+            yield unit_item(role, f"vllm-container@{instance.name}.service", files=files)
         loaded = f"{runtime_directory(instance.name)}/loaded"
         yield FileItem(role=role, kind="file", path=loaded, sha256=text_sha256(instance.loaded))
 
@@ -149,11 +174,12 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
         items.append(store_item("model_store", host.model_directory, STAMP, host.model.sha256))
     items += container.image_items(host.image) if host.image else _engine_items(host)
     items += _firewall_items(host.firewall, host.unit_filter)
+    items += [directory_item("vllm_release", path, "0755") for path in (RELEASES, f"{RELEASES}/{release.digest}")]
     items += [
         file_item("vllm_release", f"{RELEASES}/{release.digest}/{name}", text_sha256(text), "0600")
         for name, text in release.files.items()
     ]
-    items += _service_items(deployment.install, release)
+    items += _service_items(deployment.install, release, instance_unit_files(deployment.install, items))
     facts = wanted_facts(host.host_class, host.required_facts)
     return Manifest(host.plan.name, tuple(items), facts, serving_ports(host))
 
@@ -191,12 +217,8 @@ def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Ite
         package_item(role, "haproxy"),
         file_item(role, "/etc/haproxy/haproxy.cfg", text_sha256(config), "0640", "haproxy"),
         file_item(role, haproxy.API_KEYS, text_sha256(keys), "0640", "haproxy"),
-        file_item(
-            role,
-            "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf",
-            role_file_sha256(role, "haproxy.service.d.conf"),
-        ),
-        unit_item(role, "haproxy.service", active=True, enabled=True),
+        file_item(role, GATEWAY_DROP_IN, role_file_sha256(role, "haproxy.service.d.conf")),
+        unit_item(role, "haproxy.service", active=True, enabled=True, files=[GATEWAY_DROP_IN]),
         traffic_item(role, haproxy.ADMIN_SOCKET),
     ]
     if certificate:

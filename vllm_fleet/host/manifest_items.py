@@ -16,6 +16,7 @@ from vllm_fleet.on_host.manifest_items import (
     SettingsItem,
     StoreItem,
     SysctlItem,
+    TableItem,
     TrafficItem,
     UnitItem,
     UserItem,
@@ -31,7 +32,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
         *("vllm_firewall", "vllm_release", "vllm_service", "gateway", "mirror"),
     ),
     "settings": ("container_engine",),
-    "directory": ("host_baseline", "harmony_encodings"),
+    "directory": ("host_baseline", "harmony_encodings", "vllm_engine", "vllm_firewall", "vllm_release"),
     "link": ("vllm_service",),
     "store": ("model_store", "mirror"),
     "image": ("vllm_image",),
@@ -47,6 +48,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     ),
     "holds": ("nvidia_driver", "amd_driver"),
     "traffic": ("gateway",),
+    "table": ("vllm_firewall",),
 }
 
 
@@ -118,13 +120,22 @@ def sysctl_item(role: str, name: str, value: str, *, may_be_missing: bool = Fals
     return item
 
 
-def unit_item(role: str, name: str, *, active: bool | None = None, enabled: bool | None = None) -> UnitItem:
-    """A systemd unit; None leaves it open whether it runs or starts with the host."""
+def unit_item(
+    role: str,
+    name: str,
+    *,
+    active: bool | None = None,
+    enabled: bool | None = None,
+    files: Sequence[str] | None = None,
+) -> UnitItem:
+    """A systemd unit; None leaves it open whether it runs or starts with the host, and which files it is read from."""
     item = UnitItem(role=role, kind="unit", name=name)
     if active is not None:
         item["active"] = active
     if enabled is not None:
         item["enabled"] = enabled
+    if files is not None:
+        item["files"] = list(files)
     return item
 
 
@@ -160,6 +171,11 @@ def traffic_item(role: str, path: str) -> TrafficItem:
     return TrafficItem(role=role, kind="traffic", path=path)
 
 
+def table_item(role: str, name: str, rules: str) -> TableItem:
+    """A table of nftables by its family and name, and the file that makes it."""
+    return TableItem(role=role, kind="table", name=name, rules=rules)
+
+
 __all__ = [
     "KINDS",
     "OWNERS",
@@ -175,6 +191,7 @@ __all__ = [
     "settings_item",
     "store_item",
     "sysctl_item",
+    "table_item",
     "traffic_item",
     "unit_item",
     "user_item",

@@ -11,5 +11,8 @@ ROLES = {
     "gateway": ("host_baseline", "gateway"),
 }
 #: Roles that other roles use on a serving host; they own no item of a manifest.
-HELPERS = ("apt_repository", "driver_packages", "host_reboot", "gateway_traffic", "vllm_start_cache")
+HELPERS = (
+    *("apt_repository", "driver_packages", "host_reboot", "gateway_traffic", "vllm_start_cache"),
+    "foreign_unit_files",
+)
 ALL_ROLES = ("mirror", *ROLES["serving"], "gateway")

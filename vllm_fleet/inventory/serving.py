@@ -15,7 +15,7 @@ from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host import container, container_toolkit, drivers, engine_install, start_cache
 from vllm_fleet.host.firewall import Peers
 from vllm_fleet.host.instance_files import Release, instance_files
-from vllm_fleet.host.manifest import Manifest, instance_unit, runtime_directory, serving_manifest
+from vllm_fleet.host.manifest import Manifest, instance_unit, instance_unit_files, runtime_directory, serving_manifest
 from vllm_fleet.host.serving_host import EncodingFile, ServingHost
 from vllm_fleet.inventory.inputs import FleetInputs
 from vllm_fleet.mirror import client, parts
@@ -129,6 +129,7 @@ def _service_variables(host: ServingHost, release: Release, manifest: Manifest) 
             }
             for instance in release.instances
         ],
+        "vllm_service_unit_files": instance_unit_files(host.deployment.install, manifest.items),
         "vllm_start_cache_path": host.cache_directory,
         "vllm_start_cache_store": str(paths.cache_dir() / "start-caches"),
     }

@@ -101,13 +101,18 @@ class SysctlItem(TypedDict):
 
 
 class UnitItem(TypedDict):
-    """A systemd unit that is loaded as it is on disk, active and enabled. A key that is left out is not checked."""
+    """A systemd unit that is loaded as it is on disk, active and enabled, and that no other file changes.
+
+    A key that is left out is not checked. ``files`` are the paths in ``/etc`` and ``/run`` that the unit may be read
+    from: its unit file and its drop-ins; those of packages in ``/usr/lib`` are not checked.
+    """
 
     role: str
     kind: Literal["unit"]
     name: str
     active: NotRequired[bool]
     enabled: NotRequired[bool]
+    files: NotRequired[list[str]]
 
 
 class PackageItem(TypedDict):
@@ -142,6 +147,18 @@ class TrafficItem(TypedDict):
     path: str
 
 
+class TableItem(TypedDict):
+    """A table of nftables that the kernel has loaded just as its file makes it.
+
+    ``name`` is its family and name, ``rules`` the path of the file. The file has an item of its own.
+    """
+
+    role: str
+    kind: Literal["table"]
+    name: str
+    rules: str
+
+
 Item = (
     FileItem
     | SettingsItem
@@ -155,4 +172,5 @@ Item = (
     | PackageItem
     | HoldsItem
     | TrafficItem
+    | TableItem
 )

@@ -41,6 +41,9 @@ TEXTS = {
     "wrong_value": "is %s, not %s",
     "unknown_unit": "is not known to systemd",
     "not_reloaded": "was changed on disk since systemd read it",
+    "foreign_unit_file": "is changed by %s",
+    "not_loaded": "is not loaded",
+    "other_rules": "has other rules than %s",
     "inactive": "is %s (%s)",
     "failed": "is %s (%s)",
     "in_transition": "is %s (%s)",
@@ -64,6 +67,10 @@ VETO_TEXTS = {
 }
 #: systemd's ActiveState -> state; every other one is a change from one of these to another.
 ACTIVE_STATES = {"inactive": "inactive", "failed": "failed", "active": "active"}
+#: Where packages keep units. Operators use /etc and /run.
+PACKAGED = ("/usr/", "/lib/")
+#: Files of a plan are smaller.
+MAX_FILE_MIB = 64
 #: docker reports by text alone that its daemon does not answer.
 DOCKER_DOWN = "annot connect"
 
@@ -107,9 +114,10 @@ def check_file(item: items.FileItem) -> tuple[str, str] | None:
         return differs("wrong_type", "regular file")
     if "sha256" in item:
         digest = hashlib.sha256()
-        with open(item["path"], "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
+        # Another account may own the directory: no link is followed, no pipe is waited for, no huge file is read.
+        with open(os.open(item["path"], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            for _ in range(MAX_FILE_MIB):
+                digest.update(file.read(1 << 20))
         if digest.hexdigest() != item["sha256"]:
             return differs("wrong_content")
     return _attributes(item, info)
@@ -247,7 +255,7 @@ def unit_states(names: list[str]) -> dict[str, dict[str, str]]:
     """The state of all units in one call of systemctl: name -> properties."""
     if not names:
         return {}
-    wanted = "Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload"
+    wanted = "Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload,FragmentPath,DropInPaths"
     command = ["systemctl", "show", "--no-pager", "--property=" + wanted, *names]
     out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     states = {}
@@ -257,12 +265,17 @@ def unit_states(names: list[str]) -> dict[str, dict[str, str]]:
 
 
 def check_unit(item: items.UnitItem, states: Mapping[str, Mapping[str, str]]) -> tuple[str, str] | None:
-    """A unit that systemd knows and has loaded as it is on disk: active and enabled, as far as the item has them."""
+    """A unit that systemd has loaded as it is on disk: active, enabled, its files, as far as the item has them."""
     state = states.get(item["name"], {})
     if state.get("LoadState") != "loaded":
         return differs("unknown_unit")
     if state.get("NeedDaemonReload") == "yes":
         return differs("not_reloaded")
+    if "files" in item:
+        paths = [*state.get("FragmentPath", "").split(), *state.get("DropInPaths", "").split()]
+        foreign = set(paths) - set(item["files"])
+        if own := sorted(path for path in foreign if not path.startswith(PACKAGED)):
+            return differs("foreign_unit_file", ", ".join(own))
     now = state.get("ActiveState")
     if "active" in item and (now == "active") != item["active"]:
         return differs(ACTIVE_STATES.get(str(now), "in_transition"), now, state.get("SubState"))
@@ -347,6 +360,21 @@ def check_image(item: items.ImageItem) -> tuple[str, str] | None:
     return None
 
 
+def check_table(item: items.TableItem) -> tuple[str, str] | None:
+    """A table of nftables as its file makes it in an empty network namespace, without counters."""
+    listing = ["/usr/sbin/nft", "--stateless", "list", "table", *item["name"].split()]
+    fresh = ["unshare", "--net", "sh", "-c", '/usr/sbin/nft -f "$0" && exec "$@"', item["rules"], *listing]
+    try:
+        loaded, planned = [subprocess.run(command, capture_output=True, text=True) for command in (listing, fresh)]
+    except FileNotFoundError as fault:
+        return differs("no_tool", fault.filename)
+    if loaded.returncode:
+        return differs("not_loaded")
+    if planned.returncode or loaded.stdout != planned.stdout:
+        return differs("other_rules", item["rules"])
+    return None
+
+
 def check_facts(facts: Mapping[str, Any]) -> list[dict[str, str]]:
     """What a host must be before a run touches it: a veto ``{code, why}`` for each fact that differs."""
     cores = len(os.sched_getaffinity(0))
@@ -387,6 +415,7 @@ def checks_by_kind(
         "package": lambda item: check_package(item, packages),
         "holds": lambda item: check_holds(item, packages),
         "traffic": check_traffic,
+        "table": check_table,
     }
 
 
@@ -407,7 +436,7 @@ def probe(manifest: Mapping[str, Any]) -> dict[str, Any]:
     for item in wanted:
         try:
             difference = checks[item["kind"]](item)
-        except PermissionError as fault:
+        except OSError as fault:
             difference = differs("unreadable", fault)
         if difference:
             what = item.get("path") or item["name"]
