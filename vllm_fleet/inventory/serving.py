@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,9 +11,9 @@ from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.host import container, container_toolkit, drivers, engine_install, start_cache
 from vllm_fleet.host.instance_files import Release, instance_files
 from vllm_fleet.host.manifest import Manifest, instance_unit, runtime_directory, serving_manifest
-from vllm_fleet.host.serving_host import EncodingFile, ServingHost
+from vllm_fleet.host.serving_host import ServingHost
 from vllm_fleet.inventory.inputs import FleetInputs
-from vllm_fleet.mirror import client, parts
+from vllm_fleet.mirror import client, parts, vocabularies
 from vllm_fleet.resolve.deployment import Deployment
 
 
@@ -63,20 +62,11 @@ def _serving_host(inputs: FleetInputs, host: HostPlan, driver: drivers.HostDrive
         host_class=host_class,
         gateways=inputs.gateway_addresses,
         model=model,
-        encodings=tuple(_encodings(inputs, deployment)),
+        encodings=tuple(vocabularies.list_vocabularies(inputs.plan, inputs.catalog, deployment.model)),
         cache_key=start_cache.start_cache_key(deployment, model.revision, host_class.family.arch, version),
         lock=lock,
         image=_image(inputs, host, deployment),
     )
-
-
-def _encodings(inputs: FleetInputs, deployment: Deployment) -> Iterator[EncodingFile]:
-    plan, catalog = inputs.plan, inputs.catalog
-    if plan.spec.artifacts.encodings is None:
-        raise plan.document.error(("artifacts",), "names no folder of encodings", "add 'encodings'")
-    folder = plan.artifact("encodings", plan.spec.artifacts.encodings)
-    for name in catalog.model(deployment.model).encodings:
-        yield EncodingFile(name, catalog.encodings.encodings[name].sha256, str(folder / name))
 
 
 def _image(inputs: FleetInputs, host: HostPlan, deployment: Deployment) -> container.Image | None:

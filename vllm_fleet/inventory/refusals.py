@@ -1,0 +1,76 @@
+"""What ``site.yml`` would refuse, as far as it can be known without the hosts.
+
+``check`` and ``plan`` say it, and the inventory refuses a run with the same errors before a host is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.fleet.stack import Location
+from vllm_fleet.host import engine_install
+from vllm_fleet.inventory import gateway
+from vllm_fleet.mirror import apt_packages, client
+
+#: A host that is not rented yet has this address; TEST-NET-1 has no hosts.
+_NOWHERE = "192.0.2.1"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Something that ``site.yml`` would refuse.
+
+    Attributes:
+        error: what, where, and what to do.
+        is_wrong: whether a file of the fleet is wrong. Otherwise something is not on this machine yet, such as a
+            download or a secret, and the fleet can be planned without it.
+    """
+
+    error: FleetError
+    is_wrong: bool
+
+
+def list_file_refusals(plan: Plan, catalog: Catalog) -> Iterator[Refusal]:
+    """What the files of the fleet and of this machine lack or have wrong. An error may come more than once.
+
+    Args:
+        plan: the To-Be.
+        catalog: the recipes.
+    """
+    for fault in engine_install.lock_faults(plan, catalog):
+        yield Refusal(fault, is_wrong=True)
+    for fault in (
+        *engine_install.unpinned_engines(plan, catalog),
+        *apt_packages.find_missing(plan, catalog),
+    ):
+        yield Refusal(fault, is_wrong=False)
+    for fault, is_wrong in (*client.model_faults(plan, catalog), *gateway.find_faults(plan)):
+        yield Refusal(fault, is_wrong)
+
+
+def find_access_faults(plan: Plan) -> Iterator[FleetError]:
+    """Files for SSH that are named and missing. Those of a stack that makes its own key come with it."""
+    access = plan.access
+    makes_key = not access.ssh_authorised_keys and any(host.cloud != "static" for host in plan.hosts)
+    for key, own in (
+        ("ssh_private_key_file", None if makes_key else access.ssh_private_key_file),
+        ("ssh_config_file", access.ssh_config_file),
+    ):
+        file = (plan.directory / own).resolve() if own else None
+        if file and not file.is_file():
+            yield plan.document.error(("access", key), f"there is no {paths.display(file)}", "correct the path")
+
+
+def planned_locations(plan: Plan) -> Mapping[str, Location]:
+    """Locations for hosts that are not rented yet, to see what else would be refused."""
+    return {
+        host.name: Location(_NOWHERE, 22, host.user, (), _NOWHERE)
+        if host.static is None
+        else Location(host.static.address, host.static.port, host.user, (), host.static.address)
+        for host in plan.hosts
+    }
