@@ -51,13 +51,13 @@ def command(
         "engines": len(recipes.engines),
         "models": len(recipes.models),
         "fleets": [folder.name for folder in folders],
-        "site_refuses": [refusal.record() for refusal in missing],
+        "site_refuses": [each.record() for each in missing],
     }
     if json:
         print_json(result)
     else:
-        for refusal in missing:
-            print_text(f"site.yml will refuse: {refusal}")
+        for each in missing:
+            print_text(f"site.yml will refuse: {each}")
         print_text(
             f"OK: {result['host_classes']} host classes, {result['engines']} engines, {result['models']} models; "
             f"fleets: {', '.join(folder.name for folder in folders) or 'none'}"

@@ -7,13 +7,13 @@ import ipaddress
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
-from vllm_fleet.catalogue.catalogue import Catalog, raise_all
+from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
 from vllm_fleet.edge import openssh, ssh_options, ssh_scan
 from vllm_fleet.edge.connection import NoAnswerError
 from vllm_fleet.edge.ssh_scan import Address
@@ -43,6 +43,8 @@ class NamedHost:
     port: int | None
     user: str | None
     gateway: bool = False
+    #: Its name in the user's own inventory; empty: the fleet numbers it.
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,20 +87,25 @@ class Login:
         key_file: the private key; None uses ssh's configuration and agent.
         config_file: the configuration of ssh; None uses those of the user and the system.
         bastion: the host through which all of them are reached, with its confirmed key.
+        become_password: the password for sudo on the hosts; None: sudo asks for none.
     """
 
     key_file: Path | None = None
     config_file: Path | None = None
     bastion: Target | None = None
+    become_password: str | None = field(default=None, repr=False)
 
 
-def parse_hosts(hosts: Sequence[str], gateways: Sequence[str], bastion: str | None) -> list[NamedHost]:
+def parse_hosts(
+    hosts: Sequence[str], gateways: Sequence[str], bastion: str | None, imported: Sequence[NamedHost] = ()
+) -> list[NamedHost]:
     """Parses what was typed.
 
     Args:
         hosts: ``user@address:port`` of each GPU host.
         gateways: the same of each gateway.
         bastion: the same of the bastion; it becomes the last of the result.
+        imported: hosts that were read elsewhere.
 
     Raises:
         FleetError: an address is not valid, or none is given; it carries all of them.
@@ -108,17 +115,28 @@ def parse_hosts(hosts: Sequence[str], gateways: Sequence[str], bastion: str | No
     typed = [("--host", text) for text in hosts] + [("--gateway", text) for text in gateways]
     for option, text in [*typed, *([("--bastion", bastion)] if bastion is not None else [])]:
         try:
-            parsed.append(_parse(text, gateway=option == "--gateway"))
+            parsed.append(parse_host(text, gateway=option == "--gateway"))
         except ValueError as fault:
             hint = "write user@address or user@address:port, and an IPv6 address as user@[address]:port"
             errors.append(FleetError(f"{text!r} {fault}", hint, key=option))
-    if not typed:
-        errors.append(FleetError("no host is given", "give --host root@10.0.0.5", key="--host"))
+    if not typed and not imported:
+        hint = "give --host root@10.0.0.5, or --from-inventory FILE"
+        errors.append(FleetError("no host is given", hint, key="--host"))
     raise_all(errors)
-    return parsed
+    return [*parsed[: len(typed)], *imported, *parsed[len(typed) :]]
 
 
-def _parse(text: str, *, gateway: bool) -> NamedHost:
+def parse_host(text: str, *, gateway: bool, label: str = "") -> NamedHost:
+    """Parses ``[USER@]ADDRESS[:PORT]``.
+
+    Args:
+        text: what was typed.
+        gateway: whether it is a gateway.
+        label: its name in the user's own inventory.
+
+    Raises:
+        ValueError: it is not one; the message continues a sentence that begins with the text.
+    """
     match = _SPELLING.fullmatch(text)
     if not match:
         raise ValueError("is not an address")
@@ -129,7 +147,7 @@ def _parse(text: str, *, gateway: bool) -> NamedHost:
         raise ValueError("is not an address")
     if port is not None and not 0 < port < 65536:
         raise ValueError("has a port that does not exist")
-    return NamedHost(address, port, match["user"], gateway)
+    return NamedHost(address, port, match["user"], gateway, label)
 
 
 def find_hosts(named: Sequence[NamedHost], config_file: Path | None) -> list[FoundHost]:
@@ -252,7 +270,7 @@ def scan_keys(hosts: Sequence[FoundHost], login: Login) -> tuple[list[tuple[Foun
 
 
 def identify_hosts(
-    hosts: Sequence[tuple[FoundHost, str]], login: Login, catalog: Catalog
+    hosts: Sequence[tuple[FoundHost, str]], login: Login, catalog: Catalog, said_class: SizedClass | None = None
 ) -> tuple[list[IdentifiedHost], list[FleetError]]:
     """Reads the facts of each host and finds its class. Only the confirmed key of each host is trusted.
 
@@ -260,6 +278,7 @@ def identify_hosts(
         hosts: the hosts with the host keys that the user has confirmed.
         login: how they are logged in to.
         catalog: the recipes.
+        said_class: the class that the user says the GPU hosts have; None: what their GPUs say.
 
     Returns:
         The hosts that are identified; and the error of each host that does not answer or has no class.
@@ -276,6 +295,7 @@ def identify_hosts(
             alias=host.alias,
             jump=login.bastion,
             keys_file="the key that was confirmed",
+            become_password=login.become_password,
         )
         for host, key in hosts
     ]
@@ -288,14 +308,32 @@ def identify_hosts(
             errors.append(FleetError(answer, hint, host=host.named.name))
             continue
         try:
-            sized = None if host.named.gateway else recognise(answer, catalog)
+            sized = None if host.named.gateway else _find_class(answer, catalog, said_class)
         except FleetError as error:
             error.host = host.named.name
             errors.append(error)
             continue
         says = ", ".join(_describe(answer)) if sized else ""
-        identified.append(IdentifiedHost(host.address, host.port, host.user, key, sized, says, host.alias))
+        identified.append(
+            IdentifiedHost(host.address, host.port, host.user, key, sized, says, host.alias, host.named.label)
+        )
     return identified, errors
+
+
+def _find_class(facts: Mapping[str, Any], catalog: Catalog, said: SizedClass | None) -> SizedClass:
+    """The class of a host by its GPUs; one that reports none is what the user says.
+
+    Raises:
+        FleetError: its GPUs have no class, or another one than the user says.
+    """
+    if said is None:
+        return recognise(facts, catalog)
+    if said.family.vendor == "cpu" and not counted_gpus(facts):
+        return said
+    found = recognise(facts, catalog)
+    if found.id != said.id:
+        raise FleetError(f"is {found.id} by its GPUs, not {said.id}", "leave --host-class out", key="--host-class")
+    return found
 
 
 def login_of(fleet: plan.Plan) -> Login:

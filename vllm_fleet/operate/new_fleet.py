@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.field_types import Name
 from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.resolve.resolve import Question, resolve
@@ -65,6 +66,7 @@ class IdentifiedHost:
         sized: its class; None for a gateway, which needs no GPU.
         says: its GPUs and its driver, for people.
         ssh_alias: its name in ssh's configuration, where the address alone is reached in another way; else empty.
+        name: its name in the user's own inventory; it is kept where a fleet can have it.
     """
 
     address: str
@@ -74,6 +76,7 @@ class IdentifiedHost:
     sized: SizedClass | None
     says: str = ""
     ssh_alias: str = ""
+    name: str = ""
 
 
 def fleet_text(
@@ -210,9 +213,7 @@ def _dump(yaml: YAML, data: CommentedMap) -> str:
     return out.getvalue()
 
 
-def _add_hosts(
-    data: CommentedMap, hosts: Sequence[IdentifiedHost], catalog: Catalog, wishes: Wishes
-) -> CommentedMap:
+def _add_hosts(data: CommentedMap, hosts: Sequence[IdentifiedHost], catalog: Catalog, wishes: Wishes) -> CommentedMap:
     taken = set(static_addresses(data).values())
     data["pools"].fa.set_block_style()
     for host in hosts:
@@ -225,7 +226,8 @@ def _add_hosts(
         else:
             prefix = _pool_name(data, host.sized, catalog, wishes)
             section = data["pools"][prefix]
-        name = _take_free_name(_numbered(prefix), taken)
+        own = [host.name] if _is_name(host.name) else []
+        name = _take_free_name(itertools.chain(own, _numbered(prefix)), taken)
         static = section.setdefault("static", CommentedMap())
         static[name] = _host_entry(host)
         if host.says:
@@ -248,6 +250,14 @@ def _pool_name(data: CommentedMap, sized: SizedClass, catalog: Catalog, wishes: 
         check_model_source(serves, wishes.source)
         models[serves] = _flow(wishes.source)
     return name
+
+
+def _is_name(text: str) -> bool:
+    try:
+        TypeAdapter(Name).validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def _host_entry(host: IdentifiedHost) -> CommentedMap:
