@@ -54,16 +54,13 @@ def list_file_refusals(plan: Plan, catalog: Catalog) -> Iterator[Refusal]:
 
 
 def find_access_faults(plan: Plan) -> Iterator[FleetError]:
-    """Files for SSH that are named and missing. Those of a stack that makes its own key come with it."""
-    access = plan.access
-    makes_key = not access.ssh_authorised_keys and any(host.cloud != "static" for host in plan.hosts)
-    for key, own in (
-        ("ssh_private_key_file", None if makes_key else access.ssh_private_key_file),
-        ("ssh_config_file", access.ssh_config_file),
-    ):
-        file = (plan.directory / own).resolve() if own else None
-        if file and not file.is_file():
-            yield plan.document.error(("access", key), f"there is no {paths.display(file)}", "correct the path")
+    """A private key that is named and missing. A stack that makes its own writes it when it is up."""
+    own = plan.access.ssh_private_key_file
+    file = (plan.directory / own).resolve() if own else None
+    makes_key = not plan.access.ssh_authorised_keys and any(host.cloud != "static" for host in plan.hosts)
+    if file and not makes_key and not file.is_file():
+        at = ("access", "ssh_private_key_file")
+        yield plan.document.error(at, f"there is no {paths.display(file)}", "correct the path")
 
 
 def planned_locations(plan: Plan) -> Mapping[str, Location]:
