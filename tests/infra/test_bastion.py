@@ -143,7 +143,7 @@ def create_networks() -> None:
 
 def init(site: Site, name: str, address: str, *more: str) -> subprocess.CompletedProcess[str]:
     known = f"{address}={fingerprint(site.host_key)}"
-    words = ("--host", f"deploy@{address}", "--fingerprint", known, "--key", str(site.key_file))
+    words = ("--host", f"deploy@{address}", "--fingerprint", known, "--key", str(site.key_file), "--yes")
     return site.fleet("init", name, *words, *more)
 
 
@@ -232,7 +232,7 @@ def test_a_configuration_of_ssh_with_the_fleet_leads_there(site: Site) -> None:
         "init",
         "by-alias",
         *("--host", "rack-1", "--fingerprint", f"rack-1={fingerprint(site.host_key)}"),
-        *("--key", str(site.key_file), "--ssh-config", str(config)),
+        *("--key", str(site.key_file), "--ssh-config", str(config), "--yes"),
     )
     assert done.returncode == 0, done.stderr
     written = yaml.safe_load((site.inventories / "by-alias" / "fleet.yml").read_text())
