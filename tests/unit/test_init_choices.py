@@ -168,7 +168,7 @@ def test_questions_are_asked_on_a_terminal_and_the_key_is_shown_once(start, home
     except OSError:  # Linux says so at the end of a terminal
         os.close(ours)
     assert process.returncode == 0, told
-    assert "'9' is none of 1, 2, 3, 4, 5" in told
+    assert "'9' is not one of 1, 2, 3, 4, 5" in told
     assert "is not an absolute path on the host" in told
     spec = fleet_spec(home)
     assert spec["pools"]["h200"]["model"] == "openai/gpt-oss-20b"

@@ -222,5 +222,5 @@ def test_keys_that_the_stack_will_make_are_not_missing(fleets: Path, catalog: Ca
 
 def test_hosts_download_the_vocabularies_where_no_copy_is_named(fleets: Path, catalog: Catalog) -> None:
     (host, _) = inventory.load(write_fleet(fleets, Case(""))).hosts
-    sources = {file["name"]: file["source"] for file in host.variables["harmony_encodings_files"]}
+    sources = {file["name"]: file["url"] for file in host.variables["harmony_encodings_files"]}
     assert sources == {name: catalog.encodings.encodings[name].url for name in catalog.model(SMALL).encodings}

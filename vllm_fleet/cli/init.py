@@ -250,7 +250,7 @@ class _KeyPlace:
         """Writes the fleet, and the key where one is made.
 
         Returns:
-            The key to show on the terminal; empty if there is none.
+            The key to show on the terminal; empty where the key went to a file, or none was made.
         """
         if self.digests is None:
             write_atomically(folder / "fleet.yml", text)

@@ -99,7 +99,7 @@ class Asker:
 def _choose(text: str, choices: Sequence[str]) -> str:
     def check(value: str) -> str:
         if value.strip() not in choices:
-            raise typer.BadParameter(f"{value[:80]!r} is none of {', '.join(choices)}")
+            raise typer.BadParameter(f"{value[:80]!r} is not one of {', '.join(choices)}")
         return value.strip()
 
     return str(typer.prompt(text, default=choices[0], value_proc=check, err=True))

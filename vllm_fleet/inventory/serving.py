@@ -33,7 +33,9 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
     variables = {
         **(driver.variables if driver else {}),
         "fleet_host_class": serving.deployment.host_class,
-        "harmony_encodings_files": [asdict(encoding) for encoding in serving.encodings],
+        "harmony_encodings_files": [
+            {key: value for key, value in asdict(encoding).items() if value} for encoding in serving.encodings
+        ],
         **(container.image_variables(serving.image) if serving.image else {}),
         **(engine_install.engine_variables(serving.deployment, serving.lock) if serving.lock else {}),
         **_service_variables(serving, release, manifest),

@@ -29,8 +29,10 @@ def list_vocabularies(plan: Plan, catalog: Catalog, model: str) -> Iterator[Enco
     for name in catalog.model(model).encodings:
         entry = catalog.encodings.encodings[name]
         kept = folder / name if folder else store.place(f"encodings/{name}")
-        source = str(kept) if folder or kept.is_file() else entry.url
-        yield EncodingFile(name, entry.sha256, source)
+        if folder or kept.is_file():
+            yield EncodingFile(name, entry.sha256, source=str(kept))
+        else:
+            yield EncodingFile(name, entry.sha256, url=entry.url)
 
 
 def find_faults(plan: Plan, catalog: Catalog) -> Iterator[FleetError]:

@@ -156,7 +156,7 @@ def fitting_models(catalog: Catalog, sized: SizedClass) -> tuple[str, ...]:
     """The models that a class can serve, the one to choose first; the other models only where none of OpenAI's fits.
 
     Raises:
-        FleetError: there is none.
+        FleetError: it can serve no model.
     """
     others = [name for name in sorted(catalog.models) if name not in MODELS]
     errors: list[FleetError] = []
