@@ -48,4 +48,4 @@ locks: ## Make the locks of the engines again from the package index
 	@tools/venv; $(ACTIVATE); python -m tools.locks
 
 golden: venv ## Write the golden copies and generated documents again; look at the diff before you commit
-	@$(ACTIVATE); python -m tools.docs && pytest -q tests/golden --update-golden
+	@$(ACTIVATE); python -m tools.alone golden bash -c 'python -m tools.docs && pytest -q tests/golden --update-golden'

@@ -35,6 +35,11 @@ def address(number: int) -> str:
     return f"127.0.{network + 1}.{place + 1}"
 
 
+def _private_address(number: int) -> str:
+    """An address inside the fleet, which a loopback address cannot be; nothing connects to it."""
+    return address(number).replace("127.0", "192.168", 1)
+
+
 def fleet_text(count: int, host_key: str, private_key: Path) -> str:
     """``fleet.yml`` for that many hosts.
 
@@ -53,7 +58,8 @@ def fleet_text(count: int, host_key: str, private_key: Path) -> str:
         "  static:",
     ]
     lines += [
-        f'    {host_name(number)}: {{address: {address(number)}, ssh_host_key: "{host_key}"}}'
+        f"    {host_name(number)}: {{address: {address(number)}, private_address: {_private_address(number)}, "
+        f'ssh_host_key: "{host_key}"}}'
         for number in range(1, count + 1)
     ]
     lines += ["access:", f"  ssh_user: {USER}", f"  ssh_private_key_file: {private_key}"]

@@ -229,7 +229,7 @@ def _fleet(cloud: str, hosts: int, folder: Path) -> Callable[[], Any]:
         "fleet": "demo",
         "defaults": {"model": "openai/gpt-oss-120b"},
         "pools": {"main": {"host_class": "h100-8", "cloud": cloud, "hosts": hosts, "placement": _PLACEMENTS[cloud]}},
-        "gateway": {"hosts": 2},
+        "gateway": {"hosts": 2, "plain": True},
         "access": {"ssh_from": ["203.0.113.0/24"], "api_from": ["198.51.100.0/24"]},
     }
     # JSON is YAML.

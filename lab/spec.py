@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vllm_fleet.base.errors import FleetError
+from pydantic import ValidationError
 
-#: The longest interface name of Linux.
-_BRIDGE_CHARACTERS = 15
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.schema.cloud import LabPlacement
 
 
 @dataclass(frozen=True)
@@ -138,19 +137,16 @@ class Placement:
         Raises:
             FleetError: an unknown, missing or impossible value.
         """
-        if unknown := sorted(set(placement) - {"bridge", "subnet", "first"}):
-            raise FleetError("unknown key", "the lab's placement has bridge, subnet and first", key=unknown[0])
-        bridge = placement.get("bridge")
-        if not isinstance(bridge, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", bridge):
-            raise FleetError(f"is {bridge!r}", "name a bridge: small letters, digits, dashes", key="bridge")
-        if len(bridge) > _BRIDGE_CHARACTERS:
-            raise FleetError(
-                f"{bridge!r} has {len(bridge)} characters", f"use at most {_BRIDGE_CHARACTERS}", key="bridge"
-            )
-        first = placement.get("first", default_first)
-        if not isinstance(first, int) or isinstance(first, bool) or first < 2:
-            raise FleetError(f"is {first!r}", "give a number from 2 on; 1 is the bridge's address", key="first")
-        return cls(bridge, _subnet(placement.get("subnet")), first)
+        try:
+            checked = LabPlacement.model_validate(dict(placement))
+        except ValidationError as invalid:
+            # A misspelt key is also a missing one: the spelling comes first.
+            detail = min(invalid.errors(), key=lambda error: error["type"] == "missing")
+            key = str(detail["loc"][0]) if detail["loc"] else None
+            message = "unknown key" if detail["type"] == "extra_forbidden" else str(detail["msg"])
+            raise FleetError(message, "docs/lab.md shows the lab's placement", key=key) from None
+        first = default_first if checked.first is None else checked.first
+        return cls(checked.bridge, ipaddress.IPv4Network(checked.subnet), first)
 
     def address(self, ordinal: int) -> str:
         """The address of the pool's host of that ordinal.
@@ -166,13 +162,3 @@ class Placement:
                 key="subnet",
             )
         return str(self.subnet[place])
-
-
-def _subnet(value: Any) -> ipaddress.IPv4Network:
-    try:
-        subnet = ipaddress.IPv4Network(value)
-    except (ValueError, TypeError) as fault:
-        raise FleetError(f"is {value!r}: {fault}", "give an IPv4 network such as 10.77.0.0/24", key="subnet") from None
-    if subnet.prefixlen > 29 or not subnet.is_private:
-        raise FleetError(f"is {subnet}", "give a private IPv4 network of 8 addresses or more", key="subnet")
-    return subnet

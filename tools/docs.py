@@ -12,7 +12,7 @@ import yaml
 from tools import pictures
 from vllm_fleet.base import paths
 from vllm_fleet.catalogue import catalogue
-from vllm_fleet.facts import states
+from vllm_fleet.facts import questions, states
 from vllm_fleet.host import manifest_items
 from vllm_fleet.reports import cloud_table, support_matrix
 from vllm_fleet.schema import fleet_schema
@@ -108,6 +108,7 @@ def main() -> int:
     (paths.root() / "docs" / "matrix.md").write_text(support_matrix_page(), encoding="utf-8")
     (paths.root() / "docs" / "clouds.md").write_text(clouds_page(), encoding="utf-8")
     (paths.root() / "docs" / "manifest.md").write_text(manifest_page(), encoding="utf-8")
+    (paths.root() / "docs" / "facts.md").write_text(questions.facts_page(), encoding="utf-8")
     (paths.root() / fleet_schema.FILE).write_text(fleet_schema.fleet_schema_text(), encoding="utf-8")
     return 0
 

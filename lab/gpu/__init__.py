@@ -73,6 +73,7 @@ def files(host: Gpus) -> dict[str, File]:
     if host.vendor == "nvidia":
         nvidia = {
             f"{_FOLDER}/nvidia-smi": File(scripts.nvidia_smi(host), 0o755),
+            f"{_FOLDER}/nvidia-modprobe": File(f"#!/bin/sh\n{scripts.NVIDIA_MODPROBE}", 0o755),
             # A container sees the kernel log of its machine, which has other GPUs.
             f"{_FOLDER}/dmesg": File(scripts.dmesg(host), 0o755),
         }

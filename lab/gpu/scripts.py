@@ -15,6 +15,12 @@ from lab.gpu.model import Gpus
 from vllm_fleet.on_host import gpu_facts
 
 _NVIDIA_BROKEN_EXIT = 9
+#: ``nvidia-modprobe``: the node of nvidia-uvm, a copy of /dev/null, as the real one creates it with ``-u``.
+NVIDIA_MODPROBE = """\
+for option in "$@"; do
+    [ "$option" != -u ] || [ -e /dev/nvidia-uvm ] || mknod -m 666 /dev/nvidia-uvm c 1 3
+done
+"""
 _RULE = "+" + "-" * 89 + "+"
 
 
@@ -23,14 +29,18 @@ def nvidia_smi(host: Gpus) -> str:
     if host.broken:
         return _script("nvidia-smi", {}, [f"printf '%s\\n' {shlex.quote(host.broken)}", f"exit {_NVIDIA_BROKEN_EXIT}"])
     ecc = "[N/A]" if host.ecc_uncorrected is None else "0"
-    rows = [[host.name, str(host.memory_bytes >> 20), host.arch, host.driver, ecc] for _ in range(host.count)]
+    # The GPUs of a host without NVSwitches join no fabric.
+    modes = ["Disabled", "Completed" if host.fabric_manager else "N/A", "None"]
+    rows = [[host.name, str(host.memory_bytes >> 20), host.arch, host.driver, ecc, *modes] for _ in range(host.count)]
     if host.ecc_uncorrected:
-        rows[0][-1] = str(host.ecc_uncorrected)
+        rows[0][4] = str(host.ecc_uncorrected)
     named = f"NVIDIA-SMI {host.driver:<22} Driver Version: {host.driver:<14} CUDA Version: {host.cuda:<8}"
     header = ["Tue Nov 24 05:00:00 2026", _RULE, f"| {named} |", _RULE]
     answers = {
         f"--query-gpu={','.join(gpu_facts.NVIDIA_FIELDS)} {gpu_facts.NVIDIA_FORMAT}": [", ".join(row) for row in rows],
         "": header,
+        f"{gpu_facts.REMAPPED_ROWS} {gpu_facts.NVIDIA_FORMAT}": ["0, 0"] * host.count,
+        "nvlink --status": [f"GPU {number}: {host.name} (UUID: GPU-{number})" for number in range(host.count)],
         "--query-gpu=driver_version --format=csv,noheader": [host.driver] * host.count,
     }
     refusal = [

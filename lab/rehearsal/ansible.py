@@ -11,7 +11,7 @@ from lab.rehearsal.stage import Stage
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import load as load_catalog
-from vllm_fleet.edge import ssh_target
+from vllm_fleet.edge import names, ssh_target
 from vllm_fleet.fleet import plan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.stack import locations
@@ -71,7 +71,7 @@ def vetoes(stage: Stage) -> Mapping[str, tuple[str, ...]]:
 
 
 def _target(stage: Stage, fleet_plan: Plan, name: str) -> ssh_target.Target:
-    at = locations(fleet_plan)[name]
+    at = locations(fleet_plan, names.resolve_names)[name]
     key = stage.folder / "ssh" / "id_ed25519"
     return ssh_target.Target(name, at.address, at.port, at.user, at.ssh_host_keys, key)
 

@@ -15,7 +15,7 @@ from ansible.utils.vars import load_extra_vars
 try:
     from vllm_fleet import inventory
     from vllm_fleet.base.atomic_files import write_atomically
-    from vllm_fleet.base.errors import FleetError
+    from vllm_fleet.base.errors import FleetError, list_errors
     from vllm_fleet.operate import drift
 except ImportError as fault:
     raise AnsibleParserError(
@@ -54,8 +54,11 @@ class InventoryModule(BaseInventoryPlugin):
             self._fill(inventory, fleet, loader)
         except FleetError as fault:
             # Not AnsibleParserError: Ansible would try its other plugins on this file and print their errors too.
-            for error in (fault, *fault.others):
+            errors, more = list_errors(fault)
+            for error in errors:
                 Display().error(str(error), wrap_text=False)
+            if more:
+                Display().error(f"and {more} more errors", wrap_text=False)
             raise SystemExit(fault.exit_code) from None
 
     def _fill(self, data: InventoryData, fleet: inventory.Site, loader: DataLoader) -> None:

@@ -38,7 +38,7 @@ options:
     required: true
   expected:
     description:
-      - Servers that must come up, as NAME=ADDRESS:PORT.
+      - Servers that must come up, as NAME=ADDRESS:PORT, with an IPv6 address in brackets.
       - One that HAProxy knows otherwise, or not yet, is not waited for; its next configuration brings it.
     type: list
     elements: str
@@ -87,7 +87,8 @@ def matching(path: str, patterns: list[str]) -> dict[str, tuple[bool, str]]:
         row = line.split()
         # be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state ... the nineteenth is srv_port
         if len(row) > 18 and row[6].isdigit() and any(fnmatch.fnmatchcase(row[3], pattern) for pattern in patterns):
-            servers[f"{row[1]}/{row[3]}"] = (bool(int(row[6]) & FORCED_DRAIN), f"{row[3]}={row[4]}:{row[18]}")
+            address = f"[{row[4]}]" if ":" in row[4] else row[4]
+            servers[f"{row[1]}/{row[3]}"] = (bool(int(row[6]) & FORCED_DRAIN), f"{row[3]}={address}:{row[18]}")
     return servers
 
 

@@ -27,7 +27,8 @@ def run_module(
     module = paths.root() / "plugins" / "modules" / f"{name}.py"
     private = {"_ansible_check_mode": check, "_ansible_remote_tmp": str(folder)}
     code = (
-        "import sys, runpy; from ansible.module_utils import basic;"
+        "import sys, runpy, ansible.module_utils; from ansible.module_utils import basic;"
+        f"ansible.module_utils.__path__.append({str(paths.root() / 'vllm_fleet' / 'on_host')!r});"
         "basic._ANSIBLE_ARGS = sys.argv[1].encode(); basic._ANSIBLE_PROFILE = 'legacy';"
         f"runpy.run_path({str(module)!r}, run_name='__main__')"
     )

@@ -45,7 +45,8 @@ def fleet(fleets: Path, tmp_path: Path) -> Iterator[Path]:
 
     def host(number: int, port: int) -> dict[str, object]:
         key = door.key if port == door.port else server.key
-        return {"address": f"127.0.0.{number}", "port": port, "ssh_host_key": key, "user": "root"}
+        at = {"address": f"127.0.0.{number}", "private_address": f"10.0.0.{number}", "port": port}
+        return {**at, "ssh_host_key": key, "user": "root"}
 
     golden = yaml.safe_load((fleets / "golden" / "fleet.yml").read_text(encoding="utf-8"))
     spec = {

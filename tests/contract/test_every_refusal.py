@@ -38,6 +38,19 @@ HOST_ONLY = {
     "apt_repository/key-url.yml: Key url | Expect one key with the fingerprint of the recipe": (
         "the vendor's server decides which key it gives; the fingerprint is the recipe's"
     ),
+    "container_engine/service.yml: Service | Expect the daemon to use the settings": "the running docker",
+    "docker_settings.py: 'nothing was changed: ' + '; '.join((text for _, text in conflicts))": (
+        "the host's own daemon.json"
+    ),
+    "driver_packages/ask.yml: Ask | Refuse a distribution without packages": (
+        "the host's /etc/os-release; of a mirror's distribution, check says it"
+    ),
+    "driver_packages/ask.yml: Ask | Refuse what apt cannot install, or would install at the cost of other packages": (
+        "the host's apt: its sources and the packages that are there"
+    ),
+    "host_baseline/first-boot.yml: First boot | Refuse a host whose first boot is not complete": (
+        "the host's cloud-init"
+    ),
     "driver_packages/install.yml: Install | Expect the same kernels as before": (
         "apt's packages decide whether a kernel comes with them"
     ),

@@ -74,6 +74,8 @@ def items(golden_site: Site, image_site: Site, gpu_site: Site, catalog: Catalog)
 def is_of_type(value: Any, wanted: Any) -> bool:
     """Whether a value has a type as the types of the items spell them."""
     origin, arguments = get_origin(wanted), get_args(wanted)
+    if wanted is Any:
+        return True
     if origin is Literal:
         return value in arguments
     if origin is UnionType:

@@ -41,11 +41,14 @@ from vllm_fleet.host.manifest_items import (
     user_item,
 )
 from vllm_fleet.inventory import Site
-from vllm_fleet.on_host import gpu_facts, probe
+from vllm_fleet.on_host import docker_engine, gpu_facts, host_tools, neighbours, probe
 from vllm_fleet.operate import drift, probing
 
 #: Where texts are made: a table for each area.
-TABLES: tuple[dict[Any, str], ...] = (probe.TEXTS, probe.VETO_TEXTS, gpu_facts.TEXTS, vetoes.TEXTS)  # type: ignore[assignment]
+TABLES: tuple[dict[Any, str], ...] = (
+    *(probe.TEXTS, probe.VETO_TEXTS, gpu_facts.TEXTS, vetoes.TEXTS),  # type: ignore[assignment]
+    *(neighbours.TEXTS, docker_engine.TEXTS),
+)
 #: What is filled into a text: %s, %(tool)s, {floor:.1f}.
 _PLACE = re.compile(r"%(?:\(\w+\))?[.\d]*[sdf]|\{[^}]*\}")
 #: What nvidia-smi does on a host that shows no GPU; None: it is not there.
@@ -119,10 +122,12 @@ def test_the_probe_emits_just_the_states_of_the_enumeration() -> None:
 
 
 def test_every_veto_has_a_text_in_one_of_the_tables() -> None:
-    assert set(probe.VETO_TEXTS) | set(vetoes.TEXTS) == set(VetoCode)
+    of_docker = {docker_engine.CODES.get(cause, "unusable_docker") for cause in docker_engine.TEXTS}
+    assert set(probe.VETO_TEXTS) | set(vetoes.TEXTS) | set(neighbours.TEXTS) | of_docker == set(VetoCode)
+    assert set(neighbours.TEXTS) | of_docker == states.NEIGHBOURS
     assert not set(probe.VETO_TEXTS) & set(vetoes.TEXTS)
     assert set(gpu_facts.TEXTS) <= set(vetoes.TEXTS)
-    assert {state for _, state in gpu_facts.NVIDIA_SAYS} <= set(gpu_facts.TEXTS)
+    assert {state for _, state in (*gpu_facts.NVIDIA_SAYS, *gpu_facts.AMD_SAYS)} <= set(gpu_facts.TEXTS)
     source = inspect.getsource(vetoes).split("@dataclass", 1)[1]
     raised = {VetoCode[name] for name in re.findall(r"VetoCode\.([A-Z_]+)", source)}
     assert raised | {VetoCode(state) for state in gpu_facts.TEXTS} == set(vetoes.TEXTS)
@@ -136,7 +141,7 @@ def test_every_state_and_every_code_has_a_meaning() -> None:
 
 def test_no_driver_and_a_tool_that_failed_are_two_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(gpu_facts, "_MORE_FOLDER", str(tmp_path))
+    monkeypatch.setattr(host_tools, "MORE_FOLDER", str(tmp_path))
     problems = {name: facts_with(tmp_path, body)["problems"]["nvidia"]["state"] for name, body in TOOLS.items()}
     assert problems == {
         "mismatch": "driver_mismatch",
@@ -226,7 +231,8 @@ def test_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reword: Any)
     assert without_texts(after) == without_texts(before)
     assert len({item["state"] for item in before["drift"]}) >= 25
     assert len(before["drift"]) == len(manifest.items) - 1
-    assert len(before["errors"]) == 3
+    # Three facts, two files and an account that are somebody else's.
+    assert len(before["errors"]) == 6
     assert all(text.startswith("Formulation ") for text in texts_in(after))
 
 
@@ -235,7 +241,7 @@ def test_vetoes_and_repairs(
     catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reword: Any, mode: drivers.DriverMode
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(gpu_facts, "_MORE_FOLDER", str(tmp_path))
+    monkeypatch.setattr(host_tools, "MORE_FOLDER", str(tmp_path))
     driver = drivers.choose_driver(catalog, catalog.host_class("h100-8"), drivers.DriverChoice(mode=mode))
     assert driver
     manifest = Manifest("a", (), {**wanted_facts(catalog.host_class("h100-8")), **driver.facts})
@@ -273,7 +279,7 @@ def test_the_class_of_a_host_that_shows_no_gpu(
     catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reword: Any
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(gpu_facts, "_MORE_FOLDER", str(tmp_path))
+    monkeypatch.setattr(host_tools, "MORE_FOLDER", str(tmp_path))
 
     def outcome() -> dict[str, Any]:
         with pytest.raises(FleetError) as caught:
@@ -352,12 +358,13 @@ _SEARCHES = {"startswith", "endswith", "find", "search", "match", "fullmatch", "
 #: What only a text of a foreign tool tells: file -> the expressions that read it.
 FOREIGN = {
     "roles/vllm_engine/files/prove.py": {"'Failed to infer device type' in done.stderr"},
-    "roles/vllm_service/files/vllm-container": {"b'annot connect' not in done.stderr"},
+    "roles/vllm_service/files/vllm-container-root": {"b'annot connect' not in done.stderr"},
     "vllm_fleet/edge/pulumi_cli.py": {"f\"no stack named '{stack}' found\" in done.stderr"},
     "vllm_fleet/on_host/gpu_facts.py": {
-        "_INVALID_FIELD.search(rows.out + rows.message)",
-        "part in rows.message",
+        "_INVALID_FIELD.search(rows.text)",
+        "part in answer.text",
     },
+    "vllm_fleet/on_host/machine_facts.py": {"'already enrolled' in answer.out + answer.text"},
     "vllm_fleet/on_host/probe.py": {
         "DOCKER_DOWN in done.stderr",
         "item['name'] in done.stderr",

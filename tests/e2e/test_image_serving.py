@@ -22,7 +22,7 @@ FLEET = "imagetest"
 HOST = "box-0"
 UNIT = "vllm-docker@0.service"
 #: A wheel's unit that runs before the pool becomes one of images; it stands in for a vLLM that serves.
-OLD_UNIT = "[Service]\nExecStart=/usr/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n"
+OLD_UNIT = "# Made by vllm-fleet\n[Service]\nExecStart=/usr/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n"
 
 
 @dataclass(frozen=True)

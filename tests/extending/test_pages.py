@@ -100,7 +100,8 @@ def test_the_kind_of_the_page_is_checked_on_a_host(tmp_path: Path) -> None:
     assert wanted in golden_items(tree, "lab-0")
     # The kernel itself is in /sys/module on every host.
     manifest = {"items": [{**wanted, "name": "kernel"}, {**wanted, "name": "no_such_module"}]}
-    probe = [sys.executable, "-IS", str(tree / "vllm_fleet" / "on_host" / "probe.py")]
+    start = f"import sys; sys.path.insert(0, {str(tree)!r}); from vllm_fleet.on_host import probe; probe.main()"
+    probe = [sys.executable, "-IS", "-c", start]
     answer = subprocess.run(probe, input=json.dumps(manifest), capture_output=True, text=True, check=True).stdout
     (drift,) = json.loads(answer)["drift"]
     assert (drift["what"], drift["role"], drift["state"]) == ("no_such_module", "host_baseline", "missing")

@@ -175,7 +175,7 @@ class Amd:
         done = self.run("vllm-fleet", "drift", "--fleet", FLEET, "--json")
         return done.returncode, json.loads(done.stdout)
 
-    def on(self, name: str, command: str) -> str:
+    def on(self, name: str, command: str, seconds: float = 120) -> str:
         """What a command says that succeeds as root on a host."""
         options = ("BatchMode=yes", "StrictHostKeyChecking=yes", f"UserKnownHostsFile={self.folder / 'known_hosts'}")
         done = subprocess.run(
@@ -188,7 +188,7 @@ class Amd:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=seconds,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
@@ -213,7 +213,8 @@ def boot(folder: Path, catalog: Catalog) -> dict[str, Any]:
     stand_ins, hardware = [], {}
     for name, gpus in GPUS.items():
         # What a GPU answers is the host's own, which it has before a driver: all hosts have one repository.
-        all_of_it = list(packages.amd(gpus, release.version, str(release.rocm), release.packages))
+        names = release.packages[0].packages
+        all_of_it = list(packages.amd(gpus, release.version, str(release.rocm), names))
         own = {path: file for each in all_of_it for path, file in each.files.items() if "/lab-gpu/" in path}
         hardware[name] = {path: file for path, file in own.items() if path.endswith("-smi")}
         stand_ins = [

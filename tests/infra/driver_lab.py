@@ -149,7 +149,10 @@ class DriverLab:
             for each, at in {**{alias: ADDRESSES[name] for alias, name in aliases.items()}, **ADDRESSES}.items()
         }
         inventory = self.folder / "hosts.yml"
-        children = {group: {"hosts": dict.fromkeys(members)} for group, members in groups.items()}
+        children = {
+            group: {"hosts": dict.fromkeys(members)}
+            for group, members in {"serving": SERVING, "idle": (), **groups}.items()
+        }
         data = {"all": {"hosts": hosts, "vars": common, "children": children}}
         inventory.write_text(json.dumps(data), encoding="utf-8")
         return subprocess.run(
@@ -223,8 +226,10 @@ def release(lab: DriverLab, name: str, note: str) -> dict[str, Any]:
     digest = f'FLEET_ENV_DIGEST="{digests.text_sha256(env)}"\n'
     files = instance_files.InstanceFiles("0", 8000, f"# {note}\nmodel: {MODEL}\n", env + digest)
     content = {"0.yaml": files.config, "0.env": files.env}
+    peers = firewall.Peers((at,), (ADDRESSES["gateway-0"],))
     return {
-        "vllm_firewall_rules": firewall.firewall_rules([8000, 8100], [ADDRESSES["gateway-0"]]),
+        "vllm_firewall_rules": firewall.firewall_rules([8000, 8100], peers),
+        "vllm_firewall_unit_filter": firewall.unit_filter(peers),
         "vllm_release_id": instance_files.release_digest(content),
         "vllm_release_files": [{"name": each, "content": text} for each, text in content.items()],
         "vllm_service_release": instance_files.release_digest(content),

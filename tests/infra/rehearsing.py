@@ -151,6 +151,6 @@ def aws_fleet(**pools: Any) -> dict[str, Any]:
         "fleet": FLEET,
         "defaults": {"model": "openai/gpt-oss-20b"},
         "pools": rows,
-        "gateway": {"hosts": 1},
+        "gateway": {"hosts": 1, "plain": True},
         "access": {"ssh_from": ["203.0.113.0/24"], "api_from": ["198.51.100.0/24"]},
     }

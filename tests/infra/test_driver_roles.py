@@ -24,11 +24,14 @@ from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.host.drivers import DriverChoice, HostDriver, choose_driver
 from vllm_fleet.host.manifest import wanted_facts
 from vllm_fleet.host.manifest_items import traffic_item
-from vllm_fleet.schema.driver import AptSource, DriverMode, RepositoryMirror, SigningKey
+from vllm_fleet.schema.driver import DriverMode, RepositoryMirror, SigningKey, SystemSource
 
+REBOOT = paths.root() / "tests" / "infra" / "reboot.yml"
 pytestmark = [pytest.mark.root, pytest.mark.network]
 #: What the recipes have, one that is newer, and one whose module wants another kernel.
 NOW, NEWER, GREEDY = "580.159.03", "580.178.04", "580.200.01"
+#: That of the lab's hosts, and the package there with the kernel's module.
+SYSTEM, MODULE = "debian-12", "nvidia-kernel-open-dkms"
 AMD_NOW, AMD_OLD = ("6.14.14", "7.0.2"), ("6.12.12", "6.4.3")
 KERNEL = "linux-image-6.1.0-1-amd64"
 #: What the manifest of a gateway says of its traffic.
@@ -39,16 +42,17 @@ def with_nvidia(version: str) -> Catalog:
     """The recipes with another version of NVIDIA's driver."""
     found = catalogs.load()
     release = found.drivers.releases["nvidia-580"]
-    assert release.fabric_manager
-    manager = release.fabric_manager.model_copy(
-        update={"packages": dict.fromkeys(release.fabric_manager.packages, f"{version}-*")}
-    )
-    changes = {
-        "version": version,
-        "packages": dict.fromkeys(release.packages, f"{version}-*"),
-        "fabric_manager": manager,
-    }
-    return _with(found, "nvidia-580", changes)
+    assert release.dependencies
+
+    def at(packages: dict[str, str]) -> dict[str, str]:
+        return {name: pattern.replace(NOW, version) for name, pattern in packages.items()}
+
+    rows = [
+        row.model_copy(update={"packages": at(row.packages), "fabric_manager": at(row.fabric_manager)})
+        for row in release.packages
+    ]
+    pin = release.dependencies.model_copy(update={"version": f"{version}-1*"})
+    return _with(found, "nvidia-580", {"version": version, "packages": rows, "dependencies": pin})
 
 
 def with_amd(version: str, rocm: str) -> Catalog:
@@ -58,9 +62,10 @@ def with_amd(version: str, rocm: str) -> Catalog:
     release = found.drivers.releases["amdgpu-30.10.2"]
     patterns = {
         name: pattern.replace(AMD_NOW[0], version).replace("30100200", driver_count).replace("70002", rocm_count)
-        for name, pattern in release.packages.items()
+        for name, pattern in release.packages[0].packages.items()
     }
-    return _with(found, "amdgpu-30.10.2", {"version": version, "rocm": rocm, "packages": patterns})
+    rows = [release.packages[0].model_copy(update={"packages": patterns})]
+    return _with(found, "amdgpu-30.10.2", {"version": version, "rocm": rocm, "packages": rows})
 
 
 def _with(found: Catalog, name: str, changes: dict[str, Any]) -> Catalog:
@@ -70,7 +75,7 @@ def _with(found: Catalog, name: str, changes: dict[str, Any]) -> Catalog:
 
 def with_key(found: Catalog, key: SigningKey) -> Catalog:
     """The recipes with the stand-ins as NVIDIA's repository, whose key is somewhere else."""
-    source = AptSource(uri=f"file:{driver_lab.REPOSITORY}", suites=["/"])
+    source = SystemSource(uri=f"file:{driver_lab.REPOSITORY}", suites=["/"])
     drivers = found.drivers
     there = drivers.repositories["nvidia-cuda"].model_copy(update={"systems": {"debian-12": source}, "key": key})
     repositories = {**drivers.repositories, "nvidia-cuda": there}
@@ -80,18 +85,20 @@ def with_key(found: Catalog, key: SigningKey) -> Catalog:
 def stand_ins() -> Iterator[apt.Package]:
     """Everything that the repository has."""
     for version in (NOW, NEWER, GREEDY):
-        release = with_nvidia(version).drivers.releases["nvidia-580"]
-        assert release.fabric_manager
-        names = {**release.packages, **release.fabric_manager.packages}
-        for package in packages.nvidia(gpu.gpus("h100-8"), version, names):
-            wants = version == GREEDY and package.name.startswith("nvidia-dkms")
-            relations = {"Depends": "linux-image-6.2.0-1-amd64"} if wants else {}
+        row = with_nvidia(version).drivers.releases["nvidia-580"].packages_for(SYSTEM)
+        assert row
+        for package in packages.nvidia(gpu.gpus("h100-8"), version, {**row.packages, **row.fabric_manager}):
+            wants = version == GREEDY and package.name == MODULE
+            relations = {"Depends": "linux-image-6.2.0-1-amd64"} if wants else package.relations
+            # What a user has installed, and a driver of another branch would remove.
+            relations = {**relations, "Conflicts": "somebodys-driver"} if package.name == MODULE else relations
             yield replace(package, relations=relations)
     for version, rocm in (AMD_NOW, AMD_OLD):
         release = with_amd(version, rocm).drivers.releases["amdgpu-30.10.2"]
-        yield from packages.amd(gpu.gpus("mi300x-8"), version, rocm, release.packages)
+        yield from packages.amd(gpu.gpus("mi300x-8"), version, rocm, release.packages[0].packages)
     yield from (apt.Package(KERNEL, version) for version in ("6.1.1-1", "6.1.2-1"))
     yield apt.Package("linux-image-6.2.0-1-amd64", "6.2.1-1")
+    yield apt.Package("somebodys-driver", "1")
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +183,7 @@ def test_bare_hosts_get_their_drivers_and_keep_their_kernel(lab: DriverLab, key:
         recipes = with_key(with_nvidia(NOW), key.model_copy(update=wrong))
         driver(lab, alias, "h100-1", recipes, own=False)
     without, _ = driver(lab, "gpu-0", "h100-1", with_key(with_nvidia(NOW), key), own=False)
-    assert "nvidia-fabricmanager-580" not in str(without.items)
+    assert "nvidia-fabricmanager" not in str(without.items)
     driver(lab, "gpu-1", "mi300x-8", with_amd(*AMD_OLD))
     wrong_keys = (Play(alias, ("driver_packages",), of="gpu-0") for alias in ("digest", "fingerprint"))
     done = lab.plays(*wrong_keys, Play("gpu-0", ("nvidia_driver",)), Play("gpu-1", ("amd_driver",)))
@@ -186,7 +193,7 @@ def test_bare_hosts_get_their_drivers_and_keep_their_kernel(lab: DriverLab, key:
     assert f"did not match {'0' * 64}" in said
     assert f"is not {'A' * 40}: do not use it before the vendor has said why" in said
     assert "fabricmanager" not in installed(lab, "gpu-0")
-    assert f"nvidia-utils-580 {NOW}-1ubuntu1 hold ok installed" in installed(lab, "gpu-0")
+    assert f"nvidia-smi {NOW}-1ubuntu1 hold ok installed" in installed(lab, "gpu-0")
 
     found, facts = driver(lab, "gpu-0", "h100-8", with_nvidia(NOW))
     done = lab.play("gpu-0", "nvidia_driver")
@@ -196,7 +203,7 @@ def test_bare_hosts_get_their_drivers_and_keep_their_kernel(lab: DriverLab, key:
     after = installed(lab, "gpu-0")
     assert before.splitlines()[-1] == after.splitlines()[-1], "nothing was loaded before, so nothing is restarted"
     assert f"{KERNEL} 6.1.1-1 hold ok installed" in after
-    assert f"nvidia-fabricmanager-580 {NOW}-1ubuntu1 hold ok installed" in after
+    assert f"nvidia-fabricmanager {NOW}-1ubuntu1 hold ok installed" in after
     moves = re.findall(r"^Inst (\S+)", lab.on("gpu-0", "apt-get -s dist-upgrade"), re.MULTILINE)
     assert not [name for name in moves if name.startswith(("nvidia", "libnvidia", "linux-"))]
     blacklist = lab.on("gpu-0", "apt-config dump Unattended-Upgrade::Package-Blacklist")
@@ -239,22 +246,48 @@ def test_a_host_whose_requests_do_not_end_in_time_is_not_touched_and_has_its_tra
     assert installed(lab, "gpu-0") == before, "neither packages nor the time of the start"
 
 
-def test_a_driver_that_brings_a_kernel_fails_by_name_and_leaves_the_host_out_of_traffic(lab: DriverLab) -> None:
-    driver(lab, "gpu-0", "h100-8", with_nvidia(GREEDY))
+def refused(lab: DriverLab, recipes: Catalog) -> str:
+    """What a role says that refuses, with the host as it was: packages, sources, pins, lists, instances and traffic."""
+    look = "cd /etc/apt && find . /var/lib/apt/lists -type f | sort | xargs sha256sum; systemctl is-active vllm@0"
+    before = installed(lab, "gpu-0") + lab.on("gpu-0", look)
+    driver(lab, "gpu-0", "h100-8", recipes)
     done = lab.play("gpu-0", "nvidia_driver", arguments=("-e", "fleet_reboot=true"))
     assert done.returncode != 0
-    assert "has changed the kernels" in done.stdout
-    assert "linux-image-6.2.0-1-amd64" in done.stdout
-    lab.on("gpu-0", "apt-get purge -q -y --allow-change-held-packages linux-image-6.2.0-1-amd64 nvidia-dkms-580-open")
-    (left,) = lab.probe("gateway-0", (TRAFFIC,), {}).drift
-    assert (left.role, left.why) == ("gateway", "gives no traffic to gpu-0_0")
-    done = lab.play("gateway-0", "gateway")
-    assert (done.returncode, changed(done.stdout)) == (0, 1), done.stdout + done.stderr
+    assert installed(lab, "gpu-0") + lab.on("gpu-0", look) == before
     assert lab.probe("gateway-0", (TRAFFIC,), {}).drift == ()
+    return " ".join(done.stdout.split())
+
+
+def test_what_apt_could_not_do_is_refused_by_name_before_anything_is_changed(lab: DriverLab) -> None:
+    """A version that is not there, a name that is virtual, a kernel, and packages that would be removed."""
+    said = refused(lab, with_nvidia("580.1.1"))
+    assert "gpu-0 is not changed: no repository has firmware-nvidia-gsp at version 580.1.1-1*, there is" in said
+    assert "Packages come from nvidia-cuda" in said
+    release = with_nvidia(NEWER).drivers.releases["nvidia-580"]
+    old = [
+        row.model_copy(update={"fabric_manager": {"nvidia-fabricmanager-580": f"{NEWER}-*"}})
+        for row in release.packages
+    ]
+    said = refused(lab, _with(with_nvidia(NEWER), "nvidia-580", {"packages": old}))
+    assert "no repository has a package nvidia-fabricmanager-580" in said
+    said = refused(lab, with_nvidia(GREEDY))
+    assert "apt would install the kernel packages linux-image-6.2.0-1-amd64" in said
+    said = refused(lab, _with(with_nvidia(NEWER), "nvidia-580", {"dependencies": None}))
+    assert "apt cannot install the packages" in said
+    assert f"libnvidia-gpucomp (= {NEWER}-1ubuntu1)" in said
+
+
+def test_a_package_of_somebody_else_is_not_removed(lab: DriverLab) -> None:
+    lab.on(
+        "gpu-0", f"apt-get remove -q -y --allow-change-held-packages {MODULE}; apt-get install -q -y somebodys-driver"
+    )
+    said = refused(lab, with_nvidia(NEWER))
+    assert "gpu-0 is not changed: apt would remove somebodys-driver" in said
+    lab.on("gpu-0", "apt-get purge -q -y somebodys-driver")
 
 
 def test_drivers_and_a_release_are_rolled_out_batch_by_batch_without_losing_a_request(lab: DriverLab) -> None:
-    """NVIDIA's goes back from what the stopped run left, AMD's to the newer one; both hosts are restarted."""
+    """Both drivers go to the newer version; both hosts are restarted."""
     drivers = {
         "gpu-0": driver(lab, "gpu-0", "h100-8", with_nvidia(NEWER)),
         "gpu-1": driver(lab, "gpu-1", "mi300x-8", with_amd(*AMD_NOW)),
@@ -266,7 +299,7 @@ def test_drivers_and_a_release_are_rolled_out_batch_by_batch_without_losing_a_re
         lab.variables[name] |= driver_lab.release(lab, name, "the first")
     roles = dict.fromkeys(("needs_vllm_firewall", "needs_vllm_release", "needs_vllm_service"), SERVING)
     needs = {"needs_nvidia_driver": ("gpu-0",), "needs_amd_driver": ("gpu-1",), **roles}
-    groups = {**needs, "needs_gateway": ()}
+    groups = {**needs, "needs_gateway": (), "serving": SERVING, "idle": ()}
     before = [installed(lab, name).splitlines()[-1] for name in SERVING]
     book = paths.root() / "playbooks" / "rollout.yml"
     with Streams() as streams:
@@ -278,7 +311,7 @@ def test_drivers_and_a_release_are_rolled_out_batch_by_batch_without_losing_a_re
     assert not set(before) & set(after), "each host was restarted"
     for name, (found, facts) in drivers.items():
         expect_clean(lab, name, found, facts)
-    assert f"nvidia-utils-580 {NEWER}-1ubuntu1 hold ok installed" in installed(lab, "gpu-0")
+    assert f"nvidia-smi {NEWER}-1ubuntu1 hold ok installed" in installed(lab, "gpu-0")
     found, facts = drivers["gpu-1"]
     assert lab.probe("gpu-1", found.items, facts).facts["mec_firmware"] == 185
     assert lab.on("gpu-1", "id -nG vllm").split()[1:] == ["video", "render"]
@@ -287,13 +320,29 @@ def test_drivers_and_a_release_are_rolled_out_batch_by_batch_without_losing_a_re
     assert (again.returncode, changed(again.stdout)) == (0, 0), again.stdout
 
 
+def test_the_modules_are_there_before_an_instance_starts_after_a_reboot(lab: DriverLab) -> None:
+    """In the order of a start: the unit loads them, then the instance starts. A stand-in creates the node in place of
+    the kernel; the lab's cgroups do not enforce DeviceAllow, which needs the module."""
+    lab.on("gpu-0", "rm -f /dev/nvidia-uvm")
+    lab.on("gpu-0", "systemctl restart vllm@0")
+    assert lab.on("gpu-0", "ls /dev/nvidia-uvm 2>/dev/null || echo none").strip() == "none", "an instance loads nothing"
+    before = lab.on("gpu-0", "systemctl show -P UserspaceTimestamp")
+    done = lab.playbook(REBOOT, {"gpus": ("gpu-0",)}, "-e", "fleet_reboot=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert lab.on("gpu-0", "systemctl show -P UserspaceTimestamp") != before
+    lab.on("gpu-0", "systemctl start vllm@0; test -c /dev/nvidia-uvm")
+    shown = "ExecMainExitTimestampMonotonic vllm-gpu-devices", "ExecMainStartTimestampMonotonic vllm@0"
+    loaded, started = (int(lab.on("gpu-0", f"systemctl show -P {each}")) for each in shown)
+    assert 0 < loaded <= started
+
+
 def test_the_driver_of_an_image_is_held_and_not_replaced(lab: DriverLab) -> None:
     found, facts = driver(lab, "gpu-0", "h100-8", with_nvidia(NOW), mode="verified")
-    lab.on("gpu-0", "apt-mark unhold nvidia-utils-580")
+    lab.on("gpu-0", "apt-mark unhold nvidia-smi")
     report = lab.probe("gpu-0", found.items, facts)
     assert report.veto == ()
-    assert [item.why for item in report.drift] == ["do not include nvidia-utils-580"]
+    assert [item.why for item in report.drift] == ["do not include nvidia-smi"]
     done = lab.play("gpu-0", "nvidia_driver")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"nvidia-utils-580 {NEWER}-1ubuntu1 hold ok installed" in installed(lab, "gpu-0")
+    assert f"nvidia-smi {NEWER}-1ubuntu1 hold ok installed" in installed(lab, "gpu-0")
     expect_clean(lab, "gpu-0", found, facts)

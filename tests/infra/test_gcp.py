@@ -179,6 +179,6 @@ def test_two_projects_have_a_network_each(tmp_path: Path, gcp: Recorder) -> Any:
     def check(_: Any) -> None:
         assert sorted(gcp.of("Network")) == ["demo-demo-project-us-central1", "demo-other-project-us-central1"]
 
-    gateway = {"hosts": 1, "placement": {"project": "other-project", "network": "10.61.0.0/16"}}
+    gateway = {"hosts": 1, "plain": True, "placement": {"project": "other-project", "network": "10.61.0.0/16"}}
     access = {"ssh_from": ["203.0.113.0/24"], "joined_networks": True}
     return built(write(tmp_path, "gcp", placed(), gateway=gateway, access=access), check)

@@ -8,6 +8,7 @@ from typing import Any
 import pulumi
 import pytest
 from cloud_fleets import built, write
+from host_keys import public_key
 from recording import Recorder
 from test_policy import FUNCTIONS, POOLS, Opening, openings
 
@@ -23,7 +24,7 @@ INSIDE = {
     "digitalocean": "gateway-0/ipv4AddressPrivate",
 }
 AWS: dict[str, Any] = {"host_class": "h100-8", "placement": {"region": "eu-west-1", "zone": "eu-west-1a"}}
-STATIC = {"static": {"door": {"address": "192.168.7.7", "ssh_host_key": "ssh-ed25519 AAAAdoor"}}}
+STATIC = {"static": {"door": {"address": "192.168.7.7", "ssh_host_key": public_key("Door")}}}
 
 
 def fleet(folder: Path, first: str, second: str, **more: Any) -> plan.Plan:

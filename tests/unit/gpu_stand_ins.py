@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from lab import gpu
 from lab.rootfs import write_files
 from vllm_fleet.catalogue import catalogue
-from vllm_fleet.on_host import gpu_facts
+from vllm_fleet.edge import ssh
 
 CLASSES = [sized.id for sized in catalogue.load().sized_classes() if sized.family.vendor != "cpu"]
 
@@ -21,7 +22,7 @@ def facts_of(root: Path, host: gpu.Gpus, without: str = "") -> dict[str, Any]:
     files = {path: file for path, file in gpu.files(host).items() if not path.endswith(f"/{without}")}
     write_files(root, files)
     environment = {"PATH": str(root / "usr/local/bin"), "ROCM_PATH": str(root / "opt/rocm")}
-    source = Path(gpu_facts.__file__).read_text(encoding="utf-8")
+    (source,) = shlex.split(ssh.pack_program("gpu_facts"))
     done = subprocess.run(
         [sys.executable, "-IS", "-c", source], env=environment, capture_output=True, text=True, check=True
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from lab.rootfs import write_files
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.cli import app
 from vllm_fleet.edge.ssh_scan import fingerprint
+from vllm_fleet.fleet import plan, service_addresses, stack
 
 ADDRESS = "127.0.0.1"
 
@@ -91,7 +92,24 @@ def start(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> Iterator[object]:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(tmp_path / "inventories"))
+    serve_at_one_address(monkeypatch.setattr)
     return tmp_path / "inventories"
+
+
+def serve_at_one_address(replace: Callable[[object, str, object], None]) -> None:
+    """Gives each host a service address of its own.
+
+    Every server of these tests is at one loopback address, at which no host could serve another.
+    """
+    replace(plan.service_addresses, "address_errors", lambda *_: ())
+    own = service_addresses.ServiceAddress
+    replace(
+        stack,
+        "resolve_addresses",
+        lambda hosts, *_: {
+            host.name: own(f"10.9.0.{number}", (f"10.9.0.{number}",)) for number, host in enumerate(hosts, 1)
+        },
+    )
 
 
 def init(*arguments: str) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from vllm_fleet import inventory
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.host.manifest_items import FileItem, file_item, sysctl_item
 
-HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBenchBenchBenchBenchBenchBenchBenchBenchBenc"
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBenchBenchBenchBenchBenchBenchBenchBenchBen"
 
 
 @pytest.fixture

@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 import yaml
+from host_keys import public_key
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue as catalogs
 from vllm_fleet.catalogue import rental
 from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.edge import names
 from vllm_fleet.fleet import plan, stack
 from vllm_fleet.reports import recipe_check
 
 MODEL = "openai/gpt-oss-120b"
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKeyHostKeyHostKeyHostKeyHostKeyHostKeyH"
 ORDER = {"offering_id": "cb-1", "duration_hours": 24, "accept_cost_usd": 10.0}
 PLACEMENTS: dict[str, dict[str, Any]] = {
     "aws": {"region": "us-east-1", "zone": "us-east-1a"},
@@ -232,28 +234,29 @@ def located(tmp_path: Path, more: str = "") -> Path:
 
 
 def test_services_talk_over_private_addresses(tmp_path: Path) -> None:
-    found = stack.locations(plan.load(located(tmp_path)))["main-1"]
+    found = stack.locations(plan.load(located(tmp_path)), names.resolve_names)["main-1"]
     assert (found.address, found.service_address, found.ssh_host_keys) == ("203.0.113.2", "10.0.0.2", (KEY,))
 
 
 def test_a_key_that_a_host_made_itself_stands_in_place_of_the_stack_s(tmp_path: Path) -> None:
-    keys = "keys:\n  main-1: [ssh-ed25519 AAAAnew, ssh-ed25519 AAAAold]\n"
-    where = stack.locations(plan.load(located(tmp_path, keys)))
-    assert where["main-1"].ssh_host_keys == ("ssh-ed25519 AAAAnew", "ssh-ed25519 AAAAold")
+    new, old = public_key("New"), public_key("Old")
+    keys = f"keys:\n  main-1: [{new}, {old}]\n"
+    where = stack.locations(plan.load(located(tmp_path, keys)), names.resolve_names)
+    assert where["main-1"].ssh_host_keys == (new, old)
     assert where["main-0"].ssh_host_keys == (KEY,)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("keys: {main-9: [ssh-ed25519 A]}\n", "the fleet has no such host"),
-        ("keys: {main-1: []}\n", "at least 1 item"),
-        ("keys: {main-1: [not-a-key]}\n", "should match pattern"),
+        (f"keys: {{main-9: [{KEY}]}}\n", "the fleet has no such host"),
+        ("keys: {main-1: []}\n", "at least one entry"),
+        ("keys: {main-1: [not-a-key]}\n", "is not 'type base64'"),
     ],
 )
 def test_a_wrong_list_of_own_keys(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(FleetError, match=says):
-        stack.locations(plan.load(located(tmp_path, text)))
+        stack.locations(plan.load(located(tmp_path, text)), names.resolve_names)
 
 
 @pytest.mark.parametrize("report", CAPACITY_ERRORS, ids=lambda report: f"{report['cloud']}-{report['error'][:40]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from healthy_host import H100, HEALTHY
 
 from vllm_fleet import inventory as sites
+from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.facts.states import DriftState, VetoCode
@@ -98,8 +100,8 @@ def test_a_class_without_a_row_is_a_fault(catalog: Catalog) -> None:
 @pytest.mark.parametrize(("name", "has"), [("gb200-4", True), ("b200-8", False), ("h100-8", False)])
 def test_imex_has_the_driver_s_version_where_hosts_share_their_network(catalog: Catalog, name: str, has: bool) -> None:
     found = {item["name"]: item.get("version") for item in got(catalog, name).items if item["kind"] == "package"}
-    assert (found.get("nvidia-imex-580") == found["nvidia-utils-580"]) == has
-    assert ("nvidia-imex-580" in found) == has
+    assert (found.get("nvidia-imex") == found["nvidia-utils-580"]) == has
+    assert ("nvidia-imex" in found) == has
 
 
 @pytest.mark.parametrize(
@@ -108,10 +110,14 @@ def test_imex_has_the_driver_s_version_where_hosts_share_their_network(catalog: 
 )
 def test_the_fabric_manager_is_for_hosts_with_switches(catalog: Catalog, name: str, has: bool) -> None:
     found = got(catalog, name)
-    named = dict(f"{each}=*".split("=")[:2] for each in found.variables["driver_packages_names"])
-    assert ("nvidia-fabricmanager-580" in named) == has
-    assert named.pop("nvlsm", "*") == "*"
-    assert set(named.values()) == {"580.159.03-*"}
+    for names in found.variables["driver_packages_names"].values():
+        named = dict(each.split("=") for each in names if each != "infiniband-diags")
+        assert ("nvidia-fabricmanager" in named) == has
+        # In NVIDIA's repository it is a virtual name, of which apt takes no version.
+        assert "nvidia-fabricmanager-580" not in named
+        assert named.pop("nvlsm", "2025.10.12-1*") == "2025.10.12-1*"
+        assert set(named.values()) == {"580.159.03-1*"}
+    assert found.variables["nvidia_driver_subnet_manager"] == (name == "b200-8")
     assert ("nvidia-fabricmanager.service" in {item.get("name") for item in found.items}) == has
     assert found.facts.get("fabric_manager", False) == has
 
@@ -122,8 +128,50 @@ def test_every_package_is_pinned_and_the_vendor_comes_before_the_distribution(ca
     assert "Package: amdgpu-dkms\nPin: version 1:6.14.14.30100200-*\nPin-Priority: 1001" in text
 
 
+def test_what_the_packages_depend_on_is_pinned_to_their_version(catalog: Catalog) -> None:
+    """Without it apt takes the newest of a dependency that the recipe does not name, and nothing fits."""
+    text = got(catalog, "h100-8").variables["driver_packages_preferences"]
+    assert "Package: *nvidia* libcuda1*" in text
+    assert text.rstrip().endswith("Pin: version 580.159.03-1*\nPin-Priority: 1001")
+
+
+def test_the_modules_are_loaded_before_an_instance_starts(catalog: Catalog) -> None:
+    """Also with a driver of the image: the sandbox of the instance keeps CUDA from loading them."""
+    for mode in ("managed", "verified"):
+        items = {item.get("name") or item.get("path") for item in got(catalog, "h100-8", mode=mode).items}
+        assert {"vllm-gpu-devices.service", "/etc/systemd/system/vllm-gpu-devices.service"} <= items
+    assert drivers.NVLINK not in items
+    assert drivers.NVLINK in {item.get("path") for item in got(catalog, "b200-8").items}
+    assert got(catalog, "b200-8").variables["driver_packages_kernel_modules"] == ["linux-modules-extra"]
+    units = paths.root() / "roles"
+    for unit in ("vllm_service/files/vllm@", "vllm_service/files/vllm-docker@", "container_engine/files/nvidia-cdi"):
+        text = (units / f"{unit}.service").read_text(encoding="utf-8")
+        for key in ("Wants", "After"):
+            assert re.search(rf"^{key}=.*\bvllm-gpu-devices.service$", text, re.MULTILINE), (unit, key)
+
+
+@pytest.mark.parametrize("system", ["ubuntu-22.04", "ubuntu-24.04", "debian-12", "debian-13"])
+def test_each_system_has_names_of_its_own(catalog: Catalog, system: str) -> None:
+    found = got(catalog, "h100-1")
+    names = [each.partition("=")[0] for each in found.packages(system)]
+    assert ("nvidia-dkms-580-open" in names) == system.startswith("ubuntu")
+    assert ("nvidia-kernel-open-dkms" in names) == system.startswith("debian")
+    items = [item["name"] for item in found.items if system in item.get("systems", ())]
+    assert items == sorted(names)
+    (repository,) = found.repositories
+    assert repository.source(system) is not None
+
+
+def test_debian_13_has_a_key_that_it_accepts(catalog: Catalog) -> None:
+    (repository,) = got(catalog, "h100-1").variables["driver_packages_repositories"]
+    assert repository["key"]["fingerprint"].endswith("3BF863CC")
+    assert repository["systems"]["debian-13"]["key"]["fingerprint"].endswith("8793F200")
+    assert "key" not in repository["systems"]["debian-12"]
+
+
 def test_an_arm_host_has_packages_of_its_own(catalog: Catalog) -> None:
     (repository,) = got(catalog, "gb200-4").variables["driver_packages_repositories"]
+    assert set(repository["systems"]) == {"ubuntu-22.04", "ubuntu-24.04"}, "NVIDIA has none for Debian on ARM"
     assert repository["systems"]["ubuntu-24.04"]["uri"].endswith("/ubuntu2404/sbsa")
     (repository,) = got(catalog, "b200-8").variables["driver_packages_repositories"]
     assert repository["systems"]["ubuntu-24.04"]["uri"].endswith("/ubuntu2404/x86_64")

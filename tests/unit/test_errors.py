@@ -44,7 +44,7 @@ def test_a_code_that_does_not_exist_is_an_error_of_the_program() -> None:
 def test_a_broken_invariant_is_not_reported_as_the_input_of_a_user(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken() -> None:
+    def broken(**_: object) -> None:
         raise InvariantError("a serving host has no deployment")
 
     monkeypatch.setattr(cli, "app", broken)

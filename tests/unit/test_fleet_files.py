@@ -6,15 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from host_keys import public_key
 
 from vllm_fleet import inventory
 from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.edge import names
 from vllm_fleet.fleet import plan, stack
 from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.schema.fleet import ApiKeys
 
-STATIC = "{door: {address: 192.0.2.9, ssh_host_key: ssh-ed25519 AAAA}}"
+STATIC = f"{{door: {{address: 192.0.2.9, ssh_host_key: {public_key('Door')}}}}}"
 
 
 def change(folder: Path, old: str, new: str, file: str = "fleet.yml") -> None:
@@ -64,12 +66,13 @@ def test_static_gateways_that_are_only_counted_have_no_address(fleets: Path) -> 
     hosts = json.loads((fleets / "golden" / "stack.json").read_text(encoding="utf-8"))["hosts"]
     rewritten(fleets, hosts={name: host for name, host in hosts.items() if name != "gateway-0"})
     with pytest.raises(FleetError, match="the cloud 'static' creates none") as caught:
-        stack.locations(plan.load(fleets / "golden"))
+        stack.locations(plan.load(fleets / "golden"), names.resolve_names)
     assert (caught.value.line, caught.value.key, caught.value.exit_code) == (22, "gateway.hosts", 2)
 
 
 def test_the_same_address_twice(fleets: Path) -> None:
-    second = "      rack-b: {address: 198.51.100.7, port: 2222, ssh_host_key: ssh-ed25519 AAAA}\n    overrides:"
+    rack = f"{{address: 198.51.100.7, port: 2222, ssh_host_key: {public_key('Node')}}}"
+    second = f"      rack-b: {rack}\n    overrides:"
     change(fleets, "    overrides:", second)
     with pytest.raises(FleetError, match=r"rack-b and rack-a both have the address 198\.51\.100\.7"):
         plan.load(fleets / "golden")
@@ -150,6 +153,6 @@ def test_a_model_list_with_a_path_in_it_is_refused(fleets: Path) -> None:
 
 
 def test_locations_of_static_hosts_need_no_stack_entry(fleets: Path) -> None:
-    where = stack.locations(plan.load(fleets / "golden"))
+    where = stack.locations(plan.load(fleets / "golden"), names.resolve_names)
     assert (where["rack-a"].address, where["rack-a"].port, where["rack-a"].user) == ("198.51.100.7", 2222, "root")
     assert where["lab-1"].user == "deploy"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from vllm_fleet.on_host import gpu_facts
+from vllm_fleet.edge import ssh
+from vllm_fleet.on_host import gpu_facts, host_tools
 
 H200 = {"name": "NVIDIA H200", "memory_mib": 143771, "arch": "sm_90"}
-QUERY = "--query-gpu=" + ",".join(gpu_facts.NVIDIA_FIELDS)
+#: The fields of a row, without those that only newer drivers know.
+FIELDS = gpu_facts.NVIDIA_FIELDS[:5]
 
 MI300X_ROCM_SMI = """\
 WARNING: AMD GPU device(s) is/are in a low-power state. Check power control/runtime_status
@@ -43,6 +44,10 @@ MI300X_FIRMWARE = [
 ]
 
 
+#: What a row says of MIG, the fabric and the recovery of a healthy GPU.
+MODES = ", Disabled, Completed, None"
+
+
 def tool(folder: Path, name: str, body: str) -> None:
     path = folder / name
     path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
@@ -53,7 +58,7 @@ def tool(folder: Path, name: str, body: str) -> None:
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host that has no tool but those that the test makes."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(gpu_facts, "_MORE_FOLDER", str(tmp_path))
+    monkeypatch.setattr(host_tools, "MORE_FOLDER", str(tmp_path))
     monkeypatch.setattr(gpu_facts, "kfd_gpus", lambda: ([], []))
     return tmp_path
 
@@ -82,7 +87,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids=["h200", "ecc", "no-ecc", "shared-memory", "broken"],
 )
 def test_a_row_of_nvidia_smi(row: str, gpu: dict[str, Any], errors: int | None) -> None:
-    assert gpu_facts.nvidia_gpus(f"{row}\n", gpu_facts.NVIDIA_FIELDS) == ([gpu], "580.159.03", errors)
+    assert gpu_facts.nvidia_gpus(f"{row}\n", FIELDS) == ([gpu], "580.159.03", errors)
 
 
 @pytest.mark.parametrize(
@@ -95,17 +100,18 @@ def test_a_row_of_nvidia_smi(row: str, gpu: dict[str, Any], errors: int | None) 
     ids=["header", "header-from-610", "version"],
 )
 def test_the_cuda_version_in_each_spelling(tools: Path, header: str) -> None:
-    row = "NVIDIA H200, 143771, 9.0, 580.159.03, 0"
+    row = "NVIDIA H200, 143771, 9.0, 580.159.03, 0" + MODES
     tool(tools, "nvidia-smi", f"[ $# -eq 0 ] && echo '{header}' || echo '{row}'")
     assert gpu_facts.read_facts()["cuda"] == "13.0"
 
 
 def test_what_an_old_driver_cannot_say_is_unknown(tools: Path) -> None:
-    refusal = 'Field "compute_cap" is not a valid field to query.'
+    unknown = ("compute_cap", "mig.mode.current", "fabric.state", "gpu_recovery_action")
+    refusals = [f"*{name}*) echo 'Field \"{name}\" is not a valid field to query.'; exit 2;;" for name in unknown]
     tool(
         tools,
         "nvidia-smi",
-        f"case \"$1\" in *compute_cap*) echo '{refusal}'; exit 2;; --query*) echo 'A100, 40960, 470.57, 0';; esac",
+        "\n".join(['case "$1" in', *refusals, "--query-gpu*) echo 'A100, 40960, 470.57, 0';;", "esac"]),
     )
     facts = gpu_facts.read_facts()
     assert facts["gpus"] == [{"name": "A100", "memory_mib": 40960, "arch": None}]
@@ -113,7 +119,7 @@ def test_what_an_old_driver_cannot_say_is_unknown(tools: Path) -> None:
 
 
 def test_xid_errors_are_read_from_the_kernel_log(tools: Path) -> None:
-    tool(tools, "nvidia-smi", "echo 'NVIDIA H200, 143771, 9.0, 580.159.03, 0'")
+    tool(tools, "nvidia-smi", f"echo 'NVIDIA H200, 143771, 9.0, 580.159.03, 0{MODES}'")
     tool(tools, "dmesg", "echo 'dmesg: read kernel buffer failed: Operation not permitted' >&2; exit 1")
     assert gpu_facts.read_facts()["xid"] is None
     line = "NVRM: Xid (PCI:0000:3b:00): %s, pid=4, name=python3, and more"
@@ -151,7 +157,7 @@ def test_a_tool_that_fails_says_why(tools: Path, body: str, state: str, why: str
 
 
 def test_nobody_waits_for_a_tool_that_hangs(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_facts, "TOOL_SECONDS", 0.2)
+    monkeypatch.setattr(host_tools, "TOOL_SECONDS", 0.2)
     tool(tools, "nvidia-smi", "exec /bin/sleep 20")
     problem = gpu_facts.read_facts()["problems"]["nvidia"]
     assert problem == {"state": "tool_hangs", "why": "nvidia-smi gives no answer within 0 s"}
@@ -239,10 +245,7 @@ def test_the_version_of_rocm_without_its_build(tmp_path: Path) -> None:
     assert gpu_facts.read_rocm(str(tmp_path)) == "7.0.2"
 
 
-def test_it_runs_as_source_with_the_standard_library_of_python_3_8() -> None:
-    source = inspect.getsource(gpu_facts)
-    tree = ast.parse(source, feature_version=(3, 8))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert imported <= set(sys.stdlib_module_names)
+def test_it_runs_as_it_is_sent_with_the_standard_library_alone() -> None:
+    (source,) = shlex.split(ssh.pack_program("gpu_facts"))
     done = subprocess.run([sys.executable, "-IS", "-c", source], capture_output=True, text=True, check=True)
     assert {"vendor", "gpus", "driver", "machine", "problems"} <= set(json.loads(done.stdout))

@@ -25,7 +25,7 @@ from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.edge import remote_answer, ssh
 from vllm_fleet.edge.connection import NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
-from vllm_fleet.facts import host_answer
+from vllm_fleet.facts import host_answer, states
 from vllm_fleet.facts.states import VetoCode
 from vllm_fleet.facts.vetoes import TEXTS
 from vllm_fleet.fleet.host_keys_file import Shown
@@ -255,7 +255,7 @@ def test_any_output_is_an_answer_or_says_why_not(out: bytes, err: bytes, status:
 
 def test_the_records_know_what_the_programs_print() -> None:
     assert set(gpu_facts.read_facts()) == set(host_answer.HostFacts.model_fields)
-    assert set(probe.VETO_TEXTS) == host_answer.PROBED_VETOES
+    assert set(probe.VETO_TEXTS) | states.NEIGHBOURS == host_answer.PROBED_VETOES
     assert set(gpu_facts.TEXTS) == host_answer.PROBLEMS
     for code in host_answer.PROBLEMS:
         TEXTS[VetoCode(code)].format(why="", install="")
@@ -296,6 +296,7 @@ def ask(target: Target, command: str) -> str:
         ("cat /dev/zero >&2", "sends more than 1 MiB of error output"),
         ("printf '\\377\\376'", "gave an answer that cannot be read: it is not UTF-8"),
         ("exit 9", "the probe failed on 127.0.0.1: exit status 9"),
+        ("exit 255", "the probe failed on 127.0.0.1: exit status 255"),
         ("printf 'gone \\033[2J\\n' >&2; false", r"the probe failed on 127.0.0.1: gone \x1b[2J"),
         ("kill -9 $$", "the probe failed on 127.0.0.1"),
     ],

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from host_keys import public_key
 
 from vllm_fleet.base import yaml_document
 from vllm_fleet.fleet import host_keys_file
@@ -15,7 +16,7 @@ from vllm_fleet.fleet.host_keys_file import Shown
 from vllm_fleet.on_host import ssh_host_key
 from vllm_fleet.schema.cloud import HostKeys
 
-OLD, NEW, NEWER = "ssh-ed25519 AAAAold", "ssh-ed25519 AAAAnew", "ssh-ed25519 AAAAnewer"
+OLD, NEW, NEWER = public_key("Old"), public_key("New"), public_key("Newer")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +109,7 @@ def test_a_published_image_needs_no_registry_of_the_fleet(catalog: Catalog) -> N
 
 
 def test_entries_that_pin_nothing_are_named(catalog: Catalog) -> None:
-    document = Document("fleet.yml", {}, {})
+    document = Document("fleet.yml", {})
     bare = catalog.engines["vllm-0.14.1-rocm"].model_copy(update={"docker": None})
     catalog = replace(catalog, engines={**catalog.engines, bare.id: bare})
     found = list(image_errors({"vllm-9": X86, bare.id: X86, ENGINE: X86}, catalog, document))
@@ -253,16 +252,16 @@ def test_without_a_mirror_an_image_comes_from_where_its_name_says(catalog: Catal
 
 def test_only_a_registry_that_is_named_goes_without_tls(catalog: Catalog, tmp_path: Path) -> None:
     def config(mirror: Mirror | None = None) -> Any:
-        return json.loads(image(catalog, ENGINE, "cpu", mirror).daemon_config)
+        return image(catalog, ENGINE, "cpu", mirror).daemon_settings
 
     assert "insecure-registries" not in config()
     assert config(Mirror(registry="r:5000"))["insecure-registries"] == ["r:5000"]
     ca = tmp_path / "ca.pem"
     ca.write_text("PEM", encoding="utf-8")
     secured = image(catalog, ENGINE, "cpu", Mirror(registry="r:5000", registry_ca_file=str(ca)))
-    assert "insecure-registries" not in json.loads(secured.daemon_config)
+    assert "insecure-registries" not in secured.daemon_settings
     assert "/etc/docker/certs.d/r:5000/ca.crt" in [item.get("path") for item in container.image_items(secured)]
-    assert json.loads(secured.daemon_config)["live-restore"] is True
+    assert secured.daemon_settings["live-restore"] is True
 
 
 def test_a_file_of_the_registry_that_is_not_there_is_a_fault_with_its_place(catalog: Catalog, fleets: Path) -> None:

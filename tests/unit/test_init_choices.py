@@ -137,12 +137,19 @@ def test_bad_options_are_one_clear_error(home: Path, arguments: tuple[str, ...],
 def test_questions_are_asked_on_a_terminal_and_the_key_is_shown_once(start, home: Path) -> None:
     """The command itself, on a pseudo-terminal, answered as a person would."""
     host, gateway = start("h200-8"), start(None)
-    words = [sys.executable, "-m", "vllm_fleet", "init", "rack", *host.arguments, "--key", str(host.key_file)]
+    program = "import init_hosts; init_hosts.serve_at_one_address(setattr); init_hosts.app()"
+    words = [sys.executable, "-c", program, "init", "rack", *host.arguments, "--key", str(host.key_file)]
     words += ["--gateway", f"root@{ADDRESS}:{gateway.port}"]
     words += ["--fingerprint", f"{ADDRESS}:{gateway.port}={gateway.fingerprint}"]
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        words, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, cwd=paths.root(), close_fds=True
+        words,
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        cwd=paths.root(),
+        close_fds=True,
+        env={**os.environ, "PYTHONPATH": f"{paths.root() / 'tests' / 'unit'}:{paths.root()}"},
     )
     os.close(theirs)
     told = ""

@@ -14,6 +14,7 @@ from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host import container
+from vllm_fleet.host.firewall import Peers
 from vllm_fleet.host.instance_files import instance_files
 from vllm_fleet.host.model_files import ModelFiles
 from vllm_fleet.host.serving_host import ServingHost
@@ -60,10 +61,10 @@ def variables(catalog: Catalog, deployment: Deployment) -> set[str]:
     plan = HostPlan("gpu-0", "serving", "gpu", "static", {}, deployment.host_class, 0, "root", deployment=deployment)
     host = ServingHost(
         plan=plan,
-        location=Location("192.0.2.1", 22, "root", (), "192.0.2.1"),
+        location=Location("192.0.2.1", 22, "root", (), "192.0.2.1", ("192.0.2.1",)),
         deployment=deployment,
         host_class=host_class,
-        gateways=("192.0.2.2",),
+        peers=Peers(("192.0.2.1",), ("192.0.2.2",)),
         model=ModelFiles(Path(), "0123456789ab", {}),
         encodings=(),
         cache_key="0123456789abcdef",
@@ -102,14 +103,14 @@ def test_no_release_reads_a_variable_of_the_unit(catalog: Catalog) -> None:
         assert not [name for name in {*names.env, *names.env_unused, *names.beside} if name.startswith("FLEET_")]
 
 
-@pytest.mark.parametrize("name", ["vllm@.service", "vllm-docker@.service"])
+@pytest.mark.parametrize("name", ["vllm@.service", "vllm-docker@.service", "vllm-container@.service"])
 def test_a_unit_sets_no_vllm_variable(name: str) -> None:
     text = (paths.root() / "roles" / "vllm_service" / "files" / name).read_text(encoding="utf-8")
     assert not re.search(r"^(Pass|Set|Unset)?Environment=.*VLLM_", text, re.MULTILINE)
     assert "PassEnvironment" not in text
 
 
-@pytest.mark.parametrize("name", ["vllm-instance", "vllm-container"])
+@pytest.mark.parametrize("name", ["vllm-instance", "vllm-container", "vllm-container-root"])
 def test_the_programs_of_the_units_read_fleet_variables_alone(name: str) -> None:
     text = (paths.root() / "roles" / "vllm_service" / "files" / name).read_text(encoding="utf-8")
     read = set(re.findall(r'environment\["(\w+)"\]', text))

@@ -246,7 +246,7 @@ def test_a_mirror_with_a_port_for_images_carries_them(fleets: Path, catalog: Cat
     (wanted,) = (each for each in found if isinstance(each, Image))
     assert wanted == Image("vllm-fleet/lab", image.listed, AMD64, "192.0.2.1:5000")
     (sets,) = (each.sets for each in found if isinstance(each, Debs))
-    assert {"docker.io", "python3-requests", "docker-registry"} <= {name for each in sets for name in each}
+    assert {"docker.io", "python3-requests", "docker-registry"} <= {name for each in sets for name in each.packages}
     variables = inventory.load(folder).hosts[0].variables
     assert variables["vllm_image_reference"] == f"192.0.2.9:5001/vllm-fleet/lab@{image.listed}"
     assert variables["container_engine_registry"] == "192.0.2.9:5001"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from host_keys import public_key
 
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
@@ -56,12 +58,12 @@ def test_the_distributions_packages_are_those_of_all_manifests(fleets: Path, cat
         for item in host.manifest.items
         if item["kind"] == "package"
     }
-    assert installed <= {name for each in wanted.sets for name in each}
+    assert installed <= {name for each in wanted.sets for name in each.packages}
 
 
 def gpu_fleet(folder: Path, copy: str = "", **pool: object) -> Path:
     """The golden fleet with one H100 in place of its pools; ``copy`` is the fleet's own of NVIDIA's repository."""
-    host = {"g": {"address": "198.51.100.9", "ssh_host_key": f"ssh-ed25519 {'A' * 68}"}}
+    host = {"g": {"address": "198.51.100.9", "ssh_host_key": public_key("Gpu")}}
     gpu = {"host_class": "h100-1", "cloud": "static", "model": "openai/gpt-oss-20b", "static": host, **pool}
     artifacts = yaml.safe_load((folder / "golden" / "fleet.yml").read_text())["artifacts"]
     if copy:
@@ -93,9 +95,9 @@ def test_what_hosts_get_of_vendors_is_in_the_mirror(
     assert [each.name for each in wanted.repositories] == names
     vendors = {each.uri for each in wanted.origins if each.suite == "/"}
     assert vendors == ({"http://10.0.0.5/nvidia"} if names else set())
-    flat = {name for each in wanted.sets for name in each}
+    flat = {name for each in wanted.sets for name in each.packages}
     assert (set(apt_repositories.TOOLS) <= flat) == bool(names)
-    assert ("nvidia-dkms-580-open=580.159.03-*" in flat) == (pool["driver"] == "managed")
+    assert ("nvidia-kernel-open-dkms=580.159.03-1*" in flat) == (pool["driver"] == "managed")
     assert ("nvidia-container-toolkit=1.17.8-*" in flat) == (pool.get("install") == "docker")
     assert "linux-headers-1" in flat
     key = wanted.key
@@ -109,7 +111,7 @@ def test_a_copy_on_the_hosts_themselves_is_read_with_tools_of_the_mirror(fleets:
     (wanted,) = parts_by_kind(folder, catalog)["Debs"]
     assert isinstance(wanted, Debs)
     assert wanted.repositories == ()
-    assert set(apt_repositories.TOOLS) <= {name for each in wanted.sets for name in each}
+    assert set(apt_repositories.TOOLS) <= {name for each in wanted.sets for name in each.packages}
 
 
 def test_hosts_take_what_vendors_have_from_the_mirror_too(catalog: Catalog, tmp_path: Path) -> None:
@@ -137,16 +139,31 @@ def test_hosts_take_what_vendors_have_from_the_mirror_too(catalog: Catalog, tmp_
         assert repository["key"]["file"] == str(key)
 
 
+def without_debian(catalog: Catalog) -> Catalog:
+    """The recipes of a vendor that has packages for Ubuntu alone."""
+    cuda, release = catalog.drivers.repositories["nvidia-cuda"], catalog.drivers.releases["nvidia-580"]
+    systems = {name: source for name, source in cuda.systems.items() if name.startswith("ubuntu")}
+    changes = {
+        "repositories": {**catalog.drivers.repositories, "nvidia-cuda": cuda.model_copy(update={"systems": systems})},
+        "releases": {"nvidia-580": release.model_copy(update={"packages": release.packages[:1]})},
+    }
+    return replace(catalog, drivers=catalog.drivers.model_copy(update=changes))
+
+
 def test_a_vendor_that_has_nothing_for_the_distribution_is_an_error_of_the_plan(fleets: Path, catalog: Catalog) -> None:
     folder = gpu_fleet(fleets, **WHEEL, driver="managed")
+    assert apt_packages.find_missing(plan.load(folder, catalog), catalog) == ()
+    ubuntu = without_debian(catalog)
     with pytest.raises(FleetError, match=r"has no nvidia-cuda for debian-12, which g needs") as fault:
-        parts_by_kind(folder, catalog)
+        parts_by_kind(folder, ubuntu)
     assert fault.value.hint == "use one of ubuntu-22.04, ubuntu-24.04, or name a copy in artifacts.repositories"
     # Before the hosts are paid for.
-    (told,) = apt_packages.find_missing(plan.load(folder, catalog), catalog)
+    (told,) = apt_packages.find_missing(plan.load(folder, ubuntu), ubuntu)
     assert told.message == fault.value.message
     copied = gpu_fleet(fleets, "http://10.0.0.5/nvidia", **WHEEL, driver="managed")
-    assert apt_packages.find_missing(plan.load(copied, catalog), catalog) == ()
+    (told,) = apt_packages.find_missing(plan.load(copied, ubuntu), ubuntu)
+    assert told.message == "recipes/drivers.yml has no driver packages for debian-12, which g needs"
+    assert told.hint == "use one of ubuntu-22.04, ubuntu-24.04"
 
 
 def test_another_lock_or_package_is_another_part() -> None:
@@ -176,7 +193,7 @@ def test_a_model_without_folder_and_pin_is_an_error(fleets: Path, catalog: Catal
     [
         ({"distribution": "debian-12"}, "is at 'url' or on 'host'"),
         ({"url": "http://a:1", "host": "gateway-0"}, "either at 'url' or on 'host'"),
-        ({"url": "ftp://a"}, "string should match pattern"),
+        ({"url": "ftp://a"}, "is not the URL of a server"),
         ({"url": "http://a:1", "ports": 1}, "Extra inputs|not a key|unknown"),
     ],
 )

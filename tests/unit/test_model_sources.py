@@ -36,7 +36,9 @@ def gpu_fleet(fleets: Path, source: Any = None, model: str = MODEL, **pool: Any)
     """The golden fleet with one H100 whose model has a source; None: no source is given."""
     file = fleets / "golden" / "fleet.yml"
     spec = yaml.safe_load(file.read_text())
-    host = {"g": {"address": "198.51.100.9", "ssh_host_key": f"ssh-ed25519 {'A' * 68}"}}
+    # A second call finds the pool of the first.
+    pools = spec["pools"]
+    host = {"g": pools["rack"]["static"]["rack-a"]} if "rack" in pools else pools["gpu"]["static"]
     sized = "h100-1" if model == MODEL else "cpu-2"
     spec["pools"] = {"gpu": {"host_class": sized, "cloud": "static", "model": model, "static": host, **pool}}
     spec["gateway"] = {"hosts": 0}

@@ -14,7 +14,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import plan, private_networks, ssh_routes
 
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKeyHostKeyHostKeyHostKeyHostKeyHostKeyH"
 EAST: dict[str, Any] = {"region": "us-east-1", "zone": "us-east-1a"}
 WEST: dict[str, Any] = {"region": "us-west-2", "zone": "us-west-2a"}
 
@@ -131,7 +131,7 @@ def test_networks_that_are_not_joined_may_have_one_range(tmp_path: Path) -> None
 
 
 def static(address: str) -> dict[str, Any]:
-    return {"static": {"door": {"address": address, "ssh_host_key": KEY}}}
+    return {"plain": True, "static": {"door": {"address": address, "ssh_host_key": KEY}}}
 
 
 @pytest.mark.parametrize(

@@ -167,9 +167,13 @@ def test_facts_veto() -> None:
 
 def test_it_runs_as_source_with_the_standard_library_alone(file: Path) -> None:
     manifest = {"items": [wanted(file, mode="0600")], "facts": {}}
-    source = Path(probe.__file__).read_text(encoding="utf-8")
+    source = ssh.pack_program("probe", "docker_engine", "neighbours")
     done = subprocess.run(
-        [sys.executable, "-IS", "-c", source], input=json.dumps(manifest), capture_output=True, text=True, check=True
+        ["sh", "-c", f"{sys.executable} -IS -c {source}"],
+        input=json.dumps(manifest),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     drift = json.loads(done.stdout)["drift"]
     assert drift == [
@@ -184,9 +188,9 @@ def test_every_program_that_is_sent_to_hosts_is_there_and_python_3_8_reads_it() 
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "pack_program":
                 called |= {str(word.value) for word in node.args if isinstance(word, ast.Constant)}
-    assert called == {"probe", "gpu_facts", "ssh_host_key"}
-    for name in ("probe", "gpu_facts", "ssh_host_key"):
-        source = (folder / f"{name}.py").read_text(encoding="utf-8")
+    assert called == {"probe", "gpu_facts", "ssh_host_key", "host_record", "host_leave", "docker_engine", "neighbours"}
+    for path in folder.glob("*.py"):
+        name, source = path.stem, path.read_text(encoding="utf-8")
         ast.parse(source, feature_version=(3, 8))
         imported = {
             (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else node.names[0].name.split(".")[0]
@@ -197,5 +201,29 @@ def test_every_program_that_is_sent_to_hosts_is_there_and_python_3_8_reads_it() 
 
 
 def test_what_is_sent_to_hosts_stays_small() -> None:
-    assert len(ssh.pack_program("probe")) < 7500
-    assert len(ssh.pack_program("probe", "gpu_facts")) < 15500
+    sent = ("probe", "docker_engine", "neighbours")
+    assert len(ssh.pack_program(*sent)) < 21000
+    assert len(ssh.pack_program(*sent, "gpu_facts")) < 44000
+
+
+def test_a_host_of_a_system_that_the_roles_do_not_support_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Rocky Linux has no apt: a role would fail halfway, after others had changed the host."""
+    monkeypatch.setattr(probe, "read_system", lambda: "rocky-9.4")
+    (fault,) = probe.check_facts({"systems": ["debian-12", "ubuntu-24.04"]})
+    assert fault["code"] == "wrong_system"
+    assert fault["why"] == "has rocky-9.4, and the roles support debian-12, ubuntu-24.04: use one of those"
+    assert probe.check_facts({"systems": ["rocky-9.4"]}) == []
+    assert probe.check_facts({}) == []
+
+
+def test_a_package_of_another_system_is_no_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [
+        {"role": "r", "kind": "package", "name": "not-there", "systems": ["debian-12"]},
+        {"role": "r", "kind": "package", "name": "not-there-either", "systems": ["ubuntu-24.04"]},
+        {"role": "r", "kind": "package", "name": "nowhere"},
+    ]
+    monkeypatch.setattr(probe, "read_system", lambda: "ubuntu-24.04")
+    report = probe.probe({"items": items})
+    assert [item["what"] for item in report["drift"]] == ["not-there-either", "nowhere"]

@@ -14,18 +14,19 @@ from typing import Any
 import asyncssh
 import pytest
 import yaml
+from host_keys import public_key
 from ssh_servers import ADDRESS, Loop
 
 from vllm_fleet import inventory
 from vllm_fleet.base.errors import FleetError
-from vllm_fleet.edge import ssh, ssh_target
+from vllm_fleet.edge import names, ssh, ssh_target
 from vllm_fleet.edge.connection import JumpHosts, NoAnswerError
 from vllm_fleet.fleet import plan, ssh_routes, stack
 from vllm_fleet.inventory import Site
 from vllm_fleet.operate import drift
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKeyHostKeyHostKeyHostKeyHostKeyHostKeyH"
 
 
 def write(tmp_path: Path, placement: dict[str, Any] | None = None, **more: Any) -> Path:
@@ -67,7 +68,7 @@ def test_a_private_host_is_reached_through_a_gateway(
     host = {"address": "10.60.0.9", "id": "i", "user": "ubuntu", "ssh_host_key": KEY, "zone": "us-east-1a"}
     made = {"version": 1, "fleet": "demo", "hosts": {each.name: host for each in found.hosts}}
     (found.directory / "stack.json").write_text(json.dumps(made), encoding="utf-8")
-    where = stack.locations(found)
+    where = stack.locations(found, names.resolve_names)
     assert {where[name].jump for name in ("main-0", "main-1")} == {through}
     assert where["gateway-0"].jump is None
 
@@ -165,7 +166,7 @@ def test_ssh_itself_comes_through_with_the_same_keys(servers: Loop, key_file: Pa
     assert "Host key verification failed" in refused.stderr
 
 
-BASTION = {"address": "bastion.example.com", "port": 2222, "user": "ops", "ssh_host_key": KEY + "Bastion"}
+BASTION = {"address": "bastion.example.com", "port": 2222, "user": "ops", "ssh_host_key": public_key("Bastion")}
 
 
 def rack(tmp_path: Path, access: dict[str, Any], **host: Any) -> Path:
@@ -198,13 +199,13 @@ def test_every_host_is_reached_through_the_bastion_of_the_fleet(tmp_path: Path) 
     way = drift.host_target(found, found.hosts[0])
     assert way.jump is not None
     assert (way.jump.address, way.jump.port, way.jump.user) == ("bastion.example.com", 2222, "ops")
-    assert way.jump.host_keys == (KEY + "Bastion",)
+    assert way.jump.host_keys == (public_key("Bastion"),)
     words = shlex.split(found.ssh_arguments(found.hosts[0]))
     command = shlex.split(next(word for word in words if word.startswith("ProxyCommand=")))
     assert command[-3:] == ["-W", "[%h]:%p", "ops@bastion.example.com"]
     assert "HostKeyAlias=[bastion.example.com]:2222" in command
     assert "StrictHostKeyChecking=yes" in command
-    assert f"[bastion.example.com]:2222 {KEY}Bastion\n" in found.known_hosts
+    assert f"[bastion.example.com]:2222 {public_key('Bastion')}\n" in found.known_hosts
 
 
 def test_rented_hosts_are_reached_through_the_bastion_in_place_of_a_gateway(tmp_path: Path) -> None:
@@ -221,11 +222,11 @@ def test_an_alias_is_what_ssh_is_called_with(tmp_path: Path) -> None:
 
 
 def test_an_authority_stands_in_for_the_keys_of_hosts(tmp_path: Path) -> None:
-    access = {"ssh_host_authorities": [KEY + "Authority"]}
+    access = {"ssh_host_authorities": [public_key("Authority")]}
     found = inventory.load(rack(tmp_path, access, ssh_host_key=None, port=2222))
-    assert found.known_hosts == f"@cert-authority 10.0.0.5 {KEY}Authority\n"
+    assert found.known_hosts == f"@cert-authority 10.0.0.5 {public_key('Authority')}\n"
     assert "HostKeyAlias=10.0.0.5" in shlex.split(found.ssh_arguments(found.hosts[0]))
-    assert drift.host_target(found, found.hosts[0]).authorities == (KEY + "Authority",)
+    assert drift.host_target(found, found.hosts[0]).authorities == (public_key("Authority"),)
 
 
 @pytest.mark.parametrize(
@@ -236,10 +237,15 @@ def test_an_authority_stands_in_for_the_keys_of_hosts(tmp_path: Path) -> None:
         ({"ssh_config_file": "a file"}, {}, "access.ssh_config_file", "ssh cannot use the path"),
         ({"ssh_private_key_file": "100%"}, {}, "access.ssh_private_key_file", "Ansible cannot pass the path"),
         ({"bastion": {"address": "bastion"}}, {}, "access.bastion.ssh_host_key", "is missing"),
-        ({"bastion": {**BASTION, "address": "-oProxyCommand=reboot"}}, {}, "access.bastion.address", ""),
-        ({"bastion": {**BASTION, "user": "ops;reboot"}}, {}, "access.bastion.user", ""),
-        ({"bastion": {**BASTION, "port": 0}}, {}, "access.bastion.port", ""),
-        ({}, {"ssh_alias": "-F/tmp/x"}, "pools.h100.static.h100-0.ssh_alias", ""),
+        (
+            {"bastion": {**BASTION, "address": "-oProxyCommand=reboot"}},
+            {},
+            "access.bastion.address",
+            "neither an IP address nor",
+        ),
+        ({"bastion": {**BASTION, "user": "ops;reboot"}}, {}, "access.bastion.user", "match"),
+        ({"bastion": {**BASTION, "port": 0}}, {}, "access.bastion.port", "greater"),
+        ({}, {"ssh_alias": "-F/tmp/x"}, "pools.h100.static.h100-0.ssh_alias", "match"),
     ],
 )
 def test_a_way_that_cannot_be_taken_is_refused_with_its_place(

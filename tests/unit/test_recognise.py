@@ -76,3 +76,55 @@ def test_what_is_no_class_says_what_was_seen(catalog: Catalog, facts: dict[str, 
     assert says in caught.value.message
     assert hint in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+NO_TOOL = {"state": "no_driver", "why": "nvidia-smi not found"}
+
+
+def bare(**facts: Any) -> dict[str, Any]:
+    """A host without a driver."""
+    return {**of(None), "problems": {"nvidia": NO_TOOL, "amd": {**NO_TOOL, "why": "amd-smi not found"}}, **facts}
+
+
+@pytest.mark.parametrize(
+    ("listed", "name"),
+    [
+        ({"10de:2330": 8}, "h100-8"),
+        ({"10de:2331": 2}, "h100-2"),
+        ({"10de:20b2": 8}, "a100-80gb-8"),
+        ({"10de:2901": 8}, "b200-8"),
+        ({"1002:74a1": 8}, "mi300x-8"),
+        ({"1002:7551": 1, "1002:164e": 1}, "r9700-1"),
+    ],
+)
+def test_a_host_without_a_driver_is_recognised_by_its_bus(catalog: Catalog, listed: dict[str, int], name: str) -> None:
+    assert recognise(bare(pci_gpus=listed), catalog).id == name
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"pci_gpus": {"10de:1eb8": 1}},
+        {"pci_gpus": {"10de:2330": 7}},
+        {"pci_gpus": {"10de:2330": 4, "10de:2335": 4}},
+        {"pci_gpus": {"10de:2330": 8}, "kernel_driver": {"nvidia": "580.159.03", "amd": None}},
+        {
+            "pci_gpus": {"10de:2330": 8},
+            "problems": {"nvidia": {"state": "gpu_lost", "why": "nvidia-smi has lost a GPU"}},
+        },
+        {"pci_gpus": None},
+    ],
+    ids=["no class", "no size", "two classes", "driver loaded", "lost", "unknown"],
+)
+def test_what_the_bus_does_not_tell_is_refused_with_what_to_do(catalog: Catalog, facts: dict[str, Any]) -> None:
+    with pytest.raises(FleetError, match="no tool reports a GPU") as caught:
+        recognise(bare(**facts), catalog)
+    assert "write the host with its host_class into fleet.yml" in caught.value.hint
+    for name, count in (facts["pci_gpus"] or {}).items():
+        assert f"{count} x {name}" in caught.value.message
+
+
+def test_no_two_classes_share_a_device(catalog: Catalog) -> None:
+    listed = [name for family in catalog.classes.values() for name in family.pci_ids]
+    assert len(listed) == len(set(listed))
+    assert all(family.pci_ids or family.vendor == "cpu" for family in catalog.classes.values())

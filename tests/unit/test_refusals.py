@@ -16,6 +16,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import check
 from vllm_fleet.cli import plan as plan_command
+from vllm_fleet.edge import names
 from vllm_fleet.fleet import plan
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
@@ -121,12 +122,19 @@ CASES: Mapping[str, Case] = {
     ),
     "no private key": Case("there is no golden/ssh/id", {("access",): {"ssh_private_key_file": "ssh/id"}}, by="ssh"),
     "a distribution that the vendor has no driver for": Case(
-        "recipes/drivers.yml has no ",
+        "recipes/drivers.yml has no nvidia-cuda for debian-12",
         {
-            ("pools", "gpu", "host_class"): "mi300x-8",
+            ("pools", "gpu", "host_class"): "gb200-4",
             ("pools", "gpu", "driver"): "managed",
             ("mirror",): {"url": "http://10.0.0.4:8070", "distribution": "debian-12"},
         },
+    ),
+    "a name that does not resolve": Case(
+        "no-such-host.invalid",
+        {("pools", "gpu", "static"): {"gpu-0": {"address": "no-such-host.invalid", "ssh_host_key": KEY}}},
+    ),
+    "gateways that are only counted": Case(
+        "asks for gateways that do not exist yet", {("gateway",): {"hosts": 1, "cloud": "static"}}
     ),
 }
 
@@ -160,9 +168,10 @@ def site_errors(folder: Path) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A controller that has downloaded nothing."""
+def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller that has downloaded nothing, and resolves no name."""
     monkeypatch.setenv("VLLM_FLEET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(names, "_resolve", lambda name: f"nobody knows {name}")
 
 
 def test_a_whole_fleet_is_refused_by_nobody(fleets: Path, catalog: Catalog) -> None:
@@ -199,14 +208,14 @@ def test_check_and_plan_say_it_in_the_words_of_the_run(
 
 
 def test_every_fault_is_said_at_once(fleets: Path) -> None:
-    names = ("no API keys", "no certificate", "a model that was not downloaded")
+    three = ("no API keys", "no certificate", "a model that was not downloaded")
     both = Case(
         "",
-        {path: value for name in names for path, value in CASES[name].change.items()},
-        {file: text for name in names for file, text in CASES[name].files.items()},
+        {path: value for name in three for path, value in CASES[name].change.items()},
+        {file: text for name in three for file, text in CASES[name].files.items()},
     )
     refused = site_errors(write_fleet(fleets, both))
-    assert all(any(CASES[name].says in text for text in refused) for name in names), refused
+    assert all(any(CASES[name].says in text for text in refused) for name in three), refused
 
 
 def test_keys_that_the_stack_will_make_are_not_missing(fleets: Path, catalog: Catalog) -> None:

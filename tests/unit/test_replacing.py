@@ -16,7 +16,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.cli import app
 from vllm_fleet.fleet import plan, replacement
 
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKeyHostKeyHostKeyHostKeyHostKeyHostKeyH"
 
 
 def urn(kind: str, name: str) -> str:

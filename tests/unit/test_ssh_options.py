@@ -10,7 +10,7 @@ import pytest
 from vllm_fleet.edge import openssh, ssh_options
 from vllm_fleet.edge.ssh_target import Target
 
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKey"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKeyHostKeyHostKeyHostKeyHostKeyHostKeyH"
 TARGET = Target("gpu-0", "10.0.0.5", 2222, "root", (KEY,), keys_file="inventories/rack/fleet.yml")
 
 

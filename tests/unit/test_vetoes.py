@@ -202,7 +202,7 @@ def test_a_healthy_host_is_not_stopped(catalog: Catalog, name: str, changes: dic
             "h200-2",
             {"xid": [31, 79]},
             "xid_errors",
-            "its kernel has logged Xid 79: restart the host, and replace the GPU",
+            "its kernel has logged Xid 79 (GPU has fallen off the bus): restart the host, and replace the GPU",
         ),
         (
             "mi300x-2",

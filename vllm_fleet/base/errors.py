@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_fleet.base.documented_enum import DocumentedEnum
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class ErrorCode(DocumentedEnum):
@@ -36,6 +40,7 @@ class FleetError(Exception):
         host: the host that the error is about.
         code: what kind of error it is.
         others: further errors of the same pass, so that all are reported at once.
+        column: the column in that line, counted from 1, where the line alone does not show the place.
     """
 
     message: str
@@ -46,6 +51,7 @@ class FleetError(Exception):
     host: str | None = None
     code: ErrorCode = ErrorCode.BAD_INPUT
     others: list[FleetError] = field(default_factory=list)
+    column: int | None = None
 
     def __post_init__(self) -> None:
         super().__init__(self.message)
@@ -53,15 +59,16 @@ class FleetError(Exception):
 
     @property
     def where(self) -> str:
-        """``file:line: key`` or the host, as far as they are known; empty if neither is."""
+        """``file:line:column: key`` or the host, as far as they are known; empty if neither is."""
         place = self.file or ""
         if place and self.line:
-            place = f"{place}:{self.line}"
+            place = f"{place}:{self.line}:{self.column}" if self.column else f"{place}:{self.line}"
         return ": ".join(part for part in (place, self.host, self.key) if part)
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{text} ({self.hint})" if self.hint else text
+        # What a terminal would obey, and line breaks but a newline, come from strangers' text.
+        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], f"{text} ({self.hint})" if self.hint else text)
 
     @property
     def exit_code(self) -> int:
@@ -75,6 +82,32 @@ class FleetError(Exception):
             "message": self.message,
             "hint": self.hint,
             "file": f"{self.file}:{self.line}" if self.file and self.line else self.file,
+            **({"column": self.column} if self.column else {}),
             "key": self.key,
             **({"host": self.host} if self.host else {}),
         }
+
+
+#: So many errors are printed; the others are counted.
+MOST_PRINTED = 50
+
+
+def list_errors(error: FleetError) -> tuple[list[FleetError], int]:
+    """An error and those found with it, as they are printed.
+
+    Returns:
+        The first :data:`MOST_PRINTED` of them, and the number of the others.
+    """
+    errors = [error, *error.others]
+    return errors[:MOST_PRINTED], len(errors[MOST_PRINTED:])
+
+
+def raise_all(errors: Iterable[FleetError]) -> None:
+    """Raises the first error with all others in it, each of them once. Does nothing without errors."""
+    by_text = {str(part): part for error in reversed(list(errors)) for part in (*reversed(error.others), error)}
+    flat = list(reversed(by_text.values()))
+    for error in flat:
+        error.others = []
+    if flat:
+        flat[0].others = flat[1:]
+        raise flat[0]

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import datetime
 import ipaddress
 import math
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MODEL_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 #: Python, and the forms of weights that are pickles or can contain them.
 _CODE = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 #: RFC 1918; the units of vLLM accept connections from no other range.
 PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+
+
+#: Hosts of one fleet: the largest stack that is measured, in docs/performance.md.
+MOST_HOSTS = 1000
+#: Gateways of one fleet: the firewall of each serving host names each of them.
+MOST_GATEWAYS = 64
+#: Letters of a text in fleet.yml.
+_MOST_LETTERS = 1000
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}")
+#: Type of an SSH key -> the number of strings in its blob after the type: RFC 4253, RFC 5656, RFC 8709.
+_KEY_STRINGS = {
+    "ssh-ed25519": 1,
+    "ecdsa-sha2-nistp256": 2,
+    "ecdsa-sha2-nistp384": 2,
+    "ecdsa-sha2-nistp521": 2,
+    "ssh-rsa": 2,
+}
+#: Bytes of the last string: a point that is not compressed, or an ed25519 key.
+_KEY_BYTES = {"ssh-ed25519": 32, "ecdsa-sha2-nistp256": 65, "ecdsa-sha2-nistp384": 97, "ecdsa-sha2-nistp521": 133}
+#: OpenSSH refuses smaller RSA keys (RequiredRSASize).
+_RSA_BITS = 1024
+_KEY_PATTERN = f"^({'|'.join(_KEY_STRINGS)}) [A-Za-z0-9+/]+={{0,2}}$"
 
 
 def _name(value: str) -> str:
@@ -27,9 +53,17 @@ def _name(value: str) -> str:
 def _network(value: str) -> str:
     try:
         ipaddress.ip_network(value)
-    except ValueError as fault:
-        raise ValueError(f"{value!r} is not a network in CIDR form: {fault}") from None
+    except ValueError:
+        raise ValueError(f"{value!r} is not a network in CIDR form{_nearest_network(value)}") from None
     return value
+
+
+def _nearest_network(value: str) -> str:
+    """What to write instead; empty where nothing is near."""
+    try:
+        return f": write {str(ipaddress.ip_network(value.strip('[] '), strict=False))!r}"
+    except ValueError:
+        return ", such as 10.0.0.0/24 or fd00::/64"
 
 
 def _private_network(value: str) -> str:
@@ -88,7 +122,98 @@ def _model_file(name: str) -> str:
     return name
 
 
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+def _whole(value: Any) -> Any:
+    """JSON Schema, and so editors, count 2.0 as an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _host_count(most: int, what: str, reason: str) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if isinstance(value, dict | list):
+            # A fault to pydantic, so no TypeError.
+            raise ValueError(f"is a number of {what}: list those that exist already under 'static'")  # noqa: TRY004
+        number = _whole(value)
+        if isinstance(number, int) and number > most:
+            raise ValueError(f"is {number}, and a fleet has at most {most} {what}: {reason}")
+        return number
+
+    return BeforeValidator(check)
+
+
+def _line(value: str) -> str:
+    if len(value) > _MOST_LETTERS:
+        raise ValueError(f"has {len(value)} letters: write at most {_MOST_LETTERS}")
+    if not value.isprintable():
+        raise ValueError(f"{value!r} has a line break or a control character: write it in one line")
+    return value
+
+
+def _user(value: str) -> str:
+    if not _USER.fullmatch(value):
+        raise ValueError(
+            f"{value[:80]!r} is not the name of a user: up to 64 letters, digits and '.', '_', '@', '-', no dash first"
+        )
+    return value
+
+
+def _ssh_public_key(value: str) -> str:
+    kind, _, encoded = value.partition(" ")
+    if kind not in _KEY_STRINGS:
+        raise ValueError(f"{value[:80]!r} is not 'type base64' with one of the types {', '.join(_KEY_STRINGS)}")
+    try:
+        blob = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(
+            f"{encoded[:80]!r} is not base64: give the type and the key as 'ssh-keyscan' prints them, without a comment"
+        ) from None
+    strings = _strings(blob)
+    if (
+        strings is None
+        or strings[0] != kind.encode()
+        or len(strings) != _KEY_STRINGS[kind] + 1
+        or not _is_key(kind, strings)
+    ):
+        raise ValueError(f"{encoded[:80]!r} is not a whole key of the type {kind}: copy it again")
+    return value
+
+
+def _is_key(kind: str, strings: list[bytes]) -> bool:
+    if kind == "ssh-rsa":
+        return int.from_bytes(strings[2], "big").bit_length() >= _RSA_BITS and int.from_bytes(strings[1], "big") > 1
+    if kind.startswith("ecdsa-") and (strings[1] != kind.rpartition("-")[2].encode() or strings[2][:1] != b"\x04"):
+        return False
+    return len(strings[-1]) == _KEY_BYTES[kind]
+
+
+def _strings(blob: bytes) -> list[bytes] | None:
+    """The strings of an SSH key, each with its length in front; None where lengths and bytes do not fit."""
+    strings: list[bytes] = []
+    while blob:
+        length = int.from_bytes(blob[:4], "big")
+        if len(blob) < 4 + length:
+            return None
+        strings.append(blob[4 : 4 + length])
+        blob = blob[4 + length :]
+    return strings or None
+
+
+def _secret_digest(value: Any) -> Any:
+    """A digest of a secret. The error does not repeat the value: it may be the secret itself."""
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise ValueError("is not a digest: write 'sha256:' and 64 hexadecimal digits, in quotes, not the key itself")
+    return value
+
+
+def _day(value: str) -> str:
+    try:
+        return datetime.date.fromisoformat(value).isoformat()
+    except ValueError:
+        raise ValueError(f"{value[:80]!r} is not a day: write YYYY-MM-DD") from None
+
+
+Digest = Annotated[str, Field(pattern=f"^{_DIGEST.pattern}$")]
+#: Of a secret.
+SecretDigest = Annotated[str, BeforeValidator(_secret_digest)]
 #: The pattern is for the JSON Schema; the validator has the clearer message.
 Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{_NAME.pattern}$"})]
 Network = Annotated[str, AfterValidator(_network)]
@@ -101,3 +226,24 @@ Sha256 = Annotated[str, AfterValidator(_sha256), Field(json_schema_extra={"patte
 Args = Annotated[dict[str, Any], AfterValidator(_plain)]
 #: Values of the environment are strings, quoted in YAML, so that ``no`` and ``1`` stay unchanged.
 Env = Annotated[dict[str, str | None], AfterValidator(_single_lines)]
+#: Text in one line.
+Line = Annotated[str, AfterValidator(_line), Field(json_schema_extra={"maxLength": _MOST_LETTERS})]
+#: Who logs in: safe in the arguments of ssh and in the files of Ansible.
+User = Annotated[str, AfterValidator(_user), Field(json_schema_extra={"pattern": f"^{_USER.pattern}$"})]
+#: A public SSH key: type and base64.
+SshPublicKey = Annotated[str, AfterValidator(_ssh_public_key), Field(json_schema_extra={"pattern": _KEY_PATTERN})]
+#: The last annotation of an integer, after its bounds.
+WHOLE = BeforeValidator(_whole)
+Port = Annotated[int, Field(gt=0, lt=65536), WHOLE]
+HostCount = Annotated[
+    int,
+    Field(ge=0, json_schema_extra={"maximum": MOST_HOSTS}),
+    _host_count(MOST_HOSTS, "hosts", "docs/performance.md measures no more; split it into several fleets"),
+]
+GatewayCount = Annotated[
+    int,
+    Field(ge=0, json_schema_extra={"maximum": MOST_GATEWAYS}),
+    _host_count(MOST_GATEWAYS, "gateways", "each serving host's firewall names each of them"),
+]
+#: A day: YYYY-MM-DD.
+Day = Annotated[str, AfterValidator(_day), Field(json_schema_extra={"pattern": r"^\d{4}-\d{2}-\d{2}$"})]

@@ -1,105 +1,189 @@
-"""YAML files with the line of every key, so that an error can name the line to edit."""
+"""YAML and JSON files with the line of every key, so that an error can name the line to edit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import stat
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from vllm_fleet.base import paths
-from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base import paths, yaml_reader
+from vllm_fleet.base.errors import ErrorCode, FleetError, raise_all
+from vllm_fleet.base.yaml_reader import Location, Position, dotted
 
-Location = tuple[str | int, ...]
 Record = TypeVar("Record", bound=BaseModel)
-
-
-class _Loader(yaml.CSafeLoader):
-    """The C parser with positions. Duplicate keys are errors (in YAML the last one wins)."""
+#: Values are left out and the rest is validated again so often, to report what is wrong beyond the schema too.
+_ATTEMPTS = 4
+#: With more errors of the schema, the rest is not looked at.
+_MOST_ERRORS = 1000
+#: Letters of a message, which may repeat a value of any size.
+_MOST_LETTERS = 600
+#: pydantic's types of errors -> plain words.
+_PLAIN_WORDS = {
+    "dict_type": "must be a mapping of keys and values",
+    "list_type": "must be a list",
+    "model_type": "must be a mapping of keys and values",
+    "too_short": "must have at least one entry",
+}
 
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed file: its data and the line of each key path."""
+    """A parsed file: its data and the position of each key path.
+
+    Attributes:
+        file: its name, as the user would type it.
+        data: its values, without those that are wrong in themselves.
+        position: where they are; None in an empty file.
+        errors: what is wrong with the values themselves, for any schema.
+        wrong: the key paths of these values.
+    """
 
     file: str
     data: Any
-    lines: Mapping[Location, int]
+    position: Position | None = None
+    errors: tuple[FleetError, ...] = ()
+    wrong: frozenset[Location] = frozenset()
 
     def line(self, location: Location) -> int | None:
         """The line of a key path, or of its nearest parent in the file."""
-        for length in range(len(location), -1, -1):
-            if (line := self.lines.get(location[:length])) is not None:
-                return line
-        return None
+        position = self.position
+        for part in location:
+            below = position.children.get(part) if position else None
+            if below is None:
+                break
+            position = below
+        return position.line if position else None
 
     def error(
         self, location: Location, message: str, hint: str = "", code: ErrorCode = ErrorCode.BAD_INPUT
     ) -> FleetError:
         """An error at a key path of this file."""
-        key = ".".join(str(part) for part in location) or None
-        return FleetError(message, hint, self.file, self.line(location), key, code=code)
+        short = message if len(message) <= _MOST_LETTERS else f"{message[:_MOST_LETTERS]}..."
+        return FleetError(short, hint, self.file, self.line(location), dotted(location) or None, code=code)
+
+
+class Places:
+    """Key paths, asked for what is above or below one of them."""
+
+    def __init__(self, places: Iterable[Location]) -> None:
+        self.all = frozenset(places)
+        self._with_parents = frozenset(place[:length] for place in self.all for length in range(len(place) + 1))
+
+    def concern(self, location: Location) -> bool:
+        """Whether a key path is one of these, or above or below one."""
+        return location in self._with_parents or any(location[:length] in self.all for length in range(len(location)))
+
+    def concern_key(self, key: str) -> bool:
+        """The same for a key path as an error has it, with dots."""
+        return any(
+            f"{key}.".startswith(f"{wrong}.") or f"{wrong}.".startswith(f"{key}.") for wrong in map(dotted, self.all)
+        )
+
+
+@dataclass(frozen=True)
+class Parsed(Generic[Record]):
+    """A file's data as a record, as far as it is valid.
+
+    Attributes:
+        record: made from the valid part; None where too little of it is.
+        errors: every error of the data.
+        wrong: the key paths that the record is made without.
+    """
+
+    record: Record | None
+    errors: tuple[FleetError, ...]
+    wrong: Places
 
 
 def read(path: Path) -> Document:
     """Reads one YAML file.
 
     Raises:
-        FleetError: the file is missing, is not YAML, or has a duplicate key.
+        FleetError: the file is missing or is not YAML, or values are wrong in themselves: it carries all of them.
+    """
+    document = read_with_errors(path)
+    raise_all(document.errors)
+    return document
+
+
+def read_with_errors(path: Path) -> Document:
+    """Reads one YAML file; what is wrong with single values is in the document, for :func:`parse` to report.
+
+    Raises:
+        FleetError: the file is missing or is not YAML.
     """
     file = paths.display(path)
+    content = yaml_reader.read_text(_text(path, file), file)
+    # An error in an empty file names its first line.
+    return Document(file, content.data, content.position or Position(1, 1), content.errors, content.wrong)
+
+
+def read_json(path: Path) -> Document:
+    """Reads one JSON file.
+
+    Raises:
+        FleetError: the file is missing or is not JSON.
+    """
+    file = paths.display(path)
+    text = _text(path, file)
     try:
-        text = path.read_text(encoding="utf-8")
+        data = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as fault:
+        message = f"is not JSON: {fault.msg[:1].lower()}{fault.msg[1:]}"
+        raise FleetError(message, file=file, line=fault.lineno, column=fault.colno) from None
+    except ValueError as fault:
+        raise FleetError(f"is not JSON: {fault}", file=file, line=1) from None
+    except RecursionError:
+        raise FleetError("is not JSON: it is nested too deeply", file=file, line=1) from None
+    try:
+        # JSON is YAML but for corner cases, in which errors name the first line.
+        position = yaml_reader.read_text(text, file).position
+    except FleetError:
+        position = None
+    return Document(file, data, position or Position(1, 1))
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"duplicate key {twice[:60]!r}")
+    return result
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is not a number of JSON")
+
+
+def _text(path: Path, file: str) -> str:
+    """The text of a file that people write; without the byte order mark that some editors add."""
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise FleetError("is not a file", "give the path of a file", file)
+        if info.st_size > yaml_reader.MOST_BYTES:
+            most = yaml_reader.MOST_BYTES // 2**20
+            raise FleetError(f"has {info.st_size / 2**20:.0f} MiB; at most {most} MiB are read", "split it", file)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise FleetError("file not found", file=file) from None
-    except (OSError, UnicodeDecodeError) as fault:
-        raise FleetError(f"cannot be read: {fault}", file=file) from fault
-    loader = _Loader(text)
+    except OSError as fault:
+        raise FleetError(f"cannot be read: {fault.strerror}", "correct its permissions", file) from None
     try:
-        node = loader.get_single_node()
-        lines: dict[Location, int] = {}
-        data = _build(loader, node, (), lines, file) if node is not None else None
-    except yaml.MarkedYAMLError as fault:
-        line = fault.problem_mark.line + 1 if fault.problem_mark else None
-        raise FleetError(f"is not valid YAML: {fault.problem}", file=file, line=line) from None
-    except RecursionError:
-        raise FleetError("an anchor contains itself, or the file is nested too deeply", "write it out", file) from None
-    finally:
-        loader.dispose()
-    return Document(file, data, lines)
-
-
-def _build(loader: Any, node: yaml.Node, at: Location, lines: dict[Location, int], file: str) -> Any:
-    lines.setdefault(at, node.start_mark.line + 1)
-    if not isinstance(node, yaml.ScalarNode) and not node.tag.startswith(
-        ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
-    ):
-        line = node.start_mark.line + 1
-        raise FleetError(f"is not valid YAML: unknown tag {node.tag!r}", "remove it", file, line)
-    if isinstance(node, yaml.MappingNode):
-        result: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise FleetError("a list or a mapping cannot be a key", "use a word", file, line)
-            key = loader.construct_object(key_node, deep=True)
-            if key in result:
-                raise FleetError(
-                    "duplicate key",
-                    "keep one of them",
-                    file,
-                    line,
-                    ".".join(str(part) for part in (*at, key)),
-                )
-            lines[(*at, key)] = line
-            result[key] = _build(loader, value_node, (*at, key), lines, file)
-        return result
-    if isinstance(node, yaml.SequenceNode):
-        return [_build(loader, item, (*at, index), lines, file) for index, item in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        line, column = data.count(b"\n", 0, fault.start) + 1, fault.start - data.rfind(b"\n", 0, fault.start)
+        raise FleetError(
+            f"cannot be read: the byte 0x{data[fault.start]:02x} is not UTF-8", "save the file as UTF-8", file, line,
+            column=column,
+        ) from None  # fmt: skip
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse(document: Document, model: type[Record], at: Location = (), data: Any = None) -> Record:
@@ -112,31 +196,128 @@ def parse(document: Document, model: type[Record], at: Location = (), data: Any 
         data: the part, where it is not the whole file.
 
     Raises:
-        FleetError: the data does not match the schema; the first error carries the others.
+        FleetError: the data does not match the schema, or values are wrong in themselves; the first error carries the
+            others.
     """
+    # A part is validated beside others, so the errors of the whole file are not its own.
+    own = document.errors if data is None else ()
     content = document.data if data is None else data
     if not isinstance(content, dict):
-        raise document.error(at, "must be a mapping", "see docs/ for the format of this file")
+        raise_all([*own, _no_mapping(document, at)])
     try:
-        return model.model_validate(content)
+        record = model.model_validate(content)
     except ValidationError as invalid:
-        # A misspelt key is also a missing one: the spelling comes first.
-        details = sorted(invalid.errors(), key=lambda detail: detail["type"] == "missing")
-        errors = [_translate(document, detail, at) for detail in details]
-        first = errors[0]
-        first.others = errors[1:]
-        raise first from None
+        raise_all([*own, *_own_errors(document, invalid, content, at)])
+        # What is left is a result of values that are wrong in themselves, which the whole file reports.
+        raise document.error(at, "has a value that cannot be read") from None
+    raise_all(own)
+    return record
 
 
-def _translate(document: Document, detail: Any, at: Location) -> FleetError:
-    location: Location = (*at, *(part for part in detail["loc"] if part != "[key]"))
+def parse_valid_part(
+    document: Document, model: type[Record], fill: Callable[[dict[str, Any], Places], None]
+) -> Parsed[Record]:
+    """Validates the file's data as a record; where it is wrong, what is wrong is left out.
+
+    So a caller can check the rest too, and report everything at once.
+
+    Args:
+        document: the file.
+        model: the record.
+        fill: puts values in for keys that are left out and that the record cannot be made without. It gets the data,
+            which it changes, and the key paths that are left out.
+
+    Raises:
+        FleetError: the file is not a mapping.
+    """
+    data = document.data
+    errors, wrong = list(document.errors), set(document.wrong)
+    if not isinstance(data, dict):
+        raise_all([*errors, _no_mapping(document, ())])
+    fill(data, Places(wrong))
+    for _ in range(_ATTEMPTS):
+        try:
+            return Parsed(model.model_validate(data), tuple(errors), Places(wrong))
+        except ValidationError as invalid:
+            known = Places(wrong)
+            found = _translate(document, invalid, data, ())
+            errors += [error for error, place in found if not known.concern(place)]
+            places = {place for _, place in found}
+            if len(errors) > _MOST_ERRORS or () in places:
+                break
+            wrong |= places
+            data = _without(data, places)
+            fill(data, Places(wrong))
+    return Parsed(None, tuple(errors), Places(wrong))
+
+
+def _no_mapping(document: Document, at: Location) -> FleetError:
+    message = "is empty, and must be a mapping" if document.data is None else "must be a mapping"
+    return document.error(at, message, "see docs/ for the format of this file")
+
+
+def _own_errors(document: Document, invalid: ValidationError, data: Any, at: Location) -> list[FleetError]:
+    """The errors of a record that do not follow from values that are wrong in themselves."""
+    wrong = Places(document.wrong)
+    found = _translate(document, invalid, data, at)
+    return [error for error, place in found if not wrong.concern((*at, *place))]
+
+
+def _translate(
+    document: Document, invalid: ValidationError, data: Any, at: Location
+) -> list[tuple[FleetError, Location]]:
+    """Each error of a record, once for each place, with the place below ``at``."""
+    details = invalid.errors(include_url=False, include_context=False)
+    # A misspelt key is also a missing one: the spelling comes first.
+    details.sort(key=lambda detail: detail["type"] == "missing")
+    found: dict[Location, FleetError] = {}
+    for detail in details:
+        place = _place(detail, data)
+        if place not in found:
+            found[place] = _error(document, detail, (*at, *place))
+    return [(error, place) for place, error in found.items()]
+
+
+def _place(detail: Any, data: Any) -> Location:
+    """The key path of an error in the data, without pydantic's own words for keys and for alternatives."""
+    place: list[str | int] = []
+    for part in detail["loc"]:
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and part in range(len(data))):
+            place.append(part)
+            data = data[part]
+        elif detail["type"] == "missing":
+            place.append(part)
+    return tuple(place)
+
+
+def _error(document: Document, detail: Any, location: Location) -> FleetError:
     if detail["type"] == "extra_forbidden":
         return document.error(location, "unknown key", "check the spelling")
     if detail["type"] == "missing":
         return document.error(location, "is missing", "add the key")
-    message = str(detail["msg"])
+    message = _PLAIN_WORDS.get(detail["type"], str(detail["msg"]))
     for prefix in ("Value error, ", "Assertion failed, "):
         message = message.removeprefix(prefix)
     if not isinstance(detail["input"], dict | list) and "value_error" not in detail["type"]:
-        message = f"{message}, not {detail['input']!r}"
+        shown = repr(detail["input"])
+        message = f"{message}, not {shown if len(shown) <= 120 else f'{shown[:120]}...'}"
     return document.error(location, message[:1].lower() + message[1:])
+
+
+def _without(data: Any, places: Collection[Location]) -> Any:
+    """A copy of the data without some places; a list that has one is left out whole, so that no index moves."""
+    first = {place[0] for place in places if len(place) == 1 or isinstance(place[1], int)}
+    below: dict[Any, set[Location]] = {}
+    for place in places:
+        if len(place) > 1:
+            below.setdefault(place[0], set()).add(place[1:])
+    result = {}
+    for key, value in data.items():
+        if key in first:
+            continue
+        if key not in below:
+            result[key] = value
+        elif isinstance(value, dict) and not any(len(rest) == 1 and rest[0] not in value for rest in below[key]):
+            result[key] = _without(value, below[key])
+        # Else: a key is missing in it, so it is left out.
+    return result

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.errors import raise_all as raise_all
 from vllm_fleet.catalogue import engine_locks
 from vllm_fleet.catalogue.engine_locks import Lock
 from vllm_fleet.catalogue.engine_names import EngineNames, read_names
@@ -22,6 +23,7 @@ from vllm_fleet.schema.distribution import Distributions
 from vllm_fleet.schema.draft import Draft
 from vllm_fleet.schema.driver import Drivers
 from vllm_fleet.schema.encoding import Encodings
+from vllm_fleet.schema.gpu_error import GpuErrors
 from vllm_fleet.schema.known_issue import KnownIssues
 from vllm_fleet.schema.recipe import Engine, HostClass, Machine, Model, Profile, Profiles, Rule
 from vllm_fleet.schema.spelling import Spellings
@@ -64,6 +66,7 @@ class Catalog:
     known_issues: KnownIssues
     spellings: Spellings
     drivers: Drivers
+    gpu_errors: GpuErrors
     documents: Mapping[str, yaml_document.Document] = field(repr=False)
 
     def host_class(self, name: str) -> SizedClass:
@@ -170,7 +173,7 @@ def load(root: Path | None = None) -> Catalog:
         records_by_name: dict[str, Record] = {}
         for path in sorted(base.glob(pattern)):
             try:
-                document = yaml_document.read(path)
+                document = yaml_document.read_with_errors(path)
                 record = yaml_document.parse(document, model)
             except FleetError as fault:
                 errors.extend([fault, *fault.others])
@@ -198,20 +201,22 @@ def load(root: Path | None = None) -> Catalog:
         ("known_issues", KnownIssues),
         ("spellings", Spellings),
         ("drivers", Drivers),
+        ("gpu_errors", GpuErrors),
     ):
         try:
-            documents[name] = yaml_document.read(base / f"{name}.yml")
+            documents[name] = yaml_document.read_with_errors(base / f"{name}.yml")
             singles.append(yaml_document.parse(documents[name], kind))
         except FleetError as fault:
             errors.extend([fault, *fault.others])
     raise_all(errors)
-    profiles, encodings, distributions, known, spellings, drivers = singles
+    profiles, encodings, distributions, known, spellings, drivers, gpu_errors = singles
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
     assert isinstance(distributions, Distributions)  # noqa: S101 - as above
     assert isinstance(known, KnownIssues)  # noqa: S101 - as above
     assert isinstance(spellings, Spellings)  # noqa: S101 - as above
     assert isinstance(drivers, Drivers)  # noqa: S101 - as above
+    assert isinstance(gpu_errors, GpuErrors)  # noqa: S101 - as above
     return Catalog(
         base,
         classes,
@@ -225,15 +230,9 @@ def load(root: Path | None = None) -> Catalog:
         known,
         spellings,
         drivers,
+        gpu_errors,
         documents,
     )
-
-
-def raise_all(errors: list[FleetError]) -> None:
-    """Raises the first error with the others in it. Does nothing without errors."""
-    if errors:
-        errors[0].others = errors[1:]
-        raise errors[0]
 
 
 @cache

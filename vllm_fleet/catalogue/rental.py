@@ -66,8 +66,9 @@ def rent_pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.D
         FleetError: a placement that is not one of this cloud, or a class that cannot be had there.
     """
     at = ("pools", name, "placement")
-    cloud, host = spec.cloud, catalog.host_class(spec.host_class)
+    cloud = spec.cloud
     placement = yaml_document.parse(document, PLACEMENTS[cloud], at, spec.placement)
+    host = catalog.host_class(spec.host_class)
     table = catalog.clouds[cloud]
     try:
         shape = _shape(catalog, table, host, placement)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 
 #: Each command with the first line of its help. The list is printed without importing the commands: they take ten times
 #: as long to import as the list takes to print.
@@ -17,6 +22,7 @@ COMMANDS = {
     "check": "Validate the recipes and the fleets.",
     "plan": "Show the hosts, cost and pending changes of a fleet.",
     "explain": "Show where each value of a host comes from.",
+    "issues": "Show which known issues a log contains.",
     "recipe": "Show what a host class would run, without a fleet.",
     "matrix": "Print the support matrix in Markdown.",
     "schema": "Print the JSON Schema of fleet.yml, for editors.",
@@ -24,6 +30,7 @@ COMMANDS = {
     "lock": "Ask the hub for the digests of models once, and keep them.",
     "mirror": "Fetch, verify, copy and serve what the hosts download.",
     "drift": "Compare the hosts with the plan.",
+    "leave": "Remove from a host what the toolkit has made.",
 }
 EPILOG = """\b
 Examples:
@@ -83,11 +90,64 @@ def _program() -> None:
 
 def main() -> None:
     """The entry point: runs the command and turns an error into one clear message and its exit code."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller; the next file that is opened would take its number
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for the whole run
     try:
-        app()
-    except FleetError as error:
-        from vllm_fleet.cli import output  # not before: "vllm-fleet --help" works without it
-
-        output.fail(error)
+        code = _run()
+        sys.stdout.flush()
     except BrokenPipeError:
-        raise SystemExit(1) from None
+        _discard_output()
+        code = 1  # the reader has ended, and knows why
+    except OSError as fault:
+        _discard_output()
+        print(f"error: the output cannot be written: {fault.strerror}", file=sys.stderr)
+        code = 1
+    sys.exit(code)
+
+
+def _run() -> int | str | None:
+    """Runs the command; returns its exit code."""
+    try:
+        # In JSON a wrong option is an error as any other; else the program prints the usage.
+        code = app(standalone_mode="--json" not in sys.argv)
+    except SystemExit as end:
+        return end.code
+    except FleetError as error:
+        return _report(error)
+    except typer.Abort:
+        return _report(FleetError("interrupted", code=ErrorCode.WORK_FAILED))
+    except OSError as fault:
+        if fault.filename is None:
+            raise
+        return _report(_file_error(fault))
+    except Exception as fault:
+        if not hasattr(fault, "format_message"):
+            raise
+        context = getattr(fault, "ctx", None)
+        command = context.command_path if context else "vllm-fleet"
+        return _report(FleetError(fault.format_message(), f"'{command} --help' shows the options"))
+    return code if isinstance(code, int) else 0
+
+
+def _file_error(fault: OSError) -> FleetError:
+    """The error for a file or folder that the program cannot use."""
+    where = os.fsdecode(fault.filename) if isinstance(fault.filename, str | bytes | os.PathLike) else None
+    hint = {
+        errno.EROFS: "it is read-only: work in a copy that you may write to",
+        errno.EACCES: "correct its permissions, or run as a user who has them",
+        errno.ENOSPC: "free space on its disk",
+    }.get(fault.errno or 0, "correct the path")
+    return FleetError(f"cannot be used: {fault.strerror}", hint, where, code=ErrorCode.WORK_FAILED)
+
+
+def _report(error: FleetError) -> int:
+    from vllm_fleet.cli import output  # not before: "vllm-fleet --help" works without it
+
+    return output.report(error)
+
+
+def _discard_output() -> None:
+    """Python writes what is left in its buffers when it ends, and would report the same error again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,11 +7,10 @@ from typing import Annotated
 import typer
 
 from vllm_fleet import inventory
-from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.catalogue.catalogue import raise_all
-from vllm_fleet.cli.output import JsonOption, fleet_directory, print_json, print_text
+from vllm_fleet.cli.output import JsonOption, fleet_directories, fleet_directory, print_json, print_text
 from vllm_fleet.fleet import plan
 from vllm_fleet.reports import recipe_check
 
@@ -33,11 +32,7 @@ def command(
     recipes = catalogue.load()
     errors: list[FleetError] = list(recipe_check.recipe_errors(recipes))
     missing: list[FleetError] = []
-    folders = (
-        [fleet_directory(fleet)]
-        if fleet
-        else sorted(path.parent for path in paths.inventories_dir().glob("*/fleet.yml"))
-    )
+    folders = [fleet_directory(fleet)] if fleet is not None else fleet_directories()
     for folder in folders:
         try:
             planned = plan.load(folder, recipes)

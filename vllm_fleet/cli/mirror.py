@@ -16,7 +16,7 @@ from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, prin
 from vllm_fleet.edge import hub
 from vllm_fleet.fleet import plan
 from vllm_fleet.mirror import parts
-from vllm_fleet.mirror.store import Store, default_directory
+from vllm_fleet.mirror.store import INDEX, Store, default_directory
 from vllm_fleet.operate import fill_mirror, serve_mirror
 
 EPILOG = """\b
@@ -46,7 +46,17 @@ def command(
     """
     if to and from_:
         raise FleetError("--to and --from exclude each other", "give one of them")
+    if to and serving:
+        raise FleetError(
+            "--serve and --to exclude each other", "copy first; then serve the copy with '--directory DIR --serve'"
+        )
+    for option, folder in (("--directory", directory), ("--to", to)):
+        _check_folder(option, folder)
+    if from_ and not (from_ / INDEX).is_file():
+        raise FleetError(f"--from {paths.display(from_)} is no mirror: it has no {INDEX}", "correct the path")
     planned = plan.load(fleet_directory(fleet))
+    if serving:
+        serve_mirror.check_servable(planned)
     wanted = parts.list_parts(planned, catalogue.load())
     keys = [part.key for part in wanted]
     store = Store((directory or default_directory()).resolve())
@@ -77,6 +87,15 @@ def command(
     _report(fleet, store, results, wrong, json)
     if serving:
         serve_mirror.serve_until_ended(store, planned)
+
+
+def _check_folder(option: str, folder: Path | None) -> None:
+    """Raises FleetError where a folder cannot be made because a file has its place."""
+    for place in (folder, *folder.parents) if folder else ():
+        if place.exists():
+            if not place.is_dir():
+                raise FleetError(f"{option} {folder}: {paths.display(place)} is not a folder", "give another folder")
+            return
 
 
 def _report(fleet: str, store: Store, results: list[fill_mirror.PartResult], wrong: list[str], as_json: bool) -> None:

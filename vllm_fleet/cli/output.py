@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import FleetError, list_errors
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,14 +27,27 @@ def fleet_directory(name: str) -> Path:
     Raises:
         FleetError: unknown fleet.
     """
+    fleets = fleet_directories()
     folder = paths.inventories_dir() / name
-    if not (folder / "fleet.yml").is_file():
-        known = sorted(path.parent.name for path in paths.inventories_dir().glob("*/fleet.yml"))
-        raise FleetError(
-            f"there is no fleet {name!r}",
-            f"fleets in {paths.display(paths.inventories_dir())}: {', '.join(known) or 'none'}",
-        )
+    if folder not in fleets:
+        shown = name if len(name) <= 60 else f"{name[:60]}..."
+        names = ", ".join(fleet.name for fleet in fleets) or "none"
+        raise FleetError(f"there is no fleet {shown!r}", f"fleets in {paths.display(paths.inventories_dir())}: {names}")
     return folder
+
+
+def fleet_directories() -> list[Path]:
+    """The folders of all fleets, by name.
+
+    Raises:
+        FleetError: there is no folder of fleets.
+    """
+    folder = paths.inventories_dir()
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
+        raise FleetError(
+            "there is no such folder of fleets", "correct the variable VLLM_FLEET_INVENTORIES", paths.display(folder)
+        )
+    return sorted(file.parent for file in folder.glob("*/fleet.yml"))
 
 
 def print_text(text: str = "", *, end: str = "\n", bold: bool = False) -> None:
@@ -58,16 +72,22 @@ def print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(data, indent=2) + "\n")
 
 
-def fail(error: FleetError) -> NoReturn:
-    """Prints an error and those found with it, and ends the program with the error's exit code.
+def report(error: FleetError) -> int:
+    """Prints an error and those found with it.
 
     Text goes to stderr. With ``--json`` one document goes to stdout.
+
+    Returns:
+        The error's exit code.
     """
-    errors = (error, *error.others)
+    errors, more = list_errors(error)
     if "--json" in sys.argv:
         records = [reported.record() for reported in errors]
-        print_json({"error": records[0], **({"errors": records} if len(records) > 1 else {})})
+        several = {"errors": records, **({"errors_left_out": more} if more else {})}
+        print_json({"error": records[0], **(several if len(records) > 1 else {})})
     else:
         for reported in errors:
             print_note(f"error: {reported}")
-    sys.exit(error.exit_code)
+        if more:
+            print_note(f"and {more} more errors")
+    return error.exit_code

@@ -22,7 +22,7 @@ from vllm_fleet.cli.output import (
 )
 from vllm_fleet.edge import prices as gpuhunt_prices
 from vllm_fleet.edge import pulumi_cli
-from vllm_fleet.fleet import cost, host_plan, replacement, stack
+from vllm_fleet.fleet import cost, host_plan, plain_api, replacement, stack
 from vllm_fleet.fleet import plan as plans
 from vllm_fleet.host import engine_install, model_sources
 
@@ -86,6 +86,8 @@ def command(
     replacement.check(plan, changes, allowed)
     run = replacement.commands(plan, changes, allowed) if allowed else ()
     refused = replacement.refusal(plan, changes, allowed)
+    if warning := plain_api.plain_api_warning(plan.hosts, plan.spec):
+        print_note(f"warning: {warning}")
     if json:
         _print_record(plan, (bill, models, missing), _StackUpdate(as_is, changes, run, refused))
     else:
@@ -120,7 +122,7 @@ def _price_lists(plan: plans.Plan, prices: str) -> list[cost.PriceList]:
 def _changes(plan: plans.Plan, ask_pulumi: bool) -> tuple[str, tuple[replacement.Change, ...]]:
     """What the stack has, in words, and what would change in it."""
     try:
-        stack.locations(plan)
+        stack.check_stack(plan)
         as_is = "the stack has the planned hosts"
     except FleetError as fault:
         as_is = str(fault)

@@ -38,17 +38,22 @@ def list_files(need: Debs, work: Path) -> list[Artifact]:
         (work / folder).mkdir(parents=True)
     (work / "status").touch()
     keys = {
-        repository.name: _fetch_key(repository, work / f"{repository.name}.asc") for repository in need.repositories
+        repository.name: _fetch_key(repository, need.distribution, work / f"{repository.name}.asc")
+        for repository in need.repositories
     }
     (work / "origin.sources").write_text(_sources(need, keys), encoding="utf-8")
-    pins = "\n\n".join(apt_pins(need.repositories, in_mirror=False))
-    (work / "preferences").write_text(pins + "\n", encoding="utf-8")
+    (work / "preferences").touch()
     (work / "apt.conf").write_text(apt_lists.isolated_apt_config(str(work), need.architecture), encoding="utf-8")
     # By default apt only warns of an index that it cannot download.
     _apt(need, work, "-o", "APT::Update::Error-Mode=any", "update")
     wanted: dict[str, None] = {}
-    for packages in need.sets:
-        printed = _apt(need, work, "-qq", "--no-install-recommends", "--print-uris", "-y", "install", *packages)
+    for wanted_set in need.sets:
+        pins = "\n\n".join([*apt_pins(need.repositories, in_mirror=False), *wanted_set.pins])
+        (work / "preferences").write_text(pins + "\n", encoding="utf-8")
+        _expect_versions(need, work, wanted_set.packages)
+        printed = _apt(
+            need, work, "-q", "--no-install-recommends", "--print-uris", "-y", "install", *wanted_set.packages
+        )
         wanted |= dict.fromkeys(apt_lists.printed_urls(printed))
     artifacts = {
         artifact.path: artifact for origin in need.origins for artifact in _list_archive(origin, need, work, wanted)
@@ -64,6 +69,23 @@ def list_files(need: Debs, work: Path) -> list[Artifact]:
             code=ErrorCode.WORK_FAILED,
         )
     return list(artifacts.values())
+
+
+def _expect_versions(need: Debs, work: Path, packages: Iterable[str]) -> None:
+    """Raises an error that names every package with a version that no archive has."""
+    # Not the others: a distribution's package may be a virtual one.
+    wanted = [package.partition("=")[::2] for package in packages if "=" in package]
+    if not wanted:
+        return
+    shown = _run_apt(work, "apt-cache", "madison", *(name for name, _ in wanted)).stdout
+    missing = apt_lists.missing_versions(wanted, apt_lists.madison_versions(shown))
+    if missing:
+        vendors = ", ".join(repository.name for repository in need.repositories)
+        raise FleetError(
+            f"{need.distribution}, {need.architecture}: {clean_text('; '.join(missing))}",
+            f"correct recipes/drivers.yml, or name a copy of {vendors} that has them in artifacts.repositories",
+            code=ErrorCode.REFUSED,
+        )
 
 
 def _list_archive(origin: Origin, need: Debs, work: Path, wanted: Iterable[str]) -> Iterator[Artifact]:
@@ -92,12 +114,13 @@ def _sources(need: Debs, keys: Mapping[str, Path]) -> str:
     return "\n".join(stanzas)
 
 
-def _fetch_key(repository: Repository, path: Path) -> Path:
-    """Copies or downloads the key of a repository, and compares its fingerprint."""
-    if isinstance(repository.key, Path):
-        shutil.copyfile(repository.key, path)
+def _fetch_key(repository: Repository, system: str, path: Path) -> Path:
+    """Copies or downloads the key of a repository for a system, and compares its fingerprint."""
+    key = repository.system_key(system)
+    if isinstance(key, Path):
+        shutil.copyfile(key, path)
         return path
-    url, fingerprint = repository.key.url, repository.key.fingerprint
+    url, fingerprint = key.url, key.fingerprint
     path.write_bytes(download.fetch_bytes(url, limit_mib=_KEY_MIB).body)
     shown = subprocess.run(
         ["gpg", "--batch", "--homedir", str(path.parent), "--show-keys", "--with-colons", str(path)],
@@ -110,7 +133,7 @@ def _fetch_key(repository: Repository, path: Path) -> Path:
     # Exactly one key: apt would trust every key in the file.
     primary = [row for row in rows if row[0] == "pub"]
     fingerprints = [row[9] for row in rows if row[0] == "fpr" and len(row) > 9]
-    if len(primary) != 1 or fingerprints[:1] != [fingerprint] or not _has_digest(path, repository.key.sha256):
+    if len(primary) != 1 or fingerprints[:1] != [fingerprint] or not _has_digest(path, key.sha256):
         raise FleetError(
             f"the key at {url} is not the pinned key {fingerprint}",
             f"ask the vendor of {repository.name} why it changed, then pin the new key",
@@ -145,11 +168,25 @@ def _expect_tools(need: Debs) -> None:
 
 
 def _apt(need: Debs, work: Path, *words: str) -> str:
+    done = _run_apt(work, "apt-get", *words)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
+        unmet = [" ".join(line.split()) for line in done.stdout.splitlines() if "Depends: " in line]
+        raise FleetError(
+            f"{need.distribution}: {clean_text('; '.join([*unmet, *lines[-3:]]))}",
+            "check the network and the package names",
+            code=ErrorCode.WORK_FAILED,
+        )
+    return done.stdout
+
+
+def _run_apt(work: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program of apt with the files in ``work`` alone."""
     environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "APT_CONFIG": str(work / "apt.conf")}
     environment |= {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
     try:
-        done = subprocess.run(
-            ["apt-get", *words],
+        return subprocess.run(
+            words,
             env=environment,
             capture_output=True,
             text=True,
@@ -158,12 +195,4 @@ def _apt(need: Debs, work: Path, *words: str) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise FleetError(f"apt-get did not finish within {_TIMEOUT_SECONDS} s", code=ErrorCode.WORK_FAILED) from None
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
-        raise FleetError(
-            f"{need.distribution}: {clean_text('; '.join(lines[-3:]))}",
-            "check the network and the package names",
-            code=ErrorCode.WORK_FAILED,
-        )
-    return done.stdout
+        raise FleetError(f"{words[0]} did not finish within {_TIMEOUT_SECONDS} s", code=ErrorCode.WORK_FAILED) from None

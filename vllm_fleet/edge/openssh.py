@@ -181,7 +181,8 @@ async def run(target: Target, command: str, text: str) -> tuple[int | None, Outp
             status = await process.wait()
         finally:
             await _end(process)
-    if status == _CONNECTION_FAILED:
+    # A command may end with 255 too, and prints its first mark before.
+    if status == _CONNECTION_FAILED and not output.out:
         raise NoAnswerError(explain_failure(target, output.err.decode(errors="replace")))
     return status, output
 
@@ -239,8 +240,8 @@ async def _start(words: Sequence[str]) -> asyncio.subprocess.Process:
     """Starts ``ssh`` where it can ask for nothing: without a terminal, and without a window for a passphrase."""
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "SSH_ASKPASS")}
     pipe = asyncio.subprocess.PIPE
-    try:
-        return await asyncio.create_subprocess_exec(
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
             *words,
             stdin=pipe,
             stdout=pipe,
@@ -248,8 +249,15 @@ async def _start(words: Sequence[str]) -> asyncio.subprocess.Process:
             env={**environment, "SSH_ASKPASS_REQUIRE": "never"},
             start_new_session=True,
         )
+    )
+    try:
+        return await asyncio.shield(starting)
     except FileNotFoundError:
         raise NoAnswerError(f"there is no program {words[0]} on this machine") from None
+    except asyncio.CancelledError:
+        # asyncio would end ssh alone here, and wait for its ProxyCommand without end.
+        await _end(await starting)
+        raise
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

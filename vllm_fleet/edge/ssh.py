@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import shlex
 import zlib
@@ -23,19 +24,41 @@ def pack_program(name: str, *modules: str) -> str:
 
     Args:
         name: the module to run, as ``__main__``.
-        modules: the modules that it imports from ``vllm_fleet.on_host``.
+        modules: further modules of ``vllm_fleet.on_host`` that it imports as it runs. Those that a module imports at
+            its top are added.
     """
     code = (
         "import base64,sys,types,zlib;u=lambda t:zlib.decompress(base64.b64decode(t))"
         f";h=types.ModuleType('{_ON_HOST}');sys.modules.update({{'vllm_fleet':types.ModuleType('vllm_fleet'),h.__name__:h}})"
     )
-    for module in modules:
-        code += f";m=types.ModuleType('{module}');exec(u('{_compress(module)}'),m.__dict__);h.{module}=m"
+    for module in _with_imports((*modules, name))[:-1]:
+        code += (
+            f";m=sys.modules['{_ON_HOST}.{module}']=types.ModuleType('{_ON_HOST}.{module}')"
+            f";exec(u('{_compress(module)}'),m.__dict__);h.{module}=m"
+        )
     return shlex.quote(f"{code};exec(u('{_compress(name)}'))")
 
 
+def _with_imports(modules: tuple[str, ...]) -> tuple[str, ...]:
+    """The modules, each after those that it imports from ``vllm_fleet.on_host`` at its top."""
+    ordered: dict[str, None] = {}
+    for module in modules:
+        imported: list[str] = []
+        for node in ast.parse(_source(module)).body:
+            if isinstance(node, ast.ImportFrom) and node.module == _ON_HOST:
+                imported += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{_ON_HOST}."):
+                imported.append(node.module.rpartition(".")[2])
+        ordered |= dict.fromkeys(_with_imports(tuple(imported))) | {module: None}
+    return tuple(ordered)
+
+
+def _source(module: str) -> bytes:
+    return (Path(on_host.__file__).parent / f"{module}.py").read_bytes()
+
+
 def _compress(module: str) -> str:
-    source = (Path(on_host.__file__).parent / f"{module}.py").read_bytes()
+    source = _source(module)
     return base64.b64encode(zlib.compress(source, 9)).decode()
 
 

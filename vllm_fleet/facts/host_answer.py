@@ -10,10 +10,18 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from vllm_fleet.base.foreign_text import CleanText, Foreign, clean_text
-from vllm_fleet.facts.states import DriftState, VetoCode
+from vllm_fleet.facts.states import NEIGHBOURS, DriftState, VetoCode
 
 #: The vetoes that the probe itself may report; all others follow from the facts, on the controller.
-PROBED_VETOES = frozenset({VetoCode.TOO_FEW_CORES, VetoCode.TOO_LITTLE_MEMORY, VetoCode.WRONG_MACHINE})
+PROBED_VETOES = frozenset(
+    {
+        VetoCode.TOO_FEW_CORES,
+        VetoCode.TOO_LITTLE_MEMORY,
+        VetoCode.WRONG_MACHINE,
+        VetoCode.WRONG_SYSTEM,
+        *NEIGHBOURS,
+    }
+)
 #: Why a vendor's tools list no GPU.
 PROBLEMS = frozenset(
     {
@@ -23,11 +31,15 @@ PROBLEMS = frozenset(
         VetoCode.TOOL_FAILED,
         VetoCode.TOOL_HANGS,
         VetoCode.NO_GPUS,
+        VetoCode.GPU_LOST,
     }
 )
 Vendor = Literal["nvidia", "amd"]
 #: A name or a version.
 Word = Annotated[str, StringConstraints(max_length=128), AfterValidator(clean_text)]
+Words = Annotated[list[Word], Field(max_length=64)]
+#: Vendor and device of a PCI device.
+PciId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{4}:[0-9a-f]{4}$")]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 #: An Ed25519 key as sshd writes it. Nothing else may get into ``known_hosts``.
 PublicKey = Annotated[str, StringConstraints(pattern=r"^ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}$")]
@@ -60,6 +72,22 @@ class Problem(Foreign):
     why: CleanText
 
 
+class GpuError(Foreign):
+    """One error of NVIDIA's driver in the kernel's log, as :mod:`vllm_fleet.on_host.kernel_log` finds it."""
+
+    kind: Literal["xid", "sxid", "rm_init", "off_bus"]
+    code: Count
+    device: Word
+    detail: Word
+
+
+class ContainerEngine(Foreign):
+    """The container engine that is installed: its package, ``snap`` or ``other``; None for none."""
+
+    package: Word | None
+    version: Word | None
+
+
 class OperatingSystem(Foreign):
     """The name and version of the distribution."""
 
@@ -80,6 +108,31 @@ class HostFacts(Foreign):
     mec_firmware: Count | None = None
     ecc_uncorrected: Count | None = None
     xid: Annotated[list[Count], Field(max_length=4096)] | None = None
+    mig_gpus: Count | None = None
+    fabric_states: Words | None = None
+    recovery_actions: Words | None = None
+    remap_pending: Count | None = None
+    remap_failed: Count | None = None
+    nvlinks: Count | None = None
+    gpu_errors: Annotated[list[GpuError], Field(max_length=64)] | None = None
+    pci_gpus: Annotated[dict[PciId, Count], Field(max_length=1024)] | None = None
+    nvswitches: Count | None = None
+    kernel_driver: dict[Vendor, Word | None] | None = None
+    nouveau: bool | None = None
+    secure_boot: bool | None = None
+    module_key_enrolled: bool | None = None
+    kernel: Word | None = None
+    kernel_headers: bool | None = None
+    next_kernel: Word | None = None
+    next_kernel_headers: bool | None = None
+    next_kernel_driver: dict[Vendor, bool] | None = None
+    iommu: Literal["off", "passthrough", "translated"] | None = None
+    acs_bridges: Count | None = None
+    compute_partitions: Words | None = None
+    memory_partitions: Words | None = None
+    container: bool | None = None
+    cloud_init: Literal["none", "disabled", "running", "done", "error"] | None = None
+    docker: ContainerEngine | None = None
     machine: Word | None = None
     cpu_count: Count | None = None
     memory_gib: Annotated[float, Field(ge=0, le=2**53)] | None = None

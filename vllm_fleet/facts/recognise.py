@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
+from vllm_fleet.facts.states import VetoCode
 from vllm_fleet.facts.vetoes import counted_gpus, is_named
 from vllm_fleet.schema.recipe import HostClass
 
@@ -15,6 +16,8 @@ Gpu = Mapping[str, Any]
 
 def recognise(facts: Mapping[str, Any], catalog: Catalog) -> SizedClass:
     """The class of a host: by vendor, architecture, name, memory and number of its GPUs.
+
+    A host without a driver is recognised by the GPUs on its PCI bus.
 
     Args:
         facts: what the host reports, as :func:`vllm_fleet.on_host.gpu_facts.read_facts` returns it.
@@ -26,12 +29,7 @@ def recognise(facts: Mapping[str, Any], catalog: Catalog) -> SizedClass:
     """
     gpus = counted_gpus(facts)
     if not gpus:
-        problems = "; ".join(problem["why"] for problem in facts.get("problems", {}).values())
-        raise FleetError(
-            f"no tool reports a GPU that can run a model{f': {problems}' if problems else ''}",
-            "install the vendor's driver and tools; for a host without a GPU, write fleet.yml yourself",
-            key="host_class",
-        )
+        return _recognise_by_bus(facts, catalog)
     described = describe_gpus(gpus)
     fitting = [family for family in catalog.classes.values() if _fits(family, facts["vendor"], gpus)]
     if not fitting:
@@ -46,6 +44,40 @@ def recognise(facts: Mapping[str, Any], catalog: Catalog) -> SizedClass:
         sizes = ", ".join(f"{best.name}-{count}" for count in best.counts)
         raise FleetError(f"no class has this number of GPUs: {described}", f"it comes as {sizes}", key="host_class")
     return SizedClass(f"{best.name}-{len(gpus)}", best, len(gpus))
+
+
+#: States of a host whose driver a role can install.
+_WITHOUT_DRIVER = frozenset({VetoCode.NO_DRIVER, VetoCode.DRIVER_NOT_LOADED})
+
+
+def _recognise_by_bus(facts: Mapping[str, Any], catalog: Catalog) -> SizedClass:
+    """The class of a host without a driver, by the GPUs on its PCI bus.
+
+    Raises:
+        FleetError: a driver is there and reports no GPU, or the bus shows no GPU of one class.
+    """
+    problems = facts.get("problems", {})
+    listed = facts.get("pci_gpus") or {}
+    families = [family for family in catalog.classes.values() if any(listed.get(name) for name in family.pci_ids)]
+    if len(families) == 1:
+        (family,) = families
+        count = sum(listed.get(name, 0) for name in family.pci_ids)
+        loaded = (facts.get("kernel_driver") or {}).get(family.vendor)
+        if count in family.counts and not loaded and problems.get(family.vendor, {}).get("state") in _WITHOUT_DRIVER:
+            return SizedClass(f"{family.name}-{count}", family, count)
+    why = "; ".join(problem["why"] for problem in problems.values())
+    reasons = "; ".join([*([why] if why else []), *([f"on its PCI bus: {describe_bus(listed)}"] if listed else [])])
+    raise FleetError(
+        f"no tool reports a GPU that can run a model{f': {reasons}' if reasons else ''}",
+        "write the host with its host_class into fleet.yml: a role installs the driver where 'driver: managed' holds; "
+        "or install the vendor's driver and tools first",
+        key="host_class",
+    )
+
+
+def describe_bus(listed: Mapping[str, int]) -> str:
+    """The GPUs on the PCI bus for people: ``8 x 10de:2330``."""
+    return ", ".join(f"{count} x {name}" for name, count in sorted(listed.items()))
 
 
 def describe_gpus(gpus: Sequence[Gpu]) -> str:

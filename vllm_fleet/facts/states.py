@@ -50,16 +50,29 @@ NOT_RUNNING = frozenset({DriftState.INACTIVE, DriftState.FAILED, DriftState.UNKN
 
 
 class VetoCode(DocumentedEnum):
-    """Why a host is not what its class says. Where a role installs the driver, faults of the driver are drift."""
+    """Why a host is not what its class says, or which things of others are in the way.
+
+    Where a role installs the driver, faults of the driver are drift.
+    """
 
     TOO_FEW_CORES = "too_few_cores", "the host has fewer CPU cores than its class needs"
     TOO_LITTLE_MEMORY = "too_little_memory", "the host has less memory than its class needs"
     WRONG_MACHINE = "wrong_machine", "the processor has another architecture"
+    WRONG_SYSTEM = "wrong_system", "the roles do not support the operating system"
+    PORT_TAKEN = "port_taken", "another program listens on a port that the plan wants"
+    FOREIGN_ACCOUNT = "foreign_account", "the account or the group vllm exists and vllm-fleet did not make it"
+    FOREIGN_FILE = "foreign_file", "a file that a role would write exists and vllm-fleet did not make it"
+    FOREIGN_FOLDER = "foreign_folder", "a folder of vllm-fleet contains files of others"
+    FOREIGN_SERVICE = "foreign_service", "a service that a role would configure has other users"
+    WOULD_REMOVE = "would_remove", "apt would remove packages to install those that a role needs"
+    UNUSABLE_DOCKER = "unusable_docker", "the docker of the host cannot run the containers"
+    SETTINGS_DIFFER = "settings_differ", "daemon.json has another value of a setting that the containers need"
     NO_DRIVER = "no_driver", "the tools that come with the driver are not installed"
     DRIVER_NOT_LOADED = "driver_not_loaded", "the tool runs and reaches no driver in the kernel"
     DRIVER_MISMATCH = "driver_mismatch", "the loaded driver is not the installed one"
     TOOL_FAILED = "tool_failed", "the vendor's tool has failed"
     TOOL_HANGS = "tool_hangs", "the vendor's tool does not end"
+    GPU_LOST = "gpu_lost", "the driver has lost a GPU"
     NO_GPUS = "no_gpus", "the vendor's tool works and lists no GPU"
     WRONG_VENDOR = "wrong_vendor", "the GPUs are of another vendor"
     TOO_FEW_GPUS = "too_few_gpus", "the host has fewer GPUs than its class"
@@ -72,6 +85,7 @@ class VetoCode(DocumentedEnum):
     WRONG_ROCM = "wrong_rocm", "ROCm is not the planned version"
     NO_FABRIC_MANAGER = "no_fabric_manager", "the fabric manager is not installed"
     WRONG_FABRIC_MANAGER = "wrong_fabric_manager", "the fabric manager is not of the driver's version"
+    FABRIC_NOT_READY = "fabric_not_ready", "the NVLink network has not taken the GPUs up"
     DRIVER_UNKNOWN = "driver_unknown", "the version of the driver is unknown"
     DRIVER_TOO_OLD = "driver_too_old", "the driver is older than the class or the engine needs"
     DRIVER_TOO_NEW = "driver_too_new", "the driver is newer than the recipes cover"
@@ -83,3 +97,23 @@ class VetoCode(DocumentedEnum):
     NO_PYTHON = "no_python", "the host has no Python that the engine runs on"
     ECC_ERRORS = "ecc_errors", "a GPU counts uncorrected memory errors"
     XID_ERRORS = "xid_errors", "the kernel has logged an error of the hardware"
+    SXID_ERRORS = "sxid_errors", "the kernel has logged an error of an NVSwitch"
+    ADAPTER_FAILED = "adapter_failed", "the driver cannot start a GPU"
+    RECOVERY_NEEDED = "recovery_needed", "the driver asks for a reset or a reboot"
+    ROWS_PENDING = "rows_pending", "rows of a GPU's memory wait for a reset to be remapped"
+    ROWS_FAILED = "rows_failed", "a GPU has no spare row left to remap its memory"
+    MIG_ENABLED = "mig_enabled", "a GPU is in MIG mode"
+    GPU_PARTITIONED = "gpu_partitioned", "a GPU is partitioned"
+    NOUVEAU_LOADED = "nouveau_loaded", "the kernel's own driver holds the GPUs"
+    SECURE_BOOT = "secure_boot", "the firmware refuses the module that DKMS builds"
+    KERNEL_TOO_NEW = "kernel_too_new", "the driver does not build for the kernel"
+    NO_KERNEL_DRIVER = "no_kernel_driver", "the kernel that boots next has no driver"
+
+
+#: Things of others that are in the way; the text says what to do about them.
+NEIGHBOURS = frozenset(
+    {
+        *(VetoCode.PORT_TAKEN, VetoCode.FOREIGN_ACCOUNT, VetoCode.FOREIGN_FILE, VetoCode.FOREIGN_FOLDER),
+        *(VetoCode.FOREIGN_SERVICE, VetoCode.WOULD_REMOVE, VetoCode.UNUSABLE_DOCKER, VetoCode.SETTINGS_DIFFER),
+    }
+)

@@ -10,8 +10,9 @@ from typing import Any
 from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
 
-#: What a rule's ``when.fact`` can ask for, and the driver, whose compiler makes part of the caches of a start.
-ASKED = ("mec_firmware", "driver")
+#: What a rule's ``when.fact`` can ask for; the driver, whose compiler makes part of the caches of a start; and the
+#: number of NVSwitches, which decides about the fabric manager.
+ASKED = ("mec_firmware", "driver", "nvswitches")
 Facts = Mapping[str, Mapping[str, Any]]
 
 

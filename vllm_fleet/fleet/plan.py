@@ -7,17 +7,19 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vllm_fleet.base import paths, yaml_document
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import FleetError, InvariantError, raise_all
 from vllm_fleet.catalogue import rental
-from vllm_fleet.catalogue.catalogue import Catalog, raise_all
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.catalogue.catalogue import load as load_catalog
-from vllm_fleet.fleet import private_networks, repository_faults, ssh_routes, weights_disk
+from vllm_fleet.fleet import plain_api, private_networks, repository_faults, service_addresses, ssh_routes, weights_disk
 from vllm_fleet.fleet.host_plan import GATEWAY_POOL, HostPlan
 from vllm_fleet.fleet.mirror_faults import mirror_errors
 from vllm_fleet.resolve import image_digest
 from vllm_fleet.resolve.resolve import Question, resolve
+from vllm_fleet.schema.cloud import LabPlacement
 from vllm_fleet.schema.fleet import Access, Fleet, Gateway, Pool, StaticHost
 
 _USERS = {"lab": "deploy", "static": "root"}
@@ -82,16 +84,17 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     Raises:
         FleetError: it carries every error of the file.
     """
-    document = yaml_document.read(directory / "fleet.yml")
-    spec = yaml_document.parse(document, Fleet)
-    if spec.fleet != directory.name:
-        raise document.error(
-            ("fleet",),
-            f"is {spec.fleet!r}, but the name of the folder is {directory.name!r}",
-            "rename one of them",
-        )
+    document = yaml_document.read_with_errors(directory / "fleet.yml")
+    parsed = yaml_document.parse_valid_part(document, Fleet, lambda data, wrong: _fill(data, wrong, directory.name))
+    spec = parsed.record
+    if spec is None:
+        raise_all(parsed.errors)
+        raise InvariantError("a fleet.yml without errors gives no record")
     recipes = catalog or load_catalog()
     errors: list[FleetError] = []
+    if spec.fleet != directory.name:
+        message = f"is {spec.fleet!r}, but the name of the folder is {directory.name!r}"
+        errors.append(document.error(("fleet",), message, "rename one of them"))
     hosts: list[HostPlan] = []
     for name, pool in spec.pools.items():
         try:
@@ -104,8 +107,14 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
         errors.append(fault)
     errors.extend(image_digest.image_errors(spec.artifacts.images, recipes, document))
     errors.extend(repository_faults.repository_errors(spec.artifacts.repositories, recipes, document))
-    errors.extend(mirror_errors(spec.mirror, [host.name for host in hosts], recipes, document))
+    if parsed.errors:
+        # What parts of the file must agree on is not asked while one of them is wrong.
+        found = [part for error in errors for part in (error, *error.others)]
+        raise_all([*parsed.errors, *(error for error in found if not parsed.wrong.concern_key(error.key or ""))])
+    errors.extend(mirror_errors(spec.mirror, _host_names(spec), recipes, document))
     errors.extend(_duplicates(hosts, document))
+    errors.extend(service_addresses.address_errors(hosts, document))
+    errors.extend(plain_api.plain_api_errors(hosts, spec, document))
     errors.extend(_unreachable(hosts, spec, document))
     errors.extend(private_networks.network_errors(hosts, spec.access, document))
     errors.extend(ssh_routes.apart(hosts, spec.access, document))
@@ -114,6 +123,15 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     errors.extend(ssh_routes.missing_files(directory, spec.access, document))
     raise_all(errors)
     return Plan(spec.fleet, directory, tuple(hosts), spec.access, spec.gateway, document, spec)
+
+
+def _fill(data: dict[str, Any], wrong: yaml_document.Places, name: str) -> None:
+    """Puts in what a wrong fleet.yml lacks, so that the rest of it can be checked: its name, and numbers of hosts."""
+    data.setdefault("fleet", name)
+    pools = data.get("pools")
+    for pool_name, pool in pools.items() if isinstance(pools, dict) else ():
+        if isinstance(pool, dict) and ("pools", pool_name, "hosts") in wrong.all:
+            pool.setdefault("hosts", 0)
 
 
 def question(name: str, pool: Pool, spec: Fleet, document: yaml_document.Document) -> Question:
@@ -143,17 +161,25 @@ def _serving_hosts(
     name: str, pool: Pool, spec: Fleet, document: yaml_document.Document, catalog: Catalog
 ) -> Iterator[HostPlan]:
     pool_question = question(name, pool, spec, document)
+    errors: list[FleetError] = []
+    deployment, rented = None, None
     try:
         deployment = resolve(catalog, pool_question)
     except FleetError as fault:
-        if fault.file is None:
-            at = ("pools", name, fault.key) if fault.key else ("pools", name)
-            raise document.error(at, fault.message, fault.hint, fault.code) from None
-        raise
-    rented = None
+        errors += [_at_pool(name, pool, document, error) for error in (fault, *fault.others)]
+    if pool.cloud == "lab" and pool.hosts:
+        try:
+            yaml_document.parse(document, LabPlacement, ("pools", name, "placement"), pool.placement)
+        except FleetError as fault:
+            errors += [fault, *fault.others]
     if rental.is_rented(pool.cloud):
-        rented = rental.rent_pool(catalog, name, pool, document)
-        weights_disk.check(rented, deployment.model, deployment.fit.weights_gib, document, name)
+        try:
+            rented = rental.rent_pool(catalog, name, pool, document)
+            if deployment:
+                weights_disk.check(rented, deployment.model, deployment.fit.weights_gib, document, name)
+        except FleetError as fault:
+            errors += [_at_pool(name, pool, document, error) for error in (fault, *fault.others)]
+    raise_all(errors)
     user = spec.access.ssh_user or (rented.table.user if rented else _USERS[pool.cloud])
     for ordinal, (host_name, static) in enumerate(_members(name, pool.hosts, pool.static)):
         yield HostPlan(
@@ -171,6 +197,24 @@ def _serving_hosts(
         )
 
 
+def _at_pool(name: str, pool: Pool, document: yaml_document.Document, fault: FleetError) -> FleetError:
+    """An error about a pool with the line of the key that it is about."""
+    key = fault.key or ""
+    group, _, rest = key.partition(".")
+    at: tuple[str, ...] = ("pools", name, key) if key else ("pools", name)
+    if group in ("args", "env") and pool.overrides and fault.file in (None, document.file):
+        at = ("pools", name, "overrides", group, *rest.split("."))
+    elif fault.file is not None:
+        return fault
+    return document.error(at, fault.message, fault.hint, fault.code)
+
+
+def _host_names(spec: Fleet) -> list[str]:
+    pools = [(name, pool.hosts, pool.static) for name, pool in spec.pools.items()]
+    members = [*pools, (spec.gateway.name, spec.gateway.hosts, spec.gateway.static)]
+    return [host for member in members for host, _ in _members(*member)]
+
+
 def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catalog) -> Iterator[HostPlan]:
     first_pool = next(iter(spec.pools.values()))
     gateway = spec.gateway
@@ -182,6 +226,9 @@ def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catal
     beside = first_pool.placement if cloud == first_pool.cloud else {}
     placement = {key: value for key, value in beside.items() if key != "first"}
     rented = None
+    if cloud == "lab" and gateway.hosts:
+        at = ("gateway", "placement") if gateway.placement else ("gateway",)
+        yaml_document.parse(document, LabPlacement, at, {**placement, **gateway.placement})
     if rental.is_rented(cloud) and gateway.hosts:
         rented = rental.rent_gateways(catalog, cloud, placement, gateway.placement, document)
     user = spec.access.ssh_user or (catalog.clouds[cloud].user if rental.is_rented(cloud) else _USERS[cloud])

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.errors import FleetError
-from vllm_fleet.fleet import host_keys_file, ssh_routes
+from vllm_fleet.catalogue.catalogue import raise_all
+from vllm_fleet.fleet import host_keys_file, plain_api, ssh_routes
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.fleet.service_addresses import Resolver, ServiceAddress, resolve_addresses
 from vllm_fleet.schema.cloud import HostKeys
-from vllm_fleet.schema.fleet import Stack, StackHost
+from vllm_fleet.schema.fleet import Stack, StackHost, StaticHost
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,8 @@ class Location:
         port: of its sshd.
         user: who logs in.
         ssh_host_keys: the keys that it may show; two while one replaces the other.
-        service_address: by the other hosts of the fleet; what its services bind to.
+        service_address: IP address for the other hosts of the fleet; what its services listen on.
+        connect_from: the IP addresses that it connects from to the other hosts.
         jump: the gateway that it is reached through; None: straight.
         id: of the machine, in its cloud; empty for static hosts.
         ssh_alias: its name in ssh's configuration; empty: the address.
@@ -38,18 +38,74 @@ class Location:
     user: str
     ssh_host_keys: tuple[str, ...]
     service_address: str
+    connect_from: tuple[str, ...]
     jump: str | None = None
     id: str = ""
     ssh_alias: str = ""
     keys_file: str = ""
 
 
-def locations(plan: Plan) -> Mapping[str, Location]:
+def locations(plan: Plan, resolver: Resolver) -> Mapping[str, Location]:
     """Where every host of the plan is: static hosts from the fleet, all others from the stack.
 
+    Args:
+        plan: the fleet.
+        resolver: resolves the DNS names of static hosts.
+
     Raises:
-        FleetError: no stack, one of another version or fleet, a host too few or too many.
+        FleetError: no stack, one of another version or fleet, a host too few or too many, or a name that does not
+            resolve.
     """
+    made = _read_made(plan)
+    own = _own_keys(plan, made)
+    jumps = ssh_routes.jumps(plan.hosts, plan.access)
+    inside = _service_addresses(plan, resolver)
+    return {
+        host.name: _static(plan, host, host.static, inside[host.name], own.get(host.name))
+        if host.static
+        else _made(plan, made[host.name], own.get(host.name), jumps.get(host.name))
+        for host in plan.hosts
+    }
+
+
+def address_errors(plan: Plan, resolver: Resolver) -> tuple[FleetError, ...]:
+    """What is wrong with the addresses of static hosts, with their DNS names resolved.
+
+    Args:
+        plan: the fleet.
+        resolver: resolves the DNS names.
+    """
+    try:
+        _service_addresses(plan, resolver)
+    except FleetError as error:
+        return (error, *error.others)
+    return ()
+
+
+def _service_addresses(plan: Plan, resolver: Resolver) -> Mapping[str, ServiceAddress]:
+    inside = resolve_addresses(plan.hosts, plan.document, resolver)
+    resolved = {name: address.connect_from for name, address in inside.items()}
+    raise_all(list(plain_api.plain_api_errors(plan.hosts, plan.spec, plan.document, resolved)))
+    return inside
+
+
+def check_stack(plan: Plan) -> None:
+    """Compares the stack with the plan, without resolving names.
+
+    Raises:
+        FleetError: as :func:`locations`, but for names.
+    """
+    _read_made(plan)
+
+
+def _read_made(plan: Plan) -> Mapping[str, StackHost]:
+    for host in plan.hosts:
+        if host.cloud == "static" and host.static is None:
+            raise plan.document.error(
+                ("gateway", "hosts"),
+                "asks for gateways that do not exist yet, and the cloud 'static' creates none",
+                "list your own under gateway.static, or set gateway.cloud",
+            )
     rented = [host for host in plan.hosts if host.cloud != "static"]
     made = _read(plan).hosts if rented else {}
     file = paths.display(plan.directory / "stack.json")
@@ -59,14 +115,7 @@ def locations(plan: Plan) -> Mapping[str, Location]:
         differences = [f"{name} is in {plan.document.file} but not in {file}" for name in missing]
         differences += [f"{name} is in {file} but not in {plan.document.file}" for name in extra]
         raise FleetError("; ".join(differences), "run 'pulumi up'", file)
-    own = _own_keys(plan, made)
-    jumps = ssh_routes.jumps(plan.hosts, plan.access)
-    return {
-        host.name: _static(plan, host, own.get(host.name))
-        if host.cloud == "static"
-        else _made(plan, made[host.name], own.get(host.name), jumps.get(host.name))
-        for host in plan.hosts
-    }
+    return made
 
 
 def made_hosts(plan: Plan) -> tuple[str, ...]:
@@ -90,32 +139,30 @@ def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[s
     return host_keys_file.standing(keys_file, {name: host.id for name, host in made.items()})
 
 
-def _static(plan: Plan, host: HostPlan, own: tuple[str, ...] | None) -> Location:
-    if host.static is None:
-        raise plan.document.error(
-            ("gateway", "hosts"),
-            "asks for gateways that do not exist yet, and the cloud 'static' creates none",
-            "list your own under gateway.static, or set gateway.cloud",
-        )
-    address = host.static.address
+def _static(
+    plan: Plan, host: HostPlan, static: StaticHost, inside: ServiceAddress, own: tuple[str, ...] | None
+) -> Location:
     return Location(
-        address,
-        host.static.port,
+        static.address,
+        static.port,
         host.user,
-        own or ((host.static.ssh_host_key,) if host.static.ssh_host_key else ()),
-        address,
-        ssh_alias=host.static.ssh_alias or "",
+        own or ((static.ssh_host_key,) if static.ssh_host_key else ()),
+        inside.listen,
+        inside.connect_from,
+        ssh_alias=static.ssh_alias or "",
         keys_file=_own_file(plan) if own else plan.document.file,
     )
 
 
 def _made(plan: Plan, host: StackHost, own: tuple[str, ...] | None, jump: str | None) -> Location:
+    service = host.private_address or host.address
     return Location(
         host.address,
         22,
         host.user,
         own or (host.ssh_host_key,),
-        host.private_address or host.address,
+        service,
+        (service,),
         jump,
         host.id,
         keys_file=_own_file(plan) if own else paths.display(plan.directory / "stack.json"),
@@ -129,28 +176,23 @@ def _own_file(plan: Plan) -> str:
 def _read(plan: Plan) -> Stack:
     path = plan.directory / "stack.json"
     file = paths.display(path)
+    if not path.exists():
+        raise FleetError(f"the hosts of {plan.document.file} do not exist yet", "run 'pulumi up'", file)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FleetError(f"the hosts of {plan.document.file} do not exist yet", "run 'pulumi up'", file) from None
-    except ValueError as fault:
-        raise FleetError(f"is not JSON: {fault}", "run 'pulumi up --refresh' to write it again", file) from None
-    version = data.get("version") if isinstance(data, dict) else None
-    if version != 1:
-        raise FleetError(
-            f"has version {version!r}, this release reads version 1", "run 'pulumi up' with this release", file
-        )
-    try:
-        stack = Stack.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise FleetError(str(first["msg"]), "run 'pulumi up' to write it again", file, key=key) from None
+        document = yaml_document.read_json(path)
+        version = document.data.get("version") if isinstance(document.data, dict) else None
+        stack = yaml_document.parse(document, Stack) if version == 1 else None
+    except FleetError as fault:
+        for error in (fault, *fault.others):
+            error.hint = "run 'pulumi up --refresh' to write it again"
+        raise
+    if stack is None:
+        message = f"has version {version!r}, this release reads version 1"
+        raise document.error(("version",), message, "run 'pulumi up' with this release")
     if stack.fleet != plan.fleet:
-        raise FleetError(
+        raise document.error(
+            ("fleet",),
             f"belongs to the fleet {stack.fleet!r}, {plan.document.file} to {plan.fleet!r}",
             "select the stack of this fleet",
-            file,
-            key="fleet",
         )
     return stack

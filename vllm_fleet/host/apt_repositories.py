@@ -14,7 +14,7 @@ from typing import Any
 
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.plan import Plan
-from vllm_fleet.schema.driver import AptSource, RepositoryMirror, SigningKey
+from vllm_fleet.schema.driver import AptSource, RepositoryMirror, SigningKey, SystemSource
 from vllm_fleet.schema.recipe import Machine
 
 #: A repository for hosts of any system.
@@ -47,7 +47,7 @@ class Repository:
     Attributes:
         name: its name in ``recipes/drivers.yml``.
         systems: ID-VERSION_ID of a system, or ``any`` -> where its packages are.
-        key: the key that signs it: a file on this machine, or an address with a fingerprint.
+        key: the key that signs it: a file on this machine, or an address with a fingerprint. A system may have another.
         pin: a field of its release file that identifies it at any address, such as ``o=AMD``; empty: only the
             address identifies it.
     """
@@ -61,19 +61,25 @@ class Repository:
         """Where the packages of a system are; None: the repository has none for it."""
         return self.systems.get(system) or self.systems.get(ANY_SYSTEM)
 
+    def system_key(self, system: str) -> Path | SigningKey:
+        """The key that signs the packages of a system."""
+        source = self.source(system)
+        return (source.key if isinstance(source, SystemSource) else None) or self.key
+
     @property
     def key_name(self) -> str:
         """A name made from the key: repositories with the same key share a file, and another key gets another file."""
-        if isinstance(self.key, SigningKey):
-            return self.key.fingerprint
-        return hashlib.sha256(self.key.read_bytes()).hexdigest()[:16]
+        return _key_name(self.key)
 
     @property
     def variables(self) -> dict[str, Any]:
         """The repository as a value for the role apt_repository."""
-        systems = {system: source.model_dump() for system, source in self.systems.items()}
-        key = self.key.model_dump(exclude_none=True) if isinstance(self.key, SigningKey) else {"file": str(self.key)}
-        return {"name": self.name, "systems": systems, "key": {"name": self.key_name, **key}}
+        systems = {}
+        for system, source in self.systems.items():
+            systems[system] = source.model_dump(include=set(AptSource.model_fields))
+            if (key := self.system_key(system)) != self.key:
+                systems[system]["key"] = _key_variables(key)
+        return {"name": self.name, "systems": systems, "key": _key_variables(self.key)}
 
     @property
     def is_on_hosts(self) -> bool:
@@ -86,12 +92,21 @@ class Repository:
         if mirror is None or source is None or self.is_on_hosts:
             return self
         at = f"{mirror.url}/{self.name}"
-        key = self.key
+        key = self.system_key(mirror.system)
         if isinstance(key, SigningKey):
             # https is not needed: the key is compared with the fingerprint.
             key = key.model_copy(update={"url": f"{at}/{KEY_FILE}"})
         mirrored = AptSource(uri=at, suites=source.suites, components=source.components, check_valid_until=False)
         return replace(self, systems={mirror.system: mirrored}, key=key)
+
+
+def _key_name(key: Path | SigningKey) -> str:
+    return key.fingerprint if isinstance(key, SigningKey) else hashlib.sha256(key.read_bytes()).hexdigest()[:16]
+
+
+def _key_variables(key: Path | SigningKey) -> dict[str, Any]:
+    values = key.model_dump(exclude_none=True) if isinstance(key, SigningKey) else {"file": str(key)}
+    return {"name": _key_name(key), **values}
 
 
 def fleet_copies(plan: Plan) -> Copies:
@@ -125,6 +140,7 @@ def choose_repository(catalog: Catalog, name: str, machine: Machine, own: Copies
     systems = {
         system: source.model_copy(update={"uri": source.uri.replace("{machine}", called)})
         for system, source in recipe.systems.items()
+        if not source.machines or machine in source.machines
     }
     return Repository(name, systems, recipe.key, recipe.pin)
 

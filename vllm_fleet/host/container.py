@@ -1,6 +1,6 @@
 """An engine as an image on a host: which image is pulled, how its container runs, and what must be true on the host.
 
-The program ``vllm-container`` adds what only the host knows: its name, its user and groups, and the config.
+The program ``vllm-container-root`` adds what only the host knows: its name, its user and groups, and the config.
 """
 
 from __future__ import annotations
@@ -15,8 +15,17 @@ from typing import Any
 from vllm_fleet.base import digests
 from vllm_fleet.host import apt_repositories, host_paths, serve_command
 from vllm_fleet.host.apt_repositories import Repository
-from vllm_fleet.host.manifest_items import FileItem, Item, file_item, image_item, package_item, unit_item
+from vllm_fleet.host.manifest_items import (
+    FileItem,
+    Item,
+    file_item,
+    image_item,
+    package_item,
+    settings_item,
+    unit_item,
+)
 from vllm_fleet.host.role_files import role_file_sha256
+from vllm_fleet.on_host import docker_engine
 from vllm_fleet.resolve.deployment import Deployment
 from vllm_fleet.schema.mirror import Mirror
 from vllm_fleet.schema.recipe import DockerInstall
@@ -31,12 +40,11 @@ _LIMITS = ("--cap-drop=ALL", "--security-opt=no-new-privileges")
 _LOCKED = "--ulimit=memlock=-1:-1"
 #: Variables that systemd sets for the account: libraries look up its name, which the image does not have.
 _ACCOUNT = ("LOGNAME", "USER")
-#: Packages of the distribution that containers need.
+#: Packages of the distribution that containers need; the first one is for a host without docker.
 PACKAGES = ("docker.io", "python3-requests")
 _ENGINE_ROLE = "container_engine"
 _IMAGE_ROLE = "vllm_image"
-CONFIG = "/etc/docker/daemon.json"
-#: Holds the digest of the config that the daemon has loaded; the role writes it after a restart.
+#: Holds the digest of the settings that the daemon has loaded; the role writes it after a reload.
 LOADED = "/etc/docker/vllm-fleet.loaded"
 CDI = "/etc/cdi/nvidia.yaml"
 
@@ -127,14 +135,17 @@ class Image:
         return f"{self.install.image}:{serve_command.DEPLOY_TAG}"
 
     @property
-    def daemon_config(self) -> str:
-        """The daemon's settings: containers survive its restart, logs have a limit, one registry may have no TLS."""
-        config: dict[str, Any] = {"live-restore": True, "log-opts": {"max-file": "3", "max-size": "50m"}}
+    def daemon_settings(self) -> dict[str, Any]:
+        """The settings that the containers need: they survive a restart of the daemon, one registry may have no TLS.
+
+        dockerd reads each of them at a reload, so a docker that others use is not restarted.
+        """
+        config: dict[str, Any] = {"live-restore": True}
         if self.registry and self.registry.ca is None:
             config["insecure-registries"] = [self.registry.address]
         if self.vendor == "nvidia":
-            config["runtimes"] = {"nvidia": {"path": "nvidia-container-runtime", "runtimeArgs": []}}
-        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+            config["runtimes"] = {"nvidia": {"path": "nvidia-container-runtime"}}
+        return config
 
 
 def run_options(image: Image, deployment: Deployment, model: str, cache: str, names: Mapping[str, str]) -> list[str]:
@@ -174,7 +185,7 @@ def image_variables(image: Image) -> dict[str, Any]:
         "container_engine_toolkit_repositories": [toolkit.repository.variables] if toolkit else [],
         "container_engine_toolkit_packages": list(toolkit.packages) if toolkit else [],
         "container_engine_toolkit_managed": bool(toolkit and toolkit.managed),
-        "container_engine_config": image.daemon_config,
+        "container_engine_settings": image.daemon_settings,
         "container_engine_vendor": image.vendor,
         "container_engine_registry": image.registry.address if image.registry else "",
         "container_engine_registry_ca": (image.registry.ca if image.registry else None) or "",
@@ -184,17 +195,22 @@ def image_variables(image: Image) -> dict[str, Any]:
     }
 
 
+def loaded_text(settings: Mapping[str, Any]) -> str:
+    """What the role writes when the daemon has loaded settings."""
+    return f"{digests.text_sha256(json.dumps(settings, sort_keys=True))}\n"
+
+
 def image_items(image: Image) -> Iterator[Item]:
     """The manifest items of the roles container_engine and vllm_image."""
     role = _ENGINE_ROLE
     for name in PACKAGES:
-        yield package_item(role, name)
+        others = [other for other in docker_engine.PACKAGES if other != name]
+        yield package_item(role, name, alternatives=others if name in docker_engine.PACKAGES else ())
     if image.toolkit:
         for name, version in sorted(image.toolkit.versions.items()):
             yield package_item(role, name, version if image.toolkit.managed else None)
-    digest = digests.text_sha256(image.daemon_config)
-    yield file_item(role, CONFIG, digest)
-    yield file_item(role, LOADED, digests.text_sha256(f"{digest}\n"))
+    yield settings_item(role, docker_engine.CONFIG, image.daemon_settings)
+    yield file_item(role, LOADED, digests.text_sha256(loaded_text(image.daemon_settings)))
     if image.registry and image.registry.ca is not None:
         yield file_item(role, image.registry.ca_path, digests.text_sha256(image.registry.ca))
     if image.vendor == "nvidia":

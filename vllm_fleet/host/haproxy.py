@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from vllm_fleet.base.addresses import host_port
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
 from vllm_fleet.schema.fleet import Gateway
 
@@ -19,6 +21,18 @@ ALLOWED_PATHS = (
 CERTIFICATE = "/etc/haproxy/vllm-fleet.pem"
 API_KEYS = "/etc/haproxy/vllm-fleet.keys"
 ADMIN_SOCKET = "/run/haproxy/admin.sock"
+#: HAProxy's own errors. Clients of the OpenAI API parse every error as JSON.
+_OWN_ERRORS = {
+    400: "The request is not valid HTTP.",
+    408: "The request took too long to arrive.",
+    500: "The gateway failed.",
+    502: "The server failed before it answered.",
+    503: "No server is ready for this model.",
+    504: "The server did not answer in time.",
+}
+#: A long prompt has a few MiB; HAProxy reads the body to know the model. A header has room beside it.
+_BODY_BUFFER_BYTES = 4 << 20
+_ESCAPED_SLASH = r"\\\\/"
 
 
 @dataclass(frozen=True)
@@ -36,14 +50,21 @@ def _backend_name(model: str) -> str:
     return "model_" + "".join(char if char.isalnum() else "_" for char in model)
 
 
-def haproxy_config(gateway: Gateway, backends: Sequence[Backend]) -> str:
+def haproxy_config(gateway: Gateway, backends: Sequence[Backend], addresses: Sequence[str] = ()) -> str:
     """The whole ``haproxy.cfg``: allowlist, keys by digest, one backend for each model.
 
     It buffers a request body to read the model. Without ``http-no-delay`` the first token of a stream waits 200 ms. A
     server is up if its readiness port reports that a completion came back; /health is green on a dead engine.
+
+    Args:
+        gateway: the gateway of the fleet.
+        backends: every vLLM process.
+        addresses: the IP addresses of the gateways; with an IPv6 address among them it listens for IPv6 too.
     """
     models = sorted({backend.model for backend in backends})
-    bind = f"bind :{gateway.port}"
+    reads_body = len(models) > 1 or gateway.affinity == "prefix"
+    # A kernel without IPv6 refuses the second form.
+    bind = f"bind [::]:{gateway.port} v4v6" if any(":" in address for address in addresses) else f"bind :{gateway.port}"
     if gateway.tls:
         bind += f" ssl crt {CERTIFICATE} alpn h2,http/1.1 ssl-min-ver TLSv1.2"
     lines = [
@@ -51,8 +72,7 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend]) -> str:
         "global",
         "  log stdout format raw local0 info",
         "  maxconn 8192",
-        # A long prompt has a few MiB; HAProxy reads the body to know the model.
-        "  tune.bufsize 4194304" if len(models) > 1 or gateway.affinity == "prefix" else "  tune.bufsize 65536",
+        f"  tune.bufsize {_BODY_BUFFER_BYTES if reads_body else 65536}",
         "  hard-stop-after 15m",
         f"  stats socket {ADMIN_SOCKET} mode 600 level admin",
         "  stats timeout 30s",
@@ -70,23 +90,22 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend]) -> str:
         "  timeout client 10m",
         "  timeout server 10m",
         "  timeout queue 1m",
+        *(f"  http-error {_answer(status, text, None)}" for status, text in _OWN_ERRORS.items()),
         "frontend api",
         f"  {bind}",
-        "  http-request deny deny_status 404 unless { path " + " ".join(ALLOWED_PATHS) + " }",
+        f"  http-request return {_answer(404, 'This gateway does not serve the path.', None)} unless {{ path "
+        + " ".join(ALLOWED_PATHS)
+        + " }",
         "  http-request set-var(txn.key) req.hdr(authorization),word(2,' '),sha2(256),hex,lower",
-        "  http-request deny deny_status 401 hdr WWW-Authenticate Bearer unless "
+        f"  http-request return {_answer(401, 'The API key is missing or wrong.', 'invalid_api_key')} "
+        "hdr WWW-Authenticate Bearer unless "
         f"{{ req.hdr(authorization) -m beg -i 'Bearer ' }} {{ var(txn.key) -m str -f {API_KEYS} }}",
         "  http-request del-header authorization",
     ]
-    if len(models) > 1 or gateway.affinity == "prefix":
+    if reads_body:
         lines.append("  http-request wait-for-body time 15s if METH_POST")
     if len(models) > 1:
-        lines.append("  http-request set-var(txn.model) req.body,json_query('$.model') if METH_POST")
-        lines.append(
-            "  http-request deny deny_status 404 if METH_POST !{ var(txn.model) -m str " + " ".join(models) + " }"
-        )
-        for model in models[1:]:
-            lines.append(f"  use_backend {_backend_name(model)} if {{ var(txn.model) -m str {model} }}")
+        lines += _choose_model(models)
     if models:
         lines.append(f"  default_backend {_backend_name(models[0])}")
     for model in models:
@@ -102,12 +121,50 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend]) -> str:
             "  default-server inter 1s fall 2 rise 1 check observe layer4",
         ]
         lines += [
-            f"  server {backend.host}_{backend.instance} {backend.address}:{backend.port} "
+            f"  server {backend.host}_{backend.instance} {host_port(backend.address, backend.port)} "
             f"port {backend.port + READINESS_OFFSET}"
             for backend in backends
             if backend.model == model
         ]
     return "\n".join(lines) + "\n"
+
+
+def _choose_model(models: Sequence[str]) -> Iterator[str]:
+    """The rules that choose a backend by the model in the body, and answer for the models that no backend has."""
+    served = f"This gateway serves {', '.join(models)}."
+    too_long = f"The body is longer than the {_BODY_BUFFER_BYTES >> 20} MiB that the gateway reads."
+    listing = {
+        "object": "list",
+        "data": [{"id": model, "object": "model", "created": 0, "owned_by": "vllm"} for model in models],
+    }
+    yield f"  http-request return {_json(200, listing)} if METH_GET {{ path /v1/models }}"
+    yield "  http-request set-var(txn.read) req.body_len if METH_POST"
+    yield (f"  http-request return {_answer(413, too_long, None)} if METH_POST {{ req.body_size,sub(txn.read) gt 0 }}")
+    yield "  http-request set-var(txn.model) req.body,json_query('$.model') if METH_POST"
+    # json_query refuses a string with the escape \/, which PHP writes for every slash.
+    yield (
+        f'  http-request set-var(txn.model) \'req.body,regsub("{_ESCAPED_SLASH}",/,g),json_query("$.model")\' '
+        "if METH_POST !{ var(txn.model) -m found }"
+    )
+    no_model = f"The body is not a JSON object with a 'model'. {served}"
+    yield f"  http-request return {_answer(400, no_model, None)} if METH_POST !{{ var(txn.model) -m found }}"
+    yield (
+        f"  http-request return {_answer(404, f'The model does not exist. {served}', 'model_not_found')} "
+        "if METH_POST !{ var(txn.model) -m str " + " ".join(models) + " }"
+    )
+    for model in models[1:]:
+        yield f"  use_backend {_backend_name(model)} if {{ var(txn.model) -m str {model} }}"
+
+
+def _answer(status: int, message: str, code: str | None) -> str:
+    """An error in the form of the OpenAI API (``Error`` in openai/openai-openapi): all four keys are required there."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return _json(status, {"error": {"message": message, "type": kind, "param": None, "code": code}})
+
+
+def _json(status: int, body: Mapping[str, object]) -> str:
+    text = json.dumps(body, separators=(",", ":")).replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
+    return f'status {status} content-type application/json string "{text}"'
 
 
 def key_digests_text(keys: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from vllm_fleet.base.addresses import host_port
 from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.base.errors import InvariantError
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
@@ -144,8 +145,8 @@ def instance_files(host: ServingHost) -> Release:
                 **serving_env(deployment, host.cache_directory, name),
                 **start,
                 "FLEET_MODEL": deployment.model,
-                "FLEET_URL": f"http://{address}:{port}",
-                "FLEET_READINESS": f"{address}:{port + READINESS_OFFSET}",
+                "FLEET_URL": f"http://{host_port(address, port)}",
+                "FLEET_READINESS": host_port(address, port + READINESS_OFFSET),
                 "FLEET_START_TIMEOUT_SECONDS": str(START_TIMEOUT_SECONDS),
                 "FLEET_UNIT_DIGEST": unit,
             }

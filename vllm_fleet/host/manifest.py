@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.base.versions import version_key
 from vllm_fleet.catalogue.catalogue import SizedClass
+from vllm_fleet.fleet.host_plan import READINESS_OFFSET
 from vllm_fleet.host import container, haproxy, host_paths, instance_files
 from vllm_fleet.host.manifest_items import (
     FileItem,
@@ -50,13 +51,21 @@ def runtime_directory(name: str) -> str:
     return f"/run/vllm-{name}"
 
 
+class Port(TypedDict):
+    """A TCP port that a service of the fleet listens on; an empty address stands for all of the host."""
+
+    port: int
+    address: str
+
+
 @dataclass(frozen=True)
 class Manifest:
-    """The items of one host and the facts that it must have."""
+    """The items of one host, the facts that it must have, and the ports that its services listen on."""
 
     host: str
     items: tuple[Item, ...]
     facts: Mapping[str, Any]
+    ports: tuple[Port, ...] = ()
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -67,6 +76,8 @@ class Manifest:
     def text(self) -> str:
         """The manifest as JSON, the same bytes for the same content."""
         record = {"version": 1, "host": self.host, "facts": dict(self.facts), "items": list(self.items)}
+        if self.ports:
+            record["ports"] = list(self.ports)
         return json.dumps(record, indent=1, sort_keys=True) + "\n"
 
 
@@ -81,6 +92,11 @@ def baseline_items() -> Iterable[Item]:
     yield directory_item(role, "/var/cache/vllm", "0750", "vllm")
     yield file_item(role, "/etc/sysctl.d/60-vllm-fleet.conf", role_file_sha256(role, "sysctl.conf"))
     yield file_item(role, "/etc/security/limits.d/60-vllm-fleet.conf", role_file_sha256(role, "limits.conf"))
+    for path, name in (
+        ("/etc/needrestart/conf.d/60-vllm-fleet.conf", "needrestart.conf"),
+        ("/etc/apt/apt.conf.d/61vllm-fleet-services", "unattended-upgrades.conf"),
+    ):
+        yield file_item(role, path, role_file_sha256(role, name))
     yield unit_item(role, "systemd-timesyncd.service", enabled=True)
 
 
@@ -91,8 +107,10 @@ def _engine_items(host: ServingHost) -> Iterable[Item]:
     yield file_item(role, f"{engine}/.complete", text_sha256(f"{deployment.engine_directory_id}\n"))
 
 
-def _firewall_items(rules: str) -> Iterable[Item]:
+def _firewall_items(rules: str, unit_filter: str) -> Iterable[Item]:
     role, unit = "vllm_firewall", "vllm-firewall.service"
+    for template in UNITS.values():
+        yield file_item(role, f"/etc/systemd/system/{template}@.service.d/addresses.conf", text_sha256(unit_filter))
     yield file_item(role, f"/etc/systemd/system/{unit}", role_file_sha256(role, unit))
     yield file_item(role, "/etc/vllm/firewall.nft", text_sha256(rules))
     yield unit_item(role, unit, active=True, enabled=True)
@@ -100,13 +118,10 @@ def _firewall_items(rules: str) -> Iterable[Item]:
 
 def _service_items(install: str, release: instance_files.Release) -> Iterable[Item]:
     role = "vllm_service"
-    for path, name, mode in (
-        ("/etc/systemd/system/vllm@.service", "vllm@.service", "0644"),
-        ("/etc/systemd/system/vllm-docker@.service", "vllm-docker@.service", "0644"),
-        ("/usr/local/libexec/vllm-instance", "vllm-instance", "0755"),
-        ("/usr/local/libexec/vllm-container", "vllm-container", "0755"),
-    ):
-        yield file_item(role, path, role_file_sha256(role, name), mode)
+    for name in ("vllm@.service", "vllm-docker@.service", "vllm-container@.service", "vllm-container@.socket"):
+        yield file_item(role, f"/etc/systemd/system/{name}", role_file_sha256(role, name))
+    for name in ("vllm-instance", "vllm-container", "vllm-container-root"):
+        yield file_item(role, f"/usr/local/libexec/{name}", role_file_sha256(role, name), "0755")
     yield link_item(role, CURRENT, f"releases/{release.digest}")
     for instance in release.instances:
         yield unit_item(role, instance_unit(install, instance.name), active=True, enabled=True)
@@ -133,14 +148,24 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
     else:
         items.append(store_item("model_store", host.model_directory, STAMP, host.model.sha256))
     items += container.image_items(host.image) if host.image else _engine_items(host)
-    items += _firewall_items(host.firewall)
+    items += _firewall_items(host.firewall, host.unit_filter)
     items += [
         file_item("vllm_release", f"{RELEASES}/{release.digest}/{name}", text_sha256(text), "0600")
         for name, text in release.files.items()
     ]
     items += _service_items(deployment.install, release)
     facts = wanted_facts(host.host_class, host.required_facts)
-    return Manifest(host.plan.name, tuple(items), facts)
+    return Manifest(host.plan.name, tuple(items), facts, serving_ports(host))
+
+
+def serving_ports(host: ServingHost) -> tuple[Port, ...]:
+    """The ports of the instances of a host, and those of their readiness."""
+    address = host.location.service_address
+    return tuple(
+        Port(port=number, address=address)
+        for _, port in host.plan.instances
+        for number in (port, port + READINESS_OFFSET)
+    )
 
 
 def wanted_facts(sized: SizedClass, lock_facts: Mapping[str, Any] | None = None) -> dict[str, Any]:

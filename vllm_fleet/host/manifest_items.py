@@ -13,6 +13,7 @@ from vllm_fleet.on_host.manifest_items import (
     Item,
     LinkItem,
     PackageItem,
+    SettingsItem,
     StoreItem,
     SysctlItem,
     TrafficItem,
@@ -29,6 +30,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
         *("vllm_engine", "container_engine"),
         *("vllm_firewall", "vllm_release", "vllm_service", "gateway", "mirror"),
     ),
+    "settings": ("container_engine",),
     "directory": ("host_baseline", "harmony_encodings"),
     "link": ("vllm_service",),
     "store": ("model_store", "mirror"),
@@ -56,6 +58,11 @@ def item_name(item: Item) -> str:
 def file_item(role: str, path: str, sha256: str, mode: str = "0644", group: str = "root") -> FileItem:
     """A file of root with its content, mode and group."""
     return FileItem(role=role, kind="file", path=path, sha256=sha256, mode=mode, owner="root", group=group)
+
+
+def settings_item(role: str, path: str, values: Mapping[str, Any]) -> SettingsItem:
+    """A JSON file that contains these values, beside those of others."""
+    return SettingsItem(role=role, kind="settings", path=path, values=dict(values))
 
 
 def directory_item(role: str, path: str, mode: str, owner: str = "root") -> DirectoryItem:
@@ -121,11 +128,25 @@ def unit_item(role: str, name: str, *, active: bool | None = None, enabled: bool
     return item
 
 
-def package_item(role: str, name: str, version: str | None = None) -> PackageItem:
-    """A package; None leaves its version open."""
+def package_item(
+    role: str, name: str, version: str | None = None, alternatives: Sequence[str] = (), systems: Sequence[str] = ()
+) -> PackageItem:
+    """A package, or one of its alternatives.
+
+    Args:
+        role: the role that owns it.
+        name: the package.
+        version: its version; None leaves it open.
+        alternatives: packages that do in its place.
+        systems: the systems whose hosts have the item; empty for all.
+    """
     item = PackageItem(role=role, kind="package", name=name)
     if version is not None:
         item["version"] = version
+    if alternatives:
+        item["alternatives"] = list(alternatives)
+    if systems:
+        item["systems"] = list(systems)
     return item
 
 
@@ -151,6 +172,7 @@ __all__ = [
     "item_name",
     "link_item",
     "package_item",
+    "settings_item",
     "store_item",
     "sysctl_item",
     "traffic_item",

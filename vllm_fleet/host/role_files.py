@@ -22,7 +22,10 @@ def role_file_sha256(role: str, name: str) -> str:
 #: The unit of each install form, and the programs that it starts.
 _UNIT_FILES = {
     "wheel": ("vllm@.service", "vllm-instance"),
-    "docker": ("vllm-docker@.service", "vllm-instance", "vllm-container"),
+    "docker": (
+        *("vllm-docker@.service", "vllm-container@.socket", "vllm-container@.service"),
+        *("vllm-instance", "vllm-container", "vllm-container-root"),
+    ),
 }
 
 

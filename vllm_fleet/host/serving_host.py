@@ -13,7 +13,7 @@ from vllm_fleet.fleet.host_plan import READINESS_OFFSET, HostPlan
 from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host import host_paths
 from vllm_fleet.host.container import Image
-from vllm_fleet.host.firewall import firewall_rules
+from vllm_fleet.host.firewall import Peers, firewall_rules, unit_filter
 from vllm_fleet.host.model_files import ModelFiles
 from vllm_fleet.resolve.deployment import Deployment
 
@@ -44,7 +44,7 @@ class ServingHost:
         location: where it is.
         deployment: what it serves.
         host_class: its class.
-        gateways: service addresses of the gateways; only they reach vLLM.
+        peers: the addresses that vLLM exchanges packets with.
         model: the model's files.
         encodings: the harmony encodings that the model needs.
         cache_key: the name of the caches that its engine compiles.
@@ -56,7 +56,7 @@ class ServingHost:
     location: Location
     deployment: Deployment
     host_class: SizedClass
-    gateways: tuple[str, ...]
+    peers: Peers
     model: ModelFiles
     encodings: tuple[EncodingFile, ...]
     cache_key: str
@@ -89,7 +89,12 @@ class ServingHost:
     def firewall(self) -> str:
         """The nftables rules of the host."""
         ports = [port for _, port in self.plan.instances]
-        return firewall_rules([*ports, *(port + READINESS_OFFSET for port in ports)], self.gateways)
+        return firewall_rules([*ports, *(port + READINESS_OFFSET for port in ports)], self.peers)
+
+    @property
+    def unit_filter(self) -> str:
+        """The drop-in of vLLM's units with the addresses of the fleet."""
+        return unit_filter(self.peers)
 
     @property
     def required_facts(self) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ def gateway_variables(inputs: FleetInputs) -> tuple[dict[str, Any], tuple[Item, 
         FleetError: the fleet's file of API keys is missing or wrong, or its certificate is missing.
     """
     plan = inputs.plan
-    config = haproxy.haproxy_config(plan.gateway, inputs.backends)
+    config = haproxy.haproxy_config(plan.gateway, inputs.backends, inputs.gateway_addresses)
     keys = haproxy.key_digests_text(_api_keys(plan).keys)
     certificate = _certificate(plan)
     variables = {

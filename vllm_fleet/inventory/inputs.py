@@ -41,8 +41,8 @@ class FleetInputs:
 
     @cached_property
     def gateway_addresses(self) -> tuple[str, ...]:
-        """The addresses that the gateways have for the other hosts."""
-        return tuple(self.locations[host.name].service_address for host in self.gateways)
+        """The IP addresses that the gateways connect from to the other hosts."""
+        return tuple(address for host in self.gateways for address in self.locations[host.name].connect_from)
 
     @cached_property
     def backends(self) -> tuple[Backend, ...]:

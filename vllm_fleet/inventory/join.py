@@ -9,16 +9,17 @@ from pathlib import Path
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, raise_all
 from vllm_fleet.catalogue.catalogue import load as load_catalog
+from vllm_fleet.edge import names
 from vllm_fleet.fleet import host_facts
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.plan import load as load_plan
 from vllm_fleet.fleet.stack import locations
 from vllm_fleet.host import engine_install
-from vllm_fleet.host.manifest import Manifest
+from vllm_fleet.host.manifest import Manifest, Port
 from vllm_fleet.inventory import refusals
 from vllm_fleet.inventory.gateway import gateway_variables
 from vllm_fleet.inventory.inputs import FleetInputs
-from vllm_fleet.inventory.serving import serving_variables
+from vllm_fleet.inventory.serving import serving_variables, supported_systems
 from vllm_fleet.inventory.site import Site, SiteHost
 from vllm_fleet.mirror import client, vocabularies
 from vllm_fleet.resolve.deployment import choose
@@ -51,7 +52,8 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
     hosts = []
     for host in inputs.plan.hosts:
         if host.kind == "gateway":
-            variables, manifest = gateway, Manifest(host.name, gateway_items, {})
+            ports = (Port(port=plan.gateway.port, address=""),)
+            variables, manifest = gateway, Manifest(host.name, gateway_items, supported_systems(catalog), ports)
         else:
             variables, manifest = serving_variables(inputs, host)
         common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}
@@ -105,7 +107,7 @@ def _find_build_faults(plan: Plan, catalog: Catalog) -> Iterator[FleetError]:
 
 def _inputs(plan: Plan, catalog: Catalog, facts: host_facts.Facts) -> FleetInputs:
     plan = _with_variants(engine_install.with_engine_locks(plan, catalog), facts)
-    where = locations(plan)
+    where = locations(plan, names.resolve_names)
     return FleetInputs(plan, catalog, where, client.describe_mirror(plan, catalog, where), facts)
 
 

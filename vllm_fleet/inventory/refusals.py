@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.edge import names
+from vllm_fleet.fleet import stack
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host import engine_install
@@ -47,6 +49,8 @@ def list_file_refusals(plan: Plan, catalog: Catalog) -> Iterator[Refusal]:
     for fault in (
         *engine_install.unpinned_engines(plan, catalog),
         *apt_packages.find_missing(plan, catalog),
+        *stack.address_errors(plan, names.resolve_names),
+        *_find_missing_gateways(plan),
     ):
         yield Refusal(fault, is_wrong=False)
     for fault, is_wrong in (*client.model_faults(plan, catalog), *gateway.find_faults(plan)):
@@ -63,11 +67,18 @@ def find_access_faults(plan: Plan) -> Iterator[FleetError]:
         yield plan.document.error(at, f"there is no {paths.display(file)}", "correct the path")
 
 
+def _find_missing_gateways(plan: Plan) -> Iterator[FleetError]:
+    """Gateways that a fleet of static hosts only counts. A stack is not a file of the user: 'pulumi up' writes it."""
+    if all(host.cloud == "static" for host in plan.hosts):
+        try:
+            stack.check_stack(plan)
+        except FleetError as fault:
+            yield from (fault, *fault.others)
+
+
 def planned_locations(plan: Plan) -> Mapping[str, Location]:
     """Locations for hosts that are not rented yet, to see what else would be refused."""
     return {
-        host.name: Location(_NOWHERE, 22, host.user, (), _NOWHERE)
-        if host.static is None
-        else Location(host.static.address, host.static.port, host.user, (), host.static.address)
+        host.name: Location(host.static.address if host.static else _NOWHERE, 22, host.user, (), _NOWHERE, (_NOWHERE,))
         for host in plan.hosts
     }

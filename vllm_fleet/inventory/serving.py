@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from vllm_fleet.base import paths
+from vllm_fleet.base import addresses, paths
+from vllm_fleet.base.addresses import host_port
 from vllm_fleet.base.errors import InvariantError
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host import container, container_toolkit, drivers, engine_install, start_cache
+from vllm_fleet.host.firewall import Peers
 from vllm_fleet.host.instance_files import Release, instance_files
 from vllm_fleet.host.manifest import Manifest, instance_unit, runtime_directory, serving_manifest
 from vllm_fleet.host.serving_host import ServingHost
@@ -23,13 +27,15 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
     Raises:
         FleetError: its engine cannot be installed (``refused``), or a file that the fleet names is missing.
     """
-    driver = drivers.host_driver(inputs.plan, inputs.catalog, host, inputs.mirror.packages)
+    known = inputs.facts.get(host.name)
+    driver = drivers.host_driver(inputs.plan, inputs.catalog, host, inputs.mirror.packages, known)
     serving = _serving_host(inputs, host, driver)
     release = instance_files(serving)
     manifest = serving_manifest(serving, release)
     manifest = driver.extend(manifest) if driver else manifest
     if serving.model.download and not inputs.mirror.url:
-        manifest = replace(manifest, items=(*manifest.items, *client.fetch_items()))
+        manifest = replace(manifest, items=(*manifest.items, *inputs.mirror.fetch_items()))
+    manifest = replace(manifest, facts={**manifest.facts, **supported_systems(inputs.catalog)})
     variables = {
         **(driver.variables if driver else {}),
         "fleet_host_class": serving.deployment.host_class,
@@ -47,6 +53,11 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
     return variables, manifest
 
 
+def supported_systems(catalog: Catalog) -> dict[str, list[str]]:
+    """The fact that every host must have: one of the operating systems that the roles support."""
+    return {"systems": sorted(catalog.distributions.distributions)}
+
+
 def _serving_host(inputs: FleetInputs, host: HostPlan, driver: drivers.HostDriver | None) -> ServingHost:
     deployment = host.deployment
     if deployment is None:
@@ -62,13 +73,20 @@ def _serving_host(inputs: FleetInputs, host: HostPlan, driver: drivers.HostDrive
         location=inputs.locations[host.name],
         deployment=deployment,
         host_class=host_class,
-        gateways=inputs.gateway_addresses,
+        peers=_peers(inputs, inputs.locations[host.name]),
         model=model,
         encodings=tuple(vocabularies.list_vocabularies(inputs.plan, inputs.catalog, deployment.model)),
         cache_key=start_cache.start_cache_key(deployment, model.revision, host_class.family.arch, version),
         lock=lock,
         image=_image(inputs, host, deployment),
     )
+
+
+def _peers(inputs: FleetInputs, location: Location) -> Peers:
+    own = dict.fromkeys(
+        address for address in (location.service_address, location.address) if addresses.parse_ip(address)
+    )
+    return Peers(tuple(own), inputs.gateway_addresses, tuple(inputs.plan.access.engine_to))
 
 
 def _image(inputs: FleetInputs, host: HostPlan, deployment: Deployment) -> container.Image | None:
@@ -91,6 +109,7 @@ def _service_variables(host: ServingHost, release: Release, manifest: Manifest) 
     files = {**release.files, "manifest.json": manifest.text}
     return {
         "vllm_firewall_rules": host.firewall,
+        "vllm_firewall_unit_filter": host.unit_filter,
         "vllm_release_id": release.digest,
         "vllm_release_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
         "vllm_service_release": release.digest,
@@ -111,5 +130,5 @@ def _gateway_traffic_variables(inputs: FleetInputs, host: HostPlan) -> dict[str,
     own = [backend for backend in inputs.backends if backend.host == host.name]
     return {
         "gateway_traffic_gateways": [gateway.name for gateway in inputs.gateways],
-        "gateway_traffic_servers": [f"{b.host}_{b.instance}={b.address}:{b.port}" for b in own],
+        "gateway_traffic_servers": [f"{b.host}_{b.instance}={host_port(b.address, b.port)}" for b in own],
     }

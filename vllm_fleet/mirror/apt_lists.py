@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import PurePosixPath
@@ -111,6 +112,33 @@ def _decoded(url: str) -> str:
     return re.sub("%([0-9a-fA-F]{2})", lambda match: chr(int(match[1], 16)), url)
 
 
+def madison_versions(text: str) -> dict[str, list[str]]:
+    """The output of ``apt-cache madison``: package -> its versions, newest first. Virtual packages have none."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) == 3 and fields[1] not in found.setdefault(fields[0], []):
+            found[fields[0]].append(fields[1])
+    return found
+
+
+def missing_versions(wanted: Iterable[tuple[str, str]], known: Mapping[str, list[str]]) -> list[str]:
+    """Which packages are not there, or not at their version, in words.
+
+    Args:
+        wanted: name and version, which may be empty or end in ``*``.
+        known: package -> its versions.
+    """
+    missing = []
+    for name, version in wanted:
+        versions = known.get(name, [])
+        if not versions:
+            missing.append(f"there is no package {name}")
+        elif version and not fnmatch.filter(versions, version):
+            missing.append(f"{name} {version} is not there, but {', '.join(versions[:3])}")
+    return missing
+
+
 def printed_urls(text: str) -> list[str]:
     """The URLs that ``apt-get --print-uris`` prints."""
     return [match[1] for match in re.finditer(r"^'(\S+)' ", text, re.MULTILINE)]
@@ -178,13 +206,19 @@ def apt_list_name(uri: str) -> str:
     return bare.replace("_", "%5f").replace("/", "_")
 
 
-def host_apt_config(sources: str | None) -> str:
-    """The apt configuration of a host: only the sources in the file ``sources``; None keeps the host's own sources."""
+def host_apt_config(sources: str | None, proxy_lines: str = "") -> str:
+    """The apt configuration of a host.
+
+    Args:
+        sources: the file with the only sources to use; None keeps the host's own sources.
+        proxy_lines: the lines that name a proxy.
+    """
     if sources is None:
-        return "// Made by vllm-fleet: this fleet has no mirror of packages.\n"
+        return f"// Made by vllm-fleet: this fleet has no mirror of packages.\n{proxy_lines}"
     return (
         "// Made by vllm-fleet: packages come from the fleet's mirror, and from the sources that its roles add.\n"
         f'Dir::Etc::sourcelist "{sources}";\n'
         'Dir::Etc::sourceparts "/etc/apt/vllm-fleet.sources.d";\n'
         'Acquire::Languages "none";\n'
+        f"{proxy_lines}"
     )

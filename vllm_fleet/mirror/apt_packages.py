@@ -24,6 +24,19 @@ _GATEWAY = ("haproxy",)
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
+@dataclass(frozen=True, order=True)
+class PackageSet:
+    """Packages that apt installs together.
+
+    Attributes:
+        packages: each as NAME or NAME=VERSION.
+        pins: what the hosts have in apt's preferences for them, also for what they depend on.
+    """
+
+    packages: tuple[str, ...]
+    pins: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Debs:
     """Packages of a distribution and of vendors with their dependencies, and the signed lists of both.
@@ -36,14 +49,15 @@ class Debs:
     distribution: str
     record: Distribution
     architecture: str
-    sets: tuple[tuple[str, ...], ...]
+    sets: tuple[PackageSet, ...]
     repositories: tuple[Repository, ...] = ()
 
     @property
     def key(self) -> str:
         """The part's name."""
         vendors = [[repository.key_name, repository.variables["systems"]] for repository in self.repositories]
-        return part_key("debs", self.distribution, self.architecture, self.sets, self.record.model_dump(), vendors)
+        sets = [[each.packages, each.pins] for each in self.sets]
+        return part_key("debs", self.distribution, self.architecture, sets, self.record.model_dump(), vendors)
 
     @property
     def origins(self) -> Iterator[apt_lists.Origin]:
@@ -78,13 +92,13 @@ def list_packages(plan: Plan, catalog: Catalog) -> Iterator[Debs]:
     chosen = mirrored_distribution(plan, catalog)
     if chosen is None:
         return
-    sets: dict[str, set[tuple[str, ...]]] = {}
+    sets: dict[str, set[PackageSet]] = {}
     vendors: dict[str, dict[str, Repository]] = {}
     for host in plan.hosts:
         architecture = _ARCHITECTURES[host_machine(host, catalog)]
         host_sets = sets.setdefault(architecture, set())
         wanted = _packages(plan, host, chosen[1].python)
-        for repository, packages in _vendors(plan, catalog, host):
+        for repository, packages in _vendors(plan, catalog, host, chosen[0]):
             wanted.update(TOOLS)
             if repository.is_on_hosts:
                 continue
@@ -97,7 +111,7 @@ def list_packages(plan: Plan, catalog: Catalog) -> Iterator[Debs]:
                 )
             vendors.setdefault(architecture, {})[repository.name] = repository
             host_sets.add(packages)
-        host_sets.add(tuple(sorted(wanted)))
+        host_sets.add(PackageSet(tuple(sorted(wanted))))
     for architecture, packages_of_hosts in sets.items():
         yield Debs(
             *chosen, architecture, tuple(sorted(packages_of_hosts)), tuple(vendors.get(architecture, {}).values())
@@ -131,10 +145,23 @@ def _packages(plan: Plan, host: HostPlan, python: str) -> set[str]:
     return wanted
 
 
-def _vendors(plan: Plan, catalog: Catalog, host: HostPlan) -> Iterator[tuple[Repository, tuple[str, ...]]]:
-    """The vendors' repositories of a host, each with the packages that it installs from it."""
+def _vendors(plan: Plan, catalog: Catalog, host: HostPlan, system: str) -> Iterator[tuple[Repository, PackageSet]]:
+    """The vendors' repositories of a host, each with the packages that it installs from it on a system.
+
+    Raises:
+        FleetError: the host's driver has no packages for the system.
+    """
     driver = drivers.host_driver(plan, catalog, host)
-    for repository in driver.repositories if driver else ():
-        yield repository, driver.packages if driver else ()
+    if driver and driver.repositories:
+        wanted = PackageSet(driver.packages(system), driver.pins)
+        for repository in driver.repositories:
+            yield repository, wanted
+        if not wanted.packages:
+            raise plan.document.error(
+                ("mirror", "distribution"),
+                f"recipes/drivers.yml has no driver packages for {system}, which {host.name} needs",
+                f"use one of {', '.join(driver.variables['driver_packages_names'])}",
+                ErrorCode.REFUSED,
+            )
     if toolkit := container_toolkit.host_toolkit(plan, catalog, host):
-        yield toolkit.repository, toolkit.packages
+        yield toolkit.repository, PackageSet(toolkit.packages)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vllm_fleet.base.addresses import host_port
 from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
@@ -18,9 +19,10 @@ from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host import model_sources
 from vllm_fleet.host.apt_repositories import MirroredSystem
 from vllm_fleet.host.host_paths import model_directory
-from vllm_fleet.host.manifest import Manifest
+from vllm_fleet.host.manifest import Manifest, Port
 from vllm_fleet.host.manifest_items import Item, file_item, package_item
 from vllm_fleet.host.model_files import Download, ModelFiles, model_files
+from vllm_fleet.host.proxy import HostProxy, host_proxy
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.mirror import apt_lists, host_as_mirror
 from vllm_fleet.mirror.apt_packages import MDADM, mirrored_distribution
@@ -30,11 +32,12 @@ from vllm_fleet.schema.distribution import Distribution
 
 APT_CONFIG = "/etc/apt/apt.conf.d/60-vllm-fleet"
 APT_SOURCES = "/etc/apt/vllm-fleet.sources"
+PROXY_DROP_IN = "vllm-fleet-proxy.conf"
 
 
 @dataclass(frozen=True)
 class Mirrored:
-    """The mirror that the hosts of a fleet download from; ``url`` is empty for a fleet without a mirror."""
+    """What the hosts of a fleet download from and through; ``url`` is empty for a fleet without a mirror."""
 
     url: str
     host: str | None
@@ -46,18 +49,26 @@ class Mirrored:
     packages: MirroredSystem | None = None
     #: Variables of the role mirror on its host; empty where the mirror is not a host of the fleet.
     served: Mapping[str, Any] = field(default_factory=dict)
+    #: The ports of a mirror that is a host of the fleet.
+    ports: tuple[Port, ...] = ()
+    #: The proxy that the hosts download through, but from the mirror.
+    proxy: HostProxy = field(default_factory=HostProxy)
 
     def variables(self, host: HostPlan) -> dict[str, Any]:
         """The variables that the mirror adds to those of a host's roles."""
         variables: dict[str, Any] = {
             "host_baseline_apt_config": self.apt_config,
             "host_baseline_apt_sources": self.apt_sources,
+            "fleet_proxy_environment": dict(self.proxy.environment),
         }
         if host.name == self.host:
             variables |= self.served
         if host.deployment:
             variables["model_store_local_disks"] = host.rented.local_disks if host.rented else 0
             variables["harmony_encodings_mirror_url"] = self.url and f"{self.url}/encodings"
+            variables["model_store_proxy"] = self.proxy.drop_in
+        if host.deployment and host.deployment.install == "docker":
+            variables["container_engine_proxy"] = self.proxy.drop_in
         if host.deployment and host.deployment.install == "wheel":
             variables["vllm_engine_index_url"] = self.url and f"{self.url}/wheels/simple"
         return variables
@@ -70,24 +81,33 @@ class Mirrored:
         if host.deployment and host.rented:
             items += disk_items(host.rented.local_disks)
         if self.url and host.deployment:
-            items += fetch_items()
+            items += self.fetch_items()
+        if host.deployment and host.deployment.install == "docker":
+            items += self._docker_items()
         if host.name == self.host:
             items += host_as_mirror.manifest_items(self.served)
-        return replace(manifest, items=(*manifest.items, *items))
+        ports = self.ports if host.name == self.host else ()
+        return replace(manifest, items=(*manifest.items, *items), ports=(*manifest.ports, *ports))
+
+    def fetch_items(self) -> list[Item]:
+        """The manifest items of a host that downloads models itself, from the mirror or from elsewhere."""
+        role, unit, program = "model_store", "vllm-fetch@.service", "vllm-fetch"
+        return [
+            file_item(role, f"/etc/systemd/system/{unit}", role_file_sha256(role, unit)),
+            file_item(role, f"/etc/systemd/system/{unit}.d/{PROXY_DROP_IN}", text_sha256(self.proxy.drop_in)),
+            file_item(role, f"/usr/local/libexec/{program}", role_file_sha256(role, program), "0755"),
+        ]
+
+    def _docker_items(self) -> Iterator[Item]:
+        role, digest = "container_engine", text_sha256(self.proxy.drop_in)
+        yield file_item(role, f"/etc/systemd/system/docker.service.d/{PROXY_DROP_IN}", digest)
+        # The role writes it when the daemon has started with the drop-in.
+        yield file_item(role, "/etc/docker/vllm-fleet-proxy.loaded", text_sha256(f"{digest}\n"))
 
 
 def disk_items(local_disks: int) -> list[Item]:
     """The manifest items of a host whose local disks become the store of models."""
     return [package_item("model_store", MDADM)] if local_disks > 1 else []
-
-
-def fetch_items() -> list[Item]:
-    """The manifest items of a host that downloads models itself, from the mirror or from elsewhere."""
-    role, unit, program = "model_store", "vllm-fetch@.service", "vllm-fetch"
-    return [
-        file_item(role, f"/etc/systemd/system/{unit}", role_file_sha256(role, unit)),
-        file_item(role, f"/usr/local/libexec/{program}", role_file_sha256(role, program), "0755"),
-    ]
 
 
 def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:
@@ -102,19 +122,43 @@ def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location])
         FleetError: a host of the fleet is its mirror, and the mirror of this machine lacks some of its parts.
     """
     spec = plan.spec.mirror
-    if not spec.is_there:
-        return Mirrored("", None, apt_lists.host_apt_config(None), "")
-    url = spec.url or f"http://{where[str(spec.host)].service_address}:{spec.port}"
+    url = spec.url or (f"http://{host_port(where[spec.host].service_address, spec.port)}" if spec.host else "")
     at = re.match(r"https?://(\[[^\]]*\]|[^:/]+)", url)
+    proxy = host_proxy(plan.spec.proxy, _hosts_inside(plan, where, at[1] if at else None))
+    if not spec.is_there:
+        return Mirrored("", None, apt_lists.host_apt_config(None, proxy.apt_config), "", proxy=proxy)
     registry = f"{at[1]}:{spec.registry_port}" if at and spec.registry_port else None
     chosen = mirrored_distribution(plan, catalog)
     local = apt_sources(chosen, f"file:{host_as_mirror.DIRECTORY}") if chosen else ""
-    serving = host_as_mirror.role_variables(plan, catalog, spec.port, local, registry) if spec.host else {}
+    serving = (
+        host_as_mirror.role_variables(plan, catalog, _listen(where[spec.host], spec.port), local, registry)
+        if spec.host
+        else {}
+    )
+    numbers = (spec.port, *((spec.registry_port,) if spec.registry_port else ())) if spec.host else ()
+    ports = tuple(Port(port=number, address="") for number in numbers)
+    apt_config = apt_lists.host_apt_config(APT_SOURCES if chosen else None, proxy.apt_config)
+    mirrored = Mirrored(url, spec.host, apt_config, "", registry, served=serving, ports=ports, proxy=proxy)
     if chosen is None:
-        return Mirrored(url, spec.host, apt_lists.host_apt_config(None), "", registry, None, serving)
-    sources = apt_sources(chosen, url)
+        return mirrored
     system = MirroredSystem(chosen[0], f"{url}/{apt_lists.distribution_folder(chosen[0])}")
-    return Mirrored(url, spec.host, apt_lists.host_apt_config(APT_SOURCES), sources, registry, system, serving)
+    return replace(mirrored, apt_sources=apt_sources(chosen, url), packages=system)
+
+
+def _listen(host: Location, port: int) -> str:
+    """Where nginx listens on the mirror: for IPv4, and for IPv6 too if the others reach the host by it."""
+    return f"[::]:{port} ipv6only=off" if ":" in host.service_address else str(port)
+
+
+def _hosts_inside(plan: Plan, where: Mapping[str, Location], mirror_host: str | None) -> Iterator[str]:
+    """The hosts that no proxy is asked for: the gateways, the mirror, and the fleet's own registry."""
+    for host in plan.hosts:
+        if host.kind == "gateway":
+            yield from dict.fromkeys((where[host.name].address, *where[host.name].connect_from))
+    if mirror_host:
+        yield mirror_host.strip("[]")
+    if plan.spec.mirror.registry:
+        yield plan.spec.mirror.registry.rpartition(":")[0].strip("[]")
 
 
 def apt_sources(chosen: tuple[str, Distribution], base: str) -> str:

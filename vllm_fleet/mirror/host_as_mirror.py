@@ -23,14 +23,14 @@ _ROLE = "mirror"
 
 
 def role_variables(
-    plan: Plan, catalog: Catalog, port: int, apt_sources: str, registry_address: str | None
+    plan: Plan, catalog: Catalog, listen: str, apt_sources: str, registry_address: str | None
 ) -> dict[str, Any]:
     """The variables of the role mirror.
 
     Args:
         plan: the fleet.
         catalog: the recipes.
-        port: where the mirror listens.
+        listen: where the mirror listens, as nginx has it.
         apt_sources: apt sources of the archives in the mirror's own folder; empty for a mirror without packages.
         registry_address: ``host:port`` of its image registry; None for a mirror without images.
 
@@ -65,7 +65,7 @@ def role_variables(
         "mirror_source": str(store.directory),
         "mirror_files": [{"name": name, "sha256": digest} for name, digest in sorted(files.items())],
         "mirror_pages": sorted(set(pages)),
-        "mirror_nginx_config": nginx_config.server_block(DIRECTORY, str(port), ACCESS_LOG),
+        "mirror_nginx_config": nginx_config.server_block(DIRECTORY, listen, ACCESS_LOG),
         "mirror_apt_config": apt_lists.host_apt_config(APT_SOURCES if apt_sources else None),
         "mirror_apt_sources": apt_sources,
         "mirror_registry_config": images,

@@ -4,7 +4,7 @@ It holds types only. The probe imports it for type checkers and never on a host,
 have. The first paragraph of each docstring is what the probe checks; ``docs/manifest.md`` is made from them.
 """
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 
 class FileItem(TypedDict):
@@ -20,6 +20,18 @@ class FileItem(TypedDict):
     mode: NotRequired[str]
     owner: NotRequired[str]
     group: NotRequired[str]
+
+
+class SettingsItem(TypedDict):
+    """A JSON file that contains these values, beside any others.
+
+    A mapping needs these keys, a list these elements. A ``path`` may be the name of the program or its path.
+    """
+
+    role: str
+    kind: Literal["settings"]
+    path: str
+    values: dict[str, Any]
 
 
 class DirectoryItem(TypedDict):
@@ -99,12 +111,18 @@ class UnitItem(TypedDict):
 
 
 class PackageItem(TypedDict):
-    """A Debian package that is installed, at this version where one is given. ``*`` matches anything."""
+    """A Debian package that is installed, or one of its alternatives, at this version where one is given.
+
+    ``*`` in a version matches anything. ``systems`` limits the item to hosts whose ``ID-VERSION_ID`` in /etc/os-release
+    is one of them.
+    """
 
     role: str
     kind: Literal["package"]
     name: str
     version: NotRequired[str]
+    alternatives: NotRequired[list[str]]
+    systems: NotRequired[list[str]]
 
 
 class HoldsItem(TypedDict):
@@ -126,6 +144,7 @@ class TrafficItem(TypedDict):
 
 Item = (
     FileItem
+    | SettingsItem
     | DirectoryItem
     | LinkItem
     | StoreItem

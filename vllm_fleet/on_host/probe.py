@@ -60,6 +60,7 @@ VETO_TEXTS = {
     "too_few_cores": "has %d cores, its class needs %d",
     "too_little_memory": "has %.1f GiB of memory, its class needs %.1f",
     "wrong_machine": "is %s, its class is %s",
+    "wrong_system": "has %s, and the roles support %s: use one of those",
 }
 #: systemd's ActiveState -> state; every other one is a change from one of these to another.
 ACTIVE_STATES = {"inactive": "inactive", "failed": "failed", "active": "active"}
@@ -112,6 +113,19 @@ def check_file(item: items.FileItem) -> tuple[str, str] | None:
         if digest.hexdigest() != item["sha256"]:
             return differs("wrong_content")
     return _attributes(item, info)
+
+
+def check_settings(item: items.SettingsItem) -> tuple[str, str] | None:
+    """A JSON file that contains these values, beside any others."""
+    from vllm_fleet.on_host import docker_engine
+
+    if _lstat(item["path"]) is None:
+        return differs("missing")
+    try:
+        settings = docker_engine.read_settings(item["path"])
+    except ValueError:
+        return differs("wrong_content")
+    return None if docker_engine.same_value(settings, item["values"]) else differs("wrong_content")
 
 
 def check_directory(item: items.DirectoryItem) -> tuple[str, str] | None:
@@ -269,12 +283,23 @@ def installed_packages(patterns: list[str]) -> dict[str, tuple[str, bool]]:
 
 def check_package(item: items.PackageItem, packages: Mapping[str, tuple[str, bool]]) -> tuple[str, str] | None:
     """An installed package, at a version if the item has one (``*`` matches anything)."""
-    if item["name"] not in packages:
+    name = next((name for name in (item["name"], *item.get("alternatives", ())) if name in packages), None)
+    if name is None:
         return differs("not_installed")
-    version = packages[item["name"]][0]
+    version = packages[name][0]
     if "version" in item and not fnmatch.fnmatchcase(version, item["version"]):
         return differs("wrong_version", version, item["version"])
     return None
+
+
+def read_system() -> str:
+    """``ID-VERSION_ID`` of /etc/os-release, such as ``debian-12``; empty without such a file."""
+    try:
+        with open("/etc/os-release") as file:
+            pairs = dict(line.strip().split("=", 1) for line in file if "=" in line)
+    except (OSError, ValueError):
+        return ""
+    return "-".join(pairs.get(key, "").strip("\"'") for key in ("ID", "VERSION_ID")).strip("-")
 
 
 def check_holds(item: items.HoldsItem, packages: Mapping[str, tuple[str, bool]]) -> tuple[str, str] | None:
@@ -334,6 +359,9 @@ def check_facts(facts: Mapping[str, Any]) -> list[dict[str, str]]:
         vetoes["too_little_memory"] = (memory, facts["memory_gib_min"])
     if facts.get("machine") and machine != facts["machine"]:
         vetoes["wrong_machine"] = (machine, facts["machine"])
+    system = read_system()
+    if facts.get("systems") and system not in facts["systems"]:
+        vetoes["wrong_system"] = (system or "an unknown system", ", ".join(facts["systems"]))
     return [{"code": code, "why": VETO_TEXTS[code] % values} for code, values in vetoes.items()]
 
 
@@ -348,6 +376,7 @@ def checks_by_kind(
     """
     return {
         "file": check_file,
+        "settings": check_settings,
         "directory": check_directory,
         "link": check_link,
         "store": check_store,
@@ -367,9 +396,11 @@ def probe(manifest: Mapping[str, Any]) -> dict[str, Any]:
     Where the manifest names a vendor of GPUs, ``facts`` holds what the host reports about them; the controller judges
     those.
     """
-    wanted = manifest["items"]
+    system = read_system()
+    wanted = [item for item in manifest["items"] if system in item.get("systems", (system,))]
     states = unit_states([item["name"] for item in wanted if item["kind"] == "unit"])
-    names = [item["name"] for item in wanted if item["kind"] == "package"]
+    packages = [item for item in wanted if item["kind"] == "package"]
+    names = [name for item in packages for name in (item["name"], *item.get("alternatives", ()))]
     patterns = [pattern for item in wanted if item["kind"] == "holds" for pattern in item["patterns"]]
     checks = checks_by_kind(states, installed_packages([*names, *patterns]))
     drift = []
@@ -383,7 +414,12 @@ def probe(manifest: Mapping[str, Any]) -> dict[str, Any]:
             state, why = difference
             drift.append({"role": item["role"], "kind": item["kind"], "what": what, "state": state, "why": why})
     facts = manifest.get("facts") or {}
-    report: dict[str, Any] = {"drift": drift, "veto": check_facts(facts)}
+    from vllm_fleet.on_host import neighbours
+
+    report: dict[str, Any] = {
+        "drift": drift,
+        "veto": check_facts(facts) + neighbours.find_conflicts({**manifest, "items": wanted}, drift),
+    }
     if "gpu_vendor" in facts:
         # Only hosts with GPUs get this module.
         from vllm_fleet.on_host import gpu_facts

@@ -14,7 +14,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.edge.ssh_target import Target
-from vllm_fleet.facts.states import NOT_RUNNING, DriftState
+from vllm_fleet.facts.states import NEIGHBOURS, NOT_RUNNING, DriftState
 from vllm_fleet.fleet import host_facts
 from vllm_fleet.inventory import Site, SiteHost
 from vllm_fleet.inventory import load as load_site
@@ -102,12 +102,9 @@ def blocking_errors(reports: Mapping[str, Report]) -> list[FleetError]:
         if report.error:
             hint = f"repair it, or leave it out with -e fleet_unreachable=skip or --limit 'all:!{report.host}'"
             errors.append(FleetError(report.error, hint, host=report.host, code=ErrorCode.WORK_FAILED))
-        errors += [
-            FleetError(
-                veto.text, "correct host_class in fleet.yml or the host", host=report.host, code=ErrorCode.REFUSED
-            )
-            for veto in report.veto
-        ]
+        for veto in report.veto:
+            hint = "" if veto.code in NEIGHBOURS else "correct host_class in fleet.yml or the host"
+            errors.append(FleetError(veto.text, hint, host=report.host, code=ErrorCode.REFUSED))
     return errors
 
 

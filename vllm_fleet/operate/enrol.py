@@ -18,6 +18,7 @@ from vllm_fleet.edge import openssh, ssh_options, ssh_scan
 from vllm_fleet.edge.connection import NoAnswerError
 from vllm_fleet.edge.ssh_scan import Address
 from vllm_fleet.edge.ssh_target import Target
+from vllm_fleet.facts.notes import describe_state
 from vllm_fleet.facts.recognise import describe_gpus, recognise
 from vllm_fleet.facts.vetoes import counted_gpus
 from vllm_fleet.fleet import plan, ssh_routes
@@ -379,10 +380,12 @@ def access_record(login: Login) -> dict[str, Any]:
 
 
 def _describe(facts: Mapping[str, Any]) -> Iterator[str]:
-    yield describe_gpus(counted_gpus(facts))
+    if gpus := counted_gpus(facts):
+        yield describe_gpus(gpus)
     for key, name in (("driver", "driver"), ("cuda", "CUDA up to"), ("rocm", "ROCm")):
         if facts.get(key):
             yield f"{name} {facts[key]}"
+    yield from describe_state(facts)
 
 
 def host_record(host: IdentifiedHost) -> dict[str, Any]:

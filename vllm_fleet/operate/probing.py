@@ -79,7 +79,9 @@ class Report:
 
 def probe_input(manifest: Manifest) -> str:
     """The standard input of the probe: compact JSON, which Python encodes in C."""
-    return json.dumps({"facts": dict(manifest.facts), "items": manifest.items}, separators=(",", ":"))
+    return json.dumps(
+        {"facts": dict(manifest.facts), "items": manifest.items, "ports": manifest.ports}, separators=(",", ":")
+    )
 
 
 def remote_command(user: str, manifest: Manifest, *, password: bool = False) -> str:
@@ -90,7 +92,7 @@ def remote_command(user: str, manifest: Manifest, *, password: bool = False) -> 
         manifest: what the host is compared with.
         password: whether sudo may ask for a password.
     """
-    modules = ("gpu_facts",) if "gpu_vendor" in manifest.facts else ()
+    modules = ("docker_engine", "neighbours", *(("gpu_facts",) if "gpu_vendor" in manifest.facts else ()))
     return ssh.python_command(user, ssh.pack_program("probe", *modules), password=password)
 
 

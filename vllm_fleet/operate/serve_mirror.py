@@ -8,8 +8,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
+from vllm_fleet.base.addresses import host_port
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.mirror import image_store, nginx_config
@@ -24,25 +25,12 @@ def serve_until_ended(store: Store, plan: Plan) -> None:
     Raises:
         FleetError: the fleet's mirror is not on this machine, a program is missing, or one failed.
     """
-    mirror = plan.spec.mirror
-    if mirror.url is None:
-        raise plan.document.error(
-            ("mirror", "url"),
-            "is missing, so the address to serve at is unknown",
-            "give the address of this machine, such as http://10.0.0.5:8070",
-        )
-    parts = urlsplit(mirror.url)
-    if parts.scheme != "http":
-        raise plan.document.error(
-            ("mirror", "url"),
-            "is https, which --serve does not support",
-            "serve the directory with your own web server",
-        )
+    mirror, parts = plan.spec.mirror, _served_address(plan)
     with tempfile.TemporaryDirectory(prefix="vllm-fleet-mirror-") as state:
-        programs = [("nginx", start_nginx(store, f"{parts.hostname}:{parts.port or 80}", Path(state)))]
+        programs = [("nginx", start_nginx(store, host_port(str(parts.hostname), parts.port or 80), Path(state)))]
         try:
             if mirror.registry_port:
-                listen = f"{parts.hostname}:{mirror.registry_port}"
+                listen = host_port(str(parts.hostname), mirror.registry_port)
                 programs.append(("docker-registry", start_registry(store, listen, Path(state))))
             name, code = _first_to_end(programs)
         finally:
@@ -51,6 +39,37 @@ def serve_until_ended(store: Store, plan: Plan) -> None:
                 process.wait()
     if code:
         raise FleetError(f"{name} ended with {code}", "its own message is above", code=ErrorCode.WORK_FAILED)
+
+
+def check_servable(plan: Plan) -> None:
+    """Checks what can be checked before the mirror is filled.
+
+    Raises:
+        FleetError: the fleet's mirror is not one that this machine can serve, or a program is missing.
+    """
+    _served_address(plan)
+    _find_program("nginx", "nginx-light")
+    if plan.spec.mirror.registry_port:
+        _find_program("docker-registry", "docker-registry")
+
+
+def _served_address(plan: Plan) -> SplitResult:
+    """The address at which this machine serves the fleet's mirror."""
+    mirror = plan.spec.mirror
+    if mirror.url is None:
+        raise plan.document.error(
+            ("mirror", "url"),
+            "is missing, so the address to serve at is unknown",
+            "give the address of this machine, such as http://10.0.0.5:8070",
+        )
+    address = urlsplit(mirror.url)
+    if address.scheme != "http":
+        raise plan.document.error(
+            ("mirror", "url"),
+            "is https, which --serve does not support",
+            "serve the directory with your own web server",
+        )
+    return address
 
 
 def _first_to_end(programs: Sequence[tuple[str, subprocess.Popen[bytes]]]) -> tuple[str, int]:

@@ -26,6 +26,8 @@ def driver_errors(catalog: Catalog) -> Iterator[FleetError]:
                 yield document.error(at, f"there is no repository {repository!r}", "correct the name")
         if not any(name in row.releases for row in drivers.classes.values()):
             yield document.error(("releases", name), "is the driver of no class", "remove it")
+        for message, hint in _systems(catalog, release):
+            yield document.error(("releases", name, "packages"), message, hint)
     yield from _toolkit(catalog)
     for name, row in drivers.classes.items():
         family = catalog.classes.get(name)
@@ -34,6 +36,23 @@ def driver_errors(catalog: Catalog) -> Iterator[FleetError]:
             continue
         for message, hint in (*_sizes(family, row), *_releases(catalog, family, row)):
             yield document.error(("classes", name), message, hint)
+
+
+def _systems(catalog: Catalog, release: DriverRelease) -> Iterator[tuple[str, str]]:
+    """Each system has its packages in every repository of the release, and a name has one version in all of them."""
+    repositories = [
+        catalog.drivers.repositories[name] for name in release.repositories if name in catalog.drivers.repositories
+    ]
+    for entry in release.packages:
+        for system in entry.systems:
+            if any(system not in row.systems and "any" not in row.systems for row in repositories):
+                yield f"one of its repositories has nothing for {system}", "add it to 'systems' there"
+    # All pins are in one file.
+    versions: dict[str, str] = {}
+    for entry in release.packages:
+        for name, version in entry.all_packages.items():
+            if versions.setdefault(name, version) != version:
+                yield f"{name} is at {versions[name]} and at {version}", "use one version"
 
 
 def _toolkit(catalog: Catalog) -> Iterator[FleetError]:
@@ -68,10 +87,14 @@ def _releases(catalog: Catalog, family: HostClass, row: ClassDriver) -> Iterator
             yield f"{name} is a driver of {release.vendor}", "name one of the class's vendor"
             continue
         yield from _bounds(family, row, release)
-        if row.fabric_manager and release.fabric_manager is None:
-            yield f"{name} has no fabric manager", "add it to the release"
-        if row.imex and not release.imex:
-            yield f"{name} has no IMEX", "add it to the release"
+        for entry in release.packages:
+            on = ", ".join(entry.systems)
+            if row.fabric_manager and not entry.fabric_manager:
+                yield f"{name} has no fabric manager on {on}", "add it to the release"
+            if row.subnet_manager and not entry.subnet_manager:
+                yield f"{name} has no subnet manager on {on}", "add it to the release"
+            if row.imex and not entry.imex:
+                yield f"{name} has no IMEX on {on}", "add it to the release"
         machine = family.facts.machine or "x86_64"
         for repository in release.repositories:
             known = catalog.drivers.repositories.get(repository)

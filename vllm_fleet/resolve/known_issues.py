@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from vllm_fleet.catalogue.catalogue import Catalog
@@ -30,6 +33,40 @@ def concerning(catalog: Catalog, deployment: Deployment, features: tuple[Feature
         deployment.env,
     )
     return [issue for issue in catalog.known_issues.issues if selects(issue.when, combination)]
+
+
+@dataclass(frozen=True)
+class ShownIssue:
+    """A known issue that a log shows.
+
+    Attributes:
+        issue: the issue.
+        line: the number of the first line that shows it, from 1 on.
+        text: that line, as it is in the log.
+        count: how many lines show it.
+    """
+
+    issue: KnownIssue
+    line: int
+    text: str
+    count: int
+
+
+def find_shown(issues: Iterable[KnownIssue], lines: Iterable[str]) -> list[ShownIssue]:
+    """The issues whose symptom a log shows, in the order in which they appear.
+
+    Args:
+        issues: the known issues.
+        lines: the lines of the log.
+    """
+    symptoms = [(issue, re.compile(issue.symptom)) for issue in issues if issue.symptom]
+    shown: dict[str, ShownIssue] = {}
+    for number, line in enumerate(lines, 1):
+        for issue, symptom in symptoms:
+            if symptom.search(line):
+                first = shown.get(issue.id, ShownIssue(issue, number, line, 0))
+                shown[issue.id] = ShownIssue(issue, first.line, first.text, first.count + 1)
+    return list(shown.values())
 
 
 def record(issue: KnownIssue) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import raise_all
 from vllm_fleet.catalogue.engine_names import EngineNames
-from vllm_fleet.resolve.provenance import Origin
+from vllm_fleet.resolve.parallelism import parallelism_errors
+from vllm_fleet.resolve.provenance import Origin, error_at
 from vllm_fleet.schema.recipe import Engine
 
 #: Flags that the renderer sets for each instance; neither a rule nor an override may.
@@ -24,45 +25,64 @@ def check_names(
     env: Mapping[str, Any],
     provenance: Mapping[str, Origin],
 ) -> None:
-    """Checks every name, and every value with a list of choices.
+    """Checks every name, every value with a list of choices, and what spreads an instance further than planned.
 
     Raises:
-        FleetError: a name that the release does not read, with the place that sets it.
+        FleetError: names that the release does not read, and values that are not taken, with the places that set
+            them; the first error carries the others.
     """
+    raise_all(
+        [
+            *(error_at(provenance, key, what, hint) for key, what, hint in _name_faults(names, engine, args, env)),
+            *parallelism_errors(names, args, env, provenance),
+        ]
+    )
 
-    def error(key: str, message: str, hint: str) -> FleetError:
-        origin = next(o for name, o in provenance.items() if name == key or name.startswith(f"{key}."))
-        return FleetError(message, hint, origin.place, key=key)
 
-    def unread(group: str, name: str, what: str) -> FleetError:
+def _name_faults(
+    names: EngineNames, engine: Engine, args: Mapping[str, Any], env: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    """The key, message and hint of each error."""
+
+    def unread(group: str, name: str, what: str) -> tuple[str, str, str]:
         message = f"{engine.id} does not read the {what} {name!r}"
-        return error(f"{group}.{name}", message, "see recipes/engines/names for what it reads")
+        return f"{group}.{name}", message, "see recipes/engines/names for what it reads"
 
     for name, value in args.items():
         key = f"args.{name}"
         if name in RENDERED_FLAGS:
-            raise error(key, f"{name!r} is set for each instance by the project", "remove it")
-        if name in UNSAFE_FLAGS and value is not False:
-            raise error(key, f"{name!r} lets the model's repository run code on the host", "remove it")
-        if name not in names.flags:
-            raise unread("args", name, "flag")
-        flag = names.flags[name]
-        if value is False and not flag.get("negatable"):
-            raise error(key, f"{name!r} cannot be set to false", "leave it out (null removes it)")
-        if flag["type"] in ("int", "float") and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise error(key, f"{name!r} is {value!r}, not a number", "write a number without quotes")
-        choices = names.tool_call_parsers if name == "tool-call-parser" else flag.get("choices")
-        if choices and flag["type"] != "list" and value not in choices:
-            known = ", ".join(map(str, sorted(choices, key=str)))
-            raise error(key, f"{engine.id} does not take {value!r} for {name!r}", f"it takes {known}")
+            yield key, f"{name!r} is set for each instance by the project", "remove it"
+        elif name in UNSAFE_FLAGS and value is not False:
+            yield key, f"{name!r} lets the model's repository run code on the host", "remove it"
+        elif name not in names.flags:
+            yield unread("args", name, "flag")
+        elif fault := _value_fault(names, engine, name, value):
+            yield key, *fault
     passes = args["compilation-config"].get("pass_config", {}) if _is_mapping(args, "compilation-config") else {}
     if not isinstance(passes, Mapping):
-        raise error(f"args.{_PASSES}", f"{_PASSES!r} is {passes!r}, not a mapping", "write its keys below it")
+        yield f"args.{_PASSES}", f"{_PASSES!r} is {passes!r}, not a mapping", "write its keys below it"
+        passes = {}
     for name in _unknown_keys(names, args, passes):
-        raise unread("args", name, "key")
+        yield unread("args", name, "key")
     for name in env:
         if not names.reads(f"env.{name}", engine.accelerator):
-            raise unread("env", name, "environment variable")
+            yield unread("env", name, "environment variable")
+
+
+def _value_fault(names: EngineNames, engine: Engine, name: str, value: Any) -> tuple[str, str] | None:
+    """What is wrong with the value of a known flag, and what to do."""
+    flag = names.flags[name]
+    if value is False and not flag.get("negatable"):
+        return f"{name!r} cannot be set to false", "leave it out (null removes it)"
+    if flag["type"] in ("int", "float") and (isinstance(value, bool) or not isinstance(value, int | float)):
+        return f"{name!r} is {value!r}, not a number", "write a number without quotes"
+    if flag["type"] == "int" and isinstance(value, float):
+        return f"{name} is {value!r}, not a whole number", "write it without a decimal point"
+    choices = names.tool_call_parsers if name == "tool-call-parser" else flag.get("choices")
+    if choices and flag["type"] != "list" and value not in choices:
+        known = ", ".join(map(str, sorted(choices, key=str)))
+        return f"{engine.id} does not take {value!r} for {name!r}", f"it takes {known}"
+    return None
 
 
 def _is_mapping(args: Mapping[str, Any], name: str) -> bool:

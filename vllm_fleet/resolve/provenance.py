@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.spellings import Spelled
 
 
@@ -28,3 +30,19 @@ class Origin:
         """The provenance entry of the JSON contract."""
         record = {"file": self.file, "rule": self.rule, "why": self.why, "source": self.source}
         return {**record, "spelling": self.spelling.record()} if self.spelling else record
+
+
+def error_at(
+    provenance: Mapping[str, Origin], key: str, message: str, hint: str, code: ErrorCode = ErrorCode.BAD_INPUT
+) -> FleetError:
+    """An error about a value, with the place that sets it.
+
+    Args:
+        provenance: the origin of each value.
+        key: of the value, or of a mapping that has it; ``args.`` or ``env.`` with its name.
+        message: what is wrong.
+        hint: what to do.
+        code: the kind of error.
+    """
+    origin = next(origin for name, origin in provenance.items() if name == key or name.startswith(f"{key}."))
+    return FleetError(message, hint, origin.place, key=key, code=code)

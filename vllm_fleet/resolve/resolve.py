@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import FleetError, raise_all
 from vllm_fleet.base.merge import leaves, merge
 from vllm_fleet.catalogue import engine_locks, spellings
 from vllm_fleet.catalogue.catalogue import Catalog
@@ -133,6 +133,7 @@ def combination(catalog: Catalog, question: Question) -> tuple[Combination, Supp
     Raises:
         FleetError: an unknown name, or a class, engine or install form that cannot be.
     """
+    _check_known(catalog, question)
     host = catalog.host_class(question.host_class)
     model = catalog.model(question.model)
     if host.family.status == "unsupported":
@@ -142,6 +143,18 @@ def combination(catalog: Catalog, question: Question) -> tuple[Combination, Supp
     form = choose_install(engine, question.install, host.machine, question.locks)
     combined = Combination(host, engine, form, model.name, question.profile, question.features)
     return replace(combined, tensor_parallel=_tensor_parallel(catalog, model, combined, question.overrides)), support
+
+
+def _check_known(catalog: Catalog, question: Question) -> None:
+    """Raises FleetError with every name of a request that the catalogue does not have."""
+    asked = ((catalog.host_class, question.host_class), (catalog.model, question.model))
+    errors: list[FleetError] = []
+    for find, name in (*asked, *([(catalog.engine, question.engine)] if question.engine else [])):
+        try:
+            find(name)
+        except FleetError as fault:
+            errors.append(fault)
+    raise_all(errors)
 
 
 def _tensor_parallel(catalog: Catalog, model: Model, combined: Combination, overrides: Overrides | None) -> int:

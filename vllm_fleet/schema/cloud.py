@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from vllm_fleet.schema.recipe import Cloud, Name, PrivateNetwork, Strict
+from vllm_fleet.base.field_types import WHOLE, Day, SshPublicKey
+from vllm_fleet.schema.recipe import Cloud, Line, Name, PrivateNetwork, Strict
 
 #: The ways to get a host. ``recipes/clouds`` has each cloud's own names for them.
 CapacityKind = Literal["on-demand", "spot", "reservation", "capacity-block", "flex-start", "contract"]
@@ -52,10 +54,14 @@ class CloudTable(Strict):
 class Purchase(Strict):
     """An order for capacity, which costs money when the stack is created. Nothing is bought without it."""
 
-    offering_id: str = Field(min_length=3, description="The offering, as the cloud's search names it.")
-    duration_hours: int = Field(gt=0, le=4368, multiple_of=24, description="Length of the block in hours: whole days.")
+    offering_id: Line = Field(min_length=3, description="The offering, as the cloud's search names it.")
+    duration_hours: Annotated[int, Field(gt=0, le=4368, multiple_of=24), WHOLE] = Field(
+        description="Length of the block in hours: whole days."
+    )
     accept_cost_usd: float = Field(
-        gt=0, description="The whole price in US dollars that you accept; at another price nothing is bought."
+        gt=0,
+        le=10_000_000,
+        description="The whole price in US dollars that you accept; at another price nothing is bought.",
     )
 
 
@@ -63,7 +69,7 @@ class Capacity(Strict):
     """How a pool's hosts are rented."""
 
     kind: CapacityKind = Field(default="on-demand", description="The way to rent hosts.")
-    id: str | None = Field(default=None, description="The reservation or capacity block.")
+    id: Line | None = Field(default=None, description="The reservation or capacity block.")
     purchase: Purchase | None = Field(default=None, description="Buys the capacity block. Costs money.")
 
     @model_validator(mode="after")
@@ -84,27 +90,27 @@ class Placement(Strict):
     region: Zone = Field(description="The region, as the cloud names it.")
     zone: Zone | None = Field(default=None, description="The zone. 'zones' gives several zones instead.")
     zones: list[Zone] = Field(
-        default=[], description="Zones in order: where one has no capacity, the next 'pulumi up' takes the next one."
+        default=[],
+        max_length=16,
+        description="Zones in order: where one has no capacity, the next 'pulumi up' takes the next one.",
     )
     network: PrivateNetwork | None = Field(
         default="10.60.0.0/16",
         description="Private range of the hosts' network, the same for all pools of a region, project or compartment. "
         "Networks that are joined need different ones. It cannot be changed later: hosts cannot move.",
     )
-    shape: str | None = Field(
+    shape: Line | None = Field(
         default=None, description="An instance type of the host class. Default: the first one of recipes/clouds."
     )
     capacity: Capacity = Field(default_factory=Capacity, description="How the hosts are rented. Default: on demand.")
-    disk_gib: int = Field(
-        default=200, ge=50, le=16384, description="Size of the root disk in GiB. Engines take about 20 GiB each."
+    disk_gib: Annotated[int, Field(ge=50, le=16384), WHOLE] = Field(
+        default=200, description="Size of the root disk in GiB. Engines take about 20 GiB each."
     )
-    model_disk_gib: int = Field(
+    model_disk_gib: Annotated[int, Field(ge=0, le=65536), WHOLE] = Field(
         default=0,
-        ge=0,
-        le=65536,
         description="Size in GiB of a separate disk for model weights. 0: the host's own NVMe, or the root disk.",
     )
-    image: str | None = Field(
+    image: Line | None = Field(
         default=None,
         description="'latest' moves hosts to the newest image, an image's id pins it. "
         "Default: the image that was newest when the host was made.",
@@ -178,8 +184,8 @@ class GcpPlacement(_Zoned):
 
     project: Annotated[str, Field(pattern=r"^[a-z][a-z0-9:.-]{4,}$")] = Field(description="The id of the project.")
     secure_boot: bool = Field(default=False, description="Needs an image whose driver modules are signed.")
-    run_hours: int | None = Field(
-        default=None, gt=0, le=168, description="How long flex-start hosts may live, in hours; 168 at most."
+    run_hours: Annotated[int, Field(gt=0, le=168), WHOLE] | None = Field(
+        default=None, description="How long flex-start hosts may live, in hours; 168 at most."
     )
 
     @property
@@ -244,7 +250,28 @@ class DigitalOceanPlacement(Placement):
         return self
 
 
-#: The placement of every cloud whose hosts are rented; that of the lab is checked by the lab.
+def _lab_network(value: str) -> str:
+    try:
+        network = ipaddress.IPv4Network(value)
+    except ValueError as fault:
+        raise ValueError(f"is {value!r}: {fault}; give an IPv4 network such as 10.77.0.0/24") from None
+    if network.prefixlen > 29 or not network.is_private:
+        raise ValueError(f"is {value!r}: give a private IPv4 network of 8 addresses or more")
+    return value
+
+
+class LabPlacement(Strict):
+    """Where the hosts of the lab are: systemd hosts of this machine."""
+
+    #: A network interface of Linux has at most 15 characters.
+    bridge: str = Field(pattern=r"^[a-z][a-z0-9-]{0,14}$", description="The bridge on this machine that they share.")
+    subnet: Annotated[str, AfterValidator(_lab_network)] = Field(description="The IPv4 network of the bridge.")
+    first: Annotated[int, Field(ge=2, le=65534), WHOLE] | None = Field(
+        default=None, description="The place of the first host in the subnet. Default: 11, and 2 for gateways."
+    )
+
+
+#: The placement of every cloud whose hosts are rented.
 PLACEMENTS: dict[str, type[Placement]] = {
     "aws": AwsPlacement,
     "gcp": GcpPlacement,
@@ -257,11 +284,9 @@ PLACEMENTS: dict[str, type[Placement]] = {
 class Prices(Strict):
     """A fleet's own price list, for ``vllm-fleet plan``."""
 
-    as_of: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = Field(
-        description="The day of the prices: YYYY-MM-DD."
-    )
-    source: str = Field(min_length=3, description="Where the prices come from.")
-    usd_per_hour: dict[str, dict[CapacityKind, Annotated[float, Field(ge=0)]]] = Field(
+    as_of: Day = Field(description="The day of the prices: YYYY-MM-DD.")
+    source: Line = Field(min_length=3, description="Where the prices come from.")
+    usd_per_hour: dict[str, dict[CapacityKind, Annotated[float, Field(ge=0, le=100_000)]]] = Field(
         description="Instance type -> kind of capacity -> US dollars for one host and hour."
     )
 
@@ -276,7 +301,5 @@ class HostKeys(Strict):
     hosts: dict[Name, str] = {}
     keys: dict[
         Name,
-        Annotated[
-            list[Annotated[str, Field(pattern=r"^(ssh-ed25519|ecdsa-sha2-\S+|ssh-rsa) \S+$")]], Field(min_length=1)
-        ],
+        Annotated[list[SshPublicKey], Field(min_length=1)],
     ]

@@ -7,20 +7,21 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from vllm_fleet.base.field_types import Name, Sha256
-from vllm_fleet.schema.recipe import Strict
+from vllm_fleet.schema.recipe import Machine, Strict
 
 Vendor = Literal["nvidia", "amd"]
 #: ``managed``: the project installs it. ``verified``: the image's own is judged and held, never replaced.
 DriverMode = Literal["managed", "verified"]
 Version = Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
-#: A Debian version, at its end perhaps ``*`` for what the packagers count: apt takes it nowhere else.
-VersionPattern = Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.+:~-]*\*?$")]
+#: A Debian version, at its end perhaps ``*`` for what the packagers count: apt takes it nowhere else. ``*`` alone for a
+#: distribution's package at any version.
+VersionPattern = Annotated[str, Field(pattern=r"^([0-9][0-9A-Za-z.+:~-]*\*?|\*)$")]
 #: ``ID-VERSION_ID`` of /etc/os-release.
 System = Annotated[str, Field(pattern=r"^[a-z]+-[0-9.]+$")]
 
 
 class AptSource(Strict):
-    """Where one system's packages lie: a flat repository has the suite ``/`` and no components."""
+    """The location of the packages of one system: a flat repository has the suite ``/`` and no components."""
 
     uri: str = Field(pattern=r"^(https?://|file:/)\S+$")
     suites: list[str] = Field(min_length=1)
@@ -38,22 +39,50 @@ class SigningKey(Strict):
     sha256: Sha256 | None = None
 
 
+class SystemSource(AptSource):
+    """The packages of one system in a vendor's repository."""
+
+    #: The key that signs them, where it is not the key of the repository.
+    key: SigningKey | None = None
+    #: The processors that it has packages for, where it lacks some of those of the repository.
+    machines: list[Machine] = []
+
+
 class Repository(Strict):
     """A vendor's apt repository. ``{machine}`` in a URI is replaced by the repository's name of the processor."""
 
-    systems: dict[System | Literal["any"], AptSource] = Field(min_length=1)
-    machines: dict[Literal["x86_64", "aarch64"], str]
+    systems: dict[System | Literal["any"], SystemSource] = Field(min_length=1)
+    machines: dict[Machine, str]
     key: SigningKey
     #: What apt's preferences call it wherever it lies: ``o=`` its Origin or ``l=`` its Label.
     pin: str = Field(default="", pattern=r"^([ol]=[^,\n]+)?$")
     source: str = Field(min_length=10)
 
 
-class FabricManager(Strict):
-    """The service of NVSwitch hosts, which must have exactly the driver's version."""
+class SystemPackages(Strict):
+    """The packages of a driver on some systems, at exact versions."""
 
+    systems: list[System] = Field(min_length=1)
     packages: dict[Name, VersionPattern] = Field(min_length=1)
-    unit: str
+    #: The service of hosts with NVSwitches, which must have exactly the driver's version.
+    fabric_manager: dict[Name, VersionPattern] = {}
+    #: The subnet manager of NVLink 5, which the fabric manager starts.
+    subnet_manager: dict[Name, VersionPattern] = {}
+    #: The service that lends memory between hosts of one NVLink network, which stops at another driver's version.
+    imex: dict[Name, VersionPattern] = {}
+    source: str = Field(min_length=10)
+
+    @property
+    def all_packages(self) -> dict[str, str]:
+        """Every package of these systems, also those that only some hosts get."""
+        return {**self.packages, **self.fabric_manager, **self.subnet_manager, **self.imex}
+
+
+class DependencyPin(Strict):
+    """A pin for packages that the named ones depend on: patterns of names, and their version."""
+
+    names: list[str] = Field(min_length=1)
+    version: VersionPattern
 
 
 class DriverRelease(Strict):
@@ -69,21 +98,34 @@ class DriverRelease(Strict):
     #: Open kernel modules, the only ones for Blackwell and NVIDIA's choice from Turing on.
     open_modules: bool
     repositories: list[str] = Field(min_length=1)
-    packages: dict[Name, VersionPattern] = Field(min_length=1)
+    #: For each system, once: vendors name and split packages differently on each.
+    packages: list[SystemPackages] = Field(min_length=1)
+    #: Pins for what these packages depend on; without them apt takes the newest, which does not fit.
+    dependencies: DependencyPin | None = None
+    #: The oldest kernel that its module does not build for; None if no such kernel is known.
+    kernel_below: str | None = Field(default=None, pattern=r"^\d+\.\d+$")
     #: Of the kernel that runs, whose version is added: modules that a distribution keeps apart and its own one needs.
     kernel_modules: list[Name] = []
-    fabric_manager: FabricManager | None = None
-    #: The service that lends memory between hosts of one NVLink network, which stops at another driver's version.
-    imex: dict[Name, VersionPattern] = {}
+    fabric_manager_unit: str | None = None
     source: str = Field(min_length=10)
 
     @model_validator(mode="after")
     def _fits_its_vendor(self) -> DriverRelease:
         if (self.vendor == "nvidia") != (self.cuda is not None) or (self.vendor == "amd") != (self.rocm is not None):
             raise ValueError("a driver of NVIDIA names 'cuda', one of AMD names 'rocm'")
-        if (self.fabric_manager or self.imex) and self.vendor != "nvidia":
-            raise ValueError("only NVIDIA has a fabric manager, and IMEX")
+        switched = any(system.fabric_manager or system.subnet_manager or system.imex for system in self.packages)
+        if switched and self.vendor != "nvidia":
+            raise ValueError("only NVIDIA has a fabric manager, a subnet manager and IMEX")
+        if switched != (self.fabric_manager_unit is not None):
+            raise ValueError("packages of a fabric manager and 'fabric_manager_unit' belong together")
+        systems = [system for row in self.packages for system in row.systems]
+        if twice := sorted({system for system in systems if systems.count(system) > 1}):
+            raise ValueError(f"{twice[0]} is in two entries of 'packages'")
         return self
+
+    def packages_for(self, system: str) -> SystemPackages | None:
+        """The packages of a system; None: the recipes have none for it."""
+        return next((row for row in self.packages if system in row.systems), None)
 
 
 class ClassDriver(Strict):
@@ -95,8 +137,10 @@ class ClassDriver(Strict):
     driver_below: str | None = Field(default=None, pattern=r"^\d+(\.\d+)*$")
     #: Sizes of the class whose hosts have NVSwitches of their own.
     fabric_manager: list[int] = []
-    #: Further packages of those hosts with versions of their own: the newest is installed once, and held.
-    fabric_packages: list[Name] = []
+    #: Whether those hosts need the subnet manager of NVLink 5, and the InfiniBand modules through which it works.
+    subnet_manager: bool = False
+    #: Of the kernel that runs, for those hosts: modules that a distribution may keep apart.
+    kernel_modules: list[Name] = []
     #: Whether hosts of the class share their NVLink network with others.
     imex: bool = False
     why: str = Field(min_length=10)

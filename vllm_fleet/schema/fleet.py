@@ -6,10 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from vllm_fleet.base.addresses import HostAddress
+from vllm_fleet.base.field_types import MOST_HOSTS, GatewayCount, HostCount, SecretDigest, SshPublicKey, User
 from vllm_fleet.schema.cloud import Prices
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror
 from vllm_fleet.schema.mirror import Mirror
 from vllm_fleet.schema.model_source import ModelSource
+from vllm_fleet.schema.proxy import Proxy
 from vllm_fleet.schema.recipe import (
     Affinity,
     Args,
@@ -18,9 +21,11 @@ from vllm_fleet.schema.recipe import (
     Env,
     Feature,
     Install,
+    Line,
     Machine,
     Name,
     Network,
+    Port,
     Profile,
     Strict,
 )
@@ -39,21 +44,25 @@ class Overrides(Strict):
 #: No option of ``ssh``, no word of a shell.
 _SSH_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:%-]*$"
 _SSH_USER = r"^[A-Za-z_][A-Za-z0-9_.@\\-]*\$?$"
-_PUBLIC_KEY = r"^(ssh-ed25519|ecdsa-sha2-\S+|ssh-rsa) \S+"
 
 
 class StaticHost(Strict):
     """A host that exists already."""
 
-    address: str = Field(description="Name or address at which the controller reaches the host.")
-    port: int = Field(default=22, gt=0, lt=65536, description="Port of its SSH server.")
-    ssh_host_key: str | None = Field(
+    address: HostAddress = Field(
+        description="IPv4 address, IPv6 address or DNS name at which the controller reaches the host by SSH."
+    )
+    port: Port = Field(default=22, description="Port of its SSH server.")
+    ssh_host_key: SshPublicKey | None = Field(
         default=None,
-        pattern=_PUBLIC_KEY,
         description="Its public SSH host key: 'type base64'. Only hosts with a certificate of "
         "access.ssh_host_authorities need none.",
     )
-    user: str | None = Field(default=None, description="Who logs in. Default: access.ssh_user.")
+    user: User | None = Field(default=None, description="Who logs in. Default: access.ssh_user.")
+    private_address: HostAddress | None = Field(
+        default=None,
+        description="Address of one of its interfaces, at which other hosts of the fleet reach it. Default: address.",
+    )
     ssh_alias: str | None = Field(
         default=None,
         pattern=_SSH_NAME,
@@ -65,20 +74,20 @@ class StaticHost(Strict):
 class Pool(Strict):
     """Hosts of one class that serve one model with one profile."""
 
-    host_class: str = Field(
+    host_class: Line = Field(
         description="The kind of host and its number of devices, such as h100-8; 'vllm-fleet matrix' lists them."
     )
     cloud: Cloud = Field(description="Where the hosts come from; 'static' for hosts that exist already.")
     placement: dict[str, Any] = Field(
         default={}, description="Where in the cloud the hosts are, and how they are rented."
     )
-    hosts: int | None = Field(default=None, ge=0, description="The number of hosts. Static pools list them instead.")
+    hosts: HostCount | None = Field(default=None, description="The number of hosts. Static pools list them instead.")
     static: dict[Name, StaticHost] = Field(default={}, description="The hosts of a static pool, by name.")
-    model: str | None = Field(default=None, description="The model to serve. Default: defaults.model.")
+    model: Line | None = Field(default=None, description="The model to serve. Default: defaults.model.")
     profile: Profile | None = Field(
         default=None, description="What the recipe optimises for. Default: defaults.profile."
     )
-    engine: str | None = Field(
+    engine: Line | None = Field(
         default=None, description="The engine of recipes/engines. Default: the newest verified one for the class."
     )
     install: Install | None = Field(
@@ -105,7 +114,7 @@ class Pool(Strict):
 class Tls(Strict):
     """TLS at the gateway."""
 
-    certificate_file: str = Field(
+    certificate_file: Line = Field(
         description="PEM file with the certificate chain and the key, relative to the fleet's folder."
     )
 
@@ -117,7 +126,7 @@ class Gateway(Strict):
         default="gateway",
         description="What the names of the gateways begin with. Two fleets in one inventory need different ones.",
     )
-    hosts: int | None = Field(default=None, ge=0, description="The number of gateways.")
+    hosts: GatewayCount | None = Field(default=None, description="The number of gateways.")
     static: dict[Name, StaticHost] = Field(default={}, description="Gateways that exist already, by name.")
     cloud: Cloud | None = Field(default=None, description="Default: the cloud of the first pool.")
     placement: dict[str, Any] = Field(default={}, description="What differs from the placement of the first pool.")
@@ -125,23 +134,36 @@ class Gateway(Strict):
         default="none",
         description="'prefix' sends requests with the same beginning to the same host, whose cache has it.",
     )
-    port: int = Field(default=8080, gt=0, lt=65536, description="Port of the API.")
-    tls: Tls | None = Field(default=None, description="Default: the API is served without TLS.")
-    api_keys_file: str = Field(
+    port: Port = Field(default=8080, description="Port of the API.")
+    tls: Tls | None = Field(
+        default=None, description="Default: the API is served without TLS, at private addresses only."
+    )
+    plain: bool = Field(
+        default=False,
+        description="True: the API is served without TLS at public addresses too, where everyone on the way can read "
+        "the API keys. For gateways behind a load balancer that ends TLS.",
+    )
+    api_keys_file: Line = Field(
         default="api-keys.yml",
         description="File with the digests of the API keys, relative to the fleet's folder: name -> 'sha256:<hex>'.",
     )
+
+    @model_validator(mode="after")
+    def _tls_or_plain(self) -> Gateway:
+        if self.tls and self.plain:
+            raise ValueError("is either with 'tls' or 'plain'")
+        return self
 
 
 class Bastion(Strict):
     """A host that SSH passes through on its way to the hosts of a fleet."""
 
-    address: str = Field(pattern=_SSH_NAME, description="Name or address at which the controller reaches the bastion.")
-    port: int = Field(default=22, gt=0, lt=65536, description="Port of its SSH server.")
+    address: HostAddress = Field(description="Name or address at which the controller reaches the bastion.")
+    port: Port = Field(default=22, description="Port of its SSH server.")
     user: str | None = Field(
         default=None, pattern=_SSH_USER, description="Who logs in there. Default: access.ssh_user, or root."
     )
-    ssh_host_key: str = Field(pattern=_PUBLIC_KEY, description="Its public SSH host key: 'type base64'.")
+    ssh_host_key: SshPublicKey = Field(description="Its public SSH host key: 'type base64'.")
 
 
 class Access(Strict):
@@ -149,7 +171,12 @@ class Access(Strict):
 
     ssh_from: list[Network] = Field(default=[], description="Networks that may open SSH, in CIDR form.")
     api_from: list[Network] = Field(default=[], description="Networks that may open the API, in CIDR form.")
-    ssh_user: str | None = Field(
+    engine_to: list[Network] = Field(
+        default=[],
+        description="Networks that vLLM may connect to besides the gateways, such as those of a trace collector or a "
+        "tool server, in CIDR form. A firewall on the hosts refuses all others.",
+    )
+    ssh_user: User | None = Field(
         default=None, description="Who logs in. Default: root, or the user of the cloud's image."
     )
     joined_networks: bool = Field(
@@ -165,7 +192,7 @@ class Access(Strict):
         default=None,
         description="The host through which the controller reaches every host of the fleet. It resolves their names.",
     )
-    ssh_private_key_file: str | None = Field(
+    ssh_private_key_file: Line | None = Field(
         default=None,
         description="Private key, relative to the fleet's folder. Default: ssh's own configuration and agent.",
     )
@@ -174,7 +201,7 @@ class Access(Strict):
         description="Configuration of ssh, relative to the fleet's folder, in place of the user's and the system's. "
         "Default: ~/.ssh/config and /etc/ssh/ssh_config.",
     )
-    ssh_host_authorities: list[Annotated[str, Field(pattern=_PUBLIC_KEY)]] = Field(
+    ssh_host_authorities: list[SshPublicKey] = Field(
         default=[],
         description="Public keys of the certificate authorities whose host certificates are accepted: 'type base64'. "
         "A certificate must name the host's address.",
@@ -196,18 +223,18 @@ class Access(Strict):
 class Defaults(Strict):
     """Values for pools that do not give their own."""
 
-    model: str | None = Field(default=None, description="The model to serve, such as openai/gpt-oss-120b.")
+    model: Line | None = Field(default=None, description="The model to serve, such as openai/gpt-oss-120b.")
     profile: Profile = Field(default="balanced", description="What the recipe optimises for.")
 
 
 class Artifacts(Strict):
     """Where artifacts come from; in paths on the controller ``{cache}`` is the project's cache folder."""
 
-    models: dict[str, ModelSource] = Field(
+    models: dict[Line, ModelSource] = Field(
         default={}, description="Model -> where it comes from; text is a folder with its files on the controller."
     )
-    encodings: str | None = Field(default=None, description="Folder with the vocabularies on the controller.")
-    locks: dict[str, str] = Field(
+    encodings: Line | None = Field(default=None, description="Folder with the vocabularies on the controller.")
+    locks: dict[Line, Line] = Field(
         default={},
         description="Engine -> a lock of your own, made by tools.locks; {machine} is x86_64 or aarch64.",
     )
@@ -238,28 +265,40 @@ class Fleet(Strict):
     mirror: Mirror = Field(
         default_factory=Mirror, description="Where the hosts download from. Default: from the origins."
     )
+    proxy: Proxy | None = Field(
+        default=None, description="The HTTP proxy through which the hosts download. Default: they connect directly."
+    )
     protect: bool = Field(
         default=True, description="Rented hosts and volumes cannot be deleted or replaced until this is false."
     )
     prices: Prices | None = Field(default=None, description="Your own price list for 'vllm-fleet plan'.")
 
+    @model_validator(mode="after")
+    def _is_measured(self) -> Fleet:
+        hosts = sum(len(pool.static) or pool.hosts or 0 for pool in self.pools.values())
+        if hosts > MOST_HOSTS:
+            raise ValueError(
+                f"has {hosts} hosts: docs/performance.md measures {MOST_HOSTS}; split it into several fleets"
+            )
+        return self
+
 
 class ApiKeys(Strict):
     """``api-keys.yml``: the digests of the keys that the gateway takes, by the name of their owner."""
 
-    keys: dict[Name, Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]]
+    keys: dict[Name, SecretDigest]
 
 
 class StackHost(Strict):
     """One host as the stack made it."""
 
-    address: str
+    address: HostAddress
     #: Where the other hosts of the fleet reach it; the same as ``address`` unless given.
-    private_address: str | None = None
-    id: str
-    user: str
-    ssh_host_key: str = Field(pattern=r"^\S+ \S+")
-    zone: str
+    private_address: HostAddress | None = None
+    id: Line
+    user: User
+    ssh_host_key: SshPublicKey
+    zone: Line
 
 
 class Stack(Strict):

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from vllm_fleet.base import paths
-from vllm_fleet.schema.cloud import PLACEMENTS, Placement
+from vllm_fleet.schema.cloud import PLACEMENTS, LabPlacement, Placement
 from vllm_fleet.schema.fleet import Fleet
 
 #: Where the schema is in the checkout.
@@ -33,7 +33,7 @@ def fleet_schema() -> dict[str, Any]:
     It knows every key, type and choice, and which keys ``placement`` has in each cloud. What keys must agree on, such
     as a zone with its region, is checked by ``vllm-fleet check`` alone.
     """
-    models: tuple[type[BaseModel], ...] = (Fleet, Placement, *PLACEMENTS.values())
+    models: tuple[type[BaseModel], ...] = (Fleet, Placement, *_placements().values())
     _, together = models_json_schema([(model, "validation") for model in models], schema_generator=_Generator)
     definitions: dict[str, Any] = together["$defs"]
     for definition in definitions.values():
@@ -45,7 +45,7 @@ def fleet_schema() -> dict[str, Any]:
             "if": {"properties": {"cloud": {"const": cloud}}, "required": ["cloud"]},
             "then": {"properties": {"placement": {"$ref": f"#/$defs/{model.__name__}"}}, "required": ["placement"]},
         }
-        for cloud, model in PLACEMENTS.items()
+        for cloud, model in _placements().items()
     ]
     # A folder on the controller may be given as text.
     sources = definitions["Artifacts"]["properties"]["models"]
@@ -59,6 +59,10 @@ def fleet_schema() -> dict[str, Any]:
         "description": gateway["properties"]["placement"]["description"],
     }
     return {"$schema": _DIALECT, "title": "fleet.yml", **fleet, "$defs": dict(sorted(definitions.items()))}
+
+
+def _placements() -> dict[str, type[BaseModel]]:
+    return {"lab": LabPlacement, **PLACEMENTS}
 
 
 def fleet_schema_text() -> str:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from vllm_fleet.schema.recipe import Name, Strict
+from vllm_fleet.base.addresses import parse_host_port, parse_http_url
+from vllm_fleet.schema.recipe import Line, Name, Port, Strict
 
 
 class Mirror(Strict):
     """The only place that hosts download from: wheels, models, vocabularies, packages, images."""
 
-    url: str | None = Field(
+    url: Annotated[str, AfterValidator(parse_http_url)] | None = Field(
         default=None,
-        pattern=r"^https?://[\w.:\[\]-]+[^/]$",
         description="A mirror that is served already, by 'vllm-fleet mirror --serve' or by you.",
     )
     host: Name | None = Field(
         default=None, description="A host of the fleet that becomes the mirror, such as gateway-0."
     )
-    port: int = Field(default=8070, gt=0, lt=65536, description="Port of the mirror for files.")
-    distribution: str | None = Field(
+    port: Port = Field(default=8070, description="Port of the mirror for files.")
+    distribution: Line | None = Field(
         default=None,
         description="The distribution whose packages the mirror carries: ID-VERSION_ID of the hosts' /etc/os-release. "
         "Default: packages come from the sources in the hosts' image.",
@@ -31,16 +31,15 @@ class Mirror(Strict):
         description="Further packages to carry, such as the kernel headers that a driver is built for: "
         "linux-headers-6.8.0-79-generic.",
     )
-    registry_port: int | None = Field(
-        default=None, gt=0, lt=65536, description="Port of the mirror for images. Default: it carries no images."
+    registry_port: Port | None = Field(
+        default=None, description="Port of the mirror for images. Default: it carries no images."
     )
-    registry: str | None = Field(
+    registry: Annotated[str, AfterValidator(parse_host_port)] | None = Field(
         default=None,
-        pattern=r"^[a-zA-Z0-9.-]+:\d{1,5}$",
         description="host:port of a registry that has every image under its own name. The mirror downloads them from "
         "there; without registry_port the hosts do. Default: the registries in the images' names.",
     )
-    registry_ca_file: str | None = Field(
+    registry_ca_file: Line | None = Field(
         default=None,
         description="PEM file of the CA of that registry, relative to the fleet's folder. Default: no TLS.",
     )

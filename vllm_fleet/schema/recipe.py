@@ -13,9 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from vllm_fleet.base.field_types import Args as Args
 from vllm_fleet.base.field_types import Digest as Digest
 from vllm_fleet.base.field_types import Env as Env
+from vllm_fleet.base.field_types import Line as Line
 from vllm_fleet.base.field_types import ModelFileName as ModelFileName
 from vllm_fleet.base.field_types import Name as Name
 from vllm_fleet.base.field_types import Network as Network
+from vllm_fleet.base.field_types import Port as Port
 from vllm_fleet.base.field_types import PrivateNetwork as PrivateNetwork
 from vllm_fleet.base.field_types import Sha256 as Sha256
 
@@ -72,6 +74,8 @@ class HostClass(Strict):
     memory_gib: float = Field(gt=0)
     #: Of the sizes with more than one device.
     interconnect: Interconnect
+    #: Vendor and device of its GPUs on the PCI bus, by which a host without a driver is recognised.
+    pci_ids: list[Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{4}$")]] = []
     facts: FactChecks = FactChecks()
     status: Literal["supported", "unsupported"] = "supported"
     why: str = Field(min_length=10)

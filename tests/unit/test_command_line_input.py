@@ -1,0 +1,187 @@
+"""The command line as people and scripts use it: wrong options, closed outputs, folders that are files."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vllm_fleet import cli
+from vllm_fleet.base.paths import root
+
+PROGRAM = [sys.executable, "-m", "vllm_fleet"]
+
+
+Run = Callable[..., "Done"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run of the program gave."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs the program's entry point in this process."""
+
+    def call(*arguments: str, **environment: str) -> Done:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["vllm-fleet", *arguments])
+        monkeypatch.chdir(root())
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert isinstance(end.value.code, int)
+        return Done(end.value.code, *capfd.readouterr())
+
+    return call
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    """Runs a line of bash in which ``$FLEET`` is the program."""
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"],
+        cwd=root(),
+        env={**os.environ, "FLEET": " ".join(PROGRAM)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["plan", "--nope", "--json"], "No such option: --nope", "plan --help' shows the options"),
+        (["plam", "--json"], "No such command 'plam'. Did you mean 'plan'?", "--help"),
+        (["recipe", "--json"], "Missing option '--host-class'.", "recipe --help'"),
+        (["plan", "--json", "--prices", "none"], "Invalid value for '--prices'", "--help"),
+        (["explain", "--json"], "Missing argument 'host'.", "--help"),
+    ],
+)
+def test_a_usage_error_with_json_is_json(arguments: list[str], message: str, hint: str, run: Run) -> None:
+    done = run(*arguments)
+    error = json.loads(done.stdout)["error"]
+    assert done.returncode == 2
+    assert done.stderr == ""
+    assert error["code"] == "bad-input"
+    assert error["message"].startswith(message)
+    assert hint in error["hint"]
+
+
+def test_help_and_results_are_the_same_with_json(run: Run) -> None:
+    assert run("plan", "--help", "--json").returncode == 0
+    assert json.loads(run("recipe", "--host-class", "cpu-2", "--model", "openai/gpt-oss-20b", "--json").stdout)
+    assert run("plan", "--nope").returncode == 2
+
+
+def test_a_reader_that_ends_early_gets_no_traceback() -> None:
+    done = shell("$FLEET schema | true")
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)
+    assert shell("$FLEET schema | head -n 1").stderr == ""
+
+
+@pytest.mark.parametrize("command", ["schema", "plan --fleet example-aws", "matrix --json", "--help"])
+def test_a_full_disk_is_one_error(command: str) -> None:
+    done = shell(f"$FLEET {command} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("command", ["schema", "plan --fleet example-aws"])
+def test_closed_outputs_change_nothing(command: str) -> None:
+    assert shell(f"$FLEET {command} >&-").returncode == 0
+    assert shell(f"$FLEET {command} >&- 2>&- <&-").returncode == 0
+    assert shell("$FLEET plan --fleet none >&- 2>&-").returncode == 2
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "..", "../inventories/lab", "/etc", "", ".", "lab\n", "\x1b[2J"])
+@pytest.mark.parametrize("command", ["plan", "check"])
+def test_a_fleet_is_a_name_of_the_list(command: str, name: str, run: Run) -> None:
+    done = run(command, "--fleet", name)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no fleet ")
+    assert "example-aws" in done.stderr
+    assert len(done.stderr) < 300
+    assert done.stderr.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize("folder", ["/nowhere/inventories", "/etc/passwd", "x" * 5000])
+@pytest.mark.parametrize("command", [["check"], ["plan"], ["explain", "lab-0"], ["check", "--fleet", "lab"]])
+def test_fleets_in_no_folder_are_an_error(command: list[str], folder: str, run: Run) -> None:
+    done = run(*command, VLLM_FLEET_INVENTORIES=folder)
+    assert done.returncode == 2
+    assert "there is no such folder of fleets (correct the variable VLLM_FLEET_INVENTORIES)" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--directory", "/etc/passwd"], "--directory /etc/passwd: /etc/passwd is not a folder"),
+        (["--directory", "/etc/passwd/x"], "--directory /etc/passwd/x: /etc/passwd is not a folder"),
+        (["--to", "/etc/passwd"], "--to /etc/passwd: /etc/passwd is not a folder"),
+        (["--from", "/nowhere"], "--from /nowhere is no mirror: it has no mirror.json"),
+        (["--from", "/etc/passwd"], "is no mirror"),
+        (["--serve", "--to", "COPY"], "--serve and --to exclude each other"),
+        (["--serve"], "mirror.url: is missing"),
+        (["--to", "COPY", "--from", "COPY"], "exclude each other"),
+    ],
+)
+def test_a_mirror_that_cannot_be_is_refused_before_anything_is_copied(
+    arguments: list[str], says: str, tmp_path: Path, run: Run
+) -> None:
+    copy, cache = tmp_path / "copy", tmp_path / "cache"
+    done = run("mirror", *(word.replace("COPY", str(copy)) for word in arguments), VLLM_FLEET_CACHE=str(cache))
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not copy.exists()
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.EROFS, "it is read-only: work in a copy that you may write to"),
+        (errno.EACCES, "correct its permissions, or run as a user who has them"),
+        (errno.ENOSPC, "free space on its disk"),
+        (errno.ENOTDIR, "correct the path"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_error(
+    number: int, hint: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(number, os.strerror(number), "/checkout/.fleet/lab/drift.json")
+
+    monkeypatch.setattr(cli, "app", refuse)
+    done = run("drift")
+    assert done.returncode == 1
+    assert done.stderr == f"error: /checkout/.fleet/lab/drift.json: cannot be used: {os.strerror(number)} ({hint})\n"
+    assert json.loads(run("drift", "--json").stdout)["error"]["file"] == "/checkout/.fleet/lab/drift.json"
+
+
+def test_many_errors_are_counted(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "many").mkdir()
+    text = "fleet: many\npools: {}\n" + "".join(f"key{number}: 1\n" for number in range(200))
+    (tmp_path / "many" / "fleet.yml").write_text(text, encoding="utf-8")
+    done = run("check", VLLM_FLEET_INVENTORIES=str(tmp_path))
+    lines = done.stderr.splitlines()
+    assert (len(lines), lines[-1]) == (51, "and 151 more errors")
+    record = json.loads(run("check", "--json", VLLM_FLEET_INVENTORIES=str(tmp_path)).stdout)
+    assert (len(record["errors"]), record["errors_left_out"]) == (50, 151)
