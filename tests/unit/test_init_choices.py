@@ -20,6 +20,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.edge import keys
 from vllm_fleet.fleet import plan
+from vllm_fleet.operate import enrol
 from vllm_fleet.operate.import_inventory import import_inventory
 
 
@@ -112,6 +113,35 @@ def test_a_key_without_a_place_stops_before_a_host_is_asked(home: Path, tmp_path
     code, told = init("rack", "--gateway", "10.0.0.5", "--api-key-file", str(own))
     assert (code, "exists already" in told, own.read_text()) == (2, True, "precious")
     assert not home.exists()
+
+
+def test_a_class_that_is_said_is_that_of_a_host_without_gpus_alone(start, home: Path) -> None:
+    without, h200 = start(None), start("h200-8")
+    key = ("--key", str(h200.key_file), "--host-class", "cpu-2")
+    code, told = init("rack", *h200.arguments, *key)
+    assert (code, "--host-class: is h200-8 by its GPUs, not cpu-2" in told) == (2, True), told
+    assert not home.exists()
+    code, told = init("rack", *without.arguments, *key, "--model-from", "controller=/models/lab")
+    assert code == 0, told
+    assert fleet_spec(home)["pools"]["cpu"]["model"] == "vllm-fleet/lab-gpt-oss"
+    # The folder is not there: init says what site.yml will say.
+    assert "site.yml will refuse: " in told
+    assert "there is no /models/lab" in told
+
+
+def test_the_password_for_sudo_reaches_the_hosts_and_no_file(
+    start, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, asked = start("h200-8"), []
+    read_facts = enrol.probing.read_facts
+    monkeypatch.setattr(enrol.probing, "read_facts", lambda targets: [*read_facts(asked.extend(targets) or targets)])
+    file = tmp_path / "sudo"
+    file.write_text("open sesame\n")
+    code, told = init("rack", *host.arguments, "--key", str(host.key_file), "--become-password-file", str(file))
+    assert code == 0, told
+    assert [target.become_password for target in asked] == ["open sesame"]
+    assert told.rstrip().endswith("site.yml -K")
+    assert "sesame" not in told + "".join(each.read_text() for each in (home / "rack").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -322,17 +322,18 @@ def identify_hosts(
 
 
 def _find_class(facts: Mapping[str, Any], catalog: Catalog, said: SizedClass | None) -> SizedClass:
-    """The class of a host by its GPUs; one that reports none is what the user says.
+    """The class of a host by its GPUs; one whose GPUs nothing reports is what the user says.
 
     Raises:
         FleetError: its GPUs have no class, or another one than the user says.
     """
-    if said is None:
-        return recognise(facts, catalog)
-    if said.family.vendor == "cpu" and not counted_gpus(facts):
+    try:
+        found = recognise(facts, catalog)
+    except FleetError:
+        if said is None or counted_gpus(facts):
+            raise
         return said
-    found = recognise(facts, catalog)
-    if found.id != said.id:
+    if said and found.id != said.id:
         raise FleetError(f"is {found.id} by its GPUs, not {said.id}", "leave --host-class out", key="--host-class")
     return found
 
