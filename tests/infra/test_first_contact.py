@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import functools
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from lab.artifacts.encodings import encodings_dir
 from lab.spec import HostSpec, NetworkSpec
 from lab.tree import ensure_tree, tree_digest
 from vllm_fleet.base import paths
+from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.edge.keys import ssh_key_pair
 from vllm_fleet.edge.ssh_scan import fingerprint
 
@@ -131,3 +135,43 @@ def test_hosts_serve_after_init_and_site(rack: Rack) -> None:
     assert secret not in out + told + "".join(
         file.read_text() for file in (rack.folder / "inventories/rack").iterdir() if file.is_file()
     )
+
+
+def test_a_host_downloads_the_vocabularies_and_takes_no_other_file(rack: Rack, tmp_path: Path) -> None:
+    """The role, with the address of a server of this machine in place of the official page."""
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "good.tiktoken").write_text("a vocabulary")
+    (served / "bad.tiktoken").write_text("another file")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
+    server = http.server.ThreadingHTTPServer((f"{SUBNET}.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    known = tmp_path / "known_hosts"
+    known.write_text(f"{GPU} {rack.host_keys[GPU]}\n")
+    reached = {
+        "ansible_host": GPU,
+        "ansible_user": "deploy",
+        "ansible_ssh_private_key_file": str(rack.folder / "id_ed25519"),
+        "ansible_ssh_common_args": f"-o UserKnownHostsFile={known}",
+    }
+    digest = text_sha256("a vocabulary")
+
+    def run(name: str) -> tuple[int, str]:
+        files = [{"name": name, "sha256": digest, "url": f"http://{SUBNET}.1:{server.server_port}/{name}"}]
+        variables = {**reached, "harmony_encodings_files": files}
+        (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"hosts": {"gpu-0": variables}}}))
+        play = [{"hosts": "all", "become": True, "gather_facts": False, "roles": ["harmony_encodings"]}]
+        (tmp_path / "play.yml").write_text(json.dumps(play))
+        code, out, told = rack.run("ansible-playbook", "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml"))
+        return code, out + told
+
+    try:
+        code, said = run("good.tiktoken")
+        assert code == 0, said
+        code, said = run("good.tiktoken")
+        assert (code, "changed=0" in said) == (0, True), said
+        code, said = run("bad.tiktoken")
+        assert (code, "checksum" in said) == (2, True), said
+    finally:
+        server.shutdown()
+        server.server_close()
