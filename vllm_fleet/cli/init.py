@@ -234,6 +234,8 @@ class _KeyPlace:
             if own:
                 why = f"{paths.display(digests)} exists already" if needs_key else "there is no gateway"
                 raise FleetError(f"no API key is made: {why}", "leave it out", key="--api-key-file")
+            if needs_key:
+                print_note(f"no new API key: {paths.display(digests)} has those of the fleet")
             return _KeyPlace(None, None)
         if own is None and not sys.stderr.isatty():
             raise FleetError(
