@@ -195,6 +195,9 @@ def test_init_drift_and_ansible_pass_the_bastion(site: Site, address: str) -> No
         "user": "root",
         "ssh_host_key": site.bastion.key,
     }
+    # A name that the bastion alone resolves cannot be in the gateways' configuration.
+    host = written["pools"]["h200"]["static"]["h200-0"]
+    assert host.get("private_address") == (None if address == HOST_ADDRESS else HOST_ADDRESS)
     assert_reached(site, name, "h200-0")
 
 

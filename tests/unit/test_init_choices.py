@@ -19,6 +19,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.edge import keys
+from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.fleet import plan
 from vllm_fleet.operate import enrol
 from vllm_fleet.operate.import_inventory import import_inventory
@@ -309,3 +310,28 @@ def test_the_hosts_of_an_inventory_become_a_fleet_with_their_names(start, home: 
     assert json.loads(told)["site_refuses"] == []
     assert [member.name for member in plan.load(home / "rack").hosts] == ["rack-7", "gateway-0"]
     assert fleet_spec(home)["access"] == {"ssh_private_key_file": str(host.key_file)}
+
+
+@pytest.mark.parametrize(
+    ("answer", "address"),
+    [
+        ('{"address": "10.1.2.3"}', "10.1.2.3"),
+        ('{"address": "fd00::5"}', "fd00::5"),
+        ('{"address": "127.0.0.1"}', None),
+        ('{"address": "fe80::1"}', None),
+        ('{"address": "10.1.2.999"}', None),
+        ('{"address": "10.1.2.3", "more": 1}', None),
+        ('{"address": "a: b\\n"}', None),
+        ("", None),
+    ],
+)
+def test_a_host_says_its_address_where_its_name_does_not_resolve(
+    monkeypatch: pytest.MonkeyPatch, answer: str, address: str | None
+) -> None:
+    async def say(*_: object) -> str:
+        return answer
+
+    monkeypatch.setattr(enrol.ssh, "run_json", say)
+    monkeypatch.setattr(enrol, "resolve_names", lambda names: dict.fromkeys(names, "nobody knows it"))
+    hosts = [Target("a", "gpu-1.internal", 22, "root", ()), Target("b", "10.0.0.5", 22, "root", ())]
+    assert enrol._find_inside_addresses(hosts) == ({("gpu-1.internal", 22): address} if address else {})

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base import paths
+from vllm_fleet.base.addresses import parse_ip
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
-from vllm_fleet.edge import openssh, ssh_options, ssh_scan
+from vllm_fleet.edge import openssh, ssh, ssh_options, ssh_scan
 from vllm_fleet.edge.connection import NoAnswerError
+from vllm_fleet.edge.names import resolve_names
 from vllm_fleet.edge.ssh_scan import Address
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.facts.notes import describe_state
@@ -26,6 +28,9 @@ from vllm_fleet.operate import probing
 from vllm_fleet.operate.new_fleet import IdentifiedHost
 
 _SPELLING = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?:\[(?P<v6>[^\]]+)\]|(?P<name>[^\[\]:@\s]+))(?::(?P<port>\d+))?")
+#: sshd's own address on this connection is the third word.
+_SAY_ADDRESS = """printf '{"address": "%s"}' "$(echo "$SSH_CONNECTION" | cut -d' ' -f3)\""""
+_SAID_ADDRESS = re.compile(r'\{"address": "([0-9a-fA-F.:]{2,45})"\}')
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 
@@ -301,6 +306,9 @@ def identify_hosts(
         for host, key in hosts
     ]
     answers = probing.read_facts(targets)
+    inside = _find_inside_addresses(
+        [target for target, answer in zip(targets, answers, strict=True) if not isinstance(answer, str)]
+    )
     errors: list[FleetError] = []
     identified: list[IdentifiedHost] = []
     for (host, key), answer in zip(hosts, answers, strict=True):
@@ -315,10 +323,41 @@ def identify_hosts(
             errors.append(error)
             continue
         says = ", ".join(_describe(answer)) if sized else ""
+        seen = inside.get(host.at, "")
         identified.append(
-            IdentifiedHost(host.address, host.port, host.user, key, sized, says, host.alias, host.named.label)
+            IdentifiedHost(host.address, host.port, host.user, key, sized, says, host.alias, host.named.label, seen)
         )
     return identified, errors
+
+
+def _find_inside_addresses(targets: Sequence[Target]) -> Mapping[Address, str]:
+    """The IP addresses of hosts whose names only a bastion resolves: the address at which sshd there was reached.
+
+    Args:
+        targets: the hosts.
+
+    Returns:
+        Host -> its address, for the hosts that say one.
+    """
+    unknown = {
+        name
+        for name, found in resolve_names({t.address for t in targets if not parse_ip(t.address)}).items()
+        if isinstance(found, str)
+    }
+    asked = [target for target in targets if target.address in unknown]
+
+    async def ask_all() -> list[str | BaseException]:
+        return await asyncio.gather(*(ssh.run_json(target, _SAY_ADDRESS) for target in asked), return_exceptions=True)
+
+    addresses: dict[Address, str] = {}
+    for target, answer in zip(asked, asyncio.run(ask_all()) if asked else (), strict=True):
+        if isinstance(answer, str) and (match := _SAID_ADDRESS.fullmatch(answer.strip())):
+            said = parse_ip(match[1])
+            if said and not (said.is_loopback or said.is_link_local or said.is_unspecified or said.is_multicast):
+                addresses[target.address, target.port] = str(said)
+        elif isinstance(answer, BaseException) and not isinstance(answer, NoAnswerError):
+            raise answer
+    return addresses
 
 
 def _find_class(facts: Mapping[str, Any], catalog: Catalog, said: SizedClass | None) -> SizedClass:

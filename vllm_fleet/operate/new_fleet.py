@@ -67,6 +67,7 @@ class IdentifiedHost:
         says: its GPUs and its driver, for people.
         ssh_alias: its name in ssh's configuration, where the address alone is reached in another way; else empty.
         name: its name in the user's own inventory; it is kept where a fleet can have it.
+        private_address: its IP address, where this machine does not resolve its name; else empty.
     """
 
     address: str
@@ -77,6 +78,7 @@ class IdentifiedHost:
     says: str = ""
     ssh_alias: str = ""
     name: str = ""
+    private_address: str = ""
 
 
 def fleet_text(
@@ -262,6 +264,8 @@ def _is_name(text: str) -> bool:
 
 def _host_entry(host: IdentifiedHost) -> CommentedMap:
     entry = CommentedMap(address=host.address)
+    if host.private_address:
+        entry["private_address"] = host.private_address
     if host.port != 22:
         entry["port"] = host.port
     if host.user != "root":
