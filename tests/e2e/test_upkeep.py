@@ -27,7 +27,7 @@ def test_a_second_run_changes_nothing_and_starts_no_role(lab: Lab) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert changed(done.stdout) == 0
     assert roles_run(done.stdout) == set()
-    assert lab.drift() == (0, {"fleet": "labtest", "hosts": 3, "drift": []})
+    assert lab.drift() == (0, {"fleet": "labtest", "hosts": 3, "drift": [], "unreachable": [], "vetoes": []})
 
 
 def test_every_role_run_again_changes_nothing(lab: Lab) -> None:

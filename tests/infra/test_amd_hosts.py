@@ -127,7 +127,7 @@ def test_bare_hosts_serve_after_one_run(amd: Amd, snapshots: dict[str, set[str]]
     marks = ("TASK [amd_driver : ", "TASK [vllm_image : ", "TASK [vllm_service : ")
     places = [said.index(mark) for mark in marks]
     assert places == sorted(places), "what a GPU says of itself decides what its engine gets"
-    assert amd.drift() == (0, {"fleet": FLEET, "hosts": 3, "drift": []})
+    assert amd.drift() == (0, {"fleet": FLEET, "hosts": 3, "drift": [], "unreachable": [], "vetoes": []})
 
 
 def test_the_gateway_answers_from_both(amd: Amd) -> None:

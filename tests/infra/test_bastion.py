@@ -143,7 +143,7 @@ def create_networks() -> None:
 
 def init(site: Site, name: str, address: str, *more: str) -> subprocess.CompletedProcess[str]:
     known = f"{address}={fingerprint(site.host_key)}"
-    words = ("--host", f"deploy@{address}", "--fingerprint", known, "--key", str(site.key_file))
+    words = ("--host", f"deploy@{address}", "--fingerprint", known, "--key", str(site.key_file), "--yes")
     return site.fleet("init", name, *words, *more)
 
 
@@ -195,6 +195,9 @@ def test_init_drift_and_ansible_pass_the_bastion(site: Site, address: str) -> No
         "user": "root",
         "ssh_host_key": site.bastion.key,
     }
+    # A name that the bastion alone resolves cannot be in the gateways' configuration.
+    host = written["pools"]["h200"]["static"]["h200-0"]
+    assert host.get("private_address") == (None if address == HOST_ADDRESS else HOST_ADDRESS)
     assert_reached(site, name, "h200-0")
 
 
@@ -232,7 +235,7 @@ def test_a_configuration_of_ssh_with_the_fleet_leads_there(site: Site) -> None:
         "init",
         "by-alias",
         *("--host", "rack-1", "--fingerprint", f"rack-1={fingerprint(site.host_key)}"),
-        *("--key", str(site.key_file), "--ssh-config", str(config)),
+        *("--key", str(site.key_file), "--ssh-config", str(config), "--yes"),
     )
     assert done.returncode == 0, done.stderr
     written = yaml.safe_load((site.inventories / "by-alias" / "fleet.yml").read_text())

@@ -176,7 +176,7 @@ def test_init_and_ansible_take_a_host_of_the_users_configuration(
             f'Include hosts\nMatch originalhost gpu-1,door\n  User {USER}\n  IdentityFile "{servers.key_file}"\n'
         )
         known = f"gpu-1={fingerprint(host.key)}"
-        words = ("vllm-fleet", "init", FLEET, "--host", "gpu-1", "--fingerprint", known)
+        words = ("vllm-fleet", "init", FLEET, "--host", "gpu-1", "--fingerprint", known, "--yes")
         done = subprocess.run(as_user(users_ssh, *words), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "Your own ssh configuration has the way to gpu-1" in done.stderr

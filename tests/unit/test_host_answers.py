@@ -176,8 +176,8 @@ def test_no_fact_adds_a_host_to_a_fleet(catalog: Catalog, letters: str) -> None:
     says = f"8 x NVIDIA H100, driver 580{letters}      evil: {{address: 10.0.0.66}}"
     host = IdentifiedHost("10.0.0.5", 22, "root", key, catalog.host_class("h100-8"), says)
     for text in (
-        new := new_fleet.fleet_text("rack", [host], catalog, None, None),
-        new_fleet.add_hosts(new, [replace(host, address="10.0.0.6")], catalog, None),
+        new := new_fleet.fleet_text("rack", [host], catalog, new_fleet.Wishes(), {}),
+        new_fleet.add_hosts(new, [replace(host, address="10.0.0.6")], catalog, new_fleet.Wishes()),
     ):
         assert {at for at, _ in new_fleet.static_addresses(YAML(typ="safe").load(text))} <= {"10.0.0.5", "10.0.0.6"}
         assert text.replace("\n", "").isprintable()

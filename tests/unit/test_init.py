@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
 import pytest
 import yaml
-from typer.testing import CliRunner
+from init_hosts import ADDRESS, init
 
 from lab import gpu
 from lab.rootfs import write_files
@@ -22,98 +18,12 @@ from vllm_fleet.cli import app
 from vllm_fleet.edge.ssh_scan import fingerprint
 from vllm_fleet.fleet import plan
 
-ADDRESS = "127.0.0.1"
-
-
-@dataclass(frozen=True)
-class Server:
-    """An sshd of a host: where it listens, its key, and the key that opens it."""
-
-    port: int
-    fingerprint: str
-    key_file: Path
-
-    @property
-    def arguments(self) -> list[str]:
-        return ["--host", f"root@{ADDRESS}:{self.port}", "--fingerprint", f"{ADDRESS}:{self.port}={self.fingerprint}"]
-
-
-async def serve(key: asyncssh.SSHKey, client: asyncssh.SSHKey, tools: Path) -> asyncssh.SSHAcceptor:
-    environment = {"PATH": f"{tools}/usr/local/bin:/usr/bin:/bin", "ROCM_PATH": f"{tools}/opt/rocm"}
-
-    async def handle(process: asyncssh.SSHServerProcess[str]) -> None:
-        pipe = asyncio.subprocess.PIPE
-        command = await asyncio.create_subprocess_shell(
-            str(process.command), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment
-        )
-        out, err = await command.communicate()
-        process.stdout.write(out.decode())
-        process.stderr.write(err.decode())
-        process.exit(command.returncode or 0)
-
-    allowed = asyncssh.import_authorized_keys(client.export_public_key().decode())
-    return await asyncssh.listen(
-        ADDRESS, 0, server_host_keys=[key], authorized_client_keys=allowed, process_factory=handle
-    )
-
-
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop beside the test: the command under test has its own."""
-    beside = asyncio.new_event_loop()
-    thread = threading.Thread(target=beside.run_forever)
-    thread.start()
-    yield beside
-    beside.call_soon_threadsafe(beside.stop)
-    thread.join()
-
-
-@pytest.fixture
-def start(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> Iterator[object]:
-    """Starts the sshd of a host of a class, or of one without GPUs."""
-    running: list[asyncssh.SSHAcceptor] = []
-    client = asyncssh.generate_private_key("ssh-ed25519")
-    key_file = tmp_path / "id_ed25519"
-    client.write_private_key(key_file)
-
-    def one(sized_class: str | None, kind: str = "ssh-ed25519") -> Server:
-        root = tmp_path / f"host-{len(running)}"
-        (root / "usr/local/bin").mkdir(parents=True)
-        if sized_class:
-            write_files(root, gpu.tools(sized_class))
-        key = asyncssh.generate_private_key(kind)
-        acceptor = asyncio.run_coroutine_threadsafe(serve(key, client, root), loop).result(20)
-        running.append(acceptor)
-        public = " ".join(key.export_public_key().decode().split()[:2])
-        return Server(acceptor.get_port(), fingerprint(public), key_file)
-
-    yield one
-    for acceptor in running:
-        loop.call_soon_threadsafe(acceptor.close)
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(tmp_path / "inventories"))
-    # Every server of these tests is at one loopback address, at which no host could serve another.
-    monkeypatch.setattr(plan.service_addresses, "address_errors", lambda *_: ())
-    return tmp_path / "inventories"
-
-
-def init(*arguments: str) -> tuple[int, str]:
-    """Exit code and what is told: the text, or the errors."""
-    result = CliRunner().invoke(app, ["init", *arguments])
-    if isinstance(result.exception, FleetError):
-        faults = (result.exception, *result.exception.others)
-        return result.exception.exit_code, "\n".join(str(fault) for fault in faults)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout
-
 
 def test_a_rack_of_several_classes_becomes_a_fleet(start, home: Path) -> None:
     h200, same, amd, gateway = start("h200-8"), start("h200-8"), start("r9700-1"), start(None, "ecdsa-sha2-nistp256")
     arguments = [*h200.arguments, *same.arguments, *amd.arguments, "--gateway", f"root@{ADDRESS}:{gateway.port}"]
     arguments += ["--fingerprint", f"{ADDRESS}:{gateway.port}={gateway.fingerprint}", "--key", str(h200.key_file)]
+    arguments += ["--api-key-file", str(home.parent / "api-key")]
     code, told = init("rack", *arguments, "--json")
     assert code == 0, told
     assert [host["host_class"] for host in json.loads(told)["hosts"]] == ["h200-8", "h200-8", "r9700-1", None]
@@ -128,7 +38,8 @@ def test_a_rack_of_several_classes_becomes_a_fleet(start, home: Path) -> None:
     assert [each.model for each in serving if each] == ["openai/gpt-oss-120b", "openai/gpt-oss-20b"]
     text = (home / "rack" / "fleet.yml").read_text(encoding="utf-8")
     assert "# 8 x NVIDIA H200 (sm_90, 140.4 GiB), driver 580.159.03, CUDA up to 13.0" in text
-    assert (home / "rack" / "api-key").stat().st_mode & 0o777 == 0o600
+    for file in (home.parent / "api-key", home / "rack" / "api-keys.yml"):
+        assert file.stat().st_mode & 0o777 == 0o600
     assert planned.hosts[3].static.ssh_host_key.startswith("ecdsa-sha2-nistp256 ")
 
 

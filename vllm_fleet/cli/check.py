@@ -6,13 +6,12 @@ from typing import Annotated
 
 import typer
 
+from vllm_fleet import inventory
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.catalogue.catalogue import raise_all
 from vllm_fleet.cli.output import JsonOption, fleet_directories, fleet_directory, print_json, print_text
 from vllm_fleet.fleet import plan
-from vllm_fleet.host import engine_install
-from vllm_fleet.mirror import client
 from vllm_fleet.reports import recipe_check
 
 EPILOG = """\b
@@ -27,8 +26,8 @@ def command(
 ) -> None:
     """Validate the recipes and the fleets.
 
-    Prints every error with its file and line. What the recipes must agree on is checked too. A model that is not on
-    this machine yet is named, and is no error.
+    Prints every error with its file and line. What the recipes must agree on is checked too. What is not on this
+    machine yet, such as a download or the file of API keys, is named and is no error: site.yml will refuse it.
     """
     recipes = catalogue.load()
     errors: list[FleetError] = list(recipe_check.recipe_errors(recipes))
@@ -37,9 +36,8 @@ def command(
     for folder in folders:
         try:
             planned = plan.load(folder, recipes)
-            errors += engine_install.lock_faults(planned, recipes)
-            for refusal, is_wrong in client.model_faults(planned, recipes):
-                (errors if is_wrong else missing).append(refusal)
+            for refusal in inventory.find_refusals(planned, recipes):
+                (errors if refusal.is_wrong else missing).append(refusal.error)
         except FleetError as fault:
             errors += [fault, *fault.others]
     raise_all(errors)
@@ -48,13 +46,13 @@ def command(
         "engines": len(recipes.engines),
         "models": len(recipes.models),
         "fleets": [folder.name for folder in folders],
-        "site_refuses": [refusal.record() for refusal in missing],
+        "site_refuses": [each.record() for each in missing],
     }
     if json:
         print_json(result)
     else:
-        for refusal in missing:
-            print_text(f"site.yml will refuse: {refusal}")
+        for each in missing:
+            print_text(f"site.yml will refuse: {each}")
         print_text(
             f"OK: {result['host_classes']} host classes, {result['engines']} engines, {result['models']} models; "
             f"fleets: {', '.join(folder.name for folder in folders) or 'none'}"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import raise_all
+from vllm_fleet.cli import passwords
 from vllm_fleet.cli.output import (
     DRIFT_EXIT,
     FleetOption,
@@ -21,7 +21,7 @@ from vllm_fleet.cli.output import (
     print_note,
     print_text,
 )
-from vllm_fleet.operate import ansible_options, become_password, drift, probing
+from vllm_fleet.operate import ansible_options, drift, probing
 
 EPILOG = """\b
 Examples:
@@ -38,13 +38,8 @@ def command(
         list[str] | None, typer.Option("--host", help="Probe this host. Repeat it for more. Default: all hosts.")
     ] = None,
     json: JsonOption = False,
-    ask_become_pass: Annotated[
-        bool, typer.Option("--ask-become-pass", "-K", help="Ask for the password for sudo on the hosts.")
-    ] = False,
-    become_password_file: Annotated[
-        Path | None,
-        typer.Option(envvar="ANSIBLE_BECOME_PASSWORD_FILE", help="The file with the password for sudo on the hosts."),
-    ] = None,
+    ask_become_pass: passwords.AskOption = False,
+    become_password_file: passwords.FileOption = None,
 ) -> None:
     """Compare the hosts with the plan.
 
@@ -63,7 +58,7 @@ def command(
             print_note(f"\r{done} of {len(hosts)} hosts", end="\n" if done == len(hosts) else "")
         del report
 
-    password = _become_password(ask_become_pass, become_password_file)
+    password = passwords.take_password(ask_become_pass, become_password_file)
     targets = {
         member.plan.name: replace(
             ansible_options.with_environment(drift.host_target(site, member)), become_password=password
@@ -101,21 +96,6 @@ def _record(fleet: str, reports: Mapping[str, probing.Report]) -> dict[str, Any]
             for veto in report.veto
         ],
     }
-
-
-def _become_password(ask: bool, file: Path | None) -> str | None:
-    """The password for sudo; None without an option for it.
-
-    Raises:
-        FleetError: there is no terminal to ask at, or the file has no password.
-    """
-    if not ask:
-        return become_password.read_file(file) if file else None
-    if not sys.stdin.isatty():
-        raise FleetError(
-            "there is no terminal to ask for the password", "give --become-password-file", key="--ask-become-pass"
-        )
-    return str(typer.prompt("BECOME password", hide_input=True, err=True))
 
 
 def _plain(fault: FleetError) -> FleetError:

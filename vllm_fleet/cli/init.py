@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import difflib
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.field_types import Name
 from vllm_fleet.catalogue import catalogue
-from vllm_fleet.catalogue.catalogue import raise_all
+from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
+from vllm_fleet.cli import init_questions, passwords
+from vllm_fleet.cli.init_questions import Asker
 from vllm_fleet.cli.output import JsonOption, print_json, print_note, print_text
 from vllm_fleet.edge import keys, ssh_scan
 from vllm_fleet.fleet import plan
 from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.operate import enrol, new_fleet
 from vllm_fleet.operate.enrol import FoundHost, Login
+from vllm_fleet.operate.import_inventory import Imported, import_inventory
+from vllm_fleet.operate.new_fleet import IdentifiedHost, Wishes
 from vllm_fleet.schema.fleet_schema import schema_line
 
 EPILOG = """\b
@@ -33,11 +38,21 @@ Examples:
 Another port, IPv6, a name, and a host of ~/.ssh/config:
   vllm-fleet init rack --host admin@10.0.0.5:2222 --host root@[fd00::5]:22 --host root@gpu-1.example.com --host gpu-2
 \b
-Hosts behind a bastion, which is written into fleet.yml and resolves their names:
-  vllm-fleet init rack --bastion ops@bastion.example.com --host root@gpu-1.internal
+Hosts behind a bastion, which is written into fleet.yml and resolves their names; sudo asks for a password:
+  vllm-fleet init rack --bastion ops@bastion.example.com --host admin@gpu-1.internal -K
 \b
-Without a terminal, give the host keys that you know:
-  vllm-fleet init rack --host root@10.0.0.5 --fingerprint 10.0.0.5=SHA256:…"""
+The hosts of an Ansible inventory:
+  vllm-fleet init rack --from-inventory hosts.ini --group gpu --gateway-group lb
+\b
+Where the model comes from, by the keys of artifacts.models in fleet.yml:
+  --model-from hub=hosts                       each host downloads it from the hub (the default)
+  --model-from hub=mirror --mirror gateway-0   'vllm-fleet mirror' downloads it once, gateway-0 serves it
+  --model-from on_host=/data/models/gpt-oss-120b
+  --model-from huggingface_cache=/data/hf/hub
+  --model-from url=https://storage.googleapis.com/models/gpt-oss-120b/
+\b
+Without a terminal, give the host keys that you know, and a file for the API key:
+  vllm-fleet init rack --host root@10.0.0.5 --fingerprint 10.0.0.5=SHA256:… --yes --gateway … --api-key-file key"""
 
 
 def command(
@@ -49,6 +64,13 @@ def command(
     gateway: Annotated[
         list[str] | None, typer.Option(help="A gateway: [USER@]ADDRESS[:PORT]. Repeat it for more.")
     ] = None,
+    from_inventory: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An Ansible inventory with the hosts.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="The group of the GPU hosts in that inventory. Default: all.")
+    ] = None,
+    gateway_group: Annotated[str | None, typer.Option(help="The group of the gateways in that inventory.")] = None,
     bastion: Annotated[
         str | None, typer.Option(help="The host through which all of them are reached: [USER@]ADDRESS[:PORT].")
     ] = None,
@@ -59,56 +81,194 @@ def command(
     ssh_config: Annotated[
         Path | None, typer.Option(help="The configuration of ssh for this fleet. Default: ~/.ssh/config.")
     ] = None,
+    ask_become_pass: passwords.AskOption = False,
+    become_password_file: passwords.FileOption = None,
+    host_class: Annotated[
+        str | None, typer.Option(help="The class of the GPU hosts, such as h200-8. Default: what their GPUs say.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The model to serve. Default: the largest that fits.")] = None,
+    model_from: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Where the model comes from; see below. Repeat it for more keys."),
+    ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(metavar="HOST|URL", help="The fleet's mirror: a host of the fleet, or a URL.")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="Write the new API key to this file. Default: show it once, on the terminal.")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Ask nothing but the host keys: take the default of every question.")
+    ] = False,
     add: Annotated[bool, typer.Option("--add", help="Add the hosts to an existing fleet.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Write a fleet.yml for hosts that exist already.
 
-    Reads the hardware of the hosts over SSH, recognises their host classes and writes a commented fleet.yml.
+    Reads the hardware of the hosts over SSH, recognises their host classes and writes a commented fleet.yml. For a
+    fleet with a gateway it makes an API key: api-keys.yml has its digest, and the key itself is shown once.
     """
     _name(name)
     recipes = catalogue.load()
     folder = paths.inventories_dir() / name
     old = _existing(folder, add)
-    typed = enrol.parse_hosts(host or (), gateway or (), bastion)
-    if old and bastion:
-        _refuse_change("--bastion")
-    login = _login(key, ssh_config, old)
+    said_class = recipes.host_class(host_class) if host_class else None
+    asker = Asker(take_defaults=yes)
+    wishes = Wishes(
+        source=init_questions.parse_source(model_from or ()),
+        mirror=init_questions.parse_mirror(mirror),
+        encodings="" if old or mirror else init_questions.known_encodings(recipes),
+    )
+    imported = _imported(from_inventory, group, gateway_group)
+    bastion = bastion if bastion is not None else imported.bastion
+    typed = enrol.parse_hosts(host or (), gateway or (), bastion, imported.hosts)
+    for value, option in ((bastion, "--bastion"), (mirror, "--mirror")):
+        if old and value:
+            _refuse_change(option)
+    login = _login(key or (None if old else imported.key), ssh_config or (None if old else imported.config), old)
+    login = replace(login, become_password=passwords.take_password(ask_become_pass, become_password_file))
     found = enrol.find_hosts(typed, login.config_file)
     door = found.pop() if bastion is not None else None
     if door or login.bastion:
         found = [replace(each, alias="", proxy="") for each in found]
     enrol.refuse_duplicates(found, new_fleet.static_addresses(old.document.data) if old else {})
     fingerprints = enrol.parse_fingerprints(fingerprint or (), [*found, *([door] if door else [])])
+    if not old and not wishes.source:
+        asker.require("where the models come from", "--model-from hub=hosts")
+    key_place = _KeyPlace.find(folder, old, api_key_file, needs_key=any(each.gateway for each in typed))
     if door:
         ((_, public),) = _trusted_keys([door], login, fingerprints)
         login = replace(login, bastion=enrol.bastion_target(door, public, login))
     keys_of_hosts = _trusted_keys(found, login, fingerprints)
-    identified, errors = enrol.identify_hosts(keys_of_hosts, login, recipes)
+    identified, errors = enrol.identify_hosts(keys_of_hosts, login, recipes, said_class)
     if errors:
         for member in identified:
             print_note(f"  {member.address}: {member.says or 'a gateway'}")
         raise_all(errors)
+    wishes = _choose(asker, wishes, model, _new_classes(identified, old, model), recipes)
     if old:
         before = (folder / "fleet.yml").read_text(encoding="utf-8")
-        text = new_fleet.add_hosts(before, identified, recipes, model)
+        text = new_fleet.add_hosts(before, identified, recipes, wishes)
     else:
         before = ""
-        text = schema_line(folder) + new_fleet.fleet_text(name, identified, recipes, model, enrol.access_record(login))
-    _write(folder, text, has_gateway=any(member.sized is None for member in identified))
+        text = schema_line(folder) + new_fleet.fleet_text(name, identified, recipes, wishes, enrol.access_record(login))
+    enrol.validate_fleet_text(folder.name, text, folder)
+    secret = key_place.write(folder, text)
+    refusals = inventory.find_refusals(plan.load(folder, recipes), recipes)
     if json:
         records = [enrol.host_record(member) for member in identified]
-        print_json({"fleet": name, "file": str(folder / "fleet.yml"), "hosts": records})
-        return
-    lines = difflib.unified_diff(before.splitlines(True), text.splitlines(True), "fleet.yml", "fleet.yml", n=2)
-    print_text("".join(lines) if old else text, end="")
+        said = [refusal.error.record() for refusal in refusals]
+        print_json({"fleet": name, "file": str(folder / "fleet.yml"), "hosts": records, "site_refuses": said})
+    else:
+        lines = difflib.unified_diff(before.splitlines(True), text.splitlines(True), "fleet.yml", "fleet.yml", n=2)
+        print_text("".join(lines) if old else text, end="")
+        _print_aliases(identified)
+        print_text(f"\nwrote {paths.display(folder / 'fleet.yml')}")
+        for refusal in refusals:
+            print_text(f"site.yml will refuse: {refusal.error}")
+        ask = " -K" if login.become_password else ""
+        print_text(f"next: vllm-fleet plan --fleet {name}; ansible-playbook -i {_inventory(folder)} site.yml{ask}")
+    if secret:
+        print_note(f"\nThe API key of {name}, shown only now; api-keys.yml has its digest:\n  {secret}")
+
+
+def _inventory(folder: Path) -> str:
+    return paths.display(folder / "fleet.yml")
+
+
+def _print_aliases(identified: list[IdentifiedHost]) -> None:
     if aliases := [member.ssh_alias for member in identified if member.ssh_alias]:
         print_note(
             f"\nYour own ssh configuration has the way to {', '.join(aliases)}. Others who run this fleet need it too:"
         )
         print_note("  keep it in a file with the fleet (--ssh-config), or name the bastion (--bastion).")
-    print_text(f"\nwrote {paths.display(folder / 'fleet.yml')}; next: vllm-fleet plan --fleet {name}")
+
+
+def _imported(file: Path | None, group: str | None, gateway_group: str | None) -> Imported:
+    """The hosts of an Ansible inventory; none without one."""
+    if file is not None:
+        return import_inventory(file, group or "all", gateway_group)
+    for value, option in ((group, "--group"), (gateway_group, "--gateway-group")):
+        if value:
+            raise FleetError("is a group of an Ansible inventory", "give --from-inventory too", key=option)
+    return Imported(())
+
+
+def _new_classes(identified: list[IdentifiedHost], old: plan.Plan | None, model: str | None) -> list[SizedClass]:
+    """The classes of the hosts, each once, of which the fleet has no pool yet."""
+    classes = {member.sized.id: member.sized for member in identified if member.sized}
+    data = old.document.data if old else {}
+    return [sized for sized in classes.values() if new_fleet.pool_of_class(data, sized.id, model) is None]
+
+
+def _choose(asker: Asker, wishes: Wishes, model: str | None, classes: list[SizedClass], recipes: Catalog) -> Wishes:
+    """The wishes with the model of each new class and where the models come from."""
+    models = {sized.id: model or asker.model(sized, new_fleet.fitting_models(recipes, sized)) for sized in classes}
+    served = sorted(set(models.values()))
+    source = wishes.source or (asker.source(served) if served else new_fleet.DEFAULT_SOURCE)
+    init_questions.check_one_folder(served, source)
+    return replace(wishes, models=models, source=source)
+
+
+@dataclass(frozen=True)
+class _KeyPlace:
+    """Where the digest of a new API key goes, and the key itself.
+
+    Attributes:
+        digests: the fleet's file of digests; None: no new key is made.
+        own: the file for the key; None: the terminal.
+    """
+
+    digests: Path | None
+    own: Path | None
+
+    @staticmethod
+    def find(folder: Path, old: plan.Plan | None, own: Path | None, *, needs_key: bool) -> _KeyPlace:
+        """Finds out before a host is asked whether there is a place for the key.
+
+        Raises:
+            FleetError: there is no terminal to show it, or the file for it exists already.
+        """
+        digests = folder / (old.gateway.api_keys_file if old else "api-keys.yml")
+        if not needs_key or digests.exists():
+            if own:
+                why = f"{paths.display(digests)} exists already" if needs_key else "there is no gateway"
+                raise FleetError(f"no API key is made: {why}", "leave it out", key="--api-key-file")
+            if needs_key:
+                print_note(f"no new API key: {paths.display(digests)} has those of the fleet")
+            return _KeyPlace(None, None)
+        if own is None and not sys.stderr.isatty():
+            raise FleetError(
+                "there is no terminal to show the new API key, so nothing was written",
+                "give a file for it",
+                key="--api-key-file",
+                code=ErrorCode.REFUSED,
+            )
+        if own and own.exists():
+            raise FleetError(f"{paths.display(own)} exists already", "name a new file", key="--api-key-file")
+        return _KeyPlace(digests, own)
+
+    def write(self, folder: Path, text: str) -> str:
+        """Writes the fleet, and the key where one is made.
+
+        Returns:
+            The key to show on the terminal; empty where the key went to a file, or none was made.
+        """
+        if self.digests is None:
+            write_atomically(folder / "fleet.yml", text)
+            return ""
+        secret = keys.api_key()
+        made = [self.digests, *([self.own] if self.own else [])]
+        try:
+            if self.own:
+                write_atomically(self.own, secret + "\n", 0o600)
+            write_atomically(self.digests, api_keys_text(folder.name, keys.digest(secret)), 0o600)
+            write_atomically(folder / "fleet.yml", text)
+        except BaseException:
+            for file in made:
+                file.unlink(missing_ok=True)
+            raise
+        return "" if self.own else secret
 
 
 def _name(name: str) -> None:
@@ -201,13 +361,3 @@ def _confirm(shown: list[tuple[FoundHost, str]], known: dict[ssh_scan.Address, s
         )
     if not typer.confirm("Are these the keys of your hosts?", default=False, err=True):
         raise FleetError("the host keys were not confirmed, so nothing was written", code=ErrorCode.REFUSED)
-
-
-def _write(folder: Path, text: str, *, has_gateway: bool) -> None:
-    """Writes the fleet, and a first API key where it has a gateway and no keys yet."""
-    enrol.validate_fleet_text(folder.name, text, folder)
-    if has_gateway and not (folder / "api-keys.yml").exists():
-        secret = keys.api_key()
-        write_atomically(folder / "api-key", secret, 0o600)
-        write_atomically(folder / "api-keys.yml", api_keys_text(folder.name, keys.digest(secret)))
-    write_atomically(folder / "fleet.yml", text)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from vllm_fleet import inventory
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli import plan_tables
@@ -19,12 +20,11 @@ from vllm_fleet.cli.output import (
     print_table,
     print_text,
 )
-from vllm_fleet.edge import names, pulumi_cli
 from vllm_fleet.edge import prices as gpuhunt_prices
+from vllm_fleet.edge import pulumi_cli
 from vllm_fleet.fleet import cost, host_plan, plain_api, replacement, stack
 from vllm_fleet.fleet import plan as plans
 from vllm_fleet.host import engine_install, model_sources
-from vllm_fleet.mirror import apt_packages, client
 
 EPILOG = """\b
 Examples:
@@ -76,15 +76,11 @@ def command(
     """
     recipes = catalogue.load()
     plan = plans.load(fleet_directory(fleet), recipes)
+    refusals = inventory.find_refusals(plan, recipes)
     catalogue.raise_all(list(engine_install.lock_faults(plan, recipes)))
     allowed = list(dict.fromkeys(filter(None, (name.strip() for name in replace_serving.split(",")))))
     bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
-    missing = (
-        *engine_install.unpinned_engines(plan, recipes),
-        *apt_packages.find_missing(plan, recipes),
-        *(fault for fault, _ in client.model_faults(plan, recipes)),
-        *stack.address_errors(plan, names.resolve_names),
-    )
+    missing = tuple(refusal.error for refusal in refusals)
     models = tuple(model_sources.report_models(plan, recipes))
     as_is, changes = _changes(plan, preview or bool(allowed))
     replacement.check(plan, changes, allowed)

@@ -94,7 +94,7 @@ HARMLESS = frozenset(
         "xauthlocation",
     }
 )
-_HARMLESS_FLAGS = frozenset(
+HARMLESS_FLAGS = frozenset(
     {"-a", "-A", "-C", "-k", "-K", "-q", "-t", "-tt", "-T", "-v", "-vv", "-vvv", "-x", "-X", "-Y"}
 )
 _SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
@@ -109,7 +109,7 @@ def are_harmless(arguments: Sequence[str]) -> bool:
     """
     words = iter(arguments)
     for word in words:
-        if word in _HARMLESS_FLAGS:
+        if word in HARMLESS_FLAGS:
             continue
         if not word.startswith("-o"):
             return False

@@ -20,11 +20,19 @@ from vllm_fleet.resolve.deployment import Deployment
 
 @dataclass(frozen=True)
 class EncodingFile:
-    """A file of the harmony encodings: its name on the host, its digest, and its path on the controller."""
+    """A file of the harmony encodings.
+
+    Attributes:
+        name: its name on the host.
+        sha256: its digest.
+        source: its path on the controller; empty where the host downloads it.
+        url: the address from which the host downloads it; empty where the controller has it.
+    """
 
     name: str
     sha256: str
-    source: str
+    source: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True)

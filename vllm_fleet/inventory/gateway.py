@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base import paths, yaml_document
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import haproxy
 from vllm_fleet.host.manifest import gateway_items
 from vllm_fleet.host.manifest_items import Item
@@ -20,17 +24,54 @@ def gateway_variables(inputs: FleetInputs) -> tuple[dict[str, Any], tuple[Item, 
     """
     plan = inputs.plan
     config = haproxy.haproxy_config(plan.gateway, inputs.backends, inputs.gateway_addresses)
-    keys_document = yaml_document.read(plan.directory / plan.gateway.api_keys_file)
-    keys = haproxy.key_digests_text(yaml_document.parse(keys_document, ApiKeys).keys)
-    tls = plan.gateway.tls
-    certificate = (plan.directory / tls.certificate_file).resolve() if tls else None
-    if certificate and not certificate.is_file():
-        raise plan.document.error(
-            ("gateway", "tls", "certificate_file"), f"there is no {paths.display(certificate)}", "correct the path"
-        )
+    keys = haproxy.key_digests_text(_api_keys(plan).keys)
+    certificate = _certificate(plan)
     variables = {
         "gateway_config": config,
         "gateway_api_key_digests": keys,
         "gateway_certificate_file": str(certificate) if certificate else "",
     }
     return variables, gateway_items(config, keys, certificate)
+
+
+def find_faults(plan: Plan) -> Iterator[tuple[FleetError, bool]]:
+    """What keeps ``site.yml`` from the gateways' files: each error, and whether a file is wrong.
+
+    The others are missing on this machine: they are secrets, which may not be where the fleet is only planned.
+    """
+    if not any(host.kind == "gateway" for host in plan.hosts):
+        return
+    keys_file = plan.directory / plan.gateway.api_keys_file
+    for read in (_api_keys, _certificate):
+        try:
+            read(plan)
+        except FleetError as fault:
+            is_wrong = read is _api_keys and keys_file.is_file()
+            if is_wrong or read is _certificate or not _stack_will_write_keys(plan):
+                yield from ((each, is_wrong) for each in (fault, *fault.others))
+
+
+def _stack_will_write_keys(plan: Plan) -> bool:
+    is_rented = any(host.cloud != "static" for host in plan.hosts)
+    return is_rented and plan.access.api_keys == "generated" and not (plan.directory / "stack.json").exists()
+
+
+def _api_keys(plan: Plan) -> ApiKeys:
+    file = plan.directory / plan.gateway.api_keys_file
+    if not file.is_file():
+        raise plan.document.error(
+            ("gateway", "api_keys_file") if "api_keys_file" in plan.document.data.get("gateway", {}) else ("gateway",),
+            f"there is no {paths.display(file)}, so the gateways would know no API key",
+            "write it: 'keys:' and below it OWNER: \"sha256:...\", the SHA-256 of the key; 'vllm-fleet init' makes one",
+        )
+    return yaml_document.parse(yaml_document.read(file), ApiKeys)
+
+
+def _certificate(plan: Plan) -> Path | None:
+    tls = plan.gateway.tls
+    certificate = (plan.directory / tls.certificate_file).resolve() if tls else None
+    if certificate and not certificate.is_file():
+        raise plan.document.error(
+            ("gateway", "tls", "certificate_file"), f"there is no {paths.display(certificate)}", "correct the path"
+        )
+    return certificate

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog, raise_all
 from vllm_fleet.catalogue.catalogue import load as load_catalog
 from vllm_fleet.edge import names
 from vllm_fleet.fleet import host_facts
@@ -14,11 +16,12 @@ from vllm_fleet.fleet.plan import load as load_plan
 from vllm_fleet.fleet.stack import locations
 from vllm_fleet.host import engine_install
 from vllm_fleet.host.manifest import Manifest, Port
+from vllm_fleet.inventory import refusals
 from vllm_fleet.inventory.gateway import gateway_variables
 from vllm_fleet.inventory.inputs import FleetInputs
 from vllm_fleet.inventory.serving import serving_variables, supported_systems
 from vllm_fleet.inventory.site import Site, SiteHost
-from vllm_fleet.mirror import client
+from vllm_fleet.mirror import client, vocabularies
 from vllm_fleet.resolve.deployment import choose
 
 
@@ -43,6 +46,7 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
     Raises:
         FleetError: they do not agree, or a pool's engine cannot be installed yet (``refused``).
     """
+    raise_all([refusal.error for refusal in _unique(refusals.list_file_refusals(plan, catalog))])
     inputs = _inputs(plan, catalog, facts or {})
     gateway, gateway_items = gateway_variables(inputs) if inputs.gateways else ({}, ())
     hosts = []
@@ -62,6 +66,43 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
             )
         )
     return Site(inputs.plan, tuple(hosts))
+
+
+def find_refusals(plan: Plan, catalog: Catalog) -> tuple[refusals.Refusal, ...]:
+    """What :func:`build` would refuse, each once, for ``check`` and ``plan``; hosts need not be rented yet.
+
+    Args:
+        plan: the To-Be.
+        catalog: the recipes.
+    """
+    found = [*refusals.list_file_refusals(plan, catalog)]
+    # A run finds these two itself: its role reads the vocabularies, in the same words, and ssh its key.
+    later = (*vocabularies.find_faults(plan, catalog), *refusals.find_access_faults(plan))
+    found += [refusals.Refusal(fault, is_wrong=False) for fault in (*later, *_find_build_faults(plan, catalog))]
+    return _unique(found)
+
+
+def _unique(found: Iterable[refusals.Refusal]) -> tuple[refusals.Refusal, ...]:
+    kept: dict[str, refusals.Refusal] = {}
+    for refusal in found:
+        kept.setdefault(str(refusal.error), refusal)
+    return tuple(kept.values())
+
+
+def _find_build_faults(plan: Plan, catalog: Catalog) -> Iterator[FleetError]:
+    """The errors of one host of each pool."""
+    where = refusals.planned_locations(plan)
+    try:
+        planned = engine_install.with_engine_locks(plan, catalog)
+        inputs = FleetInputs(planned, catalog, where, client.describe_mirror(planned, catalog, where), {})
+    except FleetError as fault:
+        yield from (fault, *fault.others)
+        return
+    for host in {host.pool: host for host in planned.hosts if host.deployment}.values():
+        try:
+            serving_variables(inputs, host)
+        except FleetError as fault:
+            yield from (fault, *fault.others)
 
 
 def _inputs(plan: Plan, catalog: Catalog, facts: host_facts.Facts) -> FleetInputs:

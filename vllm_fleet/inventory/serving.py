@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,9 +15,9 @@ from vllm_fleet.host import container, container_toolkit, drivers, engine_instal
 from vllm_fleet.host.firewall import Peers
 from vllm_fleet.host.instance_files import Release, instance_files
 from vllm_fleet.host.manifest import Manifest, instance_unit, instance_unit_files, runtime_directory, serving_manifest
-from vllm_fleet.host.serving_host import EncodingFile, ServingHost
+from vllm_fleet.host.serving_host import ServingHost
 from vllm_fleet.inventory.inputs import FleetInputs
-from vllm_fleet.mirror import client, parts
+from vllm_fleet.mirror import client, parts, vocabularies
 from vllm_fleet.resolve.deployment import Deployment
 
 
@@ -40,7 +39,9 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
     variables = {
         **(driver.variables if driver else {}),
         "fleet_host_class": serving.deployment.host_class,
-        "harmony_encodings_files": [asdict(encoding) for encoding in serving.encodings],
+        "harmony_encodings_files": [
+            {key: value for key, value in asdict(encoding).items() if value} for encoding in serving.encodings
+        ],
         **(container.image_variables(serving.image) if serving.image else {}),
         **(engine_install.engine_variables(serving.deployment, serving.lock) if serving.lock else {}),
         **_service_variables(serving, release, manifest),
@@ -74,7 +75,7 @@ def _serving_host(inputs: FleetInputs, host: HostPlan, driver: drivers.HostDrive
         host_class=host_class,
         peers=_peers(inputs, inputs.locations[host.name]),
         model=model,
-        encodings=tuple(_encodings(inputs, deployment)),
+        encodings=tuple(vocabularies.list_vocabularies(inputs.plan, inputs.catalog, deployment.model)),
         cache_key=start_cache.start_cache_key(deployment, model.revision, host_class.family.arch, version),
         lock=lock,
         image=_image(inputs, host, deployment),
@@ -86,15 +87,6 @@ def _peers(inputs: FleetInputs, location: Location) -> Peers:
         address for address in (location.service_address, location.address) if addresses.parse_ip(address)
     )
     return Peers(tuple(own), inputs.gateway_addresses, tuple(inputs.plan.access.engine_to))
-
-
-def _encodings(inputs: FleetInputs, deployment: Deployment) -> Iterator[EncodingFile]:
-    plan, catalog = inputs.plan, inputs.catalog
-    if plan.spec.artifacts.encodings is None:
-        raise plan.document.error(("artifacts",), "names no folder of encodings", "add 'encodings'")
-    folder = plan.artifact("encodings", plan.spec.artifacts.encodings)
-    for name in catalog.model(deployment.model).encodings:
-        yield EncodingFile(name, catalog.encodings.encodings[name].sha256, str(folder / name))
 
 
 def _image(inputs: FleetInputs, host: HostPlan, deployment: Deployment) -> container.Image | None:

@@ -7,15 +7,17 @@ import ipaddress
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base import paths
+from vllm_fleet.base.addresses import parse_ip
 from vllm_fleet.base.errors import FleetError
-from vllm_fleet.catalogue.catalogue import Catalog, raise_all
-from vllm_fleet.edge import openssh, ssh_options, ssh_scan
+from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
+from vllm_fleet.edge import openssh, ssh, ssh_options, ssh_scan
 from vllm_fleet.edge.connection import NoAnswerError
+from vllm_fleet.edge.names import resolve_names
 from vllm_fleet.edge.ssh_scan import Address
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.facts.notes import describe_state
@@ -26,6 +28,9 @@ from vllm_fleet.operate import probing
 from vllm_fleet.operate.new_fleet import IdentifiedHost
 
 _SPELLING = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?:\[(?P<v6>[^\]]+)\]|(?P<name>[^\[\]:@\s]+))(?::(?P<port>\d+))?")
+#: sshd's own address on this connection is the third word.
+_SAY_ADDRESS = """printf '{"address": "%s"}' "$(echo "$SSH_CONNECTION" | cut -d' ' -f3)\""""
+_SAID_ADDRESS = re.compile(r'\{"address": "([0-9a-fA-F.:]{2,45})"\}')
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 
@@ -44,6 +49,8 @@ class NamedHost:
     port: int | None
     user: str | None
     gateway: bool = False
+    #: Its name in the user's own inventory; empty: the fleet numbers it.
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,20 +93,25 @@ class Login:
         key_file: the private key; None uses ssh's configuration and agent.
         config_file: the configuration of ssh; None uses those of the user and the system.
         bastion: the host through which all of them are reached, with its confirmed key.
+        become_password: the password for sudo on the hosts; None: sudo asks for none.
     """
 
     key_file: Path | None = None
     config_file: Path | None = None
     bastion: Target | None = None
+    become_password: str | None = field(default=None, repr=False)
 
 
-def parse_hosts(hosts: Sequence[str], gateways: Sequence[str], bastion: str | None) -> list[NamedHost]:
+def parse_hosts(
+    hosts: Sequence[str], gateways: Sequence[str], bastion: str | None, imported: Sequence[NamedHost] = ()
+) -> list[NamedHost]:
     """Parses what was typed.
 
     Args:
         hosts: ``user@address:port`` of each GPU host.
         gateways: the same of each gateway.
         bastion: the same of the bastion; it becomes the last of the result.
+        imported: hosts that were read elsewhere.
 
     Raises:
         FleetError: an address is not valid, or none is given; it carries all of them.
@@ -109,17 +121,28 @@ def parse_hosts(hosts: Sequence[str], gateways: Sequence[str], bastion: str | No
     typed = [("--host", text) for text in hosts] + [("--gateway", text) for text in gateways]
     for option, text in [*typed, *([("--bastion", bastion)] if bastion is not None else [])]:
         try:
-            parsed.append(_parse(text, gateway=option == "--gateway"))
+            parsed.append(parse_host(text, gateway=option == "--gateway"))
         except ValueError as fault:
             hint = "write user@address or user@address:port, and an IPv6 address as user@[address]:port"
             errors.append(FleetError(f"{text!r} {fault}", hint, key=option))
-    if not typed:
-        errors.append(FleetError("no host is given", "give --host root@10.0.0.5", key="--host"))
+    if not typed and not imported:
+        hint = "give --host root@10.0.0.5, or --from-inventory FILE"
+        errors.append(FleetError("no host is given", hint, key="--host"))
     raise_all(errors)
-    return parsed
+    return [*parsed[: len(typed)], *imported, *parsed[len(typed) :]]
 
 
-def _parse(text: str, *, gateway: bool) -> NamedHost:
+def parse_host(text: str, *, gateway: bool, label: str = "") -> NamedHost:
+    """Parses ``[USER@]ADDRESS[:PORT]``.
+
+    Args:
+        text: what was typed.
+        gateway: whether it is a gateway.
+        label: its name in the user's own inventory.
+
+    Raises:
+        ValueError: it is not one; the message continues a sentence that begins with the text.
+    """
     match = _SPELLING.fullmatch(text)
     if not match:
         raise ValueError("is not an address")
@@ -130,7 +153,7 @@ def _parse(text: str, *, gateway: bool) -> NamedHost:
         raise ValueError("is not an address")
     if port is not None and not 0 < port < 65536:
         raise ValueError("has a port that does not exist")
-    return NamedHost(address, port, match["user"], gateway)
+    return NamedHost(address, port, match["user"], gateway, label)
 
 
 def find_hosts(named: Sequence[NamedHost], config_file: Path | None) -> list[FoundHost]:
@@ -253,7 +276,7 @@ def scan_keys(hosts: Sequence[FoundHost], login: Login) -> tuple[list[tuple[Foun
 
 
 def identify_hosts(
-    hosts: Sequence[tuple[FoundHost, str]], login: Login, catalog: Catalog
+    hosts: Sequence[tuple[FoundHost, str]], login: Login, catalog: Catalog, said_class: SizedClass | None = None
 ) -> tuple[list[IdentifiedHost], list[FleetError]]:
     """Reads the facts of each host and finds its class. Only the confirmed key of each host is trusted.
 
@@ -261,6 +284,7 @@ def identify_hosts(
         hosts: the hosts with the host keys that the user has confirmed.
         login: how they are logged in to.
         catalog: the recipes.
+        said_class: the class that the user says the GPU hosts have; None: what their GPUs say.
 
     Returns:
         The hosts that are identified; and the error of each host that does not answer or has no class.
@@ -277,10 +301,14 @@ def identify_hosts(
             alias=host.alias,
             jump=login.bastion,
             keys_file="the key that was confirmed",
+            become_password=login.become_password,
         )
         for host, key in hosts
     ]
     answers = probing.read_facts(targets)
+    inside = _find_inside_addresses(
+        [target for target, answer in zip(targets, answers, strict=True) if not isinstance(answer, str)]
+    )
     errors: list[FleetError] = []
     identified: list[IdentifiedHost] = []
     for (host, key), answer in zip(hosts, answers, strict=True):
@@ -289,14 +317,64 @@ def identify_hosts(
             errors.append(FleetError(answer, hint, host=host.named.name))
             continue
         try:
-            sized = None if host.named.gateway else recognise(answer, catalog)
+            sized = None if host.named.gateway else _find_class(answer, catalog, said_class)
         except FleetError as error:
             error.host = host.named.name
             errors.append(error)
             continue
         says = ", ".join(_describe(answer)) if sized else ""
-        identified.append(IdentifiedHost(host.address, host.port, host.user, key, sized, says, host.alias))
+        seen = inside.get(host.at, "")
+        identified.append(
+            IdentifiedHost(host.address, host.port, host.user, key, sized, says, host.alias, host.named.label, seen)
+        )
     return identified, errors
+
+
+def _find_inside_addresses(targets: Sequence[Target]) -> Mapping[Address, str]:
+    """The IP addresses of hosts whose names only a bastion resolves: the address at which sshd there was reached.
+
+    Args:
+        targets: the hosts.
+
+    Returns:
+        Host -> its address, for the hosts that say one.
+    """
+    unknown = {
+        name
+        for name, found in resolve_names({t.address for t in targets if not parse_ip(t.address)}).items()
+        if isinstance(found, str)
+    }
+    asked = [target for target in targets if target.address in unknown]
+
+    async def ask_all() -> list[str | BaseException]:
+        return await asyncio.gather(*(ssh.run_json(target, _SAY_ADDRESS) for target in asked), return_exceptions=True)
+
+    addresses: dict[Address, str] = {}
+    for target, answer in zip(asked, asyncio.run(ask_all()) if asked else (), strict=True):
+        if isinstance(answer, str) and (match := _SAID_ADDRESS.fullmatch(answer.strip())):
+            said = parse_ip(match[1])
+            if said and not (said.is_loopback or said.is_link_local or said.is_unspecified or said.is_multicast):
+                addresses[target.address, target.port] = str(said)
+        elif isinstance(answer, BaseException) and not isinstance(answer, NoAnswerError):
+            raise answer
+    return addresses
+
+
+def _find_class(facts: Mapping[str, Any], catalog: Catalog, said: SizedClass | None) -> SizedClass:
+    """The class of a host by its GPUs; one whose GPUs nothing reports is what the user says.
+
+    Raises:
+        FleetError: its GPUs have no class, or another one than the user says.
+    """
+    try:
+        found = recognise(facts, catalog)
+    except FleetError:
+        if said is None or counted_gpus(facts):
+            raise
+        return said
+    if said and found.id != said.id:
+        raise FleetError(f"is {found.id} by its GPUs, not {said.id}", "leave --host-class out", key="--host-class")
+    return found
 
 
 def login_of(fleet: plan.Plan) -> Login:

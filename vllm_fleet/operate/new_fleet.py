@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.field_types import Name
 from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.resolve.resolve import Question, resolve
@@ -20,8 +21,8 @@ from vllm_fleet.schema.model_source import ModelSource
 
 #: The models to try, in this order, for a pool without a model.
 MODELS = ("openai/gpt-oss-120b", "openai/gpt-oss-20b")
-#: What a new pool's model comes from: 'vllm-fleet mirror' downloads it, and the hosts get it from there.
-DEFAULT_SOURCE = {"hub": "mirror"}
+#: What a new pool's model comes from: the hosts download it, so that nothing has to be done before site.yml.
+DEFAULT_SOURCE = {"hub": "hosts"}
 _HEADER = """\
 # Existing hosts, found by 'vllm-fleet init'. Other keys: docs/fleets.md and inventories/example-aws/fleet.yml.
 #   vllm-fleet check --fleet {name}
@@ -31,11 +32,26 @@ fleet: {name}
 defaults: {{profile: balanced}}
 pools: {{}}
 artifacts:
-  # Where each model comes from; docs/models.md has the other sources. 'vllm-fleet mirror --fleet {name}' downloads it.
+  # Where each model comes from; docs/models.md has every source.
   models: {{}}
-  # A copy on this controller.
-  encodings: '{{cache}}/encodings'
 """
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user wants of the hosts.
+
+    Attributes:
+        models: host class -> the model that it serves; the others serve the largest that fits.
+        source: where the models come from, as ``artifacts.models`` has it.
+        mirror: ``mirror`` of a new fleet; empty for none.
+        encodings: the folder of the vocabularies on the controller; empty: hosts download them.
+    """
+
+    models: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=lambda: DEFAULT_SOURCE)
+    mirror: Mapping[str, Any] = field(default_factory=dict)
+    encodings: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,8 @@ class IdentifiedHost:
         sized: its class; None for a gateway, which needs no GPU.
         says: its GPUs and its driver, for people.
         ssh_alias: its name in ssh's configuration, where the address alone is reached in another way; else empty.
+        name: its name in the user's own inventory; it is kept where a fleet can have it.
+        private_address: its IP address, where this machine does not resolve its name; else empty.
     """
 
     address: str
@@ -59,10 +77,12 @@ class IdentifiedHost:
     sized: SizedClass | None
     says: str = ""
     ssh_alias: str = ""
+    name: str = ""
+    private_address: str = ""
 
 
 def fleet_text(
-    name: str, hosts: Sequence[IdentifiedHost], catalog: Catalog, model: str | None, access: Mapping[str, Any]
+    name: str, hosts: Sequence[IdentifiedHost], catalog: Catalog, wishes: Wishes, access: Mapping[str, Any]
 ) -> str:
     """A new ``fleet.yml``.
 
@@ -70,7 +90,7 @@ def fleet_text(
         name: the fleet.
         hosts: its hosts; those without a class are gateways.
         catalog: the recipes.
-        model: the model that all of them serve; None chooses for each class the largest that fits.
+        wishes: what the user wants of them.
         access: how the hosts are reached, as ``fleet.yml`` has it; empty: by ssh's configuration and agent.
 
     Raises:
@@ -79,23 +99,27 @@ def fleet_text(
     yaml, data = _load(_HEADER.format(name=name))
     if access:
         data["access"] = CommentedMap(access)
-    return _dump(yaml, _add_hosts(data, hosts, catalog, model))
+    if wishes.encodings:
+        data["artifacts"]["encodings"] = wishes.encodings
+    if wishes.mirror:
+        data["mirror"] = CommentedMap(wishes.mirror)
+    return _dump(yaml, _add_hosts(data, hosts, catalog, wishes))
 
 
-def add_hosts(old: str, hosts: Sequence[IdentifiedHost], catalog: Catalog, model: str | None) -> str:
+def add_hosts(old: str, hosts: Sequence[IdentifiedHost], catalog: Catalog, wishes: Wishes) -> str:
     """The text of a ``fleet.yml`` with more hosts. Everything else stays, the comments too.
 
     Args:
         old: the present text.
         hosts: the hosts to add.
         catalog: the recipes.
-        model: the model that new pools serve; None chooses for each class the largest that fits.
+        wishes: what the user wants of new pools.
 
     Raises:
         FleetError: as :func:`fleet_text`.
     """
     yaml, data = _load(old)
-    return _dump(yaml, _add_hosts(data, hosts, catalog, model))
+    return _dump(yaml, _add_hosts(data, hosts, catalog, wishes))
 
 
 def set_model_source(old: str, model: str, source: Mapping[str, Any]) -> str:
@@ -109,16 +133,55 @@ def set_model_source(old: str, model: str, source: Mapping[str, Any]) -> str:
     Raises:
         FleetError: it is not a source.
     """
-    try:
-        ModelSource.model_validate(dict(source))
-    except ValidationError as invalid:
-        message = str(invalid.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise FleetError(f"not a source of {model}: {message}", "docs/models.md has an example of each") from None
+    check_model_source(model, source)
     yaml, data = _load(old)
     models = data.setdefault("artifacts", CommentedMap()).setdefault("models", CommentedMap())
     models.fa.set_block_style()
     models[model] = _flow(source)
     return _dump(yaml, data)
+
+
+def check_model_source(model: str, source: Mapping[str, Any]) -> None:
+    """Checks the keys of a source.
+
+    Raises:
+        FleetError: it is not a source.
+    """
+    try:
+        ModelSource.model_validate(dict(source))
+    except ValidationError as invalid:
+        message = str(invalid.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise FleetError(f"not a source of {model}: {message}", "docs/models.md has an example of each") from None
+
+
+def fitting_models(catalog: Catalog, sized: SizedClass) -> tuple[str, ...]:
+    """The models that a class can serve, the one to choose first; the other models only where none of OpenAI's fits.
+
+    Raises:
+        FleetError: it can serve no model.
+    """
+    others = [name for name in sorted(catalog.models) if name not in MODELS]
+    errors: list[FleetError] = []
+    for names in (MODELS, others):
+        fitting = []
+        for model in names:
+            try:
+                resolve(catalog, Question(sized.id, model))
+            except FleetError as error:
+                errors.append(error)
+            else:
+                fitting.append(model)
+        if fitting:
+            return tuple(fitting)
+    raise FleetError(f"{sized.id} can serve none of {', '.join(MODELS)}: {errors[0].message}", errors[0].hint)
+
+
+def pool_of_class(spec: Any, class_id: str, model: str | None) -> str | None:
+    """The pool of static hosts in the data of a ``fleet.yml`` that takes more hosts of a class; None: a new one."""
+    for name, pool in (spec.get("pools") or {}).items():
+        if pool.get("cloud") == "static" and pool.get("host_class") == class_id and model in (None, pool.get("model")):
+            return str(name)
+    return None
 
 
 def _flow(source: Mapping[str, Any]) -> CommentedMap:
@@ -152,9 +215,7 @@ def _dump(yaml: YAML, data: CommentedMap) -> str:
     return out.getvalue()
 
 
-def _add_hosts(
-    data: CommentedMap, hosts: Sequence[IdentifiedHost], catalog: Catalog, model: str | None
-) -> CommentedMap:
+def _add_hosts(data: CommentedMap, hosts: Sequence[IdentifiedHost], catalog: Catalog, wishes: Wishes) -> CommentedMap:
     taken = set(static_addresses(data).values())
     data["pools"].fa.set_block_style()
     for host in hosts:
@@ -165,9 +226,10 @@ def _add_hosts(
                 )
             section, prefix = data["gateway"], "gateway"
         else:
-            prefix = _pool_name(data, host.sized, catalog, model)
+            prefix = _pool_name(data, host.sized, catalog, wishes)
             section = data["pools"][prefix]
-        name = _take_free_name(_numbered(prefix), taken)
+        own = [host.name] if _is_name(host.name) else []
+        name = _take_free_name(itertools.chain(own, _numbered(prefix)), taken)
         static = section.setdefault("static", CommentedMap())
         static[name] = _host_entry(host)
         if host.says:
@@ -175,37 +237,35 @@ def _add_hosts(
     return data
 
 
-def _pool_name(data: CommentedMap, sized: SizedClass, catalog: Catalog, model: str | None) -> str:
+def _pool_name(data: CommentedMap, sized: SizedClass, catalog: Catalog, wishes: Wishes) -> str:
     """The name of the pool of static hosts of a class; creates the pool if it is missing."""
-    pools = data["pools"]
-    for name, pool in pools.items():
-        if pool.get("cloud") == "static" and pool.get("host_class") == sized.id and model in (None, pool.get("model")):
-            return str(name)
+    pools, model = data["pools"], wishes.models.get(sized.id)
+    if known := pool_of_class(data, sized.id, model):
+        return known
     name = _take_free_name(itertools.chain((sized.family.name, sized.id), _numbered(sized.id)), set(pools))
-    serves = model or _largest_model(catalog, sized)
+    serves = model or fitting_models(catalog, sized)[0]
     pools[name] = CommentedMap(host_class=sized.id, cloud="static", model=serves)
     artifacts = data.setdefault("artifacts", CommentedMap())
     models = artifacts.setdefault("models", CommentedMap())
     models.fa.set_block_style()
     if serves not in models:
-        models[serves] = _flow(DEFAULT_SOURCE)
+        check_model_source(serves, wishes.source)
+        models[serves] = _flow(wishes.source)
     return name
 
 
-def _largest_model(catalog: Catalog, sized: SizedClass) -> str:
-    errors = []
-    for model in MODELS:
-        try:
-            resolve(catalog, Question(sized.id, model))
-        except FleetError as error:
-            errors.append(error)
-        else:
-            return model
-    raise FleetError(f"{sized.id} can serve none of {', '.join(MODELS)}: {errors[-1].message}", errors[-1].hint)
+def _is_name(text: str) -> bool:
+    try:
+        TypeAdapter(Name).validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def _host_entry(host: IdentifiedHost) -> CommentedMap:
     entry = CommentedMap(address=host.address)
+    if host.private_address:
+        entry["private_address"] = host.private_address
     if host.port != 22:
         entry["port"] = host.port
     if host.user != "root":

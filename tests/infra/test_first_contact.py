@@ -1,0 +1,177 @@
+"""The second quick start of the README on bare lab hosts: ``init``, ``check``, ``plan``, ``site.yml``, a completion."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lab import cleanup, host, network, state
+from lab.artifacts.encodings import encodings_dir
+from lab.spec import HostSpec, NetworkSpec
+from lab.tree import ensure_tree, tree_digest
+from vllm_fleet.base import paths
+from vllm_fleet.base.digests import text_sha256
+from vllm_fleet.edge.keys import ssh_key_pair
+from vllm_fleet.edge.ssh_scan import fingerprint
+
+pytestmark = [pytest.mark.root, pytest.mark.network]
+
+BRIDGE = "vf-first"
+SUBNET = "10.79.16"
+GPU, GATEWAY = f"{SUBNET}.11", f"{SUBNET}.12"
+
+
+@dataclass(frozen=True)
+class Rack:
+    """Two bare hosts, and a controller with a folder for fleets."""
+
+    folder: Path
+    host_keys: dict[str, str]
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        """Runs a command of the README; exit code, output, and what is told."""
+        done = subprocess.run(
+            words,
+            cwd=paths.root(),
+            env={
+                **os.environ,
+                "VLLM_FLEET_INVENTORIES": str(self.folder / "inventories"),
+                "ANSIBLE_CONFIG": str(paths.root() / "ansible.cfg"),
+                "ANSIBLE_NOCOLOR": "1",
+            },
+            capture_output=True,
+            text=True,
+            timeout=1500,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def fleet(self, *words: str) -> tuple[int, str, str]:
+        return self.run(sys.executable, "-m", "vllm_fleet", *words)
+
+    def site(self, *words: str) -> tuple[int, str, str]:
+        return self.run("ansible-playbook", "-i", str(self.folder / "inventories/rack/fleet.yml"), "site.yml", *words)
+
+
+@pytest.fixture(scope="module")
+def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
+    folder = tmp_path_factory.mktemp("rack")
+    paths.cache_dir().mkdir(parents=True, exist_ok=True)
+    with (paths.cache_dir() / "test-first.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if BRIDGE in state.labs():
+            cleanup.down(BRIDGE)
+        ensure_tree()
+        encodings_dir()
+        own_private, own_public = ssh_key_pair()
+        (folder / "id_ed25519").write_text(own_private)
+        (folder / "id_ed25519").chmod(0o600)
+        network.create(NetworkSpec(BRIDGE, f"{SUBNET}.0/24", str(paths.root()), 12))
+        host_keys = {}
+        try:
+            for name, address in (("a", GPU), ("b", GATEWAY)):
+                private, host_keys[address] = ssh_key_pair()
+                spec = {
+                    **{"bridge": BRIDGE, "name": name, "address": address, "subnet": f"{SUBNET}.0/24"},
+                    **{"user": "deploy", "authorised_key": own_public, "host_key": host_keys[address]},
+                    **{"tree": tree_digest(), "peers": {name: address}, "disk_gib": 12},
+                    "binds": {str(paths.cache_dir() / "uv"): "/var/cache/uv"},
+                }
+                host.create(HostSpec.from_properties(spec), private)
+            yield Rack(folder, host_keys)
+        finally:
+            cleanup.down(BRIDGE)
+
+
+def test_hosts_serve_after_init_and_site(rack: Rack) -> None:
+    """``--host-class`` and ``--model-from`` alone differ from the README: hosts of the lab have no GPU and no hub."""
+    inventory = rack.folder / "hosts.ini"
+    inventory.write_text(
+        f"[gpu]\ncompute-1 ansible_host={GPU}\n[lb]\ndoor-1 ansible_host={GATEWAY}\n"
+        f"[all:vars]\nansible_user=deploy\nansible_ssh_private_key_file={rack.folder / 'id_ed25519'}\n"
+    )
+    known = [f"--fingerprint={address}={fingerprint(key)}" for address, key in rack.host_keys.items()]
+    key_file = rack.folder / "key"
+    code, out, told = rack.fleet(
+        "init",
+        "rack",
+        *("--from-inventory", str(inventory), "--group", "gpu", "--gateway-group", "lb", *known),
+        *("--host-class", "cpu-2", "--model-from", "controller={cache}/lab-model/current"),
+        *("--yes", "--api-key-file", str(key_file)),
+    )
+    assert code == 0, told
+    assert "site.yml will refuse" not in out
+    for command in ("check", "plan"):
+        code, out, told = rack.fleet(command, "--fleet", "rack", "--json")
+        assert (code, json.loads(out)["site_refuses"]) == (0, []), told
+    code, out, told = rack.site()
+    assert code == 0, (out + told)[-6000:]
+    secret = key_file.read_text().strip()
+    request = urllib.request.Request(
+        f"http://{GATEWAY}:8080/v1/chat/completions",
+        json.dumps({"model": "vllm-fleet/lab-gpt-oss", "messages": [{"role": "user", "content": "2+2?"}]}).encode(),
+        {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        assert json.load(answer)["choices"][0]["message"]["role"] == "assistant"
+    code, out, told = rack.site()
+    assert (code, "changed=0" in out) == (0, True), (out + told)[-3000:]
+    hosts = yaml.safe_load((rack.folder / "inventories/rack/fleet.yml").read_text())
+    assert list(hosts["pools"]["cpu"]["static"]) == ["compute-1"]
+    assert list(hosts["gateway"]["static"]) == ["door-1"]
+    assert secret not in out + told + "".join(
+        file.read_text() for file in (rack.folder / "inventories/rack").iterdir() if file.is_file()
+    )
+
+
+def test_a_host_downloads_the_vocabularies_and_takes_no_other_file(rack: Rack, tmp_path: Path) -> None:
+    """The role, with the address of a server of this machine in place of the official page."""
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "good.tiktoken").write_text("a vocabulary")
+    (served / "bad.tiktoken").write_text("another file")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
+    server = http.server.ThreadingHTTPServer((f"{SUBNET}.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    known = tmp_path / "known_hosts"
+    known.write_text(f"{GPU} {rack.host_keys[GPU]}\n")
+    reached = {
+        "ansible_host": GPU,
+        "ansible_user": "deploy",
+        "ansible_ssh_private_key_file": str(rack.folder / "id_ed25519"),
+        "ansible_ssh_common_args": f"-o UserKnownHostsFile={known}",
+    }
+    digest = text_sha256("a vocabulary")
+
+    def run(name: str) -> tuple[int, str]:
+        files = [{"name": name, "sha256": digest, "url": f"http://{SUBNET}.1:{server.server_port}/{name}"}]
+        variables = {**reached, "harmony_encodings_files": files}
+        (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"hosts": {"gpu-0": variables}}}))
+        play = [{"hosts": "all", "become": True, "gather_facts": False, "roles": ["harmony_encodings"]}]
+        (tmp_path / "play.yml").write_text(json.dumps(play))
+        code, out, told = rack.run("ansible-playbook", "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml"))
+        return code, out + told
+
+    try:
+        code, said = run("good.tiktoken")
+        assert code == 0, said
+        code, said = run("good.tiktoken")
+        assert (code, "changed=0" in said) == (0, True), said
+        code, said = run("bad.tiktoken")
+        assert (code, "checksum" in said) == (2, True), said
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,84 @@
+"""What ``site.yml`` would refuse, as far as it can be known without the hosts.
+
+``check`` and ``plan`` say it, and the inventory refuses a run with the same errors before a host is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.edge import names
+from vllm_fleet.fleet import stack
+from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.fleet.stack import Location
+from vllm_fleet.host import engine_install
+from vllm_fleet.inventory import gateway
+from vllm_fleet.mirror import apt_packages, client
+
+#: A host that is not rented yet has this address; TEST-NET-1 has no hosts.
+_NOWHERE = "192.0.2.1"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Something that ``site.yml`` would refuse.
+
+    Attributes:
+        error: what, where, and what to do.
+        is_wrong: whether a file of the fleet is wrong. Otherwise something is not on this machine yet, such as a
+            download or a secret, and the fleet can be planned without it.
+    """
+
+    error: FleetError
+    is_wrong: bool
+
+
+def list_file_refusals(plan: Plan, catalog: Catalog) -> Iterator[Refusal]:
+    """What the files of the fleet and of this machine lack or have wrong. An error may come more than once.
+
+    Args:
+        plan: the To-Be.
+        catalog: the recipes.
+    """
+    for fault in engine_install.lock_faults(plan, catalog):
+        yield Refusal(fault, is_wrong=True)
+    for fault in (
+        *engine_install.unpinned_engines(plan, catalog),
+        *apt_packages.find_missing(plan, catalog),
+        *stack.address_errors(plan, names.resolve_names),
+        *_find_missing_gateways(plan),
+    ):
+        yield Refusal(fault, is_wrong=False)
+    for fault, is_wrong in (*client.model_faults(plan, catalog), *gateway.find_faults(plan)):
+        yield Refusal(fault, is_wrong)
+
+
+def find_access_faults(plan: Plan) -> Iterator[FleetError]:
+    """A private key that is named and missing. A stack that makes its own writes it when it is up."""
+    own = plan.access.ssh_private_key_file
+    file = (plan.directory / own).resolve() if own else None
+    makes_key = not plan.access.ssh_authorised_keys and any(host.cloud != "static" for host in plan.hosts)
+    if file and not makes_key and not file.is_file():
+        at = ("access", "ssh_private_key_file")
+        yield plan.document.error(at, f"there is no {paths.display(file)}", "correct the path")
+
+
+def _find_missing_gateways(plan: Plan) -> Iterator[FleetError]:
+    """Gateways that a fleet of static hosts only counts. A stack is not a file of the user: 'pulumi up' writes it."""
+    if all(host.cloud == "static" for host in plan.hosts):
+        try:
+            stack.check_stack(plan)
+        except FleetError as fault:
+            yield from (fault, *fault.others)
+
+
+def planned_locations(plan: Plan) -> Mapping[str, Location]:
+    """Locations for hosts that are not rented yet, to see what else would be refused."""
+    return {
+        host.name: Location(host.static.address if host.static else _NOWHERE, 22, host.user, (), _NOWHERE, (_NOWHERE,))
+        for host in plan.hosts
+    }
