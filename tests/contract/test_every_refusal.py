@@ -48,6 +48,12 @@ HOST_ONLY = {
     "driver_packages/ask.yml: Ask | Refuse what apt cannot install, or would install at the cost of other packages": (
         "the host's apt: its sources and the packages that are there"
     ),
+    "foreign_unit_files/main.yml: Fail if a drop-in for all services changes the unit": (
+        "the host's own service.d, which is for other units too"
+    ),
+    "vllm_service/install.yml: Install | Fail if a drop-in for all services changes the instances": (
+        "the host's own service.d, which is for other units too"
+    ),
     "host_baseline/first-boot.yml: First boot | Refuse a host whose first boot is not complete": (
         "the host's cloud-init"
     ),
