@@ -67,7 +67,7 @@ def test_drift_is_named_and_just_that_is_repaired(lab: Lab) -> None:
     repaired = lab.playbook()
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
     serving = {"vllm_firewall", "vllm_release", "vllm_service", "vllm_start_cache", "gateway_traffic"}
-    assert roles_run(repaired.stdout) == serving | {"foreign_unit_files", "harmony_encodings", "gateway"}
+    assert roles_run(repaired.stdout) == serving | {"host_baseline", "foreign_unit_files", "harmony_encodings", "gateway"}
     assert lab.drift()[0] == 0
     for host, since in started.items():
         now = lab.on(host, "systemctl show -p ActiveEnterTimestamp vllm@0").stdout
@@ -81,7 +81,8 @@ def test_limit_probes_only_those_hosts(lab: Lab) -> None:
     assert "lab-1" not in done.stdout
     assert lab.drift()[0] == 3
     done = lab.playbook("--limit", "lab-1")
-    assert roles_run(done.stdout) == {"harmony_encodings"}
+    # host_baseline only waits for the first boot.
+    assert roles_run(done.stdout) == {"host_baseline", "harmony_encodings"}
     assert lab.drift()[0] == 0
 
 
@@ -96,7 +97,7 @@ def test_a_stopped_instance_loses_no_answer_and_is_started_again(lab: Lab) -> No
     }
     done = lab.playbook()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert roles_run(done.stdout) == {"vllm_service", "vllm_start_cache", "gateway_traffic"}
+    assert roles_run(done.stdout) == {"host_baseline", "vllm_service", "vllm_start_cache", "gateway_traffic"}
     assert lab.drift()[0] == 0
 
 
@@ -126,8 +127,8 @@ def test_a_host_that_is_not_the_one_stops_the_run_before_anything(
     try:
         code, found = lab.drift()
         assert code == 1
-        assert found["error"]["host"] == "lab-0"
-        assert says in found["error"]["message"]
+        assert [silent["host"] for silent in found["unreachable"]] == ["lab-0"]
+        assert says in found["unreachable"][0]["why"]
         done = lab.playbook()
         assert done.returncode != 0
         assert says in done.stdout + done.stderr

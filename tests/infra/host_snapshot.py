@@ -26,9 +26,11 @@ export DEBIAN_FRONTEND=noninteractive
 mkdir -p /root/debs
 cd /root/debs
 apt-get update -q > /dev/null
-apt-get download -q docker.io containerd runc > /dev/null
-for name in docker.io containerd runc; do dpkg-deb -R ${name}_*.deb $name; rm ${name}_*.deb; done
+apt-get download -q docker.io containerd runc tini > /dev/null
+for name in docker.io containerd runc tini; do dpkg-deb -R ${name}_*.deb $name; rm ${name}_*.deb; done
 cp -a runc/usr containerd/
+# Docker's own package has its docker-init; Debian's links to that of another package.
+cp -a tini/usr docker.io/
 mkdir -p cli/DEBIAN cli/usr/bin
 mv docker.io/usr/bin/docker cli/usr/bin/
 """
