@@ -109,6 +109,8 @@ def _fill(root: Path) -> None:
         (units / name).write_bytes((files / name).read_bytes())
         (units / f"{name}.d").mkdir()
         (units / f"{name}.d" / "test.conf").write_text(REPLACED, encoding="utf-8")
+    for name in ("vllm-container@.service", "vllm-container@.socket"):
+        (units / name).write_bytes((files / name).read_bytes())
     (units / "vllm-firewall.service").write_text("[Service]\nType=oneshot\nExecStart=/bin/true\n", encoding="utf-8")
     (root / "var/lib/vllm").mkdir(parents=True)
     (root / "probe.py").write_text(PROBE, encoding="utf-8")
