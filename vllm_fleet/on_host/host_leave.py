@@ -50,7 +50,7 @@ TABLE = ("inet", "vllm_fleet")
 #: What the role apt_repository puts before a line of a source that it has switched off, or into a stanza.
 DISABLED = re.compile(r"^# disabled by vllm-fleet(?:: |\nEnabled: no\n)", re.MULTILINE)
 #: Packages that roles install for their own work, beside those of the manifest.
-HELPERS = ("gpg", "python3-debian", "rsync", "linux-headers-*", "linux-modules-extra-*")
+HELPERS = ("gpg", "python3-apt", "python3-debian", "rsync", "linux-headers-*", "linux-modules-extra-*")
 #: Packages that the toolkit holds.
 HELD = (*("*nvidia*", "cuda-*", "*nvlsm*", "amdgpu*", "rocm*", "amd-smi*", "hip*"),)
 
