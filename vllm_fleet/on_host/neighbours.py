@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 RECORD = "/etc/vllm-fleet/record.json"
 #: Files that every host of a fleet has had since the first release, and nothing else has.
 OLD_MARKS = ("/etc/sysctl.d/60-vllm-fleet.conf", "/etc/apt/apt.conf.d/60-vllm-fleet")
+#: What is below them is the toolkit's; a host that it has not set up must not have them (check_folder).
+OWN_FOLDERS = ("/opt/vllm/", "/var/lib/vllm/", "/var/cache/vllm/", "/run/vllm-")
 #: What a file of the toolkit contains or is called.
 MARK = "vllm-fleet"
 #: How much of a file is searched for the mark.
@@ -111,9 +113,19 @@ def is_pristine(path: str) -> bool:
         return False
 
 
+def is_own_place(path: str) -> bool:
+    """Whether a path is below a folder that is the toolkit's on every host that it has set up.
+
+    Names there change with each release, so the record does not list them.
+    """
+    return path.startswith(OWN_FOLDERS)
+
+
 def check_file(path: str, ours: Ours) -> tuple[str, str] | None:
     """A file with another content than the manifest's: whether vllm-fleet did not make it."""
     if not os.path.lexists(path) or ours.has("file:" + path) or is_marked(path):
+        return None
+    if is_own_place(path) and (ours.is_known or ours.is_old):
         return None
     # An earlier run has installed the package and was stopped before it wrote the file.
     return None if is_pristine(path) else _conflict("foreign_file", path)
