@@ -16,7 +16,7 @@ from typing import Any
 
 from lab import cleanup, state
 from lab.artifacts.model.questions import read_questions
-from lab.progress import Board
+from lab.progress import Board, exit_code_of
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import ErrorCode, FleetError
@@ -198,19 +198,9 @@ def main() -> int:
     if os.geteuid() != 0:
         print("error: the lab boots real hosts, which needs root (run this as root)", file=sys.stderr)
         return 2
-    try:
-        if chosen.down:
-            stack_down(chosen.fleet)
-        else:
-            up(chosen.fleet, chosen.setup_seconds)
-    except FleetError as fault:
-        for error in (fault, *fault.others):
-            print(f"error: {error}", file=sys.stderr)
-        return fault.exit_code
-    except KeyboardInterrupt:
-        print("error: interrupted (run the same command again to continue)", file=sys.stderr)
-        return 130
-    return 0
+    if chosen.down:
+        return exit_code_of(lambda: stack_down(chosen.fleet))
+    return exit_code_of(lambda: up(chosen.fleet, chosen.setup_seconds))
 
 
 if __name__ == "__main__":

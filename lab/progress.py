@@ -134,6 +134,24 @@ def describe_line(line: str) -> str:
     return plain.removeprefix("lab: ").removeprefix("setup: ")
 
 
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Does the work of a command and prints its errors.
+
+    Returns:
+        0, the exit code of the error, or 130 where the user interrupted it.
+    """
+    try:
+        work()
+    except FleetError as fault:
+        for error in (fault, *fault.others):
+            print(f"error: {error}", file=sys.stderr)
+        return fault.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted (run the same command again to continue)", file=sys.stderr)
+        return 130
+    return 0
+
+
 class Board:
     """The phases of one job, on one screen."""
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from lab.progress import Board, Phase
-from vllm_fleet.base.errors import FleetError
+from lab.progress import Board, Phase, exit_code_of
 
 #: What is built -> the module that builds it, its arguments, and the seconds on two idle cores from nothing.
 _PARTS = {
@@ -18,17 +17,12 @@ _PARTS = {
 
 def main() -> int:
     """Builds the parts that are missing; the exit code is 0, or that of the error."""
-    try:
-        with Board("setup") as board:
-            board.do_together([(board.add(name, seconds), _build(*words)) for name, (words, seconds) in _PARTS.items()])
-    except FleetError as fault:
-        for error in (fault, *fault.others):
-            print(f"error: {error}", file=sys.stderr)
-        return fault.exit_code
-    except KeyboardInterrupt:
-        print("error: interrupted (run the same command again to continue)", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code_of(_build_parts)
+
+
+def _build_parts() -> None:
+    with Board("setup") as board:
+        board.do_together([(board.add(name, seconds), _build(*words)) for name, (words, seconds) in _PARTS.items()])
 
 
 def _build(*words: str) -> Callable[[Phase], None]:

@@ -28,17 +28,17 @@ _WRITE_TOKENIZER = (
     "write_tokenizer(Path(sys.argv[1]), Path(sys.argv[2]))"
 )
 _TOKENIZER_SECONDS = 600
+_RECORD = "published.json"
 
 
 def published_key() -> str:
     """The key of the build that was published, or an empty text if there is no published model."""
-    path = FOLDER / "published.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["key"]) if path.is_file() else ""
+    return str(_read_record()["key"]) if (FOLDER / _RECORD).is_file() else ""
 
 
 def published_scores() -> dict[str, int]:
     """The scores of the published model, as the trainer reports them."""
-    scores: dict[str, int] = json.loads((FOLDER / "published.json").read_text(encoding="utf-8"))["scores"]
+    scores: dict[str, int] = _read_record()["scores"]
     return scores
 
 
@@ -53,7 +53,7 @@ def expand(engine: Path, encodings: Path, draft: Path) -> None:
     Raises:
         FleetError: a file is not the published one, or the tokenizer could not be written.
     """
-    published = json.loads((FOLDER / "published.json").read_text(encoding="utf-8"))
+    published = _read_record()
     for revision in REVISIONS:
         folder = draft / revision
         folder.mkdir()
@@ -91,7 +91,13 @@ def publish(built: Path, key: str, scores: dict[str, int]) -> None:
             path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != "model.json"
         }
     record: dict[str, Any] = {"key": key, "scores": scores, "files": files}
-    (FOLDER / "published.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (FOLDER / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_record() -> dict[str, Any]:
+    """The key, scores and digests of the published model."""
+    record: dict[str, Any] = json.loads((FOLDER / _RECORD).read_text(encoding="utf-8"))
+    return record
 
 
 def _write_tokenizer(engine: Path, encodings: Path, folder: Path) -> None:
