@@ -30,6 +30,9 @@ class Zones:
         self._last_run = max((_run(last_try) for last_try in self._tries.values()), default=0)
         # A copy from before this run: the choice for a host must not depend on the progress of others.
         self._before_this_run = {host: dict(last_try) for host, last_try in self._tries.items()}
+        self._interrupted = {
+            host: str(last_try["zone"]) for host, last_try in self._tries.items() if not last_try.get("answered", True)
+        }
         self._pools: dict[tuple[str, tuple[str, ...]], tuple[str, frozenset[str]]] = {}
         self._chosen: dict[str, tuple[HostPlan, str]] = {}
         #: (pool, zone) -> the host that was refused in this run for lack of capacity.
@@ -80,13 +83,16 @@ class Zones:
         return self._binding
 
     def _before(self, name: str) -> None:
-        last = self._tries.get(name, {})
-        if not last.get("answered", True):
+        if name in self._interrupted:
+            # Of several hooks that fail at once the engine may show one error alone: each tells the whole.
+            hosts = " and ".join(f"{host} in {zone}" for host, zone in self._interrupted.items())
+            several = len(self._interrupted) > 1
+            it, exists, them = ("hosts", "they do", "them") if several else ("host", "it does", "it")
+            adopt = " ".join(f"--adopt {host}=ITS_ID" for host in self._interrupted)
             raise FleetError(
-                f"the last run was interrupted while it created {name} in {last['zone']}: "
-                "the host may exist and cost money",
-                f"look for it in the cloud, then: python -m infra.repair {pulumi.get_stack()} --adopt {name}=ITS_ID"
-                f", or --gone {name} if it does not exist",
+                f"the last run was interrupted while it created {hosts}: the {it} may exist and cost money",
+                f"look for {them} in the cloud, then: python -m infra.repair {pulumi.get_stack()} {adopt}"
+                f"; --gone NAME in place of --adopt if {exists} not exist",
             )
         host, zone = self._chosen[name]
         if refused_host := self._full.get((host.pool, zone)):

@@ -117,8 +117,9 @@ def test_a_run_that_was_killed_leaves_no_second_host_and_what_it_did_not_make_is
     engine.communicate()
     assert "has been canceled" in whole.stage.pulumi("cancel", "--yes")
     said = whole.up(check=False)
-    assert "was interrupted while it created main-5 in us-east-1a: the host may exist and cost money" in said
-    assert "python -m infra.repair demo --adopt main-5=ITS_ID" in said
+    interrupted = "was interrupted while it created main-5 in us-east-1a and main-6 in us-east-1a: "
+    assert interrupted + "the hosts may exist and cost money" in said, said
+    assert "python -m infra.repair demo --adopt main-5=ITS_ID --adopt main-6=ITS_ID" in said
     whole.cloud.drop(lost)
     whole.repair("--adopt", f"main-5={there.id}", "--gone", "main-6")
     assert not whole.state().get("pending_operations")
