@@ -2,98 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import http.server
 import json
-import os
-import subprocess
-import sys
 import threading
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from first_contact_lab import Rack, bare_hosts
 
-from lab import cleanup, host, network, state
-from lab.artifacts.encodings import encodings_dir
-from lab.spec import HostSpec, NetworkSpec
-from lab.tree import ensure_tree, tree_digest
-from vllm_fleet.base import paths
 from vllm_fleet.base.digests import text_sha256
-from vllm_fleet.edge.keys import ssh_key_pair
 from vllm_fleet.edge.ssh_scan import fingerprint
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
 
-BRIDGE = "vf-first"
 SUBNET = "10.79.16"
 GPU, GATEWAY = f"{SUBNET}.11", f"{SUBNET}.12"
 
 
-@dataclass(frozen=True)
-class Rack:
-    """Two bare hosts, and a controller with a folder for fleets."""
-
-    folder: Path
-    host_keys: dict[str, str]
-
-    def run(self, *words: str) -> tuple[int, str, str]:
-        """Runs a command of the README; exit code, output, and what is told."""
-        done = subprocess.run(
-            words,
-            cwd=paths.root(),
-            env={
-                **os.environ,
-                "VLLM_FLEET_INVENTORIES": str(self.folder / "inventories"),
-                "ANSIBLE_CONFIG": str(paths.root() / "ansible.cfg"),
-                "ANSIBLE_NOCOLOR": "1",
-            },
-            capture_output=True,
-            text=True,
-            timeout=1500,
-            check=False,
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    def fleet(self, *words: str) -> tuple[int, str, str]:
-        return self.run(sys.executable, "-m", "vllm_fleet", *words)
-
-    def site(self, *words: str) -> tuple[int, str, str]:
-        return self.run("ansible-playbook", "-i", str(self.folder / "inventories/rack/fleet.yml"), "site.yml", *words)
-
-
 @pytest.fixture(scope="module")
 def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
-    folder = tmp_path_factory.mktemp("rack")
-    paths.cache_dir().mkdir(parents=True, exist_ok=True)
-    with (paths.cache_dir() / "test-first.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if BRIDGE in state.labs():
-            cleanup.down(BRIDGE)
-        ensure_tree()
-        encodings_dir()
-        own_private, own_public = ssh_key_pair()
-        (folder / "id_ed25519").write_text(own_private)
-        (folder / "id_ed25519").chmod(0o600)
-        network.create(NetworkSpec(BRIDGE, f"{SUBNET}.0/24", str(paths.root()), 12))
-        host_keys = {}
-        try:
-            for name, address in (("a", GPU), ("b", GATEWAY)):
-                private, host_keys[address] = ssh_key_pair()
-                spec = {
-                    **{"bridge": BRIDGE, "name": name, "address": address, "subnet": f"{SUBNET}.0/24"},
-                    **{"user": "deploy", "authorised_key": own_public, "host_key": host_keys[address]},
-                    **{"tree": tree_digest(), "peers": {name: address}, "disk_gib": 12},
-                    "binds": {str(paths.cache_dir() / "uv"): "/var/cache/uv"},
-                }
-                host.create(HostSpec.from_properties(spec), private)
-            yield Rack(folder, host_keys)
-        finally:
-            cleanup.down(BRIDGE)
+    with bare_hosts(tmp_path_factory.mktemp("rack"), "vf-first", SUBNET) as rack:
+        yield rack
 
 
 def test_hosts_serve_after_init_and_site(rack: Rack) -> None:
@@ -104,13 +36,12 @@ def test_hosts_serve_after_init_and_site(rack: Rack) -> None:
         f"[all:vars]\nansible_user=deploy\nansible_ssh_private_key_file={rack.folder / 'id_ed25519'}\n"
     )
     known = [f"--fingerprint={address}={fingerprint(key)}" for address, key in rack.host_keys.items()]
-    key_file = rack.folder / "key"
     code, out, told = rack.fleet(
         "init",
         "rack",
         *("--from-inventory", str(inventory), "--group", "gpu", "--gateway-group", "lb", *known),
         *("--host-class", "cpu-2", "--model-from", "controller={cache}/lab-model/current"),
-        *("--yes", "--api-key-file", str(key_file)),
+        *("--yes", "--api-key-file", str(rack.key_file)),
     )
     assert code == 0, told
     assert "site.yml will refuse" not in out
@@ -119,20 +50,13 @@ def test_hosts_serve_after_init_and_site(rack: Rack) -> None:
         assert (code, json.loads(out)["site_refuses"]) == (0, []), told
     code, out, told = rack.site()
     assert code == 0, (out + told)[-6000:]
-    secret = key_file.read_text().strip()
-    request = urllib.request.Request(
-        f"http://{GATEWAY}:8080/v1/chat/completions",
-        json.dumps({"model": "vllm-fleet/lab-gpt-oss", "messages": [{"role": "user", "content": "2+2?"}]}).encode(),
-        {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        assert json.load(answer)["choices"][0]["message"]["role"] == "assistant"
+    assert rack.ask(GATEWAY) == "assistant"
     code, out, told = rack.site()
     assert (code, "changed=0" in out) == (0, True), (out + told)[-3000:]
     hosts = yaml.safe_load((rack.folder / "inventories/rack/fleet.yml").read_text())
     assert list(hosts["pools"]["cpu"]["static"]) == ["compute-1"]
     assert list(hosts["gateway"]["static"]) == ["door-1"]
-    assert secret not in out + told + "".join(
+    assert rack.secret not in out + told + "".join(
         file.read_text() for file in (rack.folder / "inventories/rack").iterdir() if file.is_file()
     )
 

@@ -62,12 +62,16 @@ def test_a_setting_that_somebody_has_changed_since_then_stays() -> None:
 def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The answers of the commands of a host that the toolkit has not touched."""
     answers = {"dpkg-query": "haproxy installed", "apt-mark": "linux-image-generic", "systemctl": "not-found"}
+    answers["nft"] = "table inet filter\ntable ip6 shop"
     monkeypatch.setattr(docker_engine, "command_output", lambda *words: answers[words[0]])
     monkeypatch.setattr(neighbours, "read_ours", lambda: neighbours.Ours((), False, False))
     return answers
 
 
-EMPTY: dict[str, Any] = {"version": 1, "made": [], "theirs": [], "units": {}, "held": None, "installed": None}
+EMPTY: dict[str, Any] = {
+    **{"version": 1, "made": [], "theirs": [], "units": {}},
+    **dict.fromkeys(("held", "installed", "groups", "tables")),
+}
 
 
 def test_what_is_there_is_somebody_elses_and_the_rest_will_be_made(
@@ -87,6 +91,7 @@ def test_what_is_there_is_somebody_elses_and_the_rest_will_be_made(
     assert record["made"] == [f"file:{tmp_path / 'not'}", "package:nginx-light"]
     assert record["theirs"] == [*(f"file:{tmp_path / 'there'}", "package:docker.io", "package:haproxy", "user:vllm")]
     assert (record["held"], record["installed"]) == (["linux-image-generic"], ["haproxy"])
+    assert (record["tables"], "root" in record["groups"]) == (["inet filter", "ip6 shop"], True)
     # The first record stays when the roles have made the rest.
     (tmp_path / "not").write_text("ours")
     host["dpkg-query"] = "haproxy installed\nnginx-light installed"
@@ -289,3 +294,31 @@ def test_an_answer_that_is_none_and_a_failure_are_one_clear_error(answer: str) -
         leave.parse_left("gpu-0", answer, "python3: not found\n")
     assert caught.value.exit_code == 1
     assert ("busy" if "busy" in answer else "python3: not found") in caught.value.message
+
+
+#: Made by dockerd 20.10 with iptables-nft 1.8.9.
+TABLE_OF_DOCKER = """\
+# Warning: table ip filter is managed by iptables-nft, do not touch!
+table ip filter {
+\tchain DOCKER {
+\t}
+\tchain DOCKER-ISOLATION-STAGE-2 {
+\t\tcounter packets 0 bytes 0 return
+\t}
+\tchain FORWARD {
+\t\ttype filter hook forward priority filter; policy drop;
+\t\tcounter packets 0 bytes 0 jump DOCKER-USER
+\t\toifname "docker0" ct state related,established counter packets 0 bytes 0 accept
+\t}
+\tchain DOCKER-USER {
+\t\tcounter packets 0 bytes 0 return
+\t}
+}
+"""
+
+
+def test_a_table_of_docker_with_a_rule_of_somebody_else_is_not_dockers() -> None:
+    assert host_leave.is_of_docker(TABLE_OF_DOCKER)
+    other = TABLE_OF_DOCKER.replace('oifname "docker0"', 'oifname "shop0"')
+    assert not host_leave.is_of_docker(other)
+    assert not host_leave.is_of_docker("table ip filter {\n}\n"), "an empty one says nothing of docker"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import grp
 import json
 import os
 import pwd
@@ -51,6 +52,8 @@ TABLE = ("inet", "vllm_fleet")
 DISABLED = re.compile(r"^# disabled by vllm-fleet(?:: |\nEnabled: no\n)", re.MULTILINE)
 #: Packages that roles install for their own work, beside those of the manifest.
 HELPERS = ("gpg", "python3-apt", "python3-debian", "rsync", "linux-headers-*", "linux-modules-extra-*")
+#: The name of the engine, which docker makes at its first start.
+DOCKER_KEY = "/etc/docker/key.json"
 #: Packages that the toolkit holds.
 HELD = (*("*nvidia*", "cuda-*", "*nvlsm*", "amdgpu*", "rocm*", "amd-smi*", "hip*"),)
 
@@ -334,11 +337,57 @@ def leave_packages(leaving: Leaving) -> None:
         leaving.keep("packages %s" % ", ".join(there), "without them apt would remove %s too" % ", ".join(others))
         return
     before = removable()
+    has_docker = bool(set(docker_engine.PACKAGES) & set(there))
+    if has_docker:
+        delete_tables_of_docker(leaving)
     purge = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "--allow-change-held-packages", "purge")
     if there and leaving.run("packages %s" % ", ".join(there), *purge, *there) and not leaving.check:
         alone = sorted(removable() - before)
         if alone:
             leaving.run("packages %s" % ", ".join(alone), *purge, *alone)
+        if has_docker:
+            delete_rest_of_docker(leaving)
+
+
+def delete_tables_of_docker(leaving: Leaving) -> None:
+    """Deletes the tables that docker made: without it their ``policy drop`` would still block forwarding."""
+    before = leaving.record["tables"]
+    for table in host_record.tables_now() if before is not None else ():
+        words = table.split()
+        if table not in before and is_of_docker(docker_engine.command_output("nft", "list", "table", *words)):
+            leaving.run("nftables table %s" % table, "nft", "delete", "table", *words)
+
+
+def delete_rest_of_docker(leaving: Leaving) -> None:
+    """Removes what docker's packages leave when they are purged, as far as it was not there before."""
+    leaving.delete(DOCKER_KEY)
+    folder = os.path.dirname(DOCKER_KEY)
+    if os.path.isdir(folder) and not os.listdir(folder):
+        os.rmdir(folder)
+    groups = leaving.record["groups"]
+    try:
+        members = grp.getgrnam("docker").gr_mem
+    except KeyError:
+        return
+    if groups is not None and "docker" not in groups and not members:
+        leaving.run("group docker", "groupdel", "docker")
+
+
+def is_of_docker(listing: str) -> bool:
+    """Whether all rules of a table are docker's.
+
+    Args:
+        listing: what ``nft list table`` prints.
+    """
+    chain = ""
+    for line in listing.splitlines():
+        words = line.split()
+        if words[:1] == ["chain"]:
+            chain = words[1]
+        is_rule = words and words[0] not in ("table", "chain", "type", "}", "#")
+        if is_rule and not any(mark in line for mark in ("DOCKER", "docker0")) and not chain.startswith("DOCKER"):
+            return False
+    return bool(chain)
 
 
 def removable() -> set[str]:

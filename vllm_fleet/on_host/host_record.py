@@ -6,6 +6,7 @@ is in the record stays: a second run adds the items that a new plan has.
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import pwd
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
     from vllm_fleet.on_host import manifest_items as items
 
 VERSION = 1
+#: What was on the host before the first run, as lists of names; null where it is unknown.
+SEEN = ("held", "installed", "groups", "tables")
 
 
 def read_record(path: str) -> dict[str, Any]:
     """The record, or an empty one. A record of an older version lacks keys."""
-    empty: dict[str, Any] = {"version": VERSION, "made": [], "theirs": [], "units": {}, "held": None, "installed": None}
+    empty: dict[str, Any] = {"version": VERSION, "made": [], "theirs": [], "units": {}}
+    empty.update(dict.fromkeys(SEEN))
     try:
         with open(path, encoding="utf-8") as file:
             return {**empty, **json.load(file)}
@@ -99,6 +103,21 @@ def unit_state(name: str) -> list[str]:
     ]
 
 
+def tables_now() -> list[str]:
+    """The tables of the kernel's packet filter, such as ``ip nat``."""
+    rows = docker_engine.command_output("nft", "list", "tables").splitlines()
+    return sorted(row[len("table ") :] for row in rows if row.startswith("table "))
+
+
+def seen_now() -> dict[str, list[str]]:
+    """What is on the host, for what packages leave behind when they go."""
+    return {
+        "held": sorted(docker_engine.command_output("apt-mark", "showhold").split()),
+        "groups": sorted(entry.gr_name for entry in grp.getgrall()),
+        "tables": tables_now(),
+    }
+
+
 def extend_record(record: dict[str, Any], wanted: list[items.Item]) -> dict[str, Any]:
     """The record with the items that it does not have yet."""
     ours = neighbours.read_ours()
@@ -117,19 +136,11 @@ def extend_record(record: dict[str, Any], wanted: list[items.Item]) -> dict[str,
                 units[item["name"]] = unit_state(item["name"])
         else:
             made.append(key)
-    held, before = record["held"], record["installed"]
-    if held is None:
-        held = [] if ours.is_old else sorted(docker_engine.command_output("apt-mark", "showhold").split())
+    seen = {name: record[name] for name in SEEN}
+    if seen["held"] is None:
         # Unknown for a host that was set up before.
-        before = None if ours.is_old else sorted(installed)
-    return {
-        "version": VERSION,
-        "made": sorted(made),
-        "theirs": sorted(theirs),
-        "units": units,
-        "held": held,
-        "installed": before,
-    }
+        seen = {**dict.fromkeys(SEEN), "held": []} if ours.is_old else {"installed": sorted(installed), **seen_now()}
+    return {"version": VERSION, "made": sorted(made), "theirs": sorted(theirs), "units": units, **seen}
 
 
 def main(path: str = neighbours.RECORD) -> None:
