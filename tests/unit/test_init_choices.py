@@ -153,7 +153,7 @@ def test_the_password_for_sudo_reaches_the_hosts_and_no_file(
         (("--model-from", "on_host=/a", "--model-from", "url=https://b/c"), "gives on_host and url"),
         (("--host-class", "h201-8"), "there is no host class 'h201-8'"),
         (("--group", "gpu"), "--group: is a group of an Ansible inventory"),
-        (("--from-inventory", "/nowhere"), "/nowhere: --from-inventory: does not exist"),
+        (("--from-inventory", "/nowhere"), "--from-inventory: there is no /nowhere"),
         (("-K",), "--ask-become-pass: there is no terminal to ask for the password"),
         (("--become-password-file", "/nowhere"), "/nowhere: --become-password-file: cannot be read"),
         (("--api-key-file", "key"), "--api-key-file: no API key is made: there is no gateway"),

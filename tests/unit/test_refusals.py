@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ CASES: Mapping[str, Case] = {
         "digest", {("pools", "gpu", "host_class"): "mi300x-8", ("pools", "gpu", "engine"): "rocm-open-mi300"}
     ),
     "an authority of the registry that is not there": Case(
-        "golden/registry.pem does not exist",
+        "there is no golden/registry.pem",
         {
             ("pools", "gpu", "install"): "docker",
             ("artifacts", "images"): {"vllm-0.32.0-cuda": ANY},
@@ -205,6 +206,69 @@ def test_check_and_plan_say_it_in_the_words_of_the_run(
         check.command("golden", json=False)
         told = capsys.readouterr().out
         assert all(f"site.yml will refuse: {text}" in told for text in said)
+
+
+def closed(file: Path) -> None:
+    """A file that this user may not read; root reads all, so there the permission is not asked for."""
+    file.write_text("keys: {}", encoding="utf-8")
+    file.chmod(0)
+    if os.geteuid() == 0:
+        pytest.skip("root reads it")
+
+
+PLACES: Mapping[str, Callable[[Path], object]] = {
+    "is a folder, not a file": Path.mkdir,
+    "is a device, a pipe or a socket, not a file": os.mkfifo,
+    "cannot be read: Too many levels of symbolic links": lambda file: file.symlink_to(file.name),
+    "cannot be read: Permission denied": closed,
+}
+TLS: Mapping[tuple[str, ...], Any] = {("gateway", "tls"): {"certificate_file": "own.pem"}, ("gateway", "port"): 443}
+NAMED: Mapping[str, Mapping[tuple[str, ...], Any]] = {
+    "gateway.api_keys_file": {("gateway", "api_keys_file"): "own.pem"},
+    "gateway.tls.certificate_file": TLS,
+    "access.ssh_private_key_file": {("access",): {"ssh_private_key_file": "own.pem"}},
+    "access.ssh_config_file": {("access",): {"ssh_config_file": "own.pem"}},
+    "mirror.registry_ca_file": {
+        ("pools", "gpu", "install"): "docker",
+        ("artifacts", "images"): {"vllm-0.32.0-cuda": ANY},
+        ("mirror",): {"registry": "registry.example.com:5000", "registry_ca_file": "own.pem"},
+    },
+}
+
+
+@pytest.mark.parametrize("says", PLACES)
+@pytest.mark.parametrize("key", NAMED)
+def test_what_is_there_and_is_no_file_that_can_be_read_is_one_error(key: str, says: str, fleets: Path) -> None:
+    folder = write_fleet(fleets, Case("", NAMED[key]))
+    PLACES[says](folder / "own.pem")
+    for run in (lambda: check.command("golden"), lambda: plan_command.command("golden")):
+        with pytest.raises(FleetError) as caught:
+            run()
+        fault = caught.value
+        assert (fault.exit_code, fault.others) == (2, [])
+        assert f"golden/own.pem {says}" in fault.message
+        assert (fault.key, fault.file) == (key, "golden/fleet.yml")
+        assert fault.line is not None
+
+
+@pytest.mark.parametrize("value", ["", ".", "x" * 900, "/etc/passwd/keys"])
+def test_api_keys_that_are_named_as_no_file_can_be(value: str, fleets: Path) -> None:
+    write_fleet(fleets, Case("", {("gateway", "api_keys_file"): value}))
+    try:
+        check.command("golden")
+    except FleetError as fault:
+        assert (fault.exit_code, fault.key) == (2, "gateway.api_keys_file")
+    else:
+        assert value.startswith("/etc"), "nothing is there, so it may be on another machine"
+
+
+@pytest.mark.parametrize("name", ["api-keys.yml", "stack.json"])
+def test_a_link_to_itself_in_place_of_a_file_of_the_fleet(name: str, fleets: Path) -> None:
+    folder = fleets / "golden"
+    (folder / name).unlink()
+    (folder / name).symlink_to(name)
+    with pytest.raises(FleetError, match=f"{name}.* cannot be read: Too many levels of symbolic links"):
+        inventory.load(folder)
 
 
 def test_every_fault_is_said_at_once(fleets: Path) -> None:

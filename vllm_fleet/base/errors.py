@@ -88,6 +88,13 @@ class FleetError(Exception):
         }
 
 
+class UnusableFileError(FleetError):
+    """A file that the input names is there and cannot be used, so nothing in it could be checked.
+
+    One that is missing may be on another machine; this one is wrong here.
+    """
+
+
 #: So many errors are printed; the others are counted.
 MOST_PRINTED = 50
 

@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from vllm_fleet.base import paths, yaml_reader
-from vllm_fleet.base.errors import ErrorCode, FleetError, raise_all
+from vllm_fleet.base.errors import ErrorCode, FleetError, UnusableFileError, raise_all
+from vllm_fleet.base.paths import PathFault
 from vllm_fleet.base.yaml_reader import Location, Position, dotted
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -65,6 +66,18 @@ class Document:
         """An error at a key path of this file."""
         short = message if len(message) <= _MOST_LETTERS else f"{message[:_MOST_LETTERS]}..."
         return FleetError(short, hint, self.file, self.line(location), dotted(location) or None, code=code)
+
+    def path_error(self, location: Location, fault: PathFault, hint: str = "") -> FleetError:
+        """The error at a key path that names a file.
+
+        Args:
+            location: the key path.
+            fault: what is wrong with that file.
+            hint: what to do where it is missing; empty: what the fault itself says.
+        """
+        kind = FleetError if fault.is_missing else UnusableFileError
+        text = (hint if fault.is_missing else "") or fault.hint
+        return kind(fault.message, text, self.file, self.line(location), dotted(location) or None)
 
 
 class Places:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -230,7 +231,7 @@ class _KeyPlace:
             FleetError: there is no terminal to show it, or the file for it exists already.
         """
         digests = folder / (old.gateway.api_keys_file if old else "api-keys.yml")
-        if not needs_key or digests.exists():
+        if not needs_key or os.path.lexists(digests):
             if own:
                 why = f"{paths.display(digests)} exists already" if needs_key else "there is no gateway"
                 raise FleetError(f"no API key is made: {why}", "leave it out", key="--api-key-file")
@@ -244,8 +245,8 @@ class _KeyPlace:
                 key="--api-key-file",
                 code=ErrorCode.REFUSED,
             )
-        if own and own.exists():
-            raise FleetError(f"{paths.display(own)} exists already", "name a new file", key="--api-key-file")
+        if own and (fault := paths.new_file_fault(own)):
+            raise FleetError(fault.message, fault.hint, key="--api-key-file")
         return _KeyPlace(digests, own)
 
     def write(self, folder: Path, text: str) -> str:
@@ -281,7 +282,7 @@ def _name(name: str) -> None:
 def _existing(folder: Path, add: bool) -> plan.Plan | None:
     file = folder / "fleet.yml"
     if not add:
-        if file.exists():
+        if os.path.lexists(file):
             hint = "choose another name, or use --add to add the hosts to it"
             raise FleetError("this fleet exists already", hint, paths.display(file))
         return None
@@ -294,11 +295,11 @@ def _login(key: Path | None, ssh_config: Path | None, old: plan.Plan | None) -> 
         _refuse_change("--key" if key else "--ssh-config")
     if old:
         return enrol.login_of(old)
-    files = [file.expanduser().resolve() if file else None for file in (key, ssh_config)]
+    files = [paths.absolute(file.expanduser()) if file else None for file in (key, ssh_config)]
     names = (("private key", "--key"), ("configuration of ssh", "--ssh-config"))
     for file, (what, option) in zip(files, names, strict=True):
-        if file and not file.is_file():
-            raise FleetError(f"there is no {what} {paths.display(file)}", "correct the path", key=option)
+        if file and (fault := paths.file_fault(file, what)):
+            raise FleetError(fault.message, fault.hint, key=option)
     key_file, config_file = files
     return Login(key_file, config_file)
 

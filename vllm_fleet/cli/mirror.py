@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -52,21 +53,22 @@ def command(
         )
     for option, folder in (("--directory", directory), ("--to", to)):
         _check_folder(option, folder)
-    if from_ and not (from_ / INDEX).is_file():
-        raise FleetError(f"--from {paths.display(from_)} is no mirror: it has no {INDEX}", "correct the path")
+    if from_ and (fault := paths.file_fault(from_ / INDEX)):
+        why = f"it has no {INDEX}" if fault.is_missing else fault.message
+        raise FleetError(f"--from {paths.display(from_)} is no mirror: {why}", fault.hint)
     planned = plan.load(fleet_directory(fleet))
     if serving:
         serve_mirror.check_servable(planned)
     wanted = parts.list_parts(planned, catalogue.load())
     keys = [part.key for part in wanted]
-    store = Store((directory or default_directory()).resolve())
+    store = Store(paths.absolute(directory or default_directory()))
     tell = _Progress()
     wrong: list[str] = []
     with fill_mirror.lock_store(store):
         if verify:
             wrong = fill_mirror.verify_store(store, store.read(), tell.say)
         if from_:
-            carried = Store(from_.resolve())
+            carried = Store(paths.absolute(from_))
             fill_mirror.check_pinned_models(carried, wanted)
             for name in fill_mirror.unpinned_models(wanted):
                 tell.say(
@@ -80,7 +82,7 @@ def command(
                 store, wanted, token=hub.read_token(hub_token_file), refresh=refresh, reporter=reporter
             )
     if to:
-        carried = Store(to.resolve())
+        carried = Store(paths.absolute(to))
         with fill_mirror.lock_store(carried):
             results = fill_mirror.copy_parts(store, carried, keys, tell.count)
         store = carried
@@ -90,12 +92,12 @@ def command(
 
 
 def _check_folder(option: str, folder: Path | None) -> None:
-    """Raises FleetError where a folder cannot be made because a file has its place."""
-    for place in (folder, *folder.parents) if folder else ():
-        if place.exists():
-            if not place.is_dir():
-                raise FleetError(f"{option} {folder}: {paths.display(place)} is not a folder", "give another folder")
-            return
+    """Raises FleetError where a folder cannot be made or written: a file has its place, or permissions forbid it."""
+    if folder:
+        there = os.path.lexists(folder)
+        fault = paths.folder_fault(folder) if there else paths.new_file_fault(folder)
+        if fault:
+            raise FleetError(f"{option} {folder}: {fault.message}", fault.hint)
 
 
 def _report(fleet: str, store: Store, results: list[fill_mirror.PartResult], wrong: list[str], as_json: bool) -> None:

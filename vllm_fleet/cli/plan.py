@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vllm_fleet import inventory
-from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError, UnusableFileError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli import plan_tables
 from vllm_fleet.cli.output import (
@@ -77,7 +77,8 @@ def command(
     recipes = catalogue.load()
     plan = plans.load(fleet_directory(fleet), recipes)
     refusals = inventory.find_refusals(plan, recipes)
-    catalogue.raise_all(list(engine_install.lock_faults(plan, recipes)))
+    unusable = [refusal.error for refusal in refusals if isinstance(refusal.error, UnusableFileError)]
+    catalogue.raise_all([*engine_install.lock_faults(plan, recipes), *unusable])
     allowed = list(dict.fromkeys(filter(None, (name.strip() for name in replace_serving.split(",")))))
     bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
     missing = tuple(refusal.error for refusal in refusals)

@@ -32,8 +32,8 @@ def read_inventory(file: Path) -> Mapping[str, Any]:
         FleetError: it does not exist, or Ansible cannot read it.
     """
     shown = paths.display(file)
-    if not file.exists():
-        raise FleetError("does not exist", "correct the path", shown, key=_OPTION)
+    if fault := paths.path_fault(file):
+        raise FleetError(fault.message, fault.hint, key=_OPTION)
     program = Path(sys.executable).with_name("ansible-inventory")
     environment = {
         **os.environ,
@@ -44,7 +44,7 @@ def read_inventory(file: Path) -> Mapping[str, Any]:
     hint = f"see what 'ansible-inventory -i {shown} --list' says"
     try:
         done = subprocess.run(
-            [program, "-i", str(file.resolve()), "--list"],
+            [program, "-i", str(paths.absolute(file)), "--list"],
             env=environment,
             cwd=paths.root(),
             stdin=subprocess.DEVNULL,

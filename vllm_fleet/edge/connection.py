@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vllm_fleet.base import paths
 from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.edge.ssh_target import Target
 
@@ -116,8 +117,8 @@ def _private_keys(file: Path) -> Any:
     """A private key, with the certificate beside it if there is one."""
     import asyncssh
 
-    if not file.is_file():
-        raise NoAnswerError(f"the private key {file} does not exist")
+    if fault := paths.file_fault(file, "private key"):
+        raise NoAnswerError(fault.message)
     try:
         return asyncssh.load_keypairs(str(file))
     except (asyncssh.KeyEncryptionError, asyncssh.KeyImportError) as error:

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urljoin
 
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.foreign_text import ForeignPart, UnreadableError, parse_record
+from vllm_fleet.base.paths import home_dir
 from vllm_fleet.edge import download
 from vllm_fleet.mirror import wheels
 from vllm_fleet.mirror.parts import Wheels
@@ -32,12 +33,15 @@ def configured_index() -> str:
     for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
         if value := os.environ.get(name):
             return value.rstrip("/")
-    for file in (Path.home() / ".config/uv/uv.toml", Path("/etc/uv/uv.toml")):
+    home = home_dir()
+    uv_files = (home / ".config/uv/uv.toml",) if home else ()
+    for file in (*uv_files, Path("/etc/uv/uv.toml")):
         if file.is_file():
             settings = tomllib.loads(file.read_text(encoding="utf-8"))
             if value := settings.get("index-url") or settings.get("pip", {}).get("index-url"):
                 return str(value).rstrip("/")
-    for file in (Path.home() / ".config/pip/pip.conf", Path.home() / ".pip/pip.conf", Path("/etc/pip.conf")):
+    pip_files = (home / ".config/pip/pip.conf", home / ".pip/pip.conf") if home else ()
+    for file in (*pip_files, Path("/etc/pip.conf")):
         if file.is_file():
             parser = configparser.ConfigParser(interpolation=None, strict=False)
             parser.read(file, encoding="utf-8")

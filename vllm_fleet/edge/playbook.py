@@ -30,7 +30,7 @@ def run_playbook(
     for key, value in sorted(variables.items()):
         words += ["-e", f"{key}={value}"]
     if become_password_file:
-        words += ["--become-password-file", str(become_password_file.resolve())]
+        words += ["--become-password-file", str(paths.absolute(become_password_file))]
     try:
         done = subprocess.run(words, cwd=paths.root(), check=False, stdout=sys.stderr)
     except FileNotFoundError:

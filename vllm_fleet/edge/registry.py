@@ -164,10 +164,11 @@ def _tls_context(ca: Path) -> ssl.SSLContext:
 
 def _account(host: str) -> str:
     """The credentials that docker or podman stores for a registry, encoded for a Basic header; empty: none."""
-    home, run = Path.home(), os.environ.get("XDG_RUNTIME_DIR")
+    home, run = paths.home_dir(), os.environ.get("XDG_RUNTIME_DIR")
     files = [Path(own)] if (own := os.environ.get("REGISTRY_AUTH_FILE")) else []
     files += [Path(run) / "containers" / "auth.json"] if run else []
-    files += [Path(os.environ.get("DOCKER_CONFIG") or home / ".docker") / "config.json"]
+    if config := os.environ.get("DOCKER_CONFIG") or (home and home / ".docker"):
+        files.append(Path(config) / "config.json")
     names = (host, f"https://{host}", *(_PUBLIC if host == image_store.PUBLIC else ()))
     for file in files:
         if not file.is_file():

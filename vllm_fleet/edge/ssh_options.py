@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from vllm_fleet.base.errors import FleetError
+
 #: Options that change neither the way to a host nor the login there: what is left of them is decided by the
 #: connection itself (trust, reuse, timeouts), or is tried again with ``ssh`` when a login fails. From ssh_config(5) of
 #: OpenSSH 9.9, and the options of Debian's and Red Hat's packages.
@@ -134,8 +136,17 @@ def have_settings(config_file: Path | None) -> bool:
 
 
 def user_home() -> Path:
-    """The home directory that ``ssh`` uses: that of the account, not ``$HOME``."""
-    return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    """The home directory that ``ssh`` uses: that of the account, not ``$HOME``.
+
+    Raises:
+        FleetError: the account has no entry in passwd; ssh refuses to start then.
+    """
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        raise FleetError(
+            f"ssh does not work for the user {os.getuid()}, who is not in /etc/passwd", "add an entry for this user"
+        ) from None
 
 
 def _keywords(file: Path, depth: int) -> Iterator[str]:

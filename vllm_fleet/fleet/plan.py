@@ -65,16 +65,12 @@ class Plan:
             hint: what to do if it does not exist.
 
         Raises:
-            FleetError: it does not exist.
+            FleetError: it does not exist, or cannot be read.
         """
         path = Path(os.path.expanduser(value.replace("{cache}", str(paths.cache_dir()))))  # noqa: PTH111 - str in
         full = path if path.is_absolute() else self.directory / path
-        if not full.exists():
-            raise self.document.error(
-                ("artifacts", *key.split(".", 1)),
-                f"there is no {paths.display(full)}",
-                hint,
-            )
+        if fault := paths.path_fault(full):
+            raise self.document.path_error(("artifacts", *key.split(".", 1)), fault, hint)
         return full
 
 

@@ -54,7 +54,7 @@ def missing_keys(hosts: Sequence[HostPlan], access: Access, document: yaml_docum
 def missing_files(directory: Path, access: Access, document: yaml_document.Document) -> Iterator[FleetError]:
     """A configuration of ``ssh`` that does not exist, and a private key whose path Ansible does not pass on."""
     if access.ssh_private_key_file:
-        path = str((directory / access.ssh_private_key_file).resolve())
+        path = str(paths.absolute(directory / access.ssh_private_key_file))
         if '"' in path or "%" in path:
             yield document.error(
                 ("access", "ssh_private_key_file"),
@@ -62,11 +62,10 @@ def missing_files(directory: Path, access: Access, document: yaml_document.Docum
                 "use a path without quotation marks and percent signs",
             )
     if access.ssh_config_file:
-        file = (directory / access.ssh_config_file).resolve()
+        file = paths.absolute(directory / access.ssh_config_file)
         at = ("access", "ssh_config_file")
-        if not file.is_file():
-            hint = "correct the path, or remove the key to use your own ~/.ssh/config"
-            yield document.error(at, f"there is no {paths.display(file)}", hint)
+        if fault := paths.file_fault(file):
+            yield document.path_error(at, fault, "correct the path, or remove the key to use your own ~/.ssh/config")
         elif not _PLAIN_PATH.fullmatch(str(file)):
             # Its own ProxyJump starts 'ssh -F FILE' without quotation marks.
             yield document.error(at, f"ssh cannot use the path {file}", "use a path without blanks and quotation marks")

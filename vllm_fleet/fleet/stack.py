@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -118,13 +119,18 @@ def _read_made(plan: Plan) -> Mapping[str, StackHost]:
     return made
 
 
+def is_written(plan: Plan) -> bool:
+    """Whether the stack has written its file, or something else is in its place."""
+    return os.path.lexists(plan.directory / "stack.json")
+
+
 def made_hosts(plan: Plan) -> tuple[str, ...]:
     """The hosts that the stack has; none where it has written nothing yet.
 
     Raises:
         FleetError: its file is there and cannot be read.
     """
-    return tuple(_read(plan).hosts) if (plan.directory / "stack.json").is_file() else ()
+    return tuple(_read(plan).hosts) if is_written(plan) else ()
 
 
 def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[str, ...]]:
@@ -176,7 +182,7 @@ def _own_file(plan: Plan) -> str:
 def _read(plan: Plan) -> Stack:
     path = plan.directory / "stack.json"
     file = paths.display(path)
-    if not path.exists():
+    if not is_written(plan):
         raise FleetError(f"the hosts of {plan.document.file} do not exist yet", "run 'pulumi up'", file)
     try:
         document = yaml_document.read_json(path)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from vllm_fleet.base import paths
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.versions import version_key
 from vllm_fleet.catalogue import engine_locks
@@ -112,7 +113,8 @@ def _own(plan: Plan, engine: Engine, machine: Machine) -> Lock | None:
     if name is None:
         return None
     hint = f"run {lock_command(engine, machine)} --index URL --output FILE"
-    return engine_locks.read(plan.artifact(f"locks.{engine.id}", name.replace("{machine}", machine), hint).resolve())
+    file = plan.artifact(f"locks.{engine.id}", name.replace("{machine}", machine), hint)
+    return engine_locks.read(paths.absolute(file))
 
 
 def lock_misfits(lock: Lock, engine: Engine, sized: SizedClass) -> Iterator[tuple[str, str]]:

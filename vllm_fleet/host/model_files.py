@@ -101,7 +101,7 @@ def model_files(directory: Path) -> ModelFiles:
     if listed.revision is None or not re.fullmatch(r"[\w][\w.-]*", listed.revision):
         raise FleetError(f"names {listed.revision!r}, which is not a plain file name", "", paths.display(file))
     return ModelFiles(
-        directory.resolve(),
+        paths.absolute(directory),
         listed.revision,
         {name: digest.sha256 for name, digest in listed.files.items()},
         {name: digest.size for name, digest in listed.files.items()},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet import stack
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import haproxy
 from vllm_fleet.host.manifest import gateway_items
@@ -41,27 +43,31 @@ def find_faults(plan: Plan) -> Iterator[tuple[FleetError, bool]]:
     """
     if not any(host.kind == "gateway" for host in plan.hosts):
         return
-    keys_file = plan.directory / plan.gateway.api_keys_file
+    missing = paths.path_fault(_keys_file(plan))
     for read in (_api_keys, _certificate):
         try:
             read(plan)
         except FleetError as fault:
-            is_wrong = read is _api_keys and keys_file.is_file()
+            is_wrong = read is _api_keys and not (missing and missing.is_missing)
             if is_wrong or read is _certificate or not _stack_will_write_keys(plan):
                 yield from ((each, is_wrong) for each in (fault, *fault.others))
 
 
 def _stack_will_write_keys(plan: Plan) -> bool:
     is_rented = any(host.cloud != "static" for host in plan.hosts)
-    return is_rented and plan.access.api_keys == "generated" and not (plan.directory / "stack.json").exists()
+    return is_rented and plan.access.api_keys == "generated" and not stack.is_written(plan)
+
+
+def _keys_file(plan: Plan) -> Path:
+    return plan.directory / plan.gateway.api_keys_file
 
 
 def _api_keys(plan: Plan) -> ApiKeys:
-    file = plan.directory / plan.gateway.api_keys_file
-    if not file.is_file():
-        raise plan.document.error(
+    file = _keys_file(plan)
+    if fault := paths.file_fault(file):
+        raise plan.document.path_error(
             ("gateway", "api_keys_file") if "api_keys_file" in plan.document.data.get("gateway", {}) else ("gateway",),
-            f"there is no {paths.display(file)}, so the gateways would know no API key",
+            replace(fault, message=f"{fault.message}, so the gateways would know no API key"),
             "write it: 'keys:' and below it OWNER: \"sha256:...\", the SHA-256 of the key; 'vllm-fleet init' makes one",
         )
     return yaml_document.parse(yaml_document.read(file), ApiKeys)
@@ -69,9 +75,7 @@ def _api_keys(plan: Plan) -> ApiKeys:
 
 def _certificate(plan: Plan) -> Path | None:
     tls = plan.gateway.tls
-    certificate = (plan.directory / tls.certificate_file).resolve() if tls else None
-    if certificate and not certificate.is_file():
-        raise plan.document.error(
-            ("gateway", "tls", "certificate_file"), f"there is no {paths.display(certificate)}", "correct the path"
-        )
+    certificate = paths.absolute(plan.directory / tls.certificate_file) if tls else None
+    if certificate and (fault := paths.file_fault(certificate)):
+        raise plan.document.path_error(("gateway", "tls", "certificate_file"), fault)
     return certificate

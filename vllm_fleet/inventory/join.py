@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import FleetError, UnusableFileError
 from vllm_fleet.catalogue.catalogue import Catalog, raise_all
 from vllm_fleet.catalogue.catalogue import load as load_catalog
 from vllm_fleet.edge import names
@@ -85,7 +85,8 @@ def find_refusals(plan: Plan, catalog: Catalog) -> tuple[refusals.Refusal, ...]:
 def _unique(found: Iterable[refusals.Refusal]) -> tuple[refusals.Refusal, ...]:
     kept: dict[str, refusals.Refusal] = {}
     for refusal in found:
-        kept.setdefault(str(refusal.error), refusal)
+        is_wrong = refusal.is_wrong or isinstance(refusal.error, UnusableFileError)
+        kept.setdefault(str(refusal.error), replace(refusal, is_wrong=is_wrong))
     return tuple(kept.values())
 
 

@@ -60,11 +60,10 @@ def list_file_refusals(plan: Plan, catalog: Catalog) -> Iterator[Refusal]:
 def find_access_faults(plan: Plan) -> Iterator[FleetError]:
     """A private key that is named and missing. A stack that makes its own writes it when it is up."""
     own = plan.access.ssh_private_key_file
-    file = (plan.directory / own).resolve() if own else None
+    fault = paths.file_fault(paths.absolute(plan.directory / own)) if own else None
     makes_key = not plan.access.ssh_authorised_keys and any(host.cloud != "static" for host in plan.hosts)
-    if file and not makes_key and not file.is_file():
-        at = ("access", "ssh_private_key_file")
-        yield plan.document.error(at, f"there is no {paths.display(file)}", "correct the path")
+    if fault and not (makes_key and fault.is_missing):
+        yield plan.document.path_error(("access", "ssh_private_key_file"), fault)
 
 
 def _find_missing_gateways(plan: Plan) -> Iterator[FleetError]:

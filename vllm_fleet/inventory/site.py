@@ -98,16 +98,16 @@ class Site:
 
         It differs for each fleet: two fleets may have the same private address, and Ansible names a connection by it.
         """
-        return f"~/.ansible/cp/{text_sha256(str(self.plan.directory.resolve()))[:8]}"
+        return f"~/.ansible/cp/{text_sha256(str(paths.absolute(self.plan.directory)))[:8]}"
 
     @cached_property
     def private_key_file(self) -> Path | None:
         """The private key that the fleet names; None if it names none."""
         own = self.plan.access.ssh_private_key_file
-        return (self.plan.directory / own).resolve() if own else None
+        return paths.absolute(self.plan.directory / own) if own else None
 
     @cached_property
     def ssh_config_file(self) -> Path | None:
         """The configuration of ``ssh`` that the fleet names; None if it names none."""
         own = self.plan.access.ssh_config_file
-        return (self.plan.directory / own).resolve() if own else None
+        return paths.absolute(self.plan.directory / own) if own else None

@@ -163,9 +163,8 @@ def registry_ca(plan: Plan) -> Path | None:
     if plan.spec.mirror.registry is None or given is None:
         return None
     file = plan.directory / given
-    if not file.is_file():
-        at = ("mirror", "registry_ca_file")
-        raise plan.document.error(at, f"{paths.display(file)} does not exist", "correct the path")
+    if fault := paths.file_fault(file):
+        raise plan.document.path_error(("mirror", "registry_ca_file"), fault)
     return file
 
 

@@ -36,7 +36,7 @@ def read_file(file: Path) -> str:
     shown, key = paths.display(file), "--become-password-file"
     try:
         if os.access(file, os.X_OK):
-            words = [str(file.resolve())]
+            words = [str(paths.absolute(file))]
             text = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, timeout=_SCRIPT_SECONDS).stdout
         else:
             text = file.read_text(encoding="utf-8")

@@ -385,12 +385,10 @@ def login_of(fleet: plan.Plan) -> Login:
     """
     access, files = fleet.access, []
     for own in (access.ssh_private_key_file, access.ssh_config_file):
-        files.append((fleet.directory / own).resolve() if own else None)
+        files.append(paths.absolute(fleet.directory / own) if own else None)
     key_file, config_file = files
-    if key_file and not key_file.is_file():
-        raise fleet.document.error(
-            ("access", "ssh_private_key_file"), f"there is no private key {paths.display(key_file)}", "correct the path"
-        )
+    if key_file and (fault := paths.file_fault(key_file, "private key")):
+        raise fleet.document.path_error(("access", "ssh_private_key_file"), fault)
     if access.bastion is None:
         return Login(key_file, config_file)
     hop = ssh_routes.bastion_hop(access.bastion, access, fleet.document.file)

@@ -196,7 +196,7 @@ class Access(Strict):
         default=None,
         description="Private key, relative to the fleet's folder. Default: ssh's own configuration and agent.",
     )
-    ssh_config_file: str | None = Field(
+    ssh_config_file: Line | None = Field(
         default=None,
         description="Configuration of ssh, relative to the fleet's folder, in place of the user's and the system's. "
         "Default: ~/.ssh/config and /etc/ssh/ssh_config.",

@@ -76,7 +76,7 @@ def schema_line(folder: Path) -> str:
     Args:
         folder: the fleet's folder.
     """
-    file = os.path.relpath(paths.root() / FILE, folder.resolve())
+    file = os.path.relpath(paths.root() / FILE, paths.absolute(folder))
     return f"# yaml-language-server: $schema={file}\n"
 
 
