@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pwd
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +16,10 @@ from pathlib import Path
 import pytest
 
 from vllm_fleet import cli
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.paths import root
+from vllm_fleet.catalogue import catalogue
+from vllm_fleet.edge import package_index, registry, ssh_options
 
 PROGRAM = [sys.executable, "-m", "vllm_fleet"]
 
@@ -185,3 +190,97 @@ def test_many_errors_are_counted(tmp_path: Path, run: Run) -> None:
     assert (len(lines), lines[-1]) == (51, "and 151 more errors")
     record = json.loads(run("check", "--json", VLLM_FLEET_INVENTORIES=str(tmp_path)).stdout)
     assert (len(record["errors"]), record["errors_left_out"]) == (50, 151)
+
+
+def test_check_names_each_fleet_that_it_cannot_look_into(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(root() / "inventories" / "example-aws", tmp_path / "example-aws")
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "no-fleet").mkdir()
+    environment = {"VLLM_FLEET_INVENTORIES": str(tmp_path)}
+    assert run("check", **environment).stdout.endswith("fleets: example-aws\n")
+    for name in ("itself", "closed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "itself" / "fleet.yml").symlink_to("fleet.yml")
+    (tmp_path / "turning").symlink_to("turning")
+    (tmp_path / "nothing").symlink_to("nowhere")
+    lstat = Path.lstat
+
+    def closed(path: Path) -> os.stat_result:
+        if path.parent.name == "closed":  # root may look into every folder
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", closed)
+    done = run("check", **environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    for text in (
+        "itself/fleet.yml: cannot be read: Too many levels of symbolic links",
+        "turning: cannot be looked into, so it was not checked: Too many levels of symbolic links",
+        "nothing: is a link to nothing",
+        "closed: cannot be looked into, so it was not checked: Permission denied (correct its permissions",
+    ):
+        assert f"{tmp_path}/{text}" in done.stderr
+    assert "closed: cannot be looked into" in run("plan", "--fleet", "closed", **environment).stderr
+    assert run("plan", "--fleet", "example-aws", **environment).returncode == 0
+
+
+def test_a_folder_of_recipes_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = shutil.copytree(root() / "recipes", tmp_path / "recipes")
+    scandir = os.scandir
+
+    def closed(folder: str) -> object:
+        if Path(folder).name == "openai":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(FleetError, match="cannot be listed: Permission denied") as caught:
+        catalogue.load(recipes)
+    assert {error.file for error in (caught.value, *caught.value.others)} >= {str(recipes / "models" / "openai")}
+
+
+def test_a_user_without_a_home_is_told_what_to_set(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "VLLM_FLEET_CACHE", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    done = run("check", "--fleet", "example-aws")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: this user has no home, so there is no place for the cache")
+    assert "(set HOME or VLLM_FLEET_CACHE)" in done.stderr
+    assert package_index.configured_index().startswith("https://")
+    assert registry._account("registry.example.com") == ""
+    with pytest.raises(FleetError, match="ssh does not work for the user"):
+        ssh_options.have_settings(None)
+
+
+@pytest.mark.parametrize(
+    ("option", "place", "says"),
+    [
+        ("--key", "folder", "--key: private key folder is a folder, not a file"),
+        ("--ssh-config", "loop", "--ssh-config: configuration of ssh loop cannot be read: Too many levels of"),
+        ("--from-inventory", "loop", "--from-inventory: loop cannot be read: Too many levels of symbolic links"),
+        ("--from-inventory", "x" * 900, "cannot be read: File name too long"),
+        ("--api-key-file", "file", "--api-key-file: file exists already"),
+        ("--api-key-file", "file/key", "--api-key-file: file is not a folder"),
+        ("--api-key-file", "x" * 900, "cannot be written: File name too long"),
+    ],
+)
+def test_a_path_that_cannot_be_is_told_by_its_option(
+    option: str, place: str, says: str, tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "inventories").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    path = tmp_path / place
+    hosts = [] if option == "--from-inventory" else ["--host", "192.0.2.1", "--gateway", "192.0.2.2"]
+    inventories = tmp_path / "inventories"
+    done = run("init", "rack", *hosts, option, str(path), "--yes", VLLM_FLEET_INVENTORIES=str(inventories))
+    assert done.returncode == 2
+    assert says in done.stderr.replace(f"{tmp_path}/", "")
+    assert not list(inventories.iterdir())

@@ -89,9 +89,9 @@ class FleetError(Exception):
 
 
 class UnusableFileError(FleetError):
-    """A file that the input names is there and cannot be used, so nothing in it could be checked.
+    """A file or folder that the input names cannot be used, so nothing in it could be checked.
 
-    One that is missing may be on another machine; this one is wrong here.
+    A file that is missing may be on another machine and is another error; this one is wrong on this machine.
     """
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.errors import FleetError, UnusableFileError
 
 
 @cache
@@ -32,7 +32,9 @@ def cache_dir() -> Path:
         return Path(base) / "vllm-fleet"
     home = home_dir()
     if home is None:
-        raise FleetError("this user has no home, so there is no place for the cache", "set HOME or VLLM_FLEET_CACHE")
+        raise UnusableFileError(
+            "this user has no home, so there is no place for the cache", "set HOME or VLLM_FLEET_CACHE"
+        )
     return home / ".cache" / "vllm-fleet"
 
 
@@ -96,7 +98,7 @@ def file_fault(path: Path, what: str = "") -> PathFault | None:
     fault = path_fault(path, what)
     if fault is None and not stat.S_ISREG(path.stat().st_mode):
         kind = "a folder" if path.is_dir() else "a device, a pipe or a socket"
-        return PathFault(f"{display(path)} is {kind}, not a file", "name a file")
+        return PathFault(f"{_shown(path, what)} is {kind}, not a file", "name a file")
     return fault
 
 
@@ -107,7 +109,7 @@ def path_fault(path: Path, what: str = "") -> PathFault | None:
         path: the path; ``Path.exists`` would raise an error for one that is too long or below a closed folder.
         what: what it is, where the path alone does not say it.
     """
-    shown = f"{what} {display(path)}" if what else display(path)
+    shown = _shown(path, what)
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -118,9 +120,20 @@ def path_fault(path: Path, what: str = "") -> PathFault | None:
         return PathFault(f"{shown} cannot be read: {fault.strerror}", _hint(fault))
     except ValueError:  # a NUL
         return PathFault("is not a path", "correct it")
-    if not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
         return PathFault(f"{shown} cannot be read: Permission denied", _hint(PermissionError()))
     return None
+
+
+def unlisted_folders(folder: Path) -> list[FleetError]:
+    """The error of each folder, of this one and those below it, that this user cannot list."""
+    faults: list[OSError] = []
+    for _ in os.walk(folder, onerror=faults.append):
+        pass
+    return [
+        FleetError(f"cannot be listed: {fault.strerror}", _hint(fault), display(Path(str(fault.filename))))
+        for fault in faults
+    ]
 
 
 def new_file_fault(path: Path) -> PathFault | None:
@@ -151,6 +164,10 @@ def folder_fault(folder: Path) -> PathFault | None:
     if not os.access(folder, os.W_OK | os.X_OK):
         return PathFault(f"{display(folder)} cannot be written: Permission denied", _hint(PermissionError()))
     return None
+
+
+def _shown(path: Path, what: str) -> str:
+    return f"{what} {display(path)}" if what else display(path)
 
 
 def _hint(fault: OSError) -> str:

@@ -167,7 +167,8 @@ def load(root: Path | None = None) -> Catalog:
     """
     base = root or paths.root() / "recipes"
     documents: dict[str, yaml_document.Document] = {}
-    errors: list[FleetError] = []
+    # A pattern of names leaves out a folder that this user may not list.
+    errors: list[FleetError] = list(paths.unlisted_folders(base))
 
     def records(pattern: str, model: type[Record], key: str) -> dict[str, Record]:
         records_by_name: dict[str, Record] = {}

@@ -32,7 +32,11 @@ def command(
     recipes = catalogue.load()
     errors: list[FleetError] = list(recipe_check.recipe_errors(recipes))
     missing: list[FleetError] = []
-    folders = [fleet_directory(fleet)] if fleet is not None else fleet_directories()
+    if fleet is not None:
+        folders = [fleet_directory(fleet)]
+    else:
+        folders, unread = fleet_directories()
+        errors += unread.values()
     for folder in folders:
         try:
             planned = plan.load(folder, recipes)

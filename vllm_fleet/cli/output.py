@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DRIFT_EXIT = 3
+_ALLOW = "correct its permissions, or run as a user who has them"
 FleetOption = Annotated[str, typer.Option("--fleet", help="The fleet: a folder under inventories/.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -25,10 +26,12 @@ def fleet_directory(name: str) -> Path:
     """The folder of a fleet.
 
     Raises:
-        FleetError: unknown fleet.
+        FleetError: unknown fleet, or one that cannot be read.
     """
-    fleets = fleet_directories()
+    fleets, unread = fleet_directories()
     folder = paths.inventories_dir() / name
+    if folder in unread:
+        raise unread[folder]
     if folder not in fleets:
         shown = name if len(name) <= 60 else f"{name[:60]}..."
         names = ", ".join(fleet.name for fleet in fleets) or "none"
@@ -36,18 +39,39 @@ def fleet_directory(name: str) -> Path:
     return folder
 
 
-def fleet_directories() -> list[Path]:
+def fleet_directories() -> tuple[list[Path], dict[Path, FleetError]]:
     """The folders of all fleets, by name.
 
+    Returns:
+        Those with a ``fleet.yml``; and each folder that may be a fleet's and cannot be looked into, with its error.
+
     Raises:
-        FleetError: there is no folder of fleets.
+        FleetError: there is no folder of fleets, or it cannot be listed.
     """
     folder = paths.inventories_dir()
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise FleetError(
             "there is no such folder of fleets", "correct the variable VLLM_FLEET_INVENTORIES", paths.display(folder)
         )
-    return sorted(file.parent for file in folder.glob("*/fleet.yml"))
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - Path.glob leaves out what it may not look at
+    except OSError as fault:
+        raise FleetError(f"cannot be listed: {fault.strerror}", _ALLOW, paths.display(folder)) from None
+    fleets: list[Path] = []
+    unread: dict[Path, FleetError] = {}
+    for name in names:
+        own = folder / name
+        try:
+            # A link in its place is a fleet too, whose error says where it leads.
+            (own / "fleet.yml").lstat()
+            fleets.append(own)
+        except (FileNotFoundError, NotADirectoryError):
+            if own.is_symlink() and not os.path.exists(own):  # noqa: PTH110 - Path.exists raises where it may not look
+                unread[own] = FleetError("is a link to nothing", "correct or remove the link", paths.display(own))
+        except OSError as fault:
+            text = f"cannot be looked into, so it was not checked: {fault.strerror}"
+            unread[own] = FleetError(text, _ALLOW, paths.display(own))
+    return fleets, unread
 
 
 def print_text(text: str = "", *, end: str = "\n", bold: bool = False) -> None:
