@@ -16,6 +16,7 @@ from vllm_fleet.fleet import plan, stack
 from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.schema.fleet import ApiKeys
 
+ENV = '{VLLM_CPU_KVCACHE_SPACE: "2"}'
 STATIC = f"{{door: {{address: 192.0.2.9, ssh_host_key: {public_key('Door')}}}}}"
 
 
@@ -135,7 +136,82 @@ def test_a_key_in_the_open_is_refused(fleets: Path) -> None:
     change(fleets, '"sha256:' + "1" * 64 + '"', "my-secret-key", "api-keys.yml")
     with pytest.raises(FleetError) as caught:
         inventory.load(fleets / "golden")
-    assert caught.value.key == "keys.team-a"
+    assert "is not a digest" in caught.value.message
+    assert (caught.value.line, caught.value.column, caught.value.key) == (2, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("keys: SECRET-1", "must be a mapping"),
+        ("SECRET-1: x", "unknown key"),
+        ("keys: {SECRET-1: x}", "is not the name of an owner"),
+        ("keys: {secret-1: x}", "is not a digest"),
+        ("keys: {bob: !SECRET-1 x}", "a tag is not supported"),
+        ("keys: {bob: *SECRET-1}", "a word that begins with '*'"),
+        ("keys: {bob: 01235813}", "readers of YAML read this word in different ways"),
+        ("keys: {SECRET-1: 1, SECRET-1: 1}", "duplicate key"),
+        ("keys: {bob: [SECRET-1]}", "is not a digest"),
+        ("SECRET-1", "must be a mapping"),
+        ('{"SECRET-1', "the file ends inside quotes"),
+        ("{}", "the key 'keys' is missing"),
+        ("root:SECRET-1:1:2\nbin: SECRET-1", "is not valid YAML"),
+        ("root: SECRET-1\nbin: SECRET-1", "unknown key"),
+    ],
+)
+def test_what_is_wrong_with_api_keys_yml_has_a_place_and_no_word_of_it(fleets: Path, text: str, says: str) -> None:
+    (fleets / "golden" / "api-keys.yml").write_text(text, encoding="utf-8")
+    with pytest.raises(FleetError) as caught:
+        inventory.load(fleets / "golden")
+    told = [str(error) + json.dumps(error.record()) for error in (caught.value, *caught.value.others)]
+    assert says in told[0]
+    assert "golden/api-keys.yml:" in told[0]
+    assert caught.value.column is not None
+    assert not any(word in one.lower() for one in told for word in ("secret-1", "1235813", "bob")), told
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "says"),
+    [
+        (ENV, "{HF_TOKEN: hf_x1}", "pools.rack.overrides.env.HF_TOKEN", "token_file"),
+        (
+            '{VLLM_CPU_KVCACHE_SPACE: "2"}',
+            "{VLLM_API_KEY: x1}",
+            "pools.rack.overrides.env.VLLM_API_KEY",
+            "api_keys_file",
+        ),
+        (ENV, "{S3_SECRET_ACCESS_KEY: x1}", None, "a process of vLLM gets no secret"),
+        (ENV, "{HF_TOKEN: 0712}", "pools.rack.overrides.env.HF_TOKEN", "put it in quotes"),
+        (ENV, "{HF_TOKEN: 712}", "pools.rack.overrides.env.HF_TOKEN", "a valid string"),
+        ("{max-model-len: 1024}", "{hf-token: hf_x1}", "pools.rack.overrides.args.hf-token", "token_file"),
+        (
+            "artifacts:",
+            "mirror: {url: 'http://u:hf_x1@10.0.0.1'}\nartifacts:",
+            "mirror.url",
+            "the URL of the server alone",
+        ),
+        ("artifacts:", "mirror: {url: 'http://10.0.0.1/?t=hf_x1'}\nartifacts:", "mirror.url", "an account or a query"),
+        ("artifacts:", "mirror: {registry: 'u:hf_x1@10.0.0.1:1'}\nartifacts:", "mirror.registry", "only host and port"),
+        ("address: 198.51.100.7", "address: u:hf_x1@198.51.100.7", None, "an account with a password"),
+        (
+            "artifacts:",
+            "artifacts:\n  repositories: {x: {uri: 'ftp://u:hf_x1@10.0.0.1'}}",
+            None,
+            "should match pattern",
+        ),
+    ],
+)
+def test_a_secret_in_fleet_yml_is_refused_and_not_repeated(
+    fleets: Path, old: str, new: str, key: str | None, says: str
+) -> None:
+    change(fleets, old, new)
+    with pytest.raises(FleetError) as caught:
+        plan.load(fleets / "golden")
+    told = [str(error) + json.dumps(error.record()) for error in (caught.value, *caught.value.others)]
+    assert any(says in one for one in told), told
+    assert not any(word in one for one in told for word in ("x1", "712")), told
+    assert key in (None, caught.value.key)
+    assert caught.value.line is not None
 
 
 def test_a_model_whose_copy_is_missing(fleets: Path) -> None:

@@ -34,6 +34,8 @@ def parse_host_address(value: str) -> str:
     if not value:
         raise ValueError("is empty: give an IP address or a DNS name")
     user, at, host = value.rpartition("@")
+    if ":" in user:
+        raise ValueError("contains an account with a password: write the address of the host alone")
     if at:
         raise ValueError(f"{value!r} contains an account: write {host!r}, and 'user: {user}' beside it")
     if "://" in value or "/" in value:
@@ -130,6 +132,8 @@ def parse_host_port(value: str) -> str:
     Raises:
         ValueError: the host or the port is wrong, or missing.
     """
+    if "@" in value:
+        raise ValueError("contains an account: write only host and port, such as 10.0.0.5:5000")
     match = re.fullmatch(r"(?P<host>\[[^\]]+\]|[^:]+):(?P<port>\d{1,5})", value)
     if match is None or not 0 < int(match["port"]) < 65536:
         raise ValueError(f"{value!r} is not a host with a port: write it such as 10.0.0.5:5000 or [fd00::5]:5000")
@@ -142,6 +146,11 @@ def parse_http_url(value: str) -> str:
     Raises:
         ValueError: it is another text, or its host is wrong.
     """
+    if "@" in value or "?" in value:
+        raise ValueError(
+            "contains an account or a query, which may be a secret: write the URL of the server alone, such as "
+            "http://10.0.0.5:8070"
+        )
     match = re.fullmatch(r"(https?)://([^/?#]+)", value)
     if match is None:
         raise ValueError(f"{value!r} is not the URL of a server: write it such as http://10.0.0.5:8070, without a path")

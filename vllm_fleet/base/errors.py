@@ -9,6 +9,8 @@ from typing import Any
 
 from vllm_fleet.base.documented_enum import DocumentedEnum
 
+#: User and password in a URL.
+_ACCOUNT = re.compile(r"(?<=://)[^/\s]+@")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -54,6 +56,8 @@ class FleetError(Exception):
     column: int | None = None
 
     def __post_init__(self) -> None:
+        # The text may repeat a setting of a user, such as the URL of an index or a proxy.
+        self.message, self.hint = (_ACCOUNT.sub("…@", text) for text in (self.message, self.hint))
         super().__init__(self.message)
         self.code = ErrorCode(self.code)
 

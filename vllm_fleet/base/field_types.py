@@ -204,6 +204,15 @@ def _secret_digest(value: Any) -> Any:
     return value
 
 
+def _owner(value: Any) -> Any:
+    """The name of a secret's owner. The error does not repeat it: the secret may be in its place."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError(
+            "is not the name of an owner: write lower-case letters, digits and dashes, a letter first, and no key here"
+        )
+    return value
+
+
 def _day(value: str) -> str:
     try:
         return datetime.date.fromisoformat(value).isoformat()
@@ -214,6 +223,8 @@ def _day(value: str) -> str:
 Digest = Annotated[str, Field(pattern=f"^{_DIGEST.pattern}$")]
 #: Of a secret.
 SecretDigest = Annotated[str, BeforeValidator(_secret_digest)]
+#: Of a secret: its name.
+OwnerName = Annotated[str, BeforeValidator(_owner)]
 #: The pattern is for the JSON Schema; the validator has the clearer message.
 Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{_NAME.pattern}$"})]
 Network = Annotated[str, AfterValidator(_network)]

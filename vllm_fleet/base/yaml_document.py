@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from vllm_fleet.base import paths, yaml_reader
 from vllm_fleet.base.errors import ErrorCode, FleetError, UnusableFileError, raise_all
 from vllm_fleet.base.paths import PathFault
-from vllm_fleet.base.yaml_reader import Location, Position, dotted
+from vllm_fleet.base.yaml_reader import Location, Position, dotted, is_secret_name
 
 Record = TypeVar("Record", bound=BaseModel)
 #: Values are left out and the rest is validated again so often, to report what is wrong beyond the schema too.
@@ -42,6 +42,7 @@ class Document:
         position: where they are; None in an empty file.
         errors: what is wrong with the values themselves, for any schema.
         wrong: the key paths of these values.
+        secret: its errors have line and column and repeat no word of it, a key neither.
     """
 
     file: str
@@ -49,22 +50,29 @@ class Document:
     position: Position | None = None
     errors: tuple[FleetError, ...] = ()
     wrong: frozenset[Location] = frozenset()
+    secret: bool = False
 
     def line(self, location: Location) -> int | None:
         """The line of a key path, or of its nearest parent in the file."""
+        position = self._nearest(location)
+        return position.line if position else None
+
+    def _nearest(self, location: Location) -> Position | None:
         position = self.position
         for part in location:
             below = position.children.get(part) if position else None
             if below is None:
                 break
             position = below
-        return position.line if position else None
+        return position
 
     def error(
         self, location: Location, message: str, hint: str = "", code: ErrorCode = ErrorCode.BAD_INPUT
     ) -> FleetError:
         """An error at a key path of this file."""
         short = message if len(message) <= _MOST_LETTERS else f"{message[:_MOST_LETTERS]}..."
+        if self.secret and (position := self._nearest(location)):
+            return FleetError(short, hint, self.file, position.line, code=code, column=position.column)
         return FleetError(short, hint, self.file, self.line(location), dotted(location) or None, code=code)
 
     def path_error(self, location: Location, fault: PathFault, hint: str = "") -> FleetError:
@@ -113,27 +121,36 @@ class Parsed(Generic[Record]):
     wrong: Places
 
 
-def read(path: Path) -> Document:
+def read(path: Path, *, secret: bool = False) -> Document:
     """Reads one YAML file.
+
+    Args:
+        path: the file.
+        secret: no error repeats a word of it: by mistake it may contain a secret, or be another file.
 
     Raises:
         FleetError: the file is missing or is not YAML, or values are wrong in themselves: it carries all of them.
     """
-    document = read_with_errors(path)
+    document = read_with_errors(path, secret=secret)
     raise_all(document.errors)
     return document
 
 
-def read_with_errors(path: Path) -> Document:
+def read_with_errors(path: Path, *, secret: bool = False) -> Document:
     """Reads one YAML file; what is wrong with single values is in the document, for :func:`parse` to report.
+
+    Args:
+        path: the file.
+        secret: as for :func:`read`.
 
     Raises:
         FleetError: the file is missing or is not YAML.
     """
     file = paths.display(path)
-    content = yaml_reader.read_text(_text(path, file), file)
+    content = yaml_reader.read_text(_text(path, file), file, secret=secret)
     # An error in an empty file names its first line.
-    return Document(file, content.data, content.position or Position(1, 1), content.errors, content.wrong)
+    position = content.position or Position(1, 1)
+    return Document(file, content.data, position, content.errors, content.wrong, secret)
 
 
 def read_json(path: Path) -> Document:
@@ -307,11 +324,13 @@ def _error(document: Document, detail: Any, location: Location) -> FleetError:
     if detail["type"] == "extra_forbidden":
         return document.error(location, "unknown key", "check the spelling")
     if detail["type"] == "missing":
-        return document.error(location, "is missing", "add the key")
+        text = f"the key {detail['loc'][-1]!r} is missing" if document.secret else "is missing"
+        return document.error(location, text, "add the key")
     message = _PLAIN_WORDS.get(detail["type"], str(detail["msg"]))
     for prefix in ("Value error, ", "Assertion failed, "):
         message = message.removeprefix(prefix)
-    if not isinstance(detail["input"], dict | list) and "value_error" not in detail["type"]:
+    is_hidden = document.secret or any(is_secret_name(str(part)) for part in location)
+    if not is_hidden and not isinstance(detail["input"], dict | list) and "value_error" not in detail["type"]:
         shown = repr(detail["input"])
         message = f"{message}, not {shown if len(shown) <= 120 else f'{shown[:120]}...'}"
     return document.error(location, message[:1].lower() + message[1:])

@@ -52,6 +52,10 @@ _PLAIN_WORDS = (
 )
 
 
+#: What the name of a secret ends in.
+_SECRET_NAME = re.compile(r"(^|[_-])(token|(api|access|private)[_-]?key|secret|passw(or)?d)$", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Position:
     """Where a value of a file is.
@@ -97,12 +101,13 @@ class _WrongValueError(Exception):
     """The value that was just read is wrong; its error is known already."""
 
 
-def read_text(text: str, file: str) -> Content:
+def read_text(text: str, file: str, *, secret: bool = False) -> Content:
     """Reads the text of a YAML file.
 
     Args:
         text: of the file, without a byte order mark.
         file: its name, for errors.
+        secret: errors have line and column and repeat no word of the file, a key neither.
 
     Raises:
         FleetError: the text is not YAML, is too large or too deep, or has several documents.
@@ -111,7 +116,7 @@ def read_text(text: str, file: str) -> Content:
         raise _character_error(text, unusable.start(), file)
     loader = yaml.CSafeLoader(text)
     try:
-        return _Reader(loader, text, file).read()
+        return _Reader(loader, text, file, secret=secret).read()
     except yaml.MarkedYAMLError as fault:
         raise _syntax_error(fault, text, file) from None
     except yaml.YAMLError as fault:
@@ -123,10 +128,11 @@ def read_text(text: str, file: str) -> Content:
 class _Reader:
     """Builds the data of one file from the parser's events."""
 
-    def __init__(self, loader: yaml.CSafeLoader, text: str, file: str) -> None:
+    def __init__(self, loader: yaml.CSafeLoader, text: str, file: str, *, secret: bool) -> None:
         self._loader = loader
         self._text = text
         self._file = file
+        self._secret = secret
         self._anchors: dict[str, _Value | None] = {}
         self._errors: list[FleetError] = []
         self._wrong: set[Location] = set()
@@ -155,7 +161,7 @@ class _Reader:
 
     def _error(self, event: Any, at: Location, message: str, hint: str = "") -> FleetError:
         mark = event.start_mark
-        key = dotted(at) or None
+        key = None if self._secret else dotted(at) or None
         return FleetError(message, hint, self._file, mark.line + 1, key, column=mark.column + 1)
 
     def _all_errors(self) -> FleetError:
@@ -167,6 +173,10 @@ class _Reader:
         """Notes an error; the value at the key path is left out."""
         self._errors.append(self._error(event, at, message, hint))
         self._wrong.add(at)
+
+    def _hides(self, at: Location) -> bool:
+        """Whether no error may repeat the value at a key path."""
+        return self._secret or (bool(at) and is_secret_name(str(at[-1])))
 
     def _count(self, event: Any, size: int) -> None:
         self._values += size
@@ -202,7 +212,8 @@ class _Reader:
             self._anchors[event.anchor] = value
         if event.tag:
             shown = event.tag.replace("tag:yaml.org,2002:", "!!")
-            self._refuse(event, at, f"is not valid YAML here: the tag {shown[:40]!r} is not supported", "remove it")
+            tag = "a tag" if self._hides(at) else f"the tag {shown[:40]!r}"
+            self._refuse(event, at, f"is not valid YAML here: {tag} is not supported", "remove it")
             raise _WrongValueError
         return value
 
@@ -210,6 +221,9 @@ class _Reader:
         name = event.anchor
         target = self._anchors.get(name)
         if target is None:
+            if self._hides(at):
+                self._refuse(event, at, "a word that begins with '*' names an anchor", "put the value in quotes")
+                raise _WrongValueError
             known = name in self._anchors
             message = f"the anchor {name[:40]!r} contains itself, or is wrong" if known else f"no anchor {name[:40]!r}"
             self._refuse(event, at, message, "write the values out" if known else f"define &{name[:40]} before *")
@@ -229,7 +243,10 @@ class _Reader:
         try:
             return _Value(read_plain(event.value), position, 1)
         except AmbiguousNumberError as fault:
-            self._refuse(event, at, str(fault), fault.hint)
+            if self._hides(at):
+                self._refuse(event, at, "readers of YAML read this word in different ways", "put it in quotes")
+            else:
+                self._refuse(event, at, str(fault), fault.hint)
             raise _WrongValueError from None
 
     def _sequence(self, event: Any, at: Location, level: int) -> _Value:
@@ -324,6 +341,11 @@ def _copied(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: _copied(value) for key, value in data.items()}
     return [_copied(item) for item in data] if isinstance(data, list) else data
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether the value of a key or of a variable is a secret by its name, such as HF_TOKEN."""
+    return _SECRET_NAME.search(name) is not None
 
 
 def dotted(at: Location) -> str:

@@ -70,7 +70,7 @@ def _api_keys(plan: Plan) -> ApiKeys:
             replace(fault, message=f"{fault.message}, so the gateways would know no API key"),
             "write it: 'keys:' and below it OWNER: \"sha256:...\", the SHA-256 of the key; 'vllm-fleet init' makes one",
         )
-    return yaml_document.parse(yaml_document.read(file), ApiKeys)
+    return yaml_document.parse(yaml_document.read(file, secret=True), ApiKeys)
 
 
 def _certificate(plan: Plan) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vllm_fleet.base import yaml_reader
 from vllm_fleet.base.errors import raise_all
 from vllm_fleet.catalogue.engine_names import EngineNames
 from vllm_fleet.resolve.parallelism import parallelism_errors
@@ -13,6 +14,12 @@ from vllm_fleet.schema.recipe import Engine
 
 #: Flags that the renderer sets for each instance; neither a rule nor an override may.
 RENDERED_FLAGS = frozenset({"model", "served-model-name", "host", "port", "api-key", "config"})
+#: Flags and variables that are secrets by their names: fleet.yml, the plan and files on the hosts would show them.
+_PLACES_OF_SECRETS = {
+    "hf-token": "give artifacts.models.MODEL.token_file: each host downloads with it",
+    "HF_TOKEN": "give artifacts.models.MODEL.token_file: each host downloads with it",
+    "VLLM_API_KEY": "the gateway checks the keys of the clients: gateway.api_keys_file",
+}
 #: Flags with which a model's repository could run code.
 UNSAFE_FLAGS = frozenset({"trust-remote-code"})
 _PASSES = "compilation-config.pass_config"
@@ -52,6 +59,8 @@ def _name_faults(
         key = f"args.{name}"
         if name in RENDERED_FLAGS:
             yield key, f"{name!r} is set for each instance by the project", "remove it"
+        elif yaml_reader.is_secret_name(name):
+            yield key, *_secret_fault(name)
         elif name in UNSAFE_FLAGS and value is not False:
             yield key, f"{name!r} lets the model's repository run code on the host", "remove it"
         elif name not in names.flags:
@@ -65,8 +74,16 @@ def _name_faults(
     for name in _unknown_keys(names, args, passes):
         yield unread("args", name, "key")
     for name in env:
-        if not names.reads(f"env.{name}", engine.accelerator):
+        if yaml_reader.is_secret_name(name):
+            yield f"env.{name}", *_secret_fault(name)
+        elif not names.reads(f"env.{name}", engine.accelerator):
             yield unread("env", name, "environment variable")
+
+
+def _secret_fault(name: str) -> tuple[str, str]:
+    """What is wrong with a secret among the arguments and variables, and what to do."""
+    where = _PLACES_OF_SECRETS.get(name, "remove it: a process of vLLM gets no secret")
+    return f"{name!r} is a secret, which fleet.yml, the plan and the hosts' files would show", where
 
 
 def _value_fault(names: EngineNames, engine: Engine, name: str, value: Any) -> tuple[str, str] | None:

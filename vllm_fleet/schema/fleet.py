@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vllm_fleet.base.addresses import HostAddress
-from vllm_fleet.base.field_types import MOST_HOSTS, GatewayCount, HostCount, SecretDigest, SshPublicKey, User
+from vllm_fleet.base.field_types import MOST_HOSTS, GatewayCount, HostCount, OwnerName, SecretDigest, SshPublicKey, User
 from vllm_fleet.schema.cloud import Prices
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror
 from vllm_fleet.schema.mirror import Mirror
@@ -284,9 +284,12 @@ class Fleet(Strict):
 
 
 class ApiKeys(Strict):
-    """``api-keys.yml``: the digests of the keys that the gateway takes, by the name of their owner."""
+    """``api-keys.yml``: the digests of the keys that the gateway takes, by the name of their owner.
 
-    keys: dict[Name, SecretDigest]
+    No error of a validator may repeat a value or a key.
+    """
+
+    keys: dict[OwnerName, SecretDigest]
 
 
 class StackHost(Strict):
