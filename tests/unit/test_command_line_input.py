@@ -7,19 +7,24 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer
 
-from vllm_fleet import cli
+from vllm_fleet import __main__, cli
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.paths import root
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.edge import package_index, registry, ssh_options
+from vllm_fleet.fleet import plan
 
 PROGRAM = [sys.executable, "-m", "vllm_fleet"]
 
@@ -284,3 +289,48 @@ def test_a_path_that_cannot_be_is_told_by_its_option(
     assert done.returncode == 2
     assert says in done.stderr.replace(f"{tmp_path}/", "")
     assert not list(inventories.iterdir())
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, typer.Abort, EOFError])
+def test_an_interruption_is_one_line_or_one_document(
+    ending: type[BaseException], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise ending
+
+    monkeypatch.setattr(plan, "load", interrupt)
+    done = run("plan", "--fleet", "example-aws")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "error: interrupted (run the command again)\n"
+    done = run("plan", "--fleet", "example-aws", "--json")
+    assert (done.returncode, done.stderr) == (130, "")
+    assert json.loads(done.stdout)["error"]["code"] == "interrupted"
+
+
+def test_an_interruption_before_the_commands_are_known_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupt)
+    for arguments, said in (([], ("", "error: interrupted (run the command again)\n")), (["--json"], None)):
+        monkeypatch.setattr(sys, "argv", ["vllm-fleet", "plan", *arguments])
+        with pytest.raises(SystemExit) as end:
+            __main__.main()
+        assert end.value.code == 130
+        shown = capfd.readouterr()
+        assert shown == said or json.loads(shown.out)["error"]["message"] == "interrupted"
+
+
+def test_sigterm_leaves_no_folder_behind(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def work(*_: object) -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    monkeypatch.setattr(plan, "load", work)
+    done = run("plan", "--fleet", "example-aws")
+    assert (done.returncode, done.stderr) == (143, "error: ended by SIGTERM (run the command again)\n")
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -16,6 +16,7 @@ from vllm_fleet.base.errors import ErrorCode, FleetError, InvariantError
         (ErrorCode.BAD_INPUT, "bad-input", 2),
         (ErrorCode.REFUSED, "refused", 2),
         (ErrorCode.WORK_FAILED, "work-failed", 1),
+        (ErrorCode.INTERRUPTED, "interrupted", 130),
     ],
 )
 def test_the_code_gives_the_exit_code_and_stays_the_same_text_in_json(
@@ -33,6 +34,7 @@ def test_every_code_has_an_exit_code() -> None:
         "bad-input": 2,
         "refused": 2,
         "work-failed": 1,
+        "interrupted": 130,
     }
 
 

@@ -317,6 +317,9 @@ def test_lock_asks_the_hub_once_and_keeps_what_it_says(
         lock.command("golden", json=True)
         assert json.loads(capsys.readouterr().out)["locked"] == []
         assert len(origin.requests) == asked
+        with pytest.raises(FleetError, match="the hub's token cannot be read") as fault:
+            lock.command("golden", hub_token_file=Path("/nowhere/token"))
+        assert (fault.value.exit_code, fault.value.key) == (2, "--hub-token-file")
     found = client.find_model_files(plan.load(folder, catalog), catalog, LAB)
     assert found.digests_from.startswith("the hub, by models.lock.json (")
     assert set(found.sha256) == {"config.json", "model.safetensors"}

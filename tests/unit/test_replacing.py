@@ -216,3 +216,31 @@ def test_a_preview_that_fails_is_one_error(folder: Path, pulumi: Path, script: s
 )
 def test_the_host_that_a_resource_is(kind: str, name: str, host: str | None) -> None:
     assert replacement.host_of(urn(kind, name)) == host
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "has no name of a host between its commas"),
+        (",,", "has no name of a host between its commas"),
+        ("main-0,", "has no name of a host between its commas"),
+        ("main-0,nope;x", "'nope;x' is not the name of a host"),
+    ],
+)
+def test_words_that_name_no_host_are_refused_before_pulumi_is_asked(
+    text: str, says: str, folder: Path, pulumi: Path
+) -> None:
+    done = CliRunner().invoke(app, ["plan", "--fleet", "demo", "--replace-serving", text])
+    assert isinstance(done.exception, FleetError)
+    assert (done.exception.exit_code, done.exception.key) == (2, "--replace-serving")
+    assert says in done.exception.message
+    assert not (pulumi.parent / "asked").exists()
+
+
+def test_an_unknown_host_is_told_where_pulumi_cannot_answer(folder: Path, pulumi: Path) -> None:
+    pulumi.write_text("no JSON", encoding="utf-8")
+    done = CliRunner().invoke(app, ["plan", "--fleet", "demo", "--replace-serving", "main-0,nope"])
+    assert isinstance(done.exception, FleetError)
+    assert done.exception.exit_code == 2
+    assert done.exception.message == "'nope' is neither a host of demo nor in its stack.json"
+    assert ["pulumi preview" in each.message for each in done.exception.others] == [True]

@@ -20,6 +20,7 @@ class ErrorCode(DocumentedEnum):
     BAD_INPUT = "bad-input", "a file or an argument is wrong; nothing was touched"
     REFUSED = "refused", "the input is valid, but the request is not supported or not safe; nothing was touched"
     WORK_FAILED = "work-failed", "the work started and failed"
+    INTERRUPTED = "interrupted", "Ctrl-C or a signal ended the command; what it had begun may be half done"
 
 
 class InvariantError(Exception):
@@ -76,8 +77,8 @@ class FleetError(Exception):
 
     @property
     def exit_code(self) -> int:
-        """2 for bad input and refusals (nothing was touched), 1 for work that failed."""
-        return 1 if self.code is ErrorCode.WORK_FAILED else 2
+        """2 for bad input and refusals (nothing was touched), 1 for work that failed, 130 for Ctrl-C, as in shells."""
+        return {ErrorCode.WORK_FAILED: 1, ErrorCode.INTERRUPTED: 130}.get(self.code, 2)
 
     def record(self) -> dict[str, Any]:
         """The error in the output of ``--json``."""
@@ -90,6 +91,11 @@ class FleetError(Exception):
             "key": self.key,
             **({"host": self.host} if self.host else {}),
         }
+
+
+def interruption(why: str = "interrupted") -> FleetError:
+    """The error of a command that Ctrl-C or a signal has ended."""
+    return FleetError(why, "run the command again", code=ErrorCode.INTERRUPTED)
 
 
 class UnusableFileError(FleetError):

@@ -6,14 +6,17 @@ import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError, interruption
 
 #: Each command with the first line of its help. The list is printed without importing the commands: they take ten times
 #: as long to import as the list takes to print.
@@ -32,6 +35,8 @@ COMMANDS = {
     "drift": "Compare the hosts with the plan.",
     "leave": "Remove from a host what the toolkit has made.",
 }
+#: As shells have it.
+_SIGTERM_EXIT = 128 + signal.SIGTERM
 EPILOG = """\b
 Examples:
   vllm-fleet recipe --host-class h100-8 --model openai/gpt-oss-120b
@@ -56,6 +61,16 @@ class LazyGroup(TyperGroup):
         super().__init__(**attributes)
         for name, line in COMMANDS.items():
             self.add_command(LazyCommand(name, help=line))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command; Ctrl-C, and the end of the input at a question, end it with an error as any other.
+
+        typer itself would print nothing, or "Aborted" with the exit code of work that failed.
+        """
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError, typer.Abort):
+            raise interruption() from None
 
 
 def load_command(name: str) -> Any:
@@ -94,7 +109,8 @@ def main() -> None:
         if getattr(sys, name) is None:  # closed by the caller; the next file that is opened would take its number
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for the whole run
     try:
-        code = _run()
+        with _ended_by_sigterm():
+            code = _run()
         sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()
@@ -106,17 +122,33 @@ def main() -> None:
     sys.exit(code)
 
 
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the program as Ctrl-C does, so that its folders below /tmp go; by itself it would leave them."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(_: int, __: object) -> None:
+        raise SystemExit(_SIGTERM_EXIT)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _run() -> int | str | None:
     """Runs the command; returns its exit code."""
     try:
         # In JSON a wrong option is an error as any other; else the program prints the usage.
         code = app(standalone_mode="--json" not in sys.argv)
     except SystemExit as end:
-        return end.code
+        code = end.code
     except FleetError as error:
         return _report(error)
-    except typer.Abort:
-        return _report(FleetError("interrupted", code=ErrorCode.WORK_FAILED))
     except OSError as fault:
         if fault.filename is None:
             raise
@@ -127,7 +159,11 @@ def _run() -> int | str | None:
         context = getattr(fault, "ctx", None)
         command = context.command_path if context else "vllm-fleet"
         return _report(FleetError(fault.format_message(), f"'{command} --help' shows the options"))
-    return code if isinstance(code, int) else 0
+    if code == _SIGTERM_EXIT:
+        _report(interruption("ended by SIGTERM"))
+    elif code == interruption().exit_code:  # typer's own, from where LazyGroup does not see it
+        _report(interruption())
+    return code if code is not None else 0
 
 
 def _file_error(fault: OSError) -> FleetError:

@@ -33,6 +33,8 @@ def command(
     """
     recipes = catalogue.load()
     planned = plan.load(fleet_directory(fleet), recipes)
+    # Before it is known whether the hub is asked: an option with a wrong file is never taken in silence.
+    token = hub.read_token(hub_token_file)
     locked = dict(model_sources.read_lock(planned))
     asked = []
     for name in model_sources.served_models(planned):
@@ -42,7 +44,7 @@ def command(
         revision = model_sources.pinned_revision(planned, recipes, name)
         weights = recipes.model(name).weights
         ignore = tuple(weights.ignore) if weights else ()
-        locked[name] = hub.list_digests(name, revision, ignore, hub.read_token(hub_token_file))
+        locked[name] = hub.list_digests(name, revision, ignore, token)
         asked.append(name)
     file = model_sources.write_lock(planned, locked, datetime.now(UTC).date().isoformat()) if asked else None
     if json:

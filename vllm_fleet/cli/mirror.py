@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -56,6 +57,7 @@ def command(
     if from_ and (fault := paths.file_fault(from_ / INDEX)):
         why = f"it has no {INDEX}" if fault.is_missing else fault.message
         raise FleetError(f"--from {paths.display(from_)} is no mirror: {why}", fault.hint)
+    token = hub.read_token(hub_token_file)
     planned = plan.load(fleet_directory(fleet))
     if serving:
         serve_mirror.check_servable(planned)
@@ -78,9 +80,7 @@ def command(
             results = fill_mirror.copy_parts(carried, store, keys, tell.count)
         else:
             reporter = fill_mirror.Reporter(tell.say, tell.count)
-            results = fill_mirror.fill_store(
-                store, wanted, token=hub.read_token(hub_token_file), refresh=refresh, reporter=reporter
-            )
+            results = fill_mirror.fill_store(store, wanted, token=token, refresh=refresh, reporter=reporter)
     if to:
         carried = Store(paths.absolute(to))
         with fill_mirror.lock_store(carried):
@@ -88,7 +88,8 @@ def command(
         store = carried
     _report(fleet, store, results, wrong, json)
     if serving:
-        serve_mirror.serve_until_ended(store, planned)
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+            serve_mirror.serve_until_ended(store, planned)
 
 
 def _check_folder(option: str, folder: Path | None) -> None:

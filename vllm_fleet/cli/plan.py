@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -35,7 +36,7 @@ PreviewOption = Annotated[
     bool, typer.Option("--preview", help="Run 'pulumi preview' too: it alone knows which hosts are replaced.")
 ]
 ReplaceOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--replace-serving", metavar="HOST[,HOST]", help="Hosts that may be replaced; prints the commands for it."
     ),
@@ -67,23 +68,23 @@ def command(
     fleet: FleetOption = "lab",
     json: JsonOption = False,
     preview: PreviewOption = False,
-    replace_serving: ReplaceOption = "",
+    replace_serving: ReplaceOption = None,
     prices: PricesOption = "fleet",
 ) -> None:
     """Show the hosts, cost and pending changes of a fleet.
 
     Prints what each host runs, what it costs, and what 'pulumi up' would change in the stack.
     """
+    allowed = replacement.parse_hosts(replace_serving) if replace_serving is not None else []
     recipes = catalogue.load()
     plan = plans.load(fleet_directory(fleet), recipes)
     refusals = inventory.find_refusals(plan, recipes)
     unusable = [refusal.error for refusal in refusals if isinstance(refusal.error, UnusableFileError)]
     catalogue.raise_all([*engine_install.lock_faults(plan, recipes), *unusable])
-    allowed = list(dict.fromkeys(filter(None, (name.strip() for name in replace_serving.split(",")))))
     bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
     missing = tuple(refusal.error for refusal in refusals)
     models = tuple(model_sources.report_models(plan, recipes))
-    as_is, changes = _changes(plan, preview or bool(allowed))
+    as_is, changes = _changes(plan, preview, allowed)
     replacement.check(plan, changes, allowed)
     run = replacement.commands(plan, changes, allowed) if allowed else ()
     refused = replacement.refusal(plan, changes, allowed)
@@ -120,15 +121,26 @@ def _price_lists(plan: plans.Plan, prices: str) -> list[cost.PriceList]:
     return lists
 
 
-def _changes(plan: plans.Plan, ask_pulumi: bool) -> tuple[str, tuple[replacement.Change, ...]]:
-    """What the stack has, in words, and what would change in it."""
+def _changes(plan: plans.Plan, preview: bool, allowed: Sequence[str]) -> tuple[str, tuple[replacement.Change, ...]]:
+    """What the stack has, in words, and what would change in it.
+
+    Args:
+        plan: the fleet.
+        preview: whether Pulumi is asked without hosts that may be replaced too.
+        allowed: the hosts that may be replaced.
+    """
     try:
         stack.check_stack(plan)
         as_is = "the stack has the planned hosts"
     except FleetError as fault:
         as_is = str(fault)
-    if ask_pulumi:
-        return as_is, replacement.previewed(pulumi_cli.preview(plan.fleet))
+    if preview or allowed:
+        try:
+            return as_is, replacement.previewed(pulumi_cli.preview(plan.fleet))
+        except FleetError as fault:
+            # Only Pulumi knows whether a host that is in no file is in its state; without it, both may be wrong.
+            catalogue.raise_all([*replacement.unknown_hosts(plan, allowed, stack.made_hosts(plan)), fault])
+            raise
     return as_is, replacement.known_changes(plan, stack.made_hosts(plan))
 
 

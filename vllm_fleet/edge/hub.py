@@ -37,7 +37,13 @@ def read_token(file: Path | None) -> str | None:
     Raises:
         FleetError: the file is missing, empty, or readable by other users.
     """
-    return read_secret(file, "the hub's token") if file else None
+    if file is None:
+        return None
+    try:
+        return read_secret(file, "the hub's token")
+    except FleetError as fault:
+        fault.key = "--hub-token-file"
+        raise
 
 
 def list_files(need: Model, secret: str | None) -> list[Artifact]:

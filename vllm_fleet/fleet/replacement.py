@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError, raise_all
 from vllm_fleet.fleet.plan import Plan
 
 What = Literal["create", "update", "replace", "delete"]
@@ -32,6 +33,9 @@ _STEPS: Mapping[str, What] = {
     "delete-replaced": "replace",
     "delete": "delete",
 }
+#: The name of a pool, which has a limit of its own, with the number of a host; or that of a static host.
+_HOST = re.compile(r"[a-z][a-z0-9-]*")
+OPTION = "--replace-serving"
 _ORDER: tuple[What, ...] = ("create", "update", "replace", "delete")
 
 
@@ -108,6 +112,41 @@ def host_of(urn: str) -> str | None:
     if kind in _HOSTS:
         return name
     return name.removesuffix(_OF_MODELS) if kind in _MODEL_DISKS and name.endswith(_OF_MODELS) else None
+
+
+def parse_hosts(text: str) -> list[str]:
+    """The hosts of ``--replace-serving``, each once.
+
+    Args:
+        text: their names with commas between them.
+
+    Raises:
+        FleetError: it has no name, or a word that is none; it carries all of them.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    errors = []
+    for name in names:
+        if not _HOST.fullmatch(name):
+            what = f"{name[:80]!r} is not the name of a host" if name else "has no name of a host between its commas"
+            hint = "give the names of hosts with a comma between them, such as h100-0,h100-1, or leave the option out"
+            errors.append(FleetError(what, hint, key=OPTION))
+    raise_all(errors)
+    return names
+
+
+def unknown_hosts(plan: Plan, allowed: Sequence[str], made: Sequence[str]) -> Iterator[FleetError]:
+    """The error of each permitted host that is neither in the plan nor in the stack's own file.
+
+    Args:
+        plan: the fleet.
+        allowed: the names.
+        made: the hosts that the stack's file has.
+    """
+    there = {host.name for host in plan.hosts} | set(made)
+    for name in allowed:
+        if name not in there:
+            text = f"{name!r} is neither a host of {plan.fleet} nor in its stack.json"
+            yield FleetError(text, "correct the name", key=OPTION)
 
 
 def check(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> None:
