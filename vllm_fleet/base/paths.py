@@ -61,15 +61,21 @@ def absolute(path: Path) -> Path:
     """The path from the root, without links and ``..``.
 
     ``Path.resolve`` says the same, and raises ``RuntimeError`` where a link leads to itself; here such a link stays.
+
+    Raises:
+        FleetError: the path is relative to a working directory that was deleted.
     """
-    return Path(os.path.realpath(path))
+    try:
+        return Path(os.path.realpath(path))
+    except FileNotFoundError:
+        raise FleetError("the working directory was deleted", "change to another one") from None
 
 
 def display(path: Path) -> str:
     """The path as a user types it: relative to the working directory if it is inside."""
     try:
         return str(absolute(path).relative_to(Path.cwd()))
-    except (ValueError, OSError):  # the working directory may be deleted
+    except (ValueError, OSError, FleetError):  # the working directory may be deleted
         return str(path)
 
 
