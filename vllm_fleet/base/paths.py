@@ -10,6 +10,9 @@ from pathlib import Path
 
 from vllm_fleet.base.errors import FleetError, UnusableFileError
 
+#: What to do where permissions are missing.
+ALLOW = "correct its permissions, or run as a user who has them"
+
 
 @cache
 def root() -> Path:
@@ -178,4 +181,4 @@ def _shown(path: Path, what: str) -> str:
 
 def _hint(fault: OSError) -> str:
     denied = isinstance(fault, PermissionError)
-    return "correct its permissions, or run as a user who has them" if denied else "correct the path"
+    return ALLOW if denied else "correct the path"

@@ -16,6 +16,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from vllm_fleet.base import paths
 from vllm_fleet.base.errors import ErrorCode, FleetError, interruption
 
 #: Each command with the first line of its help. The list is printed without importing the commands: they take ten times
@@ -171,7 +172,7 @@ def _file_error(fault: OSError) -> FleetError:
     where = os.fsdecode(fault.filename) if isinstance(fault.filename, str | bytes | os.PathLike) else None
     hint = {
         errno.EROFS: "it is read-only: work in a copy that you may write to",
-        errno.EACCES: "correct its permissions, or run as a user who has them",
+        errno.EACCES: paths.ALLOW,
         errno.ENOSPC: "free space on its disk",
     }.get(fault.errno or 0, "correct the path")
     return FleetError(f"cannot be used: {fault.strerror}", hint, where, code=ErrorCode.WORK_FAILED)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DRIFT_EXIT = 3
-_ALLOW = "correct its permissions, or run as a user who has them"
 FleetOption = Annotated[str, typer.Option("--fleet", help="The fleet: a folder under inventories/.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -56,7 +55,7 @@ def fleet_directories() -> tuple[list[Path], dict[Path, FleetError]]:
     try:
         names = sorted(os.listdir(folder))  # noqa: PTH208 - Path.glob leaves out what it may not look at
     except OSError as fault:
-        raise FleetError(f"cannot be listed: {fault.strerror}", _ALLOW, paths.display(folder)) from None
+        raise FleetError(f"cannot be listed: {fault.strerror}", paths.ALLOW, paths.display(folder)) from None
     fleets: list[Path] = []
     unread: dict[Path, FleetError] = {}
     for name in names:
@@ -70,7 +69,7 @@ def fleet_directories() -> tuple[list[Path], dict[Path, FleetError]]:
                 unread[own] = FleetError("is a link to nothing", "correct or remove the link", paths.display(own))
         except OSError as fault:
             text = f"cannot be looked into, so it was not checked: {fault.strerror}"
-            unread[own] = FleetError(text, _ALLOW, paths.display(own))
+            unread[own] = FleetError(text, paths.ALLOW, paths.display(own))
     return fleets, unread
 
 
