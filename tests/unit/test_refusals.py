@@ -168,7 +168,7 @@ CASES: Mapping[str, Case] = {
         {"sums.txt": f'{{"revision": "1", "files": {{\n"../a": {{"sha256": "{"1" * 64}"}}}}}}'},
         "../a",
     ),
-    "a folder in place of a list": broken("golden/sums.txt: is not a list", DIGESTS, {"sums.txt/x": ""}, None),
+    "a folder in place of a list": broken("golden/sums.txt is not a list", DIGESTS, {"sums.txt/x": ""}, "sums.txt"),
     "a model.json that is wrong": broken(
         "golden/copy/model.json:1:2: is not a list of a model's files: is not JSON",
         {("artifacts", "models"): {SMALL: "copy"}},
@@ -336,6 +336,21 @@ def test_check_and_plan_say_it_in_the_words_of_the_run(
         check.command("golden", json=False)
         told = capsys.readouterr().out
         assert all(f"site.yml will refuse: {text}" in told for text in said)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "link"])
+def test_a_cache_that_is_no_folder_is_an_error_of_the_variable(
+    fleets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to("nowhere")
+    monkeypatch.setenv("VLLM_FLEET_CACHE", str(tmp_path / place))
+    folder = write_fleet(fleets, Case("", {("mirror",): {"host": "gateway-0"}}))
+    for run in (check.command, plan_command.command):
+        with pytest.raises(FleetError, match=r"^VLLM_FLEET_CACHE .* is not a folder") as fault:
+            run("golden", json=False)
+        assert (fault.value.exit_code, fault.value.others) == (2, [])
+    assert len(site_errors(folder)) == 1
 
 
 def test_every_fault_is_said_at_once(fleets: Path) -> None:

@@ -71,7 +71,7 @@ def known_digests(plan: Plan, catalog: Catalog, name: str) -> DigestList | None:
     recipe = recipe_digests(weights) if weights else None
     if source.digests:
         hint = f"run 'sha256sum *' in the folder of {name} and write its output there"
-        listed = read_digests(plan.artifact(f"models.{name}", source.digests, hint))
+        listed = _read_list(plan, name, plan.artifact(f"models.{name}", source.digests, hint))
         if recipe and _agrees(listed, recipe):
             return replace(listed, revision=recipe.revision, source=f"{listed.source}, which agrees with the recipe")
         return listed
@@ -79,6 +79,16 @@ def known_digests(plan: Plan, catalog: Catalog, name: str) -> DigestList | None:
     if (locked := read_lock(plan).get(name)) and wanted in (None, locked.revision):
         return locked
     return recipe if recipe and wanted == recipe.revision else None
+
+
+def _read_list(plan: Plan, name: str, file: Path) -> DigestList:
+    """The list of a user. What cannot be read at all has no line: the error names that of fleet.yml."""
+    try:
+        return read_digests(file)
+    except FleetError as fault:
+        if fault.line is None:
+            raise plan.document.error_about(("artifacts", "models", name, "digests"), fault) from None
+        raise
 
 
 def _agrees(listed: DigestList, recipe: DigestList) -> bool:
@@ -169,7 +179,7 @@ def find_wrong_files(plan: Plan) -> Iterator[FleetError]:
     for name, source in plan.spec.artifacts.models.items():
         digests, ca_file, folder = source.digests, source.ca_file, source.controller
         if digests and plan.artifact_path(digests).exists():
-            checks.append(partial(read_digests, plan.artifact_path(digests)))
+            checks.append(partial(_read_list, plan, name, plan.artifact_path(digests)))
         if ca_file and plan.artifact_path(ca_file).exists():
             checks.append(partial(_read_authority, plan, name, ca_file))
         if folder and (plan.artifact_path(folder) / LIST).exists():

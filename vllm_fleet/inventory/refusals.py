@@ -47,6 +47,12 @@ def list_file_refusals(plan: Plan, catalog: Catalog) -> Iterator[Refusal]:
         plan: the To-Be.
         catalog: the recipes.
     """
+    try:
+        paths.cache_dir()
+    except FleetError as wrong:
+        # Every file may be in it.
+        yield Refusal(wrong, is_wrong=True, stops_plan=True)
+        return
     for fault in (*engine_install.lock_faults(plan, catalog), *_find_wrong_files(plan)):
         yield Refusal(fault, is_wrong=True, stops_plan=True)
     for fault in _find_old_keys(plan):

@@ -132,7 +132,7 @@ class Store:
         except OSError as error:
             raise FleetError(
                 f"cannot be read: {error.strerror}",
-                "give the folder of a mirror: with --directory, or in VLLM_FLEET_CACHE the one above 'mirror'",
+                "give the folder of a mirror with --directory, or correct its permissions",
                 paths.display(file),
             ) from None
         except (ValueError, RecursionError) as error:
