@@ -132,6 +132,9 @@ CASES: Mapping[str, Case] = {
     "a zone that is none": broken(
         "golden/zones.json:2: gpu-0.made: ", {}, {"zones.json": '{"gpu-0": {"zone": "a",\n"made": 1}}'}, "made"
     ),
+    "a zone that is empty": broken(
+        "golden/zones.json:1: gpu-0: is empty", {}, {"zones.json": '{"gpu-0": null}'}, "gpu"
+    ),
     "zones that are a list": broken("must be a mapping of hosts", {}, {"zones.json": "[]"}, "[]"),
     "a lock of models that is no JSON": broken(
         "golden/models.lock.json:1:2: is not JSON", {}, {"models.lock.json": "{"}, "{"

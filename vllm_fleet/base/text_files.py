@@ -44,10 +44,12 @@ def read_bytes(path: Path) -> bytes:
         return _read(path)
     except FileNotFoundError:
         raise FleetError("file not found", file=paths.display(path)) from None
+    except PermissionError as fault:
+        raise FleetError(f"cannot be read: {fault.strerror}", "correct its permissions", paths.display(path)) from None
     except (OSError, ValueError) as fault:
         # ValueError: a path with a null byte.
         why = fault.strerror if isinstance(fault, OSError) else str(fault)
-        raise FleetError(f"cannot be read: {why}", "correct its permissions", paths.display(path)) from None
+        raise FleetError(f"cannot be read: {why}", "correct the path", paths.display(path)) from None
 
 
 def _read(path: Path) -> bytes:

@@ -54,6 +54,9 @@ def load(directory: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(document.data, dict):
             raise document.error((), "must be a mapping of hosts and their last tries")
         for name, data in document.data.items():
+            if data is None:
+                errors.append(document.error((name,), "is empty, and must be a mapping"))
+                continue
             try:
                 found = yaml_document.parse(document, ZoneTry, (name,), data)
                 tries[name] = found.model_dump(exclude_unset=True)
