@@ -155,7 +155,7 @@ def test_the_password_for_sudo_reaches_the_hosts_and_no_file(
         (("--group", "gpu"), "--group: is a group of an Ansible inventory"),
         (("--from-inventory", "/nowhere"), "/nowhere: --from-inventory: does not exist"),
         (("-K",), "--ask-become-pass: there is no terminal to ask for the password"),
-        (("--become-password-file", "/nowhere"), "/nowhere: --become-password-file: cannot be read"),
+        (("--become-password-file", "/nowhere"), "/nowhere: --become-password-file: file not found"),
         (("--api-key-file", "key"), "--api-key-file: no API key is made: there is no gateway"),
     ],
 )

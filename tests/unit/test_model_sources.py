@@ -360,6 +360,20 @@ def test_a_folder_of_the_controller_that_is_not_the_recipes_revision_it_claims_i
         inventory.load(folder)
 
 
+@pytest.mark.parametrize("beside", [{}, {MODEL: {"hub": "hosts"}}])
+def test_a_model_that_no_recipe_has_gets_no_source(fleets: Path, catalog: Catalog, beside: dict[str, Any]) -> None:
+    folder = gpu_fleet(fleets)
+    spec = yaml.safe_load((folder / "fleet.yml").read_text())
+    spec["artifacts"]["models"] = {"openai/gpt-oss-20B": {"hub": "hosts"}, **beside}
+    (folder / "fleet.yml").write_text(yaml.safe_dump(spec))
+    with pytest.raises(FleetError, match="'openai/gpt-oss-20B'") as fault:
+        plan.load(folder, catalog)
+    assert fault.value.key == "artifacts.models.openai/gpt-oss-20B"
+    assert fault.value.line
+    assert MODEL in fault.value.hint
+    assert not fault.value.others
+
+
 def test_code_of_a_models_repository_is_never_run(fleets: Path, catalog: Catalog) -> None:
     pool = {"overrides": {"args": {"trust-remote-code": True}, "why": "it is only a test"}}
     with pytest.raises(FleetError, match="run code on the host"):

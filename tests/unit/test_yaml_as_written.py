@@ -8,7 +8,7 @@ import pytest
 import yaml
 from host_keys import public_key
 
-from vllm_fleet.base import yaml_document, yaml_reader
+from vllm_fleet.base import text_files, yaml_document, yaml_reader
 from vllm_fleet.base.errors import FleetError, list_errors
 from vllm_fleet.base.yaml_scalars import AmbiguousNumberError, read_plain
 from vllm_fleet.fleet import plan
@@ -245,7 +245,7 @@ def test_a_file_in_another_encoding_names_line_and_column(tmp_path: Path) -> Non
 
 
 def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path) -> None:
-    (tmp_path / "large.yml").write_bytes(b"#" * (yaml_reader.MOST_BYTES + 1))
+    (tmp_path / "large.yml").write_bytes(b"#" * (text_files.MOST_BYTES + 1))
     with pytest.raises(FleetError, match="at most 8 MiB are read"):
         yaml_document.read(tmp_path / "large.yml")
     (tmp_path / "endless.yml").symlink_to("/dev/zero")

@@ -6,6 +6,8 @@ import os
 from functools import cache
 from pathlib import Path
 
+from vllm_fleet.base.errors import FleetError
+
 
 @cache
 def root() -> Path:
@@ -17,11 +19,35 @@ def root() -> Path:
 
 
 def cache_dir() -> Path:
-    """The cache outside the checkout: ``$VLLM_FLEET_CACHE``, else the XDG cache folder."""
+    """The cache outside the checkout: ``$VLLM_FLEET_CACHE``, else the XDG cache folder.
+
+    Raises:
+        FleetError: the variable names no folder.
+    """
     if explicit := os.environ.get("VLLM_FLEET_CACHE"):
+        check_folder("VLLM_FLEET_CACHE", Path(explicit), "correct the variable")
         return Path(explicit)
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "vllm-fleet"
+
+
+def check_folder(name: str, folder: Path, hint: str) -> None:
+    """Expects that a folder exists or can be made.
+
+    Args:
+        name: the option or variable that gives it.
+        folder: its path.
+        hint: what to do if it cannot.
+
+    Raises:
+        FleetError: something else has its place, or that of a folder above it.
+    """
+    for place in (folder, *folder.parents):
+        if os.path.lexists(place):
+            # Path.is_dir raises for what it may not look at.
+            if not os.path.isdir(place):  # noqa: PTH112
+                raise FleetError(f"{name} {folder}: {display(place)} is not a folder", hint)
+            return
 
 
 def inventories_dir() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vllm_fleet.base import text_files
 from vllm_fleet.base.errors import FleetError
 
 
@@ -18,11 +19,11 @@ def read_secret(file: Path, what: str) -> str:
         FleetError: the file is missing, empty, of more than one line, or readable by other users.
     """
     try:
-        text = file.read_text(encoding="utf-8").strip()
+        text = text_files.read_text(file).strip()
         mode = file.stat().st_mode
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise FleetError(f"{what} cannot be read: {why}", f"give the path of the file with {what}", str(file)) from None
+    except FleetError as fault:
+        fault.hint = f"give the path of the file with {what}"
+        raise
     if not text or len(text.splitlines()) > 1:
         raise FleetError(f"must have one line, {what}", f"write {what} into it", str(file))
     if mode & 0o077:

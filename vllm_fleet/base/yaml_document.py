@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from vllm_fleet.base import paths, yaml_reader
+from vllm_fleet.base import paths, text_files, yaml_reader
 from vllm_fleet.base.errors import ErrorCode, FleetError, raise_all
 from vllm_fleet.base.yaml_reader import Location, Position, dotted
 
@@ -66,6 +65,10 @@ class Document:
         short = message if len(message) <= _MOST_LETTERS else f"{message[:_MOST_LETTERS]}..."
         return FleetError(short, hint, self.file, self.line(location), dotted(location) or None, code=code)
 
+    def error_about(self, location: Location, fault: FleetError) -> FleetError:
+        """An error of another file, at the key path of this one that names the file."""
+        return self.error(location, f"{fault.where} {fault.message}", fault.hint, fault.code)
+
 
 class Places:
     """Key paths, asked for what is above or below one of them."""
@@ -118,7 +121,7 @@ def read_with_errors(path: Path) -> Document:
         FleetError: the file is missing or is not YAML.
     """
     file = paths.display(path)
-    content = yaml_reader.read_text(_text(path, file), file)
+    content = yaml_reader.read_text(text_files.read_text(path), file)
     # An error in an empty file names its first line.
     return Document(file, content.data, content.position or Position(1, 1), content.errors, content.wrong)
 
@@ -130,7 +133,7 @@ def read_json(path: Path) -> Document:
         FleetError: the file is missing or is not JSON.
     """
     file = paths.display(path)
-    text = _text(path, file)
+    text = text_files.read_text(path)
     try:
         data = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as fault:
@@ -159,31 +162,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is not a number of JSON")
-
-
-def _text(path: Path, file: str) -> str:
-    """The text of a file that people write; without the byte order mark that some editors add."""
-    try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
-            raise FleetError("is not a file", "give the path of a file", file)
-        if info.st_size > yaml_reader.MOST_BYTES:
-            most = yaml_reader.MOST_BYTES // 2**20
-            raise FleetError(f"has {info.st_size / 2**20:.0f} MiB; at most {most} MiB are read", "split it", file)
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise FleetError("file not found", file=file) from None
-    except OSError as fault:
-        raise FleetError(f"cannot be read: {fault.strerror}", "correct its permissions", file) from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as fault:
-        line, column = data.count(b"\n", 0, fault.start) + 1, fault.start - data.rfind(b"\n", 0, fault.start)
-        raise FleetError(
-            f"cannot be read: the byte 0x{data[fault.start]:02x} is not UTF-8", "save the file as UTF-8", file, line,
-            column=column,
-        ) from None  # fmt: skip
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse(document: Document, model: type[Record], at: Location = (), data: Any = None) -> Record:

@@ -23,8 +23,6 @@ from vllm_fleet.base.yaml_scalars import AmbiguousNumberError, read_plain
 
 Location = tuple[str | int, ...]
 
-#: A fleet.yml of 1000 hosts takes 0.3 MiB.
-MOST_BYTES = 8 * 2**20
 #: The records of fleet.yml and recipes/ are at most 7 deep; arguments of vLLM may add some.
 MOST_LEVELS = 40
 #: Values of a file, those that aliases repeat included.

@@ -12,7 +12,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_fleet import inventory
-from vllm_fleet.base import paths
+from vllm_fleet.base import paths, text_files
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.field_types import Name
@@ -147,7 +147,7 @@ def command(
         raise_all(errors)
     wishes = _choose(asker, wishes, model, _new_classes(identified, old, model), recipes)
     if old:
-        before = (folder / "fleet.yml").read_text(encoding="utf-8")
+        before = text_files.read_text(folder / "fleet.yml")
         text = new_fleet.add_hosts(before, identified, recipes, wishes)
     else:
         before = ""

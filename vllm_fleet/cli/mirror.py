@@ -51,7 +51,8 @@ def command(
             "--serve and --to exclude each other", "copy first; then serve the copy with '--directory DIR --serve'"
         )
     for option, folder in (("--directory", directory), ("--to", to)):
-        _check_folder(option, folder)
+        if folder:
+            paths.check_folder(option, folder, "give another folder")
     if from_ and not (from_ / INDEX).is_file():
         raise FleetError(f"--from {paths.display(from_)} is no mirror: it has no {INDEX}", "correct the path")
     planned = plan.load(fleet_directory(fleet))
@@ -87,15 +88,6 @@ def command(
     _report(fleet, store, results, wrong, json)
     if serving:
         serve_mirror.serve_until_ended(store, planned)
-
-
-def _check_folder(option: str, folder: Path | None) -> None:
-    """Raises FleetError where a folder cannot be made because a file has its place."""
-    for place in (folder, *folder.parents) if folder else ():
-        if place.exists():
-            if not place.is_dir():
-                raise FleetError(f"{option} {folder}: {paths.display(place)} is not a folder", "give another folder")
-            return
 
 
 def _report(fleet: str, store: Store, results: list[fill_mirror.PartResult], wrong: list[str], as_json: bool) -> None:

@@ -24,7 +24,7 @@ from vllm_fleet.edge import prices as gpuhunt_prices
 from vllm_fleet.edge import pulumi_cli
 from vllm_fleet.fleet import cost, host_plan, plain_api, replacement, stack
 from vllm_fleet.fleet import plan as plans
-from vllm_fleet.host import engine_install, model_sources
+from vllm_fleet.host import model_sources
 
 EPILOG = """\b
 Examples:
@@ -77,7 +77,7 @@ def command(
     recipes = catalogue.load()
     plan = plans.load(fleet_directory(fleet), recipes)
     refusals = inventory.find_refusals(plan, recipes)
-    catalogue.raise_all(list(engine_install.lock_faults(plan, recipes)))
+    catalogue.raise_all([refusal.error for refusal in refusals if refusal.stops_plan])
     allowed = list(dict.fromkeys(filter(None, (name.strip() for name in replace_serving.split(",")))))
     bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
     missing = tuple(refusal.error for refusal in refusals)

@@ -17,6 +17,7 @@ from vllm_fleet.catalogue.catalogue import load as load_catalog
 from vllm_fleet.fleet import plain_api, private_networks, repository_faults, service_addresses, ssh_routes, weights_disk
 from vllm_fleet.fleet.host_plan import GATEWAY_POOL, HostPlan
 from vllm_fleet.fleet.mirror_faults import mirror_errors
+from vllm_fleet.fleet.model_faults import model_errors
 from vllm_fleet.resolve import image_digest
 from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.schema.cloud import LabPlacement
@@ -67,8 +68,7 @@ class Plan:
         Raises:
             FleetError: it does not exist.
         """
-        path = Path(os.path.expanduser(value.replace("{cache}", str(paths.cache_dir()))))  # noqa: PTH111 - str in
-        full = path if path.is_absolute() else self.directory / path
+        full = self.artifact_path(value)
         if not full.exists():
             raise self.document.error(
                 ("artifacts", *key.split(".", 1)),
@@ -76,6 +76,11 @@ class Plan:
                 hint,
             )
         return full
+
+    def artifact_path(self, value: str) -> Path:
+        """The same path, which need not exist."""
+        path = Path(os.path.expanduser(value.replace("{cache}", str(paths.cache_dir()))))  # noqa: PTH111 - str in
+        return path if path.is_absolute() else self.directory / path
 
 
 def load(directory: Path, catalog: Catalog | None = None) -> Plan:
@@ -106,6 +111,7 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     except FleetError as fault:
         errors.append(fault)
     errors.extend(image_digest.image_errors(spec.artifacts.images, recipes, document))
+    errors.extend(model_errors(spec.artifacts.models, recipes, document))
     errors.extend(repository_faults.repository_errors(spec.artifacts.repositories, recipes, document))
     if parsed.errors:
         # What parts of the file must agree on is not asked while one of them is wrong.

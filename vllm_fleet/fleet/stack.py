@@ -12,7 +12,6 @@ from vllm_fleet.fleet import host_keys_file, plain_api, ssh_routes
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.service_addresses import Resolver, ServiceAddress, resolve_addresses
-from vllm_fleet.schema.cloud import HostKeys
 from vllm_fleet.schema.fleet import Stack, StackHost, StaticHost
 
 
@@ -129,13 +128,7 @@ def made_hosts(plan: Plan) -> tuple[str, ...]:
 
 def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[str, ...]]:
     """The keys that hosts made themselves; they replace the keys of the stack."""
-    path = plan.directory / host_keys_file.FILE
-    if not path.is_file():
-        return {}
-    document = yaml_document.read(path)
-    keys_file = yaml_document.parse(document, HostKeys)
-    if unknown := sorted(set(keys_file.keys) - {host.name for host in plan.hosts}):
-        raise document.error(("keys", unknown[0]), "the fleet has no such host", "remove it")
+    keys_file = host_keys_file.load(plan.directory, {host.name for host in plan.hosts})
     return host_keys_file.standing(keys_file, {name: host.id for name, host in made.items()})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet.base import paths, yaml_document
+from vllm_fleet.base import certificates, paths, yaml_document
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import haproxy
@@ -20,7 +20,7 @@ def gateway_variables(inputs: FleetInputs) -> tuple[dict[str, Any], tuple[Item, 
     """The variables of the role gateway, and what must be true on every gateway.
 
     Raises:
-        FleetError: the fleet's file of API keys is missing or wrong, or its certificate is missing.
+        FleetError: the fleet's file of API keys or its certificate is missing or wrong.
     """
     plan = inputs.plan
     config = haproxy.haproxy_config(plan.gateway, inputs.backends, inputs.gateway_addresses)
@@ -41,12 +41,12 @@ def find_faults(plan: Plan) -> Iterator[tuple[FleetError, bool]]:
     """
     if not any(host.kind == "gateway" for host in plan.hosts):
         return
-    keys_file = plan.directory / plan.gateway.api_keys_file
-    for read in (_api_keys, _certificate):
+    tls = plan.gateway.tls
+    for read, file in ((_api_keys, plan.gateway.api_keys_file), (_certificate, tls.certificate_file if tls else "")):
         try:
             read(plan)
         except FleetError as fault:
-            is_wrong = read is _api_keys and keys_file.is_file()
+            is_wrong = (plan.directory / file).exists()
             if is_wrong or read is _certificate or not _stack_will_write_keys(plan):
                 yield from ((each, is_wrong) for each in (fault, *fault.others))
 
@@ -70,8 +70,12 @@ def _api_keys(plan: Plan) -> ApiKeys:
 def _certificate(plan: Plan) -> Path | None:
     tls = plan.gateway.tls
     certificate = (plan.directory / tls.certificate_file).resolve() if tls else None
-    if certificate and not certificate.is_file():
-        raise plan.document.error(
-            ("gateway", "tls", "certificate_file"), f"there is no {paths.display(certificate)}", "correct the path"
-        )
+    at = ("gateway", "tls", "certificate_file")
+    if certificate and not certificate.exists():
+        raise plan.document.error(at, f"there is no {paths.display(certificate)}", "correct the path")
+    if certificate:
+        try:
+            certificates.check_server(certificate)
+        except FleetError as fault:
+            raise plan.document.error_about(at, fault) from None
     return certificate

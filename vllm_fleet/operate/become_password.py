@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet.base import paths
+from vllm_fleet.base import paths, text_files
 from vllm_fleet.base.errors import FleetError
 
 #: The variables of a host that hold it; the first that is set counts.
@@ -39,7 +39,10 @@ def read_file(file: Path) -> str:
             words = [str(file.resolve())]
             text = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, timeout=_SCRIPT_SECONDS).stdout
         else:
-            text = file.read_text(encoding="utf-8")
+            text = text_files.read_text(file)
+    except FleetError as fault:
+        fault.key, fault.hint = key, "give a file with the password for sudo"
+        raise
     except (OSError, UnicodeDecodeError, subprocess.SubprocessError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         raise FleetError(

@@ -286,7 +286,7 @@ class Fleet(Strict):
 class ApiKeys(Strict):
     """``api-keys.yml``: the digests of the keys that the gateway takes, by the name of their owner."""
 
-    keys: dict[Name, SecretDigest]
+    keys: dict[Name, SecretDigest] = Field(min_length=1)
 
 
 class StackHost(Strict):
