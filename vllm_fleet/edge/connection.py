@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
@@ -19,11 +22,27 @@ CONCURRENCY = 64
 _CIPHERS = "^aes128-gcm@openssh.com"
 
 
+_NUMBER = re.compile(r"\[Errno ([0-9]{1,4})\]")
+
+
 class NoAnswerError(Exception):
     """A host cannot be reached; the message tells the user why, without control characters of the host's."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(clean_text(reason))
+
+
+def failure_text(error: Exception) -> str:
+    """Why a connection failed, in the words of the system, without Python's."""
+    if isinstance(error, TimeoutError) and not error.errno:
+        return "no answer in time"
+    if isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    # A name with several addresses gives the failure of each in one text.
+    numbers = [error.errno] if isinstance(error, OSError) and error.errno else _NUMBER.findall(str(error))
+    if numbers and isinstance(error, OSError):
+        return ", ".join(dict.fromkeys(os.strerror(int(number)) for number in numbers))
+    return str(error) or "the connection ended"
 
 
 #: How many processes of ``ssh`` one run has at the same time. By default, the sshd of a jump host refuses some of the
@@ -107,7 +126,7 @@ async def connect(target: Target, jump_hosts: JumpHosts) -> AsyncIterator[Any]:
     except asyncssh.KeyExchangeFailed as error:
         raise NotPossibleError(f"cannot agree on algorithms with {target.address}: {error.reason}") from None
     except (asyncssh.Error, OSError, TimeoutError) as error:
-        reason = str(error) or type(error).__name__
+        reason = failure_text(error)
         raise NoAnswerError(f"cannot be reached at {target.address} port {target.port}: {reason}") from None
 
 
