@@ -73,6 +73,8 @@ def test_addresses_have_one_form(written: str, meant: str) -> None:
         ("10.0.0.0/24", "give the address of the host alone"),
         ("fe80::1%eth0", "zone"),
         ("fe80::1", "link-local"),
+        ("169.254.169.254", "link-local"),
+        ("10.0.0.5:\u0661\u0662", "not an IPv6 address"),
         ("0.0.0.0", "no single host"),  # noqa: S104 - nothing listens
         ("::", "no single host"),
         ("ff02::1", "no single host"),
@@ -288,6 +290,7 @@ def test_urls_of_servers(given: str, meant: str) -> None:
     [
         *("http://10.0.0.999:8070", "http://me@mirror:80", "http://a/b", "http://fd00::5:8070x", "ftp://a", "http://"),
         *("http://a:0", "http://a:99999", "http://a_b:80", "http://a:80:80", "mirror:80", "http://a b"),
+        *("http://169.254.169.254", "http://a:\u0661\u0662"),
     ],
 )
 def test_other_urls_are_refused(given: str) -> None:
@@ -295,7 +298,9 @@ def test_other_urls_are_refused(given: str) -> None:
         addresses.parse_http_url(given)
 
 
-@pytest.mark.parametrize("given", ["10.0.0.5", "10.0.0.5:0", "10.0.0.999:5000", "a:b", "fd00::5:5000", "me@a:5000"])
+@pytest.mark.parametrize(
+    "given", ["10.0.0.5", "10.0.0.5:0", "10.0.0.999:5000", "a:b", "fd00::5:5000", "me@a:5000", "a:\u0661"]
+)
 def test_a_registry_has_a_host_and_a_port(given: str) -> None:
     assert addresses.parse_host_port("[FD00::5]:5000") == "[fd00::5]:5000"
     with pytest.raises(ValueError):

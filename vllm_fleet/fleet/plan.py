@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +66,7 @@ class Plan:
         Raises:
             FleetError: it does not exist.
         """
-        path = Path(os.path.expanduser(value.replace("{cache}", str(paths.cache_dir()))))  # noqa: PTH111 - str in
+        path = paths.expand_user(value.replace("{cache}", str(paths.cache_dir())))
         full = path if path.is_absolute() else self.directory / path
         if not full.exists():
             raise self.document.error(

@@ -34,6 +34,9 @@ def read_file(file: Path) -> str:
         FleetError: it cannot be read, fails, or has no password.
     """
     shown, key = paths.display(file), "--become-password-file"
+    # A folder is "executable" too.
+    if file.exists() and not file.is_file():
+        raise FleetError("is not a file", "give a file with the password for sudo", shown, key=key)
     try:
         if os.access(file, os.X_OK):
             words = [str(file.resolve())]

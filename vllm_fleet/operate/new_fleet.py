@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base import yaml_document
+from vllm_fleet.base.errors import FleetError, raise_all
 from vllm_fleet.base.field_types import Name
 from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
@@ -148,10 +149,15 @@ def check_model_source(model: str, source: Mapping[str, Any]) -> None:
         FleetError: it is not a source.
     """
     try:
-        ModelSource.model_validate(dict(source))
-    except ValidationError as invalid:
-        message = str(invalid.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise FleetError(f"not a source of {model}: {message}", "docs/models.md has an example of each") from None
+        yaml_document.parse(yaml_document.Document("", dict(source)), ModelSource)
+    except FleetError as fault:
+        hint = "docs/models.md has an example of each"
+        raise_all(
+            [
+                FleetError(f"not a source of {model}: {f'{each.key}: ' if each.key else ''}{each.message}", hint)
+                for each in (fault, *fault.others)
+            ]
+        )
 
 
 def fitting_models(catalog: Catalog, sized: SizedClass) -> tuple[str, ...]:
