@@ -322,3 +322,13 @@ class Stack(Strict):
     version: Literal[1]
     fleet: Name
     hosts: dict[Name, StackHost]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_a_fleet(cls, data: Any) -> Any:
+        """Before the hosts are read: a file of any size is refused at once."""
+        hosts = data.get("hosts") if isinstance(data, dict) else None
+        most = MOST_HOSTS + MOST_GATEWAYS
+        if isinstance(hosts, dict) and len(hosts) > most:
+            raise ValueError(f"has {len(hosts)} hosts, and a fleet has at most {most}")
+        return data
