@@ -144,6 +144,7 @@ def test_a_host_that_accepts_and_says_nothing_is_one_plain_reason(monkeypatch: p
         ),
         (ConnectionResetError(), "the connection ended"),
         (OSError("ssh says why"), "ssh says why"),
+        (ValueError("[Errno -2] Name or service not known"), "Name or service not known"),
     ],
 )
 def test_why_a_connection_failed_is_said_in_words(error: Exception, text: str) -> None:

@@ -22,7 +22,7 @@ CONCURRENCY = 64
 _CIPHERS = "^aes128-gcm@openssh.com"
 
 
-_NUMBER = re.compile(r"\[Errno ([0-9]{1,4})\]")
+_NUMBER = re.compile(r"\[Errno (-?[0-9]{1,4})\]")
 
 
 class NoAnswerError(Exception):
@@ -40,9 +40,10 @@ def failure_text(error: Exception) -> str:
         return error.strerror or str(error)
     # A name with several addresses gives the failure of each in one text.
     numbers = [error.errno] if isinstance(error, OSError) and error.errno else _NUMBER.findall(str(error))
-    if numbers and isinstance(error, OSError):
-        return ", ".join(dict.fromkeys(os.strerror(int(number)) for number in numbers))
-    return str(error) or "the connection ended"
+    if isinstance(error, OSError) and any(int(number) > 0 for number in numbers):
+        return ", ".join(dict.fromkeys(os.strerror(int(number)) for number in numbers if int(number) > 0))
+    # A library's own error repeats the system's, with its number.
+    return _NUMBER.sub("", str(error)).strip() or "the connection ended"
 
 
 #: How many processes of ``ssh`` one run has at the same time. By default, the sshd of a jump host refuses some of the
