@@ -139,7 +139,10 @@ def test_a_host_that_accepts_and_says_nothing_is_one_plain_reason(monkeypatch: p
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('10.0.0.5', 22)"), "Connection refused"),
         (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
         (
-            OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 1), [Errno 113] Connect call failed"),
+            OSError(
+                "Multiple exceptions: [Errno 111] Connect call failed ('::1', 1, 0, 0), "
+                "[Errno 113] Connect call failed ('10.0.0.5', 1)"
+            ),
             "Connection refused, No route to host",
         ),
         (ConnectionResetError(), "the connection ended"),

@@ -22,7 +22,8 @@ CONCURRENCY = 64
 _CIPHERS = "^aes128-gcm@openssh.com"
 
 
-_NUMBER = re.compile(r"\[Errno (-?[0-9]{1,4})\]")
+_CALL = re.compile(r"\[Errno ([0-9]{1,4})\] Connect call failed \([^)]*\)")
+_NOISE = re.compile(r"^Multiple exceptions: |\[Errno -?[0-9]{1,4}\] ")
 
 
 class NoAnswerError(Exception):
@@ -38,12 +39,11 @@ def failure_text(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, socket.gaierror):
         return error.strerror or str(error)
-    # A name with several addresses gives the failure of each in one text.
-    numbers = [error.errno] if isinstance(error, OSError) and error.errno else _NUMBER.findall(str(error))
-    if isinstance(error, OSError) and any(int(number) > 0 for number in numbers):
-        return ", ".join(dict.fromkeys(os.strerror(int(number)) for number in numbers if int(number) > 0))
-    # A library's own error repeats the system's, with its number.
-    return _NUMBER.sub("", str(error)).strip() or "the connection ended"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    # asyncio gives the failure of each address of a name in one text; a library repeats the system's with its number.
+    text = _CALL.sub(lambda found: os.strerror(int(found[1])), str(error))
+    return _NOISE.sub("", text) or "the connection ended"
 
 
 #: How many processes of ``ssh`` one run has at the same time. By default, the sshd of a jump host refuses some of the
