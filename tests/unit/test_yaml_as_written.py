@@ -327,3 +327,16 @@ def test_names_and_values_of_any_size_give_short_messages_in_one_line(tmp_path: 
     for error in errors_of(written(tmp_path / "mine", text)):
         assert len(str(error)) < 1000
         assert str(error).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("~", "nothing"), ("null", "nothing"), ("yes", "true"), ("Off", "false"), ("1.5", "1.5")],
+)
+def test_a_name_that_is_read_as_a_value_is_told_in_its_line_as_it_is_written(
+    tmp_path: Path, name: str, meant: str
+) -> None:
+    pool = "{host_class: h100-8, cloud: static}"
+    (error,) = errors_of(written(tmp_path / "rack", f"fleet: rack\npools:\n  {name}: {pool}\n"))[:1]
+    assert (error.line, error.column, error.key) == (3, 3, f"pools.{name}")
+    assert (error.message, error.hint) == (f"the key is read as {meant}, not as text", "put it in quotes")

@@ -61,6 +61,12 @@ def run_dir(fleet: str) -> Path:
     return root() / ".fleet" / fleet
 
 
+def expand_user(path: Path | str) -> Path:
+    """The path with ``~`` and ``~user`` replaced; unchanged where no such home is known."""
+    # Path.expanduser raises a RuntimeError then.
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def display(path: Path) -> str:
     """The path as a user types it: relative to the working directory if it is inside."""
     try:

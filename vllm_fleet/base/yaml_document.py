@@ -276,6 +276,8 @@ def _error(document: Document, detail: Any, location: Location) -> FleetError:
     message = _PLAIN_WORDS.get(detail["type"], str(detail["msg"]))
     for prefix in ("Value error, ", "Assertion failed, "):
         message = message.removeprefix(prefix)
+    if message.startswith("Input should be "):
+        message = f"must be {message.removeprefix('Input should be ')}"
     if not isinstance(detail["input"], dict | list) and "value_error" not in detail["type"]:
         shown = repr(detail["input"])
         message = f"{message}, not {shown if len(shown) <= 120 else f'{shown[:120]}...'}"

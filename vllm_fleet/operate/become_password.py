@@ -34,6 +34,9 @@ def read_file(file: Path) -> str:
         FleetError: it cannot be read, fails, or has no password.
     """
     shown, key = paths.display(file), "--become-password-file"
+    # A folder is "executable" too. The methods of Path raise for what the user may not look at.
+    if os.path.exists(file) and not os.path.isfile(file):  # noqa: PTH110, PTH113
+        raise FleetError("is not a file", "give a file with the password for sudo", shown, key=key)
     try:
         if os.access(file, os.X_OK):
             words = [str(file.resolve())]
