@@ -57,19 +57,21 @@ def settle(stack: str, adopted: Sequence[str], gone: Sequence[str]) -> None:
         gone: the hosts that do not exist.
 
     Raises:
-        FleetError: an argument is not ``HOST=ID``, a host has no open creation, or the state could not be written.
+        FleetError: an argument is not ``HOST=ID``, a host has no open creation, zones.json is wrong, or the
+            state could not be written.
     """
     if wrong := [argument for argument in adopted if not argument.partition("=")[2]]:
         raise FleetError(f"{wrong[0]!r} has no id", "write --adopt HOST=ID")
     ids = {host: id_ for host, _, id_ in (argument.partition("=") for argument in adopted)}
     directory = paths.inventories_dir() / stack
+    # Before the state is changed: the file may be wrong.
+    tries = read_tries(directory)
     exported = json.loads(pulumi_output("stack", "export", "--stack", stack))
     exported["deployment"], urns = adopt(exported["deployment"], ids, gone)
     pulumi_output("stack", "import", "--stack", stack, text_in=json.dumps(exported))
     if urns:
         targets = [f"--target={urn}" for urn in urns]
         pulumi_output("refresh", "--stack", stack, *targets, "--yes", "--skip-preview", "--non-interactive")
-    tries = read_tries(directory)
     for host in {*ids, *gone} & set(tries):
         tries[host] |= {"answered": True, "made": host in ids}
     write_tries(directory, tries)

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from infra.adopt import settle
+from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.processes import command_line, find_process, kill_process, process_ids
 from vllm_fleet.edge.pulumi_cli import pulumi_output
@@ -30,7 +31,7 @@ _OWN_TYPES = "pulumi-python:dynamic/"
 def backend_dir(backend_url: str) -> Path | None:
     """The folder of a ``file://`` backend; None for other backends."""
     url = urlparse(backend_url)
-    return Path(unquote(f"{url.netloc}{url.path}")).expanduser() / ".pulumi" if url.scheme == "file" else None
+    return paths.expand_user(unquote(f"{url.netloc}{url.path}")) / ".pulumi" if url.scheme == "file" else None
 
 
 def is_stale(lock: Path, machine: str, processes: Path = Path("/proc")) -> bool:

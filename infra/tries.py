@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.fleet import zones_file
 
 
 def tries_file(directory: Path) -> Path:
     """The file of a fleet's tries, beside its ``stack.json``."""
-    return directory / "zones.json"
+    return directory / zones_file.FILE
 
 
 def read_tries(directory: Path) -> dict[str, dict[str, Any]]:
@@ -23,10 +24,11 @@ def read_tries(directory: Path) -> dict[str, dict[str, Any]]:
 
     A try has ``zone`` and ``made``; in newer files also ``answered``, ``pool``, ``full`` (the zone had no capacity) and
     ``run`` (the number of the run).
+
+    Raises:
+        FleetError: the file is wrong.
     """
-    file = tries_file(directory)
-    tries: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return tries
+    return zones_file.load(directory)
 
 
 def write_tries(directory: Path, tries: Mapping[str, Mapping[str, Any]]) -> None:

@@ -113,12 +113,12 @@ def with_stack(lab: Lab, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("ssh_host_key", None, "shows another SSH host key than the one in stack.json"),
-        ("address", "10.77.9.77", "cannot be reached at 10.77.9.77 port 22"),
+        ("ssh_host_key", None, ("10.77.9.11 shows another SSH host key than ", "stack.json has: ")),
+        ("address", "10.77.9.77", ("cannot be reached at 10.77.9.77 port 22",)),
     ],
 )
 def test_a_host_that_is_not_the_one_stops_the_run_before_anything(
-    lab: Lab, field: str, value: str | None, says: str
+    lab: Lab, field: str, value: str | None, says: tuple[str, ...]
 ) -> None:
     path = lab.folder / "stack.json"
     text = path.read_text(encoding="utf-8")
@@ -129,10 +129,11 @@ def test_a_host_that_is_not_the_one_stops_the_run_before_anything(
         code, found = lab.drift()
         assert code == 1
         assert [silent["host"] for silent in found["unreachable"]] == ["lab-0"]
-        assert says in found["unreachable"][0]["why"]
+        why = found["unreachable"][0]["why"]
+        assert all(part in why for part in says), why
         done = lab.playbook()
         assert done.returncode != 0
-        assert says in done.stdout + done.stderr
+        assert all(part in done.stdout + done.stderr for part in says)
         assert roles_run(done.stdout) == set()
     finally:
         path.write_text(text, encoding="utf-8")

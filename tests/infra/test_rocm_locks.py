@@ -121,7 +121,8 @@ def test_a_fleet_brings_the_lock_of_its_engine(fleet: Path, catalog: Catalog, in
     wanted = {key: host.manifest.facts[key] for key in ("python", "glibc_min", "rocm_min")}
     assert wanted == {"python": ["3.12"], "glibc_min": "2.35", "rocm_min": "7.0"}
     paths_of_engine = [item["path"] for item in host.manifest.items if item["role"] == "vllm_engine" and "path" in item]
-    assert all(host.variables["vllm_engine_directory_id"] in path for path in paths_of_engine)
+    engine = f"/opt/vllm/engines/{host.variables['vllm_engine_directory_id']}"
+    assert paths_of_engine == ["/opt/vllm/engines", f"{engine}/bin/vllm", f"{engine}/.complete"]
 
 
 def test_a_lock_for_an_engine_that_there_is_not_is_refused(fleet: Path, catalog: Catalog) -> None:

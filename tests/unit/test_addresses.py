@@ -73,6 +73,8 @@ def test_addresses_have_one_form(written: str, meant: str) -> None:
         ("10.0.0.0/24", "give the address of the host alone"),
         ("fe80::1%eth0", "zone"),
         ("fe80::1", "link-local"),
+        ("169.254.169.254", "link-local"),
+        ("10.0.0.5:\u0661\u0662", "not an IPv6 address"),
         ("0.0.0.0", "no single host"),  # noqa: S104 - nothing listens
         ("::", "no single host"),
         ("ff02::1", "no single host"),
@@ -189,6 +191,62 @@ def test_addresses_that_cannot_work_together_are_refused(
     assert refused.value.line
 
 
+@pytest.mark.parametrize(
+    ("gpu", "more", "key", "says"),
+    [
+        ({}, {"gateway": {"port": 22}}, "gateway.port", "is 22 for the API, and gw-1 has that port for SSH"),
+        ({}, {"mirror": {"host": "gw-1", "port": 8080}}, "mirror.port", "gw-1 has that port for the API"),
+        ({}, {"mirror": {"host": "gw-1", "port": 22}}, "mirror.port", "gw-1 has that port for SSH"),
+        ({}, {"mirror": {"host": "gpu-1", "port": 8000}}, "mirror.port", "gpu-1 has that port for the instance 0"),
+        ({}, {"mirror": {"host": "gpu-1", "port": 8100}}, "mirror.port", "for the readiness of the instance 0"),
+        (
+            {},
+            {"mirror": {"host": "gw-1", "registry_port": 8080}},
+            "mirror.registry_port",
+            "is 8080 for the mirror's images",
+        ),
+        ({"port": 8000}, {}, "pools.h100.static.gpu-1.port", "is 8000 for SSH, and gpu-1 has that port for the ins"),
+    ],
+)
+def test_two_services_of_a_host_have_two_ports(
+    tmp_path: Path, gpu: dict[str, Any], more: dict[str, Any], key: str, says: str
+) -> None:
+    with pytest.raises(FleetError) as refused:
+        load(tmp_path, {"gpu-1": host("10.0.0.5", **gpu)}, {"gw-1": host("10.0.0.4")}, **more)
+    assert (refused.value.key, refused.value.others) == (key, [])
+    assert says in refused.value.message
+    assert refused.value.line
+
+
+def test_services_of_two_hosts_and_ports_of_tunnels_may_be_the_same(tmp_path: Path) -> None:
+    gateway = host("127.0.0.1", port=8080, private_address="10.0.0.4")
+    mirror = {"host": "gpu-1", "port": 8080}
+    assert load(tmp_path, {"gpu-1": host("10.0.0.5")}, {"gw-1": gateway}, mirror=mirror).hosts
+
+
+@pytest.mark.parametrize(
+    ("mirror", "key"),
+    [
+        ({"url": "http://127.0.0.1:8070"}, "mirror.url"),
+        ({"url": "http://[::1]:8070"}, "mirror.url"),
+        ({"url": "http://localhost:8070"}, "mirror.url"),
+        ({"registry": "127.0.0.1:5000"}, "mirror.registry"),
+        # Here the mirror alone asks the registry.
+        ({"url": "http://10.0.0.9:8070", "registry": "127.0.0.1:5000", "registry_port": 5000}, None),
+    ],
+)
+def test_several_hosts_have_no_mirror_at_a_loopback_address(
+    tmp_path: Path, mirror: dict[str, Any], key: str | None
+) -> None:
+    hosts = {"gpu-1": host("10.0.0.5"), "gpu-2": host("10.0.0.6")}
+    if key is None:
+        assert load(tmp_path, hosts, mirror=mirror).hosts
+        return
+    with pytest.raises(FleetError, match="is a loopback address: each host would ask itself") as refused:
+        load(tmp_path, hosts, mirror=mirror)
+    assert (refused.value.key, refused.value.others) == (key, [])
+
+
 def test_a_tunnel_is_an_address_for_ssh_alone(tmp_path: Path) -> None:
     gpu = host("127.0.0.1", port=2201, private_address="10.0.0.5")
     where = stack.locations(load(tmp_path, {"gpu-1": gpu}, {"gw-1": host("10.0.0.4")}), answers())
@@ -288,6 +346,7 @@ def test_urls_of_servers(given: str, meant: str) -> None:
     [
         *("http://10.0.0.999:8070", "http://me@mirror:80", "http://a/b", "http://fd00::5:8070x", "ftp://a", "http://"),
         *("http://a:0", "http://a:99999", "http://a_b:80", "http://a:80:80", "mirror:80", "http://a b"),
+        *("http://169.254.169.254", "http://a:\u0661\u0662"),
     ],
 )
 def test_other_urls_are_refused(given: str) -> None:
@@ -295,7 +354,9 @@ def test_other_urls_are_refused(given: str) -> None:
         addresses.parse_http_url(given)
 
 
-@pytest.mark.parametrize("given", ["10.0.0.5", "10.0.0.5:0", "10.0.0.999:5000", "a:b", "fd00::5:5000", "me@a:5000"])
+@pytest.mark.parametrize(
+    "given", ["10.0.0.5", "10.0.0.5:0", "10.0.0.999:5000", "a:b", "fd00::5:5000", "me@a:5000", "a:\u0661"]
+)
 def test_a_registry_has_a_host_and_a_port(given: str) -> None:
     assert addresses.parse_host_port("[FD00::5]:5000") == "[fd00::5]:5000"
     with pytest.raises(ValueError):

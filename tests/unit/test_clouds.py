@@ -120,6 +120,8 @@ def test_every_row_of_every_table_can_be_asked_for(cloud: str, shape: str, kind:
             "pools.main.placement",
             "has its own placement",
         ),
+        ({"placement.image": "a;b"}, "pools.main.placement.image", "'a;b' is not an id"),
+        ({"placement.capacity": {"kind": "reservation", "id": "a b"}}, "pools.main.placement.capacity.id", "not an id"),
         ({"placement.disk_gib": 10}, "pools.main.placement.disk_gib", "greater than or equal to 50"),
     ],
 )
@@ -131,6 +133,44 @@ def test_a_wrong_placement_is_told_with_its_place(change: dict[str, Any], key: s
     assert key in found
     assert found[key].exit_code == 2
     assert found[key].line is not None
+
+
+@pytest.mark.parametrize(
+    ("cloud", "change", "key", "says"),
+    [
+        ("aws", {"region": "mars"}, "pools.main.placement.region", "'mars' is not a region of this cloud"),
+        ("gcp", {"region": "us-east-1"}, "pools.main.placement.region", "write it such as us-central1"),
+        ("aws", {"zone": "us-west-2a"}, "pools.main.placement", "'us-west-2a' is not a zone of us-east-1"),
+        ("aws", {"network": "8.8.0.0/16"}, "pools.main.placement.network", "is not a private range"),
+    ],
+)
+def test_what_the_gateway_takes_over_is_told_once_and_alone(
+    cloud: str, change: dict[str, Any], key: str, says: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path, {}, {**PLACEMENTS[cloud], **change}, cloud)
+    with pytest.raises(FleetError, match=says) as caught:
+        plan.load(folder)
+    assert (caught.value.key, caught.value.others) == (key, [])
+
+
+def test_what_the_gateway_says_itself_is_told_beside_the_pool(tmp_path: Path) -> None:
+    network = {"network": "8.8.0.0/16"}
+    with pytest.raises(FleetError) as caught:
+        plan.load(write(tmp_path, {"gateway.placement": network}, {**PLACEMENTS["aws"], **network}))
+    errors = (caught.value, *caught.value.others)
+    assert [error.key for error in errors] == ["pools.main.placement.network", "gateway.placement.network"]
+
+
+@pytest.mark.parametrize(
+    ("cloud", "region"),
+    [
+        *(("aws", region) for region in ("us-gov-west-1", "ap-southeast-3", "us-iso-east-1", "eusc-de-east-1")),
+        *(("gcp", region) for region in ("northamerica-northeast1", "europe-west12")),
+    ],
+)
+def test_regions_as_clouds_have_them_are_taken(cloud: str, region: str, tmp_path: Path) -> None:
+    zone = f"{region}a" if cloud == "aws" else f"{region}-b"
+    assert plan.load(write(tmp_path, {}, {**PLACEMENTS[cloud], "region": region, "zone": zone}, cloud)).hosts
 
 
 def test_a_class_that_a_cloud_lacks_comes_with_where_it_can_be_had(tmp_path: Path) -> None:

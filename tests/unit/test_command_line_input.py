@@ -266,12 +266,12 @@ def test_a_user_without_a_home_is_told_what_to_set(run: Run, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("option", "place", "says"),
     [
-        ("--key", "folder", "--key: private key folder is a folder, not a file"),
-        ("--ssh-config", "loop", "--ssh-config: configuration of ssh loop cannot be read: Too many levels of"),
-        ("--from-inventory", "loop", "--from-inventory: loop cannot be read: Too many levels of symbolic links"),
+        ("--key", "folder", "folder: --key: is a folder, not a file"),
+        ("--ssh-config", "loop", "loop: --ssh-config: cannot be read: Too many levels of"),
+        ("--from-inventory", "loop", "loop: --from-inventory: cannot be read: Too many levels of symbolic links"),
         ("--from-inventory", "x" * 900, "cannot be read: File name too long"),
-        ("--api-key-file", "file", "--api-key-file: file exists already"),
-        ("--api-key-file", "file/key", "--api-key-file: file is not a folder"),
+        ("--api-key-file", "file", "file: --api-key-file: exists already"),
+        ("--api-key-file", "file/key", "file: --api-key-file: is not a folder"),
         ("--api-key-file", "x" * 900, "cannot be written: File name too long"),
     ],
 )

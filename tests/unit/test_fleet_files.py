@@ -92,6 +92,63 @@ def test_a_stack_of_another_version(fleets: Path) -> None:
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("version", [True, 1.0, "1"])
+def test_only_the_number_1_is_version_1(fleets: Path, version: object) -> None:
+    rewritten(fleets, version=version)
+    with pytest.raises(FleetError, match="this release reads version 1"):
+        inventory.load(fleets / "golden")
+
+
+@pytest.mark.parametrize(
+    ("key", "address", "says"),
+    [
+        ("address", "127.0.0.1", "127.0.0.1 is a loopback address"),
+        ("private_address", "::1", "::1 is a loopback address"),
+        ("address", None, "lab-1 and lab-0 both have the address"),
+        ("private_address", None, "lab-1 and lab-0 both have the address"),
+    ],
+)
+def test_a_stack_whose_addresses_cannot_be_is_refused_by_plan(
+    fleets: Path, key: str, address: str | None, says: str
+) -> None:
+    hosts = json.loads((fleets / "golden" / "stack.json").read_text(encoding="utf-8"))["hosts"]
+    hosts["lab-1"][key] = address or hosts["lab-0"]["address"]
+    rewritten(fleets, hosts=hosts)
+    found = plan.load(fleets / "golden")
+    for read in (stack.check_stack, stack.made_hosts):
+        with pytest.raises(FleetError, match=says) as caught:
+            read(found)
+        assert (caught.value.key, caught.value.exit_code) == (f"hosts.lab-1.{key}", 2)
+        assert caught.value.hint == "run 'pulumi up --refresh' to write it again"
+
+
+def test_a_stack_of_any_size_gives_a_short_error(fleets: Path) -> None:
+    hosts = json.loads((fleets / "golden" / "stack.json").read_text(encoding="utf-8"))["hosts"]
+    one = hosts["lab-1"]
+    more = {f"more-{number}": {**one, "address": f"10.9.{number >> 8}.{number & 255}"} for number in range(1, 51)}
+    rewritten(fleets, hosts={**hosts, **more})
+    found = plan.load(fleets / "golden")
+    with pytest.raises(FleetError, match=r"; and 40 more hosts \(run") as caught:
+        stack.check_stack(found)
+    assert len(str(caught.value)) < 1000
+    rewritten(fleets, hosts={f"more-{number}": {} for number in range(1100)})
+    with pytest.raises(FleetError, match="has 1100 hosts, and a fleet has at most 1064") as caught:
+        stack.check_stack(found)
+    assert caught.value.others == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_stack_that_is_no_file_is_not_a_stack_that_is_missing(fleets: Path, kind: str) -> None:
+    file = fleets / "golden" / "stack.json"
+    file.unlink()
+    file.mkdir() if kind == "folder" else file.symlink_to("nowhere")
+    found = plan.load(fleets / "golden")
+    with pytest.raises(FleetError) as caught:
+        stack.made_hosts(found)
+    assert caught.value.hint == "remove it, and run 'pulumi up --refresh' to write it again"
+    assert caught.value.exit_code == 2
+
+
 def test_a_stack_of_another_fleet(fleets: Path) -> None:
     rewritten(fleets, fleet="silver")
     with pytest.raises(FleetError, match="belongs to the fleet 'silver'"):
@@ -216,7 +273,7 @@ def test_a_secret_in_fleet_yml_is_refused_and_not_repeated(
 
 def test_a_model_whose_copy_is_missing(fleets: Path) -> None:
     change(fleets, "../../artifacts/model", "../../artifacts/none")
-    with pytest.raises(FleetError, match="there is no") as caught:
+    with pytest.raises(FleetError, match="does not exist") as caught:
         inventory.load(fleets / "golden")
     assert "set mirror and leave this key out" in caught.value.hint
 

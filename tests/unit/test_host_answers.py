@@ -183,6 +183,37 @@ def test_no_fact_adds_a_host_to_a_fleet(catalog: Catalog, letters: str) -> None:
         assert text.replace("\n", "").isprintable()
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("---\n", ""),
+        ("# ours\n\n--- # a document\n", "...\n"),
+        ("", "# the end\n...\n# and more\n"),
+        ("%YAML 1.1\n---\n", ""),
+    ],
+)
+def test_what_yaml_does_not_read_stays_in_a_fleet_yml(catalog: Catalog, before: str, after: str) -> None:
+    key = " ".join(asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().split()[:2])
+    host = IdentifiedHost("10.0.0.5", 22, "root", key, catalog.host_class("h100-8"))
+    old = (
+        "fleet: &name rack\n"
+        "defaults: &defaults {profile: balanced}  # ours\n"
+        "pools: &pools {}\n"
+        "access: {<<: &access {ssh_user: deploy}}\n"
+        "artifacts:\n"
+        "  models: &models\n"
+        "    openai/gpt-oss-120b: &source {hub: hosts}\n"
+    )
+    text = new_fleet.add_hosts(f"{before}{old}{after}", [host], catalog, new_fleet.Wishes())
+    added, _, rest = text.partition("access:")
+    assert text.startswith(before)
+    assert text.endswith(after)
+    assert "10.0.0.5" in added
+    for line in old.replace(" {}", "").splitlines():
+        assert line in text
+    assert rest.startswith(" {<<: &access {ssh_user: deploy}}\n")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(HOSTILE),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),

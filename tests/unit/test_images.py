@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import https_files
 import pytest
 import yaml
 
@@ -257,7 +258,8 @@ def test_only_a_registry_that_is_named_goes_without_tls(catalog: Catalog, tmp_pa
     assert "insecure-registries" not in config()
     assert config(Mirror(registry="r:5000"))["insecure-registries"] == ["r:5000"]
     ca = tmp_path / "ca.pem"
-    ca.write_text("PEM", encoding="utf-8")
+    _, certificate = https_files.server_context("127.0.0.1", tmp_path / "server.pem")
+    ca.write_text(certificate, encoding="utf-8")
     secured = image(catalog, ENGINE, "cpu", Mirror(registry="r:5000", registry_ca_file=str(ca)))
     assert "insecure-registries" not in secured.daemon_settings
     assert "/etc/docker/certs.d/r:5000/ca.crt" in [item.get("path") for item in container.image_items(secured)]

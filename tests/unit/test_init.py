@@ -116,14 +116,28 @@ def test_every_host_that_is_wrong_is_told_at_once(start, home: Path) -> None:
     ("arguments", "says"),
     [
         ((), "no host is given"),
-        (("--host", "root@10.0.0.5; reboot"), "is not an address"),
-        (("--host", "root@10.0.0.500"), "'root@10.0.0.500' '10.0.0.500' does not appear to be an IPv4"),
-        (("--host", "root@10.0.0.5:99999"), "has a port that does not exist"),
+        (("--host", "root@10.0.0.5; reboot"), "--host: '10.0.0.5; reboot' contains blanks"),
+        (("--host", "root@10.0.0.500"), "--host: '10.0.0.500' is not an IPv4 address: write four numbers"),
+        (("--host", "root@10.0.0.5:99999"), "has the port '99999': a port is a number from 1 to 65535"),
+        # To Python these are digits: it was port 12.
+        (("--host", "10.0.0.5:\u0661\u0662"), "a port is a number from 1 to 65535"),
+        (("--host", "10.0.0.5:"), "has the port ''"),
+        (("--host", ""), "--host: is empty"),
+        (("--host", "root@[fe80::1%eth0]"), "has a zone, which only one machine knows"),
+        (("--host", "0.0.0.0"), "is the address of no single host"),  # noqa: S104 - nothing listens
+        (("--host", "0x7f.1"), "is not an IPv4 address"),
+        (("--host", "[1.2.3.4]"), "only those are written in brackets"),
+        (("--host", "fd00::5"), "'fd00::5' has no brackets: write '[fd00::5]'"),
+        (("--host", "-@10.0.0.5"), "'-' is not the name of a user"),
+        (("--gateway", "169.254.1.1"), "--gateway: '169.254.1.1' is a link-local address"),
+        (("--host", "10.0.0.5", "--bastion", ""), "--bastion: is empty"),
         (("--host", "10.0.0.5", "--gateway", "root@10.0.0.5"), "10.0.0.5 is given twice"),
         (("--host", "10.0.0.5", "--fingerprint", "10.0.0.5=MD5:00"), "contains no fingerprint"),
         (("--host", "10.0.0.5", "--fingerprint", f"10.0.0.6=SHA256:{'A' * 43}"), "matches 0 of the given hosts"),
-        (("--host", "10.0.0.5", "--key", "/nowhere/id"), "there is no private key /nowhere/id"),
-        (("--host", f"{ADDRESS}:1"), "cannot be reached at port 1"),
+        (("--host", "10.0.0.5", "--key", "/nowhere/id"), "/nowhere/id: --key: does not exist"),
+        (("--host", "10.0.0.5", "--key", "~nobody-here/id"), "~nobody-here/id: --key: does not exist"),
+        (("--host", "10.0.0.5", "--ssh-config", "~nobody-here/c"), "~nobody-here/c: --ssh-config: does not exist"),
+        (("--host", f"{ADDRESS}:1"), "cannot be reached at port 1: Connection refused"),
     ],
 )
 def test_bad_input_is_one_clear_error(home: Path, arguments: tuple[str, ...], says: str) -> None:

@@ -127,7 +127,7 @@ def test_a_class_that_is_said_is_that_of_a_host_without_gpus_alone(start, home: 
     assert fleet_spec(home)["pools"]["cpu"]["model"] == "vllm-fleet/lab-gpt-oss"
     # The folder is not there: init says what site.yml will say.
     assert "site.yml will refuse: " in told
-    assert "there is no /models/lab" in told
+    assert "/models/lab does not exist" in told
 
 
 def test_the_password_for_sudo_reaches_the_hosts_and_no_file(
@@ -151,11 +151,25 @@ def test_the_password_for_sudo_reaches_the_hosts_and_no_file(
         (("--model-from", "disk"), "--model-from: 'disk' is not KEY=VALUE"),
         (("--model-from", "on_host=data"), "--model-from: not a source of a model: "),
         (("--model-from", "on_host=/a", "--model-from", "url=https://b/c"), "gives on_host and url"),
-        (("--host-class", "h201-8"), "there is no host class 'h201-8'"),
+        (("--model-from", "foo=bar"), "--model-from: not a source of a model: foo: unknown key"),
+        (("--model-from", "hub=foo"), "hub: must be 'mirror' or 'hosts', not 'foo'"),
+        (("--host-class", "h201-8"), "--host-class: there is no host class 'h201-8'"),
+        (("--host-class", ""), "--host-class: there is no host class ''"),
+        (("--model", "nope"), "--model: there is no model 'nope'"),
+        (("--model", ""), "--model: there is no model ''"),
+        (("--model", "openai/gpt-oss-120b", "--host-class", "cpu-2"), "--model: no recipe for openai/gpt-oss-120b"),
+        (("--mirror", ""), "--mirror: '' is not a name"),
+        (("--mirror", "no such"), "--mirror: 'no such' is not a name"),
+        (("--mirror", "ftp://x"), "--mirror: 'ftp://x' is not the URL of a server"),
+        (("--mirror", "http://x:0"), "--mirror: 'x:0' is not a host with a port"),
+        (("--mirror", "http://user:word@x"), "--mirror: "),
         (("--group", "gpu"), "--group: is a group of an Ansible inventory"),
-        (("--from-inventory", "/nowhere"), "--from-inventory: there is no /nowhere"),
+        (("--gateway-group", ""), "--gateway-group: is a group of an Ansible inventory"),
+        (("--from-inventory", "/nowhere"), "/nowhere: --from-inventory: does not exist"),
         (("-K",), "--ask-become-pass: there is no terminal to ask for the password"),
-        (("--become-password-file", "/nowhere"), "/nowhere: --become-password-file: cannot be read"),
+        (("--become-password-file", "/nowhere"), "/nowhere: --become-password-file: does not exist"),
+        (("--become-password-file", "/etc"), "/etc: --become-password-file: is a folder, not a file"),
+        (("--become-password-file", "/dev/null"), "/dev/null: --become-password-file: is a device, a pipe"),
         (("--api-key-file", "key"), "--api-key-file: no API key is made: there is no gateway"),
     ],
 )
@@ -163,6 +177,79 @@ def test_bad_options_are_one_clear_error(home: Path, arguments: tuple[str, ...],
     code, told = init("rack", "--host", "10.0.0.5", *arguments)
     assert (code, says in told) == (2, True), told
     assert not home.exists()
+
+
+@pytest.fixture
+def nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enrol, "scan_keys", lambda *_: pytest.fail("a host was asked"))
+
+
+@pytest.mark.usefixtures("nobody_is_asked")
+def test_a_place_that_cannot_be_written_stops_before_a_host_is_asked(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    hosts = ("--host", "10.0.0.5", "--gateway", "10.0.0.6", "--api-key-file")
+    code, told = init("rack", *hosts, str(file / "key"))
+    assert (code, told) == (2, f"{file}: --api-key-file: is not a folder (correct the path)")
+    code, told = init("rack", *hosts, str(tmp_path))
+    assert (code, "exists already" in told) == (2, True), told
+    home.mkdir()
+    (home / "rack").write_text("mine")
+    code, told = init("rack", *hosts, str(tmp_path / "key"))
+    assert (code, told) == (2, f"{home / 'rack'}: is not a folder (choose another name)")
+    monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(file))
+    code, told = init("rack", *hosts, str(tmp_path / "key"))
+    assert (code, told) == (2, f"{file}: is not a folder (correct the variable VLLM_FLEET_INVENTORIES)")
+
+
+@pytest.mark.usefixtures("nobody_is_asked")
+def test_more_hosts_than_a_fleet_can_have_stop_before_one_is_asked(home: Path, tmp_path: Path) -> None:
+    addresses = [f"10.0.{number >> 8}.{number & 255}" for number in range(1, 1002)]
+    file = tmp_path / "hosts.ini"
+    file.write_text("".join(f"{address}\n" for address in addresses))
+    code, told = init("rack", "--from-inventory", str(file))
+    assert (code, f"{file}: --from-inventory: the group has 1001 hosts" in told) == (2, True), told
+    code, told = init("rack", *(word for address in addresses for word in ("--host", address)))
+    assert (code, "--host: the fleet has 1001 hosts: docs/performance.md measures 1000" in told) == (2, True), told
+    gateways = (word for address in addresses[:65] for word in ("--gateway", address))
+    code, told = init("rack", "--host", "10.9.0.1", *gateways)
+    assert (code, "--gateway: the fleet has 65 gateways" in told) == (2, True), told
+    assert not home.exists()
+
+
+@pytest.mark.usefixtures("nobody_is_asked")
+def test_two_hosts_of_an_inventory_with_one_address_are_named(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "hosts.ini"
+    file.write_text("a ansible_host=10.0.0.5\nb ansible_host=10.0.0.5\nc ansible_host=10.0.0.7\n")
+    code, told = init("rack", "--from-inventory", str(file), "--host", "10.0.0.7")
+    assert (code, told.splitlines()) == (
+        2,
+        [
+            f"{file}: --from-inventory: a and b are both 10.0.0.5 (leave one out)",
+            f"{file}: --from-inventory: 10.0.0.7 and c are both 10.0.0.7 (leave one out)",
+        ],
+    )
+    assert not home.exists()
+
+
+@pytest.mark.usefixtures("nobody_is_asked")
+def test_a_home_that_nobody_has_is_no_key(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "hosts.ini"
+    file.write_text("a ansible_host=10.0.0.5 ansible_ssh_private_key_file=~nobody-here/k\n")
+    code, told = init("rack", "--from-inventory", str(file))
+    assert (code, told) == (2, "~nobody-here/k: --key: does not exist (correct the path)")
+
+
+def test_ssh_compares_names_as_they_are_typed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "config"
+    config.write_text("Host GPU-1\n  HostName 10.0.0.5\nHost gpu-2\n  HostName no_name\n")
+    (named,) = enrol.parse_hosts(["GPU-1"], [], None)
+    assert [(each.address, each.alias) for each in enrol.find_hosts([named], config)] == [("10.0.0.5", "")]
+    with pytest.raises(FleetError, match="no '_'") as refused:
+        enrol.find_hosts(enrol.parse_hosts(["gpu-2"], [], None), config)
+    assert (refused.value.host, refused.value.exit_code) == ("gpu-2", 2)
 
 
 def test_questions_are_asked_on_a_terminal_and_the_key_is_shown_once(start, home: Path) -> None:
@@ -255,14 +342,14 @@ def test_groups_below_groups_and_a_configuration_of_ssh(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "key", "says"),
     [
-        ({"ansible_host": "10.0.0.5;reboot"}, "ansible_host", "is not an address"),
-        ({"ansible_host": "-oProxyCommand=reboot"}, "ansible_host", "is not an address"),
+        ({"ansible_host": "10.0.0.5;reboot"}, "ansible_host", "neither an IP address nor a DNS name"),
+        ({"ansible_host": "-oProxyCommand=reboot"}, "ansible_host", "neither an IP address nor a DNS name"),
         ({"ansible_host": "10.0.0.999"}, "ansible_host", "10.0.0.999"),
-        ({"ansible_host": "a\nb"}, "ansible_host", "is not an address"),
+        ({"ansible_host": "a\nb"}, "ansible_host", "contains blanks or control characters"),
         ({"ansible_host": "{{ lookup('pipe', 'id') }}"}, "ansible_host", "is a template"),
         ({"ansible_host": ["10.0.0.5"]}, "ansible_host", "is not text"),
-        ({"ansible_host": "10.0.0.5", "ansible_port": 99999}, "ansible_host", "port that does not exist"),
-        ({"ansible_host": "10.0.0.5", "ansible_user": "a b"}, "ansible_host", "is not an address"),
+        ({"ansible_host": "10.0.0.5", "ansible_port": 99999}, "ansible_host", "a port is a number from 1 to 65535"),
+        ({"ansible_host": "10.0.0.5", "ansible_user": "a b"}, "ansible_host", "is not the name of a user"),
         ({"ansible_connection": "local"}, "ansible_connection", "is reached by 'local', not by SSH"),
         ({"ansible_ssh_common_args": "-o ProxyCommand='nc %h %p'"}, "ansible_ssh_common_args", "has no key in fleet"),
         ({"ansible_ssh_common_args": "-o 'Proxy"}, "ansible_ssh_common_args", "cannot be split"),

@@ -6,6 +6,7 @@ import copy
 import fnmatch
 import json
 import pwd
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.cli import app
 from vllm_fleet.cli import leave as cli_leave
+from vllm_fleet.edge import playbook
 from vllm_fleet.host.manifest_items import file_item, package_item, user_item
 from vllm_fleet.inventory import Site
 from vllm_fleet.on_host import docker_engine, host_leave, host_record, neighbours
@@ -253,7 +255,7 @@ def playbooks(fleets: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, s
     left = leave.Left(("/opt/vllm",), ({"what": "packages haproxy", "why": "add --packages to remove them"},))
     monkeypatch.setattr(leave, "check_leave", lambda *_: left)
     runs: list[dict[str, str]] = []
-    monkeypatch.setattr(cli_leave, "run_playbook", lambda _name, _inventory, variables, _file: runs.append(variables))
+    monkeypatch.setattr(cli_leave, "run_playbook", lambda _name, _inventory, variables, _word: runs.append(variables))
     return runs
 
 
@@ -286,6 +288,22 @@ def test_a_host_leaves_by_the_playbook_and_its_fleet_is_told(playbooks: list[dic
         }
     ]
     assert "remove it there and run site.yml" in result.stderr
+
+
+def test_ansible_gets_the_password_that_was_read_not_the_file_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A pipe can be read once."""
+    runs: list[tuple[list[str], str | None]] = []
+
+    def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        runs.append((words[-2:], options.get("input")))
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    playbook.run_playbook("leave.yml", tmp_path, {"a": "b"}, "word")
+    playbook.run_playbook("leave.yml", tmp_path, {"a": "b"})
+    assert runs == [(["--become-password-file", "-"], "word"), (["-e", "a=b"], None)]
 
 
 @pytest.mark.parametrize("answer", ["", "Welcome to DGX OS\n", "[]", '{"failed": ["account vllm: busy"]}'])

@@ -228,6 +228,21 @@ def test_two_runs_do_not_write_one_mirror(store: Store) -> None:
         pass
 
 
+def test_a_mirror_that_is_no_folder_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("x")
+    with pytest.raises(FleetError, match="cannot be read: Not a directory") as fault:
+        Store(tmp_path / "cache" / "mirror").read()
+    assert fault.value.exit_code == 2
+    assert "remove" not in fault.value.hint
+
+
+def test_an_index_that_is_nested_too_deeply_is_refused(store: Store) -> None:
+    store.directory.mkdir(exist_ok=True)
+    (store.directory / "mirror.json").write_text("[" * 100_000)
+    with pytest.raises(FleetError, match="is not the index of a mirror"):
+        store.read()
+
+
 def test_an_index_that_leaves_the_folder_is_refused(store: Store) -> None:
     store.directory.mkdir()
     (store.directory / "mirror.json").write_text(

@@ -296,7 +296,7 @@ def test_a_host_of_the_fleet_serves_the_images(
 def test_what_serves_files_ends_with_what_serves_images(
     fleets: Path, catalog: Catalog, image: Made, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = fleet(fleets, image, url="http://127.0.0.1:8070", registry="192.0.2.1:5000", registry_port=5000)
+    folder = fleet(fleets, image, url="http://10.0.0.8:8070", registry="192.0.2.1:5000", registry_port=5000)
     files = subprocess.Popen(["sleep", "60"])
     listens: list[str] = []
 
@@ -308,5 +308,5 @@ def test_what_serves_files_ends_with_what_serves_images(
     monkeypatch.setattr(serve_mirror, "start_registry", registry_that_ends)
     with pytest.raises(FleetError, match="docker-registry ended with 1"):
         serve_mirror.serve_until_ended(store, plan.load(folder, catalog))
-    assert listens == ["127.0.0.1:5000"]
+    assert listens == ["10.0.0.8:5000"]
     assert files.poll() is not None

@@ -317,7 +317,7 @@ def test_lock_asks_the_hub_once_and_keeps_what_it_says(
         lock.command("golden", json=True)
         assert json.loads(capsys.readouterr().out)["locked"] == []
         assert len(origin.requests) == asked
-        with pytest.raises(FleetError, match="the hub's token cannot be read") as fault:
+        with pytest.raises(FleetError, match="does not exist") as fault:
             lock.command("golden", hub_token_file=Path("/nowhere/token"))
         assert (fault.value.exit_code, fault.value.key) == (2, "--hub-token-file")
     found = client.find_model_files(plan.load(folder, catalog), catalog, LAB)
@@ -361,6 +361,20 @@ def test_a_folder_of_the_controller_that_is_not_the_recipes_revision_it_claims_i
     (folder / "copy" / "model.json").write_text(json.dumps({"revision": weights.revision, "files": files}))
     with pytest.raises(FleetError, match="but the recipe"):
         inventory.load(folder)
+
+
+@pytest.mark.parametrize("beside", [{}, {MODEL: {"hub": "hosts"}}])
+def test_a_model_that_no_recipe_has_gets_no_source(fleets: Path, catalog: Catalog, beside: dict[str, Any]) -> None:
+    folder = gpu_fleet(fleets)
+    spec = yaml.safe_load((folder / "fleet.yml").read_text())
+    spec["artifacts"]["models"] = {"openai/gpt-oss-20B": {"hub": "hosts"}, **beside}
+    (folder / "fleet.yml").write_text(yaml.safe_dump(spec))
+    with pytest.raises(FleetError, match="'openai/gpt-oss-20B'") as fault:
+        plan.load(folder, catalog)
+    assert fault.value.key == "artifacts.models.openai/gpt-oss-20B"
+    assert fault.value.line
+    assert MODEL in fault.value.hint
+    assert not fault.value.others
 
 
 def test_code_of_a_models_repository_is_never_run(fleets: Path, catalog: Catalog) -> None:

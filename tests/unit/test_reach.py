@@ -65,8 +65,9 @@ def test_a_private_host_is_reached_through_a_gateway(
     placement: dict[str, Any], more: dict[str, Any], through: str | None, tmp_path: Path
 ) -> None:
     found = plan.load(write(tmp_path, placement, **more))
-    host = {"address": "10.60.0.9", "id": "i", "user": "ubuntu", "ssh_host_key": KEY, "zone": "us-east-1a"}
-    made = {"version": 1, "fleet": "demo", "hosts": {each.name: host for each in found.hosts}}
+    host = {"id": "i", "user": "ubuntu", "ssh_host_key": KEY, "zone": "us-east-1a"}
+    hosts = {each.name: {**host, "address": f"10.60.0.{number}"} for number, each in enumerate(found.hosts, 9)}
+    made = {"version": 1, "fleet": "demo", "hosts": hosts}
     (found.directory / "stack.json").write_text(json.dumps(made), encoding="utf-8")
     where = stack.locations(found, names.resolve_names)
     assert {where[name].jump for name in ("main-0", "main-1")} == {through}
@@ -233,7 +234,7 @@ def test_an_authority_stands_in_for_the_keys_of_hosts(tmp_path: Path) -> None:
     ("access", "host", "key", "says"),
     [
         ({}, {"ssh_host_key": None}, "pools.h100.static.h100-0", "has no ssh_host_key"),
-        ({"ssh_config_file": "nothing"}, {}, "access.ssh_config_file", "there is no "),
+        ({"ssh_config_file": "nothing"}, {}, "access.ssh_config_file", "does not exist"),
         ({"ssh_config_file": "a file"}, {}, "access.ssh_config_file", "ssh cannot use the path"),
         ({"ssh_private_key_file": "100%"}, {}, "access.ssh_private_key_file", "Ansible cannot pass the path"),
         ({"bastion": {"address": "bastion"}}, {}, "access.bastion.ssh_host_key", "is missing"),

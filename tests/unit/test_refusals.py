@@ -48,6 +48,8 @@ class Case:
         files: files of the fleet's folder; None removes one.
         by: who refuses it in a run: the inventory, or a later step.
         wrong: whether a file is wrong, so that ``check`` ends with an error.
+        stops: whether it cannot be read as what it must be, so that ``plan`` ends with an error too.
+        line: what fleet.yml, or the file itself, has at the line that is named; None: no line is known.
     """
 
     says: str
@@ -55,13 +57,134 @@ class Case:
     files: Mapping[str, str | None] = field(default_factory=dict)
     by: str = "inventory"
     wrong: bool = False
+    stops: bool = False
+    line: str | None = None
 
 
+def broken(says: str, change: Mapping[tuple[str, ...], Any], files: Mapping[str, str | None], line: str | None) -> Case:
+    """A file that is there and cannot be read as what it must be."""
+    return Case(says, change, files, wrong=True, stops=True, line=line)
+
+
+def lock(name: str = "config.json", sha256: str = f'"{"1" * 64}"', size: str = "1", revision: str = "1" * 40) -> str:
+    """A models.lock.json; each value is in a line of its own."""
+    files = f'"files": {{\n"{name}": {{\n"sha256": {sha256},\n"bytes": {size}}}}}'
+    models = f'"{SMALL}": {{"as_of": "2026-01-01", \n"revision": "{revision}",\n {files}}}'
+    return f'{{"version": 1, "models": {{{models}}}}}'
+
+
+TLS = {("gateway", "tls"): {"certificate_file": "tls.pem"}, ("gateway", "port"): 443}
+AUTHORITY = {("artifacts", "models"): {SMALL: {"url": "https://bucket.example.com/m", "ca_file": "ca.pem"}}}
+DIGESTS = {("artifacts", "models"): {SMALL: {"on_host": "/data/m", "digests": "sums.txt"}}}
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\n"
+PRIVATE = "-----BEGIN PRIVATE KEY-----\n"
 CASES: Mapping[str, Case] = {
-    "no API keys": Case("there is no golden/api-keys.yml, so the gateways would", files={"api-keys.yml": None}),
-    "an API key that is no digest": Case("", files={"api-keys.yml": "keys: {me: secret}\n"}, wrong=True),
+    "no API keys": Case("golden/api-keys.yml does not exist, so the gateways would", files={"api-keys.yml": None}),
+    "an API key that is no digest": Case("", files={"api-keys.yml": "keys: {me: secret}\n"}, wrong=True, stops=True),
+    "a file without API keys": broken(
+        "golden/api-keys.yml:1:1: must have at least one entry", {}, {"api-keys.yml": "keys: {}\n"}, "keys: {}"
+    ),
+    "a certificate that is none": broken(
+        "golden/tls.pem has no certificate in PEM form", TLS, {"tls.pem": "keys"}, "certificate_file"
+    ),
+    "a certificate without its key": broken(
+        "golden/tls.pem has no private key", TLS, {"tls.pem": f"{CERTIFICATE}MII\n"}, "certificate_file"
+    ),
+    "a certificate that is damaged": broken(
+        "golden/tls.pem has a certificate or a key that is damaged",
+        TLS,
+        {"tls.pem": f"{CERTIFICATE}MII\n{PRIVATE}MII\n"},
+        "certificate_file",
+    ),
+    "a folder in place of a certificate": broken(
+        "golden/tls.pem is a folder, not a file", TLS, {"tls.pem/x": ""}, "certificate"
+    ),
+    "an authority that is none": broken(
+        "golden/ca.pem has no certificate in PEM form", AUTHORITY, {"ca.pem": "keys"}, "ca_file"
+    ),
+    "an authority with its key": broken(
+        "golden/ca.pem has a private key", AUTHORITY, {"ca.pem": f"{PRIVATE}MII\n"}, "ca_file"
+    ),
+    "an authority in another encoding": broken(
+        "golden/ca.pem:2:1 cannot be read: the byte 0xff is not UTF-8", AUTHORITY, {"ca.pem": "a\n\udcff"}, "ca_file"
+    ),
+    "a folder in place of an authority": broken(
+        "golden/ca.pem is a folder, not a file", AUTHORITY, {"ca.pem/x": ""}, "ca_file"
+    ),
+    "an authority of a registry that is none": broken(
+        "golden/fleet.yml has no certificate in PEM form",
+        {("mirror",): {"registry": "registry.example.com:5000", "registry_ca_file": "fleet.yml"}},
+        {},
+        "registry_ca_file",
+    ),
+    "a folder in place of a key": broken(
+        "golden is a folder, not a file",
+        {("artifacts", "repositories"): {"nvidia-cuda": {"uri": "http://10.0.0.9/cuda", "signing_key_file": "."}}},
+        {},
+        "signing_key_file",
+    ),
+    "keys of hosts that are no YAML": broken("golden/host-keys.yml:1:", {}, {"host-keys.yml": "keys: }"}, "}"),
+    "keys of hosts that are no keys": broken(
+        "golden/host-keys.yml:2: keys.gpu-0: must be a list", {}, {"host-keys.yml": "keys:\n  gpu-0: x\n"}, "gpu-0"
+    ),
+    "keys of a host that has left": Case(
+        "golden/host-keys.yml:2: keys.gpu-9: the fleet has no such host",
+        files={"host-keys.yml": f"keys:\n  gpu-9: [{KEY}]\n"},
+        wrong=True,
+        line="gpu-9",
+    ),
+    "zones that are no JSON": broken("golden/zones.json:1:2: is not JSON", {}, {"zones.json": "{"}, "{"),
+    "a zone that is none": broken(
+        "golden/zones.json:2: gpu-0.made: ", {}, {"zones.json": '{"gpu-0": {"zone": "a",\n"made": 1}}'}, "made"
+    ),
+    "a zone that is empty": broken(
+        "golden/zones.json:1: gpu-0: is empty", {}, {"zones.json": '{"gpu-0": null}'}, "gpu"
+    ),
+    "zones that are a list": broken("must be a mapping of hosts", {}, {"zones.json": "[]"}, "[]"),
+    "a lock of models that is no JSON": broken(
+        "golden/models.lock.json:1:2: is not JSON", {}, {"models.lock.json": "{"}, "{"
+    ),
+    "a lock of models that is nested too deeply": broken(
+        "golden/models.lock.json:1: is not JSON: it is nested too deeply",
+        {},
+        {"models.lock.json": "[" * 100_000},
+        "[",
+    ),
+    "a lock with a file outside of the model's folder": broken(
+        "'../../a' is not a plain file name", {}, {"models.lock.json": lock(name="../../a")}, "../../a"
+    ),
+    "a lock with a digest that is none": broken(
+        "'x' is not a SHA-256", {}, {"models.lock.json": lock(sha256='"x"')}, "x"
+    ),
+    "a lock with a negative size": broken(
+        "greater than or equal to 0, not -1", {}, {"models.lock.json": lock(size="-1")}, "-1"
+    ),
+    "a lock with an endless size": broken("integer, not inf", {}, {"models.lock.json": lock(size="1e999")}, "1e999"),
+    "a lock with a branch": broken("match pattern", {}, {"models.lock.json": lock(revision="main")}, "main"),
+    "a list of digests that is no JSON": broken(
+        "golden/sums.txt:1:2: is not a list of a model's files: is not JSON", DIGESTS, {"sums.txt": "{"}, "{"
+    ),
+    "a list of digests without a revision": broken(
+        "golden/sums.txt:1: revision: is not a list of a model's files: is missing",
+        DIGESTS,
+        {"sums.txt": f'{{"files": {{"config.json": {{"sha256": "{"1" * 64}"}}}}}}'},
+        "files",
+    ),
+    "a list of digests with a path": broken(
+        "golden/sums.txt:2: '../a' is not a plain file name",
+        DIGESTS,
+        {"sums.txt": f'{{"revision": "1", "files": {{\n"../a": {{"sha256": "{"1" * 64}"}}}}}}'},
+        "../a",
+    ),
+    "a folder in place of a list": broken("golden/sums.txt is not a list", DIGESTS, {"sums.txt/x": ""}, "sums.txt"),
+    "a model.json that is wrong": broken(
+        "golden/copy/model.json:1:2: is not a list of a model's files: is not JSON",
+        {("artifacts", "models"): {SMALL: "copy"}},
+        {"copy/model.json": "{"},
+        "{",
+    ),
     "no certificate": Case(
-        "there is no golden/tls.pem", {("gateway", "tls"): {"certificate_file": "tls.pem"}, ("gateway", "port"): 443}
+        "golden/tls.pem does not exist", {("gateway", "tls"): {"certificate_file": "tls.pem"}, ("gateway", "port"): 443}
     ),
     "no digests of the model": Case(
         "the digests of vllm-fleet/lab-gpt-oss are unknown",
@@ -73,7 +196,7 @@ CASES: Mapping[str, Case] = {
         wrong=True,
     ),
     "a list of digests that is not there": Case(
-        "there is no golden/sums.txt",
+        "golden/sums.txt does not exist",
         {("artifacts", "models"): {SMALL: {"on_host": "/data/m", "digests": "sums.txt"}}},
         wrong=True,
     ),
@@ -84,7 +207,7 @@ CASES: Mapping[str, Case] = {
         wrong=True,
     ),
     "an authority that is not there": Case(
-        "there is no golden/ca.pem",
+        "golden/ca.pem does not exist",
         {("artifacts", "models"): {SMALL: {"url": "https://bucket.example.com/m", "ca_file": "ca.pem"}}},
         wrong=True,
     ),
@@ -92,7 +215,7 @@ CASES: Mapping[str, Case] = {
         "has no copy of 'openai/gpt-oss-20b'", {("artifacts", "models"): {SMALL: {"hub": "mirror"}}}
     ),
     "no source of the model": Case("has no copy of 'openai/gpt-oss-20b'", {("artifacts", "models"): {}}),
-    "a folder that is not there": Case("there is no golden/copy", {("artifacts", "models"): {SMALL: "copy"}}),
+    "a folder that is not there": Case("golden/copy does not exist", {("artifacts", "models"): {SMALL: "copy"}}),
     "a folder without model.json": Case(
         "golden/copy/model.json: ", {("artifacts", "models"): {SMALL: "copy"}}, {"copy/x": ""}
     ),
@@ -107,21 +230,21 @@ CASES: Mapping[str, Case] = {
         "digest", {("pools", "gpu", "host_class"): "mi300x-8", ("pools", "gpu", "engine"): "rocm-open-mi300"}
     ),
     "an authority of the registry that is not there": Case(
-        "there is no golden/registry.pem",
+        "golden/registry.pem does not exist",
         {
             ("pools", "gpu", "install"): "docker",
             ("artifacts", "images"): {"vllm-0.32.0-cuda": ANY},
             ("mirror",): {"registry": "registry.example.com:5000", "registry_ca_file": "registry.pem"},
         },
     ),
-    "no folder of vocabularies": Case("there is no golden/encodings", {("artifacts", "encodings"): "encodings"}),
+    "no folder of vocabularies": Case("golden/encodings does not exist", {("artifacts", "encodings"): "encodings"}),
     "a vocabulary that is another file": Case(
         "o200k_base.tiktoken has the SHA-256 ",
         {("artifacts", "encodings"): "encodings"},
         {"encodings/o200k_base.tiktoken": "x", "encodings/cl100k_base.tiktoken": "x"},
         by="role",
     ),
-    "no private key": Case("there is no golden/ssh/id", {("access",): {"ssh_private_key_file": "ssh/id"}}, by="ssh"),
+    "no private key": Case("golden/ssh/id does not exist", {("access",): {"ssh_private_key_file": "ssh/id"}}, by="ssh"),
     "a distribution that the vendor has no driver for": Case(
         "recipes/drivers.yml has no nvidia-cuda for debian-12",
         {
@@ -155,7 +278,7 @@ def write_fleet(fleets: Path, case: Case) -> Path:
             (folder / name).unlink()
         else:
             (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text(text)
+            (folder / name).write_bytes(text.encode(errors="surrogateescape"))
     return folder
 
 
@@ -181,6 +304,13 @@ def test_a_whole_fleet_is_refused_by_nobody(fleets: Path, catalog: Catalog) -> N
     assert site_errors(folder) == []
 
 
+def expect_line(error: FleetError, text: str) -> None:
+    """Expects an error to name a line that has a text."""
+    assert error.file is not None
+    assert error.line is not None
+    assert text in Path(error.file).read_text(encoding="utf-8").splitlines()[error.line - 1]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_check_and_plan_say_it_in_the_words_of_the_run(
     name: str, fleets: Path, catalog: Catalog, capsys: pytest.CaptureFixture[str]
@@ -196,9 +326,17 @@ def test_check_and_plan_say_it_in_the_words_of_the_run(
         refused = site_errors(folder)
         assert refused
         assert set(refused) <= set(said)
-    plan_command.command("golden", json=False)
-    told = capsys.readouterr().out
-    assert all(f"site.yml will refuse: {text}" in told for text in said)
+    if case.line is not None:
+        expect_line(next(refusal.error for refusal in found if case.says in str(refusal.error)), case.line)
+    if case.stops:
+        with pytest.raises(FleetError) as fault:
+            plan_command.command("golden", json=False)
+        assert fault.value.exit_code == 2
+        assert any(case.says in str(error) for error in (fault.value, *fault.value.others))
+    else:
+        plan_command.command("golden", json=False)
+        told = capsys.readouterr().out
+        assert all(f"site.yml will refuse: {text}" in told for text in said)
     if case.wrong:
         with pytest.raises(FleetError):
             check.command("golden", json=False)
@@ -265,6 +403,21 @@ def test_a_link_to_itself_in_place_of_a_file_of_the_fleet(name: str, fleets: Pat
     (folder / name).symlink_to(name)
     with pytest.raises(FleetError, match=f"{name}.* cannot be read: Too many levels of symbolic links"):
         inventory.load(folder)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "link"])
+def test_a_cache_that_is_no_folder_is_an_error_of_the_variable(
+    fleets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to("nowhere")
+    monkeypatch.setenv("VLLM_FLEET_CACHE", str(tmp_path / place))
+    folder = write_fleet(fleets, Case("", {("mirror",): {"host": "gateway-0"}}))
+    for run in (check.command, plan_command.command):
+        with pytest.raises(FleetError, match=r"^VLLM_FLEET_CACHE .* is not a folder") as fault:
+            run("golden", json=False)
+        assert (fault.value.exit_code, fault.value.others) == (2, [])
+    assert len(site_errors(folder)) == 1
 
 
 def test_every_fault_is_said_at_once(fleets: Path) -> None:

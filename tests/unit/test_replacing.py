@@ -58,8 +58,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made(folder: Path, *names: str) -> None:
-    host = {"address": "203.0.113.1", "id": "i", "user": "ubuntu", "ssh_host_key": KEY, "zone": "us-east-1a"}
-    stack = {"version": 1, "fleet": "demo", "hosts": dict.fromkeys(names, host)}
+    host = {"id": "i", "user": "ubuntu", "ssh_host_key": KEY, "zone": "us-east-1a"}
+    hosts = {name: {"address": f"203.0.113.{number}", **host} for number, name in enumerate(names, 1)}
+    stack = {"version": 1, "fleet": "demo", "hosts": hosts}
     (folder / "stack.json").write_text(json.dumps(stack), encoding="utf-8")
 
 

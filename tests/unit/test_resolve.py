@@ -89,6 +89,9 @@ def test_the_later_rule_wins(catalog: Catalog) -> None:
         ({"overrides": overridden(args={"max_model_len": 1})}, "bad-input", "does not read the flag 'max_model_len'"),
         ({"overrides": overridden(env={"VLLM_NO_SUCH": "1"})}, "bad-input", "environment variable 'VLLM_NO_SUCH'"),
         ({"overrides": overridden(args={"headless": False})}, "bad-input", "cannot be set to false"),
+        ({"overrides": overridden(args={"max-num-seqs": 0})}, "bad-input", "'max-num-seqs' is 0: vLLM serves nothing"),
+        ({"overrides": overridden(args={"max-num-batched-tokens": -1})}, "bad-input", "is -1: vLLM serves nothing"),
+        ({"overrides": overridden(args={"block-size": 0})}, "bad-input", "'block-size' is 0: vLLM serves nothing"),
         ({"overrides": overridden(args={"port": 1})}, "bad-input", "'port' is set for each instance"),
         ({"overrides": overridden(args={"tensor-parallel-size": 2})}, "refused", "does not divide the 1 devices"),
         (

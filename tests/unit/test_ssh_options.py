@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
 
-from vllm_fleet.edge import openssh, ssh_options
+from vllm_fleet.edge import connection, openssh, ssh_options, ssh_scan
 from vllm_fleet.edge.ssh_target import Target
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHostKeyHostKeyHostKeyHostKeyHostKeyHostKeyH"
@@ -118,3 +120,35 @@ def test_a_file_matters_if_it_has_any_setting_of_the_way(tmp_path: Path, text: s
 )
 def test_a_failed_ssh_is_told_in_words(err: str, told: str) -> None:
     assert told in openssh.explain_failure(TARGET, err)
+
+
+def test_a_host_that_accepts_and_says_nothing_is_one_plain_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh_scan, "CONNECT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as gone:
+        at, free = silent.getsockname(), gone.getsockname()
+        gone.close()
+        found = ssh_scan.scan_host_keys([at, free], {})
+    assert (str(found[at]), str(found[free])) == ("no answer in time", "Connection refused")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (TimeoutError(), "no answer in time"),
+        (TimeoutError(errno.ETIMEDOUT, "Connect call failed ('10.0.0.5', 22)"), "Connection timed out"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('10.0.0.5', 22)"), "Connection refused"),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (
+            OSError(
+                "Multiple exceptions: [Errno 111] Connect call failed ('::1', 1, 0, 0), "
+                "[Errno 113] Connect call failed ('10.0.0.5', 1)"
+            ),
+            "Connection refused, No route to host",
+        ),
+        (ConnectionResetError(), "the connection ended"),
+        (OSError("ssh says why"), "ssh says why"),
+        (ValueError("[Errno -2] Name or service not known"), "Name or service not known"),
+    ],
+)
+def test_why_a_connection_failed_is_said_in_words(error: Exception, text: str) -> None:
+    assert connection.failure_text(error) == text

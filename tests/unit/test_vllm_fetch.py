@@ -96,6 +96,13 @@ def test_a_mirror_that_is_not_there_may_come_back(tmp_path: Path, origin: Origin
     assert (code, said.startswith("error: ")) == (1, True)
 
 
+@pytest.mark.parametrize("name", ["../../a", "/etc/passwd", ".hidden", "a\nb", ""])
+def test_a_name_that_is_a_path_is_refused_before_anything_is_fetched(tmp_path: Path, origin: Origin, name: str) -> None:
+    code, said = fetch(tmp_path, origin, files=[{"name": name, "sha256": sha256(LARGE)}])
+    assert (code, "is not a plain file name" in said) == (2, True)
+    assert origin.requests == []
+
+
 class TestOutside:
     """What the program fetches from the hub or from object storage."""
 

@@ -71,7 +71,7 @@ RIGHT = (paths.root() / "recipes" / "engines" / "locks" / f"{CPU}-x86_64.txt").r
 @pytest.mark.parametrize(
     ("text", "more", "says"),
     [
-        (None, {}, "there is no"),
+        (None, {}, "does not exist"),
         ("torch==2.0\n", {}, "is not a lock"),
         (RIGHT.replace(f"# engine: {CPU}", "# engine: another"), {}, "is for the engine another"),
         (RIGHT, {"vllm-9": "own.txt"}, "there is no engine"),
@@ -105,9 +105,10 @@ def test_a_lock_that_is_right_is_taken(catalog: Catalog, fleets: Path, capsys: p
 
 
 def test_plan_tells_once_what_site_yml_will_refuse(
-    fleets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before money is spent on the hosts."""
+    monkeypatch.setenv("VLLM_FLEET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(paths.root() / "inventories"))
     plan_command.command("example-amd", json=True)
     record = json.loads(capsys.readouterr().out)
@@ -116,4 +117,5 @@ def test_plan_tells_once_what_site_yml_will_refuse(
     plan_command.command("example-amd")
     assert "site.yml will refuse: " in capsys.readouterr().out
     plan_command.command("example-aws", json=True)
-    assert json.loads(capsys.readouterr().out)["site_refuses"] == []
+    (refused,) = json.loads(capsys.readouterr().out)["site_refuses"]
+    assert refused["message"].startswith("the mirror of this machine lacks ")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from host_keys import public_key
 
-from vllm_fleet.base import yaml_document, yaml_reader
+from vllm_fleet.base import text_files, yaml_document, yaml_reader
 from vllm_fleet.base.errors import FleetError, list_errors
 from vllm_fleet.base.yaml_scalars import AmbiguousNumberError, read_plain
 from vllm_fleet.fleet import plan
@@ -245,13 +245,13 @@ def test_a_file_in_another_encoding_names_line_and_column(tmp_path: Path) -> Non
 
 
 def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path) -> None:
-    (tmp_path / "large.yml").write_bytes(b"#" * (yaml_reader.MOST_BYTES + 1))
+    (tmp_path / "large.yml").write_bytes(b"#" * (text_files.MOST_BYTES + 1))
     with pytest.raises(FleetError, match="at most 8 MiB are read"):
         yaml_document.read(tmp_path / "large.yml")
     (tmp_path / "endless.yml").symlink_to("/dev/zero")
-    with pytest.raises(FleetError, match="is not a file"):
+    with pytest.raises(FleetError, match="not a file"):
         yaml_document.read(tmp_path / "endless.yml")
-    with pytest.raises(FleetError, match="is not a file"):
+    with pytest.raises(FleetError, match="not a file"):
         yaml_document.read(tmp_path)
 
 
@@ -327,3 +327,16 @@ def test_names_and_values_of_any_size_give_short_messages_in_one_line(tmp_path: 
     for error in errors_of(written(tmp_path / "mine", text)):
         assert len(str(error)) < 1000
         assert str(error).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("~", "nothing"), ("null", "nothing"), ("yes", "true"), ("Off", "false"), ("1.5", "1.5")],
+)
+def test_a_name_that_is_read_as_a_value_is_told_in_its_line_as_it_is_written(
+    tmp_path: Path, name: str, meant: str
+) -> None:
+    pool = "{host_class: h100-8, cloud: static}"
+    (error,) = errors_of(written(tmp_path / "rack", f"fleet: rack\npools:\n  {name}: {pool}\n"))[:1]
+    assert (error.line, error.column, error.key) == (3, 3, f"pools.{name}")
+    assert (error.message, error.hint) == (f"the key is read as {meant}, not as text", "put it in quotes")

@@ -92,5 +92,5 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None
 
 
 def test_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(FleetError, match="file not found"):
+    with pytest.raises(FleetError, match="does not exist"):
         yaml_document.read(tmp_path / "none.yml")

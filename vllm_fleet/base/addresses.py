@@ -40,7 +40,7 @@ def parse_host_address(value: str) -> str:
         raise ValueError(f"{value!r} contains an account: write {host!r}, and 'user: {user}' beside it")
     if "://" in value or "/" in value:
         raise ValueError(f"{value!r} is a URL or a network: give the address of the host alone")
-    if port := re.fullmatch(r"(\[[^\]]+\]|[^:]+):(\d+)", value):
+    if port := re.fullmatch(r"(\[[^\]]+\]|[^:]+):([0-9]+)", value):
         raise ValueError(f"{value!r} contains a port: write {port[1]!r}, and 'port: {port[2]}' beside it")
     bare = value[1:-1] if value.startswith("[") and value.endswith("]") else value
     if ":" in bare:
@@ -74,8 +74,9 @@ def _parse_ipv4(value: str) -> IpAddress:
 def _usable(value: str, address: IpAddress) -> IpAddress:
     if address.is_unspecified or address.is_multicast or address == ipaddress.IPv4Address("255.255.255.255"):
         raise ValueError(f"{value!r} is the address of no single host: give the host's own address")
-    if address.version == 6 and address.is_link_local:
-        raise ValueError(f"{value!r} is a link-local address, which needs a zone: give another address of the host")
+    if address.is_link_local:
+        why = "needs a zone" if address.version == 6 else "no router forwards to"
+        raise ValueError(f"{value!r} is a link-local address, which {why}: give another address of the host")
     return address
 
 
@@ -134,7 +135,7 @@ def parse_host_port(value: str) -> str:
     """
     if "@" in value:
         raise ValueError("contains an account: write only host and port, such as 10.0.0.5:5000")
-    match = re.fullmatch(r"(?P<host>\[[^\]]+\]|[^:]+):(?P<port>\d{1,5})", value)
+    match = re.fullmatch(r"(?P<host>\[[^\]]+\]|[^:]+):(?P<port>[0-9]{1,5})", value)
     if match is None or not 0 < int(match["port"]) < 65536:
         raise ValueError(f"{value!r} is not a host with a port: write it such as 10.0.0.5:5000 or [fd00::5]:5000")
     return host_port(parse_host_address(match["host"]), int(match["port"]))
@@ -155,7 +156,7 @@ def parse_http_url(value: str) -> str:
     if match is None:
         raise ValueError(f"{value!r} is not the URL of a server: write it such as http://10.0.0.5:8070, without a path")
     scheme, place = match.groups()
-    has_port = re.search(r"(^|[^:\]]|\]):\d+$", place) and (place.startswith("[") or place.count(":") == 1)
+    has_port = re.search(r"(^|[^:\]]|\]):[0-9]+$", place) and (place.startswith("[") or place.count(":") == 1)
     return f"{scheme}://{parse_host_port(place) if has_port else bracketed(parse_host_address(place))}"
 
 

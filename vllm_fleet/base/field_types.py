@@ -148,7 +148,12 @@ def _line(value: str) -> str:
     return value
 
 
-def _user(value: str) -> str:
+def parse_user(value: str) -> str:
+    """The name of who logs in to a host.
+
+    Raises:
+        ValueError: it is another text; the message says what to write instead.
+    """
     if not _USER.fullmatch(value):
         raise ValueError(
             f"{value[:80]!r} is not the name of a user: up to 64 letters, digits and '.', '_', '@', '-', no dash first"
@@ -240,7 +245,7 @@ Env = Annotated[dict[str, str | None], AfterValidator(_single_lines)]
 #: Text in one line.
 Line = Annotated[str, AfterValidator(_line), Field(json_schema_extra={"maxLength": _MOST_LETTERS})]
 #: Who logs in: safe in the arguments of ssh and in the files of Ansible.
-User = Annotated[str, AfterValidator(_user), Field(json_schema_extra={"pattern": f"^{_USER.pattern}$"})]
+User = Annotated[str, AfterValidator(parse_user), Field(json_schema_extra={"pattern": f"^{_USER.pattern}$"})]
 #: A public SSH key: type and base64.
 SshPublicKey = Annotated[str, AfterValidator(_ssh_public_key), Field(json_schema_extra={"pattern": _KEY_PATTERN})]
 #: The last annotation of an integer, after its bounds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -27,9 +28,12 @@ def cache_dir() -> Path:
     """The cache outside the checkout: ``$VLLM_FLEET_CACHE``, else the XDG cache folder.
 
     Raises:
-        FleetError: no variable says where it is, and this user has no home.
+        FleetError: the variable names no folder; or no variable says where it is, and this user has no home.
     """
     if explicit := os.environ.get("VLLM_FLEET_CACHE"):
+        # What is in it may be read by a user who may not write to it.
+        if fault := folder_fault(Path(explicit), writes=False):
+            raise fault.error_of("VLLM_FLEET_CACHE", Path(explicit), "correct the variable")
         return Path(explicit)
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "vllm-fleet"
@@ -74,6 +78,12 @@ def absolute(path: Path) -> Path:
         raise FleetError("the working directory was deleted", "change to another one") from None
 
 
+def expand_user(path: Path | str) -> Path:
+    """The path with ``~`` and ``~user`` replaced; unchanged where no such home is known."""
+    # Path.expanduser raises a RuntimeError then.
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def display(path: Path) -> str:
     """The path as a user types it: relative to the working directory if it is inside."""
     try:
@@ -87,51 +97,102 @@ class PathFault:
     """Why a file that the input names cannot be used.
 
     Attributes:
-        message: what is wrong, with the path.
+        path: the file, or the folder above it that is wrong.
+        reason: what is wrong, after the path.
         hint: what to do about it.
         is_missing: whether nothing is there. A secret may be on another machine; a folder in its place is wrong here.
     """
 
-    message: str
+    path: Path
+    reason: str
     hint: str
     is_missing: bool = False
 
+    @property
+    def message(self) -> str:
+        """What is wrong, with the path."""
+        return f"{display(self.path)} {self.reason}"
 
-def file_fault(path: Path, what: str = "") -> PathFault | None:
+    def error(self, hint: str = "", key: str | None = None) -> FleetError:
+        """The error of this file.
+
+        Args:
+            hint: what to do where it is missing; empty: what the fault itself says.
+            key: the option that names it.
+        """
+        kind = FleetError if self.is_missing else UnusableFileError
+        return kind(self.reason, (hint if self.is_missing else "") or self.hint, display(self.path), key=key)
+
+    def error_of(self, name: str, given: Path, hint: str = "") -> FleetError:
+        """The error of an option or a variable.
+
+        Args:
+            name: the option or variable.
+            given: its value, which this path may be above.
+            hint: what to do; empty: what the fault itself says.
+        """
+        return UnusableFileError(f"{name} {given}: {self.message}", hint or self.hint)
+
+
+def file_fault(path: Path, *, takes_pipe: bool = False) -> PathFault | None:
     """Why a path is no file that this user can read; None: it is one. Nothing of the file is read.
 
     Args:
         path: the path; ``Path.is_file`` would raise an error for one that is too long or below a closed folder.
-        what: what the file is, where the path alone does not say it.
+        takes_pipe: whether a pipe is as good as a file.
     """
-    fault = path_fault(path, what)
-    if fault is None and not stat.S_ISREG(path.stat().st_mode):
-        kind = "a folder" if path.is_dir() else "a device, a pipe or a socket"
-        return PathFault(f"{_shown(path, what)} is {kind}, not a file", "name a file")
-    return fault
+    return path_fault(path) or kind_fault(path, path.stat().st_mode, takes_pipe=takes_pipe)
 
 
-def path_fault(path: Path, what: str = "") -> PathFault | None:
+def kind_fault(path: Path, mode: int, *, takes_pipe: bool = False) -> PathFault | None:
+    """Why what is at a path is no file; None: it is one.
+
+    Args:
+        path: the path.
+        mode: its kind and permissions, as ``stat`` has them.
+        takes_pipe: whether a pipe is as good as a file.
+    """
+    if stat.S_ISREG(mode) or (takes_pipe and stat.S_ISFIFO(mode)):
+        return None
+    kind = "a folder" if stat.S_ISDIR(mode) else "a device, a pipe or a socket"
+    return PathFault(path, f"is {kind}, not a file", "name a file")
+
+
+def path_fault(path: Path) -> PathFault | None:
     """Why there is no file or folder that this user can read; None: there is one.
 
     Args:
         path: the path; ``Path.exists`` would raise an error for one that is too long or below a closed folder.
-        what: what it is, where the path alone does not say it.
     """
-    shown = _shown(path, what)
     try:
         path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        if path.is_symlink():
-            return PathFault(f"{shown} is a link to a file that does not exist", "correct the link", is_missing=True)
-        return PathFault(f"there is no {shown}", "correct the path", is_missing=True)
-    except OSError as fault:
-        return PathFault(f"{shown} cannot be read: {fault.strerror}", _hint(fault))
-    except ValueError:  # a NUL
-        return PathFault("is not a path", "correct it")
+    except (OSError, ValueError) as fault:
+        return read_fault(path, fault)
     if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
-        return PathFault(f"{shown} cannot be read: Permission denied", _hint(PermissionError()))
+        return read_fault(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
     return None
+
+
+def read_fault(path: Path, fault: OSError | ValueError) -> PathFault:
+    """Why a path cannot be read, in the words of this project.
+
+    Args:
+        path: the path.
+        fault: the error of a call that had the path; ``ValueError``: it has a null byte.
+    """
+    if isinstance(fault, ValueError):
+        return PathFault(path, "is not a path: it has a null byte", "correct it")
+    if not isinstance(fault, FileNotFoundError | NotADirectoryError):
+        return PathFault(path, f"cannot be read: {fault.strerror}", _hint(fault))
+    if path.is_symlink():
+        return PathFault(path, "is a link to a file that does not exist", "correct the link", is_missing=True)
+    return PathFault(path, "does not exist", "correct the path", is_missing=True)
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at a path, which may be unusable."""
+    fault = path_fault(path)
+    return fault is None or not fault.is_missing
 
 
 def unlisted_folders(folder: Path) -> list[FleetError]:
@@ -146,39 +207,41 @@ def unlisted_folders(folder: Path) -> list[FleetError]:
 
 
 def new_file_fault(path: Path) -> PathFault | None:
-    """Why this user cannot write a new file or folder at a path; None: it can be done. Its parents may be missing.
+    """Why this user cannot write a new file at a path; None: it can be done. Its parents may be missing.
 
     Args:
         path: where it will be.
     """
     try:
         path.lstat()
-        return PathFault(f"{display(path)} exists already", "name a new file")
+        return PathFault(path, "exists already", "name a new file")
     except (FileNotFoundError, NotADirectoryError):
-        pass  # what is above it decides
+        return folder_fault(path.absolute().parent)
     except OSError as fault:
-        return PathFault(f"{display(path)} cannot be written: {fault.strerror}", _hint(fault))
-    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    return folder_fault(above)
+        return PathFault(path, f"cannot be written: {fault.strerror}", _hint(fault))
 
 
-def folder_fault(folder: Path) -> PathFault | None:
-    """Why this user cannot write into a folder that is there; None: it can be done.
+def folder_fault(folder: Path, *, writes: bool = True) -> PathFault | None:
+    """Why a folder is none, or cannot be made; None: it is one, or can be made. Its parents may be missing.
 
     Args:
         folder: the folder.
+        writes: whether this user must be allowed to write into it.
     """
-    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where it may not look
-        return PathFault(f"{display(folder)} is not a folder", "correct the path")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return PathFault(f"{display(folder)} cannot be written: Permission denied", _hint(PermissionError()))
+    for there in (folder, *folder.absolute().parents):
+        try:
+            there.lstat()
+            break
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # what is above it decides
+        except OSError as fault:
+            return PathFault(there, f"cannot be written: {fault.strerror}", _hint(fault))
+    if not os.path.isdir(there):  # noqa: PTH112 - Path.is_dir raises where it may not look
+        return PathFault(there, "is not a folder", "correct the path")
+    if writes and not os.access(there, os.W_OK | os.X_OK):
+        return PathFault(there, f"cannot be written: {os.strerror(errno.EACCES)}", ALLOW)
     return None
 
 
-def _shown(path: Path, what: str) -> str:
-    return f"{what} {display(path)}" if what else display(path)
-
-
 def _hint(fault: OSError) -> str:
-    denied = isinstance(fault, PermissionError)
-    return ALLOW if denied else "correct the path"
+    return ALLOW if isinstance(fault, PermissionError) else "correct the path"

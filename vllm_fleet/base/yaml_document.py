@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from vllm_fleet.base import paths, yaml_reader
+from vllm_fleet.base import paths, text_files, yaml_reader
 from vllm_fleet.base.errors import ErrorCode, FleetError, UnusableFileError, raise_all
-from vllm_fleet.base.paths import PathFault
 from vllm_fleet.base.yaml_reader import Location, Position, dotted, is_secret_name
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -75,17 +73,11 @@ class Document:
             return FleetError(short, hint, self.file, position.line, code=code, column=position.column)
         return FleetError(short, hint, self.file, self.line(location), dotted(location) or None, code=code)
 
-    def path_error(self, location: Location, fault: PathFault, hint: str = "") -> FleetError:
-        """The error at a key path that names a file.
-
-        Args:
-            location: the key path.
-            fault: what is wrong with that file.
-            hint: what to do where it is missing; empty: what the fault itself says.
-        """
-        kind = FleetError if fault.is_missing else UnusableFileError
-        text = (hint if fault.is_missing else "") or fault.hint
-        return kind(fault.message, text, self.file, self.line(location), dotted(location) or None)
+    def error_about(self, location: Location, fault: FleetError) -> FleetError:
+        """An error of another file, at the key path of this one that names the file."""
+        kind = UnusableFileError if isinstance(fault, UnusableFileError) else FleetError
+        own = self.error(location, f"{fault.where} {fault.message}", fault.hint, fault.code)
+        return kind(own.message, own.hint, own.file, own.line, own.key, code=own.code, column=own.column)
 
 
 class Places:
@@ -147,7 +139,7 @@ def read_with_errors(path: Path, *, secret: bool = False) -> Document:
         FleetError: the file is missing or is not YAML.
     """
     file = paths.display(path)
-    content = yaml_reader.read_text(_text(path, file), file, secret=secret)
+    content = yaml_reader.read_text(text_files.read_text(path), file, secret=secret)
     # An error in an empty file names its first line.
     position = content.position or Position(1, 1)
     return Document(file, content.data, position, content.errors, content.wrong, secret)
@@ -160,7 +152,7 @@ def read_json(path: Path) -> Document:
         FleetError: the file is missing or is not JSON.
     """
     file = paths.display(path)
-    text = _text(path, file)
+    text = text_files.read_text(path)
     try:
         data = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as fault:
@@ -189,31 +181,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is not a number of JSON")
-
-
-def _text(path: Path, file: str) -> str:
-    """The text of a file that people write; without the byte order mark that some editors add."""
-    try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
-            raise FleetError("is not a file", "give the path of a file", file)
-        if info.st_size > yaml_reader.MOST_BYTES:
-            most = yaml_reader.MOST_BYTES // 2**20
-            raise FleetError(f"has {info.st_size / 2**20:.0f} MiB; at most {most} MiB are read", "split it", file)
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise FleetError("file not found", file=file) from None
-    except OSError as fault:
-        raise FleetError(f"cannot be read: {fault.strerror}", "correct its permissions", file) from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as fault:
-        line, column = data.count(b"\n", 0, fault.start) + 1, fault.start - data.rfind(b"\n", 0, fault.start)
-        raise FleetError(
-            f"cannot be read: the byte 0x{data[fault.start]:02x} is not UTF-8", "save the file as UTF-8", file, line,
-            column=column,
-        ) from None  # fmt: skip
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse(document: Document, model: type[Record], at: Location = (), data: Any = None) -> Record:
@@ -329,6 +296,8 @@ def _error(document: Document, detail: Any, location: Location) -> FleetError:
     message = _PLAIN_WORDS.get(detail["type"], str(detail["msg"]))
     for prefix in ("Value error, ", "Assertion failed, "):
         message = message.removeprefix(prefix)
+    if message.startswith("Input should be "):
+        message = f"must be {message.removeprefix('Input should be ')}"
     is_hidden = document.secret or any(is_secret_name(str(part)) for part in location)
     if not is_hidden and not isinstance(detail["input"], dict | list) and "value_error" not in detail["type"]:
         shown = repr(detail["input"])

@@ -23,8 +23,6 @@ from vllm_fleet.base.yaml_scalars import AmbiguousNumberError, read_plain
 
 Location = tuple[str | int, ...]
 
-#: A fleet.yml of 1000 hosts takes 0.3 MiB.
-MOST_BYTES = 8 * 2**20
 #: The records of fleet.yml and recipes/ are at most 7 deep; arguments of vLLM may add some.
 MOST_LEVELS = 40
 #: Values of a file, those that aliases repeat included.
@@ -326,7 +324,15 @@ class _Reader:
             self._errors.append(self._error(event, at, "a list, a mapping or an alias cannot be a key", "use a word"))
             self._skip(event, level)
             raise _WrongValueError
-        return self._value(event, (*at, event.value), level).data
+        key = self._value(event, (*at, event.value), level).data
+        if not isinstance(key, str | int) or isinstance(key, bool):
+            meant = "nothing" if key is None else f"{key}".lower()
+            self._errors.append(
+                self._error(event, (*at, event.value), f"the key is read as {meant}, not as text", "put it in quotes")
+            )
+            self._wrong.add((*at, event.value))
+            raise _WrongValueError
+        return key
 
     def _skip(self, event: Any, level: int) -> None:
         """Passes over a value; its own errors are not of interest."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from vllm_fleet.base import paths
+from vllm_fleet.base import paths, text_files
 from vllm_fleet.base.errors import FleetError, InvariantError
 from vllm_fleet.schema.recipe import Engine, Machine
 
@@ -146,9 +146,11 @@ def read(path: Path) -> Lock:
 @cache
 def _read(path: Path, file: str) -> Lock:
     try:
-        return replace(parse(path.read_text(encoding="utf-8"), file), path=path)
-    except (OSError, UnicodeDecodeError) as fault:
-        raise FleetError(f"cannot be read: {fault}", "create it with python -m tools.locks", file) from None
+        text = text_files.read_text(path)
+    except FleetError as fault:
+        fault.hint = "create it with python -m tools.locks"
+        raise
+    return replace(parse(text, file), path=path)
 
 
 def inputs(engine: Engine, machine: Machine) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -13,7 +15,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_fleet import inventory
-from vllm_fleet.base import paths
+from vllm_fleet.base import paths, text_files
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.field_types import Name
@@ -29,6 +31,7 @@ from vllm_fleet.operate import enrol, new_fleet
 from vllm_fleet.operate.enrol import FoundHost, Login
 from vllm_fleet.operate.import_inventory import Imported, import_inventory
 from vllm_fleet.operate.new_fleet import IdentifiedHost, Wishes
+from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.schema.fleet_schema import schema_line
 
 EPILOG = """\b
@@ -109,11 +112,13 @@ def command(
     Reads the hardware of the hosts over SSH, recognises their host classes and writes a commented fleet.yml. For a
     fleet with a gateway it makes an API key: api-keys.yml has its digest, and the key itself is shown once.
     """
+    # No host is asked before every option is known to be right.
     _name(name)
     recipes = catalogue.load()
     folder = paths.inventories_dir() / name
     old = _existing(folder, add)
-    said_class = recipes.host_class(host_class) if host_class else None
+    _check_folder(folder)
+    said_class = _said_class(recipes, host_class, model)
     asker = Asker(take_defaults=yes)
     wishes = Wishes(
         source=init_questions.parse_source(model_from or ()),
@@ -123,8 +128,9 @@ def command(
     imported = _imported(from_inventory, group, gateway_group)
     bastion = bastion if bastion is not None else imported.bastion
     typed = enrol.parse_hosts(host or (), gateway or (), bastion, imported.hosts)
+    enrol.refuse_too_many(typed, old)
     for value, option in ((bastion, "--bastion"), (mirror, "--mirror")):
-        if old and value:
+        if old and value is not None:
             _refuse_change(option)
     login = _login(key or (None if old else imported.key), ssh_config or (None if old else imported.config), old)
     login = replace(login, become_password=passwords.take_password(ask_become_pass, become_password_file))
@@ -132,7 +138,7 @@ def command(
     door = found.pop() if bastion is not None else None
     if door or login.bastion:
         found = [replace(each, alias="", proxy="") for each in found]
-    enrol.refuse_duplicates(found, new_fleet.static_addresses(old.document.data) if old else {})
+    enrol.refuse_duplicates(found, old, paths.display(from_inventory) if from_inventory else None)
     fingerprints = enrol.parse_fingerprints(fingerprint or (), [*found, *([door] if door else [])])
     if not old and not wishes.source:
         asker.require("where the models come from", "--model-from hub=hosts")
@@ -148,7 +154,7 @@ def command(
         raise_all(errors)
     wishes = _choose(asker, wishes, model, _new_classes(identified, old, model), recipes)
     if old:
-        before = (folder / "fleet.yml").read_text(encoding="utf-8")
+        before = text_files.read_text(folder / "fleet.yml")
         text = new_fleet.add_hosts(before, identified, recipes, wishes)
     else:
         before = ""
@@ -188,11 +194,57 @@ def _print_aliases(identified: list[IdentifiedHost]) -> None:
 def _imported(file: Path | None, group: str | None, gateway_group: str | None) -> Imported:
     """The hosts of an Ansible inventory; none without one."""
     if file is not None:
-        return import_inventory(file, group or "all", gateway_group)
+        return import_inventory(file, "all" if group is None else group, gateway_group)
     for value, option in ((group, "--group"), (gateway_group, "--gateway-group")):
-        if value:
+        if value is not None:
             raise FleetError("is a group of an Ansible inventory", "give --from-inventory too", key=option)
     return Imported(())
+
+
+def _said_class(recipes: Catalog, host_class: str | None, model: str | None) -> SizedClass | None:
+    """The class that the user says the hosts have.
+
+    Raises:
+        FleetError: there is no such class or model, or the class cannot serve it.
+    """
+    said = None
+    with _errors_of("--model"):
+        if model is not None:
+            recipes.model(model)
+    with _errors_of("--host-class"):
+        if host_class is not None:
+            said = recipes.host_class(host_class)
+            new_fleet.fitting_models(recipes, said)
+    with _errors_of("--model"):
+        if said and model is not None:
+            resolve(recipes, Question(said.id, model))
+    return said
+
+
+@contextmanager
+def _errors_of(option: str) -> Iterator[None]:
+    """Names an option in errors that name the key of fleet.yml which it becomes."""
+    try:
+        yield
+    except FleetError as fault:
+        for error in (fault, *fault.others):
+            error.key = option
+        raise
+
+
+def _check_folder(folder: Path) -> None:
+    """Checks that the fleet's folder is there and can be written, or can be made.
+
+    Raises:
+        FleetError: a file has its place, or that of a folder above it, or permissions forbid it.
+    """
+    if fault := paths.folder_fault(folder):
+        # Else it is a folder that permissions close.
+        if not os.path.isdir(fault.path):  # noqa: PTH112 - Path.is_dir raises where it may not look
+            is_own = fault.path == folder
+            hint = "choose another name" if is_own else "correct the variable VLLM_FLEET_INVENTORIES"
+            fault = replace(fault, hint=hint)
+        raise fault.error()
 
 
 def _new_classes(identified: list[IdentifiedHost], old: plan.Plan | None, model: str | None) -> list[SizedClass]:
@@ -246,7 +298,7 @@ class _KeyPlace:
                 code=ErrorCode.REFUSED,
             )
         if own and (fault := paths.new_file_fault(own)):
-            raise FleetError(fault.message, fault.hint, key="--api-key-file")
+            raise fault.error(key="--api-key-file")
         return _KeyPlace(digests, own)
 
     def write(self, folder: Path, text: str) -> str:
@@ -295,11 +347,10 @@ def _login(key: Path | None, ssh_config: Path | None, old: plan.Plan | None) -> 
         _refuse_change("--key" if key else "--ssh-config")
     if old:
         return enrol.login_of(old)
-    files = [paths.absolute(file.expanduser()) if file else None for file in (key, ssh_config)]
-    names = (("private key", "--key"), ("configuration of ssh", "--ssh-config"))
-    for file, (what, option) in zip(files, names, strict=True):
-        if file and (fault := paths.file_fault(file, what)):
-            raise FleetError(fault.message, fault.hint, key=option)
+    files = [paths.absolute(paths.expand_user(file)) if file else None for file in (key, ssh_config)]
+    for file, option in zip(files, ("--key", "--ssh-config"), strict=True):
+        if file and (fault := paths.file_fault(file)):
+            raise fault.error(key=option)
     key_file, config_file = files
     return Login(key_file, config_file)
 

@@ -11,9 +11,11 @@ import typer
 from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.paths import cache_dir
+from vllm_fleet.base.yaml_document import Document, parse
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
 from vllm_fleet.cli.output import print_note
 from vllm_fleet.operate import new_fleet
+from vllm_fleet.schema.mirror import Mirror
 from vllm_fleet.schema.model_source import FORMS
 
 #: Sources that are a folder of one model.
@@ -127,16 +129,26 @@ def parse_source(texts: Sequence[str]) -> dict[str, str]:
         try:
             new_fleet.check_model_source("a model", source)
         except FleetError as fault:
-            fault.key = "--model-from"
+            for error in (fault, *fault.others):
+                error.key = "--model-from"
             raise
     return source
 
 
 def parse_mirror(text: str | None) -> dict[str, Any]:
-    """``mirror`` of a fleet: a URL, or the name of a host of the fleet."""
-    if not text:
+    """``mirror`` of a fleet: a URL, or the name of a host of the fleet.
+
+    Raises:
+        FleetError: it is neither.
+    """
+    if text is None:
         return {}
-    return {"url": text} if "://" in text else {"host": text}
+    mirror = {"url": text} if "://" in text else {"host": text}
+    try:
+        parse(Document("", mirror), Mirror)
+    except FleetError as fault:
+        raise FleetError(fault.message, fault.hint, key="--mirror") from None
+    return mirror
 
 
 def check_one_folder(models: Sequence[str], source: Mapping[str, str]) -> None:

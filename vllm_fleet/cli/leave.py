@@ -66,7 +66,7 @@ def command(
             "fleet_leave_models_kept": str(keep_models).lower(),
             "fleet_leave_drained": str(not no_drain).lower(),
         }
-        run_playbook("leave.yml", directory / "fleet.yml", variables, become_password_file)
+        run_playbook("leave.yml", directory / "fleet.yml", variables, password)
     if json:
         print_json(
             {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from pathlib import Path
@@ -53,7 +52,8 @@ def command(
             "--serve and --to exclude each other", "copy first; then serve the copy with '--directory DIR --serve'"
         )
     for option, folder in (("--directory", directory), ("--to", to)):
-        _check_folder(option, folder)
+        if folder and (fault := paths.folder_fault(folder)):
+            raise fault.error_of(option, folder)
     if from_ and (fault := paths.file_fault(from_ / INDEX)):
         why = f"it has no {INDEX}" if fault.is_missing else fault.message
         raise FleetError(f"--from {paths.display(from_)} is no mirror: {why}", fault.hint)
@@ -90,15 +90,6 @@ def command(
     if serving:
         with contextlib.suppress(KeyboardInterrupt):  # the way to end it
             serve_mirror.serve_until_ended(store, planned)
-
-
-def _check_folder(option: str, folder: Path | None) -> None:
-    """Raises FleetError where a folder cannot be made or written: a file has its place, or permissions forbid it."""
-    if folder:
-        there = os.path.lexists(folder)
-        fault = paths.folder_fault(folder) if there else paths.new_file_fault(folder)
-        if fault:
-            raise FleetError(f"{option} {folder}: {fault.message}", fault.hint)
 
 
 def _report(fleet: str, store: Store, results: list[fill_mirror.PartResult], wrong: list[str], as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vllm_fleet import inventory
-from vllm_fleet.base.errors import ErrorCode, FleetError, UnusableFileError
+from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli import plan_tables
 from vllm_fleet.cli.output import (
@@ -25,7 +25,7 @@ from vllm_fleet.edge import prices as gpuhunt_prices
 from vllm_fleet.edge import pulumi_cli
 from vllm_fleet.fleet import cost, host_plan, plain_api, replacement, stack
 from vllm_fleet.fleet import plan as plans
-from vllm_fleet.host import engine_install, model_sources
+from vllm_fleet.host import model_sources
 
 EPILOG = """\b
 Examples:
@@ -79,8 +79,7 @@ def command(
     recipes = catalogue.load()
     plan = plans.load(fleet_directory(fleet), recipes)
     refusals = inventory.find_refusals(plan, recipes)
-    unusable = [refusal.error for refusal in refusals if isinstance(refusal.error, UnusableFileError)]
-    catalogue.raise_all([*engine_install.lock_faults(plan, recipes), *unusable])
+    catalogue.raise_all([refusal.error for refusal in refusals if refusal.stops_plan])
     bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
     missing = tuple(refusal.error for refusal in refusals)
     models = tuple(model_sources.report_models(plan, recipes))

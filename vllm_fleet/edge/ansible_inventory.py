@@ -33,7 +33,7 @@ def read_inventory(file: Path) -> Mapping[str, Any]:
     """
     shown = paths.display(file)
     if fault := paths.path_fault(file):
-        raise FleetError(fault.message, fault.hint, key=_OPTION)
+        raise fault.error(key=_OPTION)
     program = Path(sys.executable).with_name("ansible-inventory")
     environment = {
         **os.environ,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
@@ -20,11 +23,28 @@ CONCURRENCY = 64
 _CIPHERS = "^aes128-gcm@openssh.com"
 
 
+_CALL = re.compile(r"\[Errno ([0-9]{1,4})\] Connect call failed \([^)]*\)")
+_NOISE = re.compile(r"^Multiple exceptions: |\[Errno -?[0-9]{1,4}\] ")
+
+
 class NoAnswerError(Exception):
     """A host cannot be reached; the message tells the user why, without control characters of the host's."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(clean_text(reason))
+
+
+def failure_text(error: Exception) -> str:
+    """Why a connection failed, in the words of the system, without Python's."""
+    if isinstance(error, TimeoutError) and not error.errno:
+        return "no answer in time"
+    if isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    # asyncio gives the failure of each address of a name in one text; a library repeats the system's with its number.
+    text = _CALL.sub(lambda found: os.strerror(int(found[1])), str(error))
+    return _NOISE.sub("", text) or "the connection ended"
 
 
 #: How many processes of ``ssh`` one run has at the same time. By default, the sshd of a jump host refuses some of the
@@ -108,7 +128,7 @@ async def connect(target: Target, jump_hosts: JumpHosts) -> AsyncIterator[Any]:
     except asyncssh.KeyExchangeFailed as error:
         raise NotPossibleError(f"cannot agree on algorithms with {target.address}: {error.reason}") from None
     except (asyncssh.Error, OSError, TimeoutError) as error:
-        reason = str(error) or type(error).__name__
+        reason = failure_text(error)
         raise NoAnswerError(f"cannot be reached at {target.address} port {target.port}: {reason}") from None
 
 
@@ -117,8 +137,8 @@ def _private_keys(file: Path) -> Any:
     """A private key, with the certificate beside it if there is one."""
     import asyncssh
 
-    if fault := paths.file_fault(file, "private key"):
-        raise NoAnswerError(fault.message)
+    if fault := paths.file_fault(file):
+        raise NoAnswerError(f"the private key {fault.message}")
     try:
         return asyncssh.load_keypairs(str(file))
     except (asyncssh.KeyEncryptionError, asyncssh.KeyImportError) as error:

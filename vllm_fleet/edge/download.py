@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError, InvariantError
 from vllm_fleet.base.foreign_text import clean_text
+from vllm_fleet.edge.connection import failure_text
 from vllm_fleet.mirror.store import Artifact, Entry
 
 if TYPE_CHECKING:
@@ -463,4 +464,4 @@ def _send(
     except (httpx.UnsupportedProtocol, httpx.InvalidURL):
         raise FleetError(f"{display_url(url)} is not an HTTP URL", "use http:// or https://") from None
     except httpx.HTTPError as error:
-        raise _NetworkError(str(error) or type(error).__name__) from None
+        raise _NetworkError(failure_text(error)) from None

@@ -40,7 +40,7 @@ def read_token(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        return read_secret(file, "the hub's token")
+        return read_secret(file, "the hub's token", takes_pipe=True)
     except FleetError as fault:
         fault.key = "--hub-token-file"
         raise

@@ -11,16 +11,14 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import ErrorCode, FleetError
 
 
-def run_playbook(
-    name: str, inventory: Path, variables: Mapping[str, str], become_password_file: Path | None = None
-) -> None:
+def run_playbook(name: str, inventory: Path, variables: Mapping[str, str], become_password: str | None = None) -> None:
     """Runs ``playbooks/NAME`` to its end; its output goes to standard error.
 
     Args:
         name: the file.
         inventory: the fleet.yml.
         variables: extra variables.
-        become_password_file: the file with the password for sudo on the hosts.
+        become_password: the password for sudo on the hosts. Ansible gets it on standard input.
 
     Raises:
         FleetError: there is no ``ansible-playbook``, or it failed.
@@ -29,10 +27,12 @@ def run_playbook(
     words = [str(program), "-i", str(inventory), str(paths.root() / "playbooks" / name)]
     for key, value in sorted(variables.items()):
         words += ["-e", f"{key}={value}"]
-    if become_password_file:
-        words += ["--become-password-file", str(paths.absolute(become_password_file))]
+    if become_password:
+        words += ["--become-password-file", "-"]
     try:
-        done = subprocess.run(words, cwd=paths.root(), check=False, stdout=sys.stderr)
+        done = subprocess.run(
+            words, cwd=paths.root(), check=False, stdout=sys.stderr, input=become_password, encoding="utf-8"
+        )
     except FileNotFoundError:
         raise FleetError(f"{program} is missing", "run 'make venv'") from None
     if done.returncode:

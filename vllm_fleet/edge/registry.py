@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 from pydantic import Field, StringConstraints
 
-from vllm_fleet.base import paths
+from vllm_fleet.base import paths, text_files
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.foreign_text import ForeignPart, UnreadableError, parse_record
 from vllm_fleet.edge import download
@@ -174,10 +174,10 @@ def _account(host: str) -> str:
         if not file.is_file():
             continue
         try:
-            stored = json.loads(file.read_text(encoding="utf-8")).get("auths", {})
+            stored = json.loads(text_files.read_text(file)).get("auths", {})
             account = next((stored[name]["auth"] for name in names if "auth" in stored.get(name, {})), "")
             base64.b64decode(account, validate=True)
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise FleetError(
                 f"is not a credential file of docker or podman: {type(error).__name__}",
                 "correct it",

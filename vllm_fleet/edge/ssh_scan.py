@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vllm_fleet.base.foreign_text import clean_text
-from vllm_fleet.edge.connection import CONCURRENCY, CONNECT_SECONDS
+from vllm_fleet.edge.connection import CONCURRENCY, CONNECT_SECONDS, failure_text
 
 #: The first kind in this order that a host has.
 _KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512")
@@ -49,7 +49,7 @@ async def _scan(addresses: Sequence[Address], proxies: Mapping[Address, str]) ->
             try:
                 return await asyncio.wait_for(_request_key(address, proxies.get(address, "")), CONNECT_SECONDS * 3)
             except TimeoutError:
-                return OSError("no answer in time")
+                return OSError(failure_text(TimeoutError()))
             except OSError as error:
                 return error
 
@@ -67,7 +67,7 @@ async def _request_key(address: Address, proxy: str) -> str:
         except OSError as error:
             lines = errors.read_text(encoding="utf-8", errors="replace").split("\n") if errors.exists() else []
             told = [line.strip() for line in lines if line.strip()]
-            raise OSError(told[-1] if told else str(error) or type(error).__name__) from None
+            raise OSError(told[-1] if told else failure_text(error)) from None
 
 
 async def _request_key_by(address: Address, proxy: Sequence[str] | None) -> str:

@@ -24,7 +24,7 @@ def load(fleet: str) -> Facts:
     """Host -> its facts at the last probe; empty before the first one."""
     try:
         facts = json.loads(_file(fleet).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     if not isinstance(facts, dict):
         return {}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_fleet.base import yaml_document
+from vllm_fleet.base.errors import raise_all
 from vllm_fleet.schema.cloud import HostKeys
 
 FILE = "host-keys.yml"
@@ -30,10 +32,25 @@ class Shown:
     next: str | None
 
 
-def load(directory: Path) -> HostKeys:
-    """The file of a fleet; empty without one."""
+def load(directory: Path, hosts: Collection[str] | None = None) -> HostKeys:
+    """The file of a fleet; empty without one.
+
+    Args:
+        directory: the fleet's folder.
+        hosts: the names of its hosts; None: any may be in the file.
+
+    Raises:
+        FleetError: the file cannot be read, is wrong, or has keys of other hosts.
+    """
     path = directory / FILE
-    return yaml_document.parse(yaml_document.read(path), HostKeys) if path.is_file() else HostKeys(keys={})
+    if not os.path.lexists(path):
+        return HostKeys(keys={})
+    document = yaml_document.read(path)
+    found = yaml_document.parse(document, HostKeys)
+    if hosts is not None:
+        unknown = [name for name in found.keys if name not in hosts]
+        raise_all([document.error(("keys", name), "the fleet has no such host", "remove it") for name in unknown])
+    return found
 
 
 def standing(file: HostKeys, ids: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,18 @@ from vllm_fleet.base.errors import FleetError, InvariantError, raise_all
 from vllm_fleet.catalogue import rental
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.catalogue.catalogue import load as load_catalog
-from vllm_fleet.fleet import plain_api, private_networks, repository_faults, service_addresses, ssh_routes, weights_disk
+from vllm_fleet.fleet import (
+    plain_api,
+    private_networks,
+    repository_faults,
+    service_addresses,
+    service_ports,
+    ssh_routes,
+    weights_disk,
+)
 from vllm_fleet.fleet.host_plan import GATEWAY_POOL, HostPlan
 from vllm_fleet.fleet.mirror_faults import mirror_errors
+from vllm_fleet.fleet.model_faults import model_errors
 from vllm_fleet.resolve import image_digest
 from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.schema.cloud import LabPlacement
@@ -67,11 +75,15 @@ class Plan:
         Raises:
             FleetError: it does not exist, or cannot be read.
         """
-        path = Path(os.path.expanduser(value.replace("{cache}", str(paths.cache_dir()))))  # noqa: PTH111 - str in
-        full = path if path.is_absolute() else self.directory / path
+        full = self.artifact_path(value)
         if fault := paths.path_fault(full):
-            raise self.document.path_error(("artifacts", *key.split(".", 1)), fault, hint)
+            raise self.document.error_about(("artifacts", *key.split(".", 1)), fault.error(hint))
         return full
+
+    def artifact_path(self, value: str) -> Path:
+        """The same path, which need not exist."""
+        path = paths.expand_user(value.replace("{cache}", str(paths.cache_dir())))
+        return path if path.is_absolute() else self.directory / path
 
 
 def load(directory: Path, catalog: Catalog | None = None) -> Plan:
@@ -97,11 +109,14 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
             hosts.extend(_serving_hosts(name, pool, spec, document, recipes))
         except FleetError as fault:
             errors.append(fault)
+    has_gateways = True
     try:
         hosts.extend(_gateway_hosts(spec, document, recipes))
     except FleetError as fault:
-        errors.append(fault)
+        errors.extend(_own_errors(fault, errors))
+        has_gateways = False
     errors.extend(image_digest.image_errors(spec.artifacts.images, recipes, document))
+    errors.extend(model_errors(spec.artifacts.models, recipes, document))
     errors.extend(repository_faults.repository_errors(spec.artifacts.repositories, recipes, document))
     if parsed.errors:
         # What parts of the file must agree on is not asked while one of them is wrong.
@@ -110,15 +125,26 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     errors.extend(mirror_errors(spec.mirror, _host_names(spec), recipes, document))
     errors.extend(_duplicates(hosts, document))
     errors.extend(service_addresses.address_errors(hosts, document))
+    errors.extend(service_ports.port_errors(hosts, spec, document))
     errors.extend(plain_api.plain_api_errors(hosts, spec, document))
     errors.extend(_unreachable(hosts, spec, document))
     errors.extend(private_networks.network_errors(hosts, spec.access, document))
     errors.extend(ssh_routes.apart(hosts, spec.access, document))
-    errors.extend(ssh_routes.unreachable(hosts, spec.access, document))
+    if has_gateways:
+        errors.extend(ssh_routes.unreachable(hosts, spec.access, document))
     errors.extend(ssh_routes.missing_keys(hosts, spec.access, document))
     errors.extend(ssh_routes.missing_files(directory, spec.access, document))
     raise_all(errors)
     return Plan(spec.fleet, directory, tuple(hosts), spec.access, spec.gateway, document, spec)
+
+
+def _own_errors(fault: FleetError, of_pools: Sequence[FleetError]) -> Iterator[FleetError]:
+    """The errors of the gateways' placement; what they take over from the first pool is told there, in its line."""
+    known = {error.message for of_pool in of_pools for error in (of_pool, *of_pool.others)}
+    for error in [fault, *fault.others]:
+        if error.message not in known or (error.key or "").startswith("gateway.placement."):
+            error.others = []
+            yield error
 
 
 def _fill(data: dict[str, Any], wrong: yaml_document.Places, name: str) -> None:

@@ -65,7 +65,8 @@ def missing_files(directory: Path, access: Access, document: yaml_document.Docum
         file = paths.absolute(directory / access.ssh_config_file)
         at = ("access", "ssh_config_file")
         if fault := paths.file_fault(file):
-            yield document.path_error(at, fault, "correct the path, or remove the key to use your own ~/.ssh/config")
+            hint = "correct the path, or remove the key to use your own ~/.ssh/config"
+            yield document.error_about(at, fault.error(hint))
         elif not _PLAIN_PATH.fullmatch(str(file)):
             # Its own ProxyJump starts 'ssh -F FILE' without quotation marks.
             yield document.error(at, f"ssh cannot use the path {file}", "use a path without blanks and quotation marks")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vllm_fleet.base import paths, yaml_document
+from vllm_fleet.base.addresses import parse_ip
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import raise_all
 from vllm_fleet.fleet import host_keys_file, plain_api, ssh_routes
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
+from vllm_fleet.fleet.private_networks import name_of
 from vllm_fleet.fleet.service_addresses import Resolver, ServiceAddress, resolve_addresses
-from vllm_fleet.schema.cloud import HostKeys
 from vllm_fleet.schema.fleet import Stack, StackHost, StaticHost
+
+#: So many differences between stack and plan are told; the others are counted.
+_MOST_DIFFERENCES = 10
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ def _read_made(plan: Plan) -> Mapping[str, StackHost]:
     if missing or extra:
         differences = [f"{name} is in {plan.document.file} but not in {file}" for name in missing]
         differences += [f"{name} is in {file} but not in {plan.document.file}" for name in extra]
-        raise FleetError("; ".join(differences), "run 'pulumi up'", file)
+        more = len(differences) - _MOST_DIFFERENCES
+        shown = [*differences[:_MOST_DIFFERENCES], *([f"and {more} more hosts"] if more > 0 else [])]
+        raise FleetError("; ".join(shown), "run 'pulumi up'", file)
     return made
 
 
@@ -135,13 +141,7 @@ def made_hosts(plan: Plan) -> tuple[str, ...]:
 
 def _own_keys(plan: Plan, made: Mapping[str, StackHost]) -> Mapping[str, tuple[str, ...]]:
     """The keys that hosts made themselves; they replace the keys of the stack."""
-    path = plan.directory / host_keys_file.FILE
-    if not path.is_file():
-        return {}
-    document = yaml_document.read(path)
-    keys_file = yaml_document.parse(document, HostKeys)
-    if unknown := sorted(set(keys_file.keys) - {host.name for host in plan.hosts}):
-        raise document.error(("keys", unknown[0]), "the fleet has no such host", "remove it")
+    keys_file = host_keys_file.load(plan.directory, {host.name for host in plan.hosts})
     return host_keys_file.standing(keys_file, {name: host.id for name, host in made.items()})
 
 
@@ -179,6 +179,22 @@ def _own_file(plan: Plan) -> str:
     return paths.display(plan.directory / host_keys_file.FILE)
 
 
+def _wrong_addresses(stack: Stack, plan: Plan, document: yaml_document.Document) -> Iterator[FleetError]:
+    """Addresses that a host cannot have: of the machine itself, or of another host in the same network."""
+    networks = {host.name: name_of(host) for host in plan.hosts}
+    seen: dict[tuple[str, str], str] = {}
+    for name, host in stack.hosts.items():
+        for key in ("address", "private_address"):
+            text = getattr(host, key)
+            if text is None:
+                continue
+            if (address := parse_ip(text)) and address.is_loopback:
+                yield document.error(("hosts", name, key), f"{text} is a loopback address: no other machine reaches it")
+            other = seen.setdefault((networks.get(name, ""), text), name)
+            if other != name:
+                yield document.error(("hosts", name, key), f"{name} and {other} both have the address {text}")
+
+
 def _read(plan: Plan) -> Stack:
     path = plan.directory / "stack.json"
     file = paths.display(path)
@@ -187,10 +203,15 @@ def _read(plan: Plan) -> Stack:
     try:
         document = yaml_document.read_json(path)
         version = document.data.get("version") if isinstance(document.data, dict) else None
-        stack = yaml_document.parse(document, Stack) if version == 1 else None
+        # To Python, true and 1.0 are 1.
+        stack = yaml_document.parse(document, Stack) if version == 1 and type(version) is int else None
+        if stack:
+            raise_all(_wrong_addresses(stack, plan, document))
     except FleetError as fault:
+        # Pulumi replaces a file, not a folder or a link that leads nowhere.
+        remove = "" if path.is_file() else "remove it, and "
         for error in (fault, *fault.others):
-            error.hint = "run 'pulumi up --refresh' to write it again"
+            error.hint = f"{remove}run 'pulumi up --refresh' to write it again"
         raise
     if stack is None:
         message = f"has version {version!r}, this release reads version 1"

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vllm_fleet.base import paths, text_files
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.schema.driver import AptSource, RepositoryMirror, SigningKey, SystemSource
@@ -113,13 +115,30 @@ def fleet_copies(plan: Plan) -> Copies:
     """The copies of repositories that a fleet names.
 
     Raises:
-        FleetError: a key file is missing.
+        FleetError: a key file is missing or cannot be read.
     """
+    return {name: (copy, _key_file(plan, name, copy)) for name, copy in plan.spec.artifacts.repositories.items()}
+
+
+def _key_file(plan: Plan, name: str, copy: RepositoryMirror) -> Path:
     hint = "give the public key that signs the copy, relative to the fleet's folder"
-    return {
-        name: (copy, plan.artifact(f"repositories.{name}", copy.signing_key_file, hint))
-        for name, copy in plan.spec.artifacts.repositories.items()
-    }
+    file = plan.artifact(f"repositories.{name}", copy.signing_key_file, hint)
+    try:
+        text_files.read_bytes(file)
+    except FleetError as fault:
+        at = ("artifacts", "repositories", name, "signing_key_file")
+        raise plan.document.error_about(at, fault) from None
+    return file
+
+
+def find_wrong_keys(plan: Plan) -> Iterator[FleetError]:
+    """What is wrong with the key files that are there."""
+    for name, copy in plan.spec.artifacts.repositories.items():
+        if paths.is_there(plan.artifact_path(copy.signing_key_file)):
+            try:
+                _key_file(plan, name, copy)
+            except FleetError as fault:
+                yield fault
 
 
 def choose_repository(catalog: Catalog, name: str, machine: Machine, own: Copies) -> Repository:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet.base import digests
+from vllm_fleet.base import certificates, digests
 from vllm_fleet.host import apt_repositories, host_paths, serve_command
 from vllm_fleet.host.apt_repositories import Repository
 from vllm_fleet.host.manifest_items import (
@@ -94,13 +94,16 @@ def fleet_registry(mirror: Mirror, folder: Path, served: str | None = None) -> R
         mirror: the fleet's mirror, which may name a registry of the fleet's own.
         folder: the fleet's folder, for its files.
         served: ``host:port`` of the registry that the mirror itself is; it comes before the other, and has no TLS.
+
+    Raises:
+        FleetError: the file of its authority is wrong.
     """
     if served:
         return Registry(served)
     if mirror.registry is None:
         return None
     ca = mirror.registry_ca_file
-    return Registry(mirror.registry, (folder / ca).read_text(encoding="utf-8") if ca else None)
+    return Registry(mirror.registry, certificates.read_authority(folder / ca) if ca else None)
 
 
 @dataclass(frozen=True)

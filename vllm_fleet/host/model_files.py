@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from vllm_fleet.base import paths
+from vllm_fleet.base import paths, text_files, yaml_document
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.field_types import model_file_fault
 from vllm_fleet.host.adopted_model import AdoptedModel
+from vllm_fleet.schema.model_lists import ModelList
 from vllm_fleet.schema.recipe import Weights
 
 #: Files that vLLM does not read; a folder that a program has filled may lack them.
 DOCUMENTS = frozenset({"LICENSE", "NOTICE", "README.md", "USAGE_POLICY"})
 #: The list of a folder, beside its files.
 LIST = "model.json"
+#: What a user's own list is made by.
+_MAKE = "run 'sha256sum *' in the model's folder"
 _SUM_LINE = re.compile(r"(?P<digest>[0-9a-f]{64}) [ *](?P<name>.+)")
 
 
@@ -97,7 +99,11 @@ def model_files(directory: Path) -> ModelFiles:
         FleetError: the list is missing or wrong.
     """
     file = directory / LIST
-    listed = _read_model_list(file)
+    hint = (
+        "'make setup' writes the lab's, 'vllm-fleet mirror' writes the hub's; for a folder of yours give 'digests', a "
+        "file made by 'sha256sum *'"
+    )
+    listed = _read_model_list(file, hint)
     if listed.revision is None or not re.fullmatch(r"[\w][\w.-]*", listed.revision):
         raise FleetError(f"names {listed.revision!r}, which is not a plain file name", "", paths.display(file))
     return ModelFiles(
@@ -125,17 +131,19 @@ def read_digests(file: Path) -> DigestList:
     Raises:
         FleetError: it cannot be read, or a line is not of this form; with the line.
     """
-    text = _read(file)
+    try:
+        text = text_files.read_text(file)
+    except FleetError as fault:
+        raise _no_list(fault, _MAKE) from None
     if text.lstrip().startswith("{"):
-        return _complete(_read_model_list(file), file)
+        hint = f"{_MAKE}, or give a model.json: 'revision', and below 'files' the 'sha256' of each file by its name"
+        return _complete(_read_model_list(file, hint), file)
     files: dict[str, FileDigest] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         if not (match := _SUM_LINE.fullmatch(line)):
-            raise FleetError(
-                "is not a line of 'sha256sum'", "run 'sha256sum *' in the model's folder", paths.display(file), number
-            )
+            raise FleetError("is not a line of 'sha256sum'", _MAKE, paths.display(file), number)
         name = match["name"].removeprefix("./")
         if ".." in name.split("/") or name.startswith("/"):
             raise FleetError(
@@ -151,28 +159,37 @@ def read_digests(file: Path) -> DigestList:
     return _complete(DigestList(files, None, f"your own list {file.name}"), file)
 
 
-def _read_model_list(file: Path) -> DigestList:
+def _read_model_list(file: Path, hint: str) -> DigestList:
+    """A ``model.json``.
+
+    Args:
+        file: the file.
+        hint: what to do where it is not one.
+
+    Raises:
+        FleetError: it is not one, or a name or a digest in it is wrong; with the line.
+    """
     try:
-        data: dict[str, Any] = json.loads(_read(file))
-        revision = str(data["revision"])
-        files = {
-            str(name): FileDigest(str(entry["sha256"]), int(entry.get("size") or 0))
-            for name, entry in data["files"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise FleetError(
-            f"is not a list of a model's files: {fault!r}",
-            "'make setup' writes the lab's, 'vllm-fleet mirror' writes the hub's; for a folder of yours give "
-            "'digests', a file made by 'sha256sum *'",
-            paths.display(file),
-        ) from None
-    for name, digest in files.items():
-        _refuse_name(name, file, None)
-        if not re.fullmatch(r"[0-9a-f]{64}", digest.sha256):
-            raise FleetError(
-                f"the SHA-256 of {name!r} is {digest.sha256!r}", "it has 64 hexadecimal digits", paths.display(file)
+        document = yaml_document.read_json(file)
+        listed = yaml_document.parse(document, ModelList)
+    except FleetError as fault:
+        raise _no_list(fault, hint) from None
+    for name, entry in listed.files.items():
+        at = ("files", name)
+        _refuse_name(name, file, document.line(at))
+        if not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
+            raise document.error(
+                (*at, "sha256"), f"the SHA-256 of {name!r} is {entry.sha256!r}", "it has 64 hexadecimal digits"
             )
-    return DigestList(files, revision, f"your own list {file.name}")
+    files = {name: FileDigest(entry.sha256, entry.size or 0) for name, entry in listed.files.items()}
+    return DigestList(files, listed.revision, f"your own list {file.name}")
+
+
+def _no_list(fault: FleetError, hint: str) -> FleetError:
+    """The error of a file that is not a list, with those found with it."""
+    for error in (fault, *fault.others):
+        error.message, error.hint = f"is not a list of a model's files: {error.message}", hint
+    return fault
 
 
 def _refuse_name(name: str, file: Path, line: int | None) -> None:
@@ -185,17 +202,5 @@ def _complete(listed: DigestList, file: Path) -> DigestList:
     if not any(name.endswith(".safetensors") for name in listed.files):
         lacks.append("a .safetensors file")
     if lacks:
-        raise FleetError(
-            f"lists no {' and no '.join(lacks)}", "run 'sha256sum *' in the model's folder", paths.display(file)
-        )
+        raise FleetError(f"lists no {' and no '.join(lacks)}", _MAKE, paths.display(file))
     return listed
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
-        why = fault.strerror if isinstance(fault, OSError) else "it is not text"
-        raise FleetError(
-            f"is not a list of a model's files: {why}", "run 'sha256sum *' in the model's folder", paths.display(file)
-        ) from None

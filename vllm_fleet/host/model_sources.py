@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from vllm_fleet.base import paths
+from vllm_fleet.base import certificates, paths, yaml_document
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.secret_files import read_secret
@@ -18,13 +19,16 @@ from vllm_fleet.host.adopted_model import AdoptedModel
 from vllm_fleet.host.host_paths import model_folder
 from vllm_fleet.host.model_files import (
     DOCUMENTS,
+    LIST,
     DigestList,
     Download,
     FileDigest,
     ModelFiles,
+    model_files,
     read_digests,
     recipe_digests,
 )
+from vllm_fleet.schema.model_lists import ModelLock
 from vllm_fleet.schema.model_source import ModelSource
 
 #: Where models come from that a fleet does not name.
@@ -67,7 +71,7 @@ def known_digests(plan: Plan, catalog: Catalog, name: str) -> DigestList | None:
     recipe = recipe_digests(weights) if weights else None
     if source.digests:
         hint = f"run 'sha256sum *' in the folder of {name} and write its output there"
-        listed = read_digests(plan.artifact(f"models.{name}", source.digests, hint))
+        listed = _read_list(plan, name, plan.artifact(f"models.{name}", source.digests, hint))
         if recipe and _agrees(listed, recipe):
             return replace(listed, revision=recipe.revision, source=f"{listed.source}, which agrees with the recipe")
         return listed
@@ -75,6 +79,16 @@ def known_digests(plan: Plan, catalog: Catalog, name: str) -> DigestList | None:
     if (locked := read_lock(plan).get(name)) and wanted in (None, locked.revision):
         return locked
     return recipe if recipe and wanted == recipe.revision else None
+
+
+def _read_list(plan: Plan, name: str, file: Path) -> DigestList:
+    """The list of a user. What cannot be read at all has no line: the error names that of fleet.yml."""
+    try:
+        return read_digests(file)
+    except FleetError as fault:
+        if fault.line is None:
+            raise plan.document.error_about(("artifacts", "models", name, "digests"), fault) from None
+        raise
 
 
 def _agrees(listed: DigestList, recipe: DigestList) -> bool:
@@ -141,7 +155,7 @@ def host_model(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:
 
 def _download(plan: Plan, catalog: Catalog, name: str, source: ModelSource) -> Download:
     key = f"models.{name}"
-    ca = plan.artifact(key, source.ca_file, "correct the path").read_text("utf-8") if source.ca_file else ""
+    ca = _read_authority(plan, name, source.ca_file) if source.ca_file else ""
     if source.url:
         return Download(source.url, ca)
     token = plan.artifact(key, source.token_file, "write the hub's token into it") if source.token_file else None
@@ -149,6 +163,32 @@ def _download(plan: Plan, catalog: Catalog, name: str, source: ModelSource) -> D
         read_secret(token, "the hub's token")
     revision = pinned_revision(plan, catalog, name)
     return Download(f"{source.endpoint or HUB}/{name}/resolve/{revision}", ca, token)
+
+
+def _read_authority(plan: Plan, name: str, given: str) -> str:
+    file = plan.artifact(f"models.{name}", given, "correct the path")
+    try:
+        return certificates.read_authority(file)
+    except FleetError as fault:
+        raise plan.document.error_about(("artifacts", "models", name, "ca_file"), fault) from None
+
+
+def find_wrong_files(plan: Plan) -> Iterator[FleetError]:
+    """What is wrong with the files of models that are there: the lock, lists of digests, authorities."""
+    checks: list[Callable[[], object]] = [lambda: read_lock(plan)]
+    for name, source in plan.spec.artifacts.models.items():
+        digests, ca_file, folder = source.digests, source.ca_file, source.controller
+        if digests and paths.is_there(plan.artifact_path(digests)):
+            checks.append(partial(_read_list, plan, name, plan.artifact_path(digests)))
+        if ca_file and paths.is_there(plan.artifact_path(ca_file)):
+            checks.append(partial(_read_authority, plan, name, ca_file))
+        if folder and paths.is_there(plan.artifact_path(folder) / LIST):
+            checks.append(partial(model_files, plan.artifact_path(folder)))
+    for check in checks:
+        try:
+            check()
+        except FleetError as fault:
+            yield from (fault, *fault.others)
 
 
 def confirm_digests(files: ModelFiles, known: DigestList | None) -> ModelFiles:
@@ -177,24 +217,25 @@ def read_lock(plan: Plan) -> Mapping[str, DigestList]:
         FleetError: the file is not a lock.
     """
     file = plan.directory / LOCK
-    try:
-        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return {
-            str(name): DigestList(
-                {str(path): FileDigest(str(row["sha256"]), int(row["bytes"])) for path, row in entry["files"].items()},
-                str(entry["revision"]),
-                f"the hub, by {LOCK} ({entry['as_of']})",
-            )
-            for name, entry in data["models"].items()
-        }
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise FleetError(
-            f"is not a lock of models: {fault!r}",
-            f"remove it and run 'vllm-fleet lock --fleet {plan.fleet}'",
-            paths.display(file),
-        ) from None
+    try:
+        document = yaml_document.read_json(file)
+        if not isinstance(document.data, dict):
+            raise document.error((), "is not a lock of models")
+        lock = yaml_document.parse(document, ModelLock)
+    except FleetError as fault:
+        for error in (fault, *fault.others):
+            error.hint = f"remove it and run 'vllm-fleet lock --fleet {plan.fleet}'"
+        raise
+    return {
+        name: DigestList(
+            {path: FileDigest(row.sha256, row.bytes) for path, row in entry.files.items()},
+            entry.revision,
+            f"the hub, by {LOCK} ({entry.as_of})",
+        )
+        for name, entry in lock.models.items()
+    }
 
 
 def write_lock(plan: Plan, digests: Mapping[str, DigestList], as_of: str) -> Path:

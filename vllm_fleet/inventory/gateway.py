@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet.base import paths, yaml_document
+from vllm_fleet.base import certificates, paths, yaml_document
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import stack
 from vllm_fleet.fleet.plan import Plan
@@ -22,7 +22,7 @@ def gateway_variables(inputs: FleetInputs) -> tuple[dict[str, Any], tuple[Item, 
     """The variables of the role gateway, and what must be true on every gateway.
 
     Raises:
-        FleetError: the fleet's file of API keys is missing or wrong, or its certificate is missing.
+        FleetError: the fleet's file of API keys or its certificate is missing or wrong.
     """
     plan = inputs.plan
     config = haproxy.haproxy_config(plan.gateway, inputs.backends, inputs.gateway_addresses)
@@ -43,12 +43,13 @@ def find_faults(plan: Plan) -> Iterator[tuple[FleetError, bool]]:
     """
     if not any(host.kind == "gateway" for host in plan.hosts):
         return
-    missing = paths.path_fault(_keys_file(plan))
-    for read in (_api_keys, _certificate):
+    tls = plan.gateway.tls
+    certificate = plan.directory / tls.certificate_file if tls else None
+    for read, file in ((_api_keys, _keys_file(plan)), (_certificate, certificate)):
         try:
             read(plan)
         except FleetError as fault:
-            is_wrong = read is _api_keys and not (missing and missing.is_missing)
+            is_wrong = file is not None and paths.is_there(file)
             if is_wrong or read is _certificate or not _stack_will_write_keys(plan):
                 yield from ((each, is_wrong) for each in (fault, *fault.others))
 
@@ -65,17 +66,22 @@ def _keys_file(plan: Plan) -> Path:
 def _api_keys(plan: Plan) -> ApiKeys:
     file = _keys_file(plan)
     if fault := paths.file_fault(file):
-        raise plan.document.path_error(
-            ("gateway", "api_keys_file") if "api_keys_file" in plan.document.data.get("gateway", {}) else ("gateway",),
-            replace(fault, message=f"{fault.message}, so the gateways would know no API key"),
-            "write it: 'keys:' and below it OWNER: \"sha256:...\", the SHA-256 of the key; 'vllm-fleet init' makes one",
+        fault = replace(fault, reason=f"{fault.reason}, so the gateways would know no API key")
+        hint = (
+            "write it: 'keys:' and below it OWNER: \"sha256:...\", the SHA-256 of the key; 'vllm-fleet init' makes one"
         )
+        is_named = "api_keys_file" in plan.document.data.get("gateway", {})
+        at = ("gateway", "api_keys_file") if is_named else ("gateway",)
+        raise plan.document.error_about(at, fault.error(hint))
     return yaml_document.parse(yaml_document.read(file, secret=True), ApiKeys)
 
 
 def _certificate(plan: Plan) -> Path | None:
     tls = plan.gateway.tls
     certificate = paths.absolute(plan.directory / tls.certificate_file) if tls else None
-    if certificate and (fault := paths.file_fault(certificate)):
-        raise plan.document.path_error(("gateway", "tls", "certificate_file"), fault)
+    if certificate:
+        try:
+            certificates.check_server(certificate)
+        except FleetError as fault:
+            raise plan.document.error_about(("gateway", "tls", "certificate_file"), fault) from None
     return certificate

@@ -85,8 +85,9 @@ def find_refusals(plan: Plan, catalog: Catalog) -> tuple[refusals.Refusal, ...]:
 def _unique(found: Iterable[refusals.Refusal]) -> tuple[refusals.Refusal, ...]:
     kept: dict[str, refusals.Refusal] = {}
     for refusal in found:
-        is_wrong = refusal.is_wrong or isinstance(refusal.error, UnusableFileError)
-        kept.setdefault(str(refusal.error), replace(refusal, is_wrong=is_wrong))
+        if isinstance(refusal.error, UnusableFileError):
+            refusal = replace(refusal, is_wrong=True, stops_plan=True)
+        kept.setdefault(str(refusal.error), refusal)
     return tuple(kept.values())
 
 

@@ -12,12 +12,12 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.edge import names
-from vllm_fleet.fleet import stack
+from vllm_fleet.fleet import host_keys_file, stack, zones_file
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.stack import Location
-from vllm_fleet.host import engine_install
+from vllm_fleet.host import apt_repositories, engine_install, model_sources
 from vllm_fleet.inventory import gateway
-from vllm_fleet.mirror import apt_packages, client
+from vllm_fleet.mirror import apt_packages, client, parts
 
 #: A host that is not rented yet has this address; TEST-NET-1 has no hosts.
 _NOWHERE = "192.0.2.1"
@@ -31,10 +31,13 @@ class Refusal:
         error: what, where, and what to do.
         is_wrong: whether a file of the fleet is wrong. Otherwise something is not on this machine yet, such as a
             download or a secret, and the fleet can be planned without it.
+        stops_plan: whether such a file is there and cannot be read as what it must be: a plan without it would be of
+            another fleet.
     """
 
     error: FleetError
     is_wrong: bool
+    stops_plan: bool = False
 
 
 def list_file_refusals(plan: Plan, catalog: Catalog) -> Iterator[Refusal]:
@@ -44,7 +47,15 @@ def list_file_refusals(plan: Plan, catalog: Catalog) -> Iterator[Refusal]:
         plan: the To-Be.
         catalog: the recipes.
     """
-    for fault in engine_install.lock_faults(plan, catalog):
+    try:
+        paths.cache_dir()
+    except FleetError as wrong:
+        # Every file may be in it.
+        yield Refusal(wrong, is_wrong=True, stops_plan=True)
+        return
+    for fault in (*engine_install.lock_faults(plan, catalog), *_find_wrong_files(plan)):
+        yield Refusal(fault, is_wrong=True, stops_plan=True)
+    for fault in _find_old_keys(plan):
         yield Refusal(fault, is_wrong=True)
     for fault in (
         *engine_install.unpinned_engines(plan, catalog),
@@ -53,8 +64,30 @@ def list_file_refusals(plan: Plan, catalog: Catalog) -> Iterator[Refusal]:
         *_find_missing_gateways(plan),
     ):
         yield Refusal(fault, is_wrong=False)
-    for fault, is_wrong in (*client.model_faults(plan, catalog), *gateway.find_faults(plan)):
+    for fault, is_wrong in client.model_faults(plan, catalog):
         yield Refusal(fault, is_wrong)
+    for fault, is_wrong in gateway.find_faults(plan):
+        yield Refusal(fault, is_wrong, stops_plan=is_wrong)
+
+
+def _find_wrong_files(plan: Plan) -> Iterator[FleetError]:
+    """Files that are there and wrong, whether the hosts of this plan need them or not."""
+    for read in (host_keys_file.load, zones_file.load):
+        try:
+            read(plan.directory)
+        except FleetError as fault:
+            yield from (fault, *fault.others)
+    yield from model_sources.find_wrong_files(plan)
+    yield from apt_repositories.find_wrong_keys(plan)
+    yield from parts.find_wrong_authority(plan)
+
+
+def _find_old_keys(plan: Plan) -> Iterator[FleetError]:
+    """Keys of hosts that the fleet no longer has. The fleet can be planned, and the hosts removed, with them."""
+    try:
+        host_keys_file.load(plan.directory, {host.name for host in plan.hosts})
+    except FleetError as fault:
+        yield from (fault, *fault.others)
 
 
 def find_access_faults(plan: Plan) -> Iterator[FleetError]:
@@ -63,7 +96,7 @@ def find_access_faults(plan: Plan) -> Iterator[FleetError]:
     fault = paths.file_fault(paths.absolute(plan.directory / own)) if own else None
     makes_key = not plan.access.ssh_authorised_keys and any(host.cloud != "static" for host in plan.hosts)
     if fault and not (makes_key and fault.is_missing):
-        yield plan.document.path_error(("access", "ssh_private_key_file"), fault)
+        yield plan.document.error_about(("access", "ssh_private_key_file"), fault.error())
 
 
 def _find_missing_gateways(plan: Plan) -> Iterator[FleetError]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vllm_fleet.base import paths
 from vllm_fleet.base.addresses import host_port
 from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.base.errors import FleetError
@@ -178,7 +179,7 @@ def find_model_files(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:
         return model_sources.host_model(plan, catalog, name)
     need = model_need(name, catalog, plan)
     folder = need.folder or Store(default_directory()).place(need.path)
-    if not (folder / "model.json").is_file():
+    if not paths.is_there(folder / "model.json"):
         raise plan.document.error(
             ("artifacts", "models"),
             f"has no copy of {name!r}, and the mirror of this machine lacks its revision {need.revision}",

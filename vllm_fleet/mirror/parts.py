@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_fleet.base import paths
-from vllm_fleet.base.errors import ErrorCode, InvariantError
+from vllm_fleet.base import certificates, paths
+from vllm_fleet.base.errors import ErrorCode, FleetError, InvariantError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
@@ -157,15 +157,28 @@ def registry_ca(plan: Plan) -> Path | None:
     """The CA file of the fleet's own registry; None for a registry without TLS, or without a registry.
 
     Raises:
-        FleetError: the file does not exist.
+        FleetError: the file does not exist, or has no certificate.
     """
     given = plan.spec.mirror.registry_ca_file
     if plan.spec.mirror.registry is None or given is None:
         return None
     file = plan.directory / given
-    if fault := paths.file_fault(file):
-        raise plan.document.path_error(("mirror", "registry_ca_file"), fault)
+    try:
+        certificates.read_authority(file)
+    except FleetError as fault:
+        raise plan.document.error_about(("mirror", "registry_ca_file"), fault) from None
     return file
+
+
+def find_wrong_authority(plan: Plan) -> Iterator[FleetError]:
+    """What is wrong with the CA file of the fleet's own registry, if it is there."""
+    given = plan.spec.mirror.registry_ca_file
+    if given is None or not paths.is_there(plan.directory / given):
+        return
+    try:
+        registry_ca(plan)
+    except FleetError as fault:
+        yield fault
 
 
 def _model(host: HostPlan, catalog: Catalog, plan: Plan) -> Iterable[Need]:

@@ -129,7 +129,13 @@ class Store:
             data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return Index()
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise FleetError(
+                f"cannot be read: {error.strerror}",
+                "give the folder of a mirror with --directory, or correct its permissions",
+                paths.display(file),
+            ) from None
+        except (ValueError, RecursionError) as error:
             raise FleetError(
                 f"is not the index of a mirror: {error}",
                 "remove it and run 'vllm-fleet mirror' again: files are verified again",

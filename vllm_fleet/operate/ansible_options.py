@@ -7,7 +7,6 @@ import os
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base import paths
@@ -38,7 +37,7 @@ def target_of_run(site: Site, host: SiteHost, read_option: Callable[[str], Any])
         own,
         port=int(read_option("port") or own.port),
         user=str(read_option("remote_user") or own.user),
-        key_file=Path(str(key)).expanduser() if key else own.key_file,
+        key_file=paths.expand_user(str(key)) if key else own.key_file,
         arguments=_split(own.name, *texts),
         program=str(read_option("ssh_executable") or own.program),
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet.base import paths
+from vllm_fleet.base import paths, text_files
 from vllm_fleet.base.errors import FleetError
 
 #: The variables of a host that hold it; the first that is set counts.
@@ -28,18 +28,22 @@ def find_password(variables: Mapping[str, Any], asked: str | None) -> str | None
 
 
 def read_file(file: Path) -> str:
-    """The password in a file; one that is executable is run, as Ansible does, and prints it.
+    """The password in a file or a pipe; a file that is executable is run, as Ansible does, and prints it.
 
     Raises:
         FleetError: it cannot be read, fails, or has no password.
     """
     shown, key = paths.display(file), "--become-password-file"
     try:
-        if os.access(file, os.X_OK):
+        # A folder is "executable" too. Path.is_file raises for what the user may not look at.
+        if os.path.isfile(file) and os.access(file, os.X_OK):  # noqa: PTH113
             words = [str(paths.absolute(file))]
             text = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, timeout=_SCRIPT_SECONDS).stdout
         else:
-            text = file.read_text(encoding="utf-8")
+            text = text_files.read_text(file, takes_pipe=True)
+    except FleetError as wrong:
+        wrong.key, wrong.hint = key, "give a file with the password for sudo"
+        raise
     except (OSError, UnicodeDecodeError, subprocess.SubprocessError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         raise FleetError(

@@ -203,7 +203,7 @@ def _load_run(fleet: str, run_pid: int | None) -> Mapping[str, Any]:
     empty: Mapping[str, Any] = {"hosts": {}, "skipped": {}}
     try:
         data = json.loads(_file(fleet).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return empty
     if not isinstance(data, dict) or data.get("run") != _process_identity(run_pid or os.getpid()):
         return empty

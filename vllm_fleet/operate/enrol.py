@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base import paths
-from vllm_fleet.base.addresses import parse_ip
+from vllm_fleet.base.addresses import parse_host_address, parse_ip
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.field_types import parse_user
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
 from vllm_fleet.edge import openssh, ssh, ssh_options, ssh_scan
 from vllm_fleet.edge.connection import NoAnswerError
@@ -26,13 +26,15 @@ from vllm_fleet.facts.vetoes import counted_gpus
 from vllm_fleet.fleet import plan, ssh_routes
 from vllm_fleet.operate import probing
 from vllm_fleet.operate.new_fleet import IdentifiedHost
+from vllm_fleet.schema.fleet import size_fault
 
-_SPELLING = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?:\[(?P<v6>[^\]]+)\]|(?P<name>[^\[\]:@\s]+))(?::(?P<port>\d+))?")
+#: An address and a port; parse_host_address has the grammar of the address.
+_PLACE = re.compile(r"(?P<address>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>[^:]*))?")
+#: The option of hosts with a label.
+INVENTORY_OPTION = "--from-inventory"
 #: sshd's own address on this connection is the third word.
 _SAY_ADDRESS = """printf '{"address": "%s"}' "$(echo "$SSH_CONNECTION" | cut -d' ' -f3)\""""
 _SAID_ADDRESS = re.compile(r'\{"address": "([0-9a-fA-F.:]{2,45})"\}')
-_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class NamedHost:
         name: the name or address.
         port: the port of its sshd; None: that of ssh's configuration, or 22.
         user: who logs in; None: that of ssh's configuration, or root.
+        option: what gave it.
     """
 
     name: str
@@ -51,6 +54,12 @@ class NamedHost:
     gateway: bool = False
     #: Its name in the user's own inventory; empty: the fleet numbers it.
     label: str = ""
+    option: str = "--host"
+
+    @property
+    def shown(self) -> str:
+        """The host in an error: by the name that its user knows."""
+        return self.label or self.name
 
 
 @dataclass(frozen=True)
@@ -121,10 +130,9 @@ def parse_hosts(
     typed = [("--host", text) for text in hosts] + [("--gateway", text) for text in gateways]
     for option, text in [*typed, *([("--bastion", bastion)] if bastion is not None else [])]:
         try:
-            parsed.append(parse_host(text, gateway=option == "--gateway"))
+            parsed.append(parse_host(text, gateway=option == "--gateway", option=option))
         except ValueError as fault:
-            hint = "write user@address or user@address:port, and an IPv6 address as user@[address]:port"
-            errors.append(FleetError(f"{text!r} {fault}", hint, key=option))
+            errors.append(FleetError(str(fault), key=option))
     if not typed and not imported:
         hint = "give --host root@10.0.0.5, or --from-inventory FILE"
         errors.append(FleetError("no host is given", hint, key="--host"))
@@ -132,28 +140,47 @@ def parse_hosts(
     return [*parsed[: len(typed)], *imported, *parsed[len(typed) :]]
 
 
-def parse_host(text: str, *, gateway: bool, label: str = "") -> NamedHost:
-    """Parses ``[USER@]ADDRESS[:PORT]``.
+def refuse_too_many(hosts: Sequence[NamedHost], fleet: plan.Plan | None) -> None:
+    """Refuses more hosts than a fleet can have, before one of them is asked.
+
+    Args:
+        hosts: those to add, with the bastion.
+        fleet: the fleet that they are added to; None: a new one.
+
+    Raises:
+        FleetError: they are too many.
+    """
+    kinds = [each.gateway for each in hosts if each.option != "--bastion"]
+    kinds += [each.kind == "gateway" for each in (fleet.hosts if fleet else ())]
+    if fault := size_fault(kinds.count(False), kinds.count(True)):
+        raise FleetError(f"the fleet {fault}", key="--gateway" if "gateways" in fault else "--host")
+
+
+def parse_host(text: str, *, gateway: bool, option: str = "--host", label: str = "") -> NamedHost:
+    """Parses ``[USER@]ADDRESS[:PORT]``, each part as fleet.yml takes it.
 
     Args:
         text: what was typed.
         gateway: whether it is a gateway.
+        option: what gave it.
         label: its name in the user's own inventory.
 
     Raises:
-        ValueError: it is not one; the message continues a sentence that begins with the text.
+        ValueError: it is not one; the message says what is wrong.
     """
-    match = _SPELLING.fullmatch(text)
-    if not match:
-        raise ValueError("is not an address")
-    address, port = match["v6"] or match["name"], int(match["port"]) if match["port"] else None
-    if match["v6"] or re.fullmatch(r"[\d.]+", address):
-        ipaddress.ip_address(address)
-    elif not _HOST_NAME.fullmatch(address):
-        raise ValueError("is not an address")
-    if port is not None and not 0 < port < 65536:
-        raise ValueError("has a port that does not exist")
-    return NamedHost(address, port, match["user"], gateway, label)
+    user, at, place = text.rpartition("@")
+    match = _PLACE.fullmatch(place)
+    if match is None:
+        # An IPv6 address without brackets: its end may be meant as a port.
+        raise ValueError(f"{parse_host_address(place)!r} has no brackets: write '[{place}]'")
+    address, port = parse_host_address(match["address"]), match["port"]
+    if port is not None and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
+        raise ValueError(f"{text[:200]!r} has the port {port[:20]!r}: a port is a number from 1 to 65535")
+    if at:
+        parse_user(user)
+    # ssh compares a name with its configuration as it is typed.
+    name = address if parse_ip(address) else match["address"]
+    return NamedHost(name, int(port) if port else None, user if at else None, gateway, label, option)
 
 
 def find_hosts(named: Sequence[NamedHost], config_file: Path | None) -> list[FoundHost]:
@@ -167,16 +194,22 @@ def find_hosts(named: Sequence[NamedHost], config_file: Path | None) -> list[Fou
         FleetError: the configuration cannot be read; it carries the error of each host.
     """
     if not ssh_options.have_settings(config_file):
-        return [FoundHost(host, host.name, host.port or 22, host.user or "root") for host in named]
+        return [FoundHost(host, parse_host_address(host.name), host.port or 22, host.user or "root") for host in named]
     found: list[FoundHost] = []
     errors: list[FleetError] = []
     for host, settings in zip(named, asyncio.run(_find_settings(named, config_file)), strict=True):
         if isinstance(settings, NoAnswerError):
             hint = "correct ssh's configuration, or give another one with --ssh-config"
             errors.append(FleetError(str(settings), hint, host=host.name))
-        else:
-            alias = host.name if settings.needs_name else ""
-            found.append(FoundHost(host, settings.address, settings.port, settings.user, settings.proxy, alias))
+            continue
+        alias = host.name if settings.needs_name else ""
+        try:
+            address = parse_host_address(settings.address)
+            parse_user(settings.user)
+        except ValueError as fault:
+            errors.append(FleetError(str(fault), "correct HostName or User in ssh's configuration", host=host.name))
+            continue
+        found.append(FoundHost(host, address, settings.port, settings.user, settings.proxy, alias))
     raise_all(errors)
     return found
 
@@ -195,26 +228,33 @@ async def _find_settings(
     return await asyncio.gather(*map(find, named))
 
 
-def refuse_duplicates(hosts: Sequence[FoundHost], known: Mapping[Address, str]) -> None:
+def refuse_duplicates(hosts: Sequence[FoundHost], fleet: plan.Plan | None, inventory: str | None = None) -> None:
     """Refuses hosts that are given twice or are in the fleet already.
 
     Args:
         hosts: the hosts.
-        known: address -> name of the hosts that are already in the fleet.
+        fleet: the fleet that they are added to; None: a new one.
+        inventory: the file of the hosts with a label, as the user typed it.
 
     Raises:
         FleetError: it carries all of them.
     """
+    statics = [(each.static, each.name) for each in (fleet.hosts if fleet else ()) if each.static]
+    known = {(static.address, static.port): name for static, name in statics}
     errors: list[FleetError] = []
-    seen: set[Address] = set()
+    seen: dict[Address, FoundHost] = {}
     for host in hosts:
-        option = "--gateway" if host.named.gateway else "--host"
-        if host.at in seen:
-            errors.append(FleetError(f"{host.address} is given twice", "leave one out", key=option))
+        file, key = inventory if host.named.label else None, host.named.option
+        at = host.address if host.port == 22 else f"{host.address} port {host.port}"
+        other = seen.setdefault(host.at, host)
+        if other is not host:
+            names = list(dict.fromkeys((other.named.shown, host.named.shown)))
+            text = f"{' and '.join(names)} are both {at}" if len(names) > 1 else f"{at} is given twice"
+            errors.append(FleetError(text, "leave one out", file, key=key))
         elif host.at in known:
-            text = f"{host.address} is already in the fleet, as {known[host.at]}"
-            errors.append(FleetError(text, "leave it out", key=option))
-        seen.add(host.at)
+            name = f"{host.named.label} ({at})" if host.named.label else at
+            text = f"{name} is already in the fleet, as {known[host.at]}"
+            errors.append(FleetError(text, "leave it out", file, key=key))
     raise_all(errors)
 
 
@@ -387,8 +427,8 @@ def login_of(fleet: plan.Plan) -> Login:
     for own in (access.ssh_private_key_file, access.ssh_config_file):
         files.append(paths.absolute(fleet.directory / own) if own else None)
     key_file, config_file = files
-    if key_file and (fault := paths.file_fault(key_file, "private key")):
-        raise fleet.document.path_error(("access", "ssh_private_key_file"), fault)
+    if key_file and (fault := paths.file_fault(key_file)):
+        raise fleet.document.error_about(("access", "ssh_private_key_file"), fault.error())
     if access.bastion is None:
         return Login(key_file, config_file)
     hop = ssh_routes.bastion_hop(access.bastion, access, fleet.document.file)

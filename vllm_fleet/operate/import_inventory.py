@@ -15,6 +15,7 @@ from vllm_fleet.edge import ansible_inventory
 from vllm_fleet.edge.ssh_options import HARMLESS, HARMLESS_FLAGS
 from vllm_fleet.operate import enrol
 from vllm_fleet.operate.enrol import NamedHost
+from vllm_fleet.schema.fleet import size_fault
 
 #: What is read of a host -> Ansible's variables for it; the first that is set counts.
 _VARIABLES = {
@@ -70,8 +71,11 @@ def import_inventory(file: Path, group: str, gateway_group: str | None) -> Impor
     """
     shown = paths.display(file)
     data = ansible_inventory.read_inventory(file)
-    gateways = list(_members(data, gateway_group, "--gateway-group", shown)) if gateway_group else []
-    names = [name for name in _members(data, group, "--group", shown) if name not in gateways]
+    gateways = list(_members(data, gateway_group, "--gateway-group", shown)) if gateway_group is not None else []
+    outside = set(gateways)
+    names = [name for name in _members(data, group, "--group", shown) if name not in outside]
+    if too_many := size_fault(len(set(names)), len(set(gateways))):
+        raise FleetError(f"the group {too_many}", "give another group", shown, key=enrol.INVENTORY_OPTION)
     if not names and not gateways:
         raise FleetError(f"the group {group!r} has no host", "give another group", shown, key="--group")
     variables = data.get("_meta", {}).get("hostvars", {})
@@ -81,7 +85,7 @@ def import_inventory(file: Path, group: str, gateway_group: str | None) -> Impor
     for name in dict.fromkeys([*names, *gateways]):
         try:
             way = _read_way(name, variables.get(name, {}), shown)
-            hosts.append(_read_host(name, variables.get(name, {}), way, is_gateway=name in gateways))
+            hosts.append(_read_host(name, variables.get(name, {}), way, is_gateway=name in outside))
             ways[name] = way
         except FleetError as fault:
             fault.file, fault.host = shown, name
@@ -94,7 +98,7 @@ def import_inventory(file: Path, group: str, gateway_group: str | None) -> Impor
             fault.file = shown
             errors.append(fault)
     raise_all(errors)
-    key, config = (Path(value).expanduser() if value else None for value in (common["key"], common["config"]))
+    key, config = (paths.expand_user(value) if value else None for value in (common["key"], common["config"]))
     return Imported(tuple(hosts), common["bastion"], key, config)
 
 
@@ -176,10 +180,10 @@ def _read_host(name: str, variables: Mapping[str, Any], way: _Way, *, is_gateway
     user, port = way.settings.get("user"), way.settings.get("port")
     text = f"{f'{user}@' if user else ''}{f'[{at}]' if ':' in at else at}{f':{port}' if port else ''}"
     try:
-        return enrol.parse_host(text, gateway=is_gateway, label=name)
+        return enrol.parse_host(text, gateway=is_gateway, option=enrol.INVENTORY_OPTION, label=name)
     except ValueError as fault:
         hint = "correct ansible_host, ansible_port or ansible_user"
-        raise FleetError(f"{text[:200]!r} {fault}", hint, key="ansible_host" if address else None) from None
+        raise FleetError(str(fault), hint, key="ansible_host" if address else None) from None
 
 
 def _common(ways: Mapping[str, _Way], what: str, option: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 from vllm_fleet.base import paths
@@ -10,6 +9,7 @@ from vllm_fleet.base.digests import file_sha256
 from vllm_fleet.base.errors import InvariantError
 from vllm_fleet.edge import apt, download, hub, package_index, registry
 from vllm_fleet.edge.download import Fetched, Progress
+from vllm_fleet.host.model_files import model_files
 from vllm_fleet.mirror.apt_packages import Debs
 from vllm_fleet.mirror.parts import Encoding, Image, Model, Need, Wheels
 from vllm_fleet.mirror.store import Artifact, Store
@@ -47,10 +47,9 @@ def _folder_files(need: Model) -> list[Artifact]:
     folder = need.folder
     if folder is None:
         raise InvariantError(f"{need.name} has no folder")
-    data = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     return [
-        Artifact(f"{need.path}/{name}", entry["sha256"], (folder / name).stat().st_size, str(folder / name))
-        for name, entry in data["files"].items()
+        Artifact(f"{need.path}/{name}", sha256, (folder / name).stat().st_size, str(folder / name))
+        for name, sha256 in model_files(folder).sha256.items()
     ]
 
 

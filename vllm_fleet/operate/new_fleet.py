@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base import yaml_document
+from vllm_fleet.base.errors import FleetError, raise_all
 from vllm_fleet.base.field_types import Name
 from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
@@ -23,6 +25,9 @@ from vllm_fleet.schema.model_source import ModelSource
 MODELS = ("openai/gpt-oss-120b", "openai/gpt-oss-20b")
 #: What a new pool's model comes from: the hosts download it, so that nothing has to be done before site.yml.
 DEFAULT_SOURCE = {"hub": "hosts"}
+#: A line ``---`` with what is above it, but for directives, and a line ``...`` with what is below it.
+_HEAD = re.compile(r"(?:[ \t]*(?:#.*)?\n)*---[ \t]*(?:#.*)?\n")
+_TAIL = re.compile(r"^\.\.\.(?:[ \t].*)?(?:\n|\Z)[\s\S]*", re.MULTILINE)
 _HEADER = """\
 # Existing hosts, found by 'vllm-fleet init'. Other keys: docs/fleets.md and inventories/example-aws/fleet.yml.
 #   vllm-fleet check --fleet {name}
@@ -96,18 +101,22 @@ def fleet_text(
     Raises:
         FleetError: a class can serve no model, or not the given one.
     """
-    yaml, data = _load(_HEADER.format(name=name))
+    text = _load(_HEADER.format(name=name))
+    data = text.data
     if access:
         data["access"] = CommentedMap(access)
     if wishes.encodings:
         data["artifacts"]["encodings"] = wishes.encodings
     if wishes.mirror:
         data["mirror"] = CommentedMap(wishes.mirror)
-    return _dump(yaml, _add_hosts(data, hosts, catalog, wishes))
+    _add_hosts(data, hosts, catalog, wishes)
+    return text.dump()
 
 
 def add_hosts(old: str, hosts: Sequence[IdentifiedHost], catalog: Catalog, wishes: Wishes) -> str:
-    """The text of a ``fleet.yml`` with more hosts. Everything else stays, the comments too.
+    """The text of a ``fleet.yml`` with more hosts. Everything else stays, comments and anchors too.
+
+    Only blanks take one form: between a key and its value, at the ends of lines, and before the items of lists.
 
     Args:
         old: the present text.
@@ -118,8 +127,9 @@ def add_hosts(old: str, hosts: Sequence[IdentifiedHost], catalog: Catalog, wishe
     Raises:
         FleetError: as :func:`fleet_text`.
     """
-    yaml, data = _load(old)
-    return _dump(yaml, _add_hosts(data, hosts, catalog, wishes))
+    text = _load(old)
+    _add_hosts(text.data, hosts, catalog, wishes)
+    return text.dump()
 
 
 def set_model_source(old: str, model: str, source: Mapping[str, Any]) -> str:
@@ -134,11 +144,11 @@ def set_model_source(old: str, model: str, source: Mapping[str, Any]) -> str:
         FleetError: it is not a source.
     """
     check_model_source(model, source)
-    yaml, data = _load(old)
-    models = data.setdefault("artifacts", CommentedMap()).setdefault("models", CommentedMap())
+    text = _load(old)
+    models = text.data.setdefault("artifacts", CommentedMap()).setdefault("models", CommentedMap())
     models.fa.set_block_style()
     models[model] = _flow(source)
-    return _dump(yaml, data)
+    return text.dump()
 
 
 def check_model_source(model: str, source: Mapping[str, Any]) -> None:
@@ -148,10 +158,15 @@ def check_model_source(model: str, source: Mapping[str, Any]) -> None:
         FleetError: it is not a source.
     """
     try:
-        ModelSource.model_validate(dict(source))
-    except ValidationError as invalid:
-        message = str(invalid.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise FleetError(f"not a source of {model}: {message}", "docs/models.md has an example of each") from None
+        yaml_document.parse(yaml_document.Document("", dict(source)), ModelSource)
+    except FleetError as fault:
+        hint = "docs/models.md has an example of each"
+        raise_all(
+            [
+                FleetError(f"not a source of {model}: {f'{each.key}: ' if each.key else ''}{each.message}", hint)
+                for each in (fault, *fault.others)
+            ]
+        )
 
 
 def fitting_models(catalog: Catalog, sized: SizedClass) -> tuple[str, ...]:
@@ -201,21 +216,52 @@ def static_addresses(spec: Any) -> dict[tuple[str, int], str]:
     }
 
 
-def _load(text: str) -> tuple[YAML, CommentedMap]:
+@dataclass(frozen=True)
+class _Text:
+    """A ``fleet.yml`` that is changed.
+
+    Attributes:
+        yaml: reads and writes it.
+        data: its values, with their comments.
+        head: the lines up to the line ``---``, which no reader of YAML gives back; empty without one.
+        tail: the lines from the line ``...`` on.
+    """
+
+    yaml: YAML
+    data: CommentedMap
+    head: str
+    tail: str
+
+    def dump(self) -> str:
+        """The text with the changes."""
+        out = io.StringIO()
+        self.yaml.dump(self.data, out)
+        return f"{self.head}{out.getvalue()}{self.tail}"
+
+
+def _load(text: str) -> _Text:
+    head, tail = _HEAD.match(text), _TAIL.search(text)
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
-    data: CommentedMap = yaml.load(text)
-    return yaml, data
+    data: CommentedMap = yaml.load(text[head.end() if head else 0 : tail.start() if tail else None])
+    _keep_anchors(data)
+    return _Text(yaml, data, head[0] if head else "", tail[0] if tail else "")
 
 
-def _dump(yaml: YAML, data: CommentedMap) -> str:
-    out = io.StringIO()
-    yaml.dump(data, out)
-    return out.getvalue()
+def _keep_anchors(node: Any) -> None:
+    """Lets anchors be written that no alias names."""
+    if not isinstance(node, CommentedMap | CommentedSeq):
+        return
+    if node.anchor.value:
+        node.anchor.always_dump = True
+    for value in node.values() if isinstance(node, CommentedMap) else node:
+        _keep_anchors(value)
+    for value in node.merge if isinstance(node, CommentedMap) else ():
+        _keep_anchors(value)
 
 
-def _add_hosts(data: CommentedMap, hosts: Sequence[IdentifiedHost], catalog: Catalog, wishes: Wishes) -> CommentedMap:
+def _add_hosts(data: CommentedMap, hosts: Sequence[IdentifiedHost], catalog: Catalog, wishes: Wishes) -> None:
     taken = set(static_addresses(data).values())
     data["pools"].fa.set_block_style()
     for host in hosts:
@@ -234,7 +280,6 @@ def _add_hosts(data: CommentedMap, hosts: Sequence[IdentifiedHost], catalog: Cat
         static[name] = _host_entry(host)
         if host.says:
             static.yaml_set_comment_before_after_key(name, before=clean_text(host.says), indent=6 if host.sized else 4)
-    return data
 
 
 def _pool_name(data: CommentedMap, sized: SizedClass, catalog: Catalog, wishes: Wishes) -> str:

@@ -49,7 +49,7 @@ class Store:
         """The record of a key; None if it is missing or unreadable."""
         try:
             return Record(**json.loads(self._record_file(key).read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):
+        except (FileNotFoundError, ValueError, TypeError, RecursionError):
             return None
 
     def verify_archive(self, record: Record) -> bool:

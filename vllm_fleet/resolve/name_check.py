@@ -22,6 +22,17 @@ _PLACES_OF_SECRETS = {
 }
 #: Flags with which a model's repository could run code.
 UNSAFE_FLAGS = frozenset({"trust-remote-code"})
+#: Flags of which 0 would mean that nothing runs; the releases refuse it when they start.
+COUNTS = frozenset(
+    {
+        "block-size",
+        "max-long-partial-prefills",
+        "max-num-batched-tokens",
+        "max-num-partial-prefills",
+        "max-num-seqs",
+        "stream-interval",
+    }
+)
 _PASSES = "compilation-config.pass_config"
 
 
@@ -95,6 +106,8 @@ def _value_fault(names: EngineNames, engine: Engine, name: str, value: Any) -> t
         return f"{name!r} is {value!r}, not a number", "write a number without quotes"
     if flag["type"] == "int" and isinstance(value, float):
         return f"{name} is {value!r}, not a whole number", "write it without a decimal point"
+    if name in COUNTS and isinstance(value, int) and value < 1:
+        return f"{name!r} is {value!r}: vLLM serves nothing then", "write 1 or more"
     choices = names.tool_call_parsers if name == "tool-call-parser" else flag.get("choices")
     if choices and flag["type"] != "list" and value not in choices:
         known = ", ".join(map(str, sorted(choices, key=str)))

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vllm_fleet.base.field_types import WHOLE, Day, SshPublicKey
 from vllm_fleet.schema.recipe import Cloud, Line, Name, PrivateNetwork, Strict
@@ -16,6 +16,27 @@ CapacityKind = Literal["on-demand", "spot", "reservation", "capacity-block", "fl
 #: What an image must bring: a vendor's driver for a processor architecture, or nothing (``plain``, for gateways).
 ImageKind = Literal["nvidia-x86_64", "nvidia-aarch64", "amd-x86_64", "plain-x86_64"]
 Zone = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]*$")]
+
+
+#: Azure's ids have groups, whose names may have parentheses.
+_CLOUD_ID = re.compile(r"[A-Za-z0-9/][A-Za-z0-9/:._()@=+-]*")
+
+
+def _cloud_id(value: str) -> str:
+    if not _CLOUD_ID.fullmatch(value):
+        raise ValueError(f"{value[:80]!r} is not an id: copy it as the cloud shows it, without blanks and ';'")
+    return value
+
+
+def _region_like(value: str, pattern: str, example: str) -> str:
+    """A region of a cloud, as far as its form tells."""
+    if not re.fullmatch(pattern, value):
+        raise ValueError(f"{value[:80]!r} is not a region of this cloud: write it such as {example}")
+    return value
+
+
+#: What a cloud calls a thing: an image, a reservation.
+CloudId = Annotated[Line, AfterValidator(_cloud_id)]
 
 
 class Shape(Strict):
@@ -54,7 +75,7 @@ class CloudTable(Strict):
 class Purchase(Strict):
     """An order for capacity, which costs money when the stack is created. Nothing is bought without it."""
 
-    offering_id: Line = Field(min_length=3, description="The offering, as the cloud's search names it.")
+    offering_id: CloudId = Field(min_length=3, description="The offering, as the cloud's search names it.")
     duration_hours: Annotated[int, Field(gt=0, le=4368, multiple_of=24), WHOLE] = Field(
         description="Length of the block in hours: whole days."
     )
@@ -69,7 +90,7 @@ class Capacity(Strict):
     """How a pool's hosts are rented."""
 
     kind: CapacityKind = Field(default="on-demand", description="The way to rent hosts.")
-    id: Line | None = Field(default=None, description="The reservation or capacity block.")
+    id: CloudId | None = Field(default=None, description="The reservation or capacity block.")
     purchase: Purchase | None = Field(default=None, description="Buys the capacity block. Costs money.")
 
     @model_validator(mode="after")
@@ -110,7 +131,7 @@ class Placement(Strict):
         default=0,
         description="Size in GiB of a separate disk for model weights. 0: the host's own NVMe, or the root disk.",
     )
-    image: Line | None = Field(
+    image: CloudId | None = Field(
         default=None,
         description="'latest' moves hosts to the newest image, an image's id pins it. "
         "Default: the image that was newest when the host was made.",
@@ -165,6 +186,11 @@ class AwsPlacement(_Zoned):
         description="An EFA interface on each network card, for traffic between hosts. Serving needs none.",
     )
 
+    @field_validator("region")
+    @classmethod
+    def _region(cls, value: str) -> str:
+        return _region_like(value, r"[a-z]{2,4}(-[a-z]+){1,3}-[0-9]{1,2}", "us-east-1")
+
     @model_validator(mode="after")
     def _zones_of_the_region(self) -> AwsPlacement:
         for zone in self.all_zones:
@@ -192,6 +218,11 @@ class GcpPlacement(_Zoned):
     def place(self) -> tuple[str, ...]:
         """A network belongs to one project."""
         return (self.project, self.region)
+
+    @field_validator("region")
+    @classmethod
+    def _region(cls, value: str) -> str:
+        return _region_like(value, r"[a-z]+-[a-z]+[0-9]{1,2}", "us-central1")
 
     @model_validator(mode="after")
     def _zones_of_the_region(self) -> GcpPlacement:

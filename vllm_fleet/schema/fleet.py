@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vllm_fleet.base.addresses import HostAddress
-from vllm_fleet.base.field_types import MOST_HOSTS, GatewayCount, HostCount, OwnerName, SecretDigest, SshPublicKey, User
+from vllm_fleet.base.field_types import (
+    MOST_GATEWAYS,
+    MOST_HOSTS,
+    GatewayCount,
+    HostCount,
+    OwnerName,
+    SecretDigest,
+    SshPublicKey,
+    User,
+)
 from vllm_fleet.schema.cloud import Prices
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror
 from vllm_fleet.schema.mirror import Mirror
@@ -41,9 +50,18 @@ class Overrides(Strict):
     why: str = Field(min_length=10, description="Why the recipe's values do not fit here.")
 
 
+def size_fault(hosts: int, gateways: int) -> str | None:
+    """Why a fleet cannot have so many serving hosts and gateways; None: it can."""
+    if hosts > MOST_HOSTS:
+        return f"has {hosts} hosts: docs/performance.md measures {MOST_HOSTS}; split it into several fleets"
+    if gateways > MOST_GATEWAYS:
+        return f"has {gateways} gateways, and a fleet has at most {MOST_GATEWAYS}: each host's firewall names them"
+    return None
+
+
 #: No option of ``ssh``, no word of a shell.
 _SSH_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:%-]*$"
-_SSH_USER = r"^[A-Za-z_][A-Za-z0-9_.@\\-]*\$?$"
+_SSH_USER = r"^[A-Za-z0-9_][A-Za-z0-9_.@\\-]*\$?$"
 
 
 class StaticHost(Strict):
@@ -276,10 +294,8 @@ class Fleet(Strict):
     @model_validator(mode="after")
     def _is_measured(self) -> Fleet:
         hosts = sum(len(pool.static) or pool.hosts or 0 for pool in self.pools.values())
-        if hosts > MOST_HOSTS:
-            raise ValueError(
-                f"has {hosts} hosts: docs/performance.md measures {MOST_HOSTS}; split it into several fleets"
-            )
+        if fault := size_fault(hosts, len(self.gateway.static) or self.gateway.hosts or 0):
+            raise ValueError(fault)
         return self
 
 
@@ -289,7 +305,7 @@ class ApiKeys(Strict):
     No error of a validator may repeat a value or a key.
     """
 
-    keys: dict[OwnerName, SecretDigest]
+    keys: dict[OwnerName, SecretDigest] = Field(min_length=1)
 
 
 class StackHost(Strict):
@@ -310,3 +326,13 @@ class Stack(Strict):
     version: Literal[1]
     fleet: Name
     hosts: dict[Name, StackHost]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_a_fleet(cls, data: Any) -> Any:
+        """Before the hosts are read: a file of any size is refused at once."""
+        hosts = data.get("hosts") if isinstance(data, dict) else None
+        most = MOST_HOSTS + MOST_GATEWAYS
+        if isinstance(hosts, dict) and len(hosts) > most:
+            raise ValueError(f"has {len(hosts)} hosts, and a fleet has at most {most}")
+        return data

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from vllm_fleet.base.addresses import parse_host_address
 from vllm_fleet.schema.recipe import Strict
 
-_URL = re.compile(r"http://(?P<host>\[[^\]]+\]|[^:/@\[\]]+):(?P<port>\d{1,5})/?")
+_URL = re.compile(r"http://(?P<host>\[[^\]]+\]|[^:/@\[\]]+):(?P<port>[0-9]{1,5})/?")
 _DOMAIN = re.compile(r"\.?[A-Za-z0-9]([A-Za-z0-9.:/-]*[A-Za-z0-9:])?")
 
 
