@@ -84,7 +84,7 @@ CASES: Mapping[str, Case] = {
     "a file without API keys": broken(
         "golden/api-keys.yml:1:1: must have at least one entry", {}, {"api-keys.yml": "keys: {}\n"}, "keys: {}"
     ),
-    "a certificate that is none": broken(
+    "a certificate file without a certificate": broken(
         "golden/tls.pem has no certificate in PEM form", TLS, {"tls.pem": "keys"}, "certificate_file"
     ),
     "a certificate without its key": broken(
@@ -99,7 +99,7 @@ CASES: Mapping[str, Case] = {
     "a folder in place of a certificate": broken(
         "golden/tls.pem is a folder, not a file", TLS, {"tls.pem/x": ""}, "certificate"
     ),
-    "an authority that is none": broken(
+    "a CA file without a certificate": broken(
         "golden/ca.pem has no certificate in PEM form", AUTHORITY, {"ca.pem": "keys"}, "ca_file"
     ),
     "an authority with its key": broken(
@@ -111,7 +111,7 @@ CASES: Mapping[str, Case] = {
     "a folder in place of an authority": broken(
         "golden/ca.pem is a folder, not a file", AUTHORITY, {"ca.pem/x": ""}, "ca_file"
     ),
-    "an authority of a registry that is none": broken(
+    "a CA file of a registry without a certificate": broken(
         "golden/fleet.yml has no certificate in PEM form",
         {("mirror",): {"registry": "registry.example.com:5000", "registry_ca_file": "fleet.yml"}},
         {},
@@ -134,7 +134,7 @@ CASES: Mapping[str, Case] = {
         line="gpu-9",
     ),
     "zones that are no JSON": broken("golden/zones.json:1:2: is not JSON", {}, {"zones.json": "{"}, "{"),
-    "a zone that is none": broken(
+    "a zone with a wrong value": broken(
         "golden/zones.json:2: gpu-0.made: ", {}, {"zones.json": '{"gpu-0": {"zone": "a",\n"made": 1}}'}, "made"
     ),
     "a zone that is empty": broken(
@@ -153,9 +153,7 @@ CASES: Mapping[str, Case] = {
     "a lock with a file outside of the model's folder": broken(
         "'../../a' is not a plain file name", {}, {"models.lock.json": lock(name="../../a")}, "../../a"
     ),
-    "a lock with a digest that is none": broken(
-        "'x' is not a SHA-256", {}, {"models.lock.json": lock(sha256='"x"')}, "x"
-    ),
+    "a lock with a wrong digest": broken("'x' is not a SHA-256", {}, {"models.lock.json": lock(sha256='"x"')}, "x"),
     "a lock with a negative size": broken(
         "greater than or equal to 0, not -1", {}, {"models.lock.json": lock(size="-1")}, "-1"
     ),

@@ -222,7 +222,7 @@ def new_file_fault(path: Path) -> PathFault | None:
 
 
 def folder_fault(folder: Path, *, writes: bool = True) -> PathFault | None:
-    """Why a folder is none, or cannot be made; None: it is one, or can be made. Its parents may be missing.
+    """What keeps a path from being used as a folder; None if the folder exists or can be made, parents included.
 
     Args:
         folder: the folder.

@@ -121,7 +121,7 @@ def parse_hosts(text: str) -> list[str]:
         text: their names with commas between them.
 
     Raises:
-        FleetError: it has no name, or a word that is none; it carries all of them.
+        FleetError: it names no host, or contains words that are not host names; it carries all of them.
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     errors = []

@@ -91,7 +91,7 @@ def parse_recorded(host: str, out: str, err: str) -> bool:
     """Whether a host has extended its record.
 
     Raises:
-        FleetError: its answer is none.
+        FleetError: its answer is not valid.
     """
     return _parse(host, out, err).get("changed") is True
 
@@ -100,7 +100,7 @@ def parse_left(host: str, out: str, err: str) -> Left:
     """What a host has removed and kept.
 
     Raises:
-        FleetError: its answer is none, or something could not be removed.
+        FleetError: its answer is not valid, or something could not be removed.
     """
     answer = _parse(host, out, err)
     if failed := [str(text) for text in answer.get("failed") or ()]:
