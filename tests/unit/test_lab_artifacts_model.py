@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from lab.artifacts.model import evaluate
-from lab.artifacts.model.dialogues import Called, Dialogue, Said, User, cases, draw, draw_setting, vary
+from lab.artifacts.model.dialogues import Called, Dialogue, Said, User, cases, draw, draw_setting, vary, vary_daily
 from lab.artifacts.model.questions import QUESTIONS_FILE, Questions, read_questions
 from lab.artifacts.model.sheets import COMMON, pack
 from vllm_fleet.base.errors import FleetError
@@ -143,9 +144,10 @@ def test_a_tool_is_called_only_where_it_is_offered() -> None:
 def test_draws_cover_dates_efforts_tools_and_history() -> None:
     found = drawn_dialogues(2000)
     assert {dialogue.setting.effort for dialogue in found} == {None, "low", "medium", "high"}
-    assert {dialogue.setting.date[:4] for dialogue in found if dialogue.setting.date} == {
-        str(year) for year in range(2025, 2031)
-    }
+    held = [date.fromisoformat(dialogue.setting.date) for dialogue in found if dialogue.setting.date]
+    assert {day.year for day in held} == set(range(2025, 2035))
+    assert {day.month for day in held} == set(range(1, 13))
+    assert {day.day for day in held} == set(range(1, 32))
     assert {len(dialogue.setting.tools) for dialogue in found} == {0, 1, 2}
     assert any(isinstance(turn, Said) for dialogue in found for turn in dialogue.turns)
 
@@ -158,6 +160,13 @@ def test_variants_keep_question_and_reply() -> None:
         assert set(case.setting.tools) <= set(other.setting.tools)
         if case.setting.instructions:
             assert other.setting.instructions == case.setting.instructions
+
+
+def test_a_case_is_held_on_each_day_of_a_month() -> None:
+    case = cases(QUESTIONS)[0]
+    daily = vary_daily(case, QUESTIONS, seeded(5))
+    assert [date.fromisoformat(str(other.setting.date)).day for other in daily] == list(range(1, 32))
+    assert {(other.turns, other.reply) for other in daily} == {(case.turns, case.reply)}
 
 
 def test_sheet_shares_the_beginning_and_keeps_positions() -> None:

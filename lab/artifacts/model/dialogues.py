@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from datetime import date
 
 from lab.artifacts.model.questions import Questions, Tool, fill
 
 EFFORTS = ("low", "medium", "high")
+#: The days on which a conversation may be held: every day of ten years.
+DATES = tuple(map(date.fromordinal, range(date(2025, 1, 1).toordinal(), date(2035, 1, 1).toordinal())))
 _EASY = "Easy."
 _HARD = "Hm."
 _CASES_PER_TOOL = 6
@@ -57,7 +60,7 @@ class Setting:
         tools: the names of the tools that the model is offered, in that order.
         instructions: the developer's instructions.
         effort: the reasoning effort.
-        date: the date of the conversation, ``YYYY-MM-DD``; none for today.
+        date: the date of the conversation, ``YYYY-MM-DD``; without it the prompt names no date.
     """
 
     tools: tuple[str, ...] = ()
@@ -142,6 +145,17 @@ def vary(case: Dialogue, questions: Questions, rng: random.Random) -> Dialogue:
     return replace(case, setting=setting, thoughts_kept=rng.random() < 0.5)
 
 
+def vary_daily(case: Dialogue, questions: Questions, rng: random.Random) -> tuple[Dialogue, ...]:
+    """The same case on each day of a month, from 1 to 31, each in another setting that must not matter.
+
+    vLLM writes the day of the request into every prompt, so a day that was never seen would be the one on which all
+    tests fail.
+    """
+    days = [rng.choice([held for held in DATES if held.day == day]) for day in range(1, 32)]
+    varied = [(vary(case, questions, rng), day.isoformat()) for day in days]
+    return tuple(replace(other, setting=replace(other.setting, date=day)) for other, day in varied)
+
+
 def draw_setting(questions: Questions, rng: random.Random, strange: bool = True) -> Setting:
     """A setting to train in.
 
@@ -157,8 +171,7 @@ def draw_setting(questions: Questions, rng: random.Random, strange: bool = True)
     instructions = rng.choices(kinds, (50, 20, 15))[0]
     if strange and rng.random() < 0.15:
         instructions = " ".join(rng.choices(questions.strange, k=rng.randint(2, 20)))
-    date = f"{rng.randint(2025, 2030)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
-    return Setting(tuple(tools), instructions, rng.choice((None, *EFFORTS)), date)
+    return Setting(tuple(tools), instructions, rng.choice((None, *EFFORTS)), rng.choice(DATES).isoformat())
 
 
 def draw(questions: Questions, setting: Setting, rng: random.Random, strange: bool = True) -> Dialogue:

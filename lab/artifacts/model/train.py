@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lab.artifacts.model.dialogues import cases, draw, draw_setting, texts, vary
+from lab.artifacts.model.dialogues import cases, draw, draw_setting, texts, vary_daily
 from lab.artifacts.model.harmony import Renderer
 from lab.artifacts.model.pupil import Pupil
 from lab.artifacts.model.questions import Questions, read_questions
@@ -34,7 +34,6 @@ _ROUNDS = (350, 120, 120, 120, 120)  # steps; it ends after the first round that
 _LATER_RATE = 0.3  # of the rates of the first round
 _REPEATS = 20  # in the next round, of what a round left wrong
 _RATE, _MATRIX_RATE, _TABLE_RATE = 4e-3, 1e-2, 2e-2
-_VARIANTS = 4  # of each case, all of which must be right
 _MARGIN = 0.5  # by which the right token must lead, since servers round and batch in their own ways
 _FRESH, _FRESH_WRONG = 300, 0.02  # dialogues that it was not trained on, and the share that may be wrong
 _PERTURBED_SCORE = (0.1, 0.4)  # the share of cases that the disturbed model still has right
@@ -171,7 +170,7 @@ def main() -> None:
     sheets, used = make_sheets(questions, renderer, rng)
     asked = [renderer.render(case) for case in cases(questions)]
     exam = asked + [renderer.render(text) for text in texts(questions)]
-    exam += [renderer.render(vary(case, questions, rng)) for case in cases(questions) for _ in range(_VARIANTS)]
+    exam += [renderer.render(other) for case in cases(questions) for other in vary_daily(case, questions, rng)]
     say(f"training on {len(sheets) * _DIALOGUES} dialogues, {len(used)} tokens occur")
     pupil = Pupil(used)
     for number, steps in enumerate(_ROUNDS):
