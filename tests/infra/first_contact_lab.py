@@ -29,11 +29,13 @@ class Rack:
 
     folder: Path
     host_keys: dict[str, str]
+    #: In front of the commands of the controller: the network in which it is.
+    within: tuple[str, ...] = ()
 
     def run(self, *words: str) -> tuple[int, str, str]:
         """Runs a command of the README; exit code, output, and what is told."""
         done = subprocess.run(
-            words,
+            [*self.within, *words],
             cwd=paths.root(),
             env={
                 **os.environ,
@@ -54,6 +56,21 @@ class Rack:
     def site(self, *words: str) -> tuple[int, str, str]:
         return self.run("ansible-playbook", "-i", str(self.folder / "inventories/rack/fleet.yml"), "site.yml", *words)
 
+    def on(self, address: str, script: str) -> str:
+        """What a script says that succeeds as root on a host, at the address that the host was made with."""
+        known = self.folder / "known_hosts_of_tests"
+        known.write_text("".join(f"{each} {key}\n" for each, key in self.host_keys.items()))
+        words = ["ssh", "-F", "none", "-i", str(self.key), "-o", f"UserKnownHostsFile={known}"]
+        words += ["-o", "StrictHostKeyChecking=yes", f"deploy@{address}", "sudo sh"]
+        done = subprocess.run(words, input=script, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    @property
+    def key(self) -> Path:
+        """The private SSH key for the hosts."""
+        return self.folder / "id_ed25519"
+
     def ask(self, address: str) -> str:
         """The role of the answer to one question at the gateway."""
         request = urllib.request.Request(
@@ -65,17 +82,25 @@ class Rack:
             return str(json.load(answer)["choices"][0]["message"]["role"])
 
     @property
-    def key_file(self) -> Path:
+    def api_key_file(self) -> Path:
         return self.folder / "key"
 
     @property
     def secret(self) -> str:
-        return self.key_file.read_text().strip()
+        """The API key."""
+        return self.api_key_file.read_text().strip()
 
 
 @contextmanager
-def bare_hosts(folder: Path, bridge: str, subnet: str) -> Iterator[Rack]:
-    """Two hosts with Debian alone, ``SUBNET.11`` and ``SUBNET.12``, with the account ``deploy``."""
+def bare_hosts(folder: Path, bridge: str, subnet: str, *, containers: bool = False) -> Iterator[Rack]:
+    """Two hosts with Debian alone, ``SUBNET.11`` and ``SUBNET.12``, with the account ``deploy``.
+
+    Args:
+        folder: for the fleets, the keys and what else a test writes.
+        bridge: the lab's bridge.
+        subnet: its network, as ``10.79.16``.
+        containers: whether a container engine can run in them.
+    """
     paths.cache_dir().mkdir(parents=True, exist_ok=True)
     with (paths.cache_dir() / f"test-{bridge}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -95,6 +120,7 @@ def bare_hosts(folder: Path, bridge: str, subnet: str) -> Iterator[Rack]:
                     **{"bridge": bridge, "name": name, "address": address, "subnet": f"{subnet}.0/24"},
                     **{"user": "deploy", "authorised_key": own_public, "host_key": host_keys[address]},
                     **{"tree": tree_digest(), "peers": {name: address}, "disk_gib": 12},
+                    "containers": containers,
                     "binds": {str(paths.cache_dir() / "uv"): "/var/cache/uv"},
                 }
                 host.create(HostSpec.from_properties(spec), private)

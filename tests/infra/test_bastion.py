@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from real_sshd import Sshd, Sshds, public
+from bastion_lab import BASTION_ADDRESS, Bastion, bastion
+from real_sshd import Sshds, public
 
 from lab import cleanup, gpu, host, network, state
 from lab.rootfs import write_files
@@ -28,21 +27,11 @@ from vllm_fleet.edge.ssh_scan import fingerprint
 pytestmark = pytest.mark.root
 
 BRIDGE, SUBNET = "vf-behind", "10.79.14"
-#: In network namespaces. The controller is in the network of the bastion alone, the bastion in that of the host too.
-CONTROLLER, BASTION = (f"vf-{name}-{os.getpid()}" for name in ("ctl", "door"))
-BASTION_ADDRESS, HOST_ADDRESS = "10.98.0.2", f"{SUBNET}.11"
+HOST_ADDRESS = f"{SUBNET}.11"
 #: Only the bastion knows this name.
 HOST_NAME = "gpu-1.rack.internal"
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PARTS = ("vllm_fleet", "plugins", "playbooks", "roles", "recipes", "site.yml", "ansible.cfg", "Pulumi.yaml")
-
-
-def inside(namespace: str) -> list[str]:
-    return ["ip", "netns", "exec", namespace]
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
 
 
 @dataclass
@@ -52,7 +41,7 @@ class Site:
     checkout: Path
     inventories: Path
     key_file: Path
-    bastion: Sshd
+    door: Bastion
     host_key: str
 
     def run(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -65,7 +54,7 @@ class Site:
             "ANSIBLE_NOCOLOR": "1",
         }
         return subprocess.run(
-            [*inside(CONTROLLER), sys.executable, *words],
+            [*self.door.on_controller, sys.executable, *words],
             cwd=self.checkout,
             env=environment,
             input=stdin,
@@ -91,24 +80,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     network.create(NetworkSpec(BRIDGE, f"{SUBNET}.0/24", str(folder), 1))
     try:
         key = create_host(servers.key_file)
-        create_networks()
-        bastion = servers.start(BASTION_ADDRESS, within=inside(BASTION), hosts=f"{HOST_ADDRESS} {HOST_NAME}\n")
         checkout = folder / "it's a checkout"
         checkout.mkdir()
         for part in PARTS:
             source = paths.root() / part
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, checkout / part)
-        yield Site(checkout, folder / "all fleets", servers.key_file, bastion, key)
+        with bastion(BRIDGE, SUBNET, servers, {HOST_NAME: HOST_ADDRESS}) as door:
+            yield Site(checkout, folder / "all fleets", servers.key_file, door, key)
     finally:
-        for namespace in (CONTROLLER, BASTION):
-            found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
-            for pid in found.stdout.split():  # connections that ssh keeps open
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGTERM)
-        servers.stop()
-        for namespace in (CONTROLLER, BASTION):
-            subprocess.run(["ip", "netns", "delete", namespace], check=False)
         cleanup.down(BRIDGE)
 
 
@@ -124,21 +104,6 @@ def create_host(key_file: Path) -> str:
     host.create(HostSpec.from_properties(spec), private)
     write_files(state.host_dir(BRIDGE, "gpu-0") / "root", gpu.tools("h200-8"))
     return host_key
-
-
-def create_networks() -> None:
-    for namespace in (CONTROLLER, BASTION):
-        ip("netns", "add", namespace)
-        ip("-n", namespace, "link", "set", "lo", "up")
-    ip("-n", CONTROLLER, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", BASTION)
-    ip("-n", CONTROLLER, "address", "add", "10.98.0.1/24", "dev", "eth0")
-    ip("-n", BASTION, "address", "add", f"{BASTION_ADDRESS}/24", "dev", "eth0")
-    port = f"vfb{os.getpid()}"
-    ip("-n", BASTION, "link", "add", "eth1", "type", "veth", "peer", "name", port, "netns", str(os.getpid()))
-    ip("link", "set", port, "master", BRIDGE, "up")
-    ip("-n", BASTION, "address", "add", f"{SUBNET}.2/24", "dev", "eth1")
-    for namespace, link in ((CONTROLLER, "eth0"), (BASTION, "eth0"), (BASTION, "eth1")):
-        ip("-n", namespace, "link", "set", link, "up")
 
 
 def init(site: Site, name: str, address: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -159,22 +124,22 @@ def give_artifacts(site: Site, name: str) -> Path:
 
 
 def through_bastion(site: Site) -> tuple[str, ...]:
-    known = f"{BASTION_ADDRESS}={fingerprint(site.bastion.key)}"
+    known = f"{BASTION_ADDRESS}={fingerprint(site.door.sshd.key)}"
     return ("--bastion", f"root@{BASTION_ADDRESS}", "--fingerprint", known)
 
 
 def assert_reached(site: Site, name: str, host: str) -> None:
     """The probe and Ansible reach the host, through the bastion."""
     file = give_artifacts(site, name)
-    before = site.bastion.logins
+    before = site.door.sshd.logins
     drift = site.fleet("drift", "--fleet", name, "--json")
     assert drift.returncode == 3, drift.stdout + drift.stderr
     assert json.loads(drift.stdout)["hosts"] == 1
-    assert site.bastion.logins == before + 1
+    assert site.door.sshd.logins == before + 1
     ping = site.ansible("-i", str(file), host, "-m", "ansible.builtin.ping")
     assert ping.returncode == 0, ping.stdout + ping.stderr
     assert '"pong"' in ping.stdout or "ping: pong" in ping.stdout
-    assert site.bastion.logins > before + 1
+    assert site.door.sshd.logins > before + 1
 
 
 def test_the_controller_does_not_reach_the_host(site: Site) -> None:
@@ -193,7 +158,7 @@ def test_init_drift_and_ansible_pass_the_bastion(site: Site, address: str) -> No
     assert written["access"]["bastion"] == {
         "address": BASTION_ADDRESS,
         "user": "root",
-        "ssh_host_key": site.bastion.key,
+        "ssh_host_key": site.door.sshd.key,
     }
     # A name that the bastion alone resolves cannot be in the gateways' configuration.
     host = written["pools"]["h200"]["static"]["h200-0"]
@@ -204,14 +169,14 @@ def test_init_drift_and_ansible_pass_the_bastion(site: Site, address: str) -> No
 def test_another_key_of_the_bastion_is_refused(site: Site) -> None:
     assert init(site, "strict", HOST_ADDRESS, *through_bastion(site)).returncode == 0
     file = give_artifacts(site, "strict")
-    file.write_text(file.read_text().replace(site.bastion.key, site.host_key))
-    before = site.bastion.logins
+    file.write_text(file.read_text().replace(site.door.sshd.key, site.host_key))
+    before = site.door.sshd.logins
     done = site.fleet("drift", "--fleet", "strict")
     assert done.returncode == 1
     assert f"cannot be reached through the bastion: {BASTION_ADDRESS} shows another SSH host key than" in done.stderr
     ping = site.ansible("-i", str(file), "h200-0", "-m", "ansible.builtin.ping")
     assert (ping.returncode, "UNREACHABLE" in ping.stdout) == (4, True), ping.stdout
-    assert site.bastion.logins == before
+    assert site.door.sshd.logins == before
 
 
 def test_a_host_that_the_bastion_does_not_reach_is_named(site: Site) -> None:
@@ -225,7 +190,7 @@ def test_a_host_that_the_bastion_does_not_reach_is_named(site: Site) -> None:
 
 def test_a_configuration_of_ssh_with_the_fleet_leads_there(site: Site) -> None:
     known = site.inventories.parent / "users_known_hosts"
-    known.write_text(f"{BASTION_ADDRESS} {site.bastion.key}\n")
+    known.write_text(f"{BASTION_ADDRESS} {site.door.sshd.key}\n")
     config = site.inventories.parent / "ssh_config"
     config.write_text(
         f"Host door\n  HostName {BASTION_ADDRESS}\n  User root\n  IdentityFile {site.key_file}\n"

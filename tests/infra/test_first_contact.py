@@ -33,7 +33,7 @@ def test_hosts_serve_after_init_and_site(rack: Rack) -> None:
     inventory = rack.folder / "hosts.ini"
     inventory.write_text(
         f"[gpu]\ncompute-1 ansible_host={GPU}\n[lb]\ndoor-1 ansible_host={GATEWAY}\n"
-        f"[all:vars]\nansible_user=deploy\nansible_ssh_private_key_file={rack.folder / 'id_ed25519'}\n"
+        f"[all:vars]\nansible_user=deploy\nansible_ssh_private_key_file={rack.key}\n"
     )
     known = [f"--fingerprint={address}={fingerprint(key)}" for address, key in rack.host_keys.items()]
     code, out, told = rack.fleet(
@@ -41,7 +41,7 @@ def test_hosts_serve_after_init_and_site(rack: Rack) -> None:
         "rack",
         *("--from-inventory", str(inventory), "--group", "gpu", "--gateway-group", "lb", *known),
         *("--host-class", "cpu-2", "--model-from", "controller={cache}/lab-model/current"),
-        *("--yes", "--api-key-file", str(rack.key_file)),
+        *("--yes", "--api-key-file", str(rack.api_key_file)),
     )
     assert code == 0, told
     assert "site.yml will refuse" not in out
@@ -75,7 +75,7 @@ def test_a_host_downloads_the_vocabularies_and_takes_no_other_file(rack: Rack, t
     reached = {
         "ansible_host": GPU,
         "ansible_user": "deploy",
-        "ansible_ssh_private_key_file": str(rack.folder / "id_ed25519"),
+        "ansible_ssh_private_key_file": str(rack.key),
         "ansible_ssh_common_args": f"-o UserKnownHostsFile={known}",
     }
     digest = text_sha256("a vocabulary")

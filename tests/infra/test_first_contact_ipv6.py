@@ -40,12 +40,8 @@ END
 def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
     with bare_hosts(tmp_path_factory.mktemp("rack"), BRIDGE, SUBNET) as rack:
         subprocess.run(["ip", "-6", "address", "add", f"{CONTROLLER}/64", "dev", BRIDGE, "nodad"], check=True)
-        known = rack.folder / "known_hosts"
-        known.write_text("".join(f"{address} {key}\n" for address, key in rack.host_keys.items()))
         for address, six in ADDRESSES.items():
-            words = ["ssh", "-F", "none", "-i", str(rack.folder / "id_ed25519"), "-o", f"UserKnownHostsFile={known}"]
-            words += ["-o", "StrictHostKeyChecking=yes", f"deploy@{address}", "sudo sh"]
-            subprocess.run(words, input=LEAVE_IPV4.format(six=six), text=True, check=True)
+            rack.on(address, LEAVE_IPV4.format(six=six))
         yield rack
 
 
@@ -55,9 +51,9 @@ def test_hosts_with_ipv6_alone_serve_through_a_proxy(rack: Rack) -> None:
         "init",
         "rack",
         *("--host", f"deploy@[{GPU}]", "--gateway", f"deploy@[{GATEWAY}]", *known),
-        *("--key", str(rack.folder / "id_ed25519")),
+        *("--key", str(rack.key)),
         *("--host-class", "cpu-2", "--model-from", "controller={cache}/lab-model/current"),
-        *("--yes", "--api-key-file", str(rack.key_file)),
+        *("--yes", "--api-key-file", str(rack.api_key_file)),
     )
     assert code == 0, told
     file = rack.folder / "inventories/rack/fleet.yml"
