@@ -171,8 +171,8 @@ def _expect(question: str, answer: str | None, right: str) -> None:
 def up(fleet: str, setup_seconds: float) -> None:
     """Runs the whole job and prints the time of each phase."""
     with Board("lab") as board:
-        stack = board.add("pulumi up", 60)
-        hosts = board.add("ansible-playbook site.yml", 240)
+        stack = board.add("pulumi up", 10)
+        hosts = board.add("ansible-playbook site.yml", 260)
         board.do(stack, lambda phase: stack_up(fleet, phase.run))
         board.do(hosts, lambda phase: roll_out(fleet, phase.run))
     began = time.monotonic()

@@ -9,9 +9,9 @@ from lab.progress import Board, Phase, exit_code_of
 
 #: What is built -> the module that builds it, its arguments, and the seconds on two idle cores from nothing.
 _PARTS = {
-    "Pulumi": (("tools.pulumi.provide",), 300.0),
-    "Debian for the hosts": (("lab", "tree"), 120.0),
-    "Engine and model": (("lab.artifacts", "build"), 180.0),
+    "Pulumi": (("tools.pulumi.provide",), 350.0),
+    "Debian for the hosts": (("lab", "tree"), 140.0),
+    "Engine and model": (("lab.artifacts", "build"), 60.0),
 }
 
 
