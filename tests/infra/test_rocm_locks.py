@@ -27,6 +27,8 @@ ENGINE = "vllm-0.14.1-rocm"
 @pytest.fixture
 def indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Indexes]:
     monkeypatch.setenv("VLLM_FLEET_CACHE", str(tmp_path / "cache"))
+    # uv knows what it has fetched by the address, and the port may be one of an earlier run.
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
     with stand_in_index.serving() as found:
         monkeypatch.setenv("UV_DEFAULT_INDEX", found.cuda)
         yield found
