@@ -238,6 +238,7 @@ def changed(value: Any, at: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=300)
 def test_a_changed_answer_is_a_report_or_unreadable(data: st.DataObject) -> None:

@@ -104,6 +104,7 @@ def test_any_stack_json(text: str, golden: Path) -> None:
     judge(golden / "stack.json", text, inventory.load)
 
 
+@pytest.mark.slow
 @given(text=changed(text_of("golden/api-keys.yml")) | st.text(max_size=40))
 @SETTINGS
 def test_any_api_keys_yml(text: str, golden: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from vllm_fleet.cli import check
 from vllm_fleet.cli import plan as plan_command
 from vllm_fleet.edge import names
 from vllm_fleet.fleet import plan
+from vllm_fleet.reports import recipe_check
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
 SMALL, LAB = "openai/gpt-oss-20b", "vllm-fleet/lab-gpt-oss"
@@ -294,6 +295,14 @@ def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A controller that has downloaded nothing, and resolves no name."""
     monkeypatch.setenv("VLLM_FLEET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(names, "_resolve", lambda name: f"nobody knows {name}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def sound_recipes() -> Iterator[None]:
+    """The recipes are those of the repository, which other tests check: half a second for each fleet here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe_check, "recipe_errors", lambda _catalog: ())
+        yield
 
 
 def test_a_whole_fleet_is_refused_by_nobody(fleets: Path, catalog: Catalog) -> None:

@@ -79,6 +79,7 @@ def parsed_manifest(answer: Any) -> None:
         assert all(blob.size >= 0 for blob in image_store.image_blobs(manifest))
 
 
+@pytest.mark.slow
 @given(JSON | MANIFESTS)
 @settings(max_examples=300)
 def test_any_manifest_has_parts_or_is_refused(answer: Any) -> None:
@@ -112,6 +113,7 @@ def test_a_deep_manifest_is_refused() -> None:
         image_store.parse_manifest(body, f"sha256:{hashlib.sha256(body).hexdigest()}", "")
 
 
+@pytest.mark.slow
 @given(JSON | FILES)
 @settings(max_examples=300)
 def test_any_page_of_an_index_offers_files_that_stay_in_the_mirror(answer: Any) -> None:

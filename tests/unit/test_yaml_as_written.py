@@ -313,6 +313,7 @@ def test_an_error_that_only_follows_from_another_is_not_reported(tmp_path: Path)
     assert places(errors_of(written(tmp_path / "mine", text))) == [(3, "pools.main.model"), (5, "gateway.hosts")]
 
 
+@pytest.mark.slow
 def test_fifty_thousand_errors_are_counted_and_a_few_printed(tmp_path: Path) -> None:
     text = "fleet: mine\n" + "".join(f"key{number}: 1\n" for number in range(50_000))
     with pytest.raises(FleetError) as caught:
