@@ -77,6 +77,16 @@ def test_a_fleet_that_is_wrong_is_one_error_and_exit_2(fleets: Path, old: str, n
     assert "PLAY" not in done.stdout
 
 
+def test_an_inventory_without_a_fleet_ends_the_run(tmp_path: Path) -> None:
+    """Every play would run on no host, and the run would end well."""
+    hosts = tmp_path / "hosts.yml"
+    hosts.write_text("all: {hosts: {gpu-1: {}}}\n")
+    for given in (str(hosts), "192.0.2.1,"):
+        done = run("ansible-playbook", "-i", given, "site.yml", "--check")
+        assert done.returncode != 0
+        assert "Could not match supplied host pattern, ignoring: fleet" in done.stderr
+
+
 def test_the_playbooks_and_the_roles_are_right_by_their_syntax(fleets: Path, tmp_path: Path) -> None:
     # A role that a playbook includes is not read by the check of that playbook: here they are imported.
     imports = [{"ansible.builtin.import_role": {"name": role}} for role in (*ALL_ROLES, *HELPERS)]

@@ -241,7 +241,7 @@ def _join_instances(copies: Mapping[str, str]) -> dict[str, str]:
 def _release_manifest(text: str, manifest: Mapping[str, Any]) -> str:
     """What the manifest within a release leaves out of the one that the host is probed for."""
     own = json.loads(text)
-    assert {**own, "items": manifest["items"]} == manifest
+    assert {**own, "items": manifest["items"], "fleet": manifest["fleet"]} == manifest
     assert all(item in manifest["items"] for item in own["items"])
     left_out = [item.get("path") or item["name"] for item in manifest["items"] if item not in own["items"]]
     return f"manifest.yml without {', '.join(left_out)}" if left_out else "manifest.yml"

@@ -34,8 +34,10 @@ def checkouts(tmp_path: Path) -> tuple[Path, Path]:
     """Two checkouts, as far as the file sees them."""
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
-        folder.mkdir()
-        shutil.copy(paths.root() / "activate", folder)
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        (folder / ".venv" / "bin" / "vllm-fleet").touch(0o755)
+        for name in ("activate", "ansible.cfg"):
+            shutil.copy(paths.root() / name, folder)
     return one, two
 
 
@@ -57,3 +59,28 @@ def test_a_backend_of_ones_own_wins(checkouts: tuple[Path, Path]) -> None:
     one, two = checkouts
     mine = {"PULUMI_BACKEND_URL": "s3://states", "PULUMI_CONFIG_PASSPHRASE": "x", "PULUMI_HOME": "/home/me/.pulumi"}
     assert sourced(one, two, **mine) == ["s3://states", "", "/home/me/.pulumi", f"{two}/ansible.cfg"]
+
+
+def test_without_its_environment_it_says_what_makes_it(checkouts: tuple[Path, Path]) -> None:
+    one, _ = checkouts
+    shutil.rmtree(one / ".venv")
+    done = subprocess.run(["bash", "-ec", f". {one}/activate"], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stderr == f"warning: {one}/.venv is not there yet (run 'make venv')\n"
+
+
+def test_a_shell_that_does_not_name_the_file_is_told_to_change_to_the_checkout(
+    checkouts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """dash reads the file and takes the current folder for its own."""
+    one, _ = checkouts
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = ["sh", "-c", f". {one}/activate"]
+    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False, timeout=30)
+    if done.returncode == 0:
+        pytest.skip("sh is bash here, which names the file")
+    assert (done.returncode, list(elsewhere.iterdir())) == (2, [])
+    assert done.stderr.startswith(f"error: {elsewhere} is no checkout of vllm-fleet (change to the checkout")
+    command = ["sh", "-ec", '. ./activate; echo "$ANSIBLE_CONFIG"']
+    done = subprocess.run(command, cwd=one, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == f"{one}/ansible.cfg\n"

@@ -71,7 +71,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 EMPTY: dict[str, Any] = {
-    **{"version": 1, "made": [], "theirs": [], "units": {}},
+    **{"version": 1, "made": [], "theirs": [], "units": {}, "fleet": ""},
     **dict.fromkeys(("held", "installed", "groups", "tables")),
 }
 
@@ -114,6 +114,12 @@ def test_a_host_from_before_there_was_a_record_is_ours_but_for_its_packages(
     record = host_record.extend_record(dict(EMPTY), items)
     assert record["made"] == [f"file:{tmp_path / 'vllm-instance'}", "user:vllm"]
     assert (record["theirs"], record["held"]) == (["package:haproxy"], [])
+
+
+def test_the_record_keeps_the_fleet_that_set_the_host_up(host: dict[str, str]) -> None:
+    record = host_record.extend_record(dict(EMPTY), [], "lab")
+    assert record["fleet"] == "lab"
+    assert host_record.extend_record(record, [], "rack") == record
 
 
 def test_the_record_is_replaced_at_once(tmp_path: Path) -> None:

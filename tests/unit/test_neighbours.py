@@ -184,6 +184,20 @@ def test_a_folder_of_others_is_named_with_the_right_owner_and_mode(
     assert conflicts({"items": [directory_item("r", str(tmp_path), "0700")], "ports": []}, []) == ["foreign_folder"]
 
 
+def test_a_host_of_another_fleet_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two fleets with one host would replace each other's API keys."""
+    record = tmp_path / "record.json"
+    read = neighbours.read_ours
+    monkeypatch.setattr(neighbours, "read_ours", lambda: read(str(record)))
+    record.write_text('{"made": [], "fleet": "lab"}')
+    (found,) = neighbours.find_conflicts({"items": [], "ports": [], "fleet": "rack"}, [])
+    assert found["code"] == "other_fleet"
+    assert found["why"].startswith("the fleet lab has set it up: take it out there with 'vllm-fleet leave'")
+    assert conflicts({"items": [], "ports": [], "fleet": "lab"}, []) == []
+    record.write_text('{"made": []}')
+    assert conflicts({"items": [], "ports": [], "fleet": "rack"}, []) == []
+
+
 def test_a_host_as_its_manifest_says_asks_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The probe of a healthy host runs neither dpkg nor apt nor docker for its neighbours."""
 

@@ -66,6 +66,7 @@ class VetoCode(DocumentedEnum):
     WRONG_MACHINE = "wrong_machine", "the processor has another architecture"
     WRONG_SYSTEM = "wrong_system", "the roles do not support the operating system"
     PORT_TAKEN = "port_taken", "another program listens on a port that the plan wants"
+    OTHER_FLEET = "other_fleet", "another fleet has set the host up"
     FOREIGN_ACCOUNT = "foreign_account", "the account or the group vllm exists and vllm-fleet did not make it"
     FOREIGN_FILE = "foreign_file", "a file that a role would write exists and vllm-fleet did not make it"
     FOREIGN_FOLDER = "foreign_folder", "a folder of vllm-fleet contains files of others"
@@ -120,6 +121,7 @@ class VetoCode(DocumentedEnum):
 NEIGHBOURS = frozenset(
     {
         *(VetoCode.PORT_TAKEN, VetoCode.FOREIGN_ACCOUNT, VetoCode.FOREIGN_FILE, VetoCode.FOREIGN_FOLDER),
+        VetoCode.OTHER_FLEET,
         *(VetoCode.FOREIGN_SERVICE, VetoCode.WOULD_REMOVE, VetoCode.UNUSABLE_DOCKER, VetoCode.SETTINGS_DIFFER),
     }
 )

@@ -64,12 +64,13 @@ class Port(TypedDict):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The items of one host, the facts that it must have, and the ports that its services listen on."""
+    """The items of one host, the facts that it must have, the ports that its services listen on, and its fleet."""
 
     host: str
     items: tuple[Item, ...]
     facts: Mapping[str, Any]
     ports: tuple[Port, ...] = ()
+    fleet: str = ""
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -82,6 +83,8 @@ class Manifest:
         record = {"version": 1, "host": self.host, "facts": dict(self.facts), "items": list(self.items)}
         if self.ports:
             record["ports"] = list(self.ports)
+        if self.fleet:
+            record["fleet"] = self.fleet
         return json.dumps(record, indent=1, sort_keys=True) + "\n"
 
 

@@ -62,7 +62,7 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
                 plan=host,
                 location=inputs.locations[host.name],
                 variables={**common, **variables, **inputs.mirror.variables(host)},
-                manifest=inputs.mirror.manifest(host, manifest),
+                manifest=replace(inputs.mirror.manifest(host, manifest), fleet=plan.fleet),
             )
         )
     return Site(inputs.plan, tuple(hosts))

@@ -1,7 +1,7 @@
 """Runs on a host before the first role: writes down what is there, so that ``host_leave`` removes only the rest.
 
-Standard library only. Reads ``{"items": [...], "check": bool}`` and prints ``{"changed": bool, "theirs": [...]}``. What
-is in the record stays: a second run adds the items that a new plan has.
+Standard library only. Reads ``{"items": [...], "fleet": "...", "check": bool}`` and prints
+``{"changed": bool, "theirs": [...]}``. What is in the record stays: a second run adds the items that a new plan has.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEEN = ("held", "installed", "groups", "tables")
 
 def read_record(path: str) -> dict[str, Any]:
     """The record, or an empty one. A record of an older version lacks keys."""
-    empty: dict[str, Any] = {"version": VERSION, "made": [], "theirs": [], "units": {}}
+    empty: dict[str, Any] = {"version": VERSION, "made": [], "theirs": [], "units": {}, "fleet": ""}
     empty.update(dict.fromkeys(SEEN))
     try:
         with open(path, encoding="utf-8") as file:
@@ -118,8 +118,8 @@ def seen_now() -> dict[str, list[str]]:
     }
 
 
-def extend_record(record: dict[str, Any], wanted: list[items.Item]) -> dict[str, Any]:
-    """The record with the items that it does not have yet."""
+def extend_record(record: dict[str, Any], wanted: list[items.Item], fleet: str = "") -> dict[str, Any]:
+    """The record with the items that it does not have yet, and the fleet if it names none."""
     ours = neighbours.read_ours()
     known = {*record["made"], *record["theirs"]}
     packages = docker_engine.command_output("dpkg-query", "-W", "-f=${Package} ${db:Status-Status}\\n").splitlines()
@@ -140,14 +140,15 @@ def extend_record(record: dict[str, Any], wanted: list[items.Item]) -> dict[str,
     if seen["held"] is None:
         # Unknown for a host that was set up before.
         seen = {**dict.fromkeys(SEEN), "held": []} if ours.is_old else {"installed": sorted(installed), **seen_now()}
-    return {"version": VERSION, "made": sorted(made), "theirs": sorted(theirs), "units": units, **seen}
+    entries = {"made": sorted(made), "theirs": sorted(theirs), "units": units}
+    return {"version": VERSION, "fleet": record["fleet"] or fleet, **entries, **seen}
 
 
 def main(path: str = neighbours.RECORD) -> None:
     """Reads the request, extends the record and prints what was there before."""
     request = json.load(sys.stdin)
     before = read_record(path)
-    after = extend_record(before, request["items"])
+    after = extend_record(before, request["items"], request["fleet"])
     if after != before and not request["check"]:
         write_record(path, after)
     json.dump({"changed": after != before, "theirs": after["theirs"]}, sys.stdout)

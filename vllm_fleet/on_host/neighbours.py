@@ -50,6 +50,8 @@ LISTENING = "0A"
 #: Code of a conflict -> its text.
 TEXTS = {
     "port_taken": "port %d is used by %s: stop it, or choose another port in fleet.yml",
+    "other_fleet": "the fleet %s has set it up: take it out there with 'vllm-fleet leave'; "
+    "if this fleet was called so, delete the key fleet in " + RECORD,
     "foreign_account": "the %s %s exists and vllm-fleet did not make it (%s): rename it, or use another host",
     "foreign_file": "%s exists and vllm-fleet did not make it: move it away, or use another host",
     "foreign_folder": "%s contains files that vllm-fleet did not make (%s): move them away, or use another host",
@@ -65,10 +67,12 @@ def _conflict(code: str, *values: Any) -> tuple[str, str]:
 class Ours:
     """What the toolkit has made on this host, as keys ``kind:name``."""
 
-    def __init__(self, made: Sequence[str], is_known: bool, is_old: bool) -> None:
+    def __init__(self, made: Sequence[str], is_known: bool, is_old: bool, fleet: str = "") -> None:
         self.made = frozenset(made)
         self.is_known = is_known
         self.is_old = is_old
+        #: The fleet that has set the host up; empty where it is not known.
+        self.fleet = fleet
 
     def has(self, key: str) -> bool:
         """Whether something is ours; on a host without a record that was set up before, everything may be."""
@@ -79,8 +83,8 @@ def read_ours(record: str = RECORD, marks: Sequence[str] = OLD_MARKS) -> Ours:
     """The record of this host; empty on a host that the toolkit has not touched."""
     try:
         with open(record, encoding="utf-8") as file:
-            made = json.load(file)["made"]
-        return Ours([str(key) for key in made], True, True)
+            found = json.load(file)
+        return Ours([str(key) for key in found["made"]], True, True, str(found.get("fleet") or ""))
     except (OSError, ValueError, KeyError, TypeError):
         return Ours((), False, any(os.path.exists(mark) for mark in marks))
 
@@ -119,6 +123,11 @@ def is_own_place(path: str) -> bool:
     Names there change with each release, so the record does not list them.
     """
     return path.startswith(OWN_FOLDERS)
+
+
+def check_fleet(name: str, ours: Ours) -> tuple[str, str] | None:
+    """A host that another fleet has set up: two fleets would replace each other's files."""
+    return _conflict("other_fleet", ours.fleet) if name and ours.fleet not in ("", name) else None
 
 
 def check_file(path: str, ours: Ours) -> tuple[str, str] | None:
@@ -299,12 +308,13 @@ def find_conflicts(manifest: Mapping[str, Any], drift: Sequence[Mapping[str, str
     """What others have, as vetoes ``{code, why}``; empty on a host that is as its manifest says.
 
     Args:
-        manifest: the items, and the ``ports`` that the plan wants.
+        manifest: the items, the ``ports`` that the plan wants, and the ``fleet`` that the host is in.
         drift: the items that differ, as the probe reports them.
     """
     ours = read_ours()
     differing = {(row["kind"], row["what"]): row["state"] for row in drift}
     found: list[tuple[str, str] | None] = list(check_ports(manifest.get("ports") or ()))
+    found.append(check_fleet(manifest.get("fleet") or "", ours))
     packages = []
     settings: Mapping[str, Any] | None = None
     for item in manifest["items"]:

@@ -63,8 +63,8 @@ def leave_command(user: str = "root", *, password: bool = False) -> str:
 
 
 def record_question(manifest: Manifest, *, check: bool) -> str:
-    """What the program that records reads: the items of a host, and whether it changes nothing."""
-    return json.dumps({"items": list(manifest.items), "check": check})
+    """What the program that records reads: the items of a host, its fleet, and whether it changes nothing."""
+    return json.dumps({"items": list(manifest.items), "fleet": manifest.fleet, "check": check})
 
 
 def leave_question(options: Options) -> str:
