@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from lab.tree import tree_digest
 from vllm_fleet.base import paths
 from vllm_fleet.edge import ssh, ssh_target
 from vllm_fleet.edge.keys import ssh_key_pair
+from vllm_fleet.facts.states import VetoCode
+from vllm_fleet.host.manifest import Manifest
 from vllm_fleet.inventory import Site, SiteHost
-from vllm_fleet.operate import leave
+from vllm_fleet.operate import leave, probing
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
 
@@ -43,6 +45,13 @@ class Box:
         # asyncio.run leaves the thread without a loop, and the mocks of Pulumi in the next module want one.
         asyncio.set_event_loop(asyncio.new_event_loop())
         return answer
+
+    def vetoes(self, manifest: Manifest) -> list[VetoCode]:
+        """Why the probe refuses the host for a fleet."""
+        report = probing.probe_hosts([(self.target, manifest)])["box"]
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        assert not report.error
+        return [veto.code for veto in report.veto]
 
     def on(self, command: str) -> str:
         """What a command says that succeeds on the host."""
@@ -113,6 +122,9 @@ def test_a_gateway_leaves_what_it_had(box: Box, golden_site: Site) -> None:
     assert leave.parse_recorded("box", recorded, "") is True
     box.play(member)
     assert "account haproxy" in " ".join(box.snapshot() - before)
+
+    assert VetoCode.OTHER_FLEET not in box.vetoes(member.manifest)
+    assert VetoCode.OTHER_FLEET in box.vetoes(replace(member.manifest, fleet="other"))
 
     during = box.snapshot()
     check = box.leave(check=True, packages=True)

@@ -79,9 +79,8 @@ class Report:
 
 def probe_input(manifest: Manifest) -> str:
     """The standard input of the probe: compact JSON, which Python encodes in C."""
-    return json.dumps(
-        {"facts": dict(manifest.facts), "items": manifest.items, "ports": manifest.ports}, separators=(",", ":")
-    )
+    question = {"facts": dict(manifest.facts), "items": manifest.items, "ports": manifest.ports}
+    return json.dumps({**question, "fleet": manifest.fleet}, separators=(",", ":"))
 
 
 def remote_command(user: str, manifest: Manifest, *, password: bool = False) -> str:
