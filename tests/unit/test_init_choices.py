@@ -130,6 +130,23 @@ def test_a_class_that_is_said_is_that_of_a_host_without_gpus_alone(start, home: 
     assert "/models/lab does not exist" in told
 
 
+def test_a_class_that_is_said_needs_gpus_on_the_bus(start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, read_facts, bus = start(None), enrol.probing.read_facts, {"pci_gpus": {}}
+    monkeypatch.setattr(enrol.probing, "read_facts", lambda targets: [{**each, **bus} for each in read_facts(targets)])
+    words = [*host.arguments, "--key", str(host.key_file), "--host-class", "h100-8"]
+    code, told = init("rack", *words)
+    assert (code, told) == (
+        2,
+        f"{ADDRESS}: --host-class: is not h100-8: its PCI bus has no GPU "
+        "(give the class of its hardware; a host without a GPU is cpu-2)",
+    )
+    assert not home.exists()
+    bus["pci_gpus"] = None
+    code, told = init("rack", *words)
+    assert code == 0, told
+    assert "# nothing reports a GPU: h100-8 is what --host-class says" in told
+
+
 def test_the_password_for_sudo_reaches_the_hosts_and_no_file(
     start, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from vllm_fleet.edge.names import resolve_names
 from vllm_fleet.edge.ssh_scan import Address
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.facts.notes import describe_state
-from vllm_fleet.facts.recognise import describe_gpus, recognise
+from vllm_fleet.facts.recognise import check_said_class, describe_gpus, recognise
 from vllm_fleet.facts.vetoes import counted_gpus
 from vllm_fleet.fleet import plan, ssh_routes
 from vllm_fleet.operate import probing
@@ -362,7 +362,7 @@ def identify_hosts(
             error.host = host.named.name
             errors.append(error)
             continue
-        says = ", ".join(_describe(answer)) if sized else ""
+        says = ", ".join(_describe(answer, sized)) if sized else ""
         seen = inside.get(host.at, "")
         identified.append(
             IdentifiedHost(host.address, host.port, host.user, key, sized, says, host.alias, host.named.label, seen)
@@ -404,13 +404,14 @@ def _find_class(facts: Mapping[str, Any], catalog: Catalog, said: SizedClass | N
     """The class of a host by its GPUs; one whose GPUs nothing reports is what the user says.
 
     Raises:
-        FleetError: its GPUs have no class, or another one than the user says.
+        FleetError: its GPUs have no class, or they or its PCI bus have another one than the user says.
     """
     try:
         found = recognise(facts, catalog)
     except FleetError:
         if said is None or counted_gpus(facts):
             raise
+        check_said_class(facts, said, catalog)
         return said
     if said and found.id != said.id:
         raise FleetError(f"is {found.id} by its GPUs, not {said.id}", "leave --host-class out", key="--host-class")
@@ -457,9 +458,11 @@ def access_record(login: Login) -> dict[str, Any]:
     return record
 
 
-def _describe(facts: Mapping[str, Any]) -> Iterator[str]:
+def _describe(facts: Mapping[str, Any], sized: SizedClass) -> Iterator[str]:
     if gpus := counted_gpus(facts):
         yield describe_gpus(gpus)
+    elif sized.family.vendor != "cpu" and facts.get("pci_gpus") is None:
+        yield f"nothing reports a GPU: {sized.id} is what --host-class says"
     for key, name in (("driver", "driver"), ("cuda", "CUDA up to"), ("rocm", "ROCm")):
         if facts.get(key):
             yield f"{name} {facts[key]}"
