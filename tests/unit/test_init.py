@@ -103,6 +103,7 @@ def test_every_host_that_is_wrong_is_told_at_once(start, home: Path) -> None:
     write_files(odd.key_file.parent / "host-1", gpu.files(gpu.Gpus("nvidia", "NVIDIA T4", 16 << 30, "7.5", 1, "580.1")))
     other = odd.key_file.parent / "other"
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(other)
+    other.chmod(0o600)
     code, told = init("rack", *without.arguments, *odd.arguments, "--key", str(odd.key_file))
     assert code == 2
     assert "nvidia-smi not found" in told

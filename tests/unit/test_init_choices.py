@@ -8,8 +8,11 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import asyncssh
 import pytest
 import yaml
 from init_hosts import ADDRESS, init
@@ -18,7 +21,8 @@ from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
-from vllm_fleet.edge import keys
+from vllm_fleet.cli import init_questions
+from vllm_fleet.edge import keys, openssh
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.fleet import plan
 from vllm_fleet.operate import enrol
@@ -128,6 +132,43 @@ def test_a_class_that_is_said_is_that_of_a_host_without_gpus_alone(start, home: 
     # The folder is not there: init says what site.yml will say.
     assert "site.yml will refuse: " in told
     assert "/models/lab does not exist" in told
+    *_, fix, then = told.splitlines()
+    assert fix.startswith("next: ")
+    assert then.startswith("then: vllm-fleet plan --fleet rack; ansible-playbook ")
+
+
+@pytest.mark.parametrize("source", [(), ("hub=hosts",), ("hub=mirror",), ("huggingface_cache=/data/hf/hub",)])
+def test_a_model_whose_recipe_pins_no_commit_does_not_come_from_the_hub(
+    start, home: Path, source: tuple[str, ...]
+) -> None:
+    host = start(None)
+    words = [*host.arguments, "--key", str(host.key_file), "--host-class", "cpu-2"]
+    code, told = init("rack", *words, *(word for text in source for word in ("--model-from", text)))
+    assert code == 2
+    assert "needs a commit at the hub, and the recipe of vllm-fleet/lab-gpt-oss pins none (give controller=" in told
+    assert not home.exists()
+
+
+def test_the_question_offers_no_hub_for_a_model_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], catalog: Catalog
+) -> None:
+    asked: list[str] = []
+    answers = iter(["", "/models/lab"])
+
+    def prompt(text: str, default: str = "", value_proc: Callable[[str], Any] = str, **_: object) -> object:
+        asked.append(text)
+        return value_proc(next(answers) or default)
+
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": staticmethod(lambda: True)})())
+    monkeypatch.setattr(init_questions.typer, "prompt", prompt)
+    asker = init_questions.Asker(take_defaults=False)
+    assert asker.source(["vllm-fleet/lab-gpt-oss"], catalog) == {"controller": "/models/lab"}
+    assert asked == ["Choice", "The folder on this machine"]
+    offered = capsys.readouterr().err
+    assert "hub" not in offered
+    assert "a folder on each host" in offered
+    with pytest.raises(FleetError, match="no one source has"):
+        asker.source(["openai/gpt-oss-120b", "vllm-fleet/lab-gpt-oss"], catalog)
 
 
 def test_a_class_that_is_said_needs_gpus_on_the_bus(start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +300,25 @@ def test_a_home_that_nobody_has_is_no_key(home: Path, tmp_path: Path) -> None:
     assert (code, told) == (2, "~nobody-here/k: --key: does not exist (correct the path)")
 
 
+@pytest.mark.usefixtures("nobody_is_asked")
+def test_a_key_that_ssh_refuses_stops_before_a_host_is_asked(home: Path, tmp_path: Path) -> None:
+    private, public = tmp_path / "id", tmp_path / "id.pub"
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    key.write_private_key(private)
+    key.write_public_key(public)
+    for mode in (0o640, 0o604):
+        private.chmod(mode)
+        code, told = init("rack", "--host", "10.0.0.5", "--key", str(private))
+        says = f"can be read by other users (mode {mode:04o}), so ssh refuses it (chmod 600 {private})"
+        assert (code, told) == (2, f"{private}: --key: {says}")
+    public.chmod(0o600)
+    code, told = init("rack", "--host", "10.0.0.5", "--key", str(public))
+    assert (code, f"{public}: --key: is a public key (give the private key beside it" in told) == (2, True), told
+    assert not home.exists()
+    private.chmod(0o600)
+    assert openssh.private_key_fault(private) is None
+
+
 def test_ssh_compares_names_as_they_are_typed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "config"
     config.write_text("Host GPU-1\n  HostName 10.0.0.5\nHost gpu-2\n  HostName no_name\n")
@@ -310,7 +370,7 @@ def test_questions_are_asked_on_a_terminal_and_the_key_is_shown_once(start, home
     except OSError:  # Linux says so at the end of a terminal
         os.close(ours)
     assert process.returncode == 0, told
-    assert "'9' is not one of 1, 2, 3, 4, 5" in told
+    assert "'9' is not one of 1, 2, 3, 4, 5, 6" in told
     assert "is not an absolute path on the host" in told
     spec = fleet_spec(home)
     assert spec["pools"]["h200"]["model"] == "openai/gpt-oss-20b"

@@ -24,7 +24,7 @@ from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
 from vllm_fleet.cli import init_questions, passwords
 from vllm_fleet.cli.init_questions import Asker
 from vllm_fleet.cli.output import JsonOption, print_json, print_note, print_text
-from vllm_fleet.edge import keys, ssh_scan
+from vllm_fleet.edge import keys, openssh, ssh_scan
 from vllm_fleet.fleet import plan
 from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.operate import enrol, new_fleet
@@ -152,7 +152,7 @@ def command(
         for member in identified:
             print_note(f"  {member.address}: {member.says or 'a gateway'}")
         raise_all(errors)
-    wishes = _choose(asker, wishes, model, _new_classes(identified, old, model), recipes)
+    wishes = _choose(asker, wishes, model, _new_classes(identified, old, model), recipes, old)
     if old:
         before = text_files.read_text(folder / "fleet.yml")
         text = new_fleet.add_hosts(before, identified, recipes, wishes)
@@ -173,8 +173,12 @@ def command(
         print_text(f"\nwrote {paths.display(folder / 'fleet.yml')}")
         for refusal in refusals:
             print_text(f"site.yml will refuse: {refusal.error}")
+        fixes = dict.fromkeys(refusal.error.hint or "mend what site.yml will refuse" for refusal in refusals)
+        for fix in fixes:
+            print_text(f"next: {fix}")
         ask = " -K" if login.become_password else ""
-        print_text(f"next: vllm-fleet plan --fleet {name}; ansible-playbook -i {_inventory(folder)} site.yml{ask}")
+        site = f"ansible-playbook -i {_inventory(folder)} site.yml{ask}"
+        print_text(f"{'then' if fixes else 'next'}: vllm-fleet plan --fleet {name}; {site}")
     if secret:
         print_note(f"\nThe API key of {name}, shown only now; api-keys.yml has its digest:\n  {secret}")
 
@@ -254,12 +258,21 @@ def _new_classes(identified: list[IdentifiedHost], old: plan.Plan | None, model:
     return [sized for sized in classes.values() if new_fleet.pool_of_class(data, sized.id, model) is None]
 
 
-def _choose(asker: Asker, wishes: Wishes, model: str | None, classes: list[SizedClass], recipes: Catalog) -> Wishes:
+def _choose(
+    asker: Asker,
+    wishes: Wishes,
+    model: str | None,
+    classes: list[SizedClass],
+    recipes: Catalog,
+    old: plan.Plan | None,
+) -> Wishes:
     """The wishes with the model of each new class and where the models come from."""
     models = {sized.id: model or asker.model(sized, new_fleet.fitting_models(recipes, sized)) for sized in classes}
-    served = sorted(set(models.values()))
-    source = wishes.source or (asker.source(served) if served else new_fleet.DEFAULT_SOURCE)
+    # The fleet may have a source of one already.
+    served = sorted(set(models.values()) - set(old.spec.artifacts.models if old else ()))
+    source = wishes.source or (asker.source(served, recipes) if served else new_fleet.DEFAULT_SOURCE)
     init_questions.check_one_folder(served, source)
+    init_questions.check_source(served, source, recipes)
     return replace(wishes, models=models, source=source)
 
 
@@ -348,10 +361,11 @@ def _login(key: Path | None, ssh_config: Path | None, old: plan.Plan | None) -> 
     if old:
         return enrol.login_of(old)
     files = [paths.absolute(paths.expand_user(file)) if file else None for file in (key, ssh_config)]
-    for file, option in zip(files, ("--key", "--ssh-config"), strict=True):
-        if file and (fault := paths.file_fault(file)):
-            raise fault.error(key=option)
     key_file, config_file = files
+    if key_file and (fault := openssh.private_key_fault(key_file)):
+        raise fault.error(key="--key")
+    if config_file and (fault := paths.file_fault(config_file)):
+        raise fault.error(key="--ssh-config")
     return Login(key_file, config_file)
 
 

@@ -37,8 +37,8 @@ TEXTS: Mapping[VetoCode, str] = {
     ),
     VetoCode.NO_GPUS: _INSPECT,
     VetoCode.NO_GPU_ON_BUS: (
-        "its PCI bus has no GPU of {vendor}, its class has {count}: choose the class of its hardware, or look for the GPUs "
-        "in the firmware and in the settings of the virtual machine"
+        "its PCI bus has no GPU of {vendor}, its class has {count}: choose the class of its hardware, or look for the "
+        "GPUs in the firmware and in the settings of the virtual machine"
     ),
     VetoCode.WRONG_VENDOR: "has GPUs of {vendor} ({names}), its class has {count} of {wanted}",
     VetoCode.TOO_FEW_GPUS: ("has {gpus}, its class has {count}: look for the missing ones in the kernel's log (dmesg)"),

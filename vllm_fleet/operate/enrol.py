@@ -422,13 +422,13 @@ def login_of(fleet: plan.Plan) -> Login:
     """How the hosts of an existing fleet are logged in to.
 
     Raises:
-        FleetError: its private key does not exist.
+        FleetError: its private key does not exist, or ssh refuses it.
     """
     access, files = fleet.access, []
     for own in (access.ssh_private_key_file, access.ssh_config_file):
         files.append(paths.absolute(fleet.directory / own) if own else None)
     key_file, config_file = files
-    if key_file and (fault := paths.file_fault(key_file)):
+    if key_file and (fault := openssh.private_key_fault(key_file)):
         raise fleet.document.error_about(("access", "ssh_private_key_file"), fault.error())
     if access.bastion is None:
         return Login(key_file, config_file)
