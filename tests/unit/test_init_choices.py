@@ -22,7 +22,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import init_questions
-from vllm_fleet.edge import keys, openssh
+from vllm_fleet.edge import git, keys, openssh
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.fleet import plan
 from vllm_fleet.operate import enrol
@@ -260,6 +260,29 @@ def test_a_place_that_cannot_be_written_stops_before_a_host_is_asked(
     monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(file))
     code, told = init("rack", *hosts, str(tmp_path / "key"))
     assert (code, told) == (2, f"{file}: is not a folder (correct the variable VLLM_FLEET_INVENTORIES)")
+
+
+@pytest.mark.usefixtures("nobody_is_asked")
+def test_a_key_that_git_would_commit_stops_before_a_host_is_asked(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "init", "--quiet", checkout], check=True)
+    (checkout / ".gitignore").write_text("inventories/*/api-key\n")
+    file, ignored = checkout / "key", checkout / "inventories/rack/api-key"
+    assert [git.would_commit(each) for each in (file, ignored, checkout / "new/key")] == [True, False, True]
+    assert not git.would_commit(tmp_path / "key")
+    words = ("--gateway", "10.0.0.5", "--api-key-file", str(file))
+    says = f"{file}: --api-key-file: is in a git checkout that does not ignore it, so the key could be committed"
+    assert init("rack", *words) == (
+        2,
+        f"{says} (give a path outside the checkout, or {home / 'rack' / 'api-key'})",
+    )
+    monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(checkout / "fleets"))
+    assert init("rack", *words) == (2, f"{says} (give a path outside the checkout)")
+    assert not home.exists()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not git.would_commit(file)
 
 
 @pytest.mark.usefixtures("nobody_is_asked")

@@ -24,7 +24,7 @@ from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
 from vllm_fleet.cli import init_questions, passwords
 from vllm_fleet.cli.init_questions import Asker
 from vllm_fleet.cli.output import JsonOption, print_json, print_note, print_text
-from vllm_fleet.edge import keys, openssh, ssh_scan
+from vllm_fleet.edge import git, keys, openssh, ssh_scan
 from vllm_fleet.fleet import plan
 from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.operate import enrol, new_fleet
@@ -56,7 +56,8 @@ Where the model comes from, by the keys of artifacts.models in fleet.yml:
   --model-from url=https://storage.googleapis.com/models/gpt-oss-120b/
 \b
 Without a terminal, give the host keys that you know, and a file for the API key:
-  vllm-fleet init rack --host root@10.0.0.5 --fingerprint 10.0.0.5=SHA256:… --yes --gateway … --api-key-file key"""
+  vllm-fleet init rack --host root@10.0.0.5 --fingerprint 10.0.0.5=SHA256:… --yes --gateway … \\
+      --api-key-file inventories/rack/api-key"""
 
 
 def command(
@@ -293,7 +294,7 @@ class _KeyPlace:
         """Finds out before a host is asked whether there is a place for the key.
 
         Raises:
-            FleetError: there is no terminal to show it, or the file for it exists already.
+            FleetError: there is no terminal to show it, or the file for it exists already or could be committed.
         """
         digests = folder / (old.gateway.api_keys_file if old else "api-keys.yml")
         if not needs_key or os.path.lexists(digests):
@@ -312,6 +313,16 @@ class _KeyPlace:
             )
         if own and (fault := paths.new_file_fault(own)):
             raise fault.error(key="--api-key-file")
+        if own and git.would_commit(own):
+            ignored = folder / "api-key"
+            other = "" if git.would_commit(ignored) else f", or {paths.display(ignored)}"
+            raise FleetError(
+                "is in a git checkout that does not ignore it, so the key could be committed",
+                f"give a path outside the checkout{other}",
+                paths.display(own),
+                key="--api-key-file",
+                code=ErrorCode.REFUSED,
+            )
         return _KeyPlace(digests, own)
 
     def write(self, folder: Path, text: str) -> str:
@@ -351,6 +362,9 @@ def _existing(folder: Path, add: bool) -> plan.Plan | None:
             hint = "choose another name, or use --add to add the hosts to it"
             raise FleetError("this fleet exists already", hint, paths.display(file))
         return None
+    if not os.path.lexists(file):
+        hint = "correct the name, or leave --add out to make the fleet"
+        raise FleetError(f"there is no fleet {folder.name} to add hosts to", hint, paths.display(file), key="--add")
     return plan.load(folder)
 
 

@@ -309,7 +309,9 @@ def scan_keys(hosts: Sequence[FoundHost], login: Login) -> tuple[list[tuple[Foun
         way = f" through {login.bastion.address}" if login.bastion else ""
         text = f"cannot be reached{way} at port {host.port}: {key}"
         hint = "check that it runs and that its sshd can be reached from here"
-        if login.bastion:
+        if isinstance(key, ssh_scan.UnknownNameError):
+            hint = "correct the name, or give an address"
+        elif login.bastion:
             hint = f"check that it runs, and that {login.bastion.address} reaches its sshd"
         errors.append(FleetError(text, hint, host=host.named.name))
     return keys, errors
