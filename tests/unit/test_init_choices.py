@@ -499,6 +499,45 @@ def test_the_hosts_of_an_inventory_become_a_fleet_with_their_names(start, home: 
     assert fleet_spec(home)["access"] == {"ssh_private_key_file": str(host.key_file)}
 
 
+def test_the_hosts_that_an_inventory_gave_and_their_new_names_are_said(
+    start, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = start("h200-8"), start("h200-8")
+    file = tmp_path / "hosts.ini"
+    file.write_text(
+        f"node_one ansible_host={ADDRESS} ansible_port={one.port}\n"
+        f"[lb]\nlb-1 ansible_host={ADDRESS} ansible_port={two.port}\n"
+        f"[all:vars]\nansible_ssh_private_key_file={one.key_file}\n"
+    )
+    said: list[str] = []
+    monkeypatch.setattr("vllm_fleet.cli.init.print_note", said.append)
+    known = [f"--fingerprint={ADDRESS}:{server.port}={server.fingerprint}" for server in (one, two)]
+    code, told = init("rack", "--from-inventory", str(file), *known)
+    assert code == 0, told
+    assert {host.name for host in plan.load(home / "rack").hosts} == {"h200-0", "lb-1"}
+    assert said[0].startswith(f"{file}: all hosts become GPU hosts (")
+    assert "ungrouped: node_one" in said[0]
+    assert "lb: lb-1" in said[0]
+    assert said[0].endswith("; --group GROUP chooses a group")
+    assert "names in fleet.yml: node_one is h200-0 (" in said[-1]
+
+
+def test_of_many_hosts_of_an_inventory_the_number_is_said(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "hosts.ini"
+    file.write_text("[gpu]\n" + "".join(f"10.0.0.{number}\n" for number in range(1, 21)))
+    said: list[str] = []
+    monkeypatch.setattr("vllm_fleet.cli.init.print_note", said.append)
+    monkeypatch.setattr(enrol, "scan_keys", lambda *_: ([], [FleetError("is not asked")]))
+    for group, lines in (((), 1), (("--group", "gpu"), 0)):
+        said.clear()
+        assert init("rack", "--from-inventory", str(file), *group)[0] == 2
+        assert len(said) == lines
+        assert all("10.0.0.8 and 12 more)" in line for line in said)
+    assert not home.exists()
+
+
 @pytest.mark.parametrize(
     ("answer", "address"),
     [

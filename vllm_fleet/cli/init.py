@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from vllm_fleet.base import paths, text_files
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.field_types import Name
+from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
 from vllm_fleet.cli import init_questions, passwords
@@ -58,6 +59,10 @@ Where the model comes from, by the keys of artifacts.models in fleet.yml:
 Without a terminal, give the host keys that you know, and a file for the API key:
   vllm-fleet init rack --host root@10.0.0.5 --fingerprint 10.0.0.5=SHA256:… --yes --gateway … \\
       --api-key-file inventories/rack/api-key"""
+
+
+#: Of more hosts the number is shown.
+_SHOWN_NAMES = 8
 
 
 def command(
@@ -162,7 +167,8 @@ def command(
         text = schema_line(folder) + new_fleet.fleet_text(name, identified, recipes, wishes, enrol.access_record(login))
     enrol.validate_fleet_text(folder.name, text, folder)
     secret = key_place.write(folder, text)
-    refusals = inventory.find_refusals(plan.load(folder, recipes), recipes)
+    written = plan.load(folder, recipes)
+    refusals = inventory.find_refusals(written, recipes)
     if json:
         records = [enrol.host_record(member) for member in identified]
         said = [refusal.error.record() for refusal in refusals]
@@ -171,6 +177,7 @@ def command(
         lines = difflib.unified_diff(before.splitlines(True), text.splitlines(True), "fleet.yml", "fleet.yml", n=2)
         print_text("".join(lines) if old else text, end="")
         _print_aliases(identified)
+        _print_renamed(identified, written)
         print_text(f"\nwrote {paths.display(folder / 'fleet.yml')}")
         for refusal in refusals:
             print_text(f"site.yml will refuse: {refusal.error}")
@@ -196,10 +203,28 @@ def _print_aliases(identified: list[IdentifiedHost]) -> None:
         print_note("  keep it in a file with the fleet (--ssh-config), or name the bastion (--bastion).")
 
 
+def _some(names: Sequence[str]) -> str:
+    """The first names of many, and the number of the others."""
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return f"{', '.join(map(clean_text, names[:_SHOWN_NAMES]))}{more}"
+
+
+def _print_renamed(identified: list[IdentifiedHost], fleet: plan.Plan) -> None:
+    """Says which hosts of an inventory have another name in the fleet."""
+    names = {(host.static.address, host.static.port): host.name for host in fleet.hosts if host.static}
+    pairs = ((member.name, names.get((member.address, member.port))) for member in identified if member.name)
+    if renamed := [f"{old} is {new}" for old, new in pairs if new not in (None, old)]:
+        print_note(f"\nnames in fleet.yml: {_some(renamed)} (a name has a-z, 0-9 and '-', and is in the fleet once)")
+
+
 def _imported(file: Path | None, group: str | None, gateway_group: str | None) -> Imported:
     """The hosts of an Ansible inventory; none without one."""
     if file is not None:
-        return import_inventory(file, "all" if group is None else group, gateway_group)
+        imported = import_inventory(file, "all" if group is None else group, gateway_group)
+        if group is None and imported.groups:
+            taken = "; ".join(f"{name}: {_some(hosts)}" for name, hosts in imported.groups.items())
+            print_note(f"{paths.display(file)}: all hosts become GPU hosts ({taken}); --group GROUP chooses a group")
+        return imported
     for value, option in ((group, "--group"), (gateway_group, "--gateway-group")):
         if value is not None:
             raise FleetError("is a group of an Ansible inventory", "give --from-inventory too", key=option)
