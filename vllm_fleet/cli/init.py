@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -158,7 +158,9 @@ def command(
         for member in identified:
             print_note(f"  {member.address}: {member.says or 'a gateway'}")
         raise_all(errors)
-    wishes = _choose(asker, wishes, model, _new_classes(identified, old, model), recipes, old)
+    classes = _new_classes(identified, old, model)
+    wishes = replace(wishes, models=_choose_models(asker, model, classes, recipes))
+    wishes = replace(wishes, source=_choose_source(asker, wishes, old, recipes))
     if old:
         before = text_files.read_text(folder / "fleet.yml")
         text = new_fleet.add_hosts(before, identified, recipes, wishes)
@@ -284,22 +286,22 @@ def _new_classes(identified: list[IdentifiedHost], old: plan.Plan | None, model:
     return [sized for sized in classes.values() if new_fleet.pool_of_class(data, sized.id, model) is None]
 
 
-def _choose(
-    asker: Asker,
-    wishes: Wishes,
-    model: str | None,
-    classes: list[SizedClass],
-    recipes: Catalog,
-    old: plan.Plan | None,
-) -> Wishes:
-    """The wishes with the model of each new class and where the models come from."""
-    models = {sized.id: model or asker.model(sized, new_fleet.fitting_models(recipes, sized)) for sized in classes}
-    # The fleet may have a source of one already.
-    served = sorted(set(models.values()) - set(old.spec.artifacts.models if old else ()))
+def _choose_models(asker: Asker, model: str | None, classes: list[SizedClass], recipes: Catalog) -> dict[str, str]:
+    """The model of each new class."""
+    return {sized.id: model or asker.model(sized, new_fleet.fitting_models(recipes, sized)) for sized in classes}
+
+
+def _choose_source(asker: Asker, wishes: Wishes, old: plan.Plan | None, recipes: Catalog) -> Mapping[str, Any]:
+    """Where the models of the new classes come from, but for those that the fleet has a source of.
+
+    Raises:
+        FleetError: the source cannot have the files of these models.
+    """
+    served = sorted(set(wishes.models.values()) - set(old.spec.artifacts.models if old else ()))
     source = wishes.source or (asker.source(served, recipes) if served else new_fleet.DEFAULT_SOURCE)
     init_questions.check_one_folder(served, source)
     init_questions.check_source(served, source, recipes)
-    return replace(wishes, models=models, source=source)
+    return source
 
 
 @dataclass(frozen=True)
