@@ -149,6 +149,17 @@ def test_a_model_whose_recipe_pins_no_commit_does_not_come_from_the_hub(
     assert not home.exists()
 
 
+def test_a_source_that_the_fleet_has_is_not_chosen_again(start, home: Path) -> None:
+    first, second = start(None), start(None)
+    source = {"controller": "/models/lab"}
+    key = ("--key", str(first.key_file), "--model-from", "controller=/models/lab")
+    assert init("rack", *first.arguments, "--host-class", "cpu-2", *key)[0] == 0
+    code, told = init("rack", "--add", *second.arguments, "--host-class", "cpu-4")
+    assert code == 0, told
+    assert fleet_spec(home)["artifacts"]["models"] == {"vllm-fleet/lab-gpt-oss": source}
+    assert set(fleet_spec(home)["pools"]) == {"cpu", "cpu-4"}
+
+
 def test_the_question_offers_no_hub_for_a_model_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], catalog: Catalog
 ) -> None:
