@@ -179,6 +179,19 @@ def test_a_driver_is_installed_only_where_it_can_be_missing(
     assert (state in judge(catalog, "h100-8", facts)) is not repaired
 
 
+@pytest.mark.parametrize(
+    ("listed", "is_there"), [(None, True), ({"10de:2330": 8}, True), ({}, False), ({"1002:164e": 1}, False)]
+)
+def test_no_driver_is_installed_for_gpus_that_are_not_on_the_bus(
+    catalog: Catalog, listed: dict[str, int] | None, is_there: bool
+) -> None:
+    problems = {"nvidia": {"state": "no_driver", "why": "nvidia-smi not found"}}
+    facts = {"vendor": None, "gpus": [], "problems": problems, "pci_gpus": listed}
+    assert repairs(catalog, "h100-8", facts) == (["no_driver"] if is_there else [])
+    assert list(judge(catalog, "h100-8", facts)) == ([] if is_there else ["no_gpu_on_bus"])
+    assert list(judge(catalog, "h100-8", facts, "verified")) == ["no_driver" if is_there else "no_gpu_on_bus"]
+
+
 def test_a_hardware_error_is_not_repaired_by_a_driver_either(catalog: Catalog) -> None:
     errors = [
         {"kind": kind, "code": 79 * (kind == "xid"), "device": "0000:65:00", "detail": ""}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def test_every_host_that_is_wrong_is_told_at_once(start, home: Path) -> None:
     write_files(odd.key_file.parent / "host-1", gpu.files(gpu.Gpus("nvidia", "NVIDIA T4", 16 << 30, "7.5", 1, "580.1")))
     other = odd.key_file.parent / "other"
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(other)
+    other.chmod(0o600)
     code, told = init("rack", *without.arguments, *odd.arguments, "--key", str(odd.key_file))
     assert code == 2
     assert "nvidia-smi not found" in told
@@ -116,6 +118,7 @@ def test_every_host_that_is_wrong_is_told_at_once(start, home: Path) -> None:
     ("arguments", "says"),
     [
         ((), "no host is given"),
+        (("--host", "10.0.0.5", "--add"), "--add: there is no fleet rack to add hosts to (correct the name, or leave"),
         (("--host", "root@10.0.0.5; reboot"), "--host: '10.0.0.5; reboot' contains blanks"),
         (("--host", "root@10.0.0.500"), "--host: '10.0.0.500' is not an IPv4 address: write four numbers"),
         (("--host", "root@10.0.0.5:99999"), "has the port '99999': a port is a number from 1 to 65535"),
@@ -144,6 +147,20 @@ def test_bad_input_is_one_clear_error(home: Path, arguments: tuple[str, ...], sa
     code, told = init("rack", *arguments)
     assert code == 2
     assert says in told
+    assert not home.exists()
+
+
+def test_a_name_that_is_not_resolved_is_to_be_corrected(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    code, told = init("rack", "--host", "no-such-host.example.com")
+    assert (code, told) == (
+        2,
+        "no-such-host.example.com: cannot be reached at port 22: Name or service not known "
+        "(correct the name, or give an address)",
+    )
     assert not home.exists()
 
 

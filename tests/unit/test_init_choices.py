@@ -8,8 +8,11 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import asyncssh
 import pytest
 import yaml
 from init_hosts import ADDRESS, init
@@ -18,7 +21,8 @@ from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
-from vllm_fleet.edge import keys
+from vllm_fleet.cli import init_questions
+from vllm_fleet.edge import git, keys, openssh
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.fleet import plan
 from vllm_fleet.operate import enrol
@@ -128,6 +132,71 @@ def test_a_class_that_is_said_is_that_of_a_host_without_gpus_alone(start, home: 
     # The folder is not there: init says what site.yml will say.
     assert "site.yml will refuse: " in told
     assert "/models/lab does not exist" in told
+    *_, fix, then = told.splitlines()
+    assert fix.startswith("next: ")
+    assert then.startswith("then: vllm-fleet plan --fleet rack; ansible-playbook ")
+
+
+@pytest.mark.parametrize("source", [(), ("hub=hosts",), ("hub=mirror",), ("huggingface_cache=/data/hf/hub",)])
+def test_a_model_whose_recipe_pins_no_commit_does_not_come_from_the_hub(
+    start, home: Path, source: tuple[str, ...]
+) -> None:
+    host = start(None)
+    words = [*host.arguments, "--key", str(host.key_file), "--host-class", "cpu-2"]
+    code, told = init("rack", *words, *(word for text in source for word in ("--model-from", text)))
+    assert code == 2
+    assert "needs a commit at the hub, and the recipe of vllm-fleet/lab-gpt-oss pins none (give controller=" in told
+    assert not home.exists()
+
+
+def test_a_source_that_the_fleet_has_is_not_chosen_again(start, home: Path) -> None:
+    first, second = start(None), start(None)
+    source = {"controller": "/models/lab"}
+    key = ("--key", str(first.key_file), "--model-from", "controller=/models/lab")
+    assert init("rack", *first.arguments, "--host-class", "cpu-2", *key)[0] == 0
+    code, told = init("rack", "--add", *second.arguments, "--host-class", "cpu-4")
+    assert code == 0, told
+    assert fleet_spec(home)["artifacts"]["models"] == {"vllm-fleet/lab-gpt-oss": source}
+    assert set(fleet_spec(home)["pools"]) == {"cpu", "cpu-4"}
+
+
+def test_the_question_offers_no_hub_for_a_model_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], catalog: Catalog
+) -> None:
+    asked: list[str] = []
+    answers = iter(["", "/models/lab"])
+
+    def prompt(text: str, default: str = "", value_proc: Callable[[str], Any] = str, **_: object) -> object:
+        asked.append(text)
+        return value_proc(next(answers) or default)
+
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": staticmethod(lambda: True)})())
+    monkeypatch.setattr(init_questions.typer, "prompt", prompt)
+    asker = init_questions.Asker(take_defaults=False)
+    assert asker.source(["vllm-fleet/lab-gpt-oss"], catalog) == {"controller": "/models/lab"}
+    assert asked == ["Choice", "The folder on this machine"]
+    offered = capsys.readouterr().err
+    assert "hub" not in offered
+    assert "a folder on each host" in offered
+    with pytest.raises(FleetError, match="no one source has"):
+        asker.source(["openai/gpt-oss-120b", "vllm-fleet/lab-gpt-oss"], catalog)
+
+
+def test_a_class_that_is_said_needs_gpus_on_the_bus(start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, read_facts, bus = start(None), enrol.probing.read_facts, {"pci_gpus": {}}
+    monkeypatch.setattr(enrol.probing, "read_facts", lambda targets: [{**each, **bus} for each in read_facts(targets)])
+    words = [*host.arguments, "--key", str(host.key_file), "--host-class", "h100-8"]
+    code, told = init("rack", *words)
+    assert (code, told) == (
+        2,
+        f"{ADDRESS}: --host-class: is not h100-8: its PCI bus has no GPU "
+        "(give the class of its hardware; a host without a GPU is cpu-2)",
+    )
+    assert not home.exists()
+    bus["pci_gpus"] = None
+    code, told = init("rack", *words)
+    assert code == 0, told
+    assert "# nothing reports a GPU: h100-8 is what --host-class says" in told
 
 
 def test_the_password_for_sudo_reaches_the_hosts_and_no_file(
@@ -205,6 +274,29 @@ def test_a_place_that_cannot_be_written_stops_before_a_host_is_asked(
 
 
 @pytest.mark.usefixtures("nobody_is_asked")
+def test_a_key_that_git_would_commit_stops_before_a_host_is_asked(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "init", "--quiet", checkout], check=True)
+    (checkout / ".gitignore").write_text("inventories/*/api-key\n")
+    file, ignored = checkout / "key", checkout / "inventories/rack/api-key"
+    assert [git.would_commit(each) for each in (file, ignored, checkout / "new/key")] == [True, False, True]
+    assert not git.would_commit(tmp_path / "key")
+    words = ("--gateway", "10.0.0.5", "--api-key-file", str(file))
+    says = f"{file}: --api-key-file: is in a git checkout that does not ignore it, so the key could be committed"
+    assert init("rack", *words) == (
+        2,
+        f"{says} (give a path outside the checkout, or {home / 'rack' / 'api-key'})",
+    )
+    monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(checkout / "fleets"))
+    assert init("rack", *words) == (2, f"{says} (give a path outside the checkout)")
+    assert not home.exists()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not git.would_commit(file)
+
+
+@pytest.mark.usefixtures("nobody_is_asked")
 def test_more_hosts_than_a_fleet_can_have_stop_before_one_is_asked(home: Path, tmp_path: Path) -> None:
     addresses = [f"10.0.{number >> 8}.{number & 255}" for number in range(1, 1002)]
     file = tmp_path / "hosts.ini"
@@ -240,6 +332,25 @@ def test_a_home_that_nobody_has_is_no_key(home: Path, tmp_path: Path) -> None:
     file.write_text("a ansible_host=10.0.0.5 ansible_ssh_private_key_file=~nobody-here/k\n")
     code, told = init("rack", "--from-inventory", str(file))
     assert (code, told) == (2, "~nobody-here/k: --key: does not exist (correct the path)")
+
+
+@pytest.mark.usefixtures("nobody_is_asked")
+def test_a_key_that_ssh_refuses_stops_before_a_host_is_asked(home: Path, tmp_path: Path) -> None:
+    private, public = tmp_path / "id", tmp_path / "id.pub"
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    key.write_private_key(private)
+    key.write_public_key(public)
+    for mode in (0o640, 0o604):
+        private.chmod(mode)
+        code, told = init("rack", "--host", "10.0.0.5", "--key", str(private))
+        says = f"can be read by other users (mode {mode:04o}), so ssh refuses it (chmod 600 {private})"
+        assert (code, told) == (2, f"{private}: --key: {says}")
+    public.chmod(0o600)
+    code, told = init("rack", "--host", "10.0.0.5", "--key", str(public))
+    assert (code, f"{public}: --key: is a public key (give the private key beside it" in told) == (2, True), told
+    assert not home.exists()
+    private.chmod(0o600)
+    assert openssh.private_key_fault(private) is None
 
 
 def test_ssh_compares_names_as_they_are_typed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +404,7 @@ def test_questions_are_asked_on_a_terminal_and_the_key_is_shown_once(start, home
     except OSError:  # Linux says so at the end of a terminal
         os.close(ours)
     assert process.returncode == 0, told
-    assert "'9' is not one of 1, 2, 3, 4, 5" in told
+    assert "'9' is not one of 1, 2, 3, 4, 5, 6" in told
     assert "is not an absolute path on the host" in told
     spec = fleet_spec(home)
     assert spec["pools"]["h200"]["model"] == "openai/gpt-oss-20b"
@@ -397,6 +508,45 @@ def test_the_hosts_of_an_inventory_become_a_fleet_with_their_names(start, home: 
     assert json.loads(told)["site_refuses"] == []
     assert [member.name for member in plan.load(home / "rack").hosts] == ["rack-7", "gateway-0"]
     assert fleet_spec(home)["access"] == {"ssh_private_key_file": str(host.key_file)}
+
+
+def test_the_hosts_that_an_inventory_gave_and_their_new_names_are_said(
+    start, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = start("h200-8"), start("h200-8")
+    file = tmp_path / "hosts.ini"
+    file.write_text(
+        f"node_one ansible_host={ADDRESS} ansible_port={one.port}\n"
+        f"[lb]\nlb-1 ansible_host={ADDRESS} ansible_port={two.port}\n"
+        f"[all:vars]\nansible_ssh_private_key_file={one.key_file}\n"
+    )
+    said: list[str] = []
+    monkeypatch.setattr("vllm_fleet.cli.init.print_note", said.append)
+    known = [f"--fingerprint={ADDRESS}:{server.port}={server.fingerprint}" for server in (one, two)]
+    code, told = init("rack", "--from-inventory", str(file), *known)
+    assert code == 0, told
+    assert {host.name for host in plan.load(home / "rack").hosts} == {"h200-0", "lb-1"}
+    assert said[0].startswith(f"{file}: all hosts become GPU hosts (")
+    assert "ungrouped: node_one" in said[0]
+    assert "lb: lb-1" in said[0]
+    assert said[0].endswith("; --group GROUP chooses a group")
+    assert "names in fleet.yml: node_one is h200-0 (" in said[-1]
+
+
+def test_of_many_hosts_of_an_inventory_the_number_is_said(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "hosts.ini"
+    file.write_text("[gpu]\n" + "".join(f"10.0.0.{number}\n" for number in range(1, 21)))
+    said: list[str] = []
+    monkeypatch.setattr("vllm_fleet.cli.init.print_note", said.append)
+    monkeypatch.setattr(enrol, "scan_keys", lambda *_: ([], [FleetError("is not asked")]))
+    for group, lines in (((), 1), (("--group", "gpu"), 0)):
+        said.clear()
+        assert init("rack", "--from-inventory", str(file), *group)[0] == 2
+        assert len(said) == lines
+        assert all("10.0.0.8 and 12 more)" in line for line in said)
+    assert not home.exists()
 
 
 @pytest.mark.parametrize(

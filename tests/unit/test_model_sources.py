@@ -231,8 +231,15 @@ def test_a_model_with_unknown_digests_is_refused_by_check_and_plan(
         check.command("golden", json=False)
     assert fault.value.key == f"artifacts.models.{LAB}"
     assert fault.value.line
-    assert "vllm-fleet lock --fleet golden" in fault.value.hint
+    # Its recipe pins no commit, so 'lock' would have nothing to ask the hub for.
+    assert "vllm-fleet lock" not in fault.value.hint
+    assert "give 'controller', a folder on this machine" in fault.value.hint
     assert fault.value.exit_code == 2
+    with_commit = gpu_fleet(fleets, {"hub": "hosts", "revision": "a" * 40}, model=LAB)
+    with pytest.raises(FleetError, match=r"the digests of .* are unknown") as fault:
+        client.find_model_files(plan.load(with_commit, catalog), catalog, LAB)
+    assert "vllm-fleet lock --fleet golden" in fault.value.hint
+    gpu_fleet(fleets, {"on_host": "/data/m"}, model=LAB)
     plan_command.command("golden", json=True)
     refusals = json.loads(capsys.readouterr().out)["site_refuses"]
     # The fixture's vocabularies and its private key are not there either.

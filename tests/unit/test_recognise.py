@@ -9,7 +9,7 @@ from gpu_stand_ins import CLASSES, facts_of
 from lab import gpu
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
-from vllm_fleet.facts.recognise import recognise
+from vllm_fleet.facts.recognise import check_said_class, recognise
 
 
 def a_gpu(name: str | None, memory_mib: int | None, arch: str | None) -> dict[str, Any]:
@@ -128,3 +128,38 @@ def test_no_two_classes_share_a_device(catalog: Catalog) -> None:
     listed = [name for family in catalog.classes.values() for name in family.pci_ids]
     assert len(listed) == len(set(listed))
     assert all(family.pci_ids or family.vendor == "cpu" for family in catalog.classes.values())
+
+
+@pytest.mark.parametrize(
+    ("said", "listed"),
+    [
+        ("h100-8", None),
+        ("h100-8", {"10de:2330": 8}),
+        ("h100-8", {"10de:2330": 8, "1002:164e": 1}),
+        # Numbers that no class lists may be GPUs of this one.
+        ("h100-8", {"10de:ffff": 8}),
+        ("h100-8", {"10de:2330": 4, "10de:ffff": 4}),
+        ("cpu-2", {}),
+        ("cpu-2", {"1002:164e": 1}),
+    ],
+)
+def test_a_said_class_that_the_bus_allows_is_taken(catalog: Catalog, said: str, listed: dict[str, int] | None) -> None:
+    check_said_class(bare(pci_gpus=listed), catalog.host_class(said), catalog)
+
+
+@pytest.mark.parametrize(
+    ("listed", "says"),
+    [
+        ({}, "is not h100-8: its PCI bus has no GPU"),
+        ({"1002:164e": 1}, "is not h100-8: its PCI bus has 1 x 1002:164e"),
+        ({"10de:2330": 7}, "is not h100-8: its PCI bus has 7 x 10de:2330"),
+        ({"10de:2335": 8}, "is not h100-8: its PCI bus has 8 x 10de:2335"),
+        ({"10de:2330": 9}, "is not h100-8: its PCI bus has 9 x 10de:2330"),
+        ({"10de:ffff": 1}, "is not h100-8: its PCI bus has 1 x 10de:ffff"),
+    ],
+    ids=["none", "other-vendor", "too-few", "other-class", "too-many", "display"],
+)
+def test_a_said_class_that_the_bus_contradicts_is_refused(catalog: Catalog, listed: dict[str, int], says: str) -> None:
+    with pytest.raises(FleetError) as caught:
+        check_said_class(bare(pci_gpus=listed), catalog.host_class("h100-8"), catalog)
+    assert (caught.value.message, caught.value.key, caught.value.exit_code) == (says, "--host-class", 2)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -19,12 +19,13 @@ from vllm_fleet.base import paths, text_files
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.field_types import Name
+from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
 from vllm_fleet.cli import init_questions, passwords
 from vllm_fleet.cli.init_questions import Asker
 from vllm_fleet.cli.output import JsonOption, print_json, print_note, print_text
-from vllm_fleet.edge import keys, ssh_scan
+from vllm_fleet.edge import git, keys, openssh, ssh_scan
 from vllm_fleet.fleet import plan
 from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.operate import enrol, new_fleet
@@ -56,7 +57,12 @@ Where the model comes from, by the keys of artifacts.models in fleet.yml:
   --model-from url=https://storage.googleapis.com/models/gpt-oss-120b/
 \b
 Without a terminal, give the host keys that you know, and a file for the API key:
-  vllm-fleet init rack --host root@10.0.0.5 --fingerprint 10.0.0.5=SHA256:… --yes --gateway … --api-key-file key"""
+  vllm-fleet init rack --host root@10.0.0.5 --fingerprint 10.0.0.5=SHA256:… --yes --gateway … \\
+      --api-key-file inventories/rack/api-key"""
+
+
+#: Of more hosts the number is shown.
+_SHOWN_NAMES = 8
 
 
 def command(
@@ -152,7 +158,9 @@ def command(
         for member in identified:
             print_note(f"  {member.address}: {member.says or 'a gateway'}")
         raise_all(errors)
-    wishes = _choose(asker, wishes, model, _new_classes(identified, old, model), recipes)
+    classes = _new_classes(identified, old, model)
+    wishes = replace(wishes, models=_choose_models(asker, model, classes, recipes))
+    wishes = replace(wishes, source=_choose_source(asker, wishes, old, recipes))
     if old:
         before = text_files.read_text(folder / "fleet.yml")
         text = new_fleet.add_hosts(before, identified, recipes, wishes)
@@ -161,7 +169,8 @@ def command(
         text = schema_line(folder) + new_fleet.fleet_text(name, identified, recipes, wishes, enrol.access_record(login))
     enrol.validate_fleet_text(folder.name, text, folder)
     secret = key_place.write(folder, text)
-    refusals = inventory.find_refusals(plan.load(folder, recipes), recipes)
+    written = plan.load(folder, recipes)
+    refusals = inventory.find_refusals(written, recipes)
     if json:
         records = [enrol.host_record(member) for member in identified]
         said = [refusal.error.record() for refusal in refusals]
@@ -170,11 +179,16 @@ def command(
         lines = difflib.unified_diff(before.splitlines(True), text.splitlines(True), "fleet.yml", "fleet.yml", n=2)
         print_text("".join(lines) if old else text, end="")
         _print_aliases(identified)
+        _print_renamed(identified, written)
         print_text(f"\nwrote {paths.display(folder / 'fleet.yml')}")
         for refusal in refusals:
             print_text(f"site.yml will refuse: {refusal.error}")
+        fixes = dict.fromkeys(refusal.error.hint or "mend what site.yml will refuse" for refusal in refusals)
+        for fix in fixes:
+            print_text(f"next: {fix}")
         ask = " -K" if login.become_password else ""
-        print_text(f"next: vllm-fleet plan --fleet {name}; ansible-playbook -i {_inventory(folder)} site.yml{ask}")
+        site = f"ansible-playbook -i {_inventory(folder)} site.yml{ask}"
+        print_text(f"{'then' if fixes else 'next'}: vllm-fleet plan --fleet {name}; {site}")
     if secret:
         print_note(f"\nThe API key of {name}, shown only now; api-keys.yml has its digest:\n  {secret}")
 
@@ -191,10 +205,28 @@ def _print_aliases(identified: list[IdentifiedHost]) -> None:
         print_note("  keep it in a file with the fleet (--ssh-config), or name the bastion (--bastion).")
 
 
+def _some(names: Sequence[str]) -> str:
+    """The first names of many, and the number of the others."""
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return f"{', '.join(map(clean_text, names[:_SHOWN_NAMES]))}{more}"
+
+
+def _print_renamed(identified: list[IdentifiedHost], fleet: plan.Plan) -> None:
+    """Says which hosts of an inventory have another name in the fleet."""
+    names = {(host.static.address, host.static.port): host.name for host in fleet.hosts if host.static}
+    pairs = ((member.name, names.get((member.address, member.port))) for member in identified if member.name)
+    if renamed := [f"{old} is {new}" for old, new in pairs if new not in (None, old)]:
+        print_note(f"\nnames in fleet.yml: {_some(renamed)} (a name has a-z, 0-9 and '-', and is in the fleet once)")
+
+
 def _imported(file: Path | None, group: str | None, gateway_group: str | None) -> Imported:
     """The hosts of an Ansible inventory; none without one."""
     if file is not None:
-        return import_inventory(file, "all" if group is None else group, gateway_group)
+        imported = import_inventory(file, "all" if group is None else group, gateway_group)
+        if group is None and imported.groups:
+            taken = "; ".join(f"{name}: {_some(hosts)}" for name, hosts in imported.groups.items())
+            print_note(f"{paths.display(file)}: all hosts become GPU hosts ({taken}); --group GROUP chooses a group")
+        return imported
     for value, option in ((group, "--group"), (gateway_group, "--gateway-group")):
         if value is not None:
             raise FleetError("is a group of an Ansible inventory", "give --from-inventory too", key=option)
@@ -254,13 +286,22 @@ def _new_classes(identified: list[IdentifiedHost], old: plan.Plan | None, model:
     return [sized for sized in classes.values() if new_fleet.pool_of_class(data, sized.id, model) is None]
 
 
-def _choose(asker: Asker, wishes: Wishes, model: str | None, classes: list[SizedClass], recipes: Catalog) -> Wishes:
-    """The wishes with the model of each new class and where the models come from."""
-    models = {sized.id: model or asker.model(sized, new_fleet.fitting_models(recipes, sized)) for sized in classes}
-    served = sorted(set(models.values()))
-    source = wishes.source or (asker.source(served) if served else new_fleet.DEFAULT_SOURCE)
+def _choose_models(asker: Asker, model: str | None, classes: list[SizedClass], recipes: Catalog) -> dict[str, str]:
+    """The model of each new class."""
+    return {sized.id: model or asker.model(sized, new_fleet.fitting_models(recipes, sized)) for sized in classes}
+
+
+def _choose_source(asker: Asker, wishes: Wishes, old: plan.Plan | None, recipes: Catalog) -> Mapping[str, Any]:
+    """Where the models of the new classes come from, but for those that the fleet has a source of.
+
+    Raises:
+        FleetError: the source cannot have the files of these models.
+    """
+    served = sorted(set(wishes.models.values()) - set(old.spec.artifacts.models if old else ()))
+    source = wishes.source or (asker.source(served, recipes) if served else new_fleet.DEFAULT_SOURCE)
     init_questions.check_one_folder(served, source)
-    return replace(wishes, models=models, source=source)
+    init_questions.check_source(served, source, recipes)
+    return source
 
 
 @dataclass(frozen=True)
@@ -280,7 +321,7 @@ class _KeyPlace:
         """Finds out before a host is asked whether there is a place for the key.
 
         Raises:
-            FleetError: there is no terminal to show it, or the file for it exists already.
+            FleetError: there is no terminal to show it, or the file for it exists already or could be committed.
         """
         digests = folder / (old.gateway.api_keys_file if old else "api-keys.yml")
         if not needs_key or os.path.lexists(digests):
@@ -299,6 +340,16 @@ class _KeyPlace:
             )
         if own and (fault := paths.new_file_fault(own)):
             raise fault.error(key="--api-key-file")
+        if own and git.would_commit(own):
+            ignored = folder / "api-key"
+            other = "" if git.would_commit(ignored) else f", or {paths.display(ignored)}"
+            raise FleetError(
+                "is in a git checkout that does not ignore it, so the key could be committed",
+                f"give a path outside the checkout{other}",
+                paths.display(own),
+                key="--api-key-file",
+                code=ErrorCode.REFUSED,
+            )
         return _KeyPlace(digests, own)
 
     def write(self, folder: Path, text: str) -> str:
@@ -338,6 +389,9 @@ def _existing(folder: Path, add: bool) -> plan.Plan | None:
             hint = "choose another name, or use --add to add the hosts to it"
             raise FleetError("this fleet exists already", hint, paths.display(file))
         return None
+    if not os.path.lexists(file):
+        hint = "correct the name, or leave --add out to make the fleet"
+        raise FleetError(f"there is no fleet {folder.name} to add hosts to", hint, paths.display(file), key="--add")
     return plan.load(folder)
 
 
@@ -348,10 +402,11 @@ def _login(key: Path | None, ssh_config: Path | None, old: plan.Plan | None) -> 
     if old:
         return enrol.login_of(old)
     files = [paths.absolute(paths.expand_user(file)) if file else None for file in (key, ssh_config)]
-    for file, option in zip(files, ("--key", "--ssh-config"), strict=True):
-        if file and (fault := paths.file_fault(file)):
-            raise fault.error(key=option)
     key_file, config_file = files
+    if key_file and (fault := openssh.private_key_fault(key_file)):
+        raise fault.error(key="--key")
+    if config_file and (fault := paths.file_fault(config_file)):
+        raise fault.error(key="--ssh-config")
     return Login(key_file, config_file)
 
 

@@ -20,19 +20,27 @@ from vllm_fleet.schema.model_source import FORMS
 
 #: Sources that are a folder of one model.
 _OF_ONE_MODEL = ("controller", "on_host", "url")
-#: Choice -> the source, and the question for the rest of it.
-_CHOICES: Mapping[str, tuple[str, Mapping[str, str], str, str]] = {
-    "1": ("the hub, downloaded by each host", {"hub": "hosts"}, "", ""),
-    "2": ("the hub, downloaded once by this machine with 'vllm-fleet mirror'", {"hub": "mirror"}, "", ""),
-    "3": ("a folder on each host, or a network file system mounted there", {}, "on_host", "The folder on the hosts"),
-    "4": (
+#: Each choice: its text, and the source; or the key of the source and the question for its value.
+_CHOICES: Sequence[tuple[str, Mapping[str, str], str, str]] = (
+    ("the hub, downloaded by each host", {"hub": "hosts"}, "", ""),
+    ("the hub, downloaded once by this machine with 'vllm-fleet mirror'", {"hub": "mirror"}, "", ""),
+    ("a folder on each host, or a network file system mounted there", {}, "on_host", "The folder on the hosts"),
+    (
         "a Hugging Face cache on each host",
         {},
         "huggingface_cache",
         "The folder on the hosts that contains models--ORG--NAME",
     ),
-    "5": ("object storage, over HTTPS", {}, "url", "The address of the folder with the files"),
-}
+    ("object storage, over HTTPS", {}, "url", "The address of the folder with the files"),
+    (
+        "a folder on this machine with a model.json, copied to the hosts",
+        {},
+        "controller",
+        "The folder on this machine",
+    ),
+)
+#: Sources that need a commit at the hub, or the digests of one.
+_OF_THE_HUB = ("hub", "huggingface_cache", "url")
 
 
 class Asker:
@@ -73,14 +81,24 @@ class Asker:
         numbers = [str(number) for number in range(1, len(fitting) + 1)]
         return fitting[int(_choose("Choice", numbers)) - 1]
 
-    def source(self, models: Sequence[str]) -> Mapping[str, str]:
-        """Where the models come from."""
-        if not self.require(f"where {' and '.join(models)} come from", "--model-from hub=hosts"):
+    def source(self, models: Sequence[str], catalog: Catalog) -> Mapping[str, str]:
+        """Where the models come from; the hub is no choice for one whose recipe does not name its files there."""
+        option = f"--model-from {'controller=FOLDER' if _not_at_hub(models, catalog) else 'hub=hosts'}"
+        if not self.require(f"where {' and '.join(models)} come from", option):
             return new_fleet.DEFAULT_SOURCE
         print_note(f"Where do the hosts get {' and '.join(models)} from?")
-        choices = {
-            number: choice for number, choice in _CHOICES.items() if len(models) == 1 or choice[2] not in _OF_ONE_MODEL
-        }
+        left_out = _OF_ONE_MODEL if len(models) > 1 else ()
+        offered = [choice for choice in _CHOICES if choice[2] not in left_out]
+        if _not_at_hub(models, catalog):
+            offered = [choice for choice in offered if choice[2] not in ("", *_OF_THE_HUB)]
+            # A folder on the hosts needs a list of digests too.
+            offered.sort(key=lambda choice: choice[2] != "controller")
+        if not offered:
+            raise FleetError(
+                f"no one source has {' and '.join(models)}",
+                "add the hosts of each class in a run of its own with --add",
+            )
+        choices = {str(number): choice for number, choice in enumerate(offered, 1)}
         for number, (text, *_) in choices.items():
             print_note(f"  {number}  {text}")
         _, source, form, question = choices[_choose("Choice", list(choices))]
@@ -162,6 +180,29 @@ def check_one_folder(models: Sequence[str], source: Mapping[str, str]) -> None:
         raise FleetError(
             f"{form} has the files of one model, and these hosts serve {' and '.join(models)}",
             "give --model, or add the hosts of each class in a run of its own with --add",
+            key="--model-from",
+        )
+
+
+def _not_at_hub(models: Sequence[str], catalog: Catalog) -> list[str]:
+    """The models whose recipes name no files at the hub."""
+    return [name for name in models if catalog.model(name).weights is None]
+
+
+def check_source(models: Sequence[str], source: Mapping[str, str], catalog: Catalog) -> None:
+    """Refuses the hub for a model whose recipe names no files there, where the source pins no commit either.
+
+    Raises:
+        FleetError: there is such a model.
+    """
+    form = next((form for form in _OF_THE_HUB if form in source), None)
+    elsewhere = _not_at_hub(models, catalog)
+    enough = {"revision", "digests"} if form == "url" else {"revision"}
+    if form and elsewhere and not enough & set(source):
+        raise FleetError(
+            f"{form!r} needs a commit at the hub, and the recipe of {elsewhere[0]} pins none",
+            "give controller=FOLDER, a folder on this machine with a model.json; or on_host=FOLDER, a folder on the "
+            "hosts, with digests=FILE",
             key="--model-from",
         )
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import shlex
+import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from vllm_fleet.edge.connection import CONCURRENCY, CONNECT_SECONDS, failure_tex
 #: The first kind in this order that a host has.
 _KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512")
 Address = tuple[str, int]
+
+
+class UnknownNameError(OSError):
+    """This machine does not resolve the name of a host."""
 
 
 def fingerprint(key: str) -> str:
@@ -67,7 +72,8 @@ async def _request_key(address: Address, proxy: str) -> str:
         except OSError as error:
             lines = errors.read_text(encoding="utf-8", errors="replace").split("\n") if errors.exists() else []
             told = [line.strip() for line in lines if line.strip()]
-            raise OSError(told[-1] if told else failure_text(error)) from None
+            kind = UnknownNameError if isinstance(error, socket.gaierror) else OSError
+            raise kind(told[-1] if told else failure_text(error)) from None
 
 
 async def _request_key_by(address: Address, proxy: Sequence[str] | None) -> str:

@@ -53,7 +53,7 @@ QUESTIONS: Mapping[str, Question] = {
     ),
     "xid": Question("the codes of the Xids?", "as `gpu_errors`", "as `gpu_errors`"),
     "pci_gpus": Question(
-        "which GPUs are on the bus?", "`/sys/bus/pci/devices`", "the class of a host without a driver"
+        "which GPUs are on the bus?", "`/sys/bus/pci/devices`", "the class of a host without a driver; `no_gpu_on_bus`"
     ),
     "nvswitches": Question(
         "how many NVSwitches?", "`/sys/bus/pci/devices`: class 0680, or SW_MNG", "the fabric manager"
@@ -113,6 +113,7 @@ def facts_page() -> str:
         "| `driver_mismatch` | the loaded driver is not the installed one | a role installs the driver; a restart |",
         "| `tool_failed`, `no_gpus`, `tool_hangs` | a driver is loaded, and its tool is no help | a veto |",
         "| the same | no driver is loaded | a role installs the driver |",
+        "| the same, or one of the first three | the PCI bus has no GPU of the vendor | a veto: `no_gpu_on_bus` |",
         "| `gpu_lost` | the driver has lost a GPU | a veto: restart, then a ticket. No driver is installed |",
         "",
         "Xids are read in each of these states but the first. `recipes/gpu_errors.yml` contains NVIDIA's catalogue: an",

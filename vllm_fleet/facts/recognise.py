@@ -8,7 +8,7 @@ from typing import Any
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.facts.states import VetoCode
-from vllm_fleet.facts.vetoes import counted_gpus, is_named
+from vllm_fleet.facts.vetoes import counted_gpus, gpus_of_vendor, is_named
 from vllm_fleet.schema.recipe import HostClass
 
 Gpu = Mapping[str, Any]
@@ -73,6 +73,34 @@ def _recognise_by_bus(facts: Mapping[str, Any], catalog: Catalog) -> SizedClass:
         "or install the vendor's driver and tools first",
         key="host_class",
     )
+
+
+def check_said_class(facts: Mapping[str, Any], said: SizedClass, catalog: Catalog) -> None:
+    """Refuses a class that the PCI bus of a host contradicts, whose GPUs no tool reports. An unknown bus refuses none.
+
+    Args:
+        facts: what the host reports.
+        said: the class that its user says it has.
+        catalog: the recipes.
+
+    Raises:
+        FleetError: the bus has other GPUs than the class, or another number of them.
+    """
+    listed = facts.get("pci_gpus")
+    if listed is None or said.family.vendor == "cpu":
+        return
+    own = sum(listed.get(name, 0) for name in said.family.pci_ids)
+    known = {name for family in catalog.classes.values() for name in family.pci_ids}
+    # A GPU of the class may have a number that no class lists.
+    of_vendor = gpus_of_vendor(listed, said.family.vendor)
+    unknown = sum(count for name, count in of_vendor.items() if name not in known)
+    if not own <= said.count <= own + unknown:
+        seen = f"its PCI bus has {describe_bus(listed)}" if listed else "its PCI bus has no GPU"
+        raise FleetError(
+            f"is not {said.id}: {seen}",
+            "give the class of its hardware; a host without a GPU is cpu-2",
+            key="--host-class",
+        )
 
 
 def describe_bus(listed: Mapping[str, int]) -> str:

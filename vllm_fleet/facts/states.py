@@ -81,6 +81,7 @@ class VetoCode(DocumentedEnum):
     TOOL_HANGS = "tool_hangs", "the vendor's tool does not end"
     GPU_LOST = "gpu_lost", "the driver has lost a GPU"
     NO_GPUS = "no_gpus", "the vendor's tool works and lists no GPU"
+    NO_GPU_ON_BUS = "no_gpu_on_bus", "the PCI bus has no GPU of the vendor, so no driver would find one"
     WRONG_VENDOR = "wrong_vendor", "the GPUs are of another vendor"
     TOO_FEW_GPUS = "too_few_gpus", "the host has fewer GPUs than its class"
     TOO_MANY_GPUS = "too_many_gpus", "the host has more GPUs than its class"

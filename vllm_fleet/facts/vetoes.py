@@ -21,6 +21,8 @@ from vllm_fleet.on_host.gpu_facts import INTEGRATED
 Facts = Mapping[str, Any]
 _ACCELERATORS = {"nvidia": "cuda", "amd": "rocm"}
 _TOOLS = {"nvidia": "nvidia-smi", "amd": "rocm-smi"}
+#: How the devices of a vendor begin on the PCI bus.
+_PCI_VENDORS = {"nvidia": "10de:", "amd": "1002:"}
 _INSPECT = "{why}: look for the driver in the kernel's log (dmesg), repair or {install}"
 #: Code -> its text. Programs read the code.
 TEXTS: Mapping[VetoCode, str] = {
@@ -34,6 +36,10 @@ TEXTS: Mapping[VetoCode, str] = {
         "there"
     ),
     VetoCode.NO_GPUS: _INSPECT,
+    VetoCode.NO_GPU_ON_BUS: (
+        "its PCI bus has no GPU of {vendor}, its class has {count}: choose the class of its hardware, or look for the "
+        "GPUs in the firmware and in the settings of the virtual machine"
+    ),
     VetoCode.WRONG_VENDOR: "has GPUs of {vendor} ({names}), its class has {count} of {wanted}",
     VetoCode.TOO_FEW_GPUS: ("has {gpus}, its class has {count}: look for the missing ones in the kernel's log (dmesg)"),
     VetoCode.TOO_MANY_GPUS: "has {gpus}, its class has {count}: choose the class of that size",
@@ -203,10 +209,26 @@ def _is_repairable(wanted: Facts, facts: Facts) -> bool:
     if not wanted.get("driver_role") or facts.get("vendor"):
         return False
     state = VetoCode(_problem(wanted, facts)["state"])
-    if state is VetoCode.GPU_LOST:
+    if state is VetoCode.GPU_LOST or _has_none_on_bus(wanted, facts):
         return False
     loaded = (facts.get("kernel_driver") or {}).get(wanted["gpu_vendor"])
     return state in _DRIVER_STATES or not loaded
+
+
+def _has_none_on_bus(wanted: Facts, facts: Facts) -> bool:
+    """Whether the PCI bus is known to have no GPU of the class's vendor."""
+    listed = facts.get("pci_gpus")
+    return listed is not None and not gpus_of_vendor(listed, wanted["gpu_vendor"])
+
+
+def gpus_of_vendor(listed: Mapping[str, int], vendor: str) -> Mapping[str, int]:
+    """The GPUs of one vendor among those on a PCI bus.
+
+    Args:
+        listed: ``vendor:device`` -> their number.
+        vendor: ``nvidia`` or ``amd``.
+    """
+    return {name: count for name, count in listed.items() if name.startswith(_PCI_VENDORS[vendor])}
 
 
 def _problem(wanted: Facts, facts: Facts) -> Mapping[str, str]:
@@ -301,6 +323,8 @@ def _no_gpus(wanted: Facts, facts: Facts) -> Veto:
         count = wanted["gpu_count"]
         return _veto(VetoCode.WRONG_VENDOR, vendor=facts["vendor"], names=names, count=count, wanted=vendor)
     problem = _problem(wanted, facts)
+    if problem["state"] != VetoCode.GPU_LOST and _has_none_on_bus(wanted, facts):
+        return _veto(VetoCode.NO_GPU_ON_BUS, vendor=vendor, count=wanted["gpu_count"])
     return _veto(VetoCode(problem["state"]), why=problem["why"], install=_install(wanted))
 
 

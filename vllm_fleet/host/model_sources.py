@@ -124,12 +124,16 @@ def host_model(plan: Plan, catalog: Catalog, name: str) -> ModelFiles:
     at = ("artifacts", "models", name)
     listed = known_digests(plan, catalog, name)
     if listed is None:
-        raise plan.document.error(
-            at,
-            f"the digests of {name} are unknown: its recipe has none",
-            f"run 'vllm-fleet lock --fleet {plan.fleet}' where the hub can be reached, or give 'digests', a file made "
-            "by 'sha256sum *' in the model's folder",
+        hint = (
+            "give 'controller', a folder on this machine with a model.json; or 'on_host', a folder on the hosts, with "
+            "'digests', a file made by 'sha256sum *' in it"
         )
+        if source.revision or catalog.model(name).weights:
+            hint = (
+                f"run 'vllm-fleet lock --fleet {plan.fleet}' where the hub can be reached, or give 'digests', a file "
+                "made by 'sha256sum *' in the model's folder"
+            )
+        raise plan.document.error(at, f"the digests of {name} are unknown: its recipe has none", hint)
     files = listed.files
     if source.hub is None:
         files = {file: digest for file, digest in files.items() if file not in DOCUMENTS}

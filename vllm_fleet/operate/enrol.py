@@ -21,7 +21,7 @@ from vllm_fleet.edge.names import resolve_names
 from vllm_fleet.edge.ssh_scan import Address
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.facts.notes import describe_state
-from vllm_fleet.facts.recognise import describe_gpus, recognise
+from vllm_fleet.facts.recognise import check_said_class, describe_gpus, recognise
 from vllm_fleet.facts.vetoes import counted_gpus
 from vllm_fleet.fleet import plan, ssh_routes
 from vllm_fleet.operate import probing
@@ -309,7 +309,9 @@ def scan_keys(hosts: Sequence[FoundHost], login: Login) -> tuple[list[tuple[Foun
         way = f" through {login.bastion.address}" if login.bastion else ""
         text = f"cannot be reached{way} at port {host.port}: {key}"
         hint = "check that it runs and that its sshd can be reached from here"
-        if login.bastion:
+        if isinstance(key, ssh_scan.UnknownNameError):
+            hint = "correct the name, or give an address"
+        elif login.bastion:
             hint = f"check that it runs, and that {login.bastion.address} reaches its sshd"
         errors.append(FleetError(text, hint, host=host.named.name))
     return keys, errors
@@ -362,7 +364,7 @@ def identify_hosts(
             error.host = host.named.name
             errors.append(error)
             continue
-        says = ", ".join(_describe(answer)) if sized else ""
+        says = ", ".join(_describe(answer, sized)) if sized else ""
         seen = inside.get(host.at, "")
         identified.append(
             IdentifiedHost(host.address, host.port, host.user, key, sized, says, host.alias, host.named.label, seen)
@@ -404,13 +406,14 @@ def _find_class(facts: Mapping[str, Any], catalog: Catalog, said: SizedClass | N
     """The class of a host by its GPUs; one whose GPUs nothing reports is what the user says.
 
     Raises:
-        FleetError: its GPUs have no class, or another one than the user says.
+        FleetError: its GPUs have no class, or they or its PCI bus have another one than the user says.
     """
     try:
         found = recognise(facts, catalog)
     except FleetError:
         if said is None or counted_gpus(facts):
             raise
+        check_said_class(facts, said, catalog)
         return said
     if said and found.id != said.id:
         raise FleetError(f"is {found.id} by its GPUs, not {said.id}", "leave --host-class out", key="--host-class")
@@ -421,13 +424,13 @@ def login_of(fleet: plan.Plan) -> Login:
     """How the hosts of an existing fleet are logged in to.
 
     Raises:
-        FleetError: its private key does not exist.
+        FleetError: its private key does not exist, or ssh refuses it.
     """
     access, files = fleet.access, []
     for own in (access.ssh_private_key_file, access.ssh_config_file):
         files.append(paths.absolute(fleet.directory / own) if own else None)
     key_file, config_file = files
-    if key_file and (fault := paths.file_fault(key_file)):
+    if key_file and (fault := openssh.private_key_fault(key_file)):
         raise fleet.document.error_about(("access", "ssh_private_key_file"), fault.error())
     if access.bastion is None:
         return Login(key_file, config_file)
@@ -457,9 +460,11 @@ def access_record(login: Login) -> dict[str, Any]:
     return record
 
 
-def _describe(facts: Mapping[str, Any]) -> Iterator[str]:
+def _describe(facts: Mapping[str, Any], sized: SizedClass) -> Iterator[str]:
     if gpus := counted_gpus(facts):
         yield describe_gpus(gpus)
+    elif sized.family.vendor != "cpu" and facts.get("pci_gpus") is None:
+        yield f"nothing reports a GPU: {sized.id} is what --host-class says"
     for key, name in (("driver", "driver"), ("cuda", "CUDA up to"), ("rocm", "ROCm")):
         if facts.get(key):
             yield f"{name} {facts[key]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,14 @@ class Imported:
         bastion: the host through which all of them are reached; None: directly.
         key: their private key; None: ssh's own configuration.
         config: their configuration of ssh; None: that of the user.
+        groups: each group that has a GPU host of its own -> those hosts.
     """
 
     hosts: tuple[NamedHost, ...]
     bastion: str | None = None
     key: Path | None = None
     config: Path | None = None
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,7 +101,18 @@ def import_inventory(file: Path, group: str, gateway_group: str | None) -> Impor
             errors.append(fault)
     raise_all(errors)
     key, config = (paths.expand_user(value) if value else None for value in (common["key"], common["config"]))
-    return Imported(tuple(hosts), common["bastion"], key, config)
+    return Imported(tuple(hosts), common["bastion"], key, config, _groups_of(data, names))
+
+
+def _groups_of(data: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    """Each group that has one of these hosts of its own -> those hosts."""
+    wanted = set(names)
+    members = {
+        group: tuple(name for name in map(str, record.get("hosts", ())) if name in wanted)
+        for group, record in data.items()
+        if group != "_meta"
+    }
+    return {group: found for group, found in members.items() if found}
 
 
 def _members(data: Mapping[str, Any], group: str, option: str, shown: str) -> Iterator[str]:
