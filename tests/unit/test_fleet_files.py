@@ -119,7 +119,7 @@ def test_a_stack_whose_addresses_cannot_be_is_refused_by_plan(
         with pytest.raises(FleetError, match=says) as caught:
             read(found)
         assert (caught.value.key, caught.value.exit_code) == (f"hosts.lab-1.{key}", 2)
-        assert caught.value.hint == "run 'pulumi up --refresh' to write it again"
+        assert caught.value.hint == "run 'pulumi up --stack golden --refresh' to write it again"
 
 
 def test_a_stack_of_any_size_gives_a_short_error(fleets: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_stack_that_is_no_file_is_not_a_stack_that_is_missing(fleets: Path, ki
     found = plan.load(fleets / "golden")
     with pytest.raises(FleetError) as caught:
         stack.made_hosts(found)
-    assert caught.value.hint == "remove it, and run 'pulumi up --refresh' to write it again"
+    assert caught.value.hint == "remove it, and run 'pulumi up --stack golden --refresh' to write it again"
     assert caught.value.exit_code == 2
 
 
@@ -177,7 +177,7 @@ def test_no_stack_yet(fleets: Path) -> None:
     (fleets / "golden" / "stack.json").unlink()
     with pytest.raises(FleetError, match="do not exist yet") as caught:
         inventory.load(fleets / "golden")
-    assert caught.value.hint == "run 'pulumi up'"
+    assert caught.value.hint == "run 'pulumi up --stack golden'"
 
 
 @pytest.mark.parametrize("owner", ["prod", "no", "null"])
