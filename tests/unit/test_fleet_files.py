@@ -39,6 +39,10 @@ def test_the_golden_fleet_is_right(fleets: Path) -> None:
         ("host_class: cpu-2", "host_clas: cpu-2", 6, "pools.lab.host_clas", "unknown key"),
         ("host_class: cpu-2", "host_class: h1000-8", 6, "pools.lab.host_class", "there is no host class 'h1000-8'"),
         ("cloud: lab", "cloud: moon", 7, "pools.lab.cloud", "not 'moon'"),
+        ("hosts: 2", 'hosts: "2"', 9, "pools.lab.hosts", "must be a valid integer, not '2'"),
+        ("192.0.2.0/24", "192.0.2.0/33", 8, "pools.lab.placement.subnet", "is '192.0.2.0/33'"),
+        ("{hosts: 1, affinity", f"{{hosts: 3, static: {STATIC}, affinity", 22, "gateway.hosts", "is 3, but gateway.st"),
+        ("    static:", "    hosts: 4\n    static:", 13, "pools.rack.hosts", "is 4, but pools.rack.static lists 1"),
         ("hosts: 2", "hosts: two", 9, "pools.lab.hosts", "not 'two'"),
         ("hosts: 2", "hosts: -1", 9, "pools.lab.hosts", "greater than or equal to 0"),
         ("fleet: golden", "fleet: silver", 2, "fleet", "the name of the folder is 'golden'"),
@@ -60,6 +64,30 @@ def test_a_fault_in_fleet_yml(fleets: Path, old: str, new: str, line: int, key: 
     assert fault.file is not None
     if key is not None:
         assert (fault.line, fault.key) == (line, key)
+
+
+def test_what_the_gateway_takes_over_is_told_where_it_is_written(fleets: Path) -> None:
+    change(fleets, "hosts: 2", "hosts: 0")
+    change(fleets, "192.0.2.0/24", "192.0.2.0/33")
+    change(fleets, "{hosts: 1, affinity", "{hosts: 1, placement: {first: 9}, affinity")
+    with pytest.raises(FleetError, match=r"is '192.0.2.0/33'") as caught:
+        plan.load(fleets / "golden")
+    assert (caught.value.line, caught.value.key, caught.value.others) == (8, "pools.lab.placement.subnet", [])
+    change(fleets, "hosts: 0", "hosts: 2")
+    with pytest.raises(FleetError, match=r"is '192.0.2.0/33'") as caught:
+        plan.load(fleets / "golden")
+    assert (caught.value.line, caught.value.key, caught.value.others) == (8, "pools.lab.placement.subnet", [])
+
+
+def test_hints_of_a_number_in_quotes_and_of_an_empty_file(fleets: Path) -> None:
+    change(fleets, "hosts: 2", 'hosts: "2"')
+    with pytest.raises(FleetError) as caught:
+        plan.load(fleets / "golden")
+    assert caught.value.hint == "write it without quotes"
+    (fleets / "golden" / "fleet.yml").write_text("")
+    with pytest.raises(FleetError) as caught:
+        plan.load(fleets / "golden")
+    assert caught.value.hint == "see docs/fleets.md for the format of this file"
 
 
 def test_static_gateways_that_are_only_counted_have_no_address(fleets: Path) -> None:
