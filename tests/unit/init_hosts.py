@@ -72,6 +72,7 @@ def start(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> Iterator[object]:
     client = asyncssh.generate_private_key("ssh-ed25519")
     key_file = tmp_path / "id_ed25519"
     client.write_private_key(key_file)
+    key_file.chmod(0o600)
 
     def one(sized_class: str | None, kind: str = "ssh-ed25519") -> Server:
         root = tmp_path / f"host-{len(running)}"
