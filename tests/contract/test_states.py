@@ -318,6 +318,9 @@ def test_groups_and_exit_codes_of_a_run(
     monkeypatch.setattr(drift, "_file", lambda _: tmp_path / "drift.json")
     monkeypatch.setattr(probe, "installed_packages", lambda _: {})
     site = drift.load_site_of_run(fleets / "golden")
+    key = fleets / "golden" / "ssh" / "id_ed25519"
+    key.parent.mkdir()
+    key.touch(0o600)
 
     def answer(manifest: Manifest) -> dict[str, Any]:
         monkeypatch.setattr(probe, "unit_states", lambda names: dict.fromkeys(names, UNITS[unit_state]))

@@ -23,6 +23,7 @@ from vllm_fleet import __main__, cli
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.paths import root
 from vllm_fleet.catalogue import catalogue
+from vllm_fleet.cli.output import fleet_directory
 from vllm_fleet.edge import package_index, registry, ssh_options
 from vllm_fleet.fleet import plan
 
@@ -129,6 +130,23 @@ def test_a_fleet_is_a_name_of_the_list(command: str, name: str, run: Run) -> Non
     assert "example-aws" in done.stderr
     assert len(done.stderr) < 300
     assert done.stderr.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize("name", ["../fleets/golden", "../fleets/golden/", "golden/fleet.yml", "{0}/golden/fleet.yml"])
+def test_a_path_of_a_fleet_is_answered_with_its_name(name: str, fleets: Path) -> None:
+    with pytest.raises(FleetError, match="there is no fleet ") as caught:
+        fleet_directory(name.format(fleets))
+    assert caught.value.hint == "give the name of its folder: --fleet golden"
+    assert caught.value.exit_code == 2
+
+
+def test_a_folder_without_fleet_yml_is_told_what_it_lacks(fleets: Path) -> None:
+    (fleets / "golden" / "fleet.yml").rename(fleets / "golden" / "fleet.yaml")
+    (fleets / "new").mkdir()
+    for name, hint in (("golden", "rename golden/fleet.yaml"), ("new", "write it: docs/fleets.md has its format")):
+        with pytest.raises(FleetError, match=r"has no fleet\.yml") as caught:
+            fleet_directory(name)
+        assert (caught.value.file, caught.value.hint, caught.value.exit_code) == (name, hint, 2)
 
 
 @pytest.mark.parametrize("folder", ["/nowhere/inventories", "/etc/passwd", "x" * 5000])

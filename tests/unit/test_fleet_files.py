@@ -39,6 +39,10 @@ def test_the_golden_fleet_is_right(fleets: Path) -> None:
         ("host_class: cpu-2", "host_clas: cpu-2", 6, "pools.lab.host_clas", "unknown key"),
         ("host_class: cpu-2", "host_class: h1000-8", 6, "pools.lab.host_class", "there is no host class 'h1000-8'"),
         ("cloud: lab", "cloud: moon", 7, "pools.lab.cloud", "not 'moon'"),
+        ("hosts: 2", 'hosts: "2"', 9, "pools.lab.hosts", "must be a valid integer, not '2'"),
+        ("192.0.2.0/24", "192.0.2.0/33", 8, "pools.lab.placement.subnet", "is '192.0.2.0/33'"),
+        ("{hosts: 1, affinity", f"{{hosts: 3, static: {STATIC}, affinity", 22, "gateway.hosts", "is 3, but gateway.st"),
+        ("    static:", "    hosts: 4\n    static:", 13, "pools.rack.hosts", "is 4, but pools.rack.static lists 1"),
         ("hosts: 2", "hosts: two", 9, "pools.lab.hosts", "not 'two'"),
         ("hosts: 2", "hosts: -1", 9, "pools.lab.hosts", "greater than or equal to 0"),
         ("fleet: golden", "fleet: silver", 2, "fleet", "the name of the folder is 'golden'"),
@@ -60,6 +64,30 @@ def test_a_fault_in_fleet_yml(fleets: Path, old: str, new: str, line: int, key: 
     assert fault.file is not None
     if key is not None:
         assert (fault.line, fault.key) == (line, key)
+
+
+def test_what_the_gateway_takes_over_is_told_where_it_is_written(fleets: Path) -> None:
+    change(fleets, "hosts: 2", "hosts: 0")
+    change(fleets, "192.0.2.0/24", "192.0.2.0/33")
+    change(fleets, "{hosts: 1, affinity", "{hosts: 1, placement: {first: 9}, affinity")
+    with pytest.raises(FleetError, match=r"is '192.0.2.0/33'") as caught:
+        plan.load(fleets / "golden")
+    assert (caught.value.line, caught.value.key, caught.value.others) == (8, "pools.lab.placement.subnet", [])
+    change(fleets, "hosts: 0", "hosts: 2")
+    with pytest.raises(FleetError, match=r"is '192.0.2.0/33'") as caught:
+        plan.load(fleets / "golden")
+    assert (caught.value.line, caught.value.key, caught.value.others) == (8, "pools.lab.placement.subnet", [])
+
+
+def test_hints_of_a_number_in_quotes_and_of_an_empty_file(fleets: Path) -> None:
+    change(fleets, "hosts: 2", 'hosts: "2"')
+    with pytest.raises(FleetError) as caught:
+        plan.load(fleets / "golden")
+    assert caught.value.hint == "write it without quotes"
+    (fleets / "golden" / "fleet.yml").write_text("")
+    with pytest.raises(FleetError) as caught:
+        plan.load(fleets / "golden")
+    assert caught.value.hint == "see docs/fleets.md for the format of this file"
 
 
 def test_static_gateways_that_are_only_counted_have_no_address(fleets: Path) -> None:
@@ -119,7 +147,7 @@ def test_a_stack_whose_addresses_cannot_be_is_refused_by_plan(
         with pytest.raises(FleetError, match=says) as caught:
             read(found)
         assert (caught.value.key, caught.value.exit_code) == (f"hosts.lab-1.{key}", 2)
-        assert caught.value.hint == "run 'pulumi up --refresh' to write it again"
+        assert caught.value.hint == "run 'pulumi up --stack golden --refresh' to write it again"
 
 
 def test_a_stack_of_any_size_gives_a_short_error(fleets: Path) -> None:
@@ -145,7 +173,7 @@ def test_a_stack_that_is_no_file_is_not_a_stack_that_is_missing(fleets: Path, ki
     found = plan.load(fleets / "golden")
     with pytest.raises(FleetError) as caught:
         stack.made_hosts(found)
-    assert caught.value.hint == "remove it, and run 'pulumi up --refresh' to write it again"
+    assert caught.value.hint == "remove it, and run 'pulumi up --stack golden --refresh' to write it again"
     assert caught.value.exit_code == 2
 
 
@@ -177,7 +205,7 @@ def test_no_stack_yet(fleets: Path) -> None:
     (fleets / "golden" / "stack.json").unlink()
     with pytest.raises(FleetError, match="do not exist yet") as caught:
         inventory.load(fleets / "golden")
-    assert caught.value.hint == "run 'pulumi up'"
+    assert caught.value.hint == "run 'pulumi up --stack golden'"
 
 
 @pytest.mark.parametrize("owner", ["prod", "no", "null"])

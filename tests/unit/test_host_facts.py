@@ -82,6 +82,9 @@ def test_a_run_probes_a_host_for_the_plan_that_its_facts_give(
 
     monkeypatch.setattr(probing, "probe_hosts", answer)
     before = drift.load_site_of_run(folder)
+    assert before.private_key_file
+    before.private_key_file.parent.mkdir()
+    before.private_key_file.touch(0o600)
     reports = drift.probe_site(before, {host.plan.name: drift.host_target(before, host) for host in before.hosts})
     assert set(reports) == {"old", "new"}
     assert [set(each) for each in asked] == [{"old", "new"}, {"new"}]

@@ -181,7 +181,7 @@ def test_a_class_is_not_served_from_a_lock_for_an_older_cuda(catalog: Catalog) -
     engine = catalog.engines["vllm-0.12.0-cuda"]
     ((message, hint),) = engine_install.lock_misfits(old, engine, catalog.host_class("h100-8"))
     assert message == "vllm-0.12.0-cuda is locked for CUDA 12.6, and h100-8 needs 12.8 or newer"
-    assert "python -m tools.locks --engine vllm-0.12.0-cuda --machine x86_64' --index URL" in hint
+    assert "python -m tools.locks --engine vllm-0.12.0-cuda --machine x86_64 --index URL'" in hint
 
 
 def test_a_wrong_lock_of_the_recipes_is_a_fault_of_the_engine(catalog: Catalog, tmp_path: Path) -> None:

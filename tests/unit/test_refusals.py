@@ -16,9 +16,11 @@ from vllm_fleet import inventory
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import check
+from vllm_fleet.cli import drift as drift_command
 from vllm_fleet.cli import plan as plan_command
 from vllm_fleet.edge import names
 from vllm_fleet.fleet import plan
+from vllm_fleet.operate import drift, probing
 from vllm_fleet.reports import recipe_check
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
@@ -62,9 +64,15 @@ class Case:
     line: str | None = None
 
 
-def broken(says: str, change: Mapping[tuple[str, ...], Any], files: Mapping[str, str | None], line: str | None) -> Case:
+def broken(
+    says: str,
+    change: Mapping[tuple[str, ...], Any],
+    files: Mapping[str, str | None],
+    line: str | None,
+    by: str = "inventory",
+) -> Case:
     """A file that is there and cannot be read as what it must be."""
-    return Case(says, change, files, wrong=True, stops=True, line=line)
+    return Case(says, change, files, by, wrong=True, stops=True, line=line)
 
 
 def lock(name: str = "config.json", sha256: str = f'"{"1" * 64}"', size: str = "1", revision: str = "1" * 40) -> str:
@@ -244,6 +252,21 @@ CASES: Mapping[str, Case] = {
         by="role",
     ),
     "no private key": Case("golden/ssh/id does not exist", {("access",): {"ssh_private_key_file": "ssh/id"}}, by="ssh"),
+    "a public key in place of the private one": broken(
+        "golden/ssh/id is a public key",
+        {("access",): {"ssh_private_key_file": "ssh/id"}},
+        {"ssh/id": KEY},
+        "ssh/id",
+        by="ssh",
+    ),
+    "a private key that others can read": Case(
+        "golden/ssh/id is open to other users, so ssh refuses it (chmod 600 golden/ssh/id)",
+        {("access",): {"ssh_private_key_file": "ssh/id"}},
+        {"ssh/id": PRIVATE},
+        by="ssh",
+        wrong=True,
+        line="ssh/id",
+    ),
     "a distribution that the vendor has no driver for": Case(
         "recipes/drivers.yml has no nvidia-cuda for debian-12",
         {
@@ -292,7 +315,8 @@ def site_errors(folder: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A controller that has downloaded nothing, and resolves no name."""
+    """A controller that has downloaded nothing, resolves no name, and has no agent with keys."""
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     monkeypatch.setenv("VLLM_FLEET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(names, "_resolve", lambda name: f"nobody knows {name}")
 
@@ -447,6 +471,76 @@ def test_keys_that_the_stack_will_make_are_not_missing(fleets: Path, catalog: Ca
         for refusal in inventory.find_refusals(plan.load(folder, catalog), catalog)
         if "api-keys" in str(refusal.error)
     ]
+
+
+def key_errors(folder: Path, catalog: Catalog) -> list[str]:
+    found = inventory.find_refusals(plan.load(folder, catalog), catalog)
+    return [str(refusal.error) for refusal in found if refusal.error.key == "access.ssh_private_key_file"]
+
+
+def test_the_private_key_of_a_stack_is_missing_only_once_the_stack_is_up(fleets: Path, catalog: Catalog) -> None:
+    folder = fleets / "golden"
+    (error,) = key_errors(folder, catalog)
+    assert error.endswith(
+        "golden/ssh/id_ed25519 does not exist (run 'pulumi up --stack golden --refresh' to write it again)"
+    )
+    (folder / "stack.json").unlink()
+    assert key_errors(folder, catalog) == []
+    file = folder / "fleet.yml"
+    file.write_text(file.read_text(encoding="utf-8").replace("ssh/id_ed25519", "ssh/other"), encoding="utf-8")
+    (error,) = key_errors(folder, catalog)
+    assert error.endswith("golden/ssh/other does not exist (correct the path)")
+
+
+def test_a_public_key_is_right_where_an_agent_may_have_the_private_one(
+    fleets: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_fleet(fleets, CASES["a public key in place of the private one"])
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/nowhere")
+    assert key_errors(folder, catalog) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["no private key", "a public key in place of the private one", "a private key that others can read"]
+)
+def test_a_private_key_that_ssh_cannot_use_is_one_error_before_a_host_is_probed(
+    name: str, fleets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = inventory.load(write_fleet(fleets, CASES[name]))
+    monkeypatch.setattr(probing, "probe_hosts", lambda *_: pytest.fail("a host was probed"))
+    with pytest.raises(FleetError) as caught:
+        drift.probe_site(site, {host.plan.name: drift.host_target(site, host) for host in site.hosts})
+    assert (caught.value.key, caught.value.exit_code, caught.value.others) == ("access.ssh_private_key_file", 2, [])
+    assert CASES[name].says in str(caught.value)
+
+
+def test_drift_counts_the_hosts_that_answered(
+    fleets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_fleet(fleets, Case(""))
+    reports = {"gpu-0": probing.Report("gpu-0"), "gateway-0": probing.Report("gateway-0", error="no answer")}
+    monkeypatch.setattr(probing, "probe_hosts", lambda *_: reports)
+    with pytest.raises(FleetError, match="no answer") as caught:
+        drift_command.command("golden")
+    assert caught.value.exit_code == 1
+    assert capsys.readouterr().out == "1 hosts probed, 1 match the plan, 0 items drifted; 1 did not answer\n"
+
+
+def test_a_fleet_of_static_hosts_needs_no_stack(fleets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_fleet(fleets, Case(""))
+    plan_command.command("golden", json=False)
+    assert "stack: none is needed, all hosts exist already\n" in capsys.readouterr().out
+
+
+def test_the_command_that_makes_a_lock_is_quoted_whole(fleets: Path, catalog: Catalog) -> None:
+    folder = write_fleet(fleets, CASES["an engine without a lock"])
+    (error,) = [
+        refusal.error
+        for refusal in inventory.find_refusals(plan.load(folder, catalog), catalog)
+        if "is not locked" in refusal.error.message
+    ]
+    command = "python -m tools.locks --engine vllm-0.32.0-rocm --machine x86_64 --index URL --output FILE"
+    assert error.hint.startswith(f"run '{command}' where its index is reachable")
 
 
 def test_hosts_download_the_vocabularies_where_no_copy_is_named(fleets: Path, catalog: Catalog) -> None:

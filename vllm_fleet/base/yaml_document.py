@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,7 @@ def parse(document: Document, model: type[Record], at: Location = (), data: Any 
 
 
 def parse_valid_part(
-    document: Document, model: type[Record], fill: Callable[[dict[str, Any], Places], None]
+    document: Document, model: type[Record], fill: Callable[[dict[str, Any], Places], None], page: str = "docs/"
 ) -> Parsed[Record]:
     """Validates the file's data as a record; where it is wrong, what is wrong is left out.
 
@@ -223,6 +224,7 @@ def parse_valid_part(
         model: the record.
         fill: puts values in for keys that are left out and that the record cannot be made without. It gets the data,
             which it changes, and the key paths that are left out.
+        page: the documentation with the format of the file.
 
     Raises:
         FleetError: the file is not a mapping.
@@ -230,7 +232,7 @@ def parse_valid_part(
     data = document.data
     errors, wrong = list(document.errors), set(document.wrong)
     if not isinstance(data, dict):
-        raise_all([*errors, _no_mapping(document, ())])
+        raise_all([*errors, _no_mapping(document, (), page)])
     fill(data, Places(wrong))
     for _ in range(_ATTEMPTS):
         try:
@@ -248,9 +250,9 @@ def parse_valid_part(
     return Parsed(None, tuple(errors), Places(wrong))
 
 
-def _no_mapping(document: Document, at: Location) -> FleetError:
+def _no_mapping(document: Document, at: Location, page: str = "docs/") -> FleetError:
     message = "is empty, and must be a mapping" if document.data is None else "must be a mapping"
-    return document.error(at, message, "see docs/ for the format of this file")
+    return document.error(at, message, f"see {page} for the format of this file")
 
 
 def _own_errors(document: Document, invalid: ValidationError, data: Any, at: Location) -> list[FleetError]:
@@ -302,7 +304,16 @@ def _error(document: Document, detail: Any, location: Location) -> FleetError:
     if not is_hidden and not isinstance(detail["input"], dict | list) and "value_error" not in detail["type"]:
         shown = repr(detail["input"])
         message = f"{message}, not {shown if len(shown) <= 120 else f'{shown[:120]}...'}"
-    return document.error(location, message[:1].lower() + message[1:])
+    hint = "write it without quotes" if _is_quoted_number(detail) else ""
+    return document.error(location, message[:1].lower() + message[1:], hint)
+
+
+def _is_quoted_number(detail: Any) -> bool:
+    return (
+        detail["type"] in ("int_type", "float_type")
+        and isinstance(detail["input"], str)
+        and re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", detail["input"]) is not None
+    )
 
 
 def _without(data: Any, places: Collection[Location]) -> Any:

@@ -104,8 +104,8 @@ def rent_gateways(
         beside = {key: value for key, value in beside.items() if key not in ("zone", "zones")}
     if any(key in own and own[key] != placement.get(key) for key in ("region", "project", "compartment")):
         beside.pop("network", None)  # it is a property of the first pool's network
-    at = ("gateway", "placement") if own else ("gateway",)
-    own_placement = yaml_document.parse(document, PLACEMENTS[cloud], at, {"public_address": True, **beside, **own})
+    merged = {"public_address": True, **beside, **own}
+    own_placement = yaml_document.parse(document, PLACEMENTS[cloud], ("gateway", "placement"), merged)
     table = catalog.clouds[cloud]
     return Rented(table, own_placement, own_placement.shape or table.gateway_shape, "plain-x86_64")
 

@@ -72,8 +72,11 @@ def command(
     else:
         for item in items:
             print_text(str(item))
-        clean = sum(1 for report in reports.values() if not report.drift and not report.error and not report.veto)
-        print_text(f"{len(reports)} hosts probed, {clean} match the plan, {len(items)} items drifted")
+        answered = [report for report in reports.values() if not report.error]
+        clean = sum(1 for report in answered if not report.drift and not report.veto)
+        silent = len(reports) - len(answered)
+        told = f"{len(answered)} hosts probed, {clean} match the plan, {len(items)} items drifted"
+        print_text(f"{told}; {silent} did not answer" if silent else told)
     # Those without an answer first: their exit code counts.
     errors = sorted(map(_plain, drift.blocking_errors(reports)), key=lambda error: error.exit_code)
     if errors and json:

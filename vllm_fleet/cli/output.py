@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,10 +34,23 @@ def fleet_directory(name: str) -> Path:
     if folder in unread:
         raise unread[folder]
     if folder not in fleets:
-        shown = name if len(name) <= 60 else f"{name[:60]}..."
-        names = ", ".join(fleet.name for fleet in fleets) or "none"
-        raise FleetError(f"there is no fleet {shown!r}", f"fleets in {paths.display(paths.inventories_dir())}: {names}")
+        raise _no_fleet(name, folder, fleets)
     return folder
+
+
+def _no_fleet(name: str, folder: Path, fleets: Sequence[Path]) -> FleetError:
+    if name not in ("", ".", "..") and os.sep not in name and os.path.isdir(folder):  # noqa: PTH112 - as below
+        other = folder / "fleet.yaml"
+        hint = f"rename {paths.display(other)}" if paths.is_there(other) else "write it: docs/fleets.md has its format"
+        return FleetError("has no fleet.yml", hint, paths.display(folder))
+    shown = name if len(name) <= 60 else f"{name[:60]}..."
+    path = Path(name).parent if Path(name).name == "fleet.yml" else Path(name)
+    for fleet in fleets:
+        if paths.absolute(path) == paths.absolute(fleet):
+            hint = f"give the name of its folder: --fleet {shlex.quote(fleet.name)}"
+            return FleetError(f"there is no fleet {shown!r}", hint)
+    names = ", ".join(fleet.name for fleet in fleets) or "none"
+    return FleetError(f"there is no fleet {shown!r}", f"fleets in {paths.display(paths.inventories_dir())}: {names}")
 
 
 def fleet_directories() -> tuple[list[Path], dict[Path, FleetError]]:

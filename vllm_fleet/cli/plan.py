@@ -130,7 +130,8 @@ def _changes(plan: plans.Plan, preview: bool, allowed: Sequence[str]) -> tuple[s
     """
     try:
         stack.check_stack(plan)
-        as_is = "the stack has the planned hosts"
+        needs_stack = stack.is_written(plan) or any(host.cloud != "static" for host in plan.hosts)
+        as_is = "the stack has the planned hosts" if needs_stack else "none is needed, all hosts exist already"
     except FleetError as fault:
         as_is = str(fault)
     if preview or allowed:

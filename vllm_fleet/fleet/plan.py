@@ -93,7 +93,9 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
         FleetError: it carries every error of the file.
     """
     document = yaml_document.read_with_errors(directory / "fleet.yml")
-    parsed = yaml_document.parse_valid_part(document, Fleet, lambda data, wrong: _fill(data, wrong, directory.name))
+    parsed = yaml_document.parse_valid_part(
+        document, Fleet, lambda data, wrong: _fill(data, wrong, directory.name), "docs/fleets.md"
+    )
     spec = parsed.record
     if spec is None:
         raise_all(parsed.errors)
@@ -113,8 +115,9 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     try:
         hosts.extend(_gateway_hosts(spec, document, recipes))
     except FleetError as fault:
-        errors.extend(_own_errors(fault, errors))
+        errors.extend(_own_errors(fault, errors, spec, document))
         has_gateways = False
+    errors.extend(_miscounted(spec, document))
     errors.extend(image_digest.image_errors(spec.artifacts.images, recipes, document))
     errors.extend(model_errors(spec.artifacts.models, recipes, document))
     errors.extend(repository_faults.repository_errors(spec.artifacts.repositories, recipes, document))
@@ -138,12 +141,24 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     return Plan(spec.fleet, directory, tuple(hosts), spec.access, spec.gateway, document, spec)
 
 
-def _own_errors(fault: FleetError, of_pools: Sequence[FleetError]) -> Iterator[FleetError]:
-    """The errors of the gateways' placement; what they take over from the first pool is told there, in its line."""
+def _own_errors(
+    fault: FleetError, of_pools: Sequence[FleetError], spec: Fleet, document: yaml_document.Document
+) -> Iterator[FleetError]:
+    """The errors of the gateways; what they take over from the placement of the first pool is told there, once."""
     known = {error.message for of_pool in of_pools for error in (of_pool, *of_pool.others)}
+    name, pool = next(iter(spec.pools.items()))
+    own = spec.gateway.placement
     for error in [fault, *fault.others]:
-        if error.message not in known or (error.key or "").startswith("gateway.placement."):
-            error.others = []
+        error.others = []
+        section, path = (parts := (error.key or "").split("."))[:2], parts[2:]
+        if section != ["gateway", "placement"] or (path and path[0] in own):
+            yield error
+        elif error.message in known:
+            continue
+        elif spec.gateway.cloud in (None, pool.cloud) and (path or not own):
+            at = (int(part) if part.isdecimal() else part for part in path)
+            yield document.error(("pools", name, "placement", *at), error.message, error.hint, error.code)
+        else:
             yield error
 
 
@@ -231,6 +246,15 @@ def _at_pool(name: str, pool: Pool, document: yaml_document.Document, fault: Fle
     return document.error(at, fault.message, fault.hint, fault.code)
 
 
+def _miscounted(spec: Fleet, document: yaml_document.Document) -> Iterator[FleetError]:
+    """Numbers of hosts that are not those of the list beside them."""
+    pools = [(("pools", name), pool.hosts, pool.static) for name, pool in spec.pools.items()]
+    for section, count, static in (*pools, (("gateway",), spec.gateway.hosts, spec.gateway.static)):
+        if static and count is not None and count != len(static):
+            listed = f"{'.'.join(section)}.static lists {len(static)}"
+            yield document.error((*section, "hosts"), f"is {count}, but {listed}", "remove 'hosts': the list counts")
+
+
 def _host_names(spec: Fleet) -> list[str]:
     pools = [(name, pool.hosts, pool.static) for name, pool in spec.pools.items()]
     members = [*pools, (spec.gateway.name, spec.gateway.hosts, spec.gateway.static)]
@@ -249,8 +273,7 @@ def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catal
     placement = {key: value for key, value in beside.items() if key != "first"}
     rented = None
     if cloud == "lab" and gateway.hosts:
-        at = ("gateway", "placement") if gateway.placement else ("gateway",)
-        yaml_document.parse(document, LabPlacement, at, {**placement, **gateway.placement})
+        yaml_document.parse(document, LabPlacement, ("gateway", "placement"), {**placement, **gateway.placement})
     if rental.is_rented(cloud) and gateway.hosts:
         rented = rental.rent_gateways(catalog, cloud, placement, gateway.placement, document)
     user = spec.access.ssh_user or (catalog.clouds[cloud].user if rental.is_rented(cloud) else _USERS[cloud])

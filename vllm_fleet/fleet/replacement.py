@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from vllm_fleet.base.errors import ErrorCode, FleetError, raise_all
+from vllm_fleet.fleet import stack
 from vllm_fleet.fleet.plan import Plan
 
 What = Literal["create", "update", "replace", "delete"]
@@ -195,5 +196,5 @@ def commands(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> t
         for urn in change.protected
     ]
     replaced = [change.host for change in mine if change.what == "replace"]
-    up = f"pulumi up --stack {shlex.quote(plan.fleet)}"
+    up = stack.up_command(plan.fleet)
     return (*lines, f"{VARIABLE}={','.join(replaced)} {up}" if replaced else up)

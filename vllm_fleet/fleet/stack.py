@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,16 @@ from vllm_fleet.schema.fleet import Stack, StackHost, StaticHost
 
 #: So many differences between stack and plan are told; the others are counted.
 _MOST_DIFFERENCES = 10
+
+
+def up_command(fleet: str, *options: str) -> str:
+    """The command that updates the stack of a fleet, which has the fleet's name.
+
+    Args:
+        fleet: the fleet's name.
+        options: further options.
+    """
+    return shlex.join(["pulumi", "up", "--stack", fleet, *options])
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ def _read_made(plan: Plan) -> Mapping[str, StackHost]:
         differences += [f"{name} is in {file} but not in {plan.document.file}" for name in extra]
         more = len(differences) - _MOST_DIFFERENCES
         shown = [*differences[:_MOST_DIFFERENCES], *([f"and {more} more hosts"] if more > 0 else [])]
-        raise FleetError("; ".join(shown), "run 'pulumi up'", file)
+        raise FleetError("; ".join(shown), f"run '{up_command(plan.fleet)}'", file)
     return made
 
 
@@ -199,7 +210,7 @@ def _read(plan: Plan) -> Stack:
     path = plan.directory / "stack.json"
     file = paths.display(path)
     if not is_written(plan):
-        raise FleetError(f"the hosts of {plan.document.file} do not exist yet", "run 'pulumi up'", file)
+        raise FleetError(f"the hosts of {plan.document.file} do not exist yet", f"run '{up_command(plan.fleet)}'", file)
     try:
         document = yaml_document.read_json(path)
         version = document.data.get("version") if isinstance(document.data, dict) else None
@@ -211,11 +222,11 @@ def _read(plan: Plan) -> Stack:
         # Pulumi replaces a file, not a folder or a link that leads nowhere.
         remove = "" if path.is_file() else "remove it, and "
         for error in (fault, *fault.others):
-            error.hint = f"{remove}run 'pulumi up --refresh' to write it again"
+            error.hint = f"{remove}run '{up_command(plan.fleet, '--refresh')}' to write it again"
         raise
     if stack is None:
         message = f"has version {version!r}, this release reads version 1"
-        raise document.error(("version",), message, "run 'pulumi up' with this release")
+        raise document.error(("version",), message, f"run '{up_command(plan.fleet)}' with this release")
     if stack.fleet != plan.fleet:
         raise document.error(
             ("fleet",),

@@ -48,7 +48,7 @@ def host_lock(plan: Plan, catalog: Catalog, host: HostPlan) -> Lock | None:
         raise plan.document.error(
             at,
             f"{engine.id} is not locked for {sized.machine}, so its packages cannot be verified: {reason}",
-            f"run {lock_command(engine, sized.machine)} --index URL --output FILE where its index is reachable, "
+            f"run {lock_command(engine, sized.machine, '--index URL --output FILE')} where its index is reachable, "
             f"and name that file in artifacts.locks of the fleet{image}",
             ErrorCode.REFUSED,
         )
@@ -112,7 +112,7 @@ def _own(plan: Plan, engine: Engine, machine: Machine) -> Lock | None:
     name = plan.spec.artifacts.locks.get(engine.id)
     if name is None:
         return None
-    hint = f"run {lock_command(engine, machine)} --index URL --output FILE"
+    hint = f"run {lock_command(engine, machine, '--index URL --output FILE')}"
     file = plan.artifact(f"locks.{engine.id}", name.replace("{machine}", machine), hint)
     return engine_locks.read(paths.absolute(file))
 
@@ -124,13 +124,19 @@ def lock_misfits(lock: Lock, engine: Engine, sized: SizedClass) -> Iterator[tupl
         yield (
             f"{engine.id} is locked for CUDA {lock.cuda}, and {sized.id} needs {floor} or newer",
             f"make a lock from an index with builds for CUDA {floor}: "
-            f"{lock_command(engine, sized.machine)} --index URL",
+            f"{lock_command(engine, sized.machine, '--index URL')}",
         )
 
 
-def lock_command(engine: Engine, machine: Machine) -> str:
-    """The command that makes a lock."""
-    return f"'python -m tools.locks --engine {engine.id} --machine {machine}'"
+def lock_command(engine: Engine, machine: Machine, options: str = "") -> str:
+    """The command that makes a lock, in quotation marks.
+
+    Args:
+        engine: the engine.
+        machine: the architecture of the processor.
+        options: further options.
+    """
+    return f"'python -m tools.locks --engine {engine.id} --machine {machine}{f' {options}' if options else ''}'"
 
 
 def engine_variables(deployment: Deployment, lock: Lock) -> dict[str, Any]:

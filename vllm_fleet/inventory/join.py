@@ -77,8 +77,9 @@ def find_refusals(plan: Plan, catalog: Catalog) -> tuple[refusals.Refusal, ...]:
     """
     found = [*refusals.list_file_refusals(plan, catalog)]
     # A run finds these two itself: its role reads the vocabularies, in the same words, and ssh its key.
-    later = (*vocabularies.find_faults(plan, catalog), *refusals.find_access_faults(plan))
-    found += [refusals.Refusal(fault, is_wrong=False) for fault in (*later, *_find_build_faults(plan, catalog))]
+    found += [refusals.Refusal(fault, is_wrong=False) for fault in vocabularies.find_faults(plan, catalog)]
+    found += refusals.find_access_faults(plan)
+    found += [refusals.Refusal(fault, is_wrong=False) for fault in _find_build_faults(plan, catalog)]
     return _unique(found)
 
 

@@ -12,7 +12,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.edge import names
-from vllm_fleet.fleet import host_keys_file, stack, zones_file
+from vllm_fleet.fleet import host_keys_file, private_key, stack, zones_file
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host import apt_repositories, engine_install, model_sources
@@ -90,13 +90,11 @@ def _find_old_keys(plan: Plan) -> Iterator[FleetError]:
         yield from (fault, *fault.others)
 
 
-def find_access_faults(plan: Plan) -> Iterator[FleetError]:
-    """A private key that is named and missing. A stack that makes its own writes it when it is up."""
-    own = plan.access.ssh_private_key_file
-    fault = paths.file_fault(paths.absolute(plan.directory / own)) if own else None
-    makes_key = not plan.access.ssh_authorised_keys and any(host.cloud != "static" for host in plan.hosts)
-    if fault and not (makes_key and fault.is_missing):
-        yield plan.document.error_about(("access", "ssh_private_key_file"), fault.error())
+def find_access_faults(plan: Plan) -> Iterator[Refusal]:
+    """A private key that ssh cannot use, or that is missing."""
+    if fault := private_key.fleet_error(plan):
+        is_there = paths.is_there(plan.directory / str(plan.access.ssh_private_key_file))
+        yield Refusal(fault, is_wrong=is_there)
 
 
 def _find_missing_gateways(plan: Plan) -> Iterator[FleetError]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,10 +12,10 @@ from typing import Any
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
-from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.errors import ErrorCode, FleetError, raise_all
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.facts.states import NEIGHBOURS, NOT_RUNNING, DriftState
-from vllm_fleet.fleet import host_facts
+from vllm_fleet.fleet import host_facts, private_key
 from vllm_fleet.inventory import Site, SiteHost
 from vllm_fleet.inventory import load as load_site
 from vllm_fleet.operate import probing
@@ -56,8 +56,9 @@ def probe_site(
         Host name -> report.
 
     Raises:
-        FleetError: the fleet's files have changed meanwhile and are wrong now.
+        FleetError: a private key cannot be used, or the fleet's files have changed meanwhile and are wrong now.
     """
+    raise_all(_key_errors(site, targets.values()))
     manifests = {host.plan.name: host.manifest for host in site.hosts if host.plan.name in targets}
     reports = dict(probing.probe_hosts([(targets[name], manifest) for name, manifest in manifests.items()], on_report))
     facts = {name: report.facts for name, report in reports.items() if report.facts}
@@ -70,6 +71,15 @@ def probe_site(
         ]
         reports |= probing.probe_hosts(changed)
     return reports
+
+
+def _key_errors(site: Site, targets: Iterable[Target]) -> Iterator[FleetError]:
+    """What is wrong with the private keys, each once: they are files of the controller, and no host can mend them."""
+    ways = [way for target in targets for way in (target, target.jump) if way]
+    for file in dict.fromkeys(way.key_file for way in ways if way.key_file):
+        is_own = file == site.private_key_file
+        if fault := private_key.fleet_error(site.plan) if is_own else private_key.file_error(file):
+            yield fault
 
 
 def host_target(site: Site, host: SiteHost) -> Target:

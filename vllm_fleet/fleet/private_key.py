@@ -1,0 +1,57 @@
+"""The private key of a fleet on the controller: what keeps ``ssh`` from logging in with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError, UnusableFileError
+from vllm_fleet.fleet import stack
+from vllm_fleet.fleet.plan import Plan
+
+_PUBLIC = re.compile(rb"\s*(?:ssh-|ecdsa-|sk-|-{4,5} ?BEGIN (?:SSH2 |RSA )?PUBLIC KEY)")
+
+
+def file_error(file: Path, hint: str = "") -> FleetError | None:
+    """Why ``ssh`` cannot use a file as a private key; None: nothing is known to be wrong.
+
+    Args:
+        file: the key.
+        hint: what to do where it is missing; empty: correct the path.
+    """
+    if fault := paths.file_fault(file):
+        return fault.error(hint)
+    shown = paths.display(file)
+    with file.open("rb") as opened:
+        is_public = _PUBLIC.match(opened.read(200))
+    # With a public key, ssh takes the private one from an agent.
+    if is_public:
+        if "SSH_AUTH_SOCK" in os.environ:
+            return None
+        return UnusableFileError("is a public key", "name the private key", shown)
+    about = file.stat()
+    # As ssh does: it looks only at the files of its own user.
+    if about.st_uid == os.getuid() and about.st_mode & 0o077:
+        return FleetError("is open to other users, so ssh refuses it", f"chmod 600 {shlex.quote(shown)}", shown)
+    return None
+
+
+def fleet_error(plan: Plan) -> FleetError | None:
+    """What is wrong with the private key that a fleet names; None also where the first ``pulumi up`` will write it."""
+    own = plan.access.ssh_private_key_file
+    if not own:
+        return None
+    file = paths.absolute(plan.directory / own)
+    is_made = (
+        not plan.access.ssh_authorised_keys
+        and any(host.cloud != "static" for host in plan.hosts)
+        and file == paths.absolute(plan.directory / "ssh" / "id_ed25519")
+    )
+    if is_made and not paths.is_there(file) and not stack.is_written(plan):
+        return None
+    hint = f"run '{stack.up_command(plan.fleet, '--refresh')}' to write it again" if is_made else ""
+    fault = file_error(file, hint)
+    return plan.document.error_about(("access", "ssh_private_key_file"), fault) if fault else None
