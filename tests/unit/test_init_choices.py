@@ -20,9 +20,10 @@ from init_hosts import ADDRESS, init
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.private_keys import private_key_fault
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import init_questions
-from vllm_fleet.edge import git, keys, openssh
+from vllm_fleet.edge import git, keys
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.fleet import plan
 from vllm_fleet.operate import enrol
@@ -350,7 +351,7 @@ def test_a_key_that_ssh_refuses_stops_before_a_host_is_asked(home: Path, tmp_pat
     assert (code, f"{public}: --key: is a public key (give the private key beside it" in told) == (2, True), told
     assert not home.exists()
     private.chmod(0o600)
-    assert openssh.private_key_fault(private) is None
+    assert private_key_fault(private) is None
 
 
 def test_ssh_compares_names_as_they_are_typed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,13 +259,12 @@ CASES: Mapping[str, Case] = {
         "ssh/id",
         by="ssh",
     ),
-    "a private key that others can read": Case(
-        "golden/ssh/id is open to other users, so ssh refuses it (chmod 600 golden/ssh/id)",
+    "a private key that others can read": broken(
+        "golden/ssh/id can be read by other users (mode 0644), so ssh refuses it (chmod 600 golden/ssh/id)",
         {("access",): {"ssh_private_key_file": "ssh/id"}},
         {"ssh/id": PRIVATE},
+        "ssh/id",
         by="ssh",
-        wrong=True,
-        line="ssh/id",
     ),
     "a distribution that the vendor has no driver for": Case(
         "recipes/drivers.yml has no nvidia-cuda for debian-12",

@@ -20,12 +20,13 @@ from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.field_types import Name
 from vllm_fleet.base.foreign_text import clean_text
+from vllm_fleet.base.private_keys import private_key_fault
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
 from vllm_fleet.cli import init_questions, passwords
 from vllm_fleet.cli.init_questions import Asker
 from vllm_fleet.cli.output import JsonOption, print_json, print_note, print_text
-from vllm_fleet.edge import git, keys, openssh, ssh_scan
+from vllm_fleet.edge import git, keys, ssh_scan
 from vllm_fleet.fleet import plan
 from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.operate import enrol, new_fleet
@@ -403,7 +404,7 @@ def _login(key: Path | None, ssh_config: Path | None, old: plan.Plan | None) -> 
         return enrol.login_of(old)
     files = [paths.absolute(paths.expand_user(file)) if file else None for file in (key, ssh_config)]
     key_file, config_file = files
-    if key_file and (fault := openssh.private_key_fault(key_file)):
+    if key_file and (fault := private_key_fault(key_file)):
         raise fault.error(key="--key")
     if config_file and (fault := paths.file_fault(config_file)):
         raise fault.error(key="--ssh-config")

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_fleet.base import paths
 from vllm_fleet.edge import remote_answer, ssh_options
 from vllm_fleet.edge.connection import CONNECT_SECONDS, NoAnswerError
 from vllm_fleet.edge.remote_answer import Output
@@ -307,39 +306,6 @@ def explain_refusal(target: Target) -> str:
             f"run 'ssh-add {target.key_file}', with ssh-agent running"
         )
     return refusal
-
-
-def private_key_fault(key_file: Path) -> paths.PathFault | None:
-    """Why ``ssh`` takes a file for no private key of this user; None: it may be one.
-
-    Args:
-        key_file: the file.
-    """
-    if fault := paths.file_fault(key_file):
-        return fault
-    if is_public_key(key_file):
-        return paths.PathFault(
-            key_file, "is a public key", "give the private key beside it; leave it out where an agent holds that key"
-        )
-    there = key_file.stat()
-    # As ssh has it: a key of another user, such as root's for a group, may have any mode.
-    if there.st_uid == os.getuid() and there.st_mode & 0o077:
-        text = f"can be read by other users (mode {there.st_mode & 0o777:04o}), so ssh refuses it"
-        return paths.PathFault(key_file, text, f"chmod 600 {paths.display(key_file)}")
-    return None
-
-
-def is_public_key(key_file: Path) -> bool:
-    """Whether a file has a public key in place of a private one."""
-    import asyncssh
-
-    try:
-        text = key_file.read_bytes()
-        # It takes the public half of a private key too.
-        asyncssh.import_public_key(text)
-    except (asyncssh.KeyImportError, OSError):
-        return False
-    return b" PRIVATE KEY-" not in text
 
 
 def has_passphrase(key_file: Path) -> bool:

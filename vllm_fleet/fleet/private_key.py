@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
 from pathlib import Path
 
-from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError, UnusableFileError
+from vllm_fleet.base import paths, private_keys
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import stack
 from vllm_fleet.fleet.plan import Plan
-
-_PUBLIC = re.compile(rb"\s*(?:ssh-|ecdsa-|sk-|-{4,5} ?BEGIN (?:SSH2 |RSA )?PUBLIC KEY)")
 
 
 def file_error(file: Path, hint: str = "") -> FleetError | None:
@@ -22,21 +18,13 @@ def file_error(file: Path, hint: str = "") -> FleetError | None:
         file: the key.
         hint: what to do where it is missing; empty: correct the path.
     """
-    if fault := paths.file_fault(file):
-        return fault.error(hint)
-    shown = paths.display(file)
-    with file.open("rb") as opened:
-        is_public = _PUBLIC.match(opened.read(200))
+    fault = private_keys.private_key_fault(file)
+    if fault is None:
+        return None
     # With a public key, ssh takes the private one from an agent.
-    if is_public:
-        if "SSH_AUTH_SOCK" in os.environ:
-            return None
-        return UnusableFileError("is a public key", "name the private key", shown)
-    about = file.stat()
-    # As ssh does: it looks only at the files of its own user.
-    if about.st_uid == os.getuid() and about.st_mode & 0o077:
-        return FleetError("is open to other users, so ssh refuses it", f"chmod 600 {shlex.quote(shown)}", shown)
-    return None
+    if "SSH_AUTH_SOCK" in os.environ and paths.file_fault(file) is None and private_keys.is_public_key(file):
+        return None
+    return fault.error(hint)
 
 
 def fleet_error(plan: Plan) -> FleetError | None:

@@ -14,6 +14,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.addresses import parse_host_address, parse_ip
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.field_types import parse_user
+from vllm_fleet.base.private_keys import private_key_fault
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, raise_all
 from vllm_fleet.edge import openssh, ssh, ssh_options, ssh_scan
 from vllm_fleet.edge.connection import NoAnswerError
@@ -430,7 +431,7 @@ def login_of(fleet: plan.Plan) -> Login:
     for own in (access.ssh_private_key_file, access.ssh_config_file):
         files.append(paths.absolute(fleet.directory / own) if own else None)
     key_file, config_file = files
-    if key_file and (fault := openssh.private_key_fault(key_file)):
+    if key_file and (fault := private_key_fault(key_file)):
         raise fleet.document.error_about(("access", "ssh_private_key_file"), fault.error())
     if access.bastion is None:
         return Login(key_file, config_file)
