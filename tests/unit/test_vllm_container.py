@@ -25,10 +25,12 @@ serve() {
     trap 'rm -f "$STATE/running"; exit 7' TERM
     echo $$ > "$STATE/client"
     echo an output
+    echo a warning >&2
     while [ -e "$STATE/running" ]; do
         [ ! -e "$STATE/restart" ] || { rm "$STATE/restart"; exit 125; }
         sleep 0.05
     done
+    [ ! -e "$STATE/much" ] || seq 100000
     exit 3
 }
 case $1 in
@@ -75,12 +77,12 @@ class Run:
             stderr=subprocess.DEVNULL,
         )
         listening.close()
-        with (folder / "output").open("w") as output:
+        with (folder / "output").open("w") as output, (folder / "warnings").open("w") as warnings:
             self.process = subprocess.Popen(
                 [sys.executable, FILES / "vllm-container", "serve", "--config", "/elsewhere"],
                 env={**environment, "FLEET_CONTAINER_SOCKET": str(folder / "socket"), "FLEET_ENV_DIGEST": digest},
                 stdout=output,
-                stderr=subprocess.DEVNULL,
+                stderr=warnings,
             )
 
     def calls(self) -> list[str]:
@@ -120,6 +122,24 @@ def test_vllm_gets_its_arguments_and_no_value_stands_in_them(run: Run) -> None:
     assert "TOKEN=secret" in (run.folder / "env").read_text(encoding="utf-8").splitlines()
     assert (run.folder / "cache").is_dir()
     assert (run.folder / "output").read_text(encoding="utf-8") == "an output\n"
+    assert (run.folder / "warnings").read_text(encoding="utf-8") == "a warning\n"
+
+
+def test_all_that_the_container_wrote_is_there_when_its_client_ends(run: Run) -> None:
+    run.until("run")
+    (run.folder / "much").touch()
+    (run.folder / "running").unlink()
+    assert run.process.wait() == 3
+    written = (run.folder / "output").read_text(encoding="utf-8").splitlines()
+    assert written == ["an output", *map(str, range(1, 100001))]
+
+
+def test_the_program_with_docker_does_not_write_to_the_output_itself(run: Run) -> None:
+    """journald would file the lines of docker's client under the unit of that program."""
+    run.until("run")
+    client = (run.folder / "client").read_text(encoding="utf-8").strip()
+    for number in (1, 2):
+        assert str(Path(f"/proc/{client}/fd/{number}").readlink()).startswith("pipe:")
 
 
 def test_docker_reads_no_settings_that_the_account_can_write(run: Run) -> None:
