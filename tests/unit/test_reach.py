@@ -6,7 +6,7 @@ import asyncio
 import json
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,16 @@ def test_a_gateway_that_is_not_itself_is_told_as_the_way(servers: Loop, key_file
     assert not inner.logins
 
 
+def said(words: Sequence[str], folder: Path) -> tuple[int, str, str]:
+    """The exit status of ssh, its output and its errors. The ssh of a ProxyCommand may outlive it and keep a pipe."""
+    errors = folder / "errors"
+    with errors.open("w") as file:
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, text=True, timeout=60, check=False
+        )
+    return done.returncode, done.stdout, errors.read_text(encoding="utf-8")
+
+
 def test_ssh_itself_comes_through_with_the_same_keys(servers: Loop, key_file: Path, tmp_path: Path) -> None:
     door, inner = servers.server(), servers.server()
     known = tmp_path / "known_hosts"
@@ -158,13 +168,12 @@ def test_ssh_itself_comes_through_with_the_same_keys(servers: Loop, key_file: Pa
     route = ssh_routes.Route(known, ssh_routes.known_name(ADDRESS, inner.port), key_file, jump=hop)
     words = ["ssh", "-F", "none", *route.words(), "-o", "BatchMode=yes"]
     words += ["-i", str(key_file), "-p", str(inner.port), f"root@{ADDRESS}", "echo through"]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout == "through\n", done.stderr
+    assert said(words, tmp_path) == (0, "through\n", "")
     assert door.passed == [(ADDRESS, inner.port)]
     known.write_text(f"[{ADDRESS}]:{inner.port} {inner.key}\n", encoding="utf-8")
-    refused = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
-    assert refused.returncode != 0
-    assert "Host key verification failed" in refused.stderr
+    code, _, refused = said(words, tmp_path)
+    assert code != 0
+    assert "Host key verification failed" in refused
 
 
 BASTION = {"address": "bastion.example.com", "port": 2222, "user": "ops", "ssh_host_key": public_key("Bastion")}
