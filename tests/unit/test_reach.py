@@ -168,7 +168,8 @@ def test_ssh_itself_comes_through_with_the_same_keys(servers: Loop, key_file: Pa
     route = ssh_routes.Route(known, ssh_routes.known_name(ADDRESS, inner.port), key_file, jump=hop)
     words = ["ssh", "-F", "none", *route.words(), "-o", "BatchMode=yes"]
     words += ["-i", str(key_file), "-p", str(inner.port), f"root@{ADDRESS}", "echo through"]
-    assert said(words, tmp_path) == (0, "through\n", "")
+    _, through, errors = said(words, tmp_path)
+    assert through == "through\n", errors
     assert door.passed == [(ADDRESS, inner.port)]
     known.write_text(f"[{ADDRESS}]:{inner.port} {inner.key}\n", encoding="utf-8")
     code, _, refused = said(words, tmp_path)
