@@ -7,10 +7,12 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from lab.rehearsal import machines, rules, sdk, wire
+from lab.rehearsal import machines, read_back, rules, sdk, wire
 from lab.rehearsal.cloud import Cloud, Fault, Record, RefusedError
+from lab.rehearsal.difference import Difference, differences
 from lab.rehearsal.machines import Lab
 from lab.rehearsal.table import Kind, Table, load
 
@@ -61,6 +63,20 @@ class Operations:
         given = {name: value for name, value in inputs.items() if not name.startswith("__")}
         return list(sdk.check_inputs(self.kind(token).arguments, given, self.table.open_lists))
 
+    def differences(self, token: str, state: Bag, inputs: Bag, news: Bag) -> list[Difference]:
+        """What the provider calls a difference: between a resource as it was read last, and the inputs of now."""
+        kind = self.kind(token)
+        found = differences(kind.schema, state, inputs, news)
+        return [
+            replace(item, replaces=item.replaces or rules.less(kind.changes.replaced_by_less, item.path, state, news))
+            for item in found
+        ]
+
+    def takes_its_name(self, token: str) -> bool:
+        """Whether the name of a resource is free only once the old one is gone."""
+        kind = self.kind(token)
+        return "{hex" not in kind.id or bool(kind.unique)
+
     def preview(self, token: str, inputs: Bag) -> Bag:
         """The outputs of a resource in a preview; values that only the cloud knows are unknown."""
         kind = self.kind(token)
@@ -109,10 +125,20 @@ class Operations:
             machines.end(record, self.lab)
             self.cloud.drop(record)
             return None
+        if record:
+            with self.cloud.lock:
+                read_back.fill(self.table, self.kind(token), self.cloud, record)
+                self.cloud.put(record)
         return record
 
-    def update(self, token: str, id_: str, inputs: Bag) -> Record:
+    def update(self, token: str, id_: str, olds: Bag, inputs: Bag) -> Record:
         """Updates a resource in place.
+
+        Args:
+            token: its type.
+            id_: its id.
+            olds: its inputs before.
+            inputs: its inputs now.
 
         Raises:
             RefusedError: it does not exist, or the cloud refuses the change.
@@ -126,12 +152,17 @@ class Operations:
             if fault and fault.says:
                 raise RefusedError(fault.says)
             rules.refuse(self.table, kind, self.cloud, inputs, id_)
+            rules.refuse_change(kind, record, olds, inputs)
+            if rules.stops(kind, olds, inputs):
+                self.cloud.log.append(f"stop {token} {record.name}")
             known = {key: value for key, value in record.outputs.items() if key not in record.inputs}
             outputs = {**wire.copy(inputs), **known}
             machine = kind.machine
             for path in (*machine.public, *machine.private) if machine else ():
                 wire.put(outputs, path, wire.value(record.outputs, path))
             record.inputs, record.outputs = inputs, outputs
+            record.shape = str(wire.value(inputs, machine.shape)) if machine else ""
+            read_back.fill(self.table, kind, self.cloud, record)
             self.cloud.put(record)
             self.cloud.log.append(f"update {token} {record.name}")
         return record
@@ -188,6 +219,7 @@ class Operations:
             outputs.setdefault(output, template.format(**{**words, "id": id_}))
         record = Record(id_, kind.token, name, inputs, outputs, shape=shape, zone=zone)
         machines.place(kind, self.cloud, record, one_address=self.lab is not None)
+        read_back.fill(self.table, kind, self.cloud, record)
         if kind.account:
             self.cloud.account.have.setdefault(kind.account, []).append(id_)
         return record

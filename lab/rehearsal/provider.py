@@ -12,8 +12,9 @@ from pulumi.runtime.proto import plugin_pb2, provider_pb2, status_pb2
 
 from lab.rehearsal import functions, wire
 from lab.rehearsal.cloud import Record, RefusedError
+from lab.rehearsal.difference import without
 from lab.rehearsal.operations import BegunError, Operations
-from lab.rehearsal.table import sdk_version
+from lab.rehearsal.sdk import sdk_version
 from vllm_fleet.base.errors import FleetError
 
 _DETAILS = "grpc-status-details-bin"
@@ -67,24 +68,26 @@ class Provider:
         return provider_pb2.CheckResponse(inputs=request.news, failures=failures)
 
     def diff(self, request: Any, _context: Any) -> Any:
-        """The effect of a change of inputs: none, an update, or a replacement."""
-        kind = self._do.kind(_type(request.urn))
-        olds, news = wire.plain(request.old_inputs), wire.plain(request.news)
-        paths = list(wire.changed(olds, news))
-        replaces = [path for path in paths if kind.forces(path)]
+        """The effect of a change: none, an update, or a replacement."""
+        token = _type(request.urn)
+        state, olds, news = (wire.plain(bag) for bag in (request.olds, request.old_inputs, request.news))
+        ignored = [wire.plain_path(path) for path in request.ignoreChanges]
+        found = without(self._do.differences(token, state, olds, news), ignored)
         update, replace = provider_pb2.PropertyDiff.UPDATE, provider_pb2.PropertyDiff.UPDATE_REPLACE
         details = {
-            _engine_path(path): provider_pb2.PropertyDiff(kind=replace if path in replaces else update, inputDiff=True)
-            for path in paths
+            _engine_path(item.path): provider_pb2.PropertyDiff(
+                kind=replace if item.replaces else update, inputDiff=item.given
+            )
+            for item in found
         }
         return provider_pb2.DiffResponse(
-            changes=provider_pb2.DiffResponse.DIFF_SOME if paths else provider_pb2.DiffResponse.DIFF_NONE,
-            replaces=[path.split(".")[0] for path in replaces],
-            diffs=sorted({path.split(".")[0] for path in paths}),
+            changes=provider_pb2.DiffResponse.DIFF_SOME if found else provider_pb2.DiffResponse.DIFF_NONE,
+            replaces=[item.path.split(".")[0] for item in found if item.replaces],
+            diffs=sorted({item.path.split(".")[0] for item in found}),
             detailedDiff=details,
             hasDetailedDiff=True,
             # Two resources cannot have the same name.
-            deleteBeforeReplace="{hex" not in kind.id or bool(kind.unique),
+            deleteBeforeReplace=self._do.takes_its_name(token),
         )
 
     def create(self, request: Any, context: Any) -> Any:
@@ -112,7 +115,8 @@ class Provider:
         token, news = _type(request.urn), wire.plain(request.news)
         if request.preview:
             return provider_pb2.UpdateResponse(properties=wire.bag({**wire.plain(request.olds), **news}))
-        return provider_pb2.UpdateResponse(properties=wire.bag(self._do.update(token, request.id, news).outputs))
+        olds = wire.plain(request.old_inputs)
+        return provider_pb2.UpdateResponse(properties=wire.bag(self._do.update(token, request.id, olds, news).outputs))
 
     def delete(self, request: Any, _context: Any) -> Any:
         """Deletes a resource."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from lab.rehearsal import wire
 from lab.rehearsal.cloud import Cloud, Record, RefusedError
+from lab.rehearsal.difference import refusal
 from lab.rehearsal.table import Kind, Table
 
 Inputs = Mapping[str, Any]
@@ -54,6 +55,40 @@ def refuse_deletion(table: Table, cloud: Cloud, record: Record) -> None:
             mine = [record.output(output) for target, output in targets if target == record.type]
             if any(item in mine for item in wire.values(other.inputs, path)):
                 raise RefusedError(table.errors["used"].format(id=record.id, by=other.id))
+
+
+def less(paths: Iterable[str], path: str, olds: Inputs, news: Inputs) -> bool:
+    """Whether a path is one of those given, and its value is a smaller number than before."""
+    if not any(wire.matches(path, pattern) for pattern in paths):
+        return False
+    before, now = wire.value(olds, path), wire.value(news, path)
+    return before is not None and now is not None and not wire.is_unknown(now) and float(now) < float(before)
+
+
+def refuse_change(kind: Kind, record: Record, olds: Inputs, news: Inputs) -> None:
+    """Raises the error of the cloud for an update that it never makes.
+
+    Raises:
+        RefusedError: a property that is fixed, a disk that would shrink, or a stop without permission.
+    """
+    if reason := refusal(kind.schema, olds, news):
+        raise RefusedError(reason)
+    for path in wire.changed(olds, news):
+        if less(kind.changes.grows, path, record.outputs, news):
+            before, now = wire.value(record.outputs, path), wire.value(news, path)
+            raise RefusedError(f"InvalidParameterValue: {path} {now} is smaller than {before}: a disk only grows")
+    permits = kind.changes.stops_if
+    if permits and stops(kind, olds, news) and not wire.value(news, permits):
+        raise RefusedError(
+            f"Changing {', '.join(stops(kind, olds, news))} on a started instance requires stopping it. To acknowledge "
+            f"this, please set {permits} = true in your config."
+        )
+
+
+def stops(kind: Kind, olds: Inputs, news: Inputs) -> list[str]:
+    """The changes for which the provider stops the host."""
+    paths = wire.changed(olds, news)
+    return [path for path in paths if any(wire.matches(path, pattern) for pattern in kind.changes.stops)]
 
 
 def _names(table: Table, inputs: Inputs) -> None:

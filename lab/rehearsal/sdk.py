@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.metadata import version
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -30,6 +31,11 @@ class Shape:
     types: Mapping[str, Any]
     required: frozenset[str]
     documents: Mapping[str, str]
+
+
+def sdk_version(plugin: str) -> str:
+    """The version of a plugin's SDK, which is that of the plugin."""
+    return version(f"pulumi-{plugin}")
 
 
 def arguments(package: str, token: str) -> type:
@@ -95,7 +101,7 @@ def _at(at: str, name: str) -> str:
 
 
 def _value(kind: Any, value: Any, path: str, open_lists: frozenset[str]) -> Iterator[tuple[str, str]]:
-    kind = _bare(kind)
+    kind = bare(kind)
     if not isinstance(value, (dict, list)) and is_unknown(value):
         return
     if inspect.isclass(kind) and issubclass(kind, enum.Enum):
@@ -130,7 +136,7 @@ def _value(kind: Any, value: Any, path: str, open_lists: frozenset[str]) -> Iter
 _SCALARS: Mapping[Any, tuple[type, ...]] = {str: (str,), bool: (bool,), int: (int,), float: (int, float)}
 
 
-def _bare(kind: Any) -> Any:
+def bare(kind: Any) -> Any:
     """A type without None, awaitables and outputs; of a string or an enumeration, the enumeration."""
     while get_origin(kind) in (Union, UnionType):
         parts = [part for part in get_args(kind) if part is not type(None) and "Awaitable" not in str(part)]

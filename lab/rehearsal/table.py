@@ -1,20 +1,20 @@
-"""The behaviour of each cloud for each type of resource, from ``tables/`` and from the documentation in its SDK."""
+"""The behaviour of each cloud for each type of resource, from ``tables/``, ``schemas/`` and its SDK."""
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lab.rehearsal import sdk, wire
+from lab.rehearsal import sdk
+from lab.rehearsal.schemas import known as schemas
+from lab.rehearsal.schemas.known import Schema
 from vllm_fleet.catalogue.catalogue import load as load_catalog
 
 #: Name of the plugin -> name of the cloud, where they differ.
@@ -44,6 +44,38 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """What a change does that the schema alone does not say.
+
+    Attributes:
+        replaced_by_less: a smaller value makes another resource.
+        grows: a smaller value is refused at the update.
+        stops: a change stops the host and starts it again.
+        stops_if: the input that permits such a stop; None: the provider stops without asking.
+    """
+
+    replaced_by_less: tuple[str, ...] = ()
+    grows: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
+    stops_if: str | None = None
+
+
+@dataclass(frozen=True)
+class ReadBack:
+    """One property that the provider reads although the program may not give it; the keys are in ``tables/aws.yml``."""
+
+    path: str
+    source: str
+    value: Any = None
+    item: Mapping[str, Any] = field(default_factory=dict)
+    each: str | None = None
+    any: str | None = None
+    bundled: bool = False
+    when: Mapping[str, Any] = field(default_factory=dict)
+    forgotten: bool = False
+
+
+@dataclass(frozen=True)
 class Kind:
     """One type of resource of a cloud; the keys are explained in ``tables/aws.yml``."""
 
@@ -51,7 +83,7 @@ class Kind:
     id: str
     arguments: type
     needs: tuple[str, ...]
-    replaces: tuple[str, ...]
+    schema: Schema
     refers: Mapping[str, tuple[tuple[str, str], ...]]
     unique: tuple[str, ...]
     conflicts: tuple[tuple[str, str], ...]
@@ -59,10 +91,8 @@ class Kind:
     machine: Machine | None
     address: Mapping[str, Any]
     account: str | None
-
-    def forces(self, path: str) -> bool:
-        """Whether a change at a path replaces the resource."""
-        return any(wire.matches(path, item) for item in self.replaces)
+    changes: Changes
+    read_back: tuple[ReadBack, ...]
 
 
 @dataclass(frozen=True)
@@ -75,6 +105,7 @@ class Table:
         account: kind of things that an account has without a stack -> the prefix of their ids.
         names: the property with the name of a resource, and its form.
         image: the result of an image lookup.
+        bundled: host type -> number and GiB of the disks that come with it.
     """
 
     cloud: str
@@ -86,19 +117,15 @@ class Table:
     account: Mapping[str, str]
     names: Mapping[str, str]
     image: Mapping[str, Any]
+    bundled: Mapping[str, tuple[int, int]]
     open_lists: tuple[str, ...]
-
-
-def sdk_version(plugin: str) -> str:
-    """The version of a plugin's SDK, which is that of the plugin."""
-    return version(f"pulumi-{plugin}")
 
 
 @cache
 def _data(cloud: str) -> Mapping[str, Any]:
     text = (Path(__file__).parent / "tables" / f"{cloud}.yml").read_text(encoding="utf-8")
     data: Mapping[str, Any] = yaml.safe_load(text)
-    return data
+    return {"cloud": cloud, **data}
 
 
 def load(plugin: str) -> Table:
@@ -121,6 +148,7 @@ def _load(plugin: str) -> Table:
         account=data["account"],
         names=data.get("names", {}),
         image=data.get("image", {}),
+        bundled={shape: (count, size) for shape, (count, size) in data.get("bundled", {}).items()},
         open_lists=tuple(data.get("open_lists", ())),
     )
 
@@ -148,7 +176,7 @@ def _kind(token: str, row: Mapping[str, Any], data: Mapping[str, Any]) -> Kind:
         id=row["id"],
         arguments=arguments,
         needs=tuple(row.get("needs", ())),
-        replaces=(*row.get("replaces", ()), *_documented(arguments, data)),
+        schema=schemas.load(data["cloud"])[token],
         refers={path: _targets(target) for path, target in row.get("refers", {}).items()},
         unique=tuple(row.get("unique", ())),
         conflicts=tuple((first, second) for first, second in row.get("conflicts", ())),
@@ -156,17 +184,13 @@ def _kind(token: str, row: Mapping[str, Any], data: Mapping[str, Any]) -> Kind:
         machine=machine,
         address=row.get("address", {}),
         account=row.get("account"),
+        changes=Changes(**{key: _several(item) for key, item in row.get("changes", {}).items()}),
+        read_back=tuple(ReadBack(**item) for item in row.get("read_back", ())),
     )
 
 
-def _documented(arguments: type, data: Mapping[str, Any]) -> list[str]:
-    """The inputs whose documentation in the SDK says that a change replaces the resource."""
-    texts = {name: " ".join(text.split()) for name, text in sdk.shape(arguments).documents.items()}
-    if where := data.get("replaces_where"):
-        return [name for name, text in texts.items() if re.search(where, text)]
-    if unless := data.get("replaces_unless"):
-        return [name for name, text in texts.items() if not re.search(unless, text)]
-    return []
+def _several(written: Any) -> Any:
+    return tuple(written) if isinstance(written, list) else written
 
 
 def _targets(written: str | list[str]) -> tuple[tuple[str, str], ...]:

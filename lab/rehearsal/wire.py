@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
@@ -101,6 +102,11 @@ def changed(olds: Any, news: Any, path: str = "") -> Iterator[str]:
             yield from changed(old, new, f"{path}.{index}")
     elif olds != news:
         yield path
+
+
+def plain_path(engine_path: str) -> str:
+    """A path of the engine, such as ``a[0].b`` or ``tags["x"]``, with dots alone."""
+    return re.sub(r"""\[(?:"([^"]*)"|([^\]]*))\]""", lambda part: f".{part[1] or part[2]}", engine_path).lstrip(".")
 
 
 def matches(path: str, pattern: str) -> bool:

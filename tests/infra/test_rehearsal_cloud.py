@@ -98,8 +98,12 @@ def paths(kind: table.Kind) -> Iterator[str]:
     machine = kind.machine
     yield from (
         *kind.needs,
-        *kind.replaces,
         *kind.refers,
+        *kind.changes.grows,
+        *kind.changes.replaced_by_less,
+        *kind.changes.stops,
+        *([kind.changes.stops_if] if kind.changes.stops_if else []),
+        *(row.path for row in kind.read_back),
         *kind.unique,
         *(each for pair in kind.conflicts for each in pair),
     )
@@ -215,17 +219,6 @@ def test_a_slow_creation_ends_when_the_engine_wants_it(aws: Operations) -> None:
     threading.Timer(0.2, aws.stopped.set).start()
     with pytest.raises(BegunError, match="cancelled"):
         aws.create(INSTANCE, "host", instance(aws))
-
-
-def test_what_forces_another_thing() -> None:
-    kind = table.load("aws").kinds[INSTANCE]
-    assert kind.forces("ami")
-    assert kind.forces("networkInterfaces.0.networkInterfaceId")
-    assert not kind.forces("tags.pool")
-    assert not kind.forces("instanceType")
-    oci = table.load("oci").kinds["oci:Core/instance:Instance"]
-    assert oci.forces("availabilityDomain")
-    assert not oci.forces("freeformTags")
 
 
 def test_a_cloud_is_kept_in_its_file_and_only_its_owner_may_read_it(tmp_path: Path, aws: Operations) -> None:

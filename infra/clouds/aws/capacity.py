@@ -32,6 +32,14 @@ class Capacity:
         if placement.placement_group:
             self._group = aws.ec2.PlacementGroup(name, name=name, strategy="cluster", opts=opts).name
 
+    @property
+    def unread(self) -> list[str]:
+        """The arguments that the provider does not read from AWS: to give them again would be a change.
+
+        Source: ``resourceInstanceFlatten`` in the provider's ``ec2_instance.go`` reads the market of spot hosts alone.
+        """
+        return ["instanceMarketOptions"] if self._kind == "capacity-block" else []
+
     def arguments(self) -> dict[str, Any]:
         """The arguments of an instance for its capacity."""
         arguments: dict[str, Any] = {}

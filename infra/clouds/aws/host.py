@@ -58,7 +58,7 @@ class AwsHost(pulumi.ComponentResource):
             **capacity.arguments(),
             opts=pulumi.ResourceOptions.merge(
                 self._mine,
-                args.host_options(host, zone, _KEPT, image="ami"),
+                args.host_options(host, zone, [*_KEPT, *capacity.unread], image="ami"),
             ),
         )
         if where.placement.model_disk_gib:

@@ -14,8 +14,9 @@ from infra.keys import SshKeyPair
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import DigitalOceanPlacement
 
-#: Ignored changes of a host that exists: they would replace it.
-_KEPT = ["userData", "sshKeys"]
+#: Ignored changes of a host that exists: they would replace it. The last two are read from the droplet, whose image may
+#: have turned them on (resource_droplet.go:510, 524).
+_KEPT = ["userData", "sshKeys", "monitoring", "gpuPartitionMode"]
 
 
 class DigitalOceanHost:

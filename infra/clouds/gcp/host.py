@@ -22,8 +22,20 @@ _HYPERDISK = ("a3-ultragpu", "a4-", "a4x-")
 #: Series whose reservations are used by the provisioning model RESERVATION_BOUND.
 _BOUND = ("a3-ultragpu", "a4-", "a4x-")
 
-#: Ignored changes of a host that exists: they would stop or replace it.
-_KEPT = ["zone", "metadata"]
+#: Ignored changes of a host that exists: they would stop or replace it. The provider reads the rest from Google without
+#: computing it, so that its absence from the program is a change: local SSDs that come with a machine type
+#: (resource_compute_instance.go:1248, terraform-provider-google#19648), disks that another resource attaches (its page
+#: says that this "must" be ignored), and what Google may fill in.
+_KEPT = [
+    "zone",
+    "metadata",
+    "scratchDisks",
+    "attachedDisks",
+    "networkInterfaces[0].nicType",
+    "networkPerformanceConfig",
+    "advancedMachineFeatures",
+    "keyRevocationActionType",
+]
 
 
 class GcpHost(pulumi.ComponentResource):

@@ -1,0 +1,1 @@
+"""What the providers themselves say of the resources that the stacks make, locked as data."""
