@@ -19,6 +19,7 @@ import pulumi
 from infra.tries import read_tries, write_tries
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.stack import up_command
 
 
 class Zones:
@@ -99,7 +100,7 @@ class Zones:
             self._note(name, full=True)
             raise FleetError(
                 f"{zone} had no capacity for {refused_host} in this run: {name} was not requested there",
-                f"run 'pulumi up' again: {_next(host, zone)}",
+                f"run '{up_command(pulumi.get_stack())}' again: {_next(host, zone)}",
             )
         self._note(name, answered=False)
 
