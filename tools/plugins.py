@@ -3,7 +3,7 @@
 Just these, at the versions of the SDKs in this environment. A broken download is continued by the next run, and what is
 there is not fetched again. Each archive is compared with a digest before anything of it is unpacked: with that of
 ``inventories/FLEET/plugins.sha256``, else with the one that the release publishes beside the archive. The digest of
-what was installed is kept in that file: whoever has the file gets the same bytes.
+what was installed is kept in that file: with the file, every machine gets the same bytes.
 """
 
 from __future__ import annotations

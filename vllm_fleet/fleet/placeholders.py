@@ -27,7 +27,7 @@ _PROSE = frozenset({"fleet", "prices", "overrides", "why"})
 
 
 def find_placeholders(plan: Plan) -> Iterator[FleetError]:
-    """The values that a real ``pulumi up`` would fail with, or make hosts with that nobody reaches; each with its line.
+    """The values that a real ``pulumi up`` would fail with, or make hosts with that cannot be reached.
 
     Args:
         plan: the fleet; one that rents nothing, and an example itself, have none.
