@@ -132,6 +132,6 @@ def _check(plan: Plan) -> None:
     """
     recipes = load_catalog()
     # No host comes of a rehearsal.
-    faults = () if pulumi_plugins.is_rehearsed() else stack_faults.find(plan, recipes)
+    faults = () if pulumi_plugins.is_rehearsed() else stack_faults.find(plan, recipes, in_examples=True)
     raise_all(fault for fault, _ in faults)
     pulumi_plugins.check_reachable(list_plugins(plan, recipes), plan.fleet)

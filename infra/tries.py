@@ -38,7 +38,7 @@ def write_tries(directory: Path, tries: Mapping[str, Mapping[str, Any]]) -> None
 
 
 def interrupted(stack: str, names: Sequence[str], places: Sequence[str]) -> FleetError:
-    """The error of creations whose end nobody knows.
+    """The error of creations that ended unseen.
 
     Args:
         stack: the stack.

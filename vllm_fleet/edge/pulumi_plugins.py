@@ -88,7 +88,7 @@ def list_origins(plugin: Plugin) -> tuple[str, ...]:
 
 
 def find_origin(plugin: Plugin) -> str:
-    """The URL of the first folder whose server has the archive of a plugin, asked within seconds.
+    """The URL of the first folder whose server has the archive of a missing plugin, asked within seconds.
 
     Raises:
         FleetError: none has it (``work-failed``), or an override is wrong.
@@ -100,7 +100,7 @@ def find_origin(plugin: Plugin) -> str:
             return folder
         reasons.append(f"{urllib.parse.urlsplit(folder).hostname}: {reason}")
     raise FleetError(
-        f"Pulumi's plugin {plugin} cannot be fetched: {'; '.join(reasons)}",
+        f"{_missing(plugin)} and cannot be fetched: {'; '.join(reasons)}",
         f"a server of your own: {OVERRIDES}, docs/stacks.md",
         code=ErrorCode.WORK_FAILED,
     )
@@ -120,18 +120,17 @@ def check_reachable(plugins: Sequence[Plugin], fleet: str) -> None:
     for plugin in plugins:
         if is_installed(plugin):
             continue
-        lacks = f"{paths.display(plugins_dir())} lacks Pulumi's plugin {plugin}"
         if os.environ.get(_DISABLED, "").lower() in ("true", "1"):
-            raise FleetError(f"{lacks}, and {_DISABLED} keeps Pulumi from fetching it", f"run '{command}'")
+            raise FleetError(f"{_missing(plugin)}, and {_DISABLED} keeps Pulumi from fetching it", f"run '{command}'")
         try:
             find_origin(plugin)
         except FleetError as fault:
-            fault.message = f"{lacks}: {fault.message}"
-            fault.hint = (
-                f"where the internet is, run '{command}' and copy the folder .pulumi/home/plugins from there; "
-                f"{fault.hint}"
-            )
+            fault.hint = f"run '{command}' where the internet is, copy .pulumi/home/plugins from there; {fault.hint}"
             raise
+
+
+def _missing(plugin: Plugin) -> str:
+    return f"Pulumi's plugin {plugin} is not in {paths.display(plugins_dir())}"
 
 
 def _absence(url: str) -> str | None:

@@ -26,13 +26,15 @@ _DIGITS = ("0123456789abcdef", "123456789012", "111122223333")
 _PROSE = frozenset({"fleet", "prices", "overrides", "why"})
 
 
-def find_placeholders(plan: Plan) -> Iterator[FleetError]:
+def find_placeholders(plan: Plan, *, in_examples: bool = False) -> Iterator[FleetError]:
     """The values that a real ``pulumi up`` would fail with, or make hosts with that cannot be reached.
 
     Args:
-        plan: the fleet; one that rents nothing, and an example itself, have none.
+        plan: the fleet; one that rents nothing has none.
+        in_examples: whether to look at an example itself too.
     """
-    if plan.fleet.startswith(EXAMPLE) or not any(host.rented for host in plan.hosts):
+    is_example = plan.fleet.startswith(EXAMPLE) and not in_examples
+    if is_example or not any(host.rented for host in plan.hosts):
         return
     for location, text in _texts(plan.document.data, ()):
         if kind := _kind(text):
@@ -44,11 +46,11 @@ def _kind(text: str) -> str | None:
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         if any(digits in text for digits in _DIGITS):
-            return "an id of a documentation"
+            return "an id from documentation"
         return "a placeholder" if _EXAMPLE.search(text) and " " not in text else None
     known = [range_ for range_ in _NETWORKS if range_.version == network.version]
     is_inside = any(network.subnet_of(range_) for range_ in known)  # type: ignore[arg-type]
-    return "a network for documentation, where no host is" if is_inside else None
+    return "for documentation, no host has such an address" if is_inside else None
 
 
 def _texts(value: Any, location: Location) -> Iterator[tuple[Location, str]]:
