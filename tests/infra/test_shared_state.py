@@ -1,4 +1,4 @@
-"""docs/state.md: two people share the state of a stack, in a folder and in an S3 bucket."""
+"""docs/state.md: two people share the state of a stack, in a folder and in an S3 bucket, and it moves elsewhere."""
 
 from __future__ import annotations
 
@@ -121,3 +121,16 @@ def test_two_people_share_a_stack(first: Rehearsal, backend: tuple[str, Path], t
     second.up()
     assert second.ids()["main-1"] == begun.id
     assert differences(second) == []
+
+    if not backend[0].startswith("s3:"):
+        return
+    # The state moves out of the bucket into a folder, with its secrets encrypted on the way.
+    file = tmp_path / "moved.json"
+    second.stage.pulumi("stack", "export", "--file", str(file))
+    assert "OPENSSH PRIVATE KEY" not in file.read_text(encoding="utf-8")
+    (tmp_path / "new").mkdir()
+    environment = {**second.stage.environment, "PULUMI_BACKEND_URL": f"file://{tmp_path / 'new'}"}
+    moved = replace(second, stage=replace(second.stage, environment=environment))
+    moved.stage.pulumi("stack", "init")
+    moved.stage.pulumi("stack", "import", "--file", str(file))
+    assert differences(moved) == []
