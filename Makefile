@@ -6,7 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 ACTIVATE := . ./activate
 
-.PHONY: help setup lab lab-down rehearse test check bench engines locks golden docs venv
+.PHONY: help setup lab lab-down rehearse plugins test check bench engines locks golden docs venv
 
 help: ## Print what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -26,6 +26,9 @@ lab-down: ## Remove the lab: pulumi destroy, then whatever a killed run left
 
 rehearse: ## Play a fleet of rented hosts through, FLEET=example-aws: real engine, real SDKs, clouds that are rehearsed
 	@tools/setup; $(ACTIVATE); python -m lab.rehearsal $(or $(FLEET),example-aws)
+
+plugins: venv ## Fetch ahead what Pulumi needs for the clouds of a fleet, FLEET=NAME; 'pulumi up' also fetches it by itself
+	@$(ACTIVATE); python -m tools.plugins "$(or $(FLEET),$(error give the fleet: make plugins FLEET=NAME))"
 
 test: ## Set everything up and run the tests, end to end on real hosts
 	@tools/setup; $(ACTIVATE); tools/lint; \

@@ -15,8 +15,11 @@ from infra.files import TextFile
 from infra.hosts import CloudArgs, HostRecord, gateway_addresses, inventory, inventory_text, mirror_rule
 from infra.zones import Zones
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
-from vllm_fleet.fleet import replacement
+from vllm_fleet.base.errors import FleetError, list_errors, raise_all
+from vllm_fleet.catalogue.catalogue import load as load_catalog
+from vllm_fleet.edge import pulumi_plugins
+from vllm_fleet.fleet import replacement, stack_faults
+from vllm_fleet.fleet.cloud_sdks import list_plugins
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.plan import load as load_plan
 
@@ -109,11 +112,26 @@ def program(stack: str) -> Fleet:
         stack: the stack; its fleet has the same name.
 
     Raises:
-        pulumi.RunError: the fleet is not valid; the message has one line.
+        pulumi.RunError: the fleet is not valid, or a plugin of its clouds cannot be had; a line for each error.
     """
     # Nearly all objects live to the end: at 1000 hosts, garbage collection took half of the time.
     gc.set_threshold(50_000, 20, 20)
     try:
-        return Fleet(stack, FleetArgs(load_plan(paths.inventories_dir() / stack)))
+        plan = load_plan(paths.inventories_dir() / stack)
+        _check(plan)
+        return Fleet(stack, FleetArgs(plan))
     except FleetError as fault:
-        raise pulumi.RunError(str(fault)) from None
+        raise pulumi.RunError("\n".join(map(str, list_errors(fault)[0]))) from None
+
+
+def _check(plan: Plan) -> None:
+    """Refuses what would fail in the middle of a run, before a resource is made.
+
+    Raises:
+        FleetError: a value stands for one of the user's own; an SDK or a plugin is missing.
+    """
+    recipes = load_catalog()
+    # No host comes of a rehearsal.
+    faults = () if pulumi_plugins.is_rehearsed() else stack_faults.find(plan, recipes, in_examples=True)
+    raise_all(fault for fault, _ in faults)
+    pulumi_plugins.check_reachable(list_plugins(plan, recipes), plan.fleet)

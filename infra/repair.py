@@ -3,8 +3,10 @@
 Run ``python -m infra.repair STACK`` before ``pulumi up``; it takes milliseconds when there is nothing to clean up.
 The engine does not detect stale locks. It warns at each run of a creation that was interrupted, because that may have
 left something in a cloud. The project's own resources are found again by their names, so this module drops their
-entries. An entry of a real cloud stays until an operator has checked the cloud and passes ``--adopt HOST=ID`` or
-``--gone HOST``.
+entries. An entry of a real cloud is an error until an operator has checked the cloud and passes ``--adopt HOST=ID`` or
+``--gone HOST``: the next run would create it a second time.
+
+Where the state is not in a folder, a lock does not tell whether its holder has ended: ``pulumi cancel`` removes it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from infra.adopt import settle
+from infra.tries import interrupted
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.processes import command_line, find_process, kill_process, process_ids
@@ -107,10 +110,9 @@ def _listens(address: tuple[str, int]) -> bool:
     return True
 
 
-def pending_creations(state: Mapping[str, Any]) -> Iterator[str]:
-    """The URNs of the creations that a checkpoint holds as open."""
-    latest = state.get("checkpoint", {}).get("latest") or {}
-    for operation in latest.get("pending_operations") or []:
+def pending_creations(deployment: Mapping[str, Any]) -> Iterator[str]:
+    """The URNs of the creations that a deployment, as ``pulumi stack export`` has it, holds as open."""
+    for operation in deployment.get("pending_operations") or []:
         if operation.get("type") == "creating":
             yield operation["resource"]["urn"]
 
@@ -129,14 +131,29 @@ def repair(backend_url: str, stack: str) -> None:
     if orphans := end_orphans():
         print(f"killed {len(orphans)} processes that a killed pulumi left behind", file=sys.stderr)
     backend = backend_dir(backend_url)
-    if backend is None:
-        return
-    for lock in drop_stale_locks(backend, stack):
+    for lock in drop_stale_locks(backend, stack) if backend else ():
         print(f"removed the lock of a killed pulumi: {lock.name}", file=sys.stderr)
-    for file in backend.glob(f"stacks/*/{stack}.json"):
-        urns = list(pending_creations(json.loads(file.read_text(encoding="utf-8"))))
-        if urns and may_be_forgotten(urns):
-            _clear(stack, len(urns))
+    urns = open_creations(backend, stack)
+    if urns and may_be_forgotten(urns):
+        _clear(stack, len(urns))
+
+
+def open_creations(backend: Path | None, stack: str) -> list[str]:
+    """The URNs of the creations that the state of a stack holds as open.
+
+    Args:
+        backend: the folder of the backend, whose file is read in milliseconds; None: Pulumi is asked.
+        stack: the stack.
+
+    Raises:
+        FleetError: ``pulumi`` failed.
+    """
+    if backend is None:
+        exported = json.loads(pulumi_output("stack", "export", "--stack", stack))
+        return list(pending_creations(exported.get("deployment") or {}))
+    texts = [file.read_text(encoding="utf-8") for file in backend.glob(f"stacks/*/{stack}.json")]
+    latest = [json.loads(text).get("checkpoint", {}).get("latest") or {} for text in texts]
+    return [urn for deployment in latest for urn in pending_creations(deployment)]
 
 
 def _clear(stack: str, count: int) -> None:
@@ -154,10 +171,14 @@ def main() -> int:
     )
     parser.add_argument("--gone", metavar="HOST", action="append", default=[], help="a host that does not exist")
     chosen = parser.parse_args()
+    url = os.environ.get("PULUMI_BACKEND_URL", "")
     try:
-        repair(os.environ.get("PULUMI_BACKEND_URL", ""), chosen.stack)
+        repair(url, chosen.stack)
         if chosen.adopt or chosen.gone:
             settle(chosen.stack, chosen.adopt, chosen.gone)
+        left = [urn for urn in open_creations(backend_dir(url), chosen.stack) if not may_be_forgotten([urn])]
+        if names := [urn.split("::", 3)[3] for urn in left]:
+            raise interrupted(chosen.stack, names, names)
     except FleetError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code

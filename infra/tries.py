@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base.atomic_files import write_atomically
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import zones_file
 
 
@@ -34,3 +35,20 @@ def read_tries(directory: Path) -> dict[str, dict[str, Any]]:
 def write_tries(directory: Path, tries: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes the tries."""
     write_atomically(tries_file(directory), json.dumps(tries, indent=2, sort_keys=True) + "\n")
+
+
+def interrupted(stack: str, names: Sequence[str], places: Sequence[str]) -> FleetError:
+    """The error of creations that ended unseen.
+
+    Args:
+        stack: the stack.
+        names: the resources, one at least.
+        places: what to call each in the text.
+    """
+    it, exists, them = ("hosts", "they do", "them") if len(names) > 1 else ("host", "it does", "it")
+    adopt = " ".join(f"--adopt {name}=ITS_ID" for name in names)
+    return FleetError(
+        f"the last run was interrupted while it created {' and '.join(places)}: the {it} may exist and cost money",
+        f"look for {them} in the cloud, then: python -m infra.repair {stack} {adopt}"
+        f"; --gone NAME in place of --adopt if {exists} not exist",
+    )

@@ -16,9 +16,10 @@ from typing import Any
 
 import pulumi
 
-from infra.tries import read_tries, write_tries
+from infra.tries import interrupted, read_tries, write_tries
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.fleet.stack import up_command
 
 
 class Zones:
@@ -85,21 +86,14 @@ class Zones:
     def _before(self, name: str) -> None:
         if name in self._interrupted:
             # Of several hooks that fail at once the engine may show one error alone: each tells the whole.
-            hosts = " and ".join(f"{host} in {zone}" for host, zone in self._interrupted.items())
-            several = len(self._interrupted) > 1
-            it, exists, them = ("hosts", "they do", "them") if several else ("host", "it does", "it")
-            adopt = " ".join(f"--adopt {host}=ITS_ID" for host in self._interrupted)
-            raise FleetError(
-                f"the last run was interrupted while it created {hosts}: the {it} may exist and cost money",
-                f"look for {them} in the cloud, then: python -m infra.repair {pulumi.get_stack()} {adopt}"
-                f"; --gone NAME in place of --adopt if {exists} not exist",
-            )
+            places = [f"{host} in {zone}" for host, zone in self._interrupted.items()]
+            raise interrupted(pulumi.get_stack(), list(self._interrupted), places)
         host, zone = self._chosen[name]
         if refused_host := self._full.get((host.pool, zone)):
             self._note(name, full=True)
             raise FleetError(
                 f"{zone} had no capacity for {refused_host} in this run: {name} was not requested there",
-                f"run 'pulumi up' again: {_next(host, zone)}",
+                f"run '{up_command(pulumi.get_stack())}' again: {_next(host, zone)}",
             )
         self._note(name, answered=False)
 

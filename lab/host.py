@@ -42,7 +42,9 @@ def create(spec: HostSpec, private_host_key: str, files: Mapping[str, rootfs.Fil
     """
     shell.require()
     if spec.tree != tree_digest():
-        raise FleetError(f"the file tree {spec.tree} belongs to another release", "run 'pulumi up'", host=spec.name)
+        # It changed while a run of Pulumi was under way, which has the stack's name in its command.
+        hint = "run the same command of pulumi again"
+        raise FleetError(f"the file tree {spec.tree} belongs to another release", hint, host=spec.name)
     tree = ensure_tree()
     folder = state.host_dir(spec.bridge, spec.name)
     machine_id = uuid.uuid4().hex

@@ -58,7 +58,7 @@ def component(cloud: str) -> Make:
             raise
         raise FleetError(
             f"the cloud {cloud!r} needs the Python package {str(missing.name).replace('_', '-')}",
-            f"uv sync --extra {cloud}, or: pip install 'vllm-fleet[{cloud}]'",
+            f"run 'make venv', which installs every cloud's; elsewhere: pip install 'vllm-fleet[{cloud}]'",
             key="cloud",
             code=ErrorCode.REFUSED,
         ) from None

@@ -12,11 +12,12 @@ import pytest
 from vllm_fleet.base import paths
 
 NAMES = ("PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE_FILE", "PULUMI_HOME", "ANSIBLE_CONFIG")
+PLUGINS = ("PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION", "PULUMI_OPTION_SKIP_PLUGIN_PRE_INSTALL")
 
 
-def sourced(*checkouts: Path, **given: str) -> list[str]:
+def sourced(*checkouts: Path, names: tuple[str, ...] = NAMES, **given: str) -> list[str]:
     """The variables of a shell that has sourced the file of one checkout after the other."""
-    lines = [*(f". {folder}/activate" for folder in checkouts), *(f'echo "${name}"' for name in NAMES)]
+    lines = [*(f". {folder}/activate" for folder in checkouts), *(f'echo "${name}"' for name in names)]
     done = subprocess.run(
         ["bash", "-ec", "\n".join(lines)],
         env={"PATH": os.environ["PATH"], **given},
@@ -59,6 +60,12 @@ def test_a_backend_of_ones_own_wins(checkouts: tuple[Path, Path]) -> None:
     one, two = checkouts
     mine = {"PULUMI_BACKEND_URL": "s3://states", "PULUMI_CONFIG_PASSPHRASE": "x", "PULUMI_HOME": "/home/me/.pulumi"}
     assert sourced(one, two, **mine) == ["s3://states", "", "/home/me/.pulumi", f"{two}/ansible.cfg"]
+
+
+def test_pulumi_may_fetch_the_plugins_of_a_fleet_and_no_others(checkouts: tuple[Path, Path]) -> None:
+    one, _ = checkouts
+    assert sourced(one, names=PLUGINS) == ["", "true"]
+    assert sourced(one, names=PLUGINS, **dict.fromkeys(PLUGINS, "false")) == ["false", "false"]
 
 
 def test_without_its_environment_it_says_what_makes_it(checkouts: tuple[Path, Path]) -> None:

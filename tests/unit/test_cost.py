@@ -142,7 +142,7 @@ def test_without_the_package_the_hint_says_how_to_get_it(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "gpuhunt", None)
     with pytest.raises(FleetError, match="needs the Python package gpuhunt") as caught:
         prices.load(["aws"])
-    assert "uv sync --extra prices" in caught.value.hint
+    assert "pip install 'vllm-fleet[prices]'" in caught.value.hint
     assert caught.value.exit_code == 2
 
 

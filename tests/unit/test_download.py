@@ -83,7 +83,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    download._system_trust.cache_clear()
+    download.system_trust.cache_clear()
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def test_the_signers_are_those_of_the_system(
     with pytest.raises(FleetError, match="CERTIFICATE_VERIFY_FAILED"):
         download.fetch_text(f"{tls_server.url}/a")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "system.pem"))
-    download._system_trust.cache_clear()
+    download.system_trust.cache_clear()
     assert download.fetch_text(f"{tls_server.url}/a").text == "text"
 
 

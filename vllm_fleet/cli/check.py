@@ -11,7 +11,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.catalogue.catalogue import raise_all
 from vllm_fleet.cli.output import JsonOption, fleet_directories, fleet_directory, print_json, print_text
-from vllm_fleet.fleet import plan
+from vllm_fleet.fleet import plan, stack_faults
 from vllm_fleet.reports import recipe_check
 
 EPILOG = """\b
@@ -32,6 +32,7 @@ def command(
     recipes = catalogue.load()
     errors: list[FleetError] = list(recipe_check.recipe_errors(recipes))
     missing: list[FleetError] = []
+    unmade: list[FleetError] = []
     if fleet is not None:
         folders = [fleet_directory(fleet)]
     else:
@@ -42,6 +43,8 @@ def command(
             planned = plan.load(folder, recipes)
             for refusal in inventory.find_refusals(planned, recipes):
                 (errors if refusal.is_wrong else missing).append(refusal.error)
+            for fault, is_wrong in stack_faults.find(planned, recipes):
+                (errors if is_wrong else unmade).append(fault)
         except FleetError as fault:
             errors += [fault, *fault.others]
     raise_all(errors)
@@ -50,11 +53,14 @@ def command(
         "engines": len(recipes.engines),
         "models": len(recipes.models),
         "fleets": [folder.name for folder in folders],
+        "up_refuses": [each.record() for each in unmade],
         "site_refuses": [each.record() for each in missing],
     }
     if json:
         print_json(result)
     else:
+        for each in unmade:
+            print_text(f"pulumi up will refuse: {each}")
         for each in missing:
             print_text(f"site.yml will refuse: {each}")
         print_text(

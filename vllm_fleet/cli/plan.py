@@ -23,7 +23,7 @@ from vllm_fleet.cli.output import (
 )
 from vllm_fleet.edge import prices as gpuhunt_prices
 from vllm_fleet.edge import pulumi_cli
-from vllm_fleet.fleet import cost, host_plan, plain_api, replacement, stack
+from vllm_fleet.fleet import cost, host_plan, plain_api, replacement, stack, stack_faults
 from vllm_fleet.fleet import plan as plans
 from vllm_fleet.host import model_sources
 
@@ -56,12 +56,14 @@ class _StackUpdate:
         changes: the hosts that would change.
         run: the commands that replace the hosts the caller names.
         refused: why the update is not permitted; None where it is.
+        faults: what 'pulumi up' would refuse in the fleet or lacks on this machine.
     """
 
     as_is: str
     changes: tuple[replacement.Change, ...]
     run: tuple[str, ...]
     refused: FleetError | None
+    faults: tuple[FleetError, ...]
 
 
 def command(
@@ -82,6 +84,7 @@ def command(
     catalogue.raise_all([refusal.error for refusal in refusals if refusal.stops_plan])
     bill = cost.bill(plan, recipes, *_price_lists(plan, prices))
     missing = tuple(refusal.error for refusal in refusals)
+    unmade = tuple(fault for fault, _ in stack_faults.find(plan, recipes))
     models = tuple(model_sources.report_models(plan, recipes))
     as_is, changes = _changes(plan, preview, allowed)
     replacement.check(plan, changes, allowed)
@@ -90,12 +93,14 @@ def command(
     if warning := plain_api.plain_api_warning(plan.hosts, plan.spec):
         print_note(f"warning: {warning}")
     if json:
-        _print_record(plan, (bill, models, missing), _StackUpdate(as_is, changes, run, refused))
+        _print_record(plan, (bill, models, missing), _StackUpdate(as_is, changes, run, refused, unmade))
     else:
         print_table(plan_tables.hosts([_record(host) for host in plan.hosts]))
         print_table(plan_tables.models(models))
         print_table(plan_tables.costs(bill))
         print_text(f"cost: {bill.summary()}")
+        for fault in unmade:
+            print_text(f"pulumi up will refuse: {fault}")
         for fault in missing:
             print_text(f"site.yml will refuse: {fault}")
         print_text(f"stack: {as_is}")
@@ -156,6 +161,7 @@ def _print_record(
             "hosts": [_record(host) for host in plan.hosts],
             "models": [vars(model) for model in models],
             "cost": bill.record(),
+            "up_refuses": [fault.record() for fault in update.faults],
             "site_refuses": [fault.record() for fault in missing],
             "stack": update.as_is,
             "changes": [change.record() for change in update.changes],

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from vllm_fleet.base.digests import file_sha256
+from vllm_fleet.base.digests import file_sha1, file_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError, InvariantError
 from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.edge.connection import failure_text
@@ -226,16 +226,19 @@ class _Transfer:
                     ) from None
                 _back_off(attempt)
                 continue
+            sha256 = file_sha256(part)
             if artifact.size and part.stat().st_size != artifact.size:
                 mismatch = f"{part.stat().st_size} bytes instead of {artifact.size}"
-            elif (digest := file_sha256(part)) != artifact.sha256:
-                mismatch = f"the SHA-256 {digest} instead of {artifact.sha256}"
+            elif artifact.sha256 and sha256 != artifact.sha256:
+                mismatch = f"the SHA-256 {sha256} instead of {artifact.sha256}"
+            elif not artifact.sha256 and (sha1 := file_sha1(part)) != artifact.sha1:
+                mismatch = f"the SHA-1 {sha1} instead of {artifact.sha1}"
             else:
                 part.chmod(0o644)
                 with part.open("rb") as file:
                     os.fsync(file.fileno())
                 part.replace(path)
-                return Fetched(index_entry(path, artifact.sha256), received)
+                return Fetched(index_entry(path, sha256), received)
             # The partial file may come from an older version of the file: start again, once.
             position.set(0)
             part.unlink()
@@ -399,7 +402,8 @@ def _back_off(attempt: int) -> None:
 
 
 @cache
-def _system_trust() -> ssl.SSLContext:
+def system_trust() -> ssl.SSLContext:
+    """The TLS context of the system's trust store."""
     # httpx itself trusts the certificates of the package certifi, which know no CA of a site.
     return ssl.create_default_context()
 
@@ -413,7 +417,7 @@ def _http_client(context: ssl.SSLContext | None = None) -> httpx.Client:
     headers = {"User-Agent": "vllm-fleet", "Accept-Encoding": "identity"}
     try:
         return httpx.Client(
-            verify=context or _system_trust(),
+            verify=context or system_trust(),
             timeout=_TIMEOUT_SECONDS,
             headers=headers,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),

@@ -50,7 +50,7 @@ def _items(clouds: list[str]) -> list[Any]:
     except ModuleNotFoundError:
         raise FleetError(
             "--prices gpuhunt needs the Python package gpuhunt",
-            "uv sync --extra prices, or: pip install 'vllm-fleet[prices]'",
+            "run 'make venv', which installs every extra; elsewhere: pip install 'vllm-fleet[prices]'",
         ) from None
     # It logs a stack trace for each list that it cannot read; the error below is enough.
     logging.getLogger("gpuhunt").setLevel(logging.CRITICAL)

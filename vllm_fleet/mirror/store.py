@@ -36,6 +36,7 @@ class Artifact:
         size: its length in bytes; 0 where the origin does not publish it.
         source: a URL, or a path on this machine.
         blob: git's digest of the file, where the origin publishes no SHA-256.
+        sha1: its SHA-1, where the origin publishes nothing better.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Artifact:
     size: int
     source: str = ""
     blob: str = ""
+    sha1: str = ""
 
 
 @dataclass(frozen=True)

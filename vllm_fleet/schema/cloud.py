@@ -59,6 +59,8 @@ class CloudTable(Strict):
     user: str = Field(pattern=r"^[a-z_][a-z0-9_-]*$")
     #: The instance type of gateways.
     gateway_shape: str
+    #: The Python package of the cloud's Pulumi SDK; None: its component needs none.
+    sdk: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9-]*$")
     #: Parts of this cloud's error messages for a zone without capacity.
     no_capacity: list[str] = Field(min_length=1)
     #: Where the image of each kind is looked up, in the cloud's own terms.
