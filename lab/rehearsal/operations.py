@@ -187,7 +187,7 @@ class Operations:
         for output, template in kind.computed.items():
             outputs.setdefault(output, template.format(**{**words, "id": id_}))
         record = Record(id_, kind.token, name, inputs, outputs, shape=shape, zone=zone)
-        machines.place(kind, self.cloud, record, one_address=self.lab is not None)
+        machines.place(self.table, kind, self.cloud, record, one_address=self.lab is not None)
         if kind.account:
             self.cloud.account.have.setdefault(kind.account, []).append(id_)
         return record
