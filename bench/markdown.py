@@ -1,4 +1,4 @@
-"""The two shapes that the report is made of."""
+"""The shapes that the report is made of, and a section in its place."""
 
 from __future__ import annotations
 
@@ -28,3 +28,19 @@ def markdown(lines: Sequence[tuple[str, ...]], right: set[int]) -> list[str]:
         for line in lines
     ]
     return [f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:])]
+
+
+def replace_section(document: str, blocks: Sequence[Sequence[str]]) -> str:
+    """The document with a new section in place of the old one; without an old one it comes before the last.
+
+    Args:
+        document: the whole text; its sections begin with ``## ``.
+        blocks: the section; the first line is its title.
+    """
+    own = "\n\n".join("\n".join(block) for block in blocks) + "\n\n"
+    before, title, after = document.partition(f"{blocks[0][0]}\n")
+    if not title:
+        before, _, after = document.rpartition("## ")
+        return f"{before}{own}## {after}"
+    _, _, rest = after.partition("\n## ")
+    return f"{before}{own}" + (f"## {rest}" if rest else "")

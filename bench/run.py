@@ -20,6 +20,7 @@ from types import FrameType
 
 from bench import contenders, fleets, machine, measure, report, results, scale, scale_report, steps, target
 from bench.contenders import Contender
+from bench.markdown import replace_section
 from lab import state
 from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
@@ -134,7 +135,7 @@ def _scale_only(runs: int, as_json: bool, write: bool) -> int:
         return fault.exit_code
     file = paths.root() / "docs" / "performance.md"
     if write:
-        write_atomically(file, scale_report.replace_section(file.read_text(encoding="utf-8"), rows))
+        write_atomically(file, replace_section(file.read_text(encoding="utf-8"), scale_report.section(rows)))
     record = [row.record() for row in rows]
     print(json.dumps(record, indent=2) if as_json else "\n".join(scale_report.text(rows)).replace("**", ""))
     return 0

@@ -23,6 +23,8 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import ErrorCode, FleetError
 
 HOSTS = 1000
+FLEET = "demo"
+GATEWAYS = 2
 GOAL_SECONDS = 10.0
 GOAL_MIB = 400.0
 #: Program -> its name in the table. The first is the peer of all others.
@@ -188,7 +190,7 @@ def _program(what: str, hosts: int, folder: Path) -> tuple[Callable[[], Any], li
             """The same for an error hook."""
 
     mocks = Mocks()
-    pulumi.runtime.set_mocks(mocks, project="bench", stack="demo")
+    pulumi.runtime.set_mocks(mocks, project="bench", stack=FLEET)
     settings.SETTINGS.callbacks = mocks
     run = _plain(hosts) if what == "plain" else _fleet(what, hosts, folder)
     return pulumi.runtime.test(run), resources
@@ -223,24 +225,29 @@ def _fleet(cloud: str, hosts: int, folder: Path) -> Callable[[], Any]:
     from infra.fleet import program
 
     clouds.component(cloud)  # imports the cloud's SDK
-    directory = folder / "demo"
+    directory = folder / FLEET
     directory.mkdir()
-    fleet = {
-        "fleet": "demo",
-        "defaults": {"model": "openai/gpt-oss-120b"},
-        "pools": {"main": {"host_class": "h100-8", "cloud": cloud, "hosts": hosts, "placement": _PLACEMENTS[cloud]}},
-        "gateway": {"hosts": 2, "plain": True},
-        "access": {"ssh_from": ["203.0.113.0/24"], "api_from": ["198.51.100.0/24"]},
-    }
-    # JSON is YAML.
-    (directory / "fleet.yml").write_text(json.dumps(fleet), encoding="utf-8")
+    (directory / "fleet.yml").write_text(fleet_text(cloud, hosts), encoding="utf-8")
 
     os.environ["VLLM_FLEET_INVENTORIES"] = str(folder)
 
     def run() -> Any:
-        return program("demo").inventory
+        return program(FLEET).inventory
 
     return run
+
+
+def fleet_text(cloud: str, hosts: int) -> str:
+    """``fleet.yml`` with that many serving hosts in a cloud, and two gateways."""
+    fleet = {
+        "fleet": FLEET,
+        "defaults": {"model": "openai/gpt-oss-120b"},
+        "pools": {"main": {"host_class": "h100-8", "cloud": cloud, "hosts": hosts, "placement": _PLACEMENTS[cloud]}},
+        "gateway": {"hosts": GATEWAYS, "plain": True},
+        "access": {"ssh_from": ["203.0.113.0/24"], "api_from": ["198.51.100.0/24"]},
+    }
+    # JSON is YAML.
+    return json.dumps(fleet)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bench import scale
 from bench.markdown import markdown, paragraph
 
-TITLE = "## Pulumi at scale"
+TITLE = "## Pulumi at scale: the program only"
 
 
 def table(rows: Sequence[scale.Row]) -> list[str]:
@@ -46,7 +46,8 @@ def section(rows: Sequence[scale.Row]) -> list[list[str]]:
     return [
         [TITLE],
         paragraph(
-            f"The whole program of a fleet under recording mocks, which answer at once, each in a process of its own; "
+            f"The whole program of a fleet under recording mocks, which answer at once, without the engine and without a "
+            f"cloud; each in a process of its own, "
             f"{'one run' if runs == 1 else f'median of {runs} runs, in turns'}. The first row is the peer: that many "
             "instances of the SDK, with the inputs of one host and nothing else. A host of a fleet is three resources: "
             "its component, its SSH host key, its instance. On a machine with other work the seconds are too long, "
@@ -60,19 +61,3 @@ def section(rows: Sequence[scale.Row]) -> list[list[str]]:
 def text(rows: Sequence[scale.Row]) -> list[str]:
     """The section for the terminal."""
     return [*table(rows), "", *goals(rows)]
-
-
-def replace_section(document: str, rows: Sequence[scale.Row]) -> str:
-    """The document with a new section in place of the old one; without an old one it comes before the last.
-
-    Args:
-        document: the text of ``docs/performance.md``.
-        rows: the results.
-    """
-    own = "\n\n".join("\n".join(block) for block in section(rows)) + "\n\n"
-    before, title, after = document.partition(f"{TITLE}\n")
-    if not title:
-        before, _, after = document.rpartition("## ")
-        return f"{before}{own}## {after}"
-    _, _, rest = after.partition("\n## ")
-    return f"{before}{own}" + (f"## {rest}" if rest else "")

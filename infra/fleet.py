@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +28,9 @@ from vllm_fleet.fleet.plan import load as load_plan
 
 #: The hosts, separated by commas, that one run may replace although the fleet protects its hosts.
 REPLACE_VARIABLE = replacement.VARIABLE
+#: The functions of the SDK between the constructor that the program calls and the one that takes the trace.
+_SDK_FRAMES = 6
+_OWN_FRAMES = 1
 
 
 def unprotected(plan: Plan) -> frozenset[str]:
@@ -119,7 +125,8 @@ def program(stack: str) -> Fleet:
     try:
         plan = load_plan(paths.inventories_dir() / stack)
         _check(plan)
-        return Fleet(stack, FleetArgs(plan))
+        with _short_stack_traces():
+            return Fleet(stack, FleetArgs(plan))
     except FleetError as fault:
         raise pulumi.RunError("\n".join(map(str, list_errors(fault)[0]))) from None
 
@@ -135,3 +142,21 @@ def _check(plan: Plan) -> None:
     faults = () if pulumi_plugins.is_rehearsed() else stack_faults.find(plan, recipes, in_examples=True)
     raise_all(fault for fault, _ in faults)
     pulumi_plugins.check_reachable(list_plugins(plan, recipes), plan.fleet)
+
+
+@contextmanager
+def _short_stack_traces() -> Iterator[None]:
+    """Keeps the stack trace of a resource to the lines of the program that made it.
+
+    The SDK sends the whole trace of each constructor with it, and the state keeps that: a third of the state, which a
+    file backend writes anew for each step. Errors that leave the block are printed with all of their lines.
+    """
+    before = getattr(sys, "tracebacklimit", None)
+    sys.tracebacklimit = _SDK_FRAMES + _OWN_FRAMES
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.tracebacklimit
+        else:
+            sys.tracebacklimit = before

@@ -32,9 +32,33 @@ def read_tries(directory: Path) -> dict[str, dict[str, Any]]:
     return zones_file.load(directory)
 
 
+class TriesFile:
+    """The file while a run writes it, for each host twice: what did not change is not rendered again."""
+
+    def __init__(self, directory: Path, tries: Mapping[str, Mapping[str, Any]]) -> None:
+        self._file = tries_file(directory)
+        self._entries = {host: _entry(host, last_try) for host, last_try in tries.items()}
+
+    def note(self, host: str, last_try: Mapping[str, Any]) -> None:
+        """Writes the file with another try of one host."""
+        self._entries[host] = _entry(host, last_try)
+        self.write()
+
+    def write(self) -> None:
+        """Writes the file."""
+        entries = ",\n".join(self._entries[host] for host in sorted(self._entries))
+        write_atomically(self._file, f"{{\n{entries}\n}}\n" if entries else "{}\n")
+
+
+def _entry(host: str, last_try: Mapping[str, Any]) -> str:
+    """One host as ``json.dumps`` writes it within the whole, with an indent of two."""
+    written = json.dumps({host: last_try}, indent=2, sort_keys=True)
+    return written.removeprefix("{\n").removesuffix("\n}")
+
+
 def write_tries(directory: Path, tries: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes the tries."""
-    write_atomically(tries_file(directory), json.dumps(tries, indent=2, sort_keys=True) + "\n")
+    TriesFile(directory, tries).write()
 
 
 def interrupted(stack: str, names: Sequence[str], places: Sequence[str]) -> FleetError:

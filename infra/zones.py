@@ -16,7 +16,7 @@ from typing import Any
 
 import pulumi
 
-from infra.tries import interrupted, read_tries, write_tries
+from infra.tries import TriesFile, interrupted, read_tries
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.stack import up_command
@@ -26,13 +26,12 @@ class Zones:
     """The zones of all hosts of a fleet."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._tries = read_tries(directory)
-        self._last_run = max((_run(last_try) for last_try in self._tries.values()), default=0)
-        # A copy from before this run: the choice for a host must not depend on the progress of others.
-        self._before_this_run = {host: dict(last_try) for host, last_try in self._tries.items()}
+        # From before this run: the choice for a host must not depend on the progress of others.
+        self._before_this_run = tries = read_tries(directory)
+        self._file = TriesFile(directory, tries)
+        self._last_run = max((_run(last_try) for last_try in tries.values()), default=0)
         self._interrupted = {
-            host: str(last_try["zone"]) for host, last_try in self._tries.items() if not last_try.get("answered", True)
+            host: str(last_try["zone"]) for host, last_try in tries.items() if not last_try.get("answered", True)
         }
         self._pools: dict[tuple[str, tuple[str, ...]], tuple[str, frozenset[str]]] = {}
         self._chosen: dict[str, tuple[HostPlan, str]] = {}
@@ -110,8 +109,7 @@ class Zones:
     def _note(self, name: str, made: bool = False, answered: bool = True, full: bool = False) -> None:
         host, zone = self._chosen[name]
         noted = {"zone": zone, "made": made, "answered": answered, "pool": host.pool, "run": self._last_run + 1}
-        self._tries[name] = {**noted, **({"full": True} if full else {})}
-        write_tries(self._directory, self._tries)
+        self._file.note(name, {**noted, **({"full": True} if full else {})})
 
 
 def _run(tried: Mapping[str, Any]) -> int:

@@ -75,7 +75,7 @@ def rehearse(fleet: str, most_hosts: int) -> Times:
     lab = Lab(BRIDGE, _SUBNET, project)
     times = Times()
     with _alone(project, lab, f"{fleet}{script.SUFFIX}"):
-        cloud = Cloud(project / "cloud.json", lab.prefixes)
+        cloud = Cloud(project / "cloud.db", lab.addresses)
         with serve(cloud, lab) as served:
             stage = build(project, f"{fleet}{script.SUFFIX}", text, served)
             fleet_plan = plan.load(stage.folder)

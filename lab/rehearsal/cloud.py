@@ -1,17 +1,20 @@
-"""The emulated cloud: its resources in one file, and errors on demand."""
+"""The emulated cloud: its resources, kept in one file, and errors on demand."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 from lab.rehearsal import wire
-from vllm_fleet.base.atomic_files import write_atomically
+from lab.rehearsal.addresses import PUBLIC, Addresses
+from lab.rehearsal.index import Index
+from lab.rehearsal.store import Store
 
 
 class RefusedError(Exception):
@@ -25,6 +28,9 @@ class Record:
     Attributes:
         type: its type on the wire.
         name: its name in the program.
+        address: its public address, or the only one.
+        private: its private address.
+        subnet: the id of the network that the private address is in; empty where hosts have one address.
         host: its host in the lab; None for resources that boot none.
     """
 
@@ -35,9 +41,21 @@ class Record:
     outputs: dict[str, Any]
     address: str = ""
     private: str = ""
+    subnet: str = ""
     shape: str = ""
     zone: str = ""
     host: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What no other record of the cloud has."""
+        return f"{self.type}|{self.id}"
+
+    @property
+    def addresses(self) -> list[tuple[str, str]]:
+        """The addresses that it has, each with its network."""
+        pairs = (("", self.address), (self.subnet, self.private))
+        return [(network, address) for network, address in pairs if address]
 
     def output(self, name: str) -> Any:
         """An output, or its id."""
@@ -94,6 +112,8 @@ class Account:
 class Cloud:
     """Records and account, shared by all providers of a rehearsal.
 
+    Whoever changes a record puts it again: that saves it, and keeps the look-ups right.
+
     Attributes:
         lock: held while records are read or changed.
         faults: the errors on demand; the first that fits happens.
@@ -101,14 +121,11 @@ class Cloud:
         asked: the names whose creation was requested since the records were loaded.
     """
 
-    def __init__(self, file: Path, addresses: tuple[str, str] = ("198.18.0.", "10.60.0.")) -> None:
+    def __init__(self, file: Path, public: IPv4Network = PUBLIC) -> None:
         self.lock = threading.RLock()
-        self.faults: list[Fault] = []
-        self.log: list[str] = []
-        self.requested: set[str] = set()
         self._file = file
-        self._prefixes = addresses
-        self._records: dict[str, Record] = {}
+        self._public = public
+        self._store = Store(file)
         self.account = Account()
         self._counter = 0
         self.load()
@@ -120,8 +137,10 @@ class Cloud:
             return list(self._records.values())
 
     def records_of(self, kind: str) -> list[Record]:
-        """The records of a type, by the end of its name such as ``:Instance``."""
-        return [record for record in self.records if record.type.endswith(kind)]
+        """The records of a type, by its name or the end of its name such as ``:Instance``."""
+        with self.lock:
+            exactly = self._types.get(kind)
+        return exactly or [record for record in self.records if record.type.endswith(kind)]
 
     def named(self, kind: str, name: str) -> Record:
         """The only record of a type and a name of the program.
@@ -143,40 +162,83 @@ class Cloud:
         """The first record of a type with a value of an output; None without a match."""
         if output == "id":
             return self.get(kind, str(value))
-        return next(
-            (record for record in self.records_of(kind) if record.type == kind and record.output(output) == value), None
-        )
+
+        def read(record: Record) -> Iterable[Hashable]:
+            return [repr(record.output(output))] if record.type == kind else []
+
+        return next(iter(self._among(("output", kind, output), read, repr(value))), None)
 
     def first(self, targets: Sequence[tuple[str, str]], value: Any) -> Record | None:
         """The record that a reference points to, among its possible types."""
         candidates = (self.find(kind, output, value) for kind, output in targets)
         return next((candidate for candidate in candidates if candidate), None)
 
+    def with_inputs(self, kind: str, paths: tuple[str, ...], values: Sequence[Any]) -> list[Record]:
+        """The records of a type whose inputs at some paths have these values."""
+
+        def read(record: Record) -> Iterable[Hashable]:
+            return [repr([wire.value(record.inputs, path) for path in paths])] if record.type == kind else []
+
+        return self._among(("inputs", kind, paths), read, repr(list(values)))
+
+    def mentioning(self, values: Iterable[str | int]) -> list[Record]:
+        """The records with one of these values somewhere in their inputs."""
+        found: dict[str, Record] = {}
+        for value in values:
+            found |= {record.key: record for record in self._among("mentioned", _mentioned, value)}
+        return list(found.values())
+
+    def _among(
+        self, name: Hashable, read: Callable[[Record], Iterable[Hashable]], value: Hashable
+    ) -> list[Record]:
+        """The records for which a function reads a value; the first call for a name makes its index."""
+        with self.lock:
+            if name not in self._indexes:
+                self._indexes[name] = Index(read)
+                for key, record in self._records.items():
+                    self._indexes[name].put(key, record)
+            return self._indexes[name].get(value)
+
     def put(self, record: Record) -> None:
         """Saves a record."""
         with self.lock:
-            self._records[f"{record.type}|{record.id}"] = record
-            self._write()
+            self._enter(record)
+            self._store.put(record.key, json.dumps(vars(record)))
+            self.save()
 
     def drop(self, record: Record) -> None:
         """Removes a record."""
         with self.lock:
-            self._records.pop(f"{record.type}|{record.id}", None)
-            self._write()
+            key = record.key
+            if self._records.pop(key, None):
+                self._addresses.give_back(self._held.pop(key))
+            for index in (self._types, *self._indexes.values()):
+                index.drop(key)
+            self._store.drop(key)
+            self.save()
 
     def number(self) -> int:
         """A number that this cloud has not used yet."""
         with self.lock:
             self._counter += 1
-            self._write()
+            self._store.note("counter", str(self._counter))
             return self._counter
 
-    def new_address(self, public: bool) -> str:
-        """An address that is not in use."""
-        prefix = self._prefixes[0 if public else 1]
+    def new_address(self, network: str = "", block: IPv4Network | None = None) -> str:
+        """An address that is not in use.
+
+        Args:
+            network: the id of the network that it is in; empty for public addresses.
+            block: the range of that network; None for public addresses.
+
+        Raises:
+            RefusedError: all addresses of the range are in use.
+        """
         with self.lock:
-            taken = {address for record in self._records.values() for address in (record.address, record.private)}
-            return next(address for address in _addresses(prefix) if address not in taken)
+            address = self._addresses.free(network, block or self._public)
+        if address is None:
+            raise RefusedError(f"{network or 'the cloud'} has no free address in {block or self._public}")
+        return address
 
     def fault(self, operation: str, kind: str, name: str, zone: str) -> Fault | None:
         """The error for an operation, if any; counts it."""
@@ -191,34 +253,55 @@ class Cloud:
         with self.lock:
             wire.put(record.inputs, path, value)
             wire.put(record.outputs, path, value)
-            self._write()
+            self.put(record)
 
     def save(self) -> None:
-        """Writes changes of the account."""
+        """Saves the account, if it changed."""
         with self.lock:
-            self._write()
-
-    def _write(self) -> None:
-        data = {
-            "counter": self._counter,
-            "account": asdict(self.account),
-            "records": [asdict(record) for record in self._records.values()],
-        }
-        write_atomically(self._file, json.dumps(data, indent=1) + "\n", 0o600)
+            account = json.dumps(asdict(self.account))
+            if account != self._saved_account:
+                self._store.note("account", account)
+                self._saved_account = account
 
     def load(self) -> None:
         """Loads the file; clears faults, log and requests."""
-        self.faults, self.log, self.requested, self._records = [], [], set(), {}
-        if not self._file.is_file():
-            return
-        data = json.loads(self._file.read_text(encoding="utf-8"))
-        self._counter = data["counter"]
-        self.account = Account(**data["account"])
-        for row in data["records"]:
-            record = Record(**row)
-            self._records[f"{record.type}|{record.id}"] = record
+        self.faults: list[Fault] = []
+        self.log: list[str] = []
+        self.requested: set[str] = set()
+        self._records: dict[str, Record] = {}
+        self._types: Index[Record] = Index(lambda record: (record.type,))
+        self._indexes: dict[Hashable, Index[Record]] = {}
+        self._addresses = Addresses()
+        #: Key of a record -> the addresses that it has taken.
+        self._held: dict[str, list[tuple[str, str]]] = {}
+        # The file may be another one since.
+        self._store.close()
+        self._store = Store(self._file)
+        notes = self._store.notes()
+        self._counter = int(notes.get("counter", self._counter))
+        self._saved_account = notes.get("account", "")
+        if self._saved_account:
+            self.account = Account(**json.loads(self._saved_account))
+        for text in self._store.records():
+            self._enter(Record(**json.loads(text)))
+
+    def _enter(self, record: Record) -> None:
+        key, held = record.key, record.addresses
+        self._records[key] = record
+        if held != self._held.get(key):
+            self._addresses.give_back(self._held.get(key, []))
+            self._addresses.take(held)
+            self._held[key] = held
+        for index in (self._types, *self._indexes.values()):
+            index.put(key, record)
 
 
-def _addresses(prefix: str) -> Iterator[str]:
-    for number in range(11, 251):
-        yield f"{prefix}{number}"
+def _mentioned(record: Record) -> Iterator[str | int]:
+    """The texts and numbers in the inputs of a record."""
+    waiting: list[Any] = [record.inputs]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (dict, list)):
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, (str, int)) and not isinstance(value, bool):
+            yield value

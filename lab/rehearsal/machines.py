@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 from lab import cleanup, gpu, host, network, state
 from lab.rehearsal import cloudinit, wire
+from lab.rehearsal.addresses import CHOSEN
 from lab.rehearsal.cloud import Cloud, Record, RefusedError
 from lab.rehearsal.table import Kind, Table
 from lab.spec import HostSpec, NetworkSpec
@@ -34,9 +36,9 @@ class Lab:
     owner: Path
 
     @property
-    def prefixes(self) -> tuple[str, str]:
-        """The prefixes of public and private addresses: a host of the lab has one address for both."""
-        return f"{self.subnet}.", f"{self.subnet}."
+    def addresses(self) -> IPv4Network:
+        """The range of its addresses: a host of the lab has one address for everything."""
+        return IPv4Network(f"{self.subnet}.0/24")
 
     def open(self) -> None:
         """Creates the network, after removing the rest of a killed rehearsal."""
@@ -52,36 +54,56 @@ class Lab:
 def zone_of(table: Table, kind: Kind, cloud: Cloud, inputs: Mapping[str, Any]) -> str:
     """The zone of a resource: that of its host, or the one in its inputs."""
     ways = kind.machine.zone if kind.machine else ("availabilityZone", "zone", "zones.0")
+    zone, _ = _at_end(table, kind, cloud, inputs, ways)
+    return zone
+
+
+def _at_end(
+    table: Table, kind: Kind, cloud: Cloud, inputs: Mapping[str, Any], ways: tuple[str, ...]
+) -> tuple[str, Record | None]:
+    """The first value that one of the ways leads to, and the last record on the way, None for the inputs themselves."""
     for way in ways:
         bag: Any = inputs
         here: Kind | None = kind
-        for path in way.split(">"):
+        record: Record | None = None
+        *steps, last = way.split(">")
+        for path in steps:
             value = wire.value(bag, path) if here else None
             targets = here.refers.get(_general(path), ()) if here else ()
             record = cloud.first(targets, value) if value else None
             bag, here = (record.inputs, table.kinds.get(record.type)) if record else ({}, None)
+        value = wire.value(bag, last) if here else None
         if value is not None and not wire.is_unknown(value):
-            return str(value)
-    return ""
+            return str(value), record
+    return "", None
 
 
 def _general(path: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
-def place(kind: Kind, cloud: Cloud, record: Record, one_address: bool) -> None:
+def place(table: Table, kind: Kind, cloud: Cloud, record: Record, one_address: bool) -> None:
     """Sets the addresses of a record: from the record that it refers to, or new ones.
 
     Args:
+        table: the cloud's table.
         kind: the record's type.
         cloud: the cloud.
         record: the record; its outputs get the addresses.
         one_address: whether a host has one address for everything.
+
+    Raises:
+        RefusedError: the network has no free address.
     """
     if kind.machine:
         lent = _lent(kind, cloud, record)
-        record.address = lent.address if lent else cloud.new_address(public=True)
-        record.private = record.address if one_address else (lent and lent.private) or cloud.new_address(public=False)
+        record.address = lent.address if lent else cloud.new_address()
+        if one_address:
+            record.private = record.address
+        elif lent and lent.private:
+            record.subnet, record.private = lent.subnet, lent.private
+        else:
+            _place_inside(table, kind, cloud, record, kind.machine.block)
         for path in kind.machine.public:
             wire.put(record.outputs, path, record.address)
         for path in kind.machine.private:
@@ -91,10 +113,19 @@ def place(kind: Kind, cloud: Cloud, record: Record, one_address: bool) -> None:
         if lent and (one_address or kind.address.get("private")):
             record.address = lent.address
         else:
-            record.address = cloud.new_address(public=True)
-        if kind.address.get("private"):
-            record.private = record.address if one_address else cloud.new_address(public=False)
+            record.address = cloud.new_address()
+        if kind.address.get("private") and one_address:
+            record.private = record.address
+        elif kind.address.get("private"):
+            _place_inside(table, kind, cloud, record, tuple(kind.address["block"]))
         wire.put(record.outputs, kind.address["as"], record.private or record.address)
+
+
+def _place_inside(table: Table, kind: Kind, cloud: Cloud, record: Record, ways: tuple[str, ...]) -> None:
+    """Gives a record an address of its subnet, or of the range that a cloud chooses where the program gives none."""
+    block, subnet = _at_end(table, kind, cloud, record.inputs, ways)
+    record.subnet = subnet.id if subnet else "the network that the cloud chose"
+    record.private = cloud.new_address(record.subnet, IPv4Network(block) if block else CHOSEN)
 
 
 def _lent(kind: Kind, cloud: Cloud, record: Record) -> Record | None:

@@ -127,8 +127,8 @@ class Operations:
             return None
         if record:
             with self.cloud.lock:
-                read_back.fill(self.table, self.kind(token), self.cloud, record)
-                self.cloud.put(record)
+                if read_back.fill(self.table, self.kind(token), self.cloud, record):
+                    self.cloud.put(record)
         return record
 
     def update(self, token: str, id_: str, olds: Bag, inputs: Bag) -> Record:
@@ -218,7 +218,7 @@ class Operations:
         for output, template in kind.computed.items():
             outputs.setdefault(output, template.format(**{**words, "id": id_}))
         record = Record(id_, kind.token, name, inputs, outputs, shape=shape, zone=zone)
-        machines.place(kind, self.cloud, record, one_address=self.lab is not None)
+        machines.place(self.table, kind, self.cloud, record, one_address=self.lab is not None)
         read_back.fill(self.table, kind, self.cloud, record)
         if kind.account:
             self.cloud.account.have.setdefault(kind.account, []).append(id_)

@@ -33,9 +33,8 @@ def refuse(table: Table, kind: Kind, cloud: Cloud, inputs: Inputs, itself: str |
             _exists(table, cloud, targets, item)
     if kind.unique:
         mine = [wire.value(inputs, path) for path in kind.unique]
-        for other in cloud.records_of(kind.token):
-            if other.id != itself and [wire.value(other.inputs, path) for path in kind.unique] == mine:
-                raise RefusedError(table.errors["exists"].format(what=" ".join(map(str, mine))))
+        if any(other.id != itself for other in cloud.with_inputs(kind.token, kind.unique, mine)):
+            raise RefusedError(table.errors["exists"].format(what=" ".join(map(str, mine))))
     for rule in _RULES.get(kind.token, ()):
         for reason in rule(cloud, inputs, itself):
             raise RefusedError(reason)
@@ -47,7 +46,9 @@ def refuse_deletion(table: Table, cloud: Cloud, record: Record) -> None:
     Raises:
         RefusedError: it is in use.
     """
-    for other in cloud.records:
+    references = [pair for kind in table.kinds.values() for targets in kind.refers.values() for pair in targets]
+    named_by = {record.output(output) for target, output in references if target == record.type}
+    for other in cloud.mentioning(named_by):
         kind = table.kinds.get(other.type)
         if kind is None or other.id == record.id:
             continue

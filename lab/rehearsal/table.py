@@ -32,6 +32,7 @@ class Machine:
         zone: the first of these that is set; ``>`` follows a reference.
         user_data: the user data, in Base64 where ``base64``.
         address: a reference to the resource with the host's address; None: the host itself.
+        block: the range of its private addresses, the first of these that is set, as for the zone.
     """
 
     shape: str
@@ -41,6 +42,7 @@ class Machine:
     private: tuple[str, ...] = ()
     public: tuple[str, ...] = ()
     address: str | None = None
+    block: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

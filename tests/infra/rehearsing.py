@@ -27,7 +27,7 @@ from vllm_fleet.edge import pulumi_cli
 
 FLEET = "demo"
 QUIET = ("--yes", "--skip-preview", "--suppress-outputs")
-_KEPT = ("backend", "inventories", "cloud.json")
+_KEPT = ("backend", "inventories", "cloud.db")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Rehearsal:
 @contextmanager
 def rehearse(project: Path, fleet: dict[str, Any], lab: Lab | None = None) -> Iterator[Rehearsal]:
     """A stage with nothing made on it yet."""
-    cloud = Cloud(project / "cloud.json", *([lab.prefixes] if lab else []))
+    cloud = Cloud(project / "cloud.db", *([lab.addresses] if lab else []))
     with serve(cloud, lab) as served:
         yield Rehearsal(build(project, fleet["fleet"], yaml.safe_dump(fleet, sort_keys=False), served), cloud)
 

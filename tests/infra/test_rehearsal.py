@@ -92,6 +92,14 @@ def test_a_run_that_failed_after_three_of_five_hosts_is_completed_by_the_next(em
     assert {name: host["id"] for name, host in empty.stack().items()} == empty.ids()
 
 
+def test_the_state_of_a_host_names_the_line_that_made_it_and_no_more_of_the_stack(whole: Rehearsal) -> None:
+    hosts = [found for found in whole.state()["resources"] if found["type"] == INSTANCE]
+    assert len(hosts) == len(whole.ids())
+    for found in hosts:
+        assert "infra/clouds/aws/host.py#" in found["sourcePosition"]
+        assert len(found["stackTrace"]) < 3
+
+
 def test_drift_is_seen_by_a_refresh_and_repaired_by_the_next_run_and_changes_no_other_host(whole: Rehearsal) -> None:
     before = whole.ids()
     whole.cloud.change(whole.cloud.named(INSTANCE, "main-1"), "tags.pool", "somebody-else")

@@ -61,7 +61,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def aws(tmp_path: Path) -> Operations:
-    cloud = Cloud(tmp_path / "cloud.json")
+    cloud = Cloud(tmp_path / "cloud.db")
     cloud.account = Account(have={"images": ["ami-1"], "reservations": ["cr-1"]})
     return Operations("aws", cloud, None)
 
@@ -82,7 +82,7 @@ def test_every_type_that_the_program_makes_is_rehearsed_and_has_the_right_form(
 ) -> None:
     recorder.functions |= FUNCTIONS
     plugin = {"azure": "azure-native"}.get(cloud, cloud)
-    rehearsed = Operations(plugin, Cloud(tmp_path / "cloud.json"), None)
+    rehearsed = Operations(plugin, Cloud(tmp_path / "cloud.db"), None)
 
     def check(_: Any) -> None:
         made = [each for each in recorder.resources if each.type.startswith(f"{plugin}:")]
@@ -223,13 +223,13 @@ def test_a_slow_creation_ends_when_the_engine_wants_it(aws: Operations) -> None:
 
 def test_a_cloud_is_kept_in_its_file_and_only_its_owner_may_read_it(tmp_path: Path, aws: Operations) -> None:
     made = aws.create(VPC, "vpc", {"cidrBlock": "10.60.0.0/16"})
-    file = tmp_path / "cloud.json"
+    file = tmp_path / "cloud.db"
     assert file.stat().st_mode & 0o777 == 0o600
     assert Cloud(file).records == [made]
 
 
 def test_names_of_google_have_their_form_and_stand_once(tmp_path: Path) -> None:
-    gcp = Operations("gcp", Cloud(tmp_path / "cloud.json"), None)
+    gcp = Operations("gcp", Cloud(tmp_path / "cloud.db"), None)
     gcp.config = {"project": "p"}
     network = "gcp:compute/network:Network"
     gcp.create(network, "a", {"name": "fleet"})
@@ -240,7 +240,7 @@ def test_names_of_google_have_their_form_and_stand_once(tmp_path: Path) -> None:
 
 
 def test_networks_of_digitalocean_may_not_overlap(tmp_path: Path) -> None:
-    do = Operations("digitalocean", Cloud(tmp_path / "cloud.json"), None)
+    do = Operations("digitalocean", Cloud(tmp_path / "cloud.db"), None)
     vpc = "digitalocean:index/vpc:Vpc"
     do.create(vpc, "a", {"name": "a", "region": "nyc2", "ipRange": "10.60.0.0/20"})
     do.create(vpc, "b", {"name": "b", "region": "tor1"})

@@ -11,7 +11,7 @@ import pulumi
 import pytest
 from cloud_fleets import write
 
-from infra.tries import read_tries
+from infra.tries import TriesFile, read_tries
 from infra.zones import Zones
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet.host_plan import HostPlan
@@ -155,3 +155,13 @@ def test_a_zone_that_is_full_is_not_asked_again_in_the_same_run(tmp_path: Path, 
     run.made("gateway-0")  # of another pool, with another instance type
     after = Run(tmp_path, hosts).chosen
     assert (after["main-1"], after["main-2"], after["main-3"]) == (B, B, B)
+
+
+def test_the_file_of_tries_has_the_form_that_json_gives_it(tmp_path: Path) -> None:
+    tries = {"b": {"zone": "z-1", "made": True, "run": 2}, "a": {"zone": "z-2", "made": False, "pool": 'x"y'}}
+    file = TriesFile(tmp_path, tries)
+    file.note("c", {"made": False, "zone": "z"})
+    wanted = {**tries, "c": {"made": False, "zone": "z"}}
+    assert (tmp_path / "zones.json").read_text() == json.dumps(wanted, indent=2, sort_keys=True) + "\n"
+    TriesFile(tmp_path, {}).write()
+    assert (tmp_path / "zones.json").read_text() == "{}\n"

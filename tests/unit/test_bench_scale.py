@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench import scale, scale_report
+from bench.markdown import replace_section
 
 
 def row(name: str, seconds: float, peak: float) -> scale.Row:
@@ -25,11 +26,11 @@ def test_each_program_of_the_project_is_held_against_the_goal() -> None:
     ids=["added", "replaced"],
 )
 def test_the_section_takes_its_place_in_the_document(document: str) -> None:
-    found = scale_report.replace_section(document, ROWS)
+    found = replace_section(document, scale_report.section(ROWS))
     assert found.startswith("# T\n\ntext\n\n" + scale_report.TITLE)
     assert found.endswith("\n\n## The machine\n\nm\n")
     assert "old" not in found
-    assert scale_report.replace_section(found, ROWS) == found
+    assert replace_section(found, scale_report.section(ROWS)) == found
 
 
 @pytest.mark.slow

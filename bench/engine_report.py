@@ -1,0 +1,69 @@
+"""Fleets through the engine as a section of ``docs/performance.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from bench import machine
+from bench.markdown import markdown, paragraph
+
+if TYPE_CHECKING:
+    from bench.engine import Row
+
+TITLE = "## Pulumi at scale: through the engine"
+#: Other programs that use more than this share of one processor are named.
+_NOISE = 0.1
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The rows as a table."""
+    head = ("hosts", "state saved", "step", "wall [s]", "engine", "program", "keys and files", "cloud", "peak [MiB]")
+    lines = [head]
+    for row in rows:
+        figures = (row.engine_cpu, row.program_cpu, row.provider_cpu, row.cloud_cpu)
+        lines.append(
+            (
+                str(row.hosts),
+                row.saved,
+                row.step,
+                f"{row.seconds:.1f}",
+                *(f"{figure:.1f}" for figure in figures),
+                f"{row.engine_mib:.0f}",
+            )
+        )
+    return markdown(lines, right={0, 3, 4, 5, 6, 7, 8})
+
+
+def section(rows: Sequence[Row]) -> list[list[str]]:
+    """The section as blocks of lines."""
+    return [
+        [TITLE],
+        paragraph(
+            f"The same fleets with the real Pulumi engine {version('pulumi')} and a state in files; the cloud is "
+            "rehearsed on the same machine and answers at once, so a real `up` takes as much longer as the cloud takes "
+            "to start hosts. From the left: the time, then the CPU seconds of the engine, of the program, of the "
+            "provider of keys and files, and of the rehearsed cloud, which no user pays; then the engine's memory. "
+            "Every host exists at the end with an address of its own, and the unchanged fleet was not changed. "
+            f"{_noise(rows)}"
+        ),
+        table(rows),
+        paragraph(
+            "With a state in files or in a bucket, the engine writes the whole state anew before and after each step "
+            "of each resource. That is what keeps track of a host when a run is killed, and what grows with the square "
+            "of the number of hosts: seven times a host, 9 KB for each host that exists. An unchanged fleet is "
+            "written once. `PULUMI_SKIP_CHECKPOINTS=true` (\"at the end\") writes the state once: a run that is killed "
+            "then forgets the hosts that it has made, which cost money, so use it for rehearsals only. Pulumi Cloud "
+            "gets the steps, not the state. Fleets of more than a few hundred hosts are better several stacks."
+        ),
+        [f"Printed by `python -m bench.engine` on {machine.processors()}; `BENCH_FULL=1` adds the largest fleet with"],
+        ["its state saved after each step, which takes long."],
+    ]
+
+
+def _noise(rows: Sequence[Row]) -> str:
+    worst = max((row.others for row in rows), default=0.0)
+    if worst < _NOISE:
+        return "Nothing else ran on the machine."
+    return f"Other programs took up to {worst:.1f} processors meanwhile, so the wall times are too long."

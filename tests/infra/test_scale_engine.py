@@ -1,0 +1,17 @@
+"""More hosts than one subnet of the emulated cloud once had, through the real engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import engine
+
+# The engine is built from a package registry.
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
+
+def test_a_fleet_of_260_hosts_is_whole_and_does_not_change() -> None:
+    # The benchmark refuses a fleet in which a host, or an address, is missing, and a second run that changes one.
+    rows = list(engine.measure(260, engine.AT_END))
+    assert [row.step for row in rows] == list(engine.STEPS)
+    assert all(row.resources > 260 for row in rows)
