@@ -37,8 +37,8 @@ test: ## Set everything up and run the tests, end to end on real hosts
 check: venv ## Lint, types, and the tests that need neither root nor a network
 	@$(ACTIVATE); tools/check
 
-bench: ## Time the unchanged fleet beside its peers, the start of a new host, and its artifacts with and without a mirror
-	@tools/setup; $(ACTIVATE); python -m bench.run; python -m bench.coldstart; python -m bench.artifacts
+bench: ## Time the unchanged fleet beside its peers, large stacks, the start of a new host, artifacts with and without a mirror
+	@tools/setup; $(ACTIVATE); python -m bench.run; python -m bench.engine; python -m bench.coldstart; python -m bench.artifacts
 
 # Not with -q: it hides the warnings that strict counts.
 docs: venv ## Build the site of docs/ into site/; a wrong link or a page that is missing in the menu is an error

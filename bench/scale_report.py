@@ -46,12 +46,11 @@ def section(rows: Sequence[scale.Row]) -> list[list[str]]:
     return [
         [TITLE],
         paragraph(
-            f"The whole program of a fleet under recording mocks, which answer at once, without the engine and without a "
-            f"cloud; each in a process of its own, "
-            f"{'one run' if runs == 1 else f'median of {runs} runs, in turns'}. The first row is the peer: that many "
-            "instances of the SDK, with the inputs of one host and nothing else. A host of a fleet is three resources: "
-            "its component, its SSH host key, its instance. On a machine with other work the seconds are too long, "
-            "those of the peer as well."
+            "The whole program of a fleet under recording mocks, which answer at once, without the engine and without "
+            f"a cloud; each in a process of its own, {'one run' if runs == 1 else f'median of {runs} runs, in turns'}. "
+            "The first row is the peer: that many instances of the SDK, with the inputs of one host and nothing else. "
+            "A host of a fleet is three resources: its component, its SSH host key, its instance. On a machine with "
+            "other work the seconds are too long, those of the peer as well."
         ),
         table(rows),
         [f"- {line}" for line in goals(rows)],

@@ -127,6 +127,7 @@ class Cloud:
         self._public = public
         self._store = Store(file)
         self.account = Account()
+        self._saved_account = ""
         self._counter = 0
         self.load()
 
@@ -188,9 +189,7 @@ class Cloud:
             found |= {record.key: record for record in self._among("mentioned", _mentioned, value)}
         return list(found.values())
 
-    def _among(
-        self, name: Hashable, read: Callable[[Record], Iterable[Hashable]], value: Hashable
-    ) -> list[Record]:
+    def _among(self, name: Hashable, read: Callable[[Record], Iterable[Hashable]], value: Hashable) -> list[Record]:
         """The records for which a function reads a value; the first call for a name makes its index."""
         with self.lock:
             if name not in self._indexes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import engine
+from bench import engine_steps
 
 # The engine is built from a package registry.
 pytestmark = [pytest.mark.network, pytest.mark.slow]
@@ -12,6 +12,6 @@ pytestmark = [pytest.mark.network, pytest.mark.slow]
 
 def test_a_fleet_of_260_hosts_is_whole_and_does_not_change() -> None:
     # The benchmark refuses a fleet in which a host, or an address, is missing, and a second run that changes one.
-    rows = list(engine.measure(260, engine.AT_END))
-    assert [row.step for row in rows] == list(engine.STEPS)
+    rows = list(engine_steps.measure(260, engine_steps.AT_END))
+    assert [row.step for row in rows] == list(engine_steps.STEPS)
     assert all(row.resources > 260 for row in rows)
