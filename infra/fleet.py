@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pulumi
 
-from infra import clouds
+from infra import clouds, guard, state
 from infra.access import AccessKeys
-from infra.files import TextFile
+from infra.files import Content, TextFile
 from infra.hosts import CloudArgs, HostRecord, gateway_addresses, inventory, inventory_text, mirror_rule
+from infra.state import State
 from infra.zones import Zones
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
@@ -24,27 +25,17 @@ from vllm_fleet.fleet.plan import load as load_plan
 REPLACE_VARIABLE = replacement.VARIABLE
 
 
-def unprotected(plan: Plan) -> frozenset[str]:
-    """The hosts that this run may replace or delete. For a host that left the plan, only the state decides.
-
-    Raises:
-        FleetError: the environment names a host that the fleet does not have.
-    """
-    named = frozenset(filter(None, os.environ.get(REPLACE_VARIABLE, "").split(",")))
-    known = frozenset(host.name for host in plan.hosts)
-    if unknown := sorted(named - known):
-        raise FleetError(
-            f"{REPLACE_VARIABLE} names {unknown[0]!r}, which is not a host of {plan.fleet}",
-            f"vllm-fleet plan --fleet {plan.fleet} --replace-serving HOST prints what to run",
-        )
-    return named if plan.spec.protect else known
-
-
 @dataclass(frozen=True)
 class FleetArgs:
-    """The arguments of :class:`Fleet`."""
+    """The arguments of :class:`Fleet`.
+
+    Attributes:
+        plan: the fleet.
+        state: what the stack has before this run.
+    """
 
     plan: Plan
+    state: State = field(default_factory=State)
 
 
 class Fleet(pulumi.ComponentResource):
@@ -61,6 +52,10 @@ class Fleet(pulumi.ComponentResource):
     def __init__(self, name: str, args: FleetArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("fleet:infra:Fleet", name, None, opts)
         plan = args.plan
+        named = guard.named_hosts(plan, args.state)
+        # For a host that left the plan, only the state decides.
+        unprotected = named if plan.spec.protect else frozenset(host.name for host in plan.hosts)
+        watch = guard.Guard(plan.fleet, unprotected)
         mine = pulumi.ResourceOptions(parent=self)
         access = AccessKeys(f"{name}-access", plan, mine) if any(h.cloud != "static" for h in plan.hosts) else None
         hosts: dict[str, HostRecord] = {}
@@ -82,7 +77,9 @@ class Fleet(pulumi.ComponentResource):
                     authorised_keys=access.authorised_keys if access else "",
                     zones=zones,
                     ports=(plan.gateway.port,),
-                    unprotected=unprotected(plan),
+                    unprotected=unprotected,
+                    named=named,
+                    guard=watch,
                     gateways=gateways,
                     mirror=mirror_rule(plan),
                 ),
@@ -91,15 +88,31 @@ class Fleet(pulumi.ComponentResource):
             hosts.update(part.hosts)
             parts.append(part)
             gateways = {**gateways, **gateway_addresses((h for h in plan.hosts if h.cloud == cloud), part.hosts)}
-        self.inventory = inventory(plan.fleet, hosts)
+        self.inventory = inventory(plan, hosts)
+        text, meanwhile = self.inventory.apply(inventory_text), _with_leaving(plan, args.state, self.inventory)
         self.file = TextFile(
             f"{name}-inventory",
-            path=plan.directory / "stack.json",
-            text=self.inventory.apply(inventory_text),
-            mode=0o644,
-            opts=pulumi.ResourceOptions(parent=self, depends_on=parts),
+            Path(plan.fleet, "stack.json"),
+            Content(text, 0o644, meanwhile),
+            pulumi.ResourceOptions(parent=self, depends_on=parts),
         )
         self.register_outputs({"inventory": self.inventory})
+
+
+def _with_leaving(plan: Plan, before: State, now: pulumi.Output[dict[str, Any]]) -> pulumi.Output[str] | None:
+    """``stack.json`` with the hosts that this run will delete, after it was written; None where none leaves."""
+    kept = {host.name for host in plan.hosts}
+    leaving = {name: record for name in before.protected if name not in kept and (record := before.record(name))}
+    if not leaving:
+        return None
+    networks = before.stack.get("networks", {})
+
+    def text(inventory: dict[str, Any]) -> str:
+        both = {**networks, **inventory.get("networks", {})}
+        hosts = {**leaving, **inventory["hosts"]}
+        return inventory_text({**inventory, "hosts": hosts, **({"networks": both} if both else {})})
+
+    return now.apply(text)
 
 
 def program(stack: str) -> Fleet:
@@ -114,6 +127,8 @@ def program(stack: str) -> Fleet:
     # Nearly all objects live to the end: at 1000 hosts, garbage collection took half of the time.
     gc.set_threshold(50_000, 20, 20)
     try:
-        return Fleet(stack, FleetArgs(load_plan(paths.inventories_dir() / stack)))
+        plan, before = load_plan(paths.inventories_dir() / stack), state.read(stack)
+        guard.check(plan, before)
+        return Fleet(stack, FleetArgs(plan, before))
     except FleetError as fault:
-        raise pulumi.RunError(str(fault)) from None
+        raise pulumi.RunError("\n".join(str(each) for each in (fault, *fault.others))) from None

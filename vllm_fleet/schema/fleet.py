@@ -329,6 +329,8 @@ class StackHost(Strict):
     user: User
     ssh_host_key: SshPublicKey
     zone: Line
+    #: The network that it stands in, by the name that errors give it; a file of an earlier release has none.
+    network: Line | None = None
 
 
 class Stack(Strict):
@@ -337,6 +339,8 @@ class Stack(Strict):
     version: Literal[1]
     fleet: Name
     hosts: dict[Name, StackHost]
+    #: Network -> its range, None where the cloud chose it. A file of an earlier release has none.
+    networks: dict[Line, Line | None] = {}
 
     @model_validator(mode="before")
     @classmethod
