@@ -26,11 +26,13 @@ class State:
         protected: host that lives -> whether the engine will refuse to delete it.
         stack: the last ``stack.json``; empty where none was written.
         key_pairs: the names of the SSH keys that the stack made.
+        creating: the hosts whose creation was interrupted, so that they may exist.
     """
 
     protected: Mapping[str, bool] = field(default_factory=dict)
     stack: Mapping[str, Any] = field(default_factory=dict)
     key_pairs: frozenset[str] = frozenset()
+    creating: frozenset[str] = frozenset()
 
     def record(self, host: str) -> Mapping[str, Any] | None:
         """The last entry of a host in ``stack.json``; None where it had none."""
@@ -55,11 +57,13 @@ def parse(deployment: Mapping[str, Any], stack: str) -> State:
         stack: the name of the stack, which is the fleet's.
     """
     resources = [row for row in deployment.get("resources") or [] if not row.get("delete")]
+    begun = [row["resource"] for row in deployment.get("pending_operations") or [] if row["type"] == "creating"]
     inventory = next((row for row in resources if _is(row, _TEXT_FILE, f"{stack}-inventory")), {})
     return State(
         protected={_name(row): bool(row.get("protect")) for row in resources if replacement.is_host(row["type"])},
         stack=_json(inventory.get("inputs") or {}),
         key_pairs=frozenset(_name(row) for row in resources if row["type"] == _KEY_PAIR),
+        creating=frozenset(_name(row) for row in begun if replacement.is_host(row["type"])),
     )
 
 

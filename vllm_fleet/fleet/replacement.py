@@ -218,8 +218,13 @@ def check(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> None
 
 
 def refusal(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> FleetError | None:
-    """Why this plan is refused; None if it is permitted."""
-    bad = [change for change in changes if change.ends_it and change.host not in allowed]
+    """Why this plan is refused; None if it is permitted.
+
+    A run for the permitted hosts leaves others that stay as they are. A host that leaves goes in any run, so it must be
+    permitted.
+    """
+    ending = [change for change in changes if change.ends_it and change.host not in allowed]
+    bad = [change for change in ending if not allowed or change.what == "delete"]
     if not bad or not plan.spec.protect:
         return None
     names = ",".join([*allowed, *(change.host for change in bad)])
@@ -232,9 +237,9 @@ def refusal(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> Fl
 
 
 def commands(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> tuple[str, ...]:
-    """The commands that stop, replace or delete only the permitted hosts, without an error for any request.
+    """The commands that stop, replace or delete only the permitted hosts, while requests go to others.
 
-    Hosts that stay take their turn one after the other; hosts that leave go together.
+    Hosts that leave go first and together; hosts that stay take their turn one after the other.
     """
     mine = [change for change in changes if change.host in allowed and change.ends_it]
     leave = [change for change in mine if change.what == "delete"]
@@ -242,8 +247,6 @@ def commands(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> t
     lines: list[str] = []
     up = stack.up_command(plan.fleet)
     site = shlex.join(["ansible-playbook", "-i", plan.document.file, "site.yml"])
-    for change in stay:
-        lines += [*_drain(plan, change), f"{VARIABLE}={change.host} {up}", site]
     for change in leave:
         lines += _drain(plan, change)
     # Only the state can release a host that the program no longer names.
@@ -252,7 +255,18 @@ def commands(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> t
         for change in leave
         for urn in change.protected
     ]
-    return (*lines, *([up, site] if leave else []))
+    if leave:
+        others = any(change.ends_it and change not in leave for change in changes)
+        # Without a name, the run would be for the others too.
+        lines += [_for([change.host for change in leave], up) if others else up, site]
+    for change in stay:
+        lines += [*_drain(plan, change), _for([change.host], up), site]
+    return tuple(lines)
+
+
+def _for(hosts: Sequence[str], up: str) -> str:
+    """An update that is for some hosts alone."""
+    return f"{VARIABLE}={','.join(hosts)} {up}"
 
 
 def _drain(plan: Plan, change: Change) -> tuple[str, ...]:
