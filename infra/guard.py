@@ -82,11 +82,10 @@ def _leaving(plan: Plan, state: State) -> Iterator[FleetError]:
         return
     kept = {host.name for host in plan.hosts}
     if gone := sorted(name for name, protected in state.protected.items() if protected and name not in kept):
-        one = len(gone) == 1
+        live, them = ("lives and is", "it") if len(gone) == 1 else ("live and are", "them")
         yield FleetError(
-            f"{' and '.join(gone)} {'lives' if one else 'live'} and {'is' if one else 'are'} not in fleet.yml: this run "
-            f"would delete {'it' if one else 'them'}",
-            f"write {'it' if one else 'them'} back, or release {'it' if one else 'them'} by the commands that "
+            f"{' and '.join(gone)} {live} not in fleet.yml: this run would delete {them}",
+            f"write {them} back, or release {them} by the commands that "
             f"'vllm-fleet plan --fleet {plan.fleet} --replace-serving {','.join(gone)}' prints",
             plan.document.file,
             code=ErrorCode.REFUSED,

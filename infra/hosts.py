@@ -162,7 +162,9 @@ class CloudArgs:
         hooks = self.zones.hooks(host, zone)
         if self.guard:
             hooks = pulumi.ResourceHookBinding.merge(hooks, self.guard.hooks)
-        return pulumi.ResourceOptions(protect=self.protects(host), ignore_changes=self.ignored(host, ignored), hooks=hooks)
+        return pulumi.ResourceOptions(
+            protect=self.protects(host), ignore_changes=self.ignored(host, ignored), hooks=hooks
+        )
 
     def ignored(self, host: HostPlan, kept: Sequence[str]) -> list[str]:
         """The inputs whose changes are ignored, of a host or its disk: all of them in a run for other hosts.
@@ -290,5 +292,3 @@ def inventory(plan: Plan, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict
         return {"version": 1, "fleet": plan.fleet, "hosts": known, **({"networks": networks} if networks else {})}
 
     return pulumi.Output.all(*(value for _, _, value in open_)).apply(fill)
-
-

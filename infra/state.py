@@ -58,7 +58,7 @@ def parse(deployment: Mapping[str, Any], stack: str) -> State:
     """
     resources = [row for row in deployment.get("resources") or [] if not row.get("delete")]
     begun = [row["resource"] for row in deployment.get("pending_operations") or [] if row["type"] == "creating"]
-    inventory = next((row for row in resources if _is(row, _TEXT_FILE, f"{stack}-inventory")), {})
+    inventory: Mapping[str, Any] = next((row for row in resources if _is(row, _TEXT_FILE, f"{stack}-inventory")), {})
     return State(
         protected={_name(row): bool(row.get("protect")) for row in resources if replacement.is_host(row["type"])},
         stack=_json(inventory.get("inputs") or {}),

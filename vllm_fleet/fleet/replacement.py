@@ -274,5 +274,7 @@ def _drain(plan: Plan, change: Change) -> tuple[str, ...]:
     gateways = {host.name for host in plan.hosts if host.kind == "gateway"}
     if not gateways or change.host in gateways:
         return ()
-    words = ["ansible-playbook", "-i", plan.document.file, "playbooks/drain.yml", "-e", f"fleet_drain_host={change.host}"]
-    return (shlex.join(words),)
+    inventory = ["-i", plan.document.file]
+    return (
+        shlex.join(["ansible-playbook", *inventory, "playbooks/drain.yml", "-e", f"fleet_drain_host={change.host}"]),
+    )

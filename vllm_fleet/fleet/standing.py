@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 
-from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
@@ -32,15 +31,15 @@ def moved_errors(plan: Plan, stack: Stack) -> Iterator[FleetError]:
         plan: the To-Be.
         stack: the As-Is. One that an earlier release wrote has no networks: then addresses and zones decide.
     """
-    told: set[tuple[str | int, ...]] = set()
+    told: set[tuple[str, ...]] = set()
     for name, hosts in _rented(plan).items():
         living = [(host, stack.hosts[host.name]) for host in hosts if host.name in stack.hosts]
         for host, record in living:
-            for key, text, hint in _moved(host, record, name):
+            for key, message, hint in _moved(host, record, name):
                 location = _location(plan, host, key)
                 if location not in told:
                     told.add(location)
-                    yield plan.document.error(location, text, hint, ErrorCode.REFUSED)
+                    yield plan.document.error(location, message, hint, ErrorCode.REFUSED)
         stay = [(host, record) for host, record in living if record.network in (None, name)]
         if stay and (text := _resized(name, hosts, stay, stack)):
             host = next((host for host in hosts if _says_range(host)), stay[0][0])
@@ -101,7 +100,7 @@ def _is_outside(address: str, network: object) -> bool:
         return False
 
 
-def _location(plan: Plan, host: HostPlan, key: str) -> yaml_document.Location:
+def _location(plan: Plan, host: HostPlan, key: str) -> tuple[str, ...]:
     """Where the file gives a key of a host's placement: gateways take what they do not give from the first pool."""
     if host.kind == "gateway" and key in plan.spec.gateway.placement:
         return ("gateway", "placement", key)

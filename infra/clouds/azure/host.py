@@ -72,7 +72,7 @@ class AzureHost:
 
 
 def _released(host: HostPlan, args: CloudArgs) -> pulumi.ResourceOptions:
-    """Replaces a host that this run may replace where Azure would refuse the change, which the preview does not show."""
+    """Replaces a host of this run where Azure would refuse the change, which no preview shows."""
     if args.protects(host):
         return pulumi.ResourceOptions()
     refused = host_changes.inputs_with("azure-native:compute:VirtualMachine", "refused")
