@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pulumi
 
-from infra.files import TextFile
+from infra.files import Content, TextFile
 from infra.keys import ApiKey, SshKeyPair
 from vllm_fleet.fleet.api_keys_file import api_keys_text
 from vllm_fleet.fleet.plan import Plan
@@ -27,11 +29,11 @@ class AccessKeys(pulumi.ComponentResource):
         else:
             deploy = SshKeyPair(f"{plan.fleet}-deploy-key", mine)
             self.authorised_keys = deploy.public_key
-            file = plan.directory / "ssh" / "id_ed25519"
-            TextFile(f"{plan.fleet}-ssh-id_ed25519", file, deploy.private_key, 0o600, mine)
+            file = Path(plan.fleet, "ssh", "id_ed25519")
+            TextFile(f"{plan.fleet}-ssh-id_ed25519", file, Content(deploy.private_key, 0o600), mine)
         if plan.access.api_keys == "generated":
             api_key = ApiKey(f"{plan.fleet}-api-key", mine)
             digests = api_key.digest.apply(lambda digest: api_keys_text(plan.fleet, digest))
-            TextFile(f"{plan.fleet}-api-key", plan.directory / "api-key", api_key.key, 0o600, mine)
-            TextFile(f"{plan.fleet}-api-keys.yml", plan.directory / "api-keys.yml", digests, 0o644, mine)
+            TextFile(f"{plan.fleet}-api-key", Path(plan.fleet, "api-key"), Content(api_key.key, 0o600), mine)
+            TextFile(f"{plan.fleet}-api-keys.yml", Path(plan.fleet, "api-keys.yml"), Content(digests, 0o644), mine)
         self.register_outputs({"authorised_keys": self.authorised_keys})

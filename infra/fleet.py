@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pulumi
 
-from infra import clouds
+from infra import clouds, guard, state
 from infra.access import AccessKeys
-from infra.files import TextFile
+from infra.files import Content, TextFile
 from infra.hosts import CloudArgs, HostRecord, gateway_addresses, inventory, inventory_text, mirror_rule
+from infra.state import State
 from infra.zones import Zones
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError, list_errors, raise_all
@@ -33,27 +34,17 @@ _SDK_FRAMES = 6
 _OWN_FRAMES = 1
 
 
-def unprotected(plan: Plan) -> frozenset[str]:
-    """The hosts that this run may replace or delete. For a host that left the plan, only the state decides.
-
-    Raises:
-        FleetError: the environment names a host that the fleet does not have.
-    """
-    named = frozenset(filter(None, os.environ.get(REPLACE_VARIABLE, "").split(",")))
-    known = frozenset(host.name for host in plan.hosts)
-    if unknown := sorted(named - known):
-        raise FleetError(
-            f"{REPLACE_VARIABLE} names {unknown[0]!r}, which is not a host of {plan.fleet}",
-            f"vllm-fleet plan --fleet {plan.fleet} --replace-serving HOST prints what to run",
-        )
-    return named if plan.spec.protect else known
-
-
 @dataclass(frozen=True)
 class FleetArgs:
-    """The arguments of :class:`Fleet`."""
+    """The arguments of :class:`Fleet`.
+
+    Attributes:
+        plan: the fleet.
+        state: what the stack has before this run.
+    """
 
     plan: Plan
+    state: State = field(default_factory=State)
 
 
 class Fleet(pulumi.ComponentResource):
@@ -70,12 +61,16 @@ class Fleet(pulumi.ComponentResource):
     def __init__(self, name: str, args: FleetArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("fleet:infra:Fleet", name, None, opts)
         plan = args.plan
+        named = guard.named_hosts(plan, args.state)
+        # For a host that left the plan, only the state decides.
+        unprotected = named if plan.spec.protect else frozenset(host.name for host in plan.hosts)
+        watch = guard.Guard(plan.fleet, unprotected)
         mine = pulumi.ResourceOptions(parent=self)
         access = AccessKeys(f"{name}-access", plan, mine) if any(h.cloud != "static" for h in plan.hosts) else None
         hosts: dict[str, HostRecord] = {}
         parts: list[pulumi.Resource] = [access] if access else []
         # Shared by all clouds, with its file and its hooks.
-        zones = Zones(plan.directory)
+        zones = Zones(plan.directory, args.state.creating)
         gateways: dict[str, pulumi.Input[str]] = {}
         # The cloud of the gateways first: with joined networks, the firewalls of others allow their addresses.
         in_order = sorted(plan.hosts, key=lambda host: host.kind != "gateway")
@@ -91,7 +86,9 @@ class Fleet(pulumi.ComponentResource):
                     authorised_keys=access.authorised_keys if access else "",
                     zones=zones,
                     ports=(plan.gateway.port,),
-                    unprotected=unprotected(plan),
+                    unprotected=unprotected,
+                    named=named,
+                    guard=watch,
                     gateways=gateways,
                     mirror=mirror_rule(plan),
                 ),
@@ -100,15 +97,31 @@ class Fleet(pulumi.ComponentResource):
             hosts.update(part.hosts)
             parts.append(part)
             gateways = {**gateways, **gateway_addresses((h for h in plan.hosts if h.cloud == cloud), part.hosts)}
-        self.inventory = inventory(plan.fleet, hosts)
+        self.inventory = inventory(plan, hosts)
+        text, meanwhile = self.inventory.apply(inventory_text), _with_leaving(plan, args.state, self.inventory)
         self.file = TextFile(
             f"{name}-inventory",
-            path=plan.directory / "stack.json",
-            text=self.inventory.apply(inventory_text),
-            mode=0o644,
-            opts=pulumi.ResourceOptions(parent=self, depends_on=parts),
+            Path(plan.fleet, "stack.json"),
+            Content(text, 0o644, meanwhile),
+            pulumi.ResourceOptions(parent=self, depends_on=parts),
         )
         self.register_outputs({"inventory": self.inventory})
+
+
+def _with_leaving(plan: Plan, before: State, now: pulumi.Output[dict[str, Any]]) -> pulumi.Output[str] | None:
+    """``stack.json`` with the hosts that this run will delete, after it was written; None where none leaves."""
+    kept = {host.name for host in plan.hosts}
+    leaving = {name: record for name in before.protected if name not in kept and (record := before.record(name))}
+    if not leaving:
+        return None
+    networks = before.stack.get("networks", {})
+
+    def text(inventory: dict[str, Any]) -> str:
+        both = {**networks, **inventory.get("networks", {})}
+        hosts = {**leaving, **inventory["hosts"]}
+        return inventory_text({**inventory, "hosts": hosts, **({"networks": both} if both else {})})
+
+    return now.apply(text)
 
 
 def program(stack: str) -> Fleet:
@@ -125,8 +138,10 @@ def program(stack: str) -> Fleet:
     try:
         plan = load_plan(paths.inventories_dir() / stack)
         _check(plan)
+        before = state.read(stack)
+        guard.check(plan, before)
         with _short_stack_traces():
-            return Fleet(stack, FleetArgs(plan))
+            return Fleet(stack, FleetArgs(plan, before))
     except FleetError as fault:
         raise pulumi.RunError("\n".join(map(str, list_errors(fault)[0]))) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
@@ -11,13 +10,17 @@ from typing import Any, TypeVar
 
 import pulumi
 
+from infra.gone import inventory_text as inventory_text
+from infra.guard import Guard
+from infra.keys import SshKeyPair
 from infra.zones import Zones
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.yaml_document import Document
 from vllm_fleet.catalogue.rental import Rented
+from vllm_fleet.fleet import standing
 from vllm_fleet.fleet.host_plan import FIRST_PORT, READINESS_OFFSET, HostPlan
 from vllm_fleet.fleet.plan import Plan
-from vllm_fleet.fleet.private_networks import block, members
+from vllm_fleet.fleet.private_networks import block, members, name_of
 from vllm_fleet.fleet.ssh_routes import is_private
 from vllm_fleet.schema.cloud import Placement
 from vllm_fleet.schema.fleet import Access
@@ -106,9 +109,11 @@ class CloudArgs:
         authorised_keys: the content of a host's ``authorized_keys``.
         zones: chooses the zone of a new host.
         ports: the ports of the gateway.
-        unprotected: the hosts that this run may replace or delete.
+        unprotected: the hosts that this run may stop, replace or delete.
         gateways: name -> private address of the gateways in clouds that came before, and of static ones.
         mirror: the rule of the fleet's mirror, in whichever cloud it is.
+        named: the hosts that this run is for: no other host changes in it; empty where it is for all.
+        guard: refuses changes that stop a host; None where nothing is refused.
     """
 
     fleet: str
@@ -122,6 +127,8 @@ class CloudArgs:
     unprotected: frozenset[str]
     gateways: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
     mirror: MirrorRule | None = None
+    named: frozenset[str] = frozenset()
+    guard: Guard | None = None
 
     def mirror_among(self, hosts: Iterable[HostPlan]) -> MirrorRule | None:
         """The rule of the mirror when it is one of the hosts."""
@@ -151,11 +158,40 @@ class CloudArgs:
             kept: inputs whose changes are ignored, because they would stop or replace a host that exists.
             image: the input with the image; its changes are ignored too, unless the fleet names an image.
         """
+        ignored = [*kept, *([] if rented(host).placement.image else [image])]
+        hooks = self.zones.hooks(host, zone)
+        if self.guard:
+            hooks = pulumi.ResourceHookBinding.merge(hooks, self.guard.hooks)
         return pulumi.ResourceOptions(
-            protect=self.protects(host),
-            ignore_changes=[*kept, *([] if rented(host).placement.image else [image])],
-            hooks=self.zones.hooks(host, zone),
+            protect=self.protects(host), ignore_changes=self.ignored(host, ignored), hooks=hooks
         )
+
+    def ignored(self, host: HostPlan, kept: Sequence[str]) -> list[str]:
+        """The inputs whose changes are ignored, of a host or its disk: all of them in a run for other hosts.
+
+        Args:
+            host: the host.
+            kept: inputs whose changes are always ignored.
+        """
+        return ["*"] if self.named and host.name not in self.named else list(kept)
+
+    def disk_options(self, host: HostPlan, kept: Sequence[str] = ()) -> pulumi.ResourceOptions:
+        """The resource options of a disk of a host, and of what attaches it: it is protected as the host is.
+
+        Args:
+            host: the host.
+            kept: inputs whose changes are ignored.
+        """
+        return pulumi.ResourceOptions(protect=self.protects(host), ignore_changes=self.ignored(host, kept))
+
+    def host_key(self, host: HostPlan, opts: pulumi.ResourceOptions) -> SshKeyPair:
+        """The first SSH host key of a host, which is deleted after the host.
+
+        Args:
+            host: the host.
+            opts: the options of the resource.
+        """
+        return SshKeyPair(f"{host.name}-host-key", opts, (self.fleet, host.name))
 
     def error(self, host: HostPlan, key: str | None, fault: FleetError) -> FleetError:
         """An error in the placement of a host's pool, with its line in the fleet's file."""
@@ -229,14 +265,18 @@ def gateway_addresses(hosts: Iterable[HostPlan], made: Mapping[str, HostRecord])
     return addresses
 
 
-def inventory(fleet: str, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict[str, Any]]:
+def inventory(plan: Plan, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict[str, Any]]:
     """The content of ``stack.json``, once all addresses are known.
 
     Args:
-        fleet: the fleet's name.
+        plan: the fleet.
         hosts: its hosts by name.
     """
-    records: dict[str, dict[str, Any]] = {name: dict(record.inputs()) for name, record in hosts.items()}
+    networks = standing.networks(plan)
+    places = {host.name: {"network": name_of(host)} for host in plan.hosts if host.rented}
+    records: dict[str, dict[str, Any]] = {
+        name: {**record.inputs(), **places.get(name, {})} for name, record in hosts.items()
+    }
     # One output for all values: one for each, as in a nested mapping, is slow at 1000 hosts.
     open_ = [
         (name, key, value)
@@ -249,11 +289,6 @@ def inventory(fleet: str, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict
         known = {name: dict(record) for name, record in records.items()}
         for (name, key, _), value in zip(open_, values, strict=True):
             known[name][key] = value
-        return {"version": 1, "fleet": fleet, "hosts": known}
+        return {"version": 1, "fleet": plan.fleet, "hosts": known, **({"networks": networks} if networks else {})}
 
     return pulumi.Output.all(*(value for _, _, value in open_)).apply(fill)
-
-
-def inventory_text(inventory: Mapping[str, Any]) -> str:
-    """The text of ``stack.json``, as ``pulumi stack output inventory --json`` prints it."""
-    return json.dumps(inventory, indent=2, sort_keys=True) + "\n"

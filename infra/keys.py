@@ -13,16 +13,24 @@ class SshKeyPairProvider(dynamic.ResourceProvider):
 
     serialize_as_secret_always = False
 
-    def create(self, props: dict[str, Any]) -> dynamic.CreateResult:  # noqa: ARG002 - the engine's signature
+    def create(self, props: dict[str, Any]) -> dynamic.CreateResult:
         """Generates the key."""
         from vllm_fleet.edge import keys
 
         private, public = keys.ssh_key_pair()
-        return dynamic.CreateResult(public.split()[1][-12:], {"private_key": private, "public_key": public})
+        made = {"private_key": private, "public_key": public, "fleet": props.get("fleet"), "host": props.get("host")}
+        return dynamic.CreateResult(public.split()[1][-12:], made)
 
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> dynamic.DiffResult:
         """Reports no changes."""
         return dynamic.DiffResult(changes=False)
+
+    def delete(self, _id: str, props: dict[str, Any]) -> None:
+        """Forgets the host of the key, which was deleted before it. A key of an earlier release names no host."""
+        from infra.gone import forget
+
+        if props.get("host"):
+            forget(props["fleet"], props["host"])
 
 
 class ApiKeyProvider(dynamic.ResourceProvider):
@@ -43,14 +51,23 @@ class ApiKeyProvider(dynamic.ResourceProvider):
 
 
 class SshKeyPair(dynamic.Resource, module="fleet", name="SshKeyPair"):
-    """An ed25519 key; the private part is a secret of the stack."""
+    """An ed25519 key; the private part is a secret of the stack.
+
+    Args:
+        name: the resource's name.
+        opts: the options of the resource.
+        host: the fleet, and the host whose key it is; None for a key of another kind.
+    """
 
     private_key: pulumi.Output[str]
     public_key: pulumi.Output[str]
 
-    def __init__(self, name: str, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(
+        self, name: str, opts: pulumi.ResourceOptions | None = None, host: tuple[str, str] | None = None
+    ) -> None:
         secret = pulumi.ResourceOptions(additional_secret_outputs=["private_key"])
-        props = {"private_key": None, "public_key": None}
+        fleet, host_name = host or (None, None)
+        props = {"private_key": None, "public_key": None, "fleet": fleet, "host": host_name}
         super().__init__(SshKeyPairProvider(), name, props, pulumi.ResourceOptions.merge(opts, secret))
 
 

@@ -10,7 +10,7 @@ money, so no second one is requested until an operator has checked the cloud.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,22 @@ from vllm_fleet.fleet.stack import up_command
 class Zones:
     """The zones of all hosts of a fleet."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, creating: Collection[str] = ()) -> None:
+        """The zones of a fleet.
+
+        Args:
+            directory: the fleet's folder.
+            creating: the hosts whose creation was interrupted, by the state: ``zones.json`` of another checkout, where
+                that run was, is not here.
+        """
         # From before this run: the choice for a host must not depend on the progress of others.
         self._before_this_run = tries = read_tries(directory)
         self._file = TriesFile(directory, tries)
         self._last_run = max((_run(last_try) for last_try in tries.values()), default=0)
+        open_ = [host for host, last_try in tries.items() if not last_try.get("answered", True)]
         self._interrupted = {
-            host: str(last_try["zone"]) for host, last_try in tries.items() if not last_try.get("answered", True)
+            host: str(tries.get(host, {}).get("zone", "a zone that this checkout does not know"))
+            for host in (*open_, *sorted(set(creating) - set(open_)))
         }
         self._pools: dict[tuple[str, tuple[str, ...]], tuple[str, frozenset[str]]] = {}
         self._chosen: dict[str, tuple[HostPlan, str]] = {}

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import pulumi
 
 from infra.hosts import CloudArgs, CloudComponent, HostRecord
-from infra.keys import SshKeyPair
 from lab.provider import LabHost, LabNetwork
 from lab.spec import NetworkSpec, Placement
 from lab.tree import tree_digest
@@ -102,7 +101,7 @@ class LabCloud(CloudComponent):
         return LabNetwork(bridge, spec.properties(), self._mine)
 
     def _host(self, place: Place, everywhere: tuple[Place, ...], network: LabNetwork) -> HostRecord:
-        host_key = SshKeyPair(f"{place.host.name}-host-key", self._mine)
+        host_key = self._args.host_key(place.host, self._mine)
         host = LabHost(
             place.host.name,
             {

@@ -45,7 +45,8 @@ def copy(fleet: str, most_hosts: int) -> str:
     for name, pool in data["pools"].items():
         if pool["cloud"] in ("lab", "static"):
             raise FleetError(f"the pool {name} is {pool['cloud']}: only rented hosts are rehearsed", "make lab", fleet)
-        pool["hosts"] = min(pool["hosts"], most_hosts)
+        hosts = pool["hosts"]
+        pool["hosts"] = hosts[:most_hosts] if isinstance(hosts, list) else min(hosts, most_hosts)
     # Its origins are not emulated: the models are on the controller.
     data.pop("mirror", None)
     artifacts = data.setdefault("artifacts", {})

@@ -42,7 +42,9 @@ def test_hosts_are_named_by_pool_and_ordinal_and_stand_in_the_stack(tmp_path: Pa
             "user": "ubuntu",
             "ssh_host_key": "ssh-ed25519 main-1-host-key",
             "zone": "main-1/availabilityZone",
+            "network": "aws us-east-1",
         }
+        assert inventory["networks"] == {"aws us-east-1": "10.60.0.0/16"}
         assert inventory["hosts"]["gateway-0"]["address"] == "gateway-0/publicIp"
         assert sorted(aws.of("Eip")) == ["demo-us-east-1-nat", "gateway-0"]
 

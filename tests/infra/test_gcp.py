@@ -49,6 +49,7 @@ def test_hosts_stand_in_the_stack(tmp_path: Path, gcp: Recorder) -> Any:
             "user": "deploy",
             "ssh_host_key": "ssh-ed25519 main-1-host-key",
             "zone": "us-central1-b",
+            "network": "gcp demo-project us-central1",
         }
         assert inventory["hosts"]["gateway-0"]["address"] == "gateway-0/address"
         assert sorted(gcp.of("Address")) == ["gateway-0"]

@@ -193,6 +193,17 @@ def test_a_host_too_few_and_one_too_many_name_both_files(fleets: Path) -> None:
     assert "lab-7 is in golden/stack.json but not in golden/fleet.yml" in caught.value.message
 
 
+def test_a_host_that_leaves_is_left_out_of_the_inventory_and_told_by_the_plan(fleets: Path) -> None:
+    """The gateways lose it first, by site.yml, then the stack."""
+    hosts = json.loads((fleets / "golden" / "stack.json").read_text(encoding="utf-8"))["hosts"]
+    other = {"address": "203.0.113.77", "private_address": "10.70.0.77"}
+    rewritten(fleets, hosts={**hosts, "lab-7": {**hosts["lab-1"], **other}})
+    site = inventory.load(fleets / "golden")
+    assert "lab-7" not in {host.plan.name for host in site.hosts}
+    with pytest.raises(FleetError, match=r"lab-7 is in golden/stack.json but not in golden/fleet.yml"):
+        stack.check_stack(plan.load(fleets / "golden"))
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}'])
 def test_a_stack_that_is_none(fleets: Path, text: str) -> None:
     (fleets / "golden" / "stack.json").write_text(text, encoding="utf-8")

@@ -80,6 +80,10 @@ def run(*words: str) -> Any:
     return CliRunner().invoke(app, ["plan", "--fleet", "demo", *words])
 
 
+def drained(folder: Path, host: str) -> str:
+    return f"ansible-playbook -i {folder}/fleet.yml playbooks/drain.yml -e fleet_drain_host={host}"
+
+
 def answers(pulumi: Path, *steps: dict[str, Any]) -> None:
     pulumi.write_text(json.dumps({"steps": list(steps)}), encoding="utf-8")
 
@@ -144,7 +148,11 @@ def test_the_command_for_a_replacement_names_just_the_allowed_host(folder: Path,
     answers(pulumi, step("replace", HOST, "main-1", ("instanceType",)))
     done = run("--replace-serving", "main-1", "--json")
     assert done.exit_code == 0
-    assert json.loads(done.stdout)["run"] == ["FLEET_REPLACE_SERVING=main-1 pulumi up --stack demo"]
+    assert json.loads(done.stdout)["run"] == [
+        drained(folder, "main-1"),
+        "FLEET_REPLACE_SERVING=main-1 pulumi up --stack demo",
+        f"ansible-playbook -i {folder}/fleet.yml site.yml",
+    ]
 
 
 def test_what_goes_is_let_go_in_the_state_with_its_disk(folder: Path, pulumi: Path) -> None:
@@ -156,27 +164,65 @@ def test_what_goes_is_let_go_in_the_state_with_its_disk(folder: Path, pulumi: Pa
         step("replace", HOST, "main-1", ("ami",)),
     )
     made(folder, "main-0", "main-1", "main-2", "gateway-0")
-    done = run("--replace-serving", "main-1,main-2")
+    done = run("--replace-serving", "main-1,main-2", "--json")
     assert done.exit_code == 0
-    lines = [line.strip() for line in done.stdout.splitlines()]
-    assert lines[lines.index("run, in this order:") + 1 :] == [
+    site = f"ansible-playbook -i {folder}/fleet.yml site.yml"
+    assert json.loads(done.stdout)["run"] == [
+        drained(folder, "main-2"),
         f"pulumi state unprotect --yes --stack demo '{urn(HOST, 'main-2')}'",
         f"pulumi state unprotect --yes --stack demo '{urn(DISK, 'main-2-models')}'",
+        # Without the name, the run would be for main-1 too.
+        "FLEET_REPLACE_SERVING=main-2 pulumi up --stack demo",
+        site,
+        drained(folder, "main-1"),
         "FLEET_REPLACE_SERVING=main-1 pulumi up --stack demo",
+        site,
     ]
 
 
-def test_all_that_would_go_must_be_named(folder: Path, pulumi: Path) -> None:
+def test_all_that_would_go_without_a_name_is_refused(folder: Path, pulumi: Path) -> None:
     answers(pulumi, step("replace", HOST, "main-0", ("ami",)), step("replace", HOST, "main-1", ("ami",)))
-    done = run("--replace-serving", "main-1")
+    done = run("--preview")
     assert done.exit_code == 2
     assert "replace main-0 (ami)" in done.stderr
-    assert "--replace-serving main-1,main-0" in done.stderr
+    assert "--replace-serving main-0,main-1" in done.stderr
+    assert run("--replace-serving", "main-1").exit_code == 0, "a run for main-1 leaves main-0 as it is"
+
+
+def test_a_host_that_leaves_must_be_named_beside_one_that_stays(folder: Path, pulumi: Path) -> None:
+    answers(pulumi, step("replace", HOST, "main-0", ("ami",)), step("delete", HOST, "main-1"))
+    done = run("--replace-serving", "main-0")
+    assert done.exit_code == 2
+    assert "would delete main-1" in done.stderr
+    assert "--replace-serving main-0,main-1" in done.stderr
+
+
+def test_a_change_in_place_that_stops_a_host_is_told_and_refused(folder: Path, pulumi: Path) -> None:
+    stopped = step("update", HOST, "main-0", protect=True)
+    stopped["oldState"]["inputs"] = {"instanceType": "p5.48xlarge", "tags": {"a": "b"}}
+    stopped["newState"] = {"inputs": {"instanceType": "p5en.48xlarge", "tags": {"a": "c"}}}
+    tagged = step("update", HOST, "main-1")
+    tagged["oldState"]["inputs"], tagged["newState"] = {"tags": {"a": "b"}}, {"inputs": {"tags": {"a": "c"}}}
+    answers(pulumi, stopped, tagged)
+    done = run("--preview", "--json")
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["changes"] == [
+        {"host": "main-0", "what": "stop", "why": ["instanceType p5.48xlarge -> p5en.48xlarge"]},
+        {"host": "main-1", "what": "update", "why": []},
+    ]
+
+
+def test_a_gateway_leaves_with_its_address(folder: Path, pulumi: Path) -> None:
+    eip = "aws:ec2/eip:Eip"
+    answers(pulumi, step("delete", HOST, "gateway-1"), step("delete", eip, "gateway-1"), step("delete", eip, "other"))
+    made(folder, "main-0", "main-1", "gateway-0", "gateway-1")
+    told = json.loads(run("--replace-serving", "gateway-1", "--json").stdout)["run"]
+    assert [line.split("::")[-1] for line in told if "unprotect" in line] == ["gateway-1'", "gateway-1'"]
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("main-9", "which is not a host of demo"), ("main-0", "which this plan neither replaces nor deletes")],
+    [("main-9", "which is not a host of demo"), ("main-0", "which this plan neither stops nor replaces nor deletes")],
 )
 def test_a_name_that_needs_no_leave_is_refused(folder: Path, name: str, says: str) -> None:
     found = plan.load(folder)

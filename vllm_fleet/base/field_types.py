@@ -10,7 +10,7 @@ import math
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -127,17 +127,27 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _host_count(most: int, what: str, reason: str) -> BeforeValidator:
+def _members(most: int, what: str, reason: str) -> BeforeValidator:
     def check(value: Any) -> Any:
-        if isinstance(value, dict | list):
+        if isinstance(value, dict):
             # A fault to pydantic, so no TypeError.
-            raise ValueError(f"is a number of {what}: list those that exist already under 'static'")  # noqa: TRY004
-        number = _whole(value)
+            raise ValueError(  # noqa: TRY004
+                f"is a number of {what}, or a list of their names: those that exist already are under 'static'"
+            )
+        number = len(value) if isinstance(value, list) else _whole(value)
         if isinstance(number, int) and number > most:
             raise ValueError(f"is {number}, and a fleet has at most {most} {what}: {reason}")
-        return number
+        if not isinstance(value, list):
+            return number
+        if twice := [name for place, name in enumerate(value) if name in value[:place]]:
+            raise ValueError(f"names {twice[0]!r} twice")
+        return value
 
     return BeforeValidator(check)
+
+
+def _form_of_members(value: Any) -> str:
+    return "names" if isinstance(value, list) else "number"
 
 
 def _line(value: str) -> str:
@@ -251,15 +261,19 @@ SshPublicKey = Annotated[str, AfterValidator(_ssh_public_key), Field(json_schema
 #: The last annotation of an integer, after its bounds.
 WHOLE = BeforeValidator(_whole)
 Port = Annotated[int, Field(gt=0, lt=65536), WHOLE]
-HostCount = Annotated[
-    int,
-    Field(ge=0, json_schema_extra={"maximum": MOST_HOSTS}),
-    _host_count(MOST_HOSTS, "hosts", "docs/performance.md measures no more; split it into several fleets"),
+#: A number of hosts, or their names.
+HostMembers = Annotated[
+    Annotated[int, Field(ge=0, json_schema_extra={"maximum": MOST_HOSTS}), Tag("number")]
+    | Annotated[list[Name], Field(json_schema_extra={"maxItems": MOST_HOSTS, "uniqueItems": True}), Tag("names")],
+    Discriminator(_form_of_members),
+    _members(MOST_HOSTS, "hosts", "docs/performance.md measures no more; split it into several fleets"),
 ]
-GatewayCount = Annotated[
-    int,
-    Field(ge=0, json_schema_extra={"maximum": MOST_GATEWAYS}),
-    _host_count(MOST_GATEWAYS, "gateways", "each serving host's firewall names each of them"),
+#: A number of gateways, or their names.
+GatewayMembers = Annotated[
+    Annotated[int, Field(ge=0, json_schema_extra={"maximum": MOST_GATEWAYS}), Tag("number")]
+    | Annotated[list[Name], Field(json_schema_extra={"maxItems": MOST_GATEWAYS, "uniqueItems": True}), Tag("names")],
+    Discriminator(_form_of_members),
+    _members(MOST_GATEWAYS, "gateways", "each serving host's firewall names each of them"),
 ]
 #: A day: YYYY-MM-DD.
 Day = Annotated[str, AfterValidator(_day), Field(json_schema_extra={"pattern": r"^\d{4}-\d{2}-\d{2}$"})]

@@ -24,6 +24,7 @@ from vllm_fleet.schema.draft import Draft
 from vllm_fleet.schema.driver import Drivers
 from vllm_fleet.schema.encoding import Encodings
 from vllm_fleet.schema.gpu_error import GpuErrors
+from vllm_fleet.schema.host_change import HostChanges
 from vllm_fleet.schema.known_issue import KnownIssues
 from vllm_fleet.schema.recipe import Engine, HostClass, Machine, Model, Profile, Profiles, Rule
 from vllm_fleet.schema.spelling import Spellings
@@ -67,6 +68,7 @@ class Catalog:
     spellings: Spellings
     drivers: Drivers
     gpu_errors: GpuErrors
+    host_changes: HostChanges
     documents: Mapping[str, yaml_document.Document] = field(repr=False)
 
     def host_class(self, name: str) -> SizedClass:
@@ -203,6 +205,7 @@ def load(root: Path | None = None) -> Catalog:
         ("spellings", Spellings),
         ("drivers", Drivers),
         ("gpu_errors", GpuErrors),
+        ("host_changes", HostChanges),
     ):
         try:
             documents[name] = yaml_document.read_with_errors(base / f"{name}.yml")
@@ -210,7 +213,7 @@ def load(root: Path | None = None) -> Catalog:
         except FleetError as fault:
             errors.extend([fault, *fault.others])
     raise_all(errors)
-    profiles, encodings, distributions, known, spellings, drivers, gpu_errors = singles
+    profiles, encodings, distributions, known, spellings, drivers, gpu_errors, host_changes = singles
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
     assert isinstance(distributions, Distributions)  # noqa: S101 - as above
@@ -218,6 +221,7 @@ def load(root: Path | None = None) -> Catalog:
     assert isinstance(spellings, Spellings)  # noqa: S101 - as above
     assert isinstance(drivers, Drivers)  # noqa: S101 - as above
     assert isinstance(gpu_errors, GpuErrors)  # noqa: S101 - as above
+    assert isinstance(host_changes, HostChanges)  # noqa: S101 - as above
     return Catalog(
         base,
         classes,
@@ -232,6 +236,7 @@ def load(root: Path | None = None) -> Catalog:
         spellings,
         drivers,
         gpu_errors,
+        host_changes,
         documents,
     )
 

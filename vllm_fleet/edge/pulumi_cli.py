@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import ErrorCode, FleetError
 
+#: Set for a preview that shows all that a run would refuse, in place of refusing it; no other run reads it.
+SHOW_VARIABLE = "FLEET_SHOW_REFUSED"
 _HINT = "run it by hand to see its whole output"
 
 
@@ -71,7 +74,7 @@ def pulumi_output(*words: str, cwd: Path | None = None, text_in: str | None = No
 
 
 def preview(stack: str) -> dict[str, Any]:
-    """What ``pulumi up`` would do to a stack, including protected resources.
+    """What ``pulumi up`` would do to a stack, including what it would refuse for the sake of hosts that serve.
 
     Args:
         stack: the stack; it has the name of its fleet.
@@ -83,7 +86,7 @@ def preview(stack: str) -> dict[str, Any]:
         FleetError: the stack or the program pulumi is missing, or the preview failed (``work-failed``).
     """
     words = ("preview", "--json", "--ignore-protect", "--stack", stack, "--non-interactive")
-    done = run_pulumi(*words, cwd=paths.root())
+    done = run_pulumi(*words, cwd=paths.root(), environment={**os.environ, SHOW_VARIABLE: "1"})
     if f"no stack named '{stack}' found" in done.stderr:
         raise FleetError(f"there is no Pulumi stack {stack!r}", f"run 'pulumi stack init {stack}', or omit --preview")
     report = _parse_json(done.stdout)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,7 +220,7 @@ def _serving_hosts(
             errors += [_at_pool(name, pool, document, error) for error in (fault, *fault.others)]
     raise_all(errors)
     user = spec.access.ssh_user or (rented.table.user if rented else _USERS[pool.cloud])
-    for ordinal, (host_name, static) in enumerate(_members(name, pool.hosts, pool.static)):
+    for ordinal, host_name, static in _members(name, pool.hosts, pool.static):
         yield HostPlan(
             name=host_name,
             kind="serving",
@@ -249,16 +251,17 @@ def _at_pool(name: str, pool: Pool, document: yaml_document.Document, fault: Fle
 def _miscounted(spec: Fleet, document: yaml_document.Document) -> Iterator[FleetError]:
     """Numbers of hosts that are not those of the list beside them."""
     pools = [(("pools", name), pool.hosts, pool.static) for name, pool in spec.pools.items()]
-    for section, count, static in (*pools, (("gateway",), spec.gateway.hosts, spec.gateway.static)):
-        if static and count is not None and count != len(static):
+    for section, members, static in (*pools, (("gateway",), spec.gateway.hosts, spec.gateway.static)):
+        if static and members is not None and members != len(static) and members != list(static):
             listed = f"{'.'.join(section)}.static lists {len(static)}"
-            yield document.error((*section, "hosts"), f"is {count}, but {listed}", "remove 'hosts': the list counts")
+            given = f"names {len(members)} hosts" if isinstance(members, list) else f"is {members}"
+            yield document.error((*section, "hosts"), f"{given}, but {listed}", "remove 'hosts': the list counts")
 
 
 def _host_names(spec: Fleet) -> list[str]:
     pools = [(name, pool.hosts, pool.static) for name, pool in spec.pools.items()]
     members = [*pools, (spec.gateway.name, spec.gateway.hosts, spec.gateway.static)]
-    return [host for member in members for host, _ in _members(*member)]
+    return [host for member in members for _, host, _ in _members(*member)]
 
 
 def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catalog) -> Iterator[HostPlan]:
@@ -277,7 +280,7 @@ def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catal
     if rental.is_rented(cloud) and gateway.hosts:
         rented = rental.rent_gateways(catalog, cloud, placement, gateway.placement, document)
     user = spec.access.ssh_user or (catalog.clouds[cloud].user if rental.is_rented(cloud) else _USERS[cloud])
-    for ordinal, (name, static) in enumerate(_members(gateway.name, gateway.hosts, gateway.static)):
+    for ordinal, name, static in _members(gateway.name, gateway.hosts, gateway.static):
         yield HostPlan(
             name=name,
             kind="gateway",
@@ -307,12 +310,27 @@ def _unreachable(hosts: list[HostPlan], spec: Fleet, document: yaml_document.Doc
             )
 
 
-def _members(pool: str, count: int | None, static: Mapping[str, StaticHost]) -> Iterator[tuple[str, StaticHost | None]]:
+def _members(
+    pool: str, hosts: int | list[str] | None, static: Mapping[str, StaticHost]
+) -> Iterator[tuple[int, str, StaticHost | None]]:
+    """Number, name and address of each member of a pool.
+
+    A pool of names keeps the number that a name ends with, so that a pool can go from a number of hosts to names.
+    """
     if static:
-        yield from static.items()
-    else:
-        for ordinal in range(count or 0):
-            yield f"{pool}-{ordinal}", None
+        for ordinal, (name, host) in enumerate(static.items()):
+            yield ordinal, name, host
+        return
+    names = hosts if isinstance(hosts, list) else [f"{pool}-{ordinal}" for ordinal in range(hosts or 0)]
+    numbered = {name: int(name[len(pool) + 1 :]) for name in names if _is_numbered(name, pool)}
+    taken = frozenset(numbered.values())
+    free = (number for number in itertools.count() if number not in taken)
+    for name in names:
+        yield numbered[name] if name in numbered else next(free), name, None
+
+
+def _is_numbered(name: str, pool: str) -> bool:
+    return re.fullmatch(rf"{re.escape(pool)}-(0|[1-9][0-9]{{0,4}})", name) is not None
 
 
 def _duplicates(hosts: list[HostPlan], document: yaml_document.Document) -> Iterator[FleetError]:

@@ -1,4 +1,4 @@
-"""What ``pulumi up`` does to each host, and the flag that permits a replacement."""
+"""What ``pulumi up`` does to each host, and the commands that permit what stops one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from vllm_fleet.base.errors import ErrorCode, FleetError, raise_all
-from vllm_fleet.fleet import stack
+from vllm_fleet.fleet import host_changes, stack
 from vllm_fleet.fleet.plan import Plan
 
-What = Literal["create", "update", "replace", "delete"]
-#: Names the hosts that one ``pulumi up`` may replace; infra/fleet.py reads it.
+What = Literal["create", "update", "stop", "replace", "delete"]
+#: Names the hosts that one ``pulumi up`` is for, and may stop or replace; infra/guard.py reads it.
 VARIABLE = "FLEET_REPLACE_SERVING"
 _HOSTS = (
     "aws:ec2/instance:Instance",
@@ -25,6 +25,14 @@ _HOSTS = (
 )
 _MODEL_DISKS = ("aws:ebs/volume:Volume", "gcp:compute/disk:Disk")
 _OF_MODELS = "-models"
+#: Other resources of a host that are protected with it: type -> the rest of their name after the host's.
+_BESIDE = {
+    "aws:ec2/eip:Eip": "",
+    "aws:ec2/volumeAttachment:VolumeAttachment": _OF_MODELS,
+    "gcp:compute/address:Address": "",
+    "gcp:compute/attachedDisk:AttachedDisk": _OF_MODELS,
+    "azure-native:network:PublicIPAddress": "",
+}
 #: What the engine calls a step -> what it means for the host; a step that is not here leaves the host alone.
 _STEPS: Mapping[str, What] = {
     "create": "create",
@@ -37,7 +45,7 @@ _STEPS: Mapping[str, What] = {
 #: The name of a pool, which has a limit of its own, with the number of a host; or that of a static host.
 _HOST = re.compile(r"[a-z][a-z0-9-]*")
 OPTION = "--replace-serving"
-_ORDER: tuple[What, ...] = ("create", "update", "replace", "delete")
+_ORDER: tuple[What, ...] = ("create", "update", "stop", "replace", "delete")
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Change:
     @property
     def ends_it(self) -> bool:
         """Whether the host would stop serving."""
-        return self.what in ("replace", "delete")
+        return self.what in ("stop", "replace", "delete")
 
     def record(self) -> dict[str, Any]:
         """The change as the JSON contract spells it."""
@@ -95,7 +103,9 @@ def previewed(preview: Mapping[str, Any]) -> tuple[Change, ...]:
         if what is None or host is None:
             continue
         why = step.get("replaceReasons") or step.get("diffReasons") or []
-        protected = [step["urn"]] if what == "delete" and (step.get("oldState") or {}).get("protect") else []
+        if what == "update" and (stops := _stops(step)):
+            what, why = "stop", list(map(str, stops))
+        protected = [step["urn"]] if what == "delete" and _is_protected(step) else []
         old = changes.get(host, Change(host, what))
         changes[host] = replace(
             old,
@@ -103,14 +113,49 @@ def previewed(preview: Mapping[str, Any]) -> tuple[Change, ...]:
             why=tuple(dict.fromkeys((*old.why, *(str(reason) for reason in why)))),
             protected=(*old.protected, *protected),
         )
+    for step in preview.get("steps") or []:
+        kind, name = _kind_and_name(step["urn"])
+        host = name.removesuffix(_BESIDE.get(kind, ""))
+        if kind in _BESIDE and step["op"] == "delete" and _is_protected(step) and host in changes:
+            changes[host] = replace(changes[host], protected=(*changes[host].protected, step["urn"]))
     return tuple(changes.values())
+
+
+def _stops(step: Mapping[str, Any]) -> tuple[host_changes.Stop, ...]:
+    old, new = step.get("oldState") or {}, step.get("newState") or {}
+    kind, _ = _kind_and_name(step["urn"])
+    return host_changes.stops(kind, old.get("inputs") or {}, new.get("inputs") or {})
+
+
+def _is_protected(step: Mapping[str, Any]) -> bool:
+    return bool((step.get("oldState") or {}).get("protect"))
+
+
+def is_host(kind: str) -> bool:
+    """Whether a type of resource is a host, in any cloud."""
+    return kind in _HOSTS
+
+
+def _kind_and_name(urn: str) -> tuple[str, str]:
+    *_, kind, name = urn.split("::")
+    return kind.rsplit("$", 1)[-1], name
+
+
+def by_model(plan: Plan, names: Iterable[str]) -> Mapping[str, list[str]]:
+    """Hosts that take each other's requests: what they do, in words -> those of some names that the plan has."""
+    chosen = frozenset(names)
+    found: dict[str, list[str]] = {}
+    for host in plan.hosts:
+        if host.name in chosen:
+            work = f"both serve {host.deployment.model}" if host.deployment else "both are gateways"
+            found.setdefault(work, []).append(host.name)
+    return found
 
 
 def host_of(urn: str) -> str | None:
     """The host that a resource is, or whose models it holds; None for another resource."""
-    *_, kind, name = urn.split("::")
-    kind = kind.rsplit("$", 1)[-1]
-    if kind in _HOSTS:
+    kind, name = _kind_and_name(urn)
+    if is_host(kind):
         return name
     return name.removesuffix(_OF_MODELS) if kind in _MODEL_DISKS and name.endswith(_OF_MODELS) else None
 
@@ -160,21 +205,26 @@ def check(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> None
     ending = {change.host for change in changes if change.ends_it}
     for name in allowed:
         if name not in there:
-            listed = ", ".join(sorted(ending)) or "this plan replaces or deletes no host"
+            listed = ", ".join(sorted(ending)) or "this plan stops, replaces or deletes no host"
             raise FleetError(
                 f"--replace-serving names {name!r}, which is not a host of {plan.fleet}",
-                f"this plan replaces or deletes: {listed}" if ending else listed,
+                f"this plan stops, replaces or deletes: {listed}" if ending else listed,
             )
         if name not in ending:
             raise FleetError(
-                f"--replace-serving names {name}, which this plan neither replaces nor deletes",
-                "remove it from --replace-serving: only a change that cannot be made in place replaces a host",
+                f"--replace-serving names {name}, which this plan neither stops nor replaces nor deletes",
+                "remove it from --replace-serving: other changes need no permission",
             )
 
 
 def refusal(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> FleetError | None:
-    """Why this plan is refused; None if it is permitted."""
-    bad = [change for change in changes if change.ends_it and change.host not in allowed]
+    """Why this plan is refused; None if it is permitted.
+
+    A run for the permitted hosts leaves others that stay as they are. A host that leaves goes in any run, so it must be
+    permitted.
+    """
+    ending = [change for change in changes if change.ends_it and change.host not in allowed]
+    bad = [change for change in ending if not allowed or change.what == "delete"]
     if not bad or not plan.spec.protect:
         return None
     names = ",".join([*allowed, *(change.host for change in bad)])
@@ -187,14 +237,44 @@ def refusal(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> Fl
 
 
 def commands(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> tuple[str, ...]:
-    """The commands that replace or delete only the permitted hosts."""
+    """The commands that stop, replace or delete only the permitted hosts, while requests go to others.
+
+    Hosts that leave go first and together; hosts that stay take their turn one after the other.
+    """
     mine = [change for change in changes if change.host in allowed and change.ends_it]
-    lines = [
-        # Only the state can release a host that the program no longer names.
+    leave = [change for change in mine if change.what == "delete"]
+    stay = sorted((change for change in mine if change.what != "delete"), key=lambda each: allowed.index(each.host))
+    lines: list[str] = []
+    up = stack.up_command(plan.fleet)
+    site = shlex.join(["ansible-playbook", "-i", plan.document.file, "site.yml"])
+    for change in leave:
+        lines += _drain(plan, change)
+    # Only the state can release a host that the program no longer names.
+    lines += [
         shlex.join(["pulumi", "state", "unprotect", "--yes", "--stack", plan.fleet, urn])
-        for change in mine
+        for change in leave
         for urn in change.protected
     ]
-    replaced = [change.host for change in mine if change.what == "replace"]
-    up = stack.up_command(plan.fleet)
-    return (*lines, f"{VARIABLE}={','.join(replaced)} {up}" if replaced else up)
+    if leave:
+        others = any(change.ends_it and change not in leave for change in changes)
+        # Without a name, the run would be for the others too.
+        lines += [_for([change.host for change in leave], up) if others else up, site]
+    for change in stay:
+        lines += [*_drain(plan, change), _for([change.host], up), site]
+    return tuple(lines)
+
+
+def _for(hosts: Sequence[str], up: str) -> str:
+    """An update that is for some hosts alone."""
+    return f"{VARIABLE}={','.join(hosts)} {up}"
+
+
+def _drain(plan: Plan, change: Change) -> tuple[str, ...]:
+    """The command that takes a host out of traffic; no gateway gives traffic to another gateway."""
+    gateways = {host.name for host in plan.hosts if host.kind == "gateway"}
+    if not gateways or change.host in gateways:
+        return ()
+    inventory = ["-i", plan.document.file]
+    return (
+        shlex.join(["ansible-playbook", *inventory, "playbooks/drain.yml", "-e", f"fleet_drain_host={change.host}"]),
+    )

@@ -11,7 +11,7 @@ from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.addresses import parse_ip
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import raise_all
-from vllm_fleet.fleet import host_keys_file, plain_api, ssh_routes
+from vllm_fleet.fleet import host_keys_file, plain_api, ssh_routes, standing
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.private_networks import name_of
@@ -69,10 +69,10 @@ def locations(plan: Plan, resolver: Resolver) -> Mapping[str, Location]:
         resolver: resolves the DNS names of static hosts.
 
     Raises:
-        FleetError: no stack, one of another version or fleet, a host too few or too many, or a name that does not
-            resolve.
+        FleetError: no stack, one of another version or fleet, a host too few, or a name that does not resolve. A host
+            too many leaves: the gateways lose it before the stack does.
     """
-    made = _read_made(plan)
+    made = _read_made(plan, leaving=True)
     own = _own_keys(plan, made)
     jumps = ssh_routes.jumps(plan.hosts, plan.access)
     inside = _service_addresses(plan, resolver)
@@ -109,12 +109,12 @@ def check_stack(plan: Plan) -> None:
     """Compares the stack with the plan, without resolving names.
 
     Raises:
-        FleetError: as :func:`locations`, but for names.
+        FleetError: as :func:`locations`, but for names; and a host too many.
     """
     _read_made(plan)
 
 
-def _read_made(plan: Plan) -> Mapping[str, StackHost]:
+def _read_made(plan: Plan, leaving: bool = False) -> Mapping[str, StackHost]:
     for host in plan.hosts:
         if host.cloud == "static" and host.static is None:
             raise plan.document.error(
@@ -127,7 +127,7 @@ def _read_made(plan: Plan) -> Mapping[str, StackHost]:
     file = paths.display(plan.directory / "stack.json")
     missing = [host.name for host in rented if host.name not in made]
     extra = sorted(set(made) - {host.name for host in rented})
-    if missing or extra:
+    if missing or (extra and not leaving):
         differences = [f"{name} is in {plan.document.file} but not in {file}" for name in missing]
         differences += [f"{name} is in {file} but not in {plan.document.file}" for name in extra]
         more = len(differences) - _MOST_DIFFERENCES
@@ -139,6 +139,17 @@ def _read_made(plan: Plan) -> Mapping[str, StackHost]:
 def is_written(plan: Plan) -> bool:
     """Whether the stack has written its file, or something else is in its place."""
     return os.path.lexists(plan.directory / "stack.json")
+
+
+def find_moved(plan: Plan) -> tuple[FleetError, ...]:
+    """What the fleet asks for, and no host of its stack can follow; none where the stack has written nothing yet."""
+    if not is_written(plan):
+        return ()
+    try:
+        return tuple(standing.moved_errors(plan, _read(plan)))
+    except FleetError:
+        # That the file is wrong is told by all that needs the hosts; without it nobody knows where they stand.
+        return ()
 
 
 def made_hosts(plan: Plan) -> tuple[str, ...]:

@@ -55,6 +55,8 @@ def list_file_refusals(plan: Plan, catalog: Catalog) -> Iterator[Refusal]:
         return
     for fault in (*engine_install.lock_faults(plan, catalog), *_find_wrong_files(plan)):
         yield Refusal(fault, is_wrong=True, stops_plan=True)
+    for fault in stack.find_moved(plan):
+        yield Refusal(fault, is_wrong=True, stops_plan=True)
     for fault in _find_old_keys(plan):
         yield Refusal(fault, is_wrong=True)
     for fault in (

@@ -10,8 +10,8 @@ from vllm_fleet.base.addresses import HostAddress
 from vllm_fleet.base.field_types import (
     MOST_GATEWAYS,
     MOST_HOSTS,
-    GatewayCount,
-    HostCount,
+    GatewayMembers,
+    HostMembers,
     OwnerName,
     SecretDigest,
     SshPublicKey,
@@ -48,6 +48,11 @@ class Overrides(Strict):
     )
     env: Env = Field(default={}, description="Environment variables, as strings; null removes one of the recipe.")
     why: str = Field(min_length=10, description="Why the recipe's values do not fit here.")
+
+
+def count(hosts: int | list[str] | None) -> int:
+    """How many hosts a number, or a list of names, means."""
+    return len(hosts) if isinstance(hosts, list) else hosts or 0
 
 
 def size_fault(hosts: int, gateways: int) -> str | None:
@@ -99,7 +104,11 @@ class Pool(Strict):
     placement: dict[str, Any] = Field(
         default={}, description="Where in the cloud the hosts are, and how they are rented."
     )
-    hosts: HostCount | None = Field(default=None, description="The number of hosts. Static pools list them instead.")
+    hosts: HostMembers | None = Field(
+        default=None,
+        description="The number of hosts, which are then called POOL-0, POOL-1 and so on, or a list of their names. "
+        "With names, one in the middle can be retired. Static pools list their hosts under 'static'.",
+    )
     static: dict[Name, StaticHost] = Field(default={}, description="The hosts of a static pool, by name.")
     model: Line | None = Field(default=None, description="The model to serve. Default: defaults.model.")
     profile: Profile | None = Field(
@@ -125,7 +134,7 @@ class Pool(Strict):
         if self.cloud == "static" and not self.static:
             raise ValueError("a static pool lists its hosts under 'static'")
         if self.cloud != "static" and (self.static or self.hosts is None):
-            raise ValueError(f"a pool in {self.cloud!r} gives 'hosts', a number, and no 'static'")
+            raise ValueError(f"a pool in {self.cloud!r} gives 'hosts', a number or names, and no 'static'")
         return self
 
 
@@ -144,7 +153,9 @@ class Gateway(Strict):
         default="gateway",
         description="What the names of the gateways begin with. Two fleets in one inventory need different ones.",
     )
-    hosts: GatewayCount | None = Field(default=None, description="The number of gateways.")
+    hosts: GatewayMembers | None = Field(
+        default=None, description="The number of gateways, which are then called NAME-0 and so on, or their names."
+    )
     static: dict[Name, StaticHost] = Field(default={}, description="Gateways that exist already, by name.")
     cloud: Cloud | None = Field(default=None, description="Default: the cloud of the first pool.")
     placement: dict[str, Any] = Field(default={}, description="What differs from the placement of the first pool.")
@@ -293,8 +304,8 @@ class Fleet(Strict):
 
     @model_validator(mode="after")
     def _is_measured(self) -> Fleet:
-        hosts = sum(len(pool.static) or pool.hosts or 0 for pool in self.pools.values())
-        if fault := size_fault(hosts, len(self.gateway.static) or self.gateway.hosts or 0):
+        hosts = sum(len(pool.static) or count(pool.hosts) for pool in self.pools.values())
+        if fault := size_fault(hosts, len(self.gateway.static) or count(self.gateway.hosts)):
             raise ValueError(fault)
         return self
 
@@ -318,6 +329,8 @@ class StackHost(Strict):
     user: User
     ssh_host_key: SshPublicKey
     zone: Line
+    #: The network that it stands in, by the name that errors give it; a file of an earlier release has none.
+    network: Line | None = None
 
 
 class Stack(Strict):
@@ -326,6 +339,8 @@ class Stack(Strict):
     version: Literal[1]
     fleet: Name
     hosts: dict[Name, StackHost]
+    #: Network -> its range, None where the cloud chose it. A file of an earlier release has none.
+    networks: dict[Line, Line | None] = {}
 
     @model_validator(mode="before")
     @classmethod

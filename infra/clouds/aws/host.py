@@ -11,7 +11,6 @@ from infra.clouds.aws.capacity import Capacity
 from infra.clouds.aws.images import AwsImages
 from infra.clouds.aws.network import AwsNetwork
 from infra.hosts import CloudArgs, HostRecord, placed, rented
-from infra.keys import SshKeyPair
 from infra.sdk import aws
 from vllm_fleet.catalogue.rental import Rented
 from vllm_fleet.fleet.host_plan import HostPlan
@@ -44,7 +43,7 @@ class AwsHost(pulumi.ComponentResource):
         self._mine = pulumi.ResourceOptions(parent=self, provider=opts.provider)
         where = rented(host)
         zone = args.zones.choose(host)
-        key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self))
+        key = args.host_key(host, pulumi.ResourceOptions(parent=self))
         protect = args.protects(host)
         instance = aws.ec2.Instance(
             host.name,
@@ -62,7 +61,7 @@ class AwsHost(pulumi.ComponentResource):
             ),
         )
         if where.placement.model_disk_gib:
-            self._model_disk(instance, where.placement.model_disk_gib, protect)
+            self._model_disk(instance, where.placement.model_disk_gib, args)
         kept = pulumi.ResourceOptions(protect=protect, depends_on=[network.gateway])
         address = self._address(instance, pulumi.ResourceOptions.merge(self._mine, kept))
         self.record = HostRecord(
@@ -117,9 +116,9 @@ class AwsHost(pulumi.ComponentResource):
             return instance.public_ip
         return aws.ec2.Eip(self._host.name, domain="vpc", instance=instance.id, tags=self._tags(), opts=opts).public_ip
 
-    def _model_disk(self, instance: aws.ec2.Instance, size_gib: int, protect: bool) -> None:
+    def _model_disk(self, instance: aws.ec2.Instance, size_gib: int, args: CloudArgs) -> None:
         name = f"{self._host.name}-models"
-        kept = pulumi.ResourceOptions(protect=protect, ignore_changes=["availabilityZone"])
+        kept = args.disk_options(self._host, ["availabilityZone"])
         volume = aws.ebs.Volume(
             name,
             availability_zone=instance.availability_zone,
@@ -130,5 +129,9 @@ class AwsHost(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions.merge(self._mine, kept),
         )
         aws.ec2.VolumeAttachment(
-            name, device_name="/dev/sdf", instance_id=instance.id, volume_id=volume.id, opts=self._mine
+            name,
+            device_name="/dev/sdf",
+            instance_id=instance.id,
+            volume_id=volume.id,
+            opts=pulumi.ResourceOptions.merge(self._mine, args.disk_options(self._host)),
         )

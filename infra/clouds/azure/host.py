@@ -14,6 +14,7 @@ from infra.hosts import CloudArgs, HostRecord, placed, rented
 from infra.keys import SshKeyPair
 from infra.sdk import azure
 from vllm_fleet.catalogue.rental import Rented
+from vllm_fleet.fleet import host_changes
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import AzurePlacement
 
@@ -31,7 +32,7 @@ class AzureHost:
     def __init__(self, host: HostPlan, args: CloudArgs, network: AzureNetwork, opts: pulumi.ResourceOptions) -> None:
         where, placement = rented(host), placed(host, AzurePlacement)
         zone = args.zones.choose(host) if placement.all_zones else None
-        key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=opts.parent))
+        key = args.host_key(host, pulumi.ResourceOptions(parent=opts.parent))
         zoned: dict[str, Any] = {"zones": [zone]} if zone else {}
         kept = pulumi.ResourceOptions(ignore_changes=["zones"], protect=args.protects(host))
         public = None
@@ -59,7 +60,7 @@ class AzureHost:
             **capacity(placement),
             **network.common,
             opts=pulumi.ResourceOptions.merge(
-                opts,
+                pulumi.ResourceOptions.merge(opts, _released(host, args)),
                 args.host_options(host, zone or placement.region, _KEPT, image="storageProfile.imageReference"),
             ),
         )
@@ -68,6 +69,14 @@ class AzureHost:
         )
         address = public.ip_address.apply(str) if public else private
         self.record = HostRecord(address, machine.id, host.user, key.public_key, zone or placement.region, private)
+
+
+def _released(host: HostPlan, args: CloudArgs) -> pulumi.ResourceOptions:
+    """Replaces a host of this run where Azure would refuse the change, which no preview shows."""
+    if args.protects(host):
+        return pulumi.ResourceOptions()
+    refused = host_changes.inputs_with("azure-native:compute:VirtualMachine", "refused")
+    return pulumi.ResourceOptions(replace_on_changes=refused, delete_before_replace=True)
 
 
 def _card(

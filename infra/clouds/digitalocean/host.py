@@ -10,7 +10,6 @@ from infra.clouds.digitalocean.capacity import Sizes
 from infra.clouds.digitalocean.network import DigitalOceanNetwork
 from infra.hosts import CloudArgs, HostRecord, placed, rented
 from infra.images import named_image
-from infra.keys import SshKeyPair
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import DigitalOceanPlacement
 
@@ -36,7 +35,7 @@ class DigitalOceanHost:
         opts: pulumi.ResourceOptions,
     ) -> None:
         where, placement = rented(host), placed(host, DigitalOceanPlacement)
-        host_key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=opts.parent))
+        host_key = args.host_key(host, pulumi.ResourceOptions(parent=opts.parent))
         droplet = do.Droplet(
             host.name,
             name=f"{args.fleet}-{host.name}",

@@ -11,7 +11,6 @@ from infra.cloud_init import user_data
 from infra.clouds.gcp.images import GcpImages
 from infra.clouds.gcp.network import GcpNetwork, tag
 from infra.hosts import CloudArgs, HostRecord, placed, rented
-from infra.keys import SshKeyPair
 from infra.sdk import gcp
 from vllm_fleet.catalogue.rental import Rented
 from vllm_fleet.fleet.host_plan import HostPlan
@@ -60,7 +59,7 @@ class GcpHost(pulumi.ComponentResource):
         self._mine = pulumi.ResourceOptions(parent=self, provider=opts.provider)
         where, placement = rented(host), placed(host, GcpPlacement)
         zone = args.zones.choose(host)
-        key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=self))
+        key = args.host_key(host, pulumi.ResourceOptions(parent=self))
         protect = args.protects(host)
         # Names are unique in a project, where other fleets are too.
         name = f"{args.fleet}-{host.name}"
@@ -86,13 +85,15 @@ class GcpHost(pulumi.ComponentResource):
             tags=[tag(args.fleet, host.kind)],
             labels={"host": host.name, "pool": host.pool},
             **capacity(placement, where.shape),
+            # Without it Google refuses to stop the host at all; the guard of the stack asks for the host's key.
+            allow_stopping_for_update=True,
             opts=pulumi.ResourceOptions.merge(
                 self._mine,
                 args.host_options(host, zone, _KEPT, image="bootDisk.initializeParams.image"),
             ),
         )
         if placement.model_disk_gib:
-            self._model_disk(f"{name}-models", instance, placement.model_disk_gib, protect)
+            self._model_disk(f"{name}-models", instance, placement.model_disk_gib, args)
         private = instance.network_interfaces.apply(lambda interfaces: str(interfaces[0].network_ip))
         address = private
         if placement.public_address:
@@ -121,9 +122,9 @@ class GcpHost(pulumi.ComponentResource):
             config = gcp.compute.InstanceNetworkInterfaceAccessConfigArgs(nat_ip=kept.address)
         return gcp.compute.InstanceNetworkInterfaceArgs(subnetwork=network.subnet, access_configs=[config])
 
-    def _model_disk(self, name: str, instance: gcp.compute.Instance, size_gib: int, protect: bool) -> None:
+    def _model_disk(self, name: str, instance: gcp.compute.Instance, size_gib: int, args: CloudArgs) -> None:
         logical = f"{self._host.name}-models"
-        kept = pulumi.ResourceOptions(protect=protect, ignore_changes=["zone"])
+        kept = args.disk_options(self._host, ["zone"])
         disk = gcp.compute.Disk(
             logical,
             name=name,
@@ -132,7 +133,13 @@ class GcpHost(pulumi.ComponentResource):
             type="hyperdisk-balanced" if rented(self._host).shape.startswith(_HYPERDISK) else "pd-ssd",
             opts=pulumi.ResourceOptions.merge(self._mine, kept),
         )
-        gcp.compute.AttachedDisk(logical, disk=disk.id, instance=instance.id, device_name="models", opts=self._mine)
+        gcp.compute.AttachedDisk(
+            logical,
+            disk=disk.id,
+            instance=instance.id,
+            device_name="models",
+            opts=pulumi.ResourceOptions.merge(self._mine, args.disk_options(self._host)),
+        )
 
 
 def _boot_disk(where: Rented, image: pulumi.Input[str]) -> gcp.compute.InstanceBootDiskArgs:

@@ -10,7 +10,6 @@ from infra.cloud_init import encoded_user_data
 from infra.clouds.oci.images import OciImages
 from infra.clouds.oci.network import OciNetwork
 from infra.hosts import CloudArgs, HostRecord, placed, rented
-from infra.keys import SshKeyPair
 from infra.sdk import oci
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import OciPlacement
@@ -36,7 +35,7 @@ class OciHost:
     ) -> None:
         where, placement = rented(host), placed(host, OciPlacement)
         zone = args.zones.choose(host)
-        key = SshKeyPair(f"{host.name}-host-key", pulumi.ResourceOptions(parent=opts.parent))
+        key = args.host_key(host, pulumi.ResourceOptions(parent=opts.parent))
         flexible: dict[str, Any] = {}
         if where.shape.endswith(".Flex"):
             flexible["shape_config"] = {"ocpus": 4, "memory_in_gbs": 32}
