@@ -318,6 +318,8 @@ class StackHost(Strict):
     user: User
     ssh_host_key: SshPublicKey
     zone: Line
+    #: What the cloud calls its disk for models; None for a host without one.
+    model_volume: Line | None = None
 
 
 class Stack(Strict):
