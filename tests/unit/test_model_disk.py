@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -447,6 +448,29 @@ def test_a_disk_that_an_operator_has_mounted_at_the_store_is_not_moved(
     host.mounted.append(("253:0", program.STORE))
     with pytest.raises(program.Refused, match="another disk is mounted at"):
         program.settle(str(moved))
+
+
+@pytest.mark.parametrize(("more", "grown"), [(0, False), (64 << 20, True)])
+def test_a_file_system_fills_a_disk_that_was_enlarged(
+    program: ModuleType, tmp_path: Path, more: int, grown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real mkfs.ext4 and dumpe2fs on a file. The kernel alone enlarges what is mounted."""
+    image = tmp_path / "disk"
+    image.write_bytes(b"")
+    os.truncate(image, 256 << 20)
+    program.run(["mkfs.ext4", "-q", "-F", str(image)])
+    os.truncate(image, (256 << 20) + 4096 + more)
+    real, ran = program.run, []
+
+    def run(words: list[str]) -> str:
+        if words[0] == "blockdev":
+            return f"{image.stat().st_size}\n"
+        ran.append(words)
+        return str(real(words)) if words[0] == "dumpe2fs" else ""
+
+    monkeypatch.setattr(program, "run", run)
+    assert program.grow(str(image)) is grown
+    assert (["resize2fs", str(image)] in ran) is grown
 
 
 def test_what_blkid_says_is_a_signature_none_or_an_error(program: ModuleType, tmp_path: Path) -> None:
