@@ -169,7 +169,7 @@ class HostRecord:
     """One host as in ``stack.json``.
 
     Attributes:
-        model_volume: what the cloud calls its disk for models, as :mod:`vllm_fleet.host.model_volume` reads it; None for
+        model_volume: what the cloud calls its disk for models, as :mod:`vllm_fleet.host.model_disk` reads it; None for
             a host without one.
     """
 

@@ -153,7 +153,9 @@ def test_models_may_have_a_disk_of_their_own(tmp_path: Path, gcp: Recorder) -> N
     found = write(tmp_path, "gcp", placed(model_disk_gib=500))
     seen: list[Any] = []
     pulumi.runtime.test(lambda: built(found, seen.append))()
-    assert seen[0]["hosts"]["main-0"]["model_volume"] == gcp.of("AttachedDisk")["main-0-models"]["deviceName"] == "models"
+    assert (
+        seen[0]["hosts"]["main-0"]["model_volume"] == gcp.of("AttachedDisk")["main-0-models"]["deviceName"] == "models"
+    )
     assert gcp.of("Disk")["main-0-models"]["size"] == 500
     assert gcp.of("AttachedDisk")["main-0-models"]["disk"] == "id-of-main-0-models"
 

@@ -56,7 +56,7 @@ def attached(host: EngineHost, name: str) -> Iterator[str]:
     words = ["losetup", "--find", "--show", str(file)]
     device = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
     try:
-        number = os.stat(device).st_rdev
+        number = Path(device).stat().st_rdev
         on(host, f"mkdir -p {LINKS}; mknod {LINKS}/{name} b {os.major(number)} {os.minor(number)}")
         yield device
     finally:
@@ -76,7 +76,7 @@ def run(host: EngineHost, name: str) -> tuple[int, int, str]:
 
 
 def test_a_volume_is_formatted_once_mounted_and_holds_the_store(host: EngineHost) -> None:
-    with attached(host, "first") as device:
+    with attached(host, "first"):
         code, changed, said = run(host, "first")
         assert code == 0, said
         assert changed

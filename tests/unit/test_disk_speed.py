@@ -197,7 +197,7 @@ def test_the_role_gets_the_volume_that_the_stack_made(tmp_path: Path) -> None:
 def test_a_stack_from_before_the_disk_for_models_is_told_with_the_command(tmp_path: Path) -> None:
     folder = write(tmp_path, {}, {**PLACEMENTS["aws"], "model_disk_gib": 200})
     made(folder, None)
-    with pytest.raises(FleetError, match="main-0 has no disk for models in .*stack.json") as caught:
+    with pytest.raises(FleetError, match=r"main-0 has no disk for models in .*stack\.json") as caught:
         stack.locations(plan.load(folder), names.resolve_names)
     assert "main-1" in caught.value.message
     assert "gateway-0" not in caught.value.message

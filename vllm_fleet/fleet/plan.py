@@ -278,7 +278,12 @@ def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catal
         yaml_document.parse(document, LabPlacement, ("gateway", "placement"), {**placement, **gateway.placement})
     if rental.is_rented(cloud) and gateway.hosts:
         rented = rental.rent_gateways(catalog, cloud, placement, gateway.placement, document)
-        raise_all([*weights_disk.gateway_errors(gateway.placement, document), *disk_speed.check(rented, ("gateway", "placement"), document)])
+        raise_all(
+            [
+                *weights_disk.gateway_errors(gateway.placement, document),
+                *disk_speed.check(rented, ("gateway", "placement"), document),
+            ]
+        )
     user = spec.access.ssh_user or (catalog.clouds[cloud].user if rental.is_rented(cloud) else _USERS[cloud])
     for ordinal, (name, static) in enumerate(_members(gateway.name, gateway.hosts, gateway.static)):
         yield HostPlan(

@@ -133,7 +133,9 @@ def _read_made(plan: Plan) -> Mapping[str, StackHost]:
     if missing or extra or diskless:
         differences = [f"{name} is in {plan.document.file} but not in {file}" for name in missing]
         differences += [f"{name} is in {file} but not in {plan.document.file}" for name in extra]
-        differences += [f"{name} has no disk for models in {file}, and one in {plan.document.file}" for name in diskless]
+        differences += [
+            f"{name} has no disk for models in {file}, and one in {plan.document.file}" for name in diskless
+        ]
         more = len(differences) - _MOST_DIFFERENCES
         shown = [*differences[:_MOST_DIFFERENCES], *([f"and {more} more hosts"] if more > 0 else [])]
         raise FleetError("; ".join(shown), f"run '{up_command(plan.fleet)}'", file)

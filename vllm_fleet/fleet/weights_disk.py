@@ -53,8 +53,8 @@ class WeightsDisk:
 def find(rented: Rented) -> WeightsDisk:
     """The disk that the weights of a rented host are on.
 
-    A disk that the fleet orders for them comes first: it is paid for nothing else, and outlives a stop of the host. Then
-    come those that the host brings, and last its root disk.
+    A disk that the fleet orders for them comes first: it is paid for nothing else, and outlives a stop of the host.
+    Then come those that the host brings, and last its root disk.
 
     Args:
         rented: how the host is rented.

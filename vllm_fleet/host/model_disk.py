@@ -48,8 +48,8 @@ def volume(cloud: str, name: str) -> dict[str, Any]:
 
     Args:
         cloud: the cloud.
-        name: what the cloud calls it, as the stack writes it: a volume's id at AWS, a device name at Google, ``lun`` and
-            its number at Azure.
+        name: what the cloud calls it, as the stack writes it: a volume's id at AWS, a device name at Google, ``lun``
+            and its number at Azure.
 
     Returns:
         ``links``: paths that udev makes, the first that exists is it. Where the image lacks the cloud's rules for udev,

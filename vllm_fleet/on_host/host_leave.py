@@ -45,9 +45,7 @@ MODELS = "/var/lib/vllm/models"
 FOLDER = os.path.dirname(neighbours.RECORD)
 DOCKER_RECORD = FOLDER + "/docker.json"
 #: Where model_store mounts a disk for models -> its unit.
-OWN_DISKS = {
-    "/mnt/vllm-%s/" % kind: "mnt-vllm\\x2d%s.mount" % kind for kind in ("models", "scratch", "volume")
-}
+OWN_DISKS = {"/mnt/vllm-%s/" % kind: "mnt-vllm\\x2d%s.mount" % kind for kind in ("models", "scratch", "volume")}
 TABLE = ("inet", "vllm_fleet")
 #: What the role apt_repository puts before a line of a source that it has switched off, or into a stanza.
 DISABLED = re.compile(r"^# disabled by vllm-fleet(?:: |\nEnabled: no\n)", re.MULTILINE)

@@ -333,8 +333,8 @@ class OciPlacement(_Zoned):
     def _no_model_disk(self) -> OciPlacement:
         if self.model_disk_gib:
             raise ValueError(
-                "Oracle's bare metal reaches volumes by iSCSI alone, for which vllm-fleet makes no login; its GPU hosts "
-                "have NVMe inside: remove 'model_disk_gib'"
+                "Oracle's bare metal reaches volumes by iSCSI alone, for which vllm-fleet makes no login; its GPU "
+                "hosts have NVMe inside: remove 'model_disk_gib'"
             )
         return self
 
@@ -358,8 +358,8 @@ class DigitalOceanPlacement(Placement):
     def _disks_are_the_size_s(self) -> DigitalOceanPlacement:
         if {"disk_gib", "model_disk_gib"} & self.model_fields_set:
             raise ValueError(
-                "a size of DigitalOcean has its disks (500 GiB or more, and mostly a scratch disk of 5 TiB, which holds "
-                "the weights): remove 'disk_gib' and 'model_disk_gib'"
+                "a size of DigitalOcean has its disks (500 GiB or more, and mostly a scratch disk of 5 TiB, which "
+                "holds the weights): remove 'disk_gib' and 'model_disk_gib'"
             )
         return self
 
