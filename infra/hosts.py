@@ -202,7 +202,12 @@ class CloudArgs:
 
 @dataclass(frozen=True)
 class HostRecord:
-    """One host as in ``stack.json``."""
+    """One host as in ``stack.json``.
+
+    Attributes:
+        model_volume: what the cloud calls its disk for models, as :mod:`vllm_fleet.host.model_disk` reads it; None for
+            a host without one.
+    """
 
     address: pulumi.Input[str]
     id: pulumi.Input[str]
@@ -210,6 +215,7 @@ class HostRecord:
     ssh_host_key: pulumi.Input[str]
     zone: pulumi.Input[str]
     private_address: pulumi.Input[str] | None = None
+    model_volume: pulumi.Input[str] | None = None
 
     def inputs(self) -> dict[str, pulumi.Input[str]]:
         """The record as a mapping, which may contain outputs."""
@@ -220,6 +226,7 @@ class HostRecord:
             "user": self.user,
             "ssh_host_key": self.ssh_host_key,
             "zone": self.zone,
+            **({"model_volume": self.model_volume} if self.model_volume is not None else {}),
         }
 
 

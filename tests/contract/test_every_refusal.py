@@ -71,6 +71,9 @@ HOST_ONLY = {
         "the network between the host and its source; the journal of vllm-fetch says why"
     ),
     "model_store/preflight.yml: Preflight | Refuse a system without apt": "the host's /etc/os-release",
+    "model_store/prepare.yml: Prepare | Refuse a disk that cannot hold the store": (
+        "what is on the host's disks; of their size, check says it"
+    ),
     "model_store/preflight.yml: Preflight | Refuse a mount point that is not mounted": "the host's mounts",
     "model_store/preflight.yml: Preflight | Refuse a folder that is not there": "the host's disk; drift says it later",
     "vllm_engine/prove.yml: Prove | Refuse an engine that does not work": "it is tried on the host's own hardware",

@@ -17,11 +17,11 @@ from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet import plan
-from vllm_fleet.host import container, drivers
+from vllm_fleet.host import container, drivers, model_disk
 from vllm_fleet.host.adopted_model import AdoptedModel
 from vllm_fleet.host.manifest_items import KINDS, OWNERS, Item
 from vllm_fleet.inventory import ALL_ROLES, Site
-from vllm_fleet.mirror import client, host_as_mirror
+from vllm_fleet.mirror import host_as_mirror
 from vllm_fleet.on_host import manifest_items, probe
 
 
@@ -57,17 +57,18 @@ def gpu_site(fleets: Path, catalog: Catalog) -> Site:
 
 
 @pytest.fixture
-def items(golden_site: Site, image_site: Site, gpu_site: Site, catalog: Catalog) -> list[Item]:
+def items(golden_site: Site, image_site: Site, gpu_site: Site, fleets: Path, catalog: Catalog) -> list[Item]:
     """The items of every kind of host: wheel, image, gateway, mirror, and every driver."""
     variables = {"mirror_files": [], "mirror_nginx_config": "n", "mirror_registry_config": "r"}
     hosts = [*golden_site.hosts, *gpu_site.hosts, *image_site.hosts]
+    rented = plan.load(fleets / "two-clouds", catalog).hosts
     return [
         *(item for host in hosts for item in host.manifest.items),
         *driver_items(catalog),
         *image_items(catalog),
         *host_as_mirror.manifest_items(variables),
         *AdoptedModel("a/b", "/data/b").items({"config.json": "0" * 64}),
-        *client.disk_items(2),
+        *(item for host in rented for item in model_disk.manifest_items(host)),
     ]
 
 

@@ -193,10 +193,12 @@ def test_oracle_s_gateway_has_the_newest_image_and_hosts_their_own(tmp_path: Pat
 
 
 def test_azure_s_machines_take_keys_only_and_have_their_disks_encrypted(tmp_path: Path, clouds: Recorder) -> None:
-    run(tmp_path, "azure", pool("azure", model_disk_gib=500))
+    inventory = run(tmp_path, "azure", pool("azure", model_disk_gib=500))
     machine = clouds.of("VirtualMachine")["main-0"]
     assert secret(machine["osProfile"])["linuxConfiguration"]["disablePasswordAuthentication"] is True
     assert machine["securityProfile"] == {"encryptionAtHost": True}
     assert machine["zones"] == ["1"]
     assert machine["storageProfile"]["imageReference"]["sku"] == "2404-rocm"
-    assert machine["storageProfile"]["dataDisks"][0]["diskSizeGB"] == 500
+    (models,) = machine["storageProfile"]["dataDisks"]
+    assert models["diskSizeGB"] == 500
+    assert inventory["hosts"]["main-0"]["model_volume"] == f"lun{models['lun']:.0f}"

@@ -178,11 +178,35 @@ def test_a_host_out_of_the_middle_changes_no_other(tmp_path: Path, aws: Recorder
 
 def test_models_may_have_a_disk_of_their_own(tmp_path: Path, aws: Recorder) -> None:
     found = write(tmp_path, "aws", placed(model_disk_gib=500))
-    pulumi.runtime.test(lambda: built(found, lambda _: None))()
+    seen: list[Any] = []
+    pulumi.runtime.test(lambda: built(found, seen.append))()
+    # The host finds it by this id.
+    assert seen[0]["hosts"]["main-1"]["model_volume"] == "id-of-main-1-models"
+    assert "model_volume" not in seen[0]["hosts"]["gateway-0"]
     assert sorted(aws.of("Volume")) == ["main-0-models", "main-1-models"]
     disk = aws.of("Volume")["main-0-models"]
     assert (disk["size"], disk["encrypted"], disk["availabilityZone"]) == (500, True, "main-0/availabilityZone")
     assert aws.of("VolumeAttachment")["main-0-models"]["volumeId"] == "id-of-main-0-models"
+
+
+@pytest.mark.parametrize(
+    ("more", "root", "models"),
+    [
+        # What the 3,000 IOPS of every volume carry; the provider's default is 125 MiB/s.
+        ({}, (3000, 750), (3000, 750)),
+        ({"disk_throughput_mib_s": 125}, (3000, 125), (3000, 750)),
+        ({"model_disk_throughput_mib_s": 2000}, (3000, 750), (8000, 2000)),
+        ({"model_disk_iops": 80000, "model_disk_throughput_mib_s": 1000}, (3000, 750), (80000, 1000)),
+    ],
+)
+def test_disks_have_the_speed_that_is_ordered(
+    more: dict[str, Any], root: tuple[int, int], models: tuple[int, int], tmp_path: Path, aws: Recorder
+) -> None:
+    found = write(tmp_path, "aws", placed(model_disk_gib=500, **more))
+    pulumi.runtime.test(lambda: built(found, lambda _: None))()
+    disk, volume = aws.of("Instance")["main-0"]["rootBlockDevice"], aws.of("Volume")["main-0-models"]
+    assert (disk["iops"], disk["throughput"]) == root
+    assert (volume["type"], volume["iops"], volume["throughput"]) == ("gp3", *models)
 
 
 @pulumi.runtime.test

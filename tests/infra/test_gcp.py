@@ -152,9 +152,28 @@ def test_each_processor_has_its_image(
 
 def test_models_may_have_a_disk_of_their_own(tmp_path: Path, gcp: Recorder) -> None:
     found = write(tmp_path, "gcp", placed(model_disk_gib=500))
-    pulumi.runtime.test(lambda: built(found, lambda _: None))()
+    seen: list[Any] = []
+    pulumi.runtime.test(lambda: built(found, seen.append))()
+    assert (
+        seen[0]["hosts"]["main-0"]["model_volume"] == gcp.of("AttachedDisk")["main-0-models"]["deviceName"] == "models"
+    )
     assert gcp.of("Disk")["main-0-models"]["size"] == 500
     assert gcp.of("AttachedDisk")["main-0-models"]["disk"] == "id-of-main-0-models"
+
+
+@pytest.mark.parametrize(
+    ("host_class", "kind", "speed"),
+    [("b200-8", "hyperdisk-balanced", (3000, 750)), ("h100-8", "pd-ssd", (None, None))],
+)
+def test_a_disk_has_the_speed_of_its_type(
+    host_class: str, kind: str, speed: tuple[int | None, int | None], tmp_path: Path, gcp: Recorder
+) -> None:
+    pool = {"host_class": host_class, **placed(model_disk_gib=500, capacity={"kind": "spot"})}
+    pulumi.runtime.test(lambda: built(write(tmp_path, "gcp", {**pool, "host_class": host_class}), lambda _: None))()
+    disk = gcp.of("Disk")["main-0-models"]
+    assert (disk["type"], disk.get("provisionedIops"), disk.get("provisionedThroughput")) == (kind, *speed)
+    boot = gcp.of("Instance")["main-0"]["bootDisk"]["initializeParams"]
+    assert (boot.get("provisionedIops"), boot.get("provisionedThroughput")) == speed
 
 
 @pulumi.runtime.test

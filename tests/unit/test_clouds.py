@@ -222,30 +222,31 @@ def test_a_gateway_reaches_only_its_own_region_unless_the_networks_are_joined(tm
 
 
 @pytest.mark.parametrize(
-    ("cloud", "change", "fine"),
+    ("cloud", "change", "wrong"),
     [
-        ("azure", {"disk_gib": 100}, False),
-        ("azure", {"disk_gib": 122}, True),
-        ("azure", {"disk_gib": 100, "model_disk_gib": 122}, True),
-        ("aws", {"disk_gib": 100}, True),
+        ("aws", {"local_disks": False, "disk_gib": 100}, "disk_gib"),
+        ("aws", {"local_disks": False, "disk_gib": 122}, None),
+        ("aws", {"disk_gib": 100}, None),
+        # The disk that is ordered is the one that is used, and judged, whatever else the host has.
+        ("aws", {"disk_gib": 500, "model_disk_gib": 100}, "model_disk_gib"),
+        ("aws", {"disk_gib": 50, "model_disk_gib": 200}, None),
+        ("azure", {"disk_gib": 500, "model_disk_gib": 100}, "model_disk_gib"),
+        ("gcp", {"disk_gib": 50}, None),
+        ("gcp", {"local_disks": False, "disk_gib": 100}, "disk_gib"),
+        ("oci", {"local_disks": False, "disk_gib": 100}, "disk_gib"),
+        ("digitalocean", {"local_disks": False}, None),
     ],
-    ids=["root disk too small", "root disk", "model disk", "disks of the instance"],
 )
 def test_the_weights_fit_twice_on_the_disk_that_they_are_on(
-    cloud: str, change: dict[str, Any], fine: bool, tmp_path: Path
+    cloud: str, change: dict[str, Any], wrong: str | None, tmp_path: Path
 ) -> None:
-    placement = {**PLACEMENTS[cloud], **change}
-    more: dict[str, Any] = {}
-    if cloud == "azure":  # its GB200 hosts have no disk in the table
-        placement |= {"capacity": capacity("reservation"), "image": "own"}
-        more["pools.main.host_class"] = "gb200-4"
-    folder = write(tmp_path, more, placement, cloud)
-    if fine:
+    folder = write(tmp_path, {}, {**PLACEMENTS[cloud], **change}, cloud)
+    if wrong is None:
         plan.load(folder)
         return
     with pytest.raises(FleetError, match=r"100 GiB cannot hold the weights of openai/gpt-oss-120b twice") as caught:
         plan.load(folder)
-    assert (caught.value.key, caught.value.exit_code) == ("pools.main.placement.disk_gib", 2)
+    assert (caught.value.key, caught.value.exit_code) == (f"pools.main.placement.{wrong}", 2)
 
 
 def test_check_finds_a_shape_of_a_class_that_does_not_exist(catalog: Catalog) -> None:

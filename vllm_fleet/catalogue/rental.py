@@ -9,7 +9,7 @@ from typing import Any, cast
 from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
-from vllm_fleet.schema.cloud import PLACEMENTS, CloudTable, ImageKind, Placement
+from vllm_fleet.schema.cloud import PLACEMENTS, CloudTable, ImageKind, Placement, Shape
 from vllm_fleet.schema.fleet import Pool
 
 #: Keys of a placement that a gateway does not take from the pool.
@@ -18,7 +18,12 @@ _POOL_ONLY = (
     "shape",
     "image",
     "disk_gib",
+    "disk_iops",
+    "disk_throughput_mib_s",
     "model_disk_gib",
+    "model_disk_iops",
+    "model_disk_throughput_mib_s",
+    "local_disks",
     "public_address",
     "placement_group",
     "fabric",
@@ -36,16 +41,19 @@ class Rented:
         placement: where in it.
         shape: the instance type.
         image_kind: what the image must bring.
-        fabric_cards: network cards with an interface of their own.
-        local_disks: disks inside the host.
+        entry: the type in the cloud's table; None for gateways.
     """
 
     table: CloudTable
     placement: Placement
     shape: str
     image_kind: ImageKind
-    fabric_cards: int = 0
-    local_disks: int = 0
+    entry: Shape | None = None
+
+    @property
+    def fabric_cards(self) -> int:
+        """Network cards with an interface of their own."""
+        return self.entry.fabric_cards if self.entry else 0
 
 
 def is_rented(cloud: str) -> bool:
@@ -80,8 +88,7 @@ def rent_pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.D
     kind = cast(ImageKind, f"{vendor}-{host.family.facts.machine or 'x86_64'}")
     if kind not in table.images and placement.image in (None, "latest"):
         raise document.error((*at, "image"), f"{cloud} has no image for {host.id}", "give the id of your own image")
-    entry = table.shapes[shape]
-    return Rented(table, placement, shape, kind, entry.fabric_cards, entry.local_disks)
+    return Rented(table, placement, shape, kind, table.shapes[shape])
 
 
 def rent_gateways(

@@ -23,7 +23,7 @@ from vllm_fleet.cli.output import (
 )
 from vllm_fleet.edge import prices as gpuhunt_prices
 from vllm_fleet.edge import pulumi_cli
-from vllm_fleet.fleet import cost, host_plan, plain_api, replacement, stack, stack_faults
+from vllm_fleet.fleet import cost, first_copy, host_plan, plain_api, replacement, stack, stack_faults
 from vllm_fleet.fleet import plan as plans
 from vllm_fleet.host import model_sources
 
@@ -97,6 +97,9 @@ def command(
     else:
         print_table(plan_tables.hosts([_record(host) for host in plan.hosts]))
         print_table(plan_tables.models(models))
+        if copies := tuple(first_copy.first_copies(plan)):
+            print_table(plan_tables.first_copies(copies))
+            print_text(f"first copy: {first_copy.ASSUMES}")
         print_table(plan_tables.costs(bill))
         print_text(f"cost: {bill.summary()}")
         for fault in unmade:
@@ -160,6 +163,7 @@ def _print_record(
             "fleet": plan.fleet,
             "hosts": [_record(host) for host in plan.hosts],
             "models": [vars(model) for model in models],
+            "first_copies": [copy.record() for copy in first_copy.first_copies(plan)],
             "cost": bill.record(),
             "up_refuses": [fault.record() for fault in update.faults],
             "site_refuses": [fault.record() for fault in missing],

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from vllm_fleet.fleet.cost import Bill, Row
+from vllm_fleet.fleet.first_copy import FirstCopy
 from vllm_fleet.fleet.replacement import Change
 from vllm_fleet.host.model_sources import ModelReport
 
@@ -43,6 +44,19 @@ def models(reports: Sequence[ModelReport]) -> Table:
     for report in reports:
         sizes = [f"{number / 2**30:.1f} GiB" for number in (report.bytes, report.moves)]
         table.add_row(report.model, report.source, report.digests, sizes[0], str(report.hosts), sizes[1])
+    return table
+
+
+def first_copies(copies: Sequence[FirstCopy]) -> Table:
+    """How long the first copy of the weights takes on a host of each pool, and what limits it."""
+    table = _table("pool", "weights", "land on", "first copy", "limited by")
+    for copy in copies:
+        time, limit = _UNKNOWN, f"not known: the speed of {' and of '.join(copy.unknown)}"
+        if (slowest := copy.slowest) and copy.seconds is not None:
+            minutes, seconds = divmod(round(copy.seconds), 60)
+            time = f"at least {minutes} min {seconds} s" if minutes else f"at least {seconds} s"
+            limit = f"{slowest.what}, {slowest.mib_s:,.0f} MiB/s"
+        table.add_row(copy.pool, f"{copy.weights_gib:.1f} GiB", copy.disk, time, limit)
     return table
 
 

@@ -16,6 +16,7 @@ from vllm_fleet.catalogue import rental
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.catalogue.catalogue import load as load_catalog
 from vllm_fleet.fleet import (
+    disk_speed,
     plain_api,
     private_networks,
     repository_faults,
@@ -216,6 +217,7 @@ def _serving_hosts(
             rented = rental.rent_pool(catalog, name, pool, document)
             if deployment:
                 weights_disk.check(rented, deployment.model, deployment.fit.weights_gib, document, name)
+            errors += disk_speed.check(rented, ("pools", name, "placement"), document)
         except FleetError as fault:
             errors += [_at_pool(name, pool, document, error) for error in (fault, *fault.others)]
     raise_all(errors)
@@ -279,6 +281,12 @@ def _gateway_hosts(spec: Fleet, document: yaml_document.Document, catalog: Catal
         yaml_document.parse(document, LabPlacement, ("gateway", "placement"), {**placement, **gateway.placement})
     if rental.is_rented(cloud) and gateway.hosts:
         rented = rental.rent_gateways(catalog, cloud, placement, gateway.placement, document)
+        raise_all(
+            [
+                *weights_disk.gateway_errors(gateway.placement, document),
+                *disk_speed.check(rented, ("gateway", "placement"), document),
+            ]
+        )
     user = spec.access.ssh_user or (catalog.clouds[cloud].user if rental.is_rented(cloud) else _USERS[cloud])
     for ordinal, name, static in _members(gateway.name, gateway.hosts, gateway.static):
         yield HostPlan(

@@ -11,7 +11,7 @@ from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.addresses import parse_ip
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import raise_all
-from vllm_fleet.fleet import host_keys_file, plain_api, ssh_routes, standing
+from vllm_fleet.fleet import host_keys_file, plain_api, ssh_routes, standing, weights_disk
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.private_networks import name_of
@@ -47,6 +47,7 @@ class Location:
         id: of the machine, in its cloud; empty for static hosts.
         ssh_alias: its name in ssh's configuration; empty: the address.
         keys_file: the file that contains ``ssh_host_keys``, as a user types it.
+        model_volume: what the cloud calls its disk for models; empty for a host without one.
     """
 
     address: str
@@ -59,6 +60,7 @@ class Location:
     id: str = ""
     ssh_alias: str = ""
     keys_file: str = ""
+    model_volume: str = ""
 
 
 def locations(plan: Plan, resolver: Resolver) -> Mapping[str, Location]:
@@ -127,13 +129,23 @@ def _read_made(plan: Plan, leaving: bool = False) -> Mapping[str, StackHost]:
     file = paths.display(plan.directory / "stack.json")
     missing = [host.name for host in rented if host.name not in made]
     extra = sorted(set(made) - {host.name for host in rented})
-    if missing or (extra and not leaving):
+    diskless = [host.name for host in rented if _lacks_volume(host, made.get(host.name))]
+    if missing or diskless or (extra and not leaving):
         differences = [f"{name} is in {plan.document.file} but not in {file}" for name in missing]
         differences += [f"{name} is in {file} but not in {plan.document.file}" for name in extra]
+        differences += [
+            f"{name} has no disk for models in {file}, and one in {plan.document.file}" for name in diskless
+        ]
         more = len(differences) - _MOST_DIFFERENCES
         shown = [*differences[:_MOST_DIFFERENCES], *([f"and {more} more hosts"] if more > 0 else [])]
         raise FleetError("; ".join(shown), f"run '{up_command(plan.fleet)}'", file)
     return made
+
+
+def _lacks_volume(host: HostPlan, made: StackHost | None) -> bool:
+    """Whether a host that the stack has made lacks the disk for models that the plan has: it is from before."""
+    wanted = host.rented is not None and weights_disk.find(host.rented).kind == "volume"
+    return wanted and made is not None and made.model_volume is None
 
 
 def is_written(plan: Plan) -> bool:
@@ -194,6 +206,7 @@ def _made(plan: Plan, host: StackHost, own: tuple[str, ...] | None, jump: str | 
         jump,
         host.id,
         keys_file=_own_file(plan) if own else paths.display(plan.directory / "stack.json"),
+        model_volume=host.model_volume or "",
     )
 
 

@@ -14,7 +14,7 @@ from vllm_fleet.fleet import host_facts
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.plan import load as load_plan
 from vllm_fleet.fleet.stack import locations
-from vllm_fleet.host import engine_install
+from vllm_fleet.host import engine_install, model_disk
 from vllm_fleet.host.manifest import Manifest, Port
 from vllm_fleet.inventory import refusals
 from vllm_fleet.inventory.gateway import gateway_variables
@@ -56,6 +56,7 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
             variables, manifest = gateway, Manifest(host.name, gateway_items, supported_systems(catalog), ports)
         else:
             variables, manifest = serving_variables(inputs, host)
+            variables |= {"model_store_disk": model_disk.disk_variable(host, inputs.locations[host.name])}
         common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}
         hosts.append(
             SiteHost(

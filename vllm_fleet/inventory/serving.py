@@ -11,7 +11,7 @@ from vllm_fleet.base.errors import InvariantError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.stack import Location
-from vllm_fleet.host import container, container_toolkit, drivers, engine_install, start_cache
+from vllm_fleet.host import container, container_toolkit, drivers, engine_install, model_disk, start_cache
 from vllm_fleet.host.firewall import Peers
 from vllm_fleet.host.instance_files import Release, instance_files
 from vllm_fleet.host.manifest import Manifest, instance_unit, instance_unit_files, runtime_directory, serving_manifest
@@ -35,6 +35,7 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
     manifest = driver.extend(manifest) if driver else manifest
     if serving.model.download and not inputs.mirror.url:
         manifest = replace(manifest, items=(*manifest.items, *inputs.mirror.fetch_items()))
+    manifest = replace(manifest, items=(*manifest.items, *model_disk.manifest_items(host)))
     manifest = replace(manifest, facts={**manifest.facts, **supported_systems(inputs.catalog)})
     variables = {
         **(driver.variables if driver else {}),

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.fleet import weights_disk
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
-from vllm_fleet.host import container, container_toolkit, drivers
+from vllm_fleet.host import container, container_toolkit, drivers, model_disk
 from vllm_fleet.host.apt_repositories import TOOLS, Repository
 from vllm_fleet.host.manifest import baseline_items
 from vllm_fleet.mirror import apt_lists
@@ -66,10 +67,6 @@ class Debs:
         for repository in self.repositories:
             if source := repository.source(self.distribution):
                 yield from apt_lists.vendor_origins(self.distribution, repository.name, source)
-
-
-#: Joins several local disks into the store of models.
-MDADM = "mdadm"
 
 
 def mirrored_distribution(plan: Plan, catalog: Catalog) -> tuple[str, Distribution] | None:
@@ -134,8 +131,8 @@ def _packages(plan: Plan, host: HostPlan, python: str) -> set[str]:
     wanted.update(_GATEWAY if host.kind == "gateway" else ())
     wanted.update(host.deployment.packages if host.deployment else ())
     install = host.deployment.install if host.deployment else None
-    if host.deployment and host.rented and host.rented.local_disks > 1:
-        wanted.add(MDADM)
+    if host.deployment and host.rented and weights_disk.find(host.rented).count > 1:
+        wanted.add(model_disk.MDADM)
     if install == "wheel":
         wanted.add(f"python{python}-venv")
     elif install == "docker":

@@ -21,12 +21,12 @@ from vllm_fleet.host import model_sources
 from vllm_fleet.host.apt_repositories import MirroredSystem
 from vllm_fleet.host.host_paths import model_directory
 from vllm_fleet.host.manifest import Manifest, Port
-from vllm_fleet.host.manifest_items import Item, file_item, package_item
+from vllm_fleet.host.manifest_items import Item, file_item
 from vllm_fleet.host.model_files import Download, ModelFiles, model_files
 from vllm_fleet.host.proxy import HostProxy, host_proxy
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.mirror import apt_lists, host_as_mirror
-from vllm_fleet.mirror.apt_packages import MDADM, mirrored_distribution
+from vllm_fleet.mirror.apt_packages import mirrored_distribution
 from vllm_fleet.mirror.parts import model_need
 from vllm_fleet.mirror.store import Store, default_directory
 from vllm_fleet.schema.distribution import Distribution
@@ -65,7 +65,6 @@ class Mirrored:
         if host.name == self.host:
             variables |= self.served
         if host.deployment:
-            variables["model_store_local_disks"] = host.rented.local_disks if host.rented else 0
             variables["harmony_encodings_mirror_url"] = self.url and f"{self.url}/encodings"
             variables["model_store_proxy"] = self.proxy.drop_in
         if host.deployment and host.deployment.install == "docker":
@@ -79,8 +78,6 @@ class Mirrored:
         items: list[Item] = [file_item("host_baseline", APT_CONFIG, text_sha256(self.apt_config))]
         if self.apt_sources:
             items.append(file_item("host_baseline", APT_SOURCES, text_sha256(self.apt_sources)))
-        if host.deployment and host.rented:
-            items += disk_items(host.rented.local_disks)
         if self.url and host.deployment:
             items += self.fetch_items()
         if host.deployment and host.deployment.install == "docker":
@@ -104,11 +101,6 @@ class Mirrored:
         yield file_item(role, f"/etc/systemd/system/docker.service.d/{PROXY_DROP_IN}", digest)
         # The role writes it when the daemon has started with the drop-in.
         yield file_item(role, "/etc/docker/vllm-fleet-proxy.loaded", text_sha256(f"{digest}\n"))
-
-
-def disk_items(local_disks: int) -> list[Item]:
-    """The manifest items of a host whose local disks become the store of models."""
-    return [package_item("model_store", MDADM)] if local_disks > 1 else []
 
 
 def describe_mirror(plan: Plan, catalog: Catalog, where: Mapping[str, Location]) -> Mirrored:

@@ -44,9 +44,8 @@ STATE = "/var/lib/vllm"
 MODELS = "/var/lib/vllm/models"
 FOLDER = os.path.dirname(neighbours.RECORD)
 DOCKER_RECORD = FOLDER + "/docker.json"
-#: Where model_store mounts a disk that it has formatted.
-OWN_DISK = "/mnt/vllm-models/"
-MOUNT_UNIT = "mnt-vllm\\x2dmodels.mount"
+#: Where model_store mounts a disk for models -> its unit.
+OWN_DISKS = {"/mnt/vllm-%s/" % kind: "mnt-vllm\\x2d%s.mount" % kind for kind in ("models", "scratch", "volume")}
 TABLE = ("inet", "vllm_fleet")
 #: What the role apt_repository puts before a line of a source that it has switched off, or into a stanza.
 DISABLED = re.compile(r"^# disabled by vllm-fleet(?:: |\nEnabled: no\n)", re.MULTILINE)
@@ -238,7 +237,7 @@ def delete_files(leaving: Leaving) -> None:
         leaving.keep(MODELS, "--keep-models")
     elif os.path.islink(MODELS):
         folder = os.path.realpath(MODELS)
-        if folder.startswith(OWN_DISK):
+        if folder.startswith(tuple(OWN_DISKS)):
             leaving.delete(folder)
         else:
             leaving.keep(folder, "%s was linked to it, not by vllm-fleet" % MODELS)
@@ -402,10 +401,11 @@ def leave(request: Mapping[str, bool]) -> dict[str, Any]:
     stop_units(leaving)
     leave_docker(leaving)
     leave_services(leaving)
-    if os.path.exists("/etc/systemd/system/" + MOUNT_UNIT):
-        leaving.run("unit %s (disabled)" % MOUNT_UNIT, "systemctl", "disable", "-q", MOUNT_UNIT)
-        leaving.keep("/mnt/vllm-models", "its file system stays: unmount and remove it")
-        leaving.delete("/etc/systemd/system/" + MOUNT_UNIT)
+    for place, unit in OWN_DISKS.items():
+        if os.path.exists("/etc/systemd/system/" + unit):
+            leaving.run("unit %s (disabled)" % unit, "systemctl", "disable", "-q", unit)
+            leaving.keep(place.rstrip("/"), "its file system stays: unmount and remove it")
+            leaving.delete("/etc/systemd/system/" + unit)
     restore_sources(leaving)
     release_holds(leaving)
     delete_files(leaving)

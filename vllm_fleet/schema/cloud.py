@@ -39,6 +39,52 @@ def _region_like(value: str, pattern: str, example: str) -> str:
 CloudId = Annotated[Line, AfterValidator(_cloud_id)]
 
 
+class Range(Strict):
+    """The least and the most that a cloud takes."""
+
+    least: int = Field(gt=0)
+    most: int = Field(gt=0)
+
+
+class DiskType(Strict):
+    """A type of network disk: its speed, and what of it can be ordered."""
+
+    #: What can be ordered; None: the speed is that of the size.
+    iops: Range | None = None
+    throughput_mib_s: Range | None = None
+    #: The most IOPS for each GiB, and the most MiB/s for each of the IOPS.
+    iops_per_gib: int = Field(default=0, ge=0)
+    mib_s_per_iops: float = Field(default=0, ge=0)
+    #: What a disk gets unless the fleet says otherwise: the most that needs no IOPS beyond those in the price.
+    default_iops: int | None = None
+    default_throughput_mib_s: int | None = None
+    #: Speed by size: a part for every disk, a part for each GiB, or steps (up to so many GiB -> MiB/s).
+    base_mib_s: float = Field(default=0, ge=0)
+    mib_s_per_gib: float = Field(default=0, ge=0)
+    steps_mib_s: dict[int, int] = {}
+    source: str = Field(min_length=3)
+
+    @property
+    def can_be_ordered(self) -> bool:
+        """Whether its speed is ordered, apart from its size."""
+        return self.iops is not None
+
+    def mib_s_of(self, size_gib: int) -> float | None:
+        """The throughput that comes with a size; None where that is not known."""
+        for most_gib, mib_s in sorted(self.steps_mib_s.items()):
+            if size_gib <= most_gib:
+                return mib_s
+        by_size = self.base_mib_s + self.mib_s_per_gib * size_gib
+        return by_size or None
+
+
+class DiskChoice(Strict):
+    """The types of network disk that hosts get."""
+
+    root: str
+    models: str | None = None
+
+
 class Shape(Strict):
     """One instance type of a cloud that is a host class of the catalogue."""
 
@@ -46,8 +92,15 @@ class Shape(Strict):
     capacity: list[CapacityKind] = Field(min_length=1)
     #: Network cards that need an interface of their own for traffic between hosts (EFA); 0: none.
     fabric_cards: int = Field(default=0, ge=0)
-    #: Disks inside the host that are empty at each start; model weights go there first.
+    #: NVMe disks inside the host that are empty at each start, and the size of each where it is known.
     local_disks: int = Field(default=0, ge=0)
+    local_disk_gib: int | None = Field(default=None, gt=0)
+    #: A disk inside the host that the cloud has made with a file system.
+    scratch_gib: int = Field(default=0, ge=0)
+    #: The throughput of all network disks of a host together, where it is known.
+    disks_mib_s: int | None = Field(default=None, gt=0)
+    #: The types of its network disks, where they are others than the cloud's.
+    disks: DiskChoice | None = None
     source: str = Field(min_length=3)
 
 
@@ -65,6 +118,12 @@ class CloudTable(Strict):
     no_capacity: list[str] = Field(min_length=1)
     #: Where the image of each kind is looked up, in the cloud's own terms.
     images: dict[ImageKind, str]
+    #: Types of network disk, those that hosts get, and the label of the file systems on scratch disks.
+    disk_types: dict[str, DiskType] = {}
+    disks: DiskChoice | None = None
+    scratch_label: str | None = None
+    #: Whether the instance type decides the size of the root disk, and the fleet cannot.
+    root_disk_is_the_type_s: bool = False
     #: Instance type -> what it is. The first one of a class and capacity kind is its default.
     shapes: dict[str, Shape]
     source: str = Field(min_length=3)
@@ -131,7 +190,25 @@ class Placement(Strict):
     )
     model_disk_gib: Annotated[int, Field(ge=0, le=65536), WHOLE] = Field(
         default=0,
-        description="Size in GiB of a separate disk for model weights. 0: the host's own NVMe, or the root disk.",
+        description="Size in GiB of a network disk for model weights, which outlives a stop of the host; the weights "
+        "are on it even where the host has faster disks inside. 0: they are on those, or on the root disk.",
+    )
+    local_disks: bool = Field(
+        default=True,
+        description="True puts the weights on the disks inside the host, where its type has some. False leaves these "
+        "disks alone, for uses of your own.",
+    )
+    disk_iops: Annotated[int, Field(gt=0, le=1_000_000), WHOLE] | None = Field(
+        default=None, description="IOPS of the root disk, where they are ordered apart from its size."
+    )
+    disk_throughput_mib_s: Annotated[int, Field(gt=0, le=100_000), WHOLE] | None = Field(
+        default=None, description="Throughput of the root disk in MiB/s, where it is ordered apart from its size."
+    )
+    model_disk_iops: Annotated[int, Field(gt=0, le=1_000_000), WHOLE] | None = Field(
+        default=None, description="IOPS of the disk for weights."
+    )
+    model_disk_throughput_mib_s: Annotated[int, Field(gt=0, le=100_000), WHOLE] | None = Field(
+        default=None, description="Throughput of the disk for weights in MiB/s: how fast a host loads them."
     )
     image: CloudId | None = Field(
         default=None,
@@ -257,7 +334,10 @@ class OciPlacement(_Zoned):
     @model_validator(mode="after")
     def _no_model_disk(self) -> OciPlacement:
         if self.model_disk_gib:
-            raise ValueError("hosts of Oracle bring NVMe: remove 'model_disk_gib'")
+            raise ValueError(
+                "Oracle's bare metal reaches volumes by iSCSI alone, for which vllm-fleet makes no login; its GPU "
+                "hosts have NVMe inside: remove 'model_disk_gib'"
+            )
         return self
 
 
@@ -279,7 +359,10 @@ class DigitalOceanPlacement(Placement):
     @model_validator(mode="after")
     def _disks_are_the_size_s(self) -> DigitalOceanPlacement:
         if {"disk_gib", "model_disk_gib"} & self.model_fields_set:
-            raise ValueError("a size of DigitalOcean has its disks: remove 'disk_gib' and 'model_disk_gib'")
+            raise ValueError(
+                "a size of DigitalOcean has its disks (500 GiB or more, and mostly a scratch disk of 5 TiB, which "
+                "holds the weights): remove 'disk_gib' and 'model_disk_gib'"
+            )
         return self
 
 

@@ -331,6 +331,8 @@ class StackHost(Strict):
     zone: Line
     #: The network that it stands in, by the name that errors give it; a file of an earlier release has none.
     network: Line | None = None
+    #: What the cloud calls its disk for models; None for a host without one.
+    model_volume: Line | None = None
 
 
 class Stack(Strict):

@@ -13,6 +13,7 @@ from infra.clouds.aws.network import AwsNetwork
 from infra.hosts import CloudArgs, HostRecord, placed, rented
 from infra.sdk import aws
 from vllm_fleet.catalogue.rental import Rented
+from vllm_fleet.fleet import disk_speed
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import AwsPlacement
 
@@ -51,7 +52,7 @@ class AwsHost(pulumi.ComponentResource):
             ami=images.image(where),
             user_data=user_data(host.user, args.authorised_keys, key),
             metadata_options={"http_tokens": "required", "http_put_response_hop_limit": 1, "http_endpoint": "enabled"},
-            root_block_device={"encrypted": True, "volume_type": "gp3", "volume_size": where.placement.disk_gib},
+            root_block_device=_boot_disk(where),
             tags=self._tags(),
             **self._interfaces(where, network, zone),
             **capacity.arguments(),
@@ -60,12 +61,11 @@ class AwsHost(pulumi.ComponentResource):
                 args.host_options(host, zone, [*_KEPT, *capacity.unread], image="ami"),
             ),
         )
-        if where.placement.model_disk_gib:
-            self._model_disk(instance, where.placement.model_disk_gib, args)
+        volume = self._model_disk(instance, where, args) if where.placement.model_disk_gib else None
         kept = pulumi.ResourceOptions(protect=protect, depends_on=[network.gateway])
         address = self._address(instance, pulumi.ResourceOptions.merge(self._mine, kept))
         self.record = HostRecord(
-            address, instance.id, host.user, key.public_key, instance.availability_zone, instance.private_ip
+            address, instance.id, host.user, key.public_key, instance.availability_zone, instance.private_ip, volume
         )
         self.register_outputs({"address": address})
 
@@ -116,22 +116,38 @@ class AwsHost(pulumi.ComponentResource):
             return instance.public_ip
         return aws.ec2.Eip(self._host.name, domain="vpc", instance=instance.id, tags=self._tags(), opts=opts).public_ip
 
-    def _model_disk(self, instance: aws.ec2.Instance, size_gib: int, args: CloudArgs) -> None:
+    def _model_disk(self, instance: aws.ec2.Instance, where: Rented, args: CloudArgs) -> pulumi.Output[str]:
+        """The volume for models; its id, once it is attached."""
         name = f"{self._host.name}-models"
         kept = args.disk_options(self._host, ["availabilityZone"])
+        speed = disk_speed.ordered(where, "models")
         volume = aws.ebs.Volume(
             name,
             availability_zone=instance.availability_zone,
-            size=size_gib,
-            type="gp3",
+            size=where.placement.model_disk_gib,
+            type=disk_speed.type_name(where, "models"),
+            iops=speed.iops,
+            throughput=speed.throughput_mib_s,
             encrypted=True,
             tags={**self._tags(), "Name": name},
             opts=pulumi.ResourceOptions.merge(self._mine, kept),
         )
-        aws.ec2.VolumeAttachment(
+        attachment = aws.ec2.VolumeAttachment(
             name,
             device_name="/dev/sdf",
             instance_id=instance.id,
             volume_id=volume.id,
             opts=pulumi.ResourceOptions.merge(self._mine, args.disk_options(self._host)),
         )
+        return attachment.volume_id
+
+
+def _boot_disk(where: Rented) -> dict[str, Any]:
+    speed = disk_speed.ordered(where, "root")
+    return {
+        "encrypted": True,
+        "volume_type": disk_speed.type_name(where, "root"),
+        "volume_size": where.placement.disk_gib,
+        "iops": speed.iops,
+        "throughput": speed.throughput_mib_s,
+    }

@@ -14,9 +14,12 @@ from infra.hosts import CloudArgs, HostRecord, placed, rented
 from infra.keys import SshKeyPair
 from infra.sdk import azure
 from vllm_fleet.catalogue.rental import Rented
-from vllm_fleet.fleet import host_changes
+from vllm_fleet.fleet import disk_speed, host_changes
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import AzurePlacement
+
+#: The LUN of the disk for models; the guest finds the disk by it.
+_MODELS_LUN = 0
 
 #: Ignored changes of a host that exists: they would stop or replace it.
 _KEPT = ["zones", "osProfile"]
@@ -68,7 +71,10 @@ class AzureHost:
             lambda configurations: str(configurations[0].private_ip_address) if configurations else ""
         )
         address = public.ip_address.apply(str) if public else private
-        self.record = HostRecord(address, machine.id, host.user, key.public_key, zone or placement.region, private)
+        volume = f"lun{_MODELS_LUN}" if placement.model_disk_gib else None
+        self.record = HostRecord(
+            address, machine.id, host.user, key.public_key, zone or placement.region, private, volume
+        )
 
 
 def _released(host: HostPlan, args: CloudArgs) -> pulumi.ResourceOptions:
@@ -123,9 +129,9 @@ def _account(host: HostPlan, args: CloudArgs, key: SshKeyPair) -> Any:
 def _disks(where: Rented) -> Any:
     models = {
         "create_option": "Empty",
-        "lun": 0,
+        "lun": _MODELS_LUN,
         "disk_size_gb": where.placement.model_disk_gib,
-        "managed_disk": {"storage_account_type": "Premium_LRS"},
+        "managed_disk": {"storage_account_type": disk_speed.type_name(where, "models")},
         "delete_option": "Detach",
     }
     return {
@@ -133,7 +139,7 @@ def _disks(where: Rented) -> Any:
         "os_disk": {
             "create_option": "FromImage",
             "disk_size_gb": where.placement.disk_gib,
-            "managed_disk": {"storage_account_type": "Premium_LRS"},
+            "managed_disk": {"storage_account_type": disk_speed.type_name(where, "root")},
             "delete_option": "Delete",
         },
         "data_disks": [models] if where.placement.model_disk_gib else [],

@@ -13,28 +13,25 @@ from infra.clouds.gcp.network import GcpNetwork, tag
 from infra.hosts import CloudArgs, HostRecord, placed, rented
 from infra.sdk import gcp
 from vllm_fleet.catalogue.rental import Rented
+from vllm_fleet.fleet import disk_speed
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import GcpPlacement
 
-#: Machine series that boot from Hyperdisk only (Google's page on disk types, unverified).
-_HYPERDISK = ("a3-ultragpu", "a4-", "a4x-")
 #: Series whose reservations are used by the provisioning model RESERVATION_BOUND.
 _BOUND = ("a3-ultragpu", "a4-", "a4x-")
 
-#: Ignored changes of a host that exists: they would stop or replace it. The provider reads the rest from Google without
-#: computing it, so that its absence from the program is a change: local SSDs that come with a machine type
+#: Ignored changes of a host that exists: they would stop or replace it. The provider reads some from Google without
+#: computing them, so that their absence from the program is a change: local SSDs that come with a machine type
 #: (resource_compute_instance.go:1248, terraform-provider-google#19648), disks that another resource attaches (its page
 #: says that this "must" be ignored), and what Google may fill in.
 _KEPT = [
-    "zone",
-    "metadata",
-    "scratchDisks",
-    "attachedDisks",
-    "networkInterfaces[0].nicType",
-    "networkPerformanceConfig",
-    "advancedMachineFeatures",
-    "keyRevocationActionType",
+    *("zone", "metadata", "scratchDisks", "attachedDisks"),
+    *("networkInterfaces[0].nicType", "networkPerformanceConfig", "advancedMachineFeatures", "keyRevocationActionType"),
+    # Both force a new instance (resource_compute_instance.go, initialize_params), though the disk itself could change.
+    *("bootDisk.initializeParams.provisionedIops", "bootDisk.initializeParams.provisionedThroughput"),
 ]
+#: The guest finds an attached disk by this name, as /dev/disk/by-id/google-models.
+_DEVICE_NAME = "models"
 
 
 class GcpHost(pulumi.ComponentResource):
@@ -92,13 +89,14 @@ class GcpHost(pulumi.ComponentResource):
                 args.host_options(host, zone, _KEPT, image="bootDisk.initializeParams.image"),
             ),
         )
-        if placement.model_disk_gib:
-            self._model_disk(f"{name}-models", instance, placement.model_disk_gib, args)
+        volume = self._model_disk(f"{name}-models", instance, where, args) if placement.model_disk_gib else None
         private = instance.network_interfaces.apply(lambda interfaces: str(interfaces[0].network_ip))
         address = private
         if placement.public_address:
             address = instance.network_interfaces.apply(_public_address)
-        self.record = HostRecord(address, instance.instance_id, host.user, key.public_key, instance.zone, private)
+        self.record = HostRecord(
+            address, instance.instance_id, host.user, key.public_key, instance.zone, private, volume
+        )
         self.register_outputs({"address": address})
 
     def _interface(
@@ -122,33 +120,43 @@ class GcpHost(pulumi.ComponentResource):
             config = gcp.compute.InstanceNetworkInterfaceAccessConfigArgs(nat_ip=kept.address)
         return gcp.compute.InstanceNetworkInterfaceArgs(subnetwork=network.subnet, access_configs=[config])
 
-    def _model_disk(self, name: str, instance: gcp.compute.Instance, size_gib: int, args: CloudArgs) -> None:
+    def _model_disk(
+        self, name: str, instance: gcp.compute.Instance, where: Rented, args: CloudArgs
+    ) -> pulumi.Output[str]:
+        """The disk for models; its device name, once it is attached."""
         logical = f"{self._host.name}-models"
         kept = args.disk_options(self._host, ["zone"])
+        speed = disk_speed.ordered(where, "models")
         disk = gcp.compute.Disk(
             logical,
             name=name,
             zone=instance.zone,
-            size=size_gib,
-            type="hyperdisk-balanced" if rented(self._host).shape.startswith(_HYPERDISK) else "pd-ssd",
+            size=where.placement.model_disk_gib,
+            type=disk_speed.type_name(where, "models"),
+            provisioned_iops=speed.iops,
+            provisioned_throughput=speed.throughput_mib_s,
             opts=pulumi.ResourceOptions.merge(self._mine, kept),
         )
-        gcp.compute.AttachedDisk(
+        attached = gcp.compute.AttachedDisk(
             logical,
             disk=disk.id,
             instance=instance.id,
-            device_name="models",
+            device_name=_DEVICE_NAME,
             opts=pulumi.ResourceOptions.merge(self._mine, args.disk_options(self._host)),
         )
+        return attached.device_name.apply(lambda given: given or _DEVICE_NAME)
 
 
 def _boot_disk(where: Rented, image: pulumi.Input[str]) -> gcp.compute.InstanceBootDiskArgs:
+    speed = disk_speed.ordered(where, "root")
     return gcp.compute.InstanceBootDiskArgs(
         auto_delete=True,
         initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(
             image=image,
             size=where.placement.disk_gib,
-            type="hyperdisk-balanced" if where.shape.startswith(_HYPERDISK) else "pd-balanced",
+            type=disk_speed.type_name(where, "root"),
+            provisioned_iops=speed.iops,
+            provisioned_throughput=speed.throughput_mib_s,
         ),
     )
 
