@@ -162,7 +162,7 @@ def test_a_protected_stack_is_not_destroyed(whole: Rehearsal) -> None:
 
 def newer_images(found: Rehearsal) -> None:
     table = load_catalog().clouds["aws"]
-    found.cloud.account.versions = dict.fromkeys(table.images.values(), 1)
+    found.cloud.account.versions = dict.fromkeys((image.name for image in table.images.values()), 1)
 
 
 def test_a_newer_image_moves_only_hosts_that_ask_for_the_latest_and_only_by_name(whole: Rehearsal) -> None:

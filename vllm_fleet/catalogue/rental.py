@@ -9,7 +9,9 @@ from typing import Any, cast
 from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
-from vllm_fleet.schema.cloud import PLACEMENTS, CloudTable, ImageKind, Placement
+from vllm_fleet.catalogue.places import check_place
+from vllm_fleet.schema.cloud import PLACEMENTS, Placement
+from vllm_fleet.schema.cloud_table import CloudTable, Fabric, ImageKind
 from vllm_fleet.schema.fleet import Pool
 
 #: Keys of a placement that a gateway does not take from the pool.
@@ -36,7 +38,7 @@ class Rented:
         placement: where in it.
         shape: the instance type.
         image_kind: what the image must bring.
-        fabric_cards: network cards with an interface of their own.
+        fabric: the network cards for traffic between hosts; None: it has none.
         local_disks: disks inside the host.
     """
 
@@ -44,8 +46,14 @@ class Rented:
     placement: Placement
     shape: str
     image_kind: ImageKind
-    fabric_cards: int = 0
+    fabric: Fabric | None = None
     local_disks: int = 0
+
+    @property
+    def image(self) -> str:
+        """The image of the cloud's table, which the instance type may set itself; the table has one."""
+        own = self.table.shapes[self.shape].image if self.shape in self.table.shapes else None
+        return (own or self.table.images[self.image_kind]).name
 
 
 def is_rented(cloud: str) -> bool:
@@ -70,6 +78,7 @@ def rent_pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.D
     placement = yaml_document.parse(document, PLACEMENTS[cloud], at, spec.placement)
     host = catalog.host_class(spec.host_class)
     table = catalog.clouds[cloud]
+    _check_place(table, placement, at, document)
     try:
         shape = _shape(catalog, table, host, placement)
     except FleetError as fault:
@@ -81,7 +90,7 @@ def rent_pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.D
     if kind not in table.images and placement.image in (None, "latest"):
         raise document.error((*at, "image"), f"{cloud} has no image for {host.id}", "give the id of your own image")
     entry = table.shapes[shape]
-    return Rented(table, placement, shape, kind, entry.fabric_cards, entry.local_disks)
+    return Rented(table, placement, shape, kind, entry.fabric, entry.local_disks)
 
 
 def rent_gateways(
@@ -107,7 +116,17 @@ def rent_gateways(
     merged = {"public_address": True, **beside, **own}
     own_placement = yaml_document.parse(document, PLACEMENTS[cloud], ("gateway", "placement"), merged)
     table = catalog.clouds[cloud]
+    _check_place(table, own_placement, ("gateway", "placement"), document)
     return Rented(table, own_placement, own_placement.shape or table.gateway_shape, "plain-x86_64")
+
+
+def _check_place(
+    table: CloudTable, placement: Placement, at: tuple[str, ...], document: yaml_document.Document
+) -> None:
+    try:
+        check_place(table, placement)
+    except FleetError as fault:
+        raise document.error((*at, str(fault.key)), fault.message, fault.hint, fault.code) from None
 
 
 def offers(catalog: Catalog, host_class: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:

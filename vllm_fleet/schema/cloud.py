@@ -1,4 +1,4 @@
-"""The strict records of clouds: ``recipes/clouds`` (what can be rented) and ``placement`` in ``fleet.yml`` (where)."""
+"""The strict records of ``placement`` in ``fleet.yml``: where a pool's hosts are, and how they are rented."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vllm_fleet.base.field_types import WHOLE, Day, SshPublicKey
-from vllm_fleet.schema.recipe import Cloud, Line, Name, PrivateNetwork, Strict
+from vllm_fleet.schema.recipe import Line, Name, PrivateNetwork, Strict
 
 #: The ways to get a host. ``recipes/clouds`` has each cloud's own names for them.
 CapacityKind = Literal["on-demand", "spot", "reservation", "capacity-block", "flex-start", "contract"]
-#: What an image must bring: a vendor's driver for a processor architecture, or nothing (``plain``, for gateways).
-ImageKind = Literal["nvidia-x86_64", "nvidia-aarch64", "amd-x86_64", "plain-x86_64"]
 Zone = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]*$")]
 
 
@@ -39,37 +37,11 @@ def _region_like(value: str, pattern: str, example: str) -> str:
 CloudId = Annotated[Line, AfterValidator(_cloud_id)]
 
 
-class Shape(Strict):
-    """One instance type of a cloud that is a host class of the catalogue."""
-
-    host_class: str
-    capacity: list[CapacityKind] = Field(min_length=1)
-    #: Network cards that need an interface of their own for traffic between hosts (EFA); 0: none.
-    fabric_cards: int = Field(default=0, ge=0)
-    #: Disks inside the host that are empty at each start; model weights go there first.
-    local_disks: int = Field(default=0, ge=0)
-    source: str = Field(min_length=3)
-
-
-class CloudTable(Strict):
-    """One file of ``recipes/clouds``: the shapes, images and capacity kinds of a cloud."""
-
-    name: Cloud
-    #: Who logs in to a new host.
-    user: str = Field(pattern=r"^[a-z_][a-z0-9_-]*$")
-    #: The instance type of gateways.
-    gateway_shape: str
-    #: Parts of this cloud's error messages for a zone without capacity.
-    no_capacity: list[str] = Field(min_length=1)
-    #: Where the image of each kind is looked up, in the cloud's own terms.
-    images: dict[ImageKind, str]
-    #: Instance type -> what it is. The first one of a class and capacity kind is its default.
-    shapes: dict[str, Shape]
-    source: str = Field(min_length=3)
-
-    def lacks_capacity(self, error: str) -> bool:
-        """Whether an error message of this cloud means that the zone has no capacity, so that another zone may have."""
-        return any(words in error for words in self.no_capacity)
+def _image_like(value: str | None, pattern: str, example: str) -> str | None:
+    """An image of a cloud, as far as its form tells; ``latest`` in every cloud."""
+    if value not in (None, "latest") and not re.fullmatch(pattern, value):
+        raise ValueError(f"{value[:80]!r} is not an image of this cloud: write it such as {example}")
+    return value
 
 
 class Purchase(Strict):
@@ -114,6 +86,10 @@ class Placement(Strict):
         default=[],
         max_length=16,
         description="Zones in order: where one has no capacity, the next 'pulumi up' takes the next one.",
+    )
+    unlisted: bool = Field(
+        default=False,
+        description="True takes a region or zone that recipes/clouds does not list, because it is newer.",
     )
     network: PrivateNetwork | None = Field(
         default="10.60.0.0/16",
@@ -191,9 +167,17 @@ class AwsPlacement(_Zoned):
     def _region(cls, value: str) -> str:
         return _region_like(value, r"[a-z]{2,4}(-[a-z]+){1,3}-[0-9]{1,2}", "us-east-1")
 
+    @field_validator("image")
+    @classmethod
+    def _image(cls, value: str | None) -> str | None:
+        return _image_like(value, r"ami-([0-9a-f]{8}|[0-9a-f]{17})", "ami-0123456789abcdef0")
+
     @model_validator(mode="after")
     def _zones_of_the_region(self) -> AwsPlacement:
         for zone in self.all_zones:
+            if re.fullmatch(rf"{re.escape(self.region)}(-[a-z0-9]+)+-[0-9]+[a-z]", zone):
+                # Subnets are cut by the letter of a zone, which local zones and Wavelength zones share with others.
+                raise ValueError(f"{zone!r} is a local zone, which this release does not use: take another zone")
             if not re.fullmatch(rf"{re.escape(self.region)}[a-p]", zone):
                 raise ValueError(f"{zone!r} is not a zone of {self.region}: write for example {self.region}a")
         return self
@@ -227,9 +211,22 @@ class GcpPlacement(_Zoned):
     @model_validator(mode="after")
     def _zones_of_the_region(self) -> GcpPlacement:
         for zone in self.all_zones:
-            if not re.fullmatch(rf"{re.escape(self.region)}-[a-z]", zone):
+            # An AI zone has a number beside its letter: us-central1-ai1a.
+            if not re.fullmatch(rf"{re.escape(self.region)}-(ai[0-9]+)?[a-z]", zone):
                 raise ValueError(f"{zone!r} is not a zone of {self.region}: write for example {self.region}-b")
         return self
+
+    @field_validator("image")
+    @classmethod
+    def _image(cls, value: str | None) -> str | None:
+        name, project = r"[a-z]([a-z0-9-]*[a-z0-9])?", r"[a-z][a-z0-9:.-]+"
+        address = r"https://(www|compute)\.googleapis\.com/compute/[a-z0-9]+/"
+        forms = (
+            rf"({address})?projects/{project}/global/images/(family/)?{name}",
+            rf"(global/images/|family/)?{name}",
+            rf"{project}/{name}",
+        )
+        return _image_like(value, "|".join(f"({form})" for form in forms), "projects/PROJECT/global/images/NAME")
 
     @model_validator(mode="after")
     def _flex_is_finite(self) -> GcpPlacement:
@@ -238,8 +235,31 @@ class GcpPlacement(_Zoned):
         return self
 
 
+#: The name of a resource at Azure; groups may have parentheses.
+_AZURE_NAME = r"[A-Za-z0-9._()-]+"
+
+
 class AzurePlacement(Placement):
     """Microsoft Azure; subscription and credentials are those of the Azure CLI. Without a zone Azure chooses."""
+
+    encryption_at_host: bool = Field(
+        default=False,
+        description="Encrypts the host's own disks and caches too. The subscription must have the feature: az feature "
+        "register --namespace Microsoft.Compute --name EncryptionAtHost. It cannot change while a host runs.",
+    )
+
+    @field_validator("image")
+    @classmethod
+    def _image(cls, value: str | None) -> str | None:
+        compute = rf"/subscriptions/[0-9A-Fa-f-]+/resourceGroups/{_AZURE_NAME}/providers/Microsoft\.Compute"
+        version = r"(/versions/[A-Za-z0-9.]+)?"
+        forms = (
+            rf"(?i:{compute}/images/{_AZURE_NAME})",
+            rf"(?i:{compute}/galleries/{_AZURE_NAME}/images/{_AZURE_NAME}{version})",
+            r"[A-Za-z0-9._-]+(:[A-Za-z0-9._-]+){3}",
+        )
+        example = "PUBLISHER:OFFER:SKU:VERSION, or a resource id as 'az image list' prints it"
+        return _image_like(value, "|".join(f"({form})" for form in forms), example)
 
 
 class OciPlacement(_Zoned):
@@ -251,6 +271,11 @@ class OciPlacement(_Zoned):
     def place(self) -> tuple[str, ...]:
         """A network belongs to one compartment."""
         return (self.region, self.compartment)
+
+    @field_validator("image")
+    @classmethod
+    def _image(cls, value: str | None) -> str | None:
+        return _image_like(value, r"ocid1\.image\.[a-z0-9]+\.[a-z0-9-]*\.[a-z0-9]+", "ocid1.image.oc1.iad.aaaa...")
 
     @model_validator(mode="after")
     def _no_model_disk(self) -> OciPlacement:
@@ -267,6 +292,11 @@ class DigitalOceanPlacement(Placement):
         description="Private range of the hosts' network. No two networks of an account may overlap. "
         "Default: DigitalOcean takes a free range.",
     )
+
+    @field_validator("image")
+    @classmethod
+    def _image(cls, value: str | None) -> str | None:
+        return _image_like(value, r"[0-9]+|[a-z0-9]+(-[a-z0-9]+)*", "ubuntu-24-04-x64, or the number of a snapshot")
 
     @model_validator(mode="after")
     def _no_zones(self) -> DigitalOceanPlacement:

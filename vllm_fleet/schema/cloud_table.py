@@ -1,0 +1,150 @@
+"""The strict records of ``recipes/clouds``: what can be rented, from which image, where, and what a cloud answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from vllm_fleet.base.field_types import Day
+from vllm_fleet.schema.cloud import CapacityKind
+from vllm_fleet.schema.recipe import Cloud, Line, Strict
+
+#: What an image must bring: a vendor's driver for a processor architecture, or nothing (``plain``, for gateways).
+ImageKind = Literal["nvidia-x86_64", "nvidia-aarch64", "amd-x86_64", "plain-x86_64"]
+#: What an error message of a cloud means for a host that was asked for.
+Meaning = Literal["no-capacity", "quota"]
+
+
+class Source(Strict):
+    """Where facts were read, and when."""
+
+    where: Line = Field(min_length=3)
+    read: Day
+
+
+class Row(Strict):
+    """A row of facts with the names of their sources."""
+
+    sources: list[str] = Field(min_length=1)
+    #: What in the row none of its sources says.
+    unverified: Line | None = None
+
+
+class Image(Row):
+    """The image that hosts start from unless the fleet names one.
+
+    Attributes:
+        name: where it is looked up, in the cloud's own terms.
+    """
+
+    name: Line
+
+
+class Answer(Row):
+    """A part of an error message, as users reported it, and what it means.
+
+    Attributes:
+        words: the part; codes rather than sentences, which some clouds translate.
+        means: whether the zone has no capacity, so that another one may, or a limit of the account is reached, which
+            holds in every zone of the region.
+        cure: what to do about a limit: which one to raise, and where.
+    """
+
+    words: Line
+    means: Meaning
+    cure: Line | None = None
+
+    @model_validator(mode="after")
+    def _says_what_to_do(self) -> Answer:
+        if (self.means == "quota") != (self.cure is not None):
+            raise ValueError("'cure' says which limit to raise: quota needs it, and no-capacity has none")
+        return self
+
+
+class Fabric(Strict):
+    """The network cards that carry EFA: every ``step``-th one from ``first`` to ``last``."""
+
+    first: int = Field(ge=0)
+    last: int = Field(ge=0, le=63)
+    step: int = Field(default=1, ge=1)
+
+    @property
+    def cards(self) -> tuple[int, ...]:
+        """The indexes of the cards."""
+        return tuple(range(self.first, self.last + 1, self.step))
+
+
+class Shape(Row):
+    """One instance type of a cloud that is a host class of the catalogue."""
+
+    host_class: str
+    capacity: list[CapacityKind] = Field(min_length=1)
+    #: The image that this type needs in place of the cloud's usual one of its kind.
+    image: Image | None = None
+    #: The cards for traffic between hosts (EFA); None: the type has none.
+    fabric: Fabric | None = None
+    #: Disks inside the host that are empty at each start; model weights go there first.
+    local_disks: int = Field(default=0, ge=0)
+    #: What a user should know before taking it, for the table of clouds.
+    note: Line | None = None
+
+
+class Regions(Row):
+    """The regions of a cloud and the zones in each.
+
+    Attributes:
+        zones: region -> the names of its zones, of which a tenancy of Oracle sets a prefix before; an empty list:
+            it has none; None: they are not known, so any is taken.
+    """
+
+    zones: dict[str, list[str] | None]
+
+
+class CloudTable(Strict):
+    """One file of ``recipes/clouds``."""
+
+    name: Cloud
+    #: Who logs in to a new host.
+    user: str = Field(pattern=r"^[a-z_][a-z0-9_-]*$")
+    #: The instance type of gateways.
+    gateway_shape: str
+    #: Name -> where and when it was read; every row below names those that it comes from.
+    sources: dict[str, Source]
+    #: Parts of this cloud's error messages, and what they mean.
+    answers: list[Answer] = Field(min_length=1)
+    images: dict[ImageKind, Image]
+    #: Instance type -> what it is. The first one of a class and capacity kind is its default.
+    shapes: dict[str, Shape]
+    regions: Regions
+
+    @model_validator(mode="after")
+    def _sources_are_there(self) -> CloudTable:
+        rows = dict(self._rows())
+        for name, row in rows.items():
+            if unknown := sorted(set(row.sources) - set(self.sources)):
+                raise ValueError(f"{name} names the source {unknown[0]!r}, which 'sources' does not have")
+        if unused := sorted(set(self.sources) - {source for row in rows.values() for source in row.sources}):
+            raise ValueError(f"'sources' has {unused[0]!r}, which no row names")
+        return self
+
+    def _rows(self) -> Iterator[tuple[str, Row]]:
+        yield from ((f"answers: {answer.words!r}", answer) for answer in self.answers)
+        yield from ((f"images.{kind}", image) for kind, image in self.images.items())
+        yield from ((f"shapes.{name}", shape) for name, shape in self.shapes.items())
+        yield from ((f"shapes.{name}.image", shape.image) for name, shape in self.shapes.items() if shape.image)
+        yield "regions", self.regions
+
+    def answer(self, error: str) -> Answer | None:
+        """What an error message of this cloud means; None for one that says neither.
+
+        A message may have the words of both, such as a limit on capacity: then it is the limit.
+        """
+        found = [answer for answer in self.answers if answer.words in error]
+        return next((answer for answer in found if answer.means == "quota"), found[0] if found else None)
+
+    def lacks_capacity(self, error: str) -> bool:
+        """Whether an error message of this cloud means that the zone has no capacity, so that another zone may have."""
+        answer = self.answer(error)
+        return answer is not None and answer.means == "no-capacity"
