@@ -35,6 +35,8 @@ class Zones:
         }
         self._pools: dict[tuple[str, tuple[str, ...]], tuple[str, frozenset[str]]] = {}
         self._chosen: dict[str, tuple[HostPlan, str]] = {}
+        #: Host -> why it may not be requested.
+        self._forbidden: dict[str, FleetError] = {}
         #: (pool, zone) -> the host that was refused in this run for lack of capacity.
         self._full: dict[tuple[str, str], str] = {}
         self._binding: pulumi.ResourceHookBinding | None = None
@@ -54,6 +56,14 @@ class Zones:
         first = zones.index(zone) + 1 if zone in zones else zones.index(begin)
         in_order = [zones[(first + number) % len(zones)] for number in range(len(zones))]
         return next((candidate for candidate in in_order if candidate not in full), in_order[0])
+
+    def is_made(self, name: str) -> bool:
+        """Whether a host exists, as far as the last runs know."""
+        return bool(self._before_this_run.get(name, {}).get("made"))
+
+    def refuse(self, host: HostPlan, why: FleetError) -> None:
+        """Lets this run request no new host of that name; one that exists stays."""
+        self._forbidden[host.name] = why
 
     def _of_pool(self, pool: str, zones: tuple[str, ...]) -> tuple[str, frozenset[str]]:
         """The zone of the last host of a pool, and the zones without capacity in the last run; computed once."""
@@ -94,6 +104,8 @@ class Zones:
                 f"look for {them} in the cloud, then: python -m infra.repair {pulumi.get_stack()} {adopt}"
                 f"; --gone NAME in place of --adopt if {exists} not exist",
             )
+        if name in self._forbidden:
+            raise self._forbidden[name]
         host, zone = self._chosen[name]
         if refused_host := self._full.get((host.pool, zone)):
             self._note(name, full=True)

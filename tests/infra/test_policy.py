@@ -51,7 +51,7 @@ POOLS: dict[str, dict[str, Any]] = {
         "host_class": "mi355x-8",
         "placement": {
             "region": "us-chicago-1",
-            "zone": "AD-1",
+            "zone": "Uocm:US-CHICAGO-1-AD-1",
             "compartment": "ocid1.compartment.oc1..demo",
             "image": "ocid1.image.oc1..rocm",
         },

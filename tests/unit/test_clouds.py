@@ -125,6 +125,25 @@ def test_every_row_of_every_table_can_be_asked_for(cloud: str, shape: str, kind:
             "pools.main.placement",
             "has its own placement",
         ),
+        (
+            {"placement.capacity": {"kind": "reservation", "id": "cr-1"}, "placement.placement_group": True},
+            "pools.main.placement",
+            "give the name of that group",
+        ),
+        (
+            {
+                "placement.capacity": {"kind": "capacity-block", "purchase": ORDER},
+                "placement.zone": None,
+                "placement.zones": ["us-east-1a", "us-east-1b"],
+            },
+            "pools.main.placement",
+            "a capacity block is in one zone",
+        ),
+        (
+            {"host_class": "gb200-4", "placement.capacity": {"kind": "capacity-block", "purchase": ORDER}},
+            "pools.main.placement.capacity.purchase",
+            "the stack cannot buy a block of p6e-gb200.36xlarge",
+        ),
         ({"placement.image": "a;b"}, "pools.main.placement.image", "'a;b' is not an id"),
         ({"placement.capacity": {"kind": "reservation", "id": "a b"}}, "pools.main.placement.capacity.id", "not an id"),
         ({"placement.disk_gib": 10}, "pools.main.placement.disk_gib", "greater than or equal to 50"),

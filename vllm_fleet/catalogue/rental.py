@@ -154,7 +154,15 @@ def _shape(catalog: Catalog, table: CloudTable, host: SizedClass, placement: Pla
         )
     kind = placement.capacity.kind
     for key in [placement.shape] if placement.shape else mine:
-        if kind in mine[key].capacity:
-            return key
+        if kind not in mine[key].capacity:
+            continue
+        if placement.capacity.purchase and not mine[key].can_be_bought:
+            raise FleetError(
+                f"the stack cannot buy a block of {key}, which is offered as a part of larger machines",
+                "buy it with the cloud's own tools, and give its 'id' in place of 'purchase'",
+                key="placement.capacity.purchase",
+                code=ErrorCode.REFUSED,
+            )
+        return key
     kinds = "; ".join(f"{key}: {', '.join(mine[key].capacity)}" for key in mine)
     raise FleetError(f"{host.id} is not available as {kind}", f"it comes as {kinds}", key="placement.capacity.kind")

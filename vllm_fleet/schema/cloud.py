@@ -51,6 +51,10 @@ class Purchase(Strict):
     duration_hours: Annotated[int, Field(gt=0, le=4368, multiple_of=24), WHOLE] = Field(
         description="Length of the block in hours: whole days."
     )
+    starts: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2})?Z$")] | None = Field(
+        default=None,
+        description="The offering's start, such as 2026-12-01T11:30:00Z: needed where AWS offers several blocks.",
+    )
     accept_cost_usd: float = Field(
         gt=0,
         le=10_000_000,
@@ -153,9 +157,10 @@ class _Zoned(Placement):
 class AwsPlacement(_Zoned):
     """Amazon Web Services; account and credentials are those of the AWS SDK."""
 
-    placement_group: bool = Field(
+    placement_group: bool | Annotated[str, Field(pattern=r"^[A-Za-z0-9][ -~]{0,254}$")] = Field(
         default=False,
-        description="Places the instances close together in one zone. A capacity block has its own placement instead.",
+        description="True places the instances close together in one zone, in a cluster placement group of the stack; "
+        "a name takes the group of that name. A capacity block has its own placement instead.",
     )
     fabric: bool = Field(
         default=False,
@@ -184,8 +189,19 @@ class AwsPlacement(_Zoned):
 
     @model_validator(mode="after")
     def _no_group_in_a_block(self) -> AwsPlacement:
-        if self.placement_group and self.capacity.kind in ("capacity-block", "reservation"):
-            raise ValueError(f"a {self.capacity.kind} has its own placement: remove 'placement_group'")
+        if self.placement_group and self.capacity.kind == "capacity-block":
+            raise ValueError("a capacity-block has its own placement: remove 'placement_group'")
+        if self.placement_group is True and self.capacity.kind == "reservation":
+            raise ValueError(
+                "a reservation is used in the placement group that it was made in, or in none: give the name of that "
+                "group as 'placement_group', or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bought_in_one_zone(self) -> AwsPlacement:
+        if self.capacity.purchase and len(self.all_zones) != 1:
+            raise ValueError("a capacity block is in one zone: give 'zone', that of the offering")
         return self
 
 

@@ -87,6 +87,8 @@ class Shape(Row):
     fabric: Fabric | None = None
     #: Disks inside the host that are empty at each start; model weights go there first.
     local_disks: int = Field(default=0, ge=0)
+    #: Whether the stack can buy a capacity block of it: UltraServers are offered in another way.
+    can_be_bought: bool = True
     #: What a user should know before taking it, for the table of clouds.
     note: Line | None = None
 
