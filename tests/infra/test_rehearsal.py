@@ -72,6 +72,17 @@ def test_a_zone_without_capacity_is_told_and_the_next_run_takes_the_next_zone(em
     assert made.items() <= empty.ids().items()
 
 
+def test_a_limit_of_the_account_is_told_with_what_to_raise(empty: Rehearsal) -> None:
+    limit = "VcpuLimitExceeded: You have requested more vCPU capacity than your current vCPU limit of 0 allows"
+    empty.cloud.faults = [Fault("create", INSTANCE, "main-[0-4]", says=limit)]
+    said = " ".join(empty.up(check=False).split())
+    assert "main-0: a limit of the account is reached, not the capacity of us-east-1a" in said
+    assert "raise 'Running On-Demand P instances' (vCPUs) of this region in Service Quotas" in said
+    empty.cloud.faults = []
+    empty.up()
+    assert {each.zone for each in empty.hosts()} == {"us-east-1a"}
+
+
 def test_a_run_that_failed_after_three_of_five_hosts_is_completed_by_the_next(empty: Rehearsal) -> None:
     empty.cloud.faults = [
         Fault("create", INSTANCE, "main-3", says="InternalError: try again", times=1, after=(*MAIN,)),

@@ -155,3 +155,20 @@ def test_a_zone_that_is_full_is_not_asked_again_in_the_same_run(tmp_path: Path, 
     run.made("gateway-0")  # of another pool, with another instance type
     after = Run(tmp_path, hosts).chosen
     assert (after["main-1"], after["main-2"], after["main-3"]) == (B, B, B)
+
+
+def test_a_limit_of_the_account_names_what_to_raise_and_moves_no_host(
+    tmp_path: Path, hosts: dict[str, HostPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(pulumi, "warn", said.append)
+    run = Run(tmp_path, hosts)
+    run.refused("main-0", "api error VcpuLimitExceeded: You have requested more vCPU capacity than your current limit")
+    (words,) = said
+    assert "main-0: a limit of the account is reached, not the capacity of us-east-1a" in words
+    assert "Running On-Demand P instances" in words
+    # Another host is requested in the same zone in this run, and the same host in the next one.
+    run.made("main-1")
+    assert Run(tmp_path, hosts).chosen["main-0"] == A
+    run.refused("main-2", "api error UnauthorizedOperation: You are not authorized to perform this operation.")
+    assert len(said) == 1

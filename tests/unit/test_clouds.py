@@ -428,6 +428,16 @@ def test_a_wrong_list_of_own_keys(text: str, says: str, tmp_path: Path) -> None:
         stack.locations(plan.load(located(tmp_path, text)), names.resolve_names)
 
 
+@pytest.mark.parametrize(("kind", "options"), [("spot", ("--refresh",)), ("on-demand", ())])
+def test_only_a_refresh_sees_hosts_that_a_cloud_has_ended(kind: str, options: tuple[str, ...], tmp_path: Path) -> None:
+    found = plan.load(write(tmp_path, {"pools.main.placement": {**PLACEMENTS["aws"], "capacity": {"kind": kind}}}))
+    assert stack.refresh_options(found) == options
+
+
 @pytest.mark.parametrize("report", CAPACITY_ERRORS, ids=lambda report: f"{report['cloud']}-{report['error'][:40]}")
 def test_what_clouds_answer_in_public_reports(report: dict[str, Any], catalog: Catalog) -> None:
-    assert catalog.clouds[report["cloud"]].lacks_capacity(report["error"]) is report["full"]
+    answer = catalog.clouds[report["cloud"]].answer(report["error"])
+    assert (answer.means if answer else None) == report["means"]
+    if report["means"] == "quota":
+        assert answer is not None
+        assert answer.cure

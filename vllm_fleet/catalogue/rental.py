@@ -25,6 +25,7 @@ _POOL_ONLY = (
     "placement_group",
     "fabric",
     "run_hours",
+    "reservation_bound",
     "first",
 )
 

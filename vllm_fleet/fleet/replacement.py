@@ -106,6 +106,22 @@ def previewed(preview: Mapping[str, Any]) -> tuple[Change, ...]:
     return tuple(changes.values())
 
 
+def with_lost(changes: Iterable[Change], made: Iterable[str]) -> tuple[Change, ...]:
+    """The changes, in which a host that was made and would be created says that its cloud has ended it.
+
+    Args:
+        changes: what Pulumi would do.
+        made: the hosts of the stack's own file.
+    """
+    there = set(made)
+    return tuple(
+        replace(change, why=("its cloud has ended it", *change.why))
+        if change.what == "create" and change.host in there
+        else change
+        for change in changes
+    )
+
+
 def host_of(urn: str) -> str | None:
     """The host that a resource is, or whose models it holds; None for another resource."""
     *_, kind, name = urn.split("::")
@@ -196,5 +212,5 @@ def commands(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> t
         for urn in change.protected
     ]
     replaced = [change.host for change in mine if change.what == "replace"]
-    up = stack.up_command(plan.fleet)
+    up = stack.up_command(plan.fleet, *stack.refresh_options(plan))
     return (*lines, f"{VARIABLE}={','.join(replaced)} {up}" if replaced else up)

@@ -213,6 +213,11 @@ class GcpPlacement(_Zoned):
     run_hours: Annotated[int, Field(gt=0, le=168), WHOLE] | None = Field(
         default=None, description="How long flex-start hosts may live, in hours; 168 at most."
     )
+    reservation_bound: bool | None = Field(
+        default=None,
+        description="Whether hosts live as long as their reservation (RESERVATION_BOUND). Default: those of A3 Ultra, "
+        "A4 and A4X. True for a calendar reservation of A3 Mega or A3 High.",
+    )
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -248,6 +253,8 @@ class GcpPlacement(_Zoned):
     def _flex_is_finite(self) -> GcpPlacement:
         if (self.capacity.kind == "flex-start") != (self.run_hours is not None):
             raise ValueError("'run_hours' belongs to the capacity kind flex-start, which needs it")
+        if self.reservation_bound is not None and self.capacity.kind != "reservation":
+            raise ValueError("'reservation_bound' belongs to the capacity kind reservation")
         return self
 
 

@@ -17,8 +17,8 @@ from vllm_fleet.catalogue.rental import Rented
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import AzurePlacement
 
-#: Ignored changes of a host that exists: they would stop or replace it.
-_KEPT = ["zones", "osProfile"]
+#: Ignored changes of a host that exists: they would stop or replace it, or Azure refuses them while it runs.
+_KEPT = ["zones", "osProfile", "evictionPolicy", "securityProfile"]
 
 
 class AzureHost:
@@ -54,7 +54,7 @@ class AzureHost:
             network_profile=cards,
             os_profile=_account(host, args, key),
             storage_profile=_disks(where),
-            security_profile={"encryption_at_host": True},
+            **_security(placement),
             **zoned,
             **capacity(placement),
             **network.common,
@@ -68,6 +68,11 @@ class AzureHost:
         )
         address = public.ip_address.apply(str) if public else private
         self.record = HostRecord(address, machine.id, host.user, key.public_key, zone or placement.region, private)
+
+
+def _security(placement: AzurePlacement) -> dict[str, Any]:
+    """The encryption of the host's own disks. A subscription without the feature refuses even ``false``."""
+    return {"security_profile": {"encryption_at_host": True}} if placement.encryption_at_host else {}
 
 
 def _card(
