@@ -117,6 +117,8 @@ class CloudTable(Strict):
     #: Parts of this cloud's error messages, and what they mean.
     answers: list[Answer] = Field(min_length=1)
     images: dict[ImageKind, Image]
+    #: Says that the cloud's images reject everything but SSH by rules of their own; None: they do not.
+    image_firewall: Row | None = None
     #: Instance type -> what it is. The first one of a class and capacity kind is its default.
     shapes: dict[str, Shape]
     regions: Regions
@@ -137,6 +139,8 @@ class CloudTable(Strict):
         yield from ((f"shapes.{name}", shape) for name, shape in self.shapes.items())
         yield from ((f"shapes.{name}.image", shape.image) for name, shape in self.shapes.items() if shape.image)
         yield "regions", self.regions
+        if self.image_firewall:
+            yield "image_firewall", self.image_firewall
 
     def answer(self, error: str) -> Answer | None:
         """What an error message of this cloud means; None for one that says neither.

@@ -52,7 +52,7 @@ class Capacity:
         kind = self._placement.capacity.kind
         arguments: dict[str, Any] = {}
         if kind == "spot":
-            # A spot instance that AWS ends is gone from the state at the next refresh, and made again by that run.
+            # A spot instance that AWS ends is gone from the state at the next refresh, and that run creates a new one.
             spot = {"spot_instance_type": "one-time", "instance_interruption_behavior": "terminate"}
             arguments["instance_market_options"] = {"market_type": "spot", "spot_options": spot}
         if kind == "capacity-block":
