@@ -11,8 +11,8 @@ _INTRODUCTION = """# Where host classes can be had
 
 Generated from `recipes/clouds` by `make golden`. This project has rented none of it: types, disks and capacity kinds
 come from the sources that each row names there, with the day of the reading; the last column says what none of them
-says. A class that a cloud does not have is refused with this list. A class that is not in the table (R9700) is served on
-`static` hosts: `vllm-fleet init` writes their fleet.
+says. A class that a cloud does not have is refused with this list. A class that is not in the table (R9700) is served
+on `static` hosts: `vllm-fleet init` writes their fleet.
 """
 
 
