@@ -37,7 +37,7 @@ class Images(ABC):
 
     def _name(self, where: Rented) -> str:
         """The image in the cloud's table."""
-        return where.table.images[where.image_kind]
+        return where.image
 
     @abstractmethod
     def _look_up(self, name: str) -> pulumi.Output[str]:

@@ -23,8 +23,8 @@ def tries_file(directory: Path) -> Path:
 def read_tries(directory: Path) -> dict[str, dict[str, Any]]:
     """Host -> its last try.
 
-    A try has ``zone`` and ``made``; in newer files also ``answered``, ``pool``, ``full`` (the zone had no capacity) and
-    ``run`` (the number of the run).
+    A try has ``zone`` and ``made``; in newer files also ``answered``, ``pool``, ``full`` (the zone had no capacity),
+    ``limited`` (a limit of the account was reached) and ``run`` (the number of the run).
 
     Raises:
         FleetError: the file is wrong.

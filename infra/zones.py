@@ -1,7 +1,7 @@
 """Chooses the zone of each new host from the results of earlier tries.
 
-After a failed try, a host uses the next zone of its pool's list. A host without a try starts with the zone of the last
-host of its pool. Zones that had no capacity in the last run come last.
+After a failed try, a host uses the next zone of its pool's list, unless a limit of the account was the reason. A host
+without a try starts with the zone of the last host of its pool. Zones that had no capacity in the last run come last.
 
 A try is recorded before the request to the cloud, and again with the result. A host that exists keeps its zone: the
 clouds' components ignore a change of zone. A try without a result was interrupted: the host may exist, and may cost
@@ -44,6 +44,8 @@ class Zones:
         }
         self._pools: dict[tuple[str, tuple[str, ...]], tuple[str, frozenset[str]]] = {}
         self._chosen: dict[str, tuple[HostPlan, str]] = {}
+        #: Host -> why it may not be requested.
+        self._forbidden: dict[str, FleetError] = {}
         #: (pool, zone) -> the host that was refused in this run for lack of capacity.
         self._full: dict[tuple[str, str], str] = {}
         self._binding: pulumi.ResourceHookBinding | None = None
@@ -60,9 +62,20 @@ class Zones:
         if zone in zones and last.get("made"):
             return zone
         begin, full = self._of_pool(host.pool, zones)
-        first = zones.index(zone) + 1 if zone in zones else zones.index(begin)
+        first = zones.index(begin)
+        if zone in zones:
+            # A limit of the account says nothing about the zone.
+            first = zones.index(zone) + (0 if last.get("limited") else 1)
         in_order = [zones[(first + number) % len(zones)] for number in range(len(zones))]
         return next((candidate for candidate in in_order if candidate not in full), in_order[0])
+
+    def is_made(self, name: str) -> bool:
+        """Whether a host exists, as far as the last runs know."""
+        return bool(self._before_this_run.get(name, {}).get("made"))
+
+    def refuse(self, host: HostPlan, why: FleetError) -> None:
+        """Lets this run request no new host of that name; one that exists stays."""
+        self._forbidden[host.name] = why
 
     def _of_pool(self, pool: str, zones: tuple[str, ...]) -> tuple[str, frozenset[str]]:
         """The zone of the last host of a pool, and the zones without capacity in the last run; computed once."""
@@ -96,6 +109,8 @@ class Zones:
             # Of several hooks that fail at once the engine may show one error alone: each tells the whole.
             places = [f"{host} in {zone}" for host, zone in self._interrupted.items()]
             raise interrupted(pulumi.get_stack(), list(self._interrupted), places)
+        if name in self._forbidden:
+            raise self._forbidden[name]
         host, zone = self._chosen[name]
         if refused_host := self._full.get((host.pool, zone)):
             self._note(name, full=True)
@@ -109,16 +124,23 @@ class Zones:
         """Records the refusal; returns False, so that the engine does not retry."""
         if args.failed_operation == "create":
             host, zone = self._chosen[args.name]
-            full = host.rented is not None and any(host.rented.table.lacks_capacity(error) for error in args.errors)
+            answers = [host.rented.table.answer(error) for error in args.errors] if host.rented else []
+            found = next((answer for answer in answers if answer), None)
+            full = found is not None and found.means == "no-capacity"
             if full:
                 self._full.setdefault((host.pool, zone), args.name)
-            self._note(args.name, full=full)
+            elif found:
+                pulumi.warn(
+                    f"{args.name}: a limit of the account is reached, not the capacity of {zone}: another zone of the "
+                    f"region has the same limit. To go on: {found.cure}"
+                )
+            self._note(args.name, full=full, limited=found is not None and not full)
         return False
 
-    def _note(self, name: str, made: bool = False, answered: bool = True, full: bool = False) -> None:
+    def _note(self, name: str, made: bool = False, answered: bool = True, **why: bool) -> None:
         host, zone = self._chosen[name]
         noted = {"zone": zone, "made": made, "answered": answered, "pool": host.pool, "run": self._last_run + 1}
-        self._file.note(name, {**noted, **({"full": True} if full else {})})
+        self._file.note(name, {**noted, **{key: True for key, holds in why.items() if holds}})
 
 
 def _run(tried: Mapping[str, Any]) -> int:

@@ -100,12 +100,20 @@ class Account:
         have: kind -> ids, such as ``reservations``.
         versions: an image's lookup -> the number of newer images since.
         offerings: the capacity blocks that AWS offers, in order: id and price.
+        block: where and when the offered blocks are, as words of the tables.
         regions: a size of DigitalOcean -> the regions that offer it; all regions offer other sizes.
     """
 
     have: dict[str, list[str]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     offerings: list[tuple[str, str]] = field(default_factory=list)
+    block: dict[str, str] = field(
+        default_factory=lambda: {
+            "block_zone": "us-east-1a",
+            "block_starts": "2026-01-01T11:30:00Z",
+            "block_ends": "2099-01-01T11:30:00Z",
+        }
+    )
     regions: dict[str, list[str]] = field(default_factory=dict)
 
 

@@ -48,7 +48,9 @@ def _offering(_table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answ
     if not cloud.account.offerings:
         raise RefusedError(f"no capacity block of {arguments['instanceType']} is offered")
     offering, fee = cloud.account.offerings[0]
-    return {"id": offering, "capacityBlockOfferingId": offering, "upfrontFee": fee, **arguments}
+    zone = cloud.account.block["block_zone"]
+    found = {"capacityBlockOfferingId": offering, "upfrontFee": fee, "availabilityZone": zone}
+    return {"id": offering, **found, **arguments}
 
 
 def _image(table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:

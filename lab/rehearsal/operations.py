@@ -205,6 +205,7 @@ class Operations:
             "uuid": str(uuid.uuid4()),
             "number": 4_000_000 + self.cloud.number(),
             "zone": zone,
+            **self.cloud.account.block,
             **{key: value for key, value in self.config.items() if isinstance(value, str)},
             **{key: value for key, value in inputs.items() if isinstance(value, (str, int))},
         }

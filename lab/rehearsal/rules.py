@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -123,13 +124,17 @@ def _subnet_fits(cloud: Cloud, inputs: Inputs, itself: str | None) -> Iterator[s
             yield f"InvalidSubnet.Conflict: The CIDR '{mine}' conflicts with another subnet"
 
 
-def _block_has_a_target(_cloud: Cloud, inputs: Inputs, _itself: str | None) -> Iterator[str]:
+def _block_has_a_target(cloud: Cloud, inputs: Inputs, itself: str | None) -> Iterator[str]:
     block = wire.value(inputs, "instanceMarketOptions.marketType") == "capacity-block"
     target = wire.value(inputs, "capacityReservationSpecification.capacityReservationTarget.capacityReservationId")
     if block and not target:
         yield "InvalidParameterCombination: a capacity block needs a capacity reservation target"
     if block and inputs.get("placementGroup"):
         yield "InsufficientInstanceCapacity: a capacity block cannot be used in a placement group"
+    bought = cloud.get("aws:ec2/capacityBlockReservation:CapacityBlockReservation", str(target)) if target else None
+    starts = bought.output("startDate") if bought else None
+    if itself is None and starts and dt.datetime.fromisoformat(str(starts)) > dt.datetime.now(dt.UTC):
+        yield "InvalidCapacityReservationState.PendingActivation: Your Capacity Block is not active yet."
 
 
 def _address_needs_a_gateway(cloud: Cloud, inputs: Inputs, _itself: str | None) -> Iterator[str]:
@@ -137,12 +142,9 @@ def _address_needs_a_gateway(cloud: Cloud, inputs: Inputs, _itself: str | None) 
     instance = cloud.get("aws:ec2/instance:Instance", str(inputs.get("instance")))
     if instance is None:
         return
-    subnet_id = wire.value(instance.inputs, "subnetId")
-    card = cloud.get(
-        "aws:ec2/networkInterface:NetworkInterface",
-        str(wire.value(instance.inputs, "networkInterfaces.0.networkInterfaceId")),
-    )
-    subnet = cloud.get("aws:ec2/subnet:Subnet", str(card.inputs["subnetId"] if card else subnet_id))
+    if wire.value(instance.inputs, "launchTemplate.id"):
+        yield "InvalidInstanceID: There are multiple interfaces attached to instance. Please specify an interface ID"
+    subnet = cloud.get("aws:ec2/subnet:Subnet", str(wire.value(instance.inputs, "subnetId")))
     vpc = subnet.inputs["vpcId"] if subnet else None
     if not any(item.inputs.get("vpcId") == vpc for item in cloud.records_of(":InternetGateway")):
         yield f"Gateway.NotAttached: Network {vpc} is not attached to any internet gateway"

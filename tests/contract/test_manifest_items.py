@@ -17,7 +17,7 @@ from vllm_fleet import inventory
 from vllm_fleet.base import paths
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet import plan
-from vllm_fleet.host import container, drivers, model_disk
+from vllm_fleet.host import container, drivers, manifest, model_disk
 from vllm_fleet.host.adopted_model import AdoptedModel
 from vllm_fleet.host.manifest_items import KINDS, OWNERS, Item
 from vllm_fleet.inventory import ALL_ROLES, Site
@@ -67,6 +67,7 @@ def items(golden_site: Site, image_site: Site, gpu_site: Site, fleets: Path, cat
         *driver_items(catalog),
         *image_items(catalog),
         *host_as_mirror.manifest_items(variables),
+        *manifest.open_image_ports(golden_site.hosts[0].manifest).items,
         *AdoptedModel("a/b", "/data/b").items({"config.json": "0" * 64}),
         *(item for host in rented for item in model_disk.manifest_items(host)),
     ]

@@ -88,6 +88,7 @@ def test_every_role_is_some_host_s(hosts: list[SiteHost]) -> None:
     assert {role for host in hosts for role in host.manifest.roles} == set(ALL_ROLES) - {
         "nvidia_driver",
         "amd_driver",
+        "image_ports",
         "mirror",
     }
 

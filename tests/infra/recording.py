@@ -30,7 +30,7 @@ gateway:
 
 #: What the real providers compute of a resource, as far as the program reads it.
 _COMPUTED = {
-    "aws:ec2/instance:Instance": ("publicIp", "privateIp", "availabilityZone"),
+    "aws:ec2/instance:Instance": ("publicIp", "privateIp", "availabilityZone", "primaryNetworkInterfaceId"),
     "aws:ec2/eip:Eip": ("publicIp",),
     "gcp:compute/address:Address": ("address",),
     "digitalocean:index/droplet:Droplet": ("ipv4Address", "ipv4AddressPrivate"),
@@ -68,6 +68,9 @@ class Recorder(pulumi.runtime.Mocks):
             outputs = {"private_key": f"PRIVATE {args.name}", "public_key": f"ssh-ed25519 {args.name}"}
         elif args.typ.endswith(":ApiKey"):
             outputs = {"key": "KEY", "digest": f"sha256:{'0' * 64}"}
+        elif args.typ == "aws:ec2/capacityBlockReservation:CapacityBlockReservation":
+            begins, ends = "2026-01-01T11:30:00Z", "2099-01-01T11:30:00Z"
+            outputs = {"availabilityZone": "us-east-1a", "startDate": begins, "endDate": ends}
         elif args.typ == "azure-native:network:NetworkInterface":
             (address,) = inputs["ipConfigurations"]
             outputs = {"ipConfigurations": [{**address, "privateIPAddress": f"{args.name}/private"}]}

@@ -143,12 +143,12 @@ def test_nothing_is_open_that_the_fleet_does_not_open(cloud: str, tmp_path: Path
             "azure",
             {"kind": "spot"},
             "h200-8",
-            {"priority": "Spot", "evictionPolicy": "Deallocate", "billingProfile": {"maxPrice": -1}},
+            {"priority": "Spot", "evictionPolicy": "Delete", "billingProfile": {"maxPrice": -1}},
         ),
         (
             "azure",
             {"kind": "reservation", "id": "/subscriptions/s/g"},
-            "mi300x-8",
+            "gb200-4",
             {"capacityReservation": {"capacityReservationGroup": {"id": "/subscriptions/s/g"}}},
         ),
         ("oci", {"kind": "on-demand"}, "mi300x-8", {}),
@@ -160,7 +160,8 @@ def test_nothing_is_open_that_the_fleet_does_not_open(cloud: str, tmp_path: Path
 def test_capacity(
     cloud: str, capacity: dict[str, Any], host_class: str, wanted: dict[str, Any], tmp_path: Path, clouds: Recorder
 ) -> None:
-    run(tmp_path, cloud, {**pool(cloud, capacity=capacity), "host_class": host_class})
+    image = {"image": "own:gpu:arm64:1.0.0"} if host_class == "gb200-4" else {}
+    run(tmp_path, cloud, {**pool(cloud, capacity=capacity, **image), "host_class": host_class})
     machine = clouds.of(MACHINES[cloud])["main-0"]
     keys = ("priority", "evictionPolicy", "billingProfile", "capacityReservation", "capacityReservationId")
     found = {key: machine[key] for key in keys if key in machine}
@@ -192,11 +193,34 @@ def test_oracle_s_gateway_has_the_newest_image_and_hosts_their_own(tmp_path: Pat
     assert clouds.of("Subnet")["demo-us-chicago-1"]["securityListIds"] == ["id-of-demo-us-chicago-1"]
 
 
-def test_azure_s_machines_take_keys_only_and_have_their_disks_encrypted(tmp_path: Path, clouds: Recorder) -> None:
+@pytest.mark.parametrize("asked", [True, False])
+def test_azure_encrypts_a_host_s_own_disks_where_the_fleet_asks_for_it(
+    asked: bool, tmp_path: Path, clouds: Recorder
+) -> None:
+    run(tmp_path, "azure", pool("azure", encryption_at_host=asked))
+    machine = clouds.of("VirtualMachine")["main-0"]
+    # A subscription without the feature refuses even 'false'.
+    assert machine.get("securityProfile") == ({"encryptionAtHost": True} if asked else None)
+
+
+def test_azure_starts_a_named_image_by_its_id_or_its_version(tmp_path: Path, clouds: Recorder) -> None:
+    id_ = "/subscriptions/0a/resourceGroups/own/providers/Microsoft.Compute/images/gpu"
+    run(tmp_path, "azure", pool("azure", image=id_))
+    assert clouds.of("VirtualMachine")["main-0"]["storageProfile"]["imageReference"] == {"id": id_}
+    clouds.resources.clear()
+    run(tmp_path, "azure", pool("azure", image="own:gpu:rocm:1.2.3"))
+    assert clouds.of("VirtualMachine")["main-0"]["storageProfile"]["imageReference"] == {
+        "publisher": "own",
+        "offer": "gpu",
+        "sku": "rocm",
+        "version": "1.2.3",
+    }
+
+
+def test_azure_s_machines_take_keys_only(tmp_path: Path, clouds: Recorder) -> None:
     inventory = run(tmp_path, "azure", pool("azure", model_disk_gib=500))
     machine = clouds.of("VirtualMachine")["main-0"]
     assert secret(machine["osProfile"])["linuxConfiguration"]["disablePasswordAuthentication"] is True
-    assert machine["securityProfile"] == {"encryptionAtHost": True}
     assert machine["zones"] == ["1"]
     assert machine["storageProfile"]["imageReference"]["sku"] == "2404-rocm"
     (models,) = machine["storageProfile"]["dataDisks"]

@@ -11,7 +11,7 @@ import pytest
 from cloud_fleets import built, write
 from recording import Recorder, secret
 
-from infra.clouds.gcp.host import capacity
+from infra.clouds.gcp.host import capacity, timeouts
 from vllm_fleet.schema.cloud import GcpPlacement
 
 IMAGE = "gcp:compute/getImage:getImage"
@@ -19,6 +19,14 @@ REGION = {"region": "us-central1", "zones": ["us-central1-b", "us-central1-c"], 
 POOL: dict[str, Any] = {"host_class": "h100-8", "placement": {**REGION, "capacity": {"kind": "spot"}}}
 TERMINATE = {"on_host_maintenance": "TERMINATE"}
 STOP = {"automatic_restart": False, "instance_termination_action": "STOP"}
+# The provider's page on the instance: FLEX_START needs DELETE and no restart.
+FLEX = {"automatic_restart": False, "instance_termination_action": "DELETE", "provisioning_model": "FLEX_START"}
+# Google's page on instances in a reservation: DELETE, with restart.
+BOUND = {
+    "automatic_restart": True,
+    "instance_termination_action": "DELETE",
+    "provisioning_model": "RESERVATION_BOUND",
+}
 
 
 def specific(name: str) -> dict[str, Any]:
@@ -111,13 +119,25 @@ def test_the_network_lets_in_what_the_fleet_says(tmp_path: Path, gcp: Recorder) 
         (
             {"capacity": {"kind": "flex-start"}, "run_hours": 48},
             "a4-highgpu-8g",
-            {**TERMINATE, **STOP, "provisioning_model": "FLEX_START", "max_run_duration": {"seconds": 172800}},
+            {**TERMINATE, **FLEX, "max_run_duration": {"seconds": 172800}},
             {"type": "NO_RESERVATION"},
         ),
         (
             {"capacity": {"kind": "reservation", "id": "mine"}},
             "a4-highgpu-8g",
-            {**TERMINATE, **STOP, "provisioning_model": "RESERVATION_BOUND"},
+            {**TERMINATE, **BOUND},
+            specific("mine"),
+        ),
+        (
+            {"capacity": {"kind": "reservation", "id": "mine"}, "reservation_bound": True},
+            "a3-megagpu-8g",
+            {**TERMINATE, **BOUND},
+            specific("mine"),
+        ),
+        (
+            {"capacity": {"kind": "reservation", "id": "mine"}},
+            "a3-megagpu-8g",
+            {**TERMINATE, "automatic_restart": True},
             specific("mine"),
         ),
         (
@@ -127,12 +147,32 @@ def test_the_network_lets_in_what_the_fleet_says(tmp_path: Path, gcp: Recorder) 
             specific("mine"),
         ),
     ],
-    ids=["on-demand", "spot", "flex-start", "reservation-bound", "reservation"],
+    ids=["on-demand", "spot", "flex-start", "bound", "bound-calendar", "a3-mega", "reservation"],
 )
 def test_capacity(more: dict[str, Any], shape: str, scheduling: dict[str, Any], affinity: Any) -> None:
     found = capacity(GcpPlacement.model_validate({**REGION, **more}), shape)
     assert found["scheduling"] == scheduling
     assert found.get("reservation_affinity") == affinity
+    # A spot host that Google stopped is started again by the update that a refresh leads to.
+    assert found.get("desired_status") == ("RUNNING" if scheduling.get("preemptible") else None)
+
+
+def test_a_gateway_moves_at_maintenance_and_a_host_with_gpus_cannot() -> None:
+    placement = GcpPlacement.model_validate(REGION)
+    assert capacity(placement, "c3-standard-8", has_gpus=False)["scheduling"] == {
+        "on_host_maintenance": "MIGRATE",
+        "automatic_restart": True,
+    }
+    spot = GcpPlacement.model_validate({**REGION, "capacity": {"kind": "spot"}})
+    assert capacity(spot, "c3-standard-8", has_gpus=False)["scheduling"]["on_host_maintenance"] == "TERMINATE"
+
+
+def test_a_flex_start_host_is_waited_for_longer_than_google_keeps_its_request() -> None:
+    flex = GcpPlacement.model_validate({**REGION, "capacity": {"kind": "flex-start"}, "run_hours": 48})
+    waits = timeouts(flex)
+    assert waits is not None
+    assert waits.create == "150m"
+    assert timeouts(GcpPlacement.model_validate(REGION)) is None
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,17 @@ def test_a_zone_without_capacity_is_told_and_the_next_run_takes_the_next_zone(em
     assert made.items() <= empty.ids().items()
 
 
+def test_a_limit_of_the_account_is_told_with_what_to_raise(empty: Rehearsal) -> None:
+    limit = "VcpuLimitExceeded: You have requested more vCPU capacity than your current vCPU limit of 0 allows"
+    empty.cloud.faults = [Fault("create", INSTANCE, "main-[0-4]", says=limit)]
+    said = " ".join(empty.up(check=False).split())
+    assert "main-0: a limit of the account is reached, not the capacity of us-east-1a" in said
+    assert "raise 'Running On-Demand P instances' (vCPUs) of this region in Service Quotas" in said
+    empty.cloud.faults = []
+    empty.up()
+    assert {each.zone for each in empty.hosts()} == {"us-east-1a"}
+
+
 def test_a_run_that_failed_after_three_of_five_hosts_is_completed_by_the_next(empty: Rehearsal) -> None:
     empty.cloud.faults = [
         Fault("create", INSTANCE, "main-3", says="InternalError: try again", times=1, after=(*MAIN,)),
@@ -170,7 +181,7 @@ def test_a_protected_stack_is_not_destroyed(whole: Rehearsal) -> None:
 
 def newer_images(found: Rehearsal) -> None:
     table = load_catalog().clouds["aws"]
-    found.cloud.account.versions = dict.fromkeys(table.images.values(), 1)
+    found.cloud.account.versions = dict.fromkeys((image.name for image in table.images.values()), 1)
 
 
 def test_a_newer_image_moves_only_hosts_that_ask_for_the_latest_and_only_by_name(whole: Rehearsal) -> None:
@@ -198,29 +209,63 @@ def ordered(price: float) -> dict[str, Any]:
     return {"kind": "capacity-block", "purchase": order}
 
 
-def test_a_capacity_block_is_bought_once_at_the_accepted_price_and_never_at_another(empty: Rehearsal) -> None:
+def order_block(found: Rehearsal, zone: str = "us-east-1a") -> None:
     def block(fleet: Any) -> None:
         fleet["pools"] = {"block": fleet["pools"]["newest"]}
         fleet["pools"]["block"] |= {"host_class": "h200-8", "hosts": 2}
-        fleet["pools"]["block"]["placement"] |= {"capacity": ordered(1000.0), "zones": ["us-east-1a"]}
+        fleet["pools"]["block"]["placement"] |= {"capacity": ordered(1000.0), "zones": [zone]}
         del fleet["pools"]["block"]["placement"]["image"]
 
-    empty.fleet(block)
+    found.fleet(block)
+
+
+def test_a_capacity_block_is_bought_at_the_accepted_price_in_the_pool_s_zone_or_not_at_all(empty: Rehearsal) -> None:
+    order_block(empty)
     empty.cloud.account.offerings = [("cb-0001", "1000.01")]
     said = empty.stage.pulumi("preview", check=False)
     assert "costs 1000.01 USD, and the fleet accepts 1000 USD: nothing was bought" in said
     said = empty.up(check=False)
     assert "nothing was bought" in said
+    empty.cloud.account.offerings = [("cb-0001", "999")]
+    empty.cloud.account.block["block_zone"] = "us-east-1b"
+    said = empty.up(check=False)
+    assert "cb-0001 is in us-east-1b, and the pool is in us-east-1a: nothing was bought" in " ".join(said.split())
     assert empty.cloud.records_of(BLOCK) == []
     assert not [host for host in empty.hosts() if host.name.startswith("block-")]
+
+
+def test_a_run_ends_after_a_purchase_and_a_later_one_makes_the_hosts_and_no_run_buys_twice(empty: Rehearsal) -> None:
+    order_block(empty)
     empty.cloud.account.offerings = [("cb-0001", "999")]
-    empty.up()
+    empty.cloud.account.block |= {"block_starts": "2099-01-01T11:30:00Z", "block_ends": "2099-01-03T11:30:00Z"}
+    said = " ".join(empty.up().split())
     (bought,) = empty.cloud.records_of(BLOCK)
+    assert f"the capacity block {bought.id} is bought and starts at 2099-01-01T11:30:00Z" in said
+    assert "the first 'pulumi up --stack demo' after that" in said
+    assert sorted(empty.ids()) == sorted(empty.stack()) == ["gateway-0"]
     # What is sold is on offer no more.
     empty.cloud.account.offerings = [("cb-0002", "5")]
-    assert "created" not in empty.up()
-    assert empty.cloud.records_of(BLOCK) == [bought]
-    assert len(empty.ids()) == 3
+    said = " ".join(empty.up().split())
+    assert "starts at 2099-01-01T11:30:00Z: run 'pulumi up --stack demo' after that" in said
+    assert sorted(empty.ids()) == ["gateway-0"]
+    # The block begins: the time of the cloud and that of the fleet's file are put back.
+    file = empty.stage.folder / "blocks.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("2099-01-01", "2026-01-01"), encoding="utf-8")
+    bought.outputs["startDate"] = "2026-01-01T11:30:00Z"
+    empty.cloud.put(bought)
+    empty.up()
+    assert sorted(empty.stack()) == ["block-0", "block-1", "gateway-0"]
+    assert [each.id for each in empty.cloud.records_of(BLOCK)] == [bought.id]
+    assert "to create" not in (said := empty.stage.pulumi("preview")) and "to update" not in said
+    # The block ends: AWS has terminated the instances, and forgets the block.
+    file.write_text(file.read_text(encoding="utf-8").replace("2099-01-03", "2026-01-03"), encoding="utf-8")
+    for record in (*empty.hosts(), bought):
+        if record.name != "gateway-0":
+            empty.cloud.drop(record)
+    said = " ".join(empty.stage.pulumi("up", "--refresh", *QUIET, check=False).split())
+    assert f"the capacity block {bought.id} of block ended at 2026-01-03T11:30:00Z: block-0 was not requested" in said
+    assert empty.cloud.records_of(BLOCK) == []
+    assert sorted(empty.ids()) == ["gateway-0"]
 
 
 def test_no_secret_is_in_the_state_in_plain_text(whole: Rehearsal) -> None:

@@ -165,3 +165,20 @@ def test_the_file_of_tries_has_the_form_that_json_gives_it(tmp_path: Path) -> No
     assert (tmp_path / "zones.json").read_text() == json.dumps(wanted, indent=2, sort_keys=True) + "\n"
     TriesFile(tmp_path, {}).write()
     assert (tmp_path / "zones.json").read_text() == "{}\n"
+
+
+def test_a_limit_of_the_account_names_what_to_raise_and_moves_no_host(
+    tmp_path: Path, hosts: dict[str, HostPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(pulumi, "warn", said.append)
+    run = Run(tmp_path, hosts)
+    run.refused("main-0", "api error VcpuLimitExceeded: You have requested more vCPU capacity than your current limit")
+    (words,) = said
+    assert "main-0: a limit of the account is reached, not the capacity of us-east-1a" in words
+    assert "Running On-Demand P instances" in words
+    # Another host is requested in the same zone in this run, and the same host in the next one.
+    run.made("main-1")
+    assert Run(tmp_path, hosts).chosen["main-0"] == A
+    run.refused("main-2", "api error UnauthorizedOperation: You are not authorized to perform this operation.")
+    assert len(said) == 1

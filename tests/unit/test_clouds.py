@@ -26,7 +26,12 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "aws": {"region": "us-east-1", "zone": "us-east-1a"},
     "gcp": {"region": "us-central1", "zone": "us-central1-b", "project": "demo-project"},
     "azure": {"region": "westeurope"},
-    "oci": {"region": "us-chicago-1", "zone": "AD-1", "compartment": "ocid1.compartment.a", "image": "ocid1.image.a"},
+    "oci": {
+        "region": "us-chicago-1",
+        "zone": "Uocm:US-CHICAGO-1-AD-1",
+        "compartment": "ocid1.compartment.a",
+        "image": "ocid1.image.oc1..a",
+    },
     "digitalocean": {"region": "nyc2"},
 }
 ROWS = [
@@ -76,7 +81,7 @@ def test_every_row_of_every_table_can_be_asked_for(cloud: str, shape: str, kind:
         change["defaults.model"] = "openai/gpt-oss-20b"
     image = "nvidia-aarch64" in catalog.clouds[cloud].images
     if not image and catalog.host_class(entry.host_class).family.facts.machine == "aarch64":
-        placement["image"] = "an-image-of-the-tenant"
+        placement["image"] = {"azure": "own:gpu:arm64:1.0.0", "oci": "ocid1.image.oc1..a"}[cloud]
     found = plan.load(write(tmp_path, change, placement, cloud))
     rented = found.hosts[0].rented
     assert rented is not None
@@ -119,6 +124,25 @@ def test_every_row_of_every_table_can_be_asked_for(cloud: str, shape: str, kind:
             {"placement.capacity": {"kind": "capacity-block", "id": "cr-1"}, "placement.placement_group": True},
             "pools.main.placement",
             "has its own placement",
+        ),
+        (
+            {"placement.capacity": {"kind": "reservation", "id": "cr-1"}, "placement.placement_group": True},
+            "pools.main.placement",
+            "give the name of that group",
+        ),
+        (
+            {
+                "placement.capacity": {"kind": "capacity-block", "purchase": ORDER},
+                "placement.zone": None,
+                "placement.zones": ["us-east-1a", "us-east-1b"],
+            },
+            "pools.main.placement",
+            "a capacity block is in one zone",
+        ),
+        (
+            {"host_class": "gb200-4", "placement.capacity": {"kind": "capacity-block", "purchase": ORDER}},
+            "pools.main.placement.capacity.purchase",
+            "the stack cannot buy a block of p6e-gb200.36xlarge",
         ),
         ({"placement.image": "a;b"}, "pools.main.placement.image", "'a;b' is not an id"),
         ({"placement.capacity": {"kind": "reservation", "id": "a b"}}, "pools.main.placement.capacity.id", "not an id"),
@@ -171,6 +195,111 @@ def test_what_the_gateway_says_itself_is_told_beside_the_pool(tmp_path: Path) ->
 def test_regions_as_clouds_have_them_are_taken(cloud: str, region: str, tmp_path: Path) -> None:
     zone = f"{region}a" if cloud == "aws" else f"{region}-b"
     assert plan.load(write(tmp_path, {}, {**PLACEMENTS[cloud], "region": region, "zone": zone}, cloud)).hosts
+
+
+@pytest.mark.parametrize(
+    ("cloud", "change", "key", "says"),
+    [
+        ("aws", {"region": "us-east-9", "zone": "us-east-9a"}, "region", "'us-east-9' is not a region of aws"),
+        ("aws", {"zone": "us-east-1g"}, "zone", "'us-east-1g' is not a zone of us-east-1"),
+        ("aws", {"zone": "us-east-1-dfw-2a"}, "", "'us-east-1-dfw-2a' is a local zone"),
+        ("gcp", {"region": "mars-north9", "zone": "mars-north9-a"}, "region", "'mars-north9' is not a region of gcp"),
+        ("gcp", {"zone": "us-central1-d"}, "zone", "'us-central1-d' is not a zone of us-central1"),
+        ("gcp", {"zone": "us-central1-ai1b"}, "zone", "the nearest is us-central1-ai1a"),
+        ("azure", {"region": "atlantis"}, "region", "'atlantis' is not a region of azure"),
+        ("azure", {"zones": ["1", "4"]}, "zones", "'4' is not a zone of westeurope"),
+        ("azure", {"region": "westus", "zone": "1"}, "zone", "westus has no zones"),
+        ("oci", {"region": "us-chicago-2"}, "region", "the nearest is us-chicago-1"),
+        ("oci", {"zone": "US-CHICAGO-1-AD-1"}, "zone", "lacks the prefix of your tenancy"),
+        ("oci", {"zone": "Uocm:US-CHICAGO-1-AD-4"}, "zone", "the nearest is Uocm:US-CHICAGO-1-AD-"),
+        ("digitalocean", {"region": "nyc9"}, "region", "'nyc9' is not a region of digitalocean"),
+    ],
+)
+def test_a_place_that_does_not_exist_is_refused_with_the_nearest_one(
+    cloud: str, change: dict[str, Any], key: str, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FleetError) as caught:
+        plan.load(write(tmp_path, {}, {**PLACEMENTS[cloud], **change}, cloud))
+    assert says in str(caught.value)
+    assert caught.value.others == []
+    assert caught.value.key == ".".join(filter(None, ("pools.main.placement", key)))
+    assert caught.value.line is not None
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("cloud", "change"),
+    [
+        ("aws", {"region": "us-east-9", "zone": "us-east-9a"}),
+        ("aws", {"zone": "us-east-1g"}),
+        ("azure", {"region": "atlantis", "zone": "7"}),
+        ("oci", {"region": "us-chicago-2", "zone": "AD-1"}),
+        ("digitalocean", {"region": "nyc9"}),
+    ],
+)
+def test_a_place_newer_than_the_table_is_taken_on_the_fleet_s_word(
+    cloud: str, change: dict[str, Any], tmp_path: Path
+) -> None:
+    placement = {**PLACEMENTS[cloud], **change}
+    with pytest.raises(FleetError):
+        plan.load(write(tmp_path, {}, placement, cloud))
+    assert plan.load(write(tmp_path, {}, {**placement, "unlisted": True}, cloud)).hosts
+
+
+@pytest.mark.parametrize(
+    ("cloud", "image", "fine"),
+    [
+        ("aws", "ami-0123456789abcdef0", True),
+        ("aws", "ami-nonsense", False),
+        ("aws", "ubuntu-24.04", False),
+        ("gcp", "projects/own-images/global/images/gpu-v1", True),
+        ("gcp", "projects/own-images/global/images/family/gpu", True),
+        ("gcp", "https://www.googleapis.com/compute/v1/projects/p1/global/images/gpu-v1", True),
+        ("gcp", "own-images/gpu-v1", True),
+        ("gcp", "gpu-v1", True),
+        ("gcp", "ami-0123456789abcdef0/x/y", False),
+        ("gcp", "Own_Image", False),
+        ("azure", "microsoft-dsvm:ubuntu-hpc:2404:24.04.2026072801", True),
+        ("azure", "/subscriptions/0a-1/resourceGroups/own(1)/providers/Microsoft.Compute/images/gpu", True),
+        (
+            "azure",
+            "/subscriptions/0a-1/resourceGroups/own/providers/Microsoft.Compute/galleries/g/images/i/versions/1.0.0",
+            True,
+        ),
+        ("azure", "microsoft-dsvm:ubuntu-hpc:2404", False),
+        ("azure", "/subscriptions/0a-1/resourceGroups/own/providers/Microsoft.Compute/disks/gpu", False),
+        ("oci", "ocid1.image.oc1.iad.aaaabbbb", True),
+        ("oci", "ocid1.instance.oc1.iad.aaaabbbb", False),
+        ("digitalocean", "gpu-h100x8-base", True),
+        ("digitalocean", "12345678", True),
+        ("digitalocean", "GPU image", False),
+    ],
+)
+def test_an_image_has_the_form_of_its_cloud(cloud: str, image: str, fine: bool, tmp_path: Path) -> None:
+    folder = write(tmp_path, {}, {**PLACEMENTS[cloud], "image": image}, cloud)
+    if fine:
+        assert plan.load(folder).hosts
+        return
+    with pytest.raises(FleetError, match=r"is not an (image of this cloud|id)") as caught:
+        plan.load(folder)
+    assert (caught.value.key, caught.value.exit_code) == ("pools.main.placement.image", 2)
+    assert caught.value.line is not None
+
+
+def test_every_row_of_the_tables_names_where_and_when_it_was_read(catalog: Catalog) -> None:
+    for table in catalog.clouds.values():
+        rows = [*table.answers, *table.images.values(), *table.shapes.values(), table.regions]
+        assert all(table.sources[source].read >= "2026-11-01" for row in rows for source in row.sources)
+
+
+def test_the_image_of_eight_nvidia_gpus_at_digitalocean_is_the_one_with_nvlink(tmp_path: Path) -> None:
+    images = {}
+    for host_class in ("h100-1", "h100-8", "h200-8"):
+        change = {"pools.main.host_class": host_class}
+        rented = plan.load(write(tmp_path, change, cloud="digitalocean")).hosts[0].rented
+        assert rented is not None
+        images[host_class] = rented.image
+    assert images == {"h100-1": "gpu-h100x1-base", "h100-8": "gpu-h100x8-base", "h200-8": "gpu-h100x8-base"}
 
 
 def test_a_class_that_a_cloud_lacks_comes_with_where_it_can_be_had(tmp_path: Path) -> None:
@@ -300,6 +429,16 @@ def test_a_wrong_list_of_own_keys(text: str, says: str, tmp_path: Path) -> None:
         stack.locations(plan.load(located(tmp_path, text)), names.resolve_names)
 
 
+@pytest.mark.parametrize(("kind", "options"), [("spot", ("--refresh",)), ("on-demand", ())])
+def test_only_a_refresh_sees_hosts_that_a_cloud_has_ended(kind: str, options: tuple[str, ...], tmp_path: Path) -> None:
+    found = plan.load(write(tmp_path, {"pools.main.placement": {**PLACEMENTS["aws"], "capacity": {"kind": kind}}}))
+    assert stack.refresh_options(found) == options
+
+
 @pytest.mark.parametrize("report", CAPACITY_ERRORS, ids=lambda report: f"{report['cloud']}-{report['error'][:40]}")
 def test_what_clouds_answer_in_public_reports(report: dict[str, Any], catalog: Catalog) -> None:
-    assert catalog.clouds[report["cloud"]].lacks_capacity(report["error"]) is report["full"]
+    answer = catalog.clouds[report["cloud"]].answer(report["error"])
+    assert (answer.means if answer else None) == report["means"]
+    if report["means"] == "quota":
+        assert answer is not None
+        assert answer.cure

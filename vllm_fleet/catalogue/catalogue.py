@@ -18,7 +18,7 @@ from vllm_fleet.base.errors import raise_all as raise_all
 from vllm_fleet.catalogue import engine_locks
 from vllm_fleet.catalogue.engine_locks import Lock
 from vllm_fleet.catalogue.engine_names import EngineNames, read_names
-from vllm_fleet.schema.cloud import CloudTable
+from vllm_fleet.schema.cloud_table import CloudTable
 from vllm_fleet.schema.distribution import Distributions
 from vllm_fleet.schema.draft import Draft
 from vllm_fleet.schema.driver import Drivers

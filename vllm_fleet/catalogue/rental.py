@@ -9,7 +9,9 @@ from typing import Any, cast
 from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
-from vllm_fleet.schema.cloud import PLACEMENTS, CloudTable, ImageKind, Placement, Shape
+from vllm_fleet.catalogue.places import check_place
+from vllm_fleet.schema.cloud import PLACEMENTS, Placement
+from vllm_fleet.schema.cloud_table import CloudTable, Fabric, ImageKind, Shape
 from vllm_fleet.schema.fleet import Pool
 
 #: Keys of a placement that a gateway does not take from the pool.
@@ -28,6 +30,7 @@ _POOL_ONLY = (
     "placement_group",
     "fabric",
     "run_hours",
+    "reservation_bound",
     "first",
 )
 
@@ -51,9 +54,15 @@ class Rented:
     entry: Shape | None = None
 
     @property
-    def fabric_cards(self) -> int:
-        """Network cards with an interface of their own."""
-        return self.entry.fabric_cards if self.entry else 0
+    def fabric(self) -> Fabric | None:
+        """The network cards for traffic between hosts; None: it has none."""
+        return self.entry.fabric if self.entry else None
+
+    @property
+    def image(self) -> str:
+        """The image of the cloud's table, which the instance type may set itself; the table has one."""
+        own = self.table.shapes[self.shape].image if self.shape in self.table.shapes else None
+        return (own or self.table.images[self.image_kind]).name
 
 
 def is_rented(cloud: str) -> bool:
@@ -78,6 +87,7 @@ def rent_pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.D
     placement = yaml_document.parse(document, PLACEMENTS[cloud], at, spec.placement)
     host = catalog.host_class(spec.host_class)
     table = catalog.clouds[cloud]
+    _check_place(table, placement, at, document)
     try:
         shape = _shape(catalog, table, host, placement)
     except FleetError as fault:
@@ -114,7 +124,17 @@ def rent_gateways(
     merged = {"public_address": True, **beside, **own}
     own_placement = yaml_document.parse(document, PLACEMENTS[cloud], ("gateway", "placement"), merged)
     table = catalog.clouds[cloud]
+    _check_place(table, own_placement, ("gateway", "placement"), document)
     return Rented(table, own_placement, own_placement.shape or table.gateway_shape, "plain-x86_64")
+
+
+def _check_place(
+    table: CloudTable, placement: Placement, at: tuple[str, ...], document: yaml_document.Document
+) -> None:
+    try:
+        check_place(table, placement)
+    except FleetError as fault:
+        raise document.error((*at, str(fault.key)), fault.message, fault.hint, fault.code) from None
 
 
 def offers(catalog: Catalog, host_class: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
@@ -142,7 +162,15 @@ def _shape(catalog: Catalog, table: CloudTable, host: SizedClass, placement: Pla
         )
     kind = placement.capacity.kind
     for key in [placement.shape] if placement.shape else mine:
-        if kind in mine[key].capacity:
-            return key
+        if kind not in mine[key].capacity:
+            continue
+        if placement.capacity.purchase and not mine[key].can_be_bought:
+            raise FleetError(
+                f"the stack cannot buy a block of {key}, which is offered as a part of larger machines",
+                "buy it with the cloud's own tools, and give its 'id' in place of 'purchase'",
+                key="placement.capacity.purchase",
+                code=ErrorCode.REFUSED,
+            )
+        return key
     kinds = "; ".join(f"{key}: {', '.join(mine[key].capacity)}" for key in mine)
     raise FleetError(f"{host.id} is not available as {kind}", f"it comes as {kinds}", key="placement.capacity.kind")

@@ -144,7 +144,8 @@ def _changes(plan: plans.Plan, preview: bool, allowed: Sequence[str]) -> tuple[s
         as_is = str(fault)
     if preview or allowed:
         try:
-            return as_is, replacement.previewed(pulumi_cli.preview(plan.fleet))
+            preview_report = pulumi_cli.preview(plan.fleet, *stack.refresh_options(plan))
+            return as_is, replacement.with_lost(replacement.previewed(preview_report), stack.made_hosts(plan))
         except FleetError as fault:
             # Only Pulumi knows whether a host that is in no file is in its state; without it, both may be wrong.
             catalogue.raise_all([*replacement.unknown_hosts(plan, allowed, stack.made_hosts(plan)), fault])

@@ -73,11 +73,12 @@ def pulumi_output(*words: str, cwd: Path | None = None, text_in: str | None = No
     return done.stdout
 
 
-def preview(stack: str) -> dict[str, Any]:
+def preview(stack: str, *options: str) -> dict[str, Any]:
     """What ``pulumi up`` would do to a stack, including what it would refuse for the sake of hosts that serve.
 
     Args:
         stack: the stack; it has the name of its fleet.
+        options: further options, as of ``pulumi up``.
 
     Returns:
         The preview, as ``pulumi preview --json`` prints it.
@@ -85,7 +86,7 @@ def preview(stack: str) -> dict[str, Any]:
     Raises:
         FleetError: the stack or the program pulumi is missing, or the preview failed (``work-failed``).
     """
-    words = ("preview", "--json", "--ignore-protect", "--stack", stack, "--non-interactive")
+    words = ("preview", "--json", "--ignore-protect", "--stack", stack, "--non-interactive", *options)
     done = run_pulumi(*words, cwd=paths.root(), environment={**os.environ, SHOW_VARIABLE: "1"})
     if f"no stack named '{stack}' found" in done.stderr:
         raise FleetError(f"there is no Pulumi stack {stack!r}", f"run 'pulumi stack init {stack}', or omit --preview")

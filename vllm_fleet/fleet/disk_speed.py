@@ -9,7 +9,7 @@ from typing import Literal
 from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.rental import Rented
-from vllm_fleet.schema.cloud import DiskType
+from vllm_fleet.schema.cloud_table import DiskType
 
 #: Which disk: that of the system, or the one for models.
 Which = Literal["root", "models"]

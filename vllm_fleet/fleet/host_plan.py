@@ -48,6 +48,11 @@ class HostPlan:
     deployment: Deployment | None = None
 
     @property
+    def may_vanish(self) -> bool:
+        """Whether its cloud may end it at any time, or after a time: spot and flex-start."""
+        return self.rented is not None and self.rented.placement.capacity.kind in ("spot", "flex-start")
+
+    @property
     def instances(self) -> tuple[tuple[str, int], ...]:
         """Name and port of each vLLM process."""
         count = self.deployment.instances if self.deployment else 0

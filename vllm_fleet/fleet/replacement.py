@@ -152,6 +152,22 @@ def by_model(plan: Plan, names: Iterable[str]) -> Mapping[str, list[str]]:
     return found
 
 
+def with_lost(changes: Iterable[Change], made: Iterable[str]) -> tuple[Change, ...]:
+    """The changes, in which a host that was made and would be created says that its cloud has ended it.
+
+    Args:
+        changes: what Pulumi would do.
+        made: the hosts of the stack's own file.
+    """
+    there = set(made)
+    return tuple(
+        replace(change, why=("its cloud has ended it", *change.why))
+        if change.what == "create" and change.host in there
+        else change
+        for change in changes
+    )
+
+
 def host_of(urn: str) -> str | None:
     """The host that a resource is, or whose models it holds; None for another resource."""
     kind, name = _kind_and_name(urn)
@@ -245,7 +261,7 @@ def commands(plan: Plan, changes: Sequence[Change], allowed: Sequence[str]) -> t
     leave = [change for change in mine if change.what == "delete"]
     stay = sorted((change for change in mine if change.what != "delete"), key=lambda each: allowed.index(each.host))
     lines: list[str] = []
-    up = stack.up_command(plan.fleet)
+    up = stack.up_command(plan.fleet, *stack.refresh_options(plan))
     site = shlex.join(["ansible-playbook", "-i", plan.document.file, "site.yml"])
     for change in leave:
         lines += _drain(plan, change)

@@ -32,6 +32,11 @@ def up_command(fleet: str, *options: str) -> str:
     return shlex.join(["pulumi", "up", "--stack", fleet, *options])
 
 
+def refresh_options(plan: Plan) -> tuple[str, ...]:
+    """The options with which ``pulumi`` sees the hosts that a cloud has ended: only a refresh asks for them."""
+    return ("--refresh",) if any(host.may_vanish for host in plan.hosts) else ()
+
+
 @dataclass(frozen=True)
 class Location:
     """How a host is reached.

@@ -27,6 +27,7 @@ class ZoneTry(Strict):
         answered: whether the cloud has answered; newer files have this and the others.
         pool: the pool of the host.
         full: whether the zone had no capacity.
+        limited: whether a limit of the account was reached.
         run: the number of the run.
     """
 
@@ -35,6 +36,7 @@ class ZoneTry(Strict):
     answered: bool = True
     pool: Line | None = None
     full: bool = False
+    limited: bool = False
     run: Annotated[int, Field(ge=0)] = 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -34,6 +34,7 @@ RELEASES = "/opt/vllm/releases"
 CURRENT = "/opt/vllm/current"
 STAMP = ".verified.json"
 FIREWALL_RULES = "/etc/vllm/firewall.nft"
+IMAGE_PORTS = "/etc/vllm/image-ports"
 #: The drop-in of HAProxy.
 GATEWAY_DROP_IN = "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf"
 #: The unit of each install form; the part after the @ is the instance.
@@ -210,6 +211,30 @@ def wanted_facts(sized: SizedClass, lock_facts: Mapping[str, Any] | None = None)
     for key, value in (lock_facts or {}).items():
         facts[key] = max(facts[key], value, key=version_key) if key.endswith("_min") and key in facts else value
     return facts | {"gpu_vendor": family.vendor, "gpu_arch": family.arch, "gpu_count": sized.count}
+
+
+def open_image_ports(manifest: Manifest) -> Manifest:
+    """A manifest with the items of the role image_ports, for a host whose image rejects everything but SSH.
+
+    Args:
+        manifest: the whole manifest; all of its ports are opened.
+    """
+    role, unit = "image_ports", "vllm-image-ports.service"
+    path = f"/etc/systemd/system/{unit}"
+    mine: tuple[Item, ...] = (
+        file_item(role, IMAGE_PORTS, text_sha256("".join(f"{port}\n" for port in image_ports(manifest)))),
+        file_item(role, "/usr/local/libexec/vllm-image-ports", role_file_sha256(role, "vllm-image-ports"), "0755"),
+        file_item(role, path, role_file_sha256(role, unit)),
+        unit_item(role, unit, active=True, enabled=True, files=[path]),
+    )
+    first = tuple(item for item in manifest.items if item["role"] in ("mirror", "host_baseline"))
+    rest = tuple(item for item in manifest.items if item["role"] not in ("mirror", "host_baseline"))
+    return replace(manifest, items=(*first, *mine, *rest))
+
+
+def image_ports(manifest: Manifest) -> list[int]:
+    """The TCP ports that other hosts, or clients, reach on a host."""
+    return sorted({port["port"] for port in manifest.ports})
 
 
 def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Item, ...]:

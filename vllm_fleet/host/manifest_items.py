@@ -27,7 +27,8 @@ KINDS: Mapping[str, Any] = {get_args(get_type_hints(item_type)["kind"])[0]: item
 #: Kind -> the roles that own items of it.
 OWNERS: Mapping[str, tuple[str, ...]] = {
     "file": (
-        *("host_baseline", "nvidia_driver", "amd_driver", "harmony_encodings", "model_store"),
+        *("host_baseline", "image_ports"),
+        *("nvidia_driver", "amd_driver", "harmony_encodings", "model_store"),
         *("vllm_engine", "container_engine"),
         *("vllm_firewall", "vllm_release", "vllm_service", "gateway", "mirror"),
     ),
@@ -39,7 +40,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "user": ("host_baseline", "amd_driver"),
     "sysctl": ("amd_driver",),
     "unit": (
-        *("host_baseline", "nvidia_driver", "model_store", "container_engine"),
+        *("host_baseline", "image_ports", "nvidia_driver", "model_store", "container_engine"),
         *("vllm_firewall", "vllm_service", "gateway", "mirror"),
     ),
     "package": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vllm_fleet.base.errors import FleetError, UnusableFileError
 from vllm_fleet.catalogue.catalogue import Catalog, raise_all
@@ -15,7 +16,7 @@ from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.plan import load as load_plan
 from vllm_fleet.fleet.stack import locations
 from vllm_fleet.host import engine_install, model_disk
-from vllm_fleet.host.manifest import Manifest, Port
+from vllm_fleet.host.manifest import Manifest, Port, image_ports, open_image_ports
 from vllm_fleet.inventory import refusals
 from vllm_fleet.inventory.gateway import gateway_variables
 from vllm_fleet.inventory.inputs import FleetInputs
@@ -57,13 +58,17 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
         else:
             variables, manifest = serving_variables(inputs, host)
             variables |= {"model_store_disk": model_disk.disk_variable(host, inputs.locations[host.name])}
-        common = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}
+        common: dict[str, Any] = {"fleet_name": plan.fleet, "fleet_pool": host.pool, "fleet_kind": host.kind}
+        manifest = replace(inputs.mirror.manifest(host, manifest), fleet=plan.fleet)
+        if host.rented and host.rented.table.image_firewall:
+            manifest = open_image_ports(manifest)
+            common["image_ports_ports"] = image_ports(manifest)
         hosts.append(
             SiteHost(
                 plan=host,
                 location=inputs.locations[host.name],
                 variables={**common, **variables, **inputs.mirror.variables(host)},
-                manifest=replace(inputs.mirror.manifest(host, manifest), fleet=plan.fleet),
+                manifest=manifest,
             )
         )
     return Site(inputs.plan, tuple(hosts))

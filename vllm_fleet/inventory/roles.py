@@ -5,10 +5,11 @@ from __future__ import annotations
 #: The roles that may change each kind of host, in the order in which they run; a host's manifest names its own.
 ROLES = {
     "serving": (
-        *("host_baseline", "nvidia_driver", "amd_driver", "harmony_encodings", "model_store"),
+        *("host_baseline", "image_ports"),
+        *("nvidia_driver", "amd_driver", "harmony_encodings", "model_store"),
         *("vllm_engine", "container_engine", "vllm_image", "vllm_firewall", "vllm_release", "vllm_service"),
     ),
-    "gateway": ("host_baseline", "gateway"),
+    "gateway": ("host_baseline", "image_ports", "gateway"),
 }
 #: Roles that other roles use on a serving host; they own no item of a manifest.
 HELPERS = (

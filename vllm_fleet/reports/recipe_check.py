@@ -14,7 +14,7 @@ from vllm_fleet.host.engine_install import lock_command, lock_misfits
 from vllm_fleet.reports import driver_check
 from vllm_fleet.resolve import draft_memory
 from vllm_fleet.resolve.resolve import Combination, Question, builds_for, installs, resolve, selects, supports
-from vllm_fleet.schema.cloud import CloudTable
+from vllm_fleet.schema.cloud_table import CloudTable
 from vllm_fleet.schema.recipe import Engine, Feature, Machine, Model, When
 from vllm_fleet.schema.spelling import Spelling
 

@@ -1,4 +1,4 @@
-"""The strict records of clouds: ``recipes/clouds`` (what can be rented) and ``placement`` in ``fleet.yml`` (where)."""
+"""The strict records of ``placement`` in ``fleet.yml``: where a pool's hosts are, and how they are rented."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vllm_fleet.base.field_types import WHOLE, Day, SshPublicKey
-from vllm_fleet.schema.recipe import Cloud, Line, Name, PrivateNetwork, Strict
+from vllm_fleet.schema.recipe import Line, Name, PrivateNetwork, Strict
 
 #: The ways to get a host. ``recipes/clouds`` has each cloud's own names for them.
 CapacityKind = Literal["on-demand", "spot", "reservation", "capacity-block", "flex-start", "contract"]
-#: What an image must bring: a vendor's driver for a processor architecture, or nothing (``plain``, for gateways).
-ImageKind = Literal["nvidia-x86_64", "nvidia-aarch64", "amd-x86_64", "plain-x86_64"]
 Zone = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]*$")]
 
 
@@ -39,98 +37,11 @@ def _region_like(value: str, pattern: str, example: str) -> str:
 CloudId = Annotated[Line, AfterValidator(_cloud_id)]
 
 
-class Range(Strict):
-    """The least and the most that a cloud takes."""
-
-    least: int = Field(gt=0)
-    most: int = Field(gt=0)
-
-
-class DiskType(Strict):
-    """A type of network disk: its speed, and what of it can be ordered."""
-
-    #: What can be ordered; None: the speed is that of the size.
-    iops: Range | None = None
-    throughput_mib_s: Range | None = None
-    #: The most IOPS for each GiB, and the most MiB/s for each of the IOPS.
-    iops_per_gib: int = Field(default=0, ge=0)
-    mib_s_per_iops: float = Field(default=0, ge=0)
-    #: What a disk gets unless the fleet says otherwise: the most that needs no IOPS beyond those in the price.
-    default_iops: int | None = None
-    default_throughput_mib_s: int | None = None
-    #: Speed by size: a part for every disk, a part for each GiB, or steps (up to so many GiB -> MiB/s).
-    base_mib_s: float = Field(default=0, ge=0)
-    mib_s_per_gib: float = Field(default=0, ge=0)
-    steps_mib_s: dict[int, int] = {}
-    source: str = Field(min_length=3)
-
-    @property
-    def can_be_ordered(self) -> bool:
-        """Whether its speed is ordered, apart from its size."""
-        return self.iops is not None
-
-    def mib_s_of(self, size_gib: int) -> float | None:
-        """The throughput that comes with a size; None where that is not known."""
-        for most_gib, mib_s in sorted(self.steps_mib_s.items()):
-            if size_gib <= most_gib:
-                return mib_s
-        by_size = self.base_mib_s + self.mib_s_per_gib * size_gib
-        return by_size or None
-
-
-class DiskChoice(Strict):
-    """The types of network disk that hosts get."""
-
-    root: str
-    models: str | None = None
-
-
-class Shape(Strict):
-    """One instance type of a cloud that is a host class of the catalogue."""
-
-    host_class: str
-    capacity: list[CapacityKind] = Field(min_length=1)
-    #: Network cards that need an interface of their own for traffic between hosts (EFA); 0: none.
-    fabric_cards: int = Field(default=0, ge=0)
-    #: NVMe disks inside the host that are empty at each start, and the size of each where it is known.
-    local_disks: int = Field(default=0, ge=0)
-    local_disk_gib: int | None = Field(default=None, gt=0)
-    #: A disk inside the host that the cloud has made with a file system.
-    scratch_gib: int = Field(default=0, ge=0)
-    #: The throughput of all network disks of a host together, where it is known.
-    disks_mib_s: int | None = Field(default=None, gt=0)
-    #: The types of its network disks, where they are others than the cloud's.
-    disks: DiskChoice | None = None
-    source: str = Field(min_length=3)
-
-
-class CloudTable(Strict):
-    """One file of ``recipes/clouds``: the shapes, images and capacity kinds of a cloud."""
-
-    name: Cloud
-    #: Who logs in to a new host.
-    user: str = Field(pattern=r"^[a-z_][a-z0-9_-]*$")
-    #: The instance type of gateways.
-    gateway_shape: str
-    #: The Python package of the cloud's Pulumi SDK; None: its component needs none.
-    sdk: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9-]*$")
-    #: Parts of this cloud's error messages for a zone without capacity.
-    no_capacity: list[str] = Field(min_length=1)
-    #: Where the image of each kind is looked up, in the cloud's own terms.
-    images: dict[ImageKind, str]
-    #: Types of network disk, those that hosts get, and the label of the file systems on scratch disks.
-    disk_types: dict[str, DiskType] = {}
-    disks: DiskChoice | None = None
-    scratch_label: str | None = None
-    #: Whether the instance type decides the size of the root disk, and the fleet cannot.
-    root_disk_is_the_type_s: bool = False
-    #: Instance type -> what it is. The first one of a class and capacity kind is its default.
-    shapes: dict[str, Shape]
-    source: str = Field(min_length=3)
-
-    def lacks_capacity(self, error: str) -> bool:
-        """Whether an error message of this cloud means that the zone has no capacity, so that another zone may have."""
-        return any(words in error for words in self.no_capacity)
+def _image_like(value: str | None, pattern: str, example: str) -> str | None:
+    """An image of a cloud, as far as its form tells; ``latest`` in every cloud."""
+    if value not in (None, "latest") and not re.fullmatch(pattern, value):
+        raise ValueError(f"{value[:80]!r} is not an image of this cloud: write it such as {example}")
+    return value
 
 
 class Purchase(Strict):
@@ -139,6 +50,10 @@ class Purchase(Strict):
     offering_id: CloudId = Field(min_length=3, description="The offering, as the cloud's search names it.")
     duration_hours: Annotated[int, Field(gt=0, le=4368, multiple_of=24), WHOLE] = Field(
         description="Length of the block in hours: whole days."
+    )
+    starts: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2})?Z$")] | None = Field(
+        default=None,
+        description="The offering's start, such as 2026-12-01T11:30:00Z: needed where AWS offers several blocks.",
     )
     accept_cost_usd: float = Field(
         gt=0,
@@ -175,6 +90,10 @@ class Placement(Strict):
         default=[],
         max_length=16,
         description="Zones in order: where one has no capacity, the next 'pulumi up' takes the next one.",
+    )
+    unlisted: bool = Field(
+        default=False,
+        description="True takes a region or zone that recipes/clouds does not list, because it is newer.",
     )
     network: PrivateNetwork | None = Field(
         default="10.60.0.0/16",
@@ -256,9 +175,10 @@ class _Zoned(Placement):
 class AwsPlacement(_Zoned):
     """Amazon Web Services; account and credentials are those of the AWS SDK."""
 
-    placement_group: bool = Field(
+    placement_group: bool | Annotated[str, Field(pattern=r"^[A-Za-z0-9][ -~]{0,254}$")] = Field(
         default=False,
-        description="Places the instances close together in one zone. A capacity block has its own placement instead.",
+        description="True places the instances close together in one zone, in a cluster placement group of the stack; "
+        "a name takes the group of that name. A capacity block has its own placement instead.",
     )
     fabric: bool = Field(
         default=False,
@@ -270,17 +190,36 @@ class AwsPlacement(_Zoned):
     def _region(cls, value: str) -> str:
         return _region_like(value, r"[a-z]{2,4}(-[a-z]+){1,3}-[0-9]{1,2}", "us-east-1")
 
+    @field_validator("image")
+    @classmethod
+    def _image(cls, value: str | None) -> str | None:
+        return _image_like(value, r"ami-([0-9a-f]{8}|[0-9a-f]{17})", "ami-0123456789abcdef0")
+
     @model_validator(mode="after")
     def _zones_of_the_region(self) -> AwsPlacement:
         for zone in self.all_zones:
+            if re.fullmatch(rf"{re.escape(self.region)}(-[a-z0-9]+)+-[0-9]+[a-z]", zone):
+                # Subnets are cut by the letter of a zone, which local zones and Wavelength zones share with others.
+                raise ValueError(f"{zone!r} is a local zone, which this release does not use: take another zone")
             if not re.fullmatch(rf"{re.escape(self.region)}[a-p]", zone):
                 raise ValueError(f"{zone!r} is not a zone of {self.region}: write for example {self.region}a")
         return self
 
     @model_validator(mode="after")
     def _no_group_in_a_block(self) -> AwsPlacement:
-        if self.placement_group and self.capacity.kind in ("capacity-block", "reservation"):
-            raise ValueError(f"a {self.capacity.kind} has its own placement: remove 'placement_group'")
+        if self.placement_group and self.capacity.kind == "capacity-block":
+            raise ValueError("a capacity-block has its own placement: remove 'placement_group'")
+        if self.placement_group is True and self.capacity.kind == "reservation":
+            raise ValueError(
+                "a reservation is used in the placement group that it was made in, or in none: give the name of that "
+                "group as 'placement_group', or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bought_in_one_zone(self) -> AwsPlacement:
+        if self.capacity.purchase and len(self.all_zones) != 1:
+            raise ValueError("a capacity block is in one zone: give 'zone', that of the offering")
         return self
 
 
@@ -291,6 +230,11 @@ class GcpPlacement(_Zoned):
     secure_boot: bool = Field(default=False, description="Needs an image whose driver modules are signed.")
     run_hours: Annotated[int, Field(gt=0, le=168), WHOLE] | None = Field(
         default=None, description="How long flex-start hosts may live, in hours; 168 at most."
+    )
+    reservation_bound: bool | None = Field(
+        default=None,
+        description="Whether hosts live as long as their reservation (RESERVATION_BOUND). Default: those of A3 Ultra, "
+        "A4 and A4X. True for a calendar reservation of A3 Mega or A3 High.",
     )
 
     @property
@@ -306,19 +250,57 @@ class GcpPlacement(_Zoned):
     @model_validator(mode="after")
     def _zones_of_the_region(self) -> GcpPlacement:
         for zone in self.all_zones:
-            if not re.fullmatch(rf"{re.escape(self.region)}-[a-z]", zone):
+            # An AI zone has a number beside its letter: us-central1-ai1a.
+            if not re.fullmatch(rf"{re.escape(self.region)}-(ai[0-9]+)?[a-z]", zone):
                 raise ValueError(f"{zone!r} is not a zone of {self.region}: write for example {self.region}-b")
         return self
+
+    @field_validator("image")
+    @classmethod
+    def _image(cls, value: str | None) -> str | None:
+        name, project = r"[a-z]([a-z0-9-]*[a-z0-9])?", r"[a-z][a-z0-9:.-]+"
+        address = r"https://(www|compute)\.googleapis\.com/compute/[a-z0-9]+/"
+        forms = (
+            rf"({address})?projects/{project}/global/images/(family/)?{name}",
+            rf"(global/images/|family/)?{name}",
+            rf"{project}/{name}",
+        )
+        return _image_like(value, "|".join(f"({form})" for form in forms), "projects/PROJECT/global/images/NAME")
 
     @model_validator(mode="after")
     def _flex_is_finite(self) -> GcpPlacement:
         if (self.capacity.kind == "flex-start") != (self.run_hours is not None):
             raise ValueError("'run_hours' belongs to the capacity kind flex-start, which needs it")
+        if self.reservation_bound is not None and self.capacity.kind != "reservation":
+            raise ValueError("'reservation_bound' belongs to the capacity kind reservation")
         return self
+
+
+#: The name of a resource at Azure; groups may have parentheses.
+_AZURE_NAME = r"[A-Za-z0-9._()-]+"
 
 
 class AzurePlacement(Placement):
     """Microsoft Azure; subscription and credentials are those of the Azure CLI. Without a zone Azure chooses."""
+
+    encryption_at_host: bool = Field(
+        default=False,
+        description="Encrypts the host's own disks and caches too. The subscription must have the feature: az feature "
+        "register --namespace Microsoft.Compute --name EncryptionAtHost. It cannot change while a host runs.",
+    )
+
+    @field_validator("image")
+    @classmethod
+    def _image(cls, value: str | None) -> str | None:
+        compute = rf"/subscriptions/[0-9A-Fa-f-]+/resourceGroups/{_AZURE_NAME}/providers/Microsoft\.Compute"
+        version = r"(/versions/[A-Za-z0-9.]+)?"
+        forms = (
+            rf"(?i:{compute}/images/{_AZURE_NAME})",
+            rf"(?i:{compute}/galleries/{_AZURE_NAME}/images/{_AZURE_NAME}{version})",
+            r"[A-Za-z0-9._-]+(:[A-Za-z0-9._-]+){3}",
+        )
+        example = "PUBLISHER:OFFER:SKU:VERSION, or a resource id as 'az image list' prints it"
+        return _image_like(value, "|".join(f"({form})" for form in forms), example)
 
 
 class OciPlacement(_Zoned):
@@ -330,6 +312,11 @@ class OciPlacement(_Zoned):
     def place(self) -> tuple[str, ...]:
         """A network belongs to one compartment."""
         return (self.region, self.compartment)
+
+    @field_validator("image")
+    @classmethod
+    def _image(cls, value: str | None) -> str | None:
+        return _image_like(value, r"ocid1\.image\.[a-z0-9]+\.[a-z0-9-]*\.[a-z0-9]+", "ocid1.image.oc1.iad.aaaa...")
 
     @model_validator(mode="after")
     def _no_model_disk(self) -> OciPlacement:
@@ -349,6 +336,11 @@ class DigitalOceanPlacement(Placement):
         description="Private range of the hosts' network. No two networks of an account may overlap. "
         "Default: DigitalOcean takes a free range.",
     )
+
+    @field_validator("image")
+    @classmethod
+    def _image(cls, value: str | None) -> str | None:
+        return _image_like(value, r"[0-9]+|[a-z0-9]+(-[a-z0-9]+)*", "ubuntu-24-04-x64, or the number of a snapshot")
 
     @model_validator(mode="after")
     def _no_zones(self) -> DigitalOceanPlacement:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pulumi
 
+from infra.clouds.aws.blocks import Blocks
 from infra.clouds.aws.capacity import Capacity
 from infra.clouds.aws.host import AwsHost
 from infra.clouds.aws.images import AwsImages
@@ -21,6 +22,7 @@ class AwsCloud(CloudComponent):
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("AwsCloud", name, opts)
         self.hosts = {}
+        self._blocks = Blocks(args.directory)
         for hosts in args.networks:
             self._region(args, rented(hosts[0]).placement.region, hosts)
         self.register_hosts()
@@ -32,12 +34,14 @@ class AwsCloud(CloudComponent):
         )
         below = pulumi.ResourceOptions(parent=self, provider=provider)
         network = AwsNetwork(name, args, hosts, self.far_gateways(args, hosts), below)
-        capacity = {pool: Capacity(f"{args.fleet}-{pool}", members, below) for pool, members in _pools(hosts)}
         images = AwsImages(below)
-        made = {host.name: AwsHost(host, args, network, capacity[host.pool], images, below) for host in hosts}
+        made: dict[str, AwsHost] = {}
+        for members in _pools(hosts):
+            capacity = Capacity(members, args, self._blocks, below)
+            made |= {host.name: AwsHost(host, args, network, capacity, images, below) for host in capacity.hosts}
         self.hosts = {**self.hosts, **{host: instance.record for host, instance in made.items()}}
 
 
-def _pools(hosts: tuple[HostPlan, ...]) -> Iterator[tuple[str, tuple[HostPlan, ...]]]:
+def _pools(hosts: tuple[HostPlan, ...]) -> Iterator[tuple[HostPlan, ...]]:
     for pool in dict.fromkeys(host.pool for host in hosts):
-        yield pool, tuple(host for host in hosts if host.pool == pool)
+        yield tuple(host for host in hosts if host.pool == pool)

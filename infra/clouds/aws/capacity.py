@@ -1,8 +1,4 @@
-"""The capacity of a pool: on demand, spot, a reservation, or a capacity block, which this module can buy.
-
-Creating the block resource is the purchase, and it cannot be refunded. So the fleet must name the offering and the
-highest price.
-"""
+"""The capacity of a pool: on demand, spot, a reservation, or a capacity block, which the stack can buy."""
 
 from __future__ import annotations
 
@@ -10,43 +6,56 @@ from typing import Any
 
 import pulumi
 
-from infra.hosts import placed, rented
+from infra.clouds.aws.blocks import Blocks, Order, buy
+from infra.hosts import CloudArgs, placed, rented
 from infra.sdk import aws
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet import stack
+from vllm_fleet.fleet.blocks_file import FILE, Block
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import AwsPlacement, Purchase
 
 
 class Capacity:
-    """Market, reservation and placement group of the hosts of one pool."""
+    """Market, reservation and placement group of the hosts of one pool.
 
-    def __init__(self, name: str, hosts: tuple[HostPlan, ...], opts: pulumi.ResourceOptions) -> None:
-        self._name = name
-        self._opts = opts
-        placement = placed(hosts[0], AwsPlacement)
-        capacity = placement.capacity
-        self._kind = capacity.kind
-        self._id: pulumi.Input[str] | None = capacity.id
+    Attributes:
+        ignored: inputs of an instance whose changes are ignored, for the sake of its capacity.
+    """
+
+    ignored: tuple[str, ...] = ()
+
+    def __init__(
+        self, hosts: tuple[HostPlan, ...], args: CloudArgs, blocks: Blocks, opts: pulumi.ResourceOptions
+    ) -> None:
+        self._hosts, self._args, self._opts = hosts, args, opts
+        self._name = f"{args.fleet}-{hosts[0].pool}"
+        self._placement = placed(hosts[0], AwsPlacement)
+        capacity = self._placement.capacity
+        self._id = capacity.id
+        self._waits = False
+        if capacity.kind == "capacity-block":
+            # The provider does not read it back for a block, and takes its absence for a reason to replace the host:
+            # resourceInstanceFlatten in internal/service/ec2/ec2_instance.go of the AWS provider.
+            self.ignored = ("instanceMarketOptions",)
         if capacity.purchase:
-            self._id = self._buy(capacity.purchase, rented(hosts[0]).shape, len(hosts))
-        self._group = None
-        if placement.placement_group:
-            self._group = aws.ec2.PlacementGroup(name, name=name, strategy="cluster", opts=opts).name
+            self._bought(capacity.purchase, blocks)
+        self._group = self._placement_group()
 
     @property
-    def unread(self) -> list[str]:
-        """The arguments that the provider does not read from AWS: to give them again would be a change.
-
-        Source: ``resourceInstanceFlatten`` in the provider's ``ec2_instance.go`` reads the market of spot hosts alone.
-        """
-        return ["instanceMarketOptions"] if self._kind == "capacity-block" else []
+    def hosts(self) -> tuple[HostPlan, ...]:
+        """The hosts that this run makes or keeps: those of a block that has not begun wait, unless they exist."""
+        return tuple(host for host in self._hosts if not self._waits or self._args.zones.is_made(host.name))
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of an instance for its capacity."""
+        kind = self._placement.capacity.kind
         arguments: dict[str, Any] = {}
-        if self._kind == "spot":
+        if kind == "spot":
+            # A spot instance that AWS ends is gone from the state at the next refresh, and that run creates a new one.
             spot = {"spot_instance_type": "one-time", "instance_interruption_behavior": "terminate"}
             arguments["instance_market_options"] = {"market_type": "spot", "spot_options": spot}
-        if self._kind == "capacity-block":
+        if kind == "capacity-block":
             arguments["instance_market_options"] = {"market_type": "capacity-block"}
         if self._id is not None:
             arguments["capacity_reservation_specification"] = {
@@ -56,52 +65,38 @@ class Capacity:
             arguments["placement_group"] = self._group
         return arguments
 
-    def _buy(self, purchase: Purchase, shape: str, count: int) -> pulumi.Output[str]:
-        async def before(_args: pulumi.ResourceHookArgs) -> None:
-            # Looked up only before a purchase: a block that is sold is no longer offered.
-            offering = aws.ec2.get_capacity_block_offering_output(
-                capacity_duration_hours=purchase.duration_hours,
-                instance_count=count,
-                instance_type=shape,
-                opts=pulumi.InvokeOptions(parent=self._opts.parent, provider=self._opts.provider),
-            )
-            offer = await pulumi.Output.all(offering.capacity_block_offering_id, offering.upfront_fee).future()
-            if offer is None:
-                raise pulumi.RunError("AWS returned no capacity block offering: nothing was bought")
-            accept(purchase, str(offer[0]), str(offer[1]))
+    def _placement_group(self) -> pulumi.Input[str] | None:
+        group = self._placement.placement_group
+        if isinstance(group, str):
+            return group
+        if not group:
+            return None
+        return aws.ec2.PlacementGroup(self._name, name=self._name, strategy="cluster", opts=self._opts).name
 
-        check_offer = pulumi.ResourceHook(f"{self._name}-offer", before, pulumi.ResourceHookOptions(on_dry_run=True))
-        block = aws.ec2.CapacityBlockReservation(
-            f"{self._name}-block",
-            capacity_block_offering_id=purchase.offering_id,
-            instance_platform="Linux/UNIX",
-            opts=pulumi.ResourceOptions.merge(
-                self._opts,
-                # The block is paid for, so no change of the stack may end it; another offering is another purchase.
-                pulumi.ResourceOptions(
-                    protect=True,
-                    retain_on_delete=True,
-                    ignore_changes=["capacityBlockOfferingId"],
-                    hooks=pulumi.ResourceHookBinding(before_create=[check_offer]),
+    def _bought(self, purchase: Purchase, blocks: Blocks) -> None:
+        pool = self._hosts[0].pool
+        block = blocks.bought(pool, purchase)
+        if block is None:
+            self._waits = True
+            zone = self._placement.all_zones[0]
+            order = Order(purchase, rented(self._hosts[0]).shape, len(self._hosts), zone)
+            buy(self._name, pool, order, blocks, self._opts)
+            return
+        self._id = block.id
+        up = stack.up_command(self._args.fleet)
+        if not block.begun(blocks.now):
+            self._waits = True
+            pulumi.warn(f"{pool}: the capacity block {block.id} starts at {block.starts}: run '{up}' after that")
+        if block.ended(blocks.now):
+            self._refuse(pool, block)
+
+    def _refuse(self, pool: str, block: Block) -> None:
+        """Refuses hosts in a block that has ended; those that AWS has not ended yet stay as they are."""
+        for host in self._hosts:
+            self._args.zones.refuse(
+                host,
+                FleetError(
+                    f"the capacity block {block.id} of {pool} ended at {block.ends}: {host.name} was not requested",
+                    f"order another offering in its purchase, or remove the pool; {FILE} has what was bought",
                 ),
-            ),
-        )
-        return block.id
-
-
-def accept(purchase: Purchase, offering: str, fee: str) -> None:
-    """Checks an offering against the id and the highest price that the fleet accepts.
-
-    Raises:
-        pulumi.RunError: the offering has another id, or costs more.
-    """
-    if offering != purchase.offering_id:
-        raise pulumi.RunError(
-            f"the capacity block that AWS offers now is {offering} for {fee} USD, and the fleet accepts "
-            f"{purchase.offering_id}: nothing was bought (check the offering, then correct purchase.offering_id)"
-        )
-    if float(fee) > purchase.accept_cost_usd:
-        raise pulumi.RunError(
-            f"the capacity block {offering} costs {fee} USD, and the fleet accepts {purchase.accept_cost_usd:g} USD: "
-            "nothing was bought (correct purchase.accept_cost_usd)"
-        )
+            )

@@ -16,9 +16,10 @@ from vllm_fleet.catalogue.rental import Rented
 from vllm_fleet.fleet import disk_speed
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import AwsPlacement
+from vllm_fleet.schema.cloud_table import Fabric
 
 #: Ignored changes of a host that exists: they would stop or replace it.
-_KEPT = ["userData", "subnetId", "availabilityZone", "associatePublicIpAddress"]
+_KEPT = ["userData", "subnetId", "availabilityZone", "associatePublicIpAddress", "launchTemplate"]
 
 
 class AwsHost(pulumi.ComponentResource):
@@ -58,7 +59,7 @@ class AwsHost(pulumi.ComponentResource):
             **capacity.arguments(),
             opts=pulumi.ResourceOptions.merge(
                 self._mine,
-                args.host_options(host, zone, [*_KEPT, *capacity.unread], image="ami"),
+                args.host_options(host, zone, [*_KEPT, *capacity.ignored], image="ami"),
             ),
         )
         volume = self._model_disk(instance, where, args) if where.placement.model_disk_gib else None
@@ -73,34 +74,38 @@ class AwsHost(pulumi.ComponentResource):
         return {"Name": self._host.name, "host": self._host.name, "pool": self._host.pool}
 
     def _interfaces(self, where: Rented, network: AwsNetwork, zone: str) -> dict[str, Any]:
-        """The network of the instance: one interface, or one for each card where the fleet wants the fabric."""
-        groups = [network.groups[self._host.kind]]
+        """The network of the instance: one interface, and one for each card where the fleet wants the fabric."""
+        group = network.groups[self._host.kind]
         placement = placed(self._host, AwsPlacement)
         subnet = (network.subnets if placement.public_address else network.inner)[zone]
-        if not (placement.fabric and where.fabric_cards):
-            return {
-                "subnet_id": subnet,
-                "vpc_security_group_ids": groups,
-                # Gateways have an address that stays; see _address.
-                "associate_public_ip_address": placement.public_address and self._host.kind == "serving",
-            }
-        cards = [
-            aws.ec2.NetworkInterface(
-                f"{self._host.name}-card-{card}",
-                subnet_id=subnet,
-                security_groups=groups,
-                interface_type="efa" if card == 0 else "efa-only",
-                tags=self._tags(),
-                opts=pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(ignore_changes=["subnetId"])),
-            )
-            for card in range(where.fabric_cards)
-        ]
+        if placement.fabric and where.fabric:
+            return {"launch_template": {"id": self._fabric(where.fabric, subnet, group).id}}
         return {
-            "network_interfaces": [
-                {"network_interface_id": interface.id, "device_index": min(card, 1), "network_card_index": card}
-                for card, interface in enumerate(cards)
-            ]
+            "subnet_id": subnet,
+            "vpc_security_group_ids": [group],
+            # Gateways have an address that stays; see _address.
+            "associate_public_ip_address": placement.public_address and self._host.kind == "serving",
         }
+
+    def _fabric(self, fabric: Fabric, subnet: pulumi.Input[str], group: pulumi.Input[str]) -> aws.ec2.LaunchTemplate:
+        """A template with all interfaces: EFA cannot be attached to an instance that runs.
+
+        As AWS's page on instances with several network cards says: the first interface, card 0 and device 0, is a plain
+        one; an EFA-only interface is device 1 of card 0, and device 0 of every other card.
+        """
+        shared: dict[str, Any] = {"subnet_id": subnet, "security_groups": [group], "delete_on_termination": "true"}
+        plain: Any = {"network_card_index": 0, "device_index": 0, "interface_type": "interface", **shared}
+        cards: list[Any] = [
+            {"network_card_index": card, "device_index": int(card == 0), "interface_type": "efa-only", **shared}
+            for card in fabric.cards
+        ]
+        return aws.ec2.LaunchTemplate(
+            f"{self._host.name}-fabric",
+            network_interfaces=[plain, *cards],
+            tags=self._tags(),
+            # An instance is launched from version 1, which stays the default: a newer one would replace the host.
+            opts=pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(ignore_changes=["networkInterfaces"])),
+        )
 
     def _address(self, instance: aws.ec2.Instance, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
         """The address for SSH.
@@ -114,7 +119,11 @@ class AwsHost(pulumi.ComponentResource):
             return instance.private_ip
         if self._host.kind == "serving" and not placement.fabric:
             return instance.public_ip
-        return aws.ec2.Eip(self._host.name, domain="vpc", instance=instance.id, tags=self._tags(), opts=opts).public_ip
+        # Of an instance with several interfaces AWS wants to know which one.
+        at: dict[str, Any] = {"instance": instance.id}
+        if placement.fabric:
+            at = {"network_interface": instance.primary_network_interface_id}
+        return aws.ec2.Eip(self._host.name, domain="vpc", **at, tags=self._tags(), opts=opts).public_ip
 
     def _model_disk(self, instance: aws.ec2.Instance, where: Rented, args: CloudArgs) -> pulumi.Output[str]:
         """The volume for models; its id, once it is attached."""

@@ -7,10 +7,11 @@ from typing import Any
 
 import pulumi
 
-from infra.hosts import EVERYWHERE, SERVICE_PORTS, CloudArgs, has_private, needs_nat, range_of, rented
+from infra.hosts import EVERYWHERE, SERVICE_PORTS, CloudArgs, has_private, needs_nat, placed, range_of, rented
 from infra.sdk import aws
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.private_networks import PARTS, part
+from vllm_fleet.schema.cloud import AwsPlacement
 
 
 class AwsNetwork(pulumi.ComponentResource):
@@ -130,14 +131,17 @@ class AwsNetwork(pulumi.ComponentResource):
                     self._ingress(mirror.kind, f"mirror-{port}-{origin}", (port, port), source)
                 for network in mirror.far:
                     self._allow(mirror.kind, f"mirror-{port}", (port, port), network)
-        # EFA traffic between the hosts has no protocol number.
-        aws.vpc.SecurityGroupIngressRule(
-            f"{self._name}-fabric",
-            security_group_id=self.groups["serving"],
-            referenced_security_group_id=self.groups["serving"],
-            ip_protocol="-1",
-            opts=self._mine,
-        )
+        if any(placed(host, AwsPlacement).fabric for host in hosts):
+            self._fabric_rules()
+
+    def _fabric_rules(self) -> None:
+        """Opens the serving hosts to each other for EFA, whose traffic has no protocol number.
+
+        EFA wants the group itself named in both directions: a rule for all addresses does not count.
+        """
+        name, group = f"{self._name}-fabric", self.groups["serving"]
+        for rule in (aws.vpc.SecurityGroupIngressRule, aws.vpc.SecurityGroupEgressRule):
+            rule(name, security_group_id=group, referenced_security_group_id=group, ip_protocol="-1", opts=self._mine)
 
     def _from_gateways(self, what: str, ports: tuple[int, int], far: Mapping[str, pulumi.Input[str]]) -> None:
         """Allows TCP to serving hosts from the gateways: by group in this network, by address from another one."""

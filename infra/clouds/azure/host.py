@@ -21,8 +21,8 @@ from vllm_fleet.schema.cloud import AzurePlacement
 #: The LUN of the disk for models; the guest finds the disk by it.
 _MODELS_LUN = 0
 
-#: Ignored changes of a host that exists: they would stop or replace it.
-_KEPT = ["zones", "osProfile"]
+#: Ignored changes of a host that exists: they would stop or replace it, or Azure refuses them while it runs.
+_KEPT = ["zones", "osProfile", "evictionPolicy", "securityProfile"]
 
 
 class AzureHost:
@@ -58,7 +58,7 @@ class AzureHost:
             network_profile=cards,
             os_profile=_account(host, args, key),
             storage_profile=_disks(where),
-            security_profile={"encryption_at_host": True},
+            **_security(placement),
             **zoned,
             **capacity(placement),
             **network.common,
@@ -83,6 +83,11 @@ def _released(host: HostPlan, args: CloudArgs) -> pulumi.ResourceOptions:
         return pulumi.ResourceOptions()
     refused = host_changes.inputs_with("azure-native:compute:VirtualMachine", "refused")
     return pulumi.ResourceOptions(replace_on_changes=refused, delete_before_replace=True)
+
+
+def _security(placement: AzurePlacement) -> dict[str, Any]:
+    """The encryption of the host's own disks. A subscription without the feature refuses even ``false``."""
+    return {"security_profile": {"encryption_at_host": True}} if placement.encryption_at_host else {}
 
 
 def _card(

@@ -7,12 +7,13 @@ from vllm_fleet.catalogue.rental import Rented
 
 
 def image_reference(where: Rented) -> dict[str, str]:
-    """The fleet's own image by its id, else the newest of the table's ``publisher:offer:sku``, which Azure resolves.
+    """The fleet's image by its id or as ``publisher:offer:sku:version``, else the newest of the cloud's table.
 
     Args:
         where: how the host is rented.
     """
-    if named := named_image(where):
+    named = named_image(where) or f"{where.image}:latest"
+    if named.startswith("/"):
         return {"id": named}
-    publisher, offer, sku = where.table.images[where.image_kind].split(":")
-    return {"publisher": publisher, "offer": offer, "sku": sku, "version": "latest"}
+    publisher, offer, sku, version = named.split(":")
+    return {"publisher": publisher, "offer": offer, "sku": sku, "version": version}

@@ -40,7 +40,7 @@ class DigitalOceanHost:
             host.name,
             name=f"{args.fleet}-{host.name}",
             size=sizes.offered(where.shape, placement.region),
-            image=named_image(where) or where.table.images[where.image_kind],
+            image=named_image(where) or where.image,
             region=placement.region,
             vpc_uuid=network.regions[placement.region],
             public_networking=placement.public_address,

@@ -17,8 +17,13 @@ from vllm_fleet.fleet import disk_speed
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import GcpPlacement
 
-#: Series whose reservations are used by the provisioning model RESERVATION_BOUND.
+#: Series whose reservations are used by the provisioning model RESERVATION_BOUND, unless the fleet says otherwise: A3
+#: Mega and A3 High are bound where they are reserved for a calendar (ReservationMode in Google's API).
 _BOUND = ("a3-ultragpu", "a4-", "a4x-")
+#: How long the creation of a flex-start host may take. Google keeps a request for two hours at most, and the provider
+#: would give up after 20 minutes (resource_compute_instance.go): a host that came later would be paid, and in no state.
+#: The provider has no input for Google's own limit of the wait (requestValidForDuration).
+FLEX_CREATION = "150m"
 
 #: Ignored changes of a host that exists: they would stop or replace it. The provider reads some from Google without
 #: computing them, so that their absence from the program is a change: local SSDs that come with a machine type
@@ -81,11 +86,11 @@ class GcpHost(pulumi.ComponentResource):
             },
             tags=[tag(args.fleet, host.kind)],
             labels={"host": host.name, "pool": host.pool},
-            **capacity(placement, where.shape),
+            **capacity(placement, where.shape, has_gpus=where.shape in where.table.shapes),
             # Without it Google refuses to stop the host at all; the guard of the stack asks for the host's key.
             allow_stopping_for_update=True,
             opts=pulumi.ResourceOptions.merge(
-                self._mine,
+                pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(custom_timeouts=timeouts(placement))),
                 args.host_options(host, zone, _KEPT, image="bootDisk.initializeParams.image"),
             ),
         )
@@ -166,28 +171,34 @@ def _public_address(interfaces: Sequence[Any]) -> str:
     return str(configs[0].nat_ip) if configs else ""
 
 
-def capacity(placement: GcpPlacement, shape: str) -> dict[str, Any]:
-    """Scheduling and reservation of an instance. Instances with GPUs cannot migrate: maintenance stops them.
+def capacity(placement: GcpPlacement, shape: str, has_gpus: bool = True) -> dict[str, Any]:
+    """Scheduling, reservation and status of an instance.
 
     Args:
         placement: the placement with its capacity.
         shape: the machine type.
+        has_gpus: whether it has GPUs: then it cannot migrate, and maintenance stops it.
     """
     kind = placement.capacity.kind
-    scheduling: dict[str, Any] = {"on_host_maintenance": "TERMINATE", "automatic_restart": True}
+    moves = not has_gpus and kind == "on-demand"
+    scheduling: dict[str, Any] = {
+        "on_host_maintenance": "MIGRATE" if moves else "TERMINATE",
+        "automatic_restart": kind not in ("spot", "flex-start"),
+    }
     arguments: dict[str, Any] = {"scheduling": scheduling}
-    if kind in ("spot", "flex-start"):
-        scheduling |= {"automatic_restart": False, "instance_termination_action": "STOP"}
-        scheduling["provisioning_model"] = kind.upper().replace("-", "_")
     if kind == "spot":
-        scheduling["preemptible"] = True
+        scheduling |= {"provisioning_model": "SPOT", "preemptible": True, "instance_termination_action": "STOP"}
+        # A refresh reads TERMINATED for a host that Google stopped, and the update starts it again.
+        arguments["desired_status"] = "RUNNING"
     if kind == "flex-start":
+        scheduling |= {"provisioning_model": "FLEX_START", "instance_termination_action": "DELETE"}
         scheduling["max_run_duration"] = {"seconds": (placement.run_hours or 0) * 3600}
         arguments["reservation_affinity"] = {"type": "NO_RESERVATION"}
     if kind == "reservation":
-        if shape.startswith(_BOUND):
-            scheduling |= {"provisioning_model": "RESERVATION_BOUND", "automatic_restart": False}
-            scheduling["instance_termination_action"] = "STOP"
+        bound = placement.reservation_bound
+        if shape.startswith(_BOUND) if bound is None else bound:
+            # As in Google's own examples; the end of the reservation is the end of the host.
+            scheduling |= {"provisioning_model": "RESERVATION_BOUND", "instance_termination_action": "DELETE"}
         arguments["reservation_affinity"] = {
             "type": "SPECIFIC_RESERVATION",
             "specific_reservation": {
@@ -196,3 +207,8 @@ def capacity(placement: GcpPlacement, shape: str) -> dict[str, Any]:
             },
         }
     return arguments
+
+
+def timeouts(placement: GcpPlacement) -> pulumi.CustomTimeouts | None:
+    """How long the creation may take; None: as the provider has it."""
+    return pulumi.CustomTimeouts(create=FLEX_CREATION) if placement.capacity.kind == "flex-start" else None
