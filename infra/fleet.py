@@ -85,6 +85,8 @@ class Fleet(pulumi.ComponentResource):
                     unprotected=unprotected(plan),
                     gateways=gateways,
                     mirror=mirror_rule(plan),
+                    own_tags=plan.spec.tags,
+                    account=plan.spec.account,
                 ),
                 mine,
             )

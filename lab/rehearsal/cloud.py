@@ -14,6 +14,10 @@ from lab.rehearsal import wire
 from vllm_fleet.base.atomic_files import write_atomically
 
 
+#: The subscription of Azure where a rehearsal names none.
+NO_SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
+
+
 class RefusedError(Exception):
     """The cloud refuses a request; the message is its answer."""
 
@@ -83,12 +87,14 @@ class Account:
         versions: an image's lookup -> the number of newer images since.
         offerings: the capacity blocks that AWS offers, in order: id and price.
         regions: a size of DigitalOcean -> the regions that offer it; all regions offer other sizes.
+        ids: cloud -> the id of the account that the credentials are of; of others, any that a program wants.
     """
 
     have: dict[str, list[str]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     offerings: list[tuple[str, str]] = field(default_factory=list)
     regions: dict[str, list[str]] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
 
 
 class Cloud:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lab.rehearsal import machines, rules, sdk, wire
-from lab.rehearsal.cloud import Cloud, Fault, Record, RefusedError
+from lab.rehearsal.cloud import NO_SUBSCRIPTION, Cloud, Fault, Record, RefusedError
 from lab.rehearsal.machines import Lab
 from lab.rehearsal.table import Kind, Table, load
 
@@ -168,7 +168,7 @@ class Operations:
         words = {
             "region": "",
             "project": "",
-            "subscription": "00000000-0000-0000-0000-000000000000",
+            "subscription": self.cloud.account.ids.get("azure", NO_SUBSCRIPTION),
             "hex": secrets.token_hex(16),
             "hex17": secrets.token_hex(9)[:17],
             "uuid": str(uuid.uuid4()),

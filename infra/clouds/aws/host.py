@@ -22,7 +22,7 @@ _KEPT = ["userData", "subnetId", "availabilityZone", "associatePublicIpAddress"]
 
 
 class AwsHost(pulumi.ComponentResource):
-    """An instance. It has no instance profile, because nothing on it uses the AWS API.
+    """An instance. It has no instance profile unless the fleet names one: nothing on it uses the AWS API.
 
     Attributes:
         record: its entry in ``stack.json``.
@@ -54,6 +54,7 @@ class AwsHost(pulumi.ComponentResource):
             metadata_options={"http_tokens": "required", "http_put_response_hop_limit": 1, "http_endpoint": "enabled"},
             root_block_device={"encrypted": True, "volume_type": "gp3", "volume_size": where.placement.disk_gib},
             tags=self._tags(),
+            iam_instance_profile=placed(host, AwsPlacement).instance_profile,
             **self._interfaces(where, network, zone),
             **capacity.arguments(),
             opts=pulumi.ResourceOptions.merge(
@@ -63,7 +64,7 @@ class AwsHost(pulumi.ComponentResource):
         )
         if where.placement.model_disk_gib:
             self._model_disk(instance, where.placement.model_disk_gib, protect)
-        kept = pulumi.ResourceOptions(protect=protect, depends_on=[network.gateway])
+        kept = pulumi.ResourceOptions(protect=protect, depends_on=network.ready)
         address = self._address(instance, pulumi.ResourceOptions.merge(self._mine, kept))
         self.record = HostRecord(
             address, instance.id, host.user, key.public_key, instance.availability_zone, instance.private_ip
@@ -75,9 +76,9 @@ class AwsHost(pulumi.ComponentResource):
 
     def _interfaces(self, where: Rented, network: AwsNetwork, zone: str) -> dict[str, Any]:
         """The network of the instance: one interface, or one for each card where the fleet wants the fabric."""
-        groups = [network.groups[self._host.kind]]
+        groups = network.groups_of(self._host)
         placement = placed(self._host, AwsPlacement)
-        subnet = (network.subnets if placement.public_address else network.inner)[zone]
+        subnet = network.subnet(self._host, zone)
         if not (placement.fabric and where.fabric_cards):
             return {
                 "subnet_id": subnet,
