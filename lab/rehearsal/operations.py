@@ -64,7 +64,7 @@ class Operations:
     def preview(self, token: str, inputs: Bag) -> Bag:
         """The outputs of a resource in a preview; values that only the cloud knows are unknown."""
         kind = self.kind(token)
-        outputs: Bag = wire.copy(inputs)
+        outputs = _read_back(kind, inputs)
         machine = kind.machine
         paths = [*kind.computed, *((*machine.public, *machine.private) if machine else ())]
         for path in [*paths, *([kind.address["as"]] if kind.address else [])]:
@@ -127,7 +127,7 @@ class Operations:
                 raise RefusedError(fault.says)
             rules.refuse(self.table, kind, self.cloud, inputs, id_)
             known = {key: value for key, value in record.outputs.items() if key not in record.inputs}
-            outputs = {**wire.copy(inputs), **known}
+            outputs = {**_read_back(kind, inputs), **known}
             machine = kind.machine
             for path in (*machine.public, *machine.private) if machine else ():
                 wire.put(outputs, path, wire.value(record.outputs, path))
@@ -183,7 +183,7 @@ class Operations:
         id_ = kind.id.format(**words)
         if self.cloud.get(kind.token, id_):
             raise RefusedError(self.table.errors["exists"].format(what=id_))
-        outputs = wire.copy(inputs)
+        outputs = _read_back(kind, inputs)
         for output, template in kind.computed.items():
             outputs.setdefault(output, template.format(**{**words, "id": id_}))
         record = Record(id_, kind.token, name, inputs, outputs, shape=shape, zone=zone)
@@ -216,3 +216,12 @@ class Operations:
     def _wait(self, seconds: float) -> bool:
         """Waits; returns whether it was cancelled meanwhile."""
         return self.stopped.wait(seconds) if seconds else False
+
+
+def _read_back(kind: Kind, inputs: Bag) -> Bag:
+    """The outputs that are inputs, in the form in which the provider reads them."""
+    outputs: Bag = wire.copy(inputs)
+    for path in kind.mapped:
+        if isinstance(ids := wire.value(outputs, path), list):
+            wire.put(outputs, path, {id_: {} for id_ in ids})
+    return outputs

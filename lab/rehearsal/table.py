@@ -59,6 +59,8 @@ class Kind:
     machine: Machine | None
     address: Mapping[str, Any]
     account: str | None
+    #: Lists of ids that the provider reads back as mappings: id -> what it is.
+    mapped: tuple[str, ...] = ()
 
     def forces(self, path: str) -> bool:
         """Whether a change at a path replaces the resource."""
@@ -156,6 +158,7 @@ def _kind(token: str, row: Mapping[str, Any], data: Mapping[str, Any]) -> Kind:
         machine=machine,
         address=row.get("address", {}),
         account=row.get("account"),
+        mapped=tuple(row.get("mapped", ())),
     )
 
 

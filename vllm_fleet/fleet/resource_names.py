@@ -105,6 +105,22 @@ FORMS: Mapping[str, tuple[NameForm, ...]] = {
             f"{_AZURE}/network: names of 80 characters",
         ),
         NameForm(
+            "an address",
+            ("azure-native:network:PublicIPAddress",),
+            "publicIpAddressName",
+            "{network}-nat",
+            80,
+            f"{_AZURE}/network: names of 80 characters",
+        ),
+        NameForm(
+            "an address",
+            ("azure-native:network:PublicIPAddress",),
+            "publicIpAddressName",
+            "{host}",
+            80,
+            f"{_AZURE}/network: names of 80 characters",
+        ),
+        NameForm(
             "an interface",
             ("azure-native:network:NetworkInterface",),
             "networkInterfaceName",
@@ -112,10 +128,11 @@ FORMS: Mapping[str, tuple[NameForm, ...]] = {
             80,
             f"{_AZURE}/network: names of 80 characters",
         ),
+        # Its computer name is the same.
         NameForm(
             "a host",
             ("azure-native:compute:VirtualMachine",),
-            "osProfile.computerName",
+            "vmName",
             "{host}",
             64,
             f"{_AZURE}/compute/validate/linux_computer_name.go: 64 characters",
@@ -149,6 +166,9 @@ FORMS: Mapping[str, tuple[NameForm, ...]] = {
             "{fleet}-serving",
             255,
             f"{_DO}/tags/models/tags.yml: 255 characters",
+        ),
+        NameForm(
+            "a key", ("digitalocean:index/sshKey:SshKey",), "name", "{fleet}-deploy", 255, f"{_DO}: none is stated"
         ),
         NameForm(
             "a host",
