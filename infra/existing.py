@@ -34,20 +34,21 @@ class Lookup:
         self._known.add(question)
         return new
 
-    def ask(self, host: HostPlan, keys: Sequence[str], call: Callable[[], T]) -> T:
+    def ask(self, host: HostPlan, keys: Sequence[str], function: Callable[..., T], **asked: str) -> T:
         """The cloud's answer.
 
         Args:
             host: the host that needs it.
             keys: the place below ``existing`` in the placement.
-            call: a function of the SDK with its arguments.
+            function: a function of the SDK.
+            asked: its arguments.
 
         Raises:
             FleetError: the cloud shows no such thing.
         """
         try:
-            return call()
-        except Exception as fault:  # noqa: BLE001 - the SDK raises no narrower one
+            return function(**asked, opts=self.opts)
+        except Exception as fault:  # the SDK raises no narrower one
             raise self.error(host, keys, f"the cloud does not show it: {fault}") from None
 
     def must(self, host: HostPlan, keys: Sequence[str], found: str, wanted: str, what: str) -> None:

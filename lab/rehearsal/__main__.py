@@ -101,7 +101,9 @@ def difference(before: Sequence[Record], after: Sequence[Record]) -> str:
     are = {(record.type, record.id): record for record in after}
     words = [f"new {kind} {id_}" for kind, id_ in sorted(are.keys() - were.keys())]
     words += [f"gone {kind} {id_}" for kind, id_ in sorted(were.keys() - are.keys())]
-    words += [f"changed {kind} {id_}" for kind, id_ in sorted(were.keys() & are.keys()) if were[kind, id_] != are[kind, id_]]
+    words += [
+        f"changed {kind} {id_}" for kind, id_ in sorted(were.keys() & are.keys()) if were[kind, id_] != are[kind, id_]
+    ]
     return ", ".join(words)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from lab.rehearsal import wire
 from vllm_fleet.base.atomic_files import write_atomically
 
-
 #: The subscription of Azure where a rehearsal names none.
 NO_SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
 

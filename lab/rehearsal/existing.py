@@ -36,7 +36,7 @@ def furnish(cloud: Cloud, hosts: Sequence[HostPlan]) -> list[Record]:
     Returns:
         Their records.
     """
-    made = {}
+    made: dict[tuple[str, str], Record] = {}
     for host in hosts:
         for record in _of(host.rented.placement) if host.rented else ():
             made.setdefault((record.type, record.id), record)

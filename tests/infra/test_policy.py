@@ -195,9 +195,13 @@ def test_metadata_needs_a_token_and_stays_on_the_host(made: list[Recorded]) -> N
 
 def test_no_host_has_rights_in_its_cloud(made: list[Recorded]) -> None:
     for each in machines(made):
-        rights = {key: each.inputs[key] for key in ("iamInstanceProfile", "serviceAccount", "identity") if key in each.inputs}
+        rights = {
+            key: each.inputs[key] for key in ("iamInstanceProfile", "serviceAccount", "identity") if key in each.inputs
+        }
         # Only those that a fleet names, and none for gateways.
-        named = {"iamInstanceProfile": "inference-hosts"} if each.name in ("h100-0", "h100-1") and _is_company(made) else {}
+        named = (
+            {"iamInstanceProfile": "inference-hosts"} if each.name in ("h100-0", "h100-1") and _is_company(made) else {}
+        )
         assert rights == named, each.name
 
 

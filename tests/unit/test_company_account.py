@@ -1,4 +1,4 @@
-"""What a fleet says of its account: existing networks, identities, account ids, tags, secrets; each fault by its line."""
+"""What a fleet says of its account: networks, identities, account ids, tags, secrets; each fault by its line."""
 
 from __future__ import annotations
 
@@ -79,7 +79,12 @@ def test_a_gateway_stands_in_the_network_of_the_first_pool_without_its_rights(tm
 @pytest.mark.parametrize(
     ("cloud", "placement", "key", "says"),
     [
-        ("aws", {"existing": {**VPC, "subnets": {"us-east-1a": "subnet-0000000a"}}}, "", "none for its zone us-east-1b"),
+        (
+            "aws",
+            {"existing": {**VPC, "subnets": {"us-east-1a": "subnet-0000000a"}}},
+            "",
+            "none for its zone us-east-1b",
+        ),
         (
             "aws",
             {"existing": {**VPC, "subnets": {**VPC["subnets"], "us-west-2a": "subnet-0000000c"}}},  # type: ignore[dict-item]
@@ -143,9 +148,7 @@ def test_two_pools_that_need_different_networks_are_refused(
 
 def test_joined_networks_need_the_range_of_one_that_exists(tmp_path: Path) -> None:
     access = {"ssh_from": ["203.0.113.0/24"], "joined_networks": True}
-    refused(
-        tmp_path, "pools.main.placement.existing", "gives no 'range'", placement={"existing": VPC}, access=access
-    )
+    refused(tmp_path, "pools.main.placement.existing", "gives no 'range'", placement={"existing": VPC}, access=access)
     found = load(tmp_path, placement={"existing": {**VPC, "range": "10.8.0.0/26"}}, access=access)
     assert found.hosts
 

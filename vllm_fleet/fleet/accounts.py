@@ -14,7 +14,9 @@ from vllm_fleet.schema.account import Account
 from vllm_fleet.schema.cloud import GcpPlacement
 
 
-def account_errors(hosts: Sequence[HostPlan], account: Account, document: yaml_document.Document) -> Iterator[FleetError]:
+def account_errors(
+    hosts: Sequence[HostPlan], account: Account, document: yaml_document.Document
+) -> Iterator[FleetError]:
     """Pools in a project that is not allowed, and accounts of clouds in which the fleet has no host."""
     clouds = {host.cloud for host in hosts}
     for cloud in account.model_fields_set:

@@ -10,8 +10,8 @@ from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.yaml_reader import Location, is_secret_name
 
-#: What it is -> the form in which its issuer hands it out. Where it was read: the issuers' pages on the formats of their
-#: tokens, and the public rules of gitleaks (config/gitleaks.toml).
+#: What it is -> the form in which its issuer hands it out. Source: the public rules of gitleaks (config/gitleaks.toml),
+#: which those of GitLab and others are made from.
 FORMS: dict[str, re.Pattern[str]] = {
     "an access key of AWS": re.compile(r"\b(AKIA|ASIA)[A-Z2-7]{16}\b"),
     "a private key": re.compile(r"-----BEGIN ([A-Z0-9]+ )*PRIVATE KEY( BLOCK)?-----"),

@@ -132,7 +132,11 @@ def _unclear(rented: Mapping[str, tuple[HostPlan, ...]], document: yaml_document
         if existing_networks.of(hosts[0]):
             at, key, hint = (*_at(hosts[0]), "existing"), "range", "give the range of the whole network as it is"
         else:
-            at, key, hint = _at(hosts[0]), "network", "give a private range that no other network has, such as 10.61.0.0/16"
+            at, key, hint = (
+                _at(hosts[0]),
+                "network",
+                "give a private range that no other network has, such as 10.61.0.0/16",
+            )
         yield document.error(at, f"gives no {key!r}, and {name} is joined with others", hint)
 
 

@@ -83,7 +83,9 @@ RULES: Mapping[str, TagRules] = {
 }
 
 
-def tag_errors(hosts: Sequence[HostPlan], tags: Mapping[str, str], document: yaml_document.Document) -> Iterator[FleetError]:
+def tag_errors(
+    hosts: Sequence[HostPlan], tags: Mapping[str, str], document: yaml_document.Document
+) -> Iterator[FleetError]:
     """Tags that the project sets itself, and those that a cloud of the fleet does not take.
 
     Args:
@@ -96,7 +98,9 @@ def tag_errors(hosts: Sequence[HostPlan], tags: Mapping[str, str], document: yam
         if key.lower() in RESERVED:
             yield document.error(("tags", key), f"the stack sets the tag {key!r} itself", "take another key")
         if other := lower.get(key.lower()):
-            yield document.error(("tags", key), f"is {other!r} in another case, which is the same tag at Azure", "keep one")
+            yield document.error(
+                ("tags", key), f"is {other!r} in another case, which is the same tag at Azure", "keep one"
+            )
         lower[key.lower()] = key
     for cloud in dict.fromkeys(host.cloud for host in hosts if host.rented):
         yield from _against(RULES[cloud], cloud, tags, document)
@@ -117,6 +121,6 @@ def _against(
     if len(tags) + len(RESERVED) > rules.most:
         yield document.error(
             ("tags",),
-            f"has {len(tags)} tags, and a resource of {cloud} has at most {rules.most}, {len(RESERVED)} of them the stack's",
+            f"has {len(tags)} tags, and {cloud} takes {rules.most} a resource, {len(RESERVED)} of them the stack's",
             f"see {rules.source}",
         )

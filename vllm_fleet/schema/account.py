@@ -26,7 +26,7 @@ class Account(Strict):
         default=None, min_length=1, description="Google: the projects that hosts may be in."
     )
     azure: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")] | None = Field(
-        default=None, description="Azure: the id of the subscription. It is used whatever 'az account set' has chosen."
+        default=None, description="Azure: the id of the subscription, which is used and not that of 'az account set'."
     )
     oci: Annotated[str, Field(pattern=r"^ocid1\.tenancy\.")] | None = Field(
         default=None, description="Oracle: the OCID of the tenancy."

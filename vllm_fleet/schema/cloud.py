@@ -124,8 +124,8 @@ class Capacity(Strict):
 
 
 EXISTING = (
-    "A network that the account has, in place of one that the stack makes. The stack changes and deletes nothing of it. "
-    "The same for all pools of a region, project or compartment."
+    "A network that the account has, in place of one that the stack makes. The stack changes and deletes nothing of "
+    "it. The same for all pools of a region, project or compartment."
 )
 
 
@@ -177,7 +177,9 @@ class Placement(Strict):
         if self.existing:
             for key in ("network", "outbound"):
                 if key in self.model_fields_set:
-                    raise ValueError(f"gives 'existing' and {key!r}, which is for a network that the stack makes: remove it")
+                    raise ValueError(
+                        f"gives 'existing' and {key!r}, which is for a network that the stack makes: remove it"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -222,8 +224,8 @@ class AwsPlacement(_Zoned):
     # The form: IAM's API reference, AddRoleToInstanceProfile, InstanceProfileName.
     instance_profile: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+=,.@-]{1,128}$")] | None = Field(
         default=None,
-        description="The name of an instance profile that the hosts get. Default: none, because nothing on them uses the "
-        "API of AWS.",
+        description="The name of an instance profile that the hosts get. Default: none, because nothing on them uses "
+        "the API of AWS.",
     )
 
     @field_validator("region")
@@ -267,8 +269,8 @@ class GcpPlacement(_Zoned):
     existing: GcpExisting | None = Field(default=None, description=EXISTING)
     service_account: Annotated[str, Field(pattern=r"^[a-z0-9.-]+@[a-z0-9.-]+\.gserviceaccount\.com$")] | None = Field(
         default=None,
-        description="The e-mail address of a service account that the hosts get. Default: none, because nothing on them "
-        "uses Google's API.",
+        description="The e-mail address of a service account that the hosts get. Default: none, because nothing on "
+        "them uses Google's API.",
     )
     scopes: list[Line] | None = Field(
         default=None,
@@ -312,8 +314,8 @@ class AzurePlacement(Placement):
     existing: AzureExisting | None = Field(default=None, description=EXISTING)
     managed_identity: Annotated[str, AfterValidator(_managed_identity)] | None = Field(
         default=None,
-        description="Resource id of a user-assigned managed identity that the hosts get. Default: none, because nothing "
-        "on them uses Azure's API.",
+        description="Resource id of a user-assigned managed identity that the hosts get. Default: none, because "
+        "nothing on them uses Azure's API.",
     )
 
 

@@ -27,7 +27,8 @@ def _private_range(value: str) -> str:
     except ValueError as fault:
         raise ValueError(f"is no network: {fault}; write it such as 10.8.0.0/16") from None
     if not is_private_range(value):
-        raise ValueError(f"{network} is not in {', '.join(map(str, PRIVATE))}: vLLM takes connections from no other range")
+        ranges = ", ".join(map(str, PRIVATE))
+        raise ValueError(f"{network} is not in {ranges}: vLLM takes connections from no other range")
     return str(network)
 
 
@@ -128,8 +129,8 @@ class GcpExisting(Existing):
     )
     firewall: Literal["fleet", "none"] = Field(
         default="fleet",
-        description="'fleet': the stack makes firewall rules, for the fleet's network tags only. 'none': it makes none, "
-        "where a network team does.",
+        description="'fleet': the stack makes firewall rules, for the fleet's network tags only. 'none': it makes "
+        "none, where a network team does.",
     )
 
     @property
@@ -151,8 +152,8 @@ class AzureExisting(Existing):
     )
     network_security_group: Annotated[str, AfterValidator(_azure_group)] | None = Field(
         default=None,
-        description="Resource id of the hosts' network security group. The stack makes no rules then. Default: it makes "
-        "its own groups.",
+        description="Resource id of the hosts' network security group. The stack makes no rules then. Default: it "
+        "makes its own groups.",
     )
 
     @property

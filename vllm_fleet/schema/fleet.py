@@ -293,13 +293,13 @@ class Fleet(Strict):
     prices: Prices | None = Field(default=None, description="Your own price list for 'vllm-fleet plan'.")
     account: Account = Field(
         default_factory=Account,
-        description="The accounts that the stack may work in: with credentials of another one it stops before it reads or "
-        "makes anything.",
+        description="The accounts that the stack may work in: with credentials of another one it stops before it reads "
+        "or makes anything.",
     )
     tags: dict[Line, Line] = Field(
         default={},
-        description="Your own tags, or labels, of everything that the stack makes: key -> value. Each cloud of the fleet "
-        "must take them.",
+        description="Your own tags, or labels, of everything that the stack makes: key -> value. Each cloud of the "
+        "fleet must take them.",
     )
 
     @model_validator(mode="after")

@@ -208,15 +208,14 @@ def _look_up(hosts: tuple[HostPlan, ...], lookup: Lookup) -> None:
         for zone, id_ in existing.subnets.items() if existing else ():
             if existing and lookup.is_new(f"{zone} {id_}"):
                 at = ("subnets", zone)
-                subnet = lookup.ask(host, at, lambda id_=id_: aws.ec2.get_subnet(id=id_, opts=lookup.opts))  # type: ignore[misc]
+                subnet = lookup.ask(host, at, aws.ec2.get_subnet, id=id_)
                 lookup.must(host, at, subnet.availability_zone, zone, "zone")
                 lookup.must(host, at, subnet.vpc_id, existing.vpc, "VPC")
                 lookup.inside(host, at, subnet.cidr_block)
         for id_ in existing.security_groups if existing else ():
             if existing and lookup.is_new(id_):
-                at = ("security_groups",)
-                group = lookup.ask(host, at, lambda id_=id_: aws.ec2.get_security_group(id=id_, opts=lookup.opts))  # type: ignore[misc]
-                lookup.must(host, at, group.vpc_id, existing.vpc, f"VPC, of {id_},")
+                group = lookup.ask(host, ("security_groups",), aws.ec2.get_security_group, id=id_)
+                lookup.must(host, ("security_groups",), group.vpc_id, existing.vpc, f"VPC, of {id_},")
 
 
 def _zones(hosts: tuple[HostPlan, ...]) -> tuple[str, ...]:

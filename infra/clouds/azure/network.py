@@ -152,21 +152,11 @@ def _look_up(hosts: tuple[HostPlan, ...], lookup: Lookup) -> None:
             continue
         parts = placement.existing.subnet.split("/")
         in_group = {"resource_group_name": parts[4], "virtual_network_name": parts[8]}
-        network = lookup.ask(
-            host,
-            ("subnet",),
-            lambda in_group=in_group: azure.network.get_virtual_network(**in_group, opts=lookup.opts),  # type: ignore[misc]
-        )
+        network = lookup.ask(host, ("subnet",), azure.network.get_virtual_network, **in_group)
         lookup.must(host, ("subnet",), str(network.location), placement.region, "region")
-        subnet = lookup.ask(
-            host,
-            ("subnet",),
-            lambda in_group=in_group, name=parts[10]: azure.network.get_subnet(  # type: ignore[misc]
-                **in_group, subnet_name=name, opts=lookup.opts
-            ),
-        )
-        for block in subnet.address_prefixes or [subnet.address_prefix]:
-            lookup.inside(host, ("subnet",), str(block))
+        subnet = lookup.ask(host, ("subnet",), azure.network.get_subnet, **in_group, subnet_name=parts[10])
+        for block in subnet.address_prefixes or [str(subnet.address_prefix)]:
+            lookup.inside(host, ("subnet",), block)
 
 
 def _allow(name: str, priority: int, ports: str, networks: Sequence[pulumi.Input[str]]) -> Any:

@@ -69,7 +69,7 @@ class DigitalOceanNetwork:
             FleetError: it does not exist, or is in another region than ``fleet.yml`` says.
         """
         lookup = Lookup(self._args, self._opts)
-        network = lookup.ask(host, ("vpc_uuid",), lambda: do.get_vpc(id=vpc, opts=lookup.opts))
+        network = lookup.ask(host, ("vpc_uuid",), do.get_vpc, id=vpc)
         lookup.must(host, ("vpc_uuid",), network.region, rented(host).placement.region, "region")
         lookup.inside(host, ("vpc_uuid",), network.ip_range)
 

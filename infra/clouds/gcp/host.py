@@ -109,9 +109,7 @@ class GcpHost(pulumi.ComponentResource):
                 opts=pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(protect=protect)),
             )
             config = gcp.compute.InstanceNetworkInterfaceAccessConfigArgs(nat_ip=kept.address)
-        return gcp.compute.InstanceNetworkInterfaceArgs(
-            subnetwork=network.subnet(self._host), access_configs=[config]
-        )
+        return gcp.compute.InstanceNetworkInterfaceArgs(subnetwork=network.subnet(self._host), access_configs=[config])
 
     def _model_disk(self, name: str, instance: gcp.compute.Instance, size_gib: int, protect: bool) -> None:
         logical = f"{self._host.name}-models"
@@ -135,9 +133,7 @@ def _service_account(placement: GcpPlacement) -> gcp.compute.InstanceServiceAcco
     return gcp.compute.InstanceServiceAccountArgs(email=placement.service_account, scopes=scopes)
 
 
-def _boot_disk(
-    where: Rented, image: pulumi.Input[str], labels: dict[str, str]
-) -> gcp.compute.InstanceBootDiskArgs:
+def _boot_disk(where: Rented, image: pulumi.Input[str], labels: dict[str, str]) -> gcp.compute.InstanceBootDiskArgs:
     return gcp.compute.InstanceBootDiskArgs(
         auto_delete=True,
         initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(

@@ -82,17 +82,12 @@ class GcpNetwork(pulumi.ComponentResource):
             existing = placement.existing
             if existing is None or not lookup.is_new(existing.subnetwork):
                 continue
-            project = existing.project or placement.project
-            subnet = lookup.ask(
-                host,
-                ("subnetwork",),
-                lambda name=existing.subnetwork, project=project, region=placement.region: gcp.compute.get_subnetwork(  # type: ignore[misc]
-                    name=name, project=project, region=region, opts=lookup.opts
-                ),
-            )
+            project, name, region = existing.project or placement.project, existing.subnetwork, placement.region
+            ask = gcp.compute.get_subnetwork
+            subnet = lookup.ask(host, ("subnetwork",), ask, name=name, project=project, region=region)
             lookup.must(host, ("subnetwork",), subnet.network.rpartition("/")[2], existing.network, "network")
             lookup.inside(host, ("subnetwork",), subnet.ip_cidr_range)
-            self._subnets[existing.subnetwork] = f"projects/{project}/regions/{placement.region}/subnetworks/{existing.subnetwork}"
+            self._subnets[name] = f"projects/{project}/regions/{region}/subnetworks/{name}"
             link = f"projects/{project}/global/networks/{existing.network}"
         return link
 

@@ -45,7 +45,7 @@ def _check_tenancy(args: CloudArgs, tenancy: str, opts: pulumi.ResourceOptions) 
         oci.identity.get_tenancy(
             tenancy_id=tenancy, opts=pulumi.InvokeOptions(parent=opts.parent, provider=opts.provider)
         )
-    except Exception as fault:  # noqa: BLE001 - the SDK raises no narrower one
+    except Exception as fault:  # the SDK raises no narrower one
         raise args.document.error(
             ("account", "oci"),
             f"these credentials do not see the tenancy: {fault}",

@@ -202,9 +202,7 @@ def _look_up(hosts: tuple[HostPlan, ...], lookup: Lookup) -> None:
         if existing is None or not lookup.is_new(" ".join([existing.subnet, *placement.all_zones])):
             continue
         at = ("subnet",)
-        subnet = lookup.ask(
-            host, at, lambda id_=existing.subnet: oci.core.get_subnet(subnet_id=id_, opts=lookup.opts)  # type: ignore[misc]
-        )
+        subnet = lookup.ask(host, at, oci.core.get_subnet, subnet_id=existing.subnet)
         lookup.must(host, at, subnet.vcn_id, existing.vcn, "VCN")
         lookup.inside(host, at, subnet.cidr_block)
         for zone in placement.all_zones:
@@ -213,9 +211,6 @@ def _look_up(hosts: tuple[HostPlan, ...], lookup: Lookup) -> None:
         if placement.public_address and subnet.prohibit_public_ip_on_vnic:
             raise lookup.error(host, at, "it forbids public addresses, and public_address is true")
         for id_ in existing.network_security_groups:
-            group = lookup.ask(
-                host,
-                ("network_security_groups",),
-                lambda id_=id_: oci.core.get_network_security_group(network_security_group_id=id_, opts=lookup.opts),  # type: ignore[misc]
-            )
-            lookup.must(host, ("network_security_groups",), group.vcn_id, existing.vcn, "VCN")
+            at = ("network_security_groups",)
+            group = lookup.ask(host, at, oci.core.get_network_security_group, network_security_group_id=id_)
+            lookup.must(host, at, group.vcn_id, existing.vcn, "VCN")
