@@ -235,6 +235,32 @@ def test_everything_says_whose_it_is(made: list[Recorded]) -> None:
             assert each.inputs["tags"]["Name"], each.name
 
 
+@pytest.mark.parametrize("cloud", sorted(POOLS))
+def test_own_tags_are_on_everything_that_takes_tags(cloud: str, tmp_path: Path, recorder: Recorder) -> None:
+    recorder.functions.update(FUNCTIONS)
+    found = write(tmp_path, cloud, POOLS[cloud], tags={"cost-centre": "4711"})
+    pulumi.runtime.test(lambda: built(found, lambda _: None))()
+    seen = 0
+    for each in recorder.resources:
+        kind, at = each.type.rsplit(":", 1)[1], each.inputs
+        tags: Any = None
+        if each.type in ("pulumi:providers:aws", "pulumi:providers:gcp"):
+            tags = at["defaultTags" if kind == "aws" else "defaultLabels"]
+        elif each.type == "gcp:compute/instance:Instance":
+            # The provider's default labels do not reach it.
+            tags = at["bootDisk"]["initializeParams"]["labels"]
+        elif cloud == "azure" and each.type.startswith("azure-native:") and kind != "Subnet":
+            tags = at["tags"]
+        elif each.type.startswith("oci:") and kind not in UNTAGGED:
+            tags = [at["freeformTags"], at.get("createVnicDetails", at)["freeformTags"]]
+        elif kind == "Droplet":
+            tags = at["tags"]
+        if tags is not None:
+            seen += 1
+            assert str(tags).count("4711") == (2 if isinstance(tags, list) and cloud == "oci" else 1), each.name
+    assert seen
+
+
 def test_hosts_with_gpus_have_no_address_on_the_internet(made: list[Recorded]) -> None:
     names = {each.name for each in machines(made)}
     serving = {name for name in names if not name.startswith("gateway-")}
