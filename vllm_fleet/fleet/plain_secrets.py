@@ -25,6 +25,8 @@ FORMS: dict[str, re.Pattern[str]] = {
     "a JSON web token": re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\."),
     "a URL with a password": re.compile(r"://[^/\s:@]+:[^/\s@]+@"),
 }
+#: Keys whose records refuse accounts in URLs themselves, and say what to write there.
+_URLS = frozenset({"url", "uri", "http", "https"})
 _HINT = "remove it, and hand out a new one if the file was ever shared: fleet.yml is no place for secrets"
 
 
@@ -44,7 +46,7 @@ def _below(document: yaml_document.Document, at: Location, value: Any) -> Iterat
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _below(document, (*at, index), item)
-    elif isinstance(value, str) and (what := _form(value)):
+    elif isinstance(value, str) and (what := _form(value)) and not (at and at[-1] in _URLS and "URL" in what):
         yield document.error(at, f"contains {what} in plain", _HINT)
     elif isinstance(value, str) and value and at and is_secret_name(str(at[-1])) and "overrides" not in at:
         # What overrides may contain, the recipes say: with a better hint.
