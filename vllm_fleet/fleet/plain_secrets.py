@@ -10,6 +10,7 @@ from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.yaml_reader import Location, is_secret_name
 
+_IN_URL = "a URL with a password"
 #: What it is -> the form in which its issuer hands it out. Source: the public rules of gitleaks (config/gitleaks.toml),
 #: which those of GitLab and others are made from.
 FORMS: dict[str, re.Pattern[str]] = {
@@ -23,7 +24,7 @@ FORMS: dict[str, re.Pattern[str]] = {
     "a token of Pulumi": re.compile(r"\bpul-[0-9a-f]{40}\b"),
     "a token of Slack": re.compile(r"\bxox[abeoprs]-[\w-]{10,}"),
     "a JSON web token": re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\."),
-    "a URL with a password": re.compile(r"://[^/\s:@]+:[^/\s@]+@"),
+    _IN_URL: re.compile(r"://[^/\s:@]+:[^/\s@]+@"),
 }
 #: Keys whose records refuse accounts in URLs themselves, and say what to write there.
 _URLS = frozenset({"url", "uri", "http", "https"})
@@ -46,7 +47,7 @@ def _below(document: yaml_document.Document, at: Location, value: Any) -> Iterat
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _below(document, (*at, index), item)
-    elif isinstance(value, str) and (what := _form(value)) and not (at and at[-1] in _URLS and "URL" in what):
+    elif isinstance(value, str) and (what := _form(value)) and not (what == _IN_URL and at and at[-1] in _URLS):
         yield document.error(at, f"contains {what} in plain", _HINT)
     elif isinstance(value, str) and value and at and is_secret_name(str(at[-1])) and "overrides" not in at:
         # What overrides may contain, the recipes say: with a better hint.
