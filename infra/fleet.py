@@ -91,6 +91,8 @@ class Fleet(pulumi.ComponentResource):
                     guard=watch,
                     gateways=gateways,
                     mirror=mirror_rule(plan),
+                    own_tags=plan.spec.tags,
+                    account=plan.spec.account,
                 ),
                 mine,
             )

@@ -21,7 +21,9 @@ from vllm_fleet.fleet import standing
 from vllm_fleet.fleet.host_plan import FIRST_PORT, READINESS_OFFSET, HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.private_networks import block, members, name_of
+from vllm_fleet.fleet.resource_names import network_name
 from vllm_fleet.fleet.ssh_routes import is_private
+from vllm_fleet.schema.account import Account
 from vllm_fleet.schema.cloud import Placement
 from vllm_fleet.schema.fleet import Access
 
@@ -109,6 +111,8 @@ class CloudArgs:
         authorised_keys: the content of a host's ``authorized_keys``.
         zones: chooses the zone of a new host.
         ports: the ports of the gateway.
+        own_tags: the fleet's own tags.
+        account: the only accounts in which the stack may do anything.
         unprotected: the hosts that this run may stop, replace or delete.
         gateways: name -> private address of the gateways in clouds that came before, and of static ones.
         mirror: the rule of the fleet's mirror, in whichever cloud it is.
@@ -129,6 +133,13 @@ class CloudArgs:
     mirror: MirrorRule | None = None
     named: frozenset[str] = frozenset()
     guard: Guard | None = None
+    own_tags: Mapping[str, str] = field(default_factory=dict)
+    account: Account = field(default_factory=Account)
+
+    def network_name(self, host: HostPlan) -> str:
+        """The name of the network of a host, which begins the names of its parts."""
+        placements = [rented(other).placement for other in self.hosts]
+        return network_name(self.fleet, rented(host).placement, placements)
 
     def mirror_among(self, hosts: Iterable[HostPlan]) -> MirrorRule | None:
         """The rule of the mirror when it is one of the hosts."""
@@ -142,8 +153,8 @@ class CloudArgs:
 
     @property
     def tags(self) -> dict[str, str]:
-        """The tags, or labels, of every resource of the fleet."""
-        return {"fleet": self.fleet, "managed-by": "vllm-fleet"}
+        """The tags, or labels, of every resource of the fleet: its own, and those of the project."""
+        return {**self.own_tags, "fleet": self.fleet, "managed-by": "vllm-fleet"}
 
     def protects(self, host: HostPlan) -> bool:
         """Whether this run may neither replace nor delete a host."""

@@ -13,13 +13,14 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from infra import repair
 from lab.rehearsal import ansible, script
-from lab.rehearsal.cloud import Cloud
+from lab.rehearsal.cloud import Cloud, Record
+from lab.rehearsal.existing import furnish
 from lab.rehearsal.machines import Lab
 from lab.rehearsal.serve import serve
 from lab.rehearsal.stage import Stage, account_of, build, end_left
@@ -81,12 +82,32 @@ def rehearse(fleet: str, most_hosts: int) -> Times:
             fleet_plan = plan.load(stage.folder)
             script.properties(stage.folder, sorted(fleet_plan.spec.artifacts.models))
             cloud.account = account_of(stage.folder)
+            existing = furnish(cloud, fleet_plan.hosts)
             lab.open()
-            _play(stage, cloud, times, fleet_plan.spec.protect)
+            _play(stage, times, fleet_plan.spec.protect)
+            if left := difference(existing, cloud.records):
+                raise FleetError(f"destroy left another cloud than before: {left}", code=ErrorCode.WORK_FAILED)
     return times
 
 
-def _play(stage: Stage, cloud: Cloud, times: Times, protect: bool) -> None:
+def difference(before: Sequence[Record], after: Sequence[Record]) -> str:
+    """What a stack that is gone has left in the cloud, deleted or changed; empty if nothing.
+
+    Args:
+        before: the records of the account.
+        after: those after the stack.
+    """
+    were = {(record.type, record.id): record for record in before}
+    are = {(record.type, record.id): record for record in after}
+    words = [f"new {kind} {id_}" for kind, id_ in sorted(are.keys() - were.keys())]
+    words += [f"gone {kind} {id_}" for kind, id_ in sorted(were.keys() - are.keys())]
+    words += [
+        f"changed {kind} {id_}" for kind, id_ in sorted(were.keys() & are.keys()) if were[kind, id_] != are[kind, id_]
+    ]
+    return ", ".join(words)
+
+
+def _play(stage: Stage, times: Times, protect: bool) -> None:
     quiet = ("--skip-preview", "--yes", "--suppress-outputs")
     times.phase("pulumi preview", lambda: counts(stage.pulumi("preview")))
     times.phase("pulumi up", lambda: counts(stage.pulumi("up", *quiet)))
@@ -100,8 +121,6 @@ def _play(stage: Stage, cloud: Cloud, times: Times, protect: bool) -> None:
         file.write_text(re.sub(r"(?m)^protect:.*\n", "", file.read_text()) + "\nprotect: false\n", encoding="utf-8")
         times.phase("pulumi up, protect: false", lambda: _unchanged(stage.pulumi("up", *quiet)))
     times.phase("pulumi destroy", lambda: counts(stage.pulumi("destroy", "--skip-preview", "--yes")))
-    if left := [f"{record.type} {record.name}" for record in cloud.records]:
-        raise FleetError(f"destroy left in the cloud: {', '.join(left)}", code=ErrorCode.WORK_FAILED)
 
 
 def _unchanged(output: str) -> str:

@@ -16,6 +16,9 @@ from lab.rehearsal.addresses import PUBLIC, Addresses
 from lab.rehearsal.index import Index
 from lab.rehearsal.store import Store
 
+#: The subscription of Azure where a rehearsal names none.
+NO_SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
+
 
 class RefusedError(Exception):
     """The cloud refuses a request; the message is its answer."""
@@ -102,6 +105,7 @@ class Account:
         offerings: the capacity blocks that AWS offers, in order: id and price.
         block: where and when the offered blocks are, as words of the tables.
         regions: a size of DigitalOcean -> the regions that offer it; all regions offer other sizes.
+        ids: cloud -> the id of the account that the credentials are of; of others, any that a program wants.
     """
 
     have: dict[str, list[str]] = field(default_factory=dict)
@@ -115,6 +119,7 @@ class Account:
         }
     )
     regions: dict[str, list[str]] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
 
 
 class Cloud:

@@ -1,4 +1,4 @@
-"""The functions of the clouds, by token: lookups of images, capacity blocks and regions."""
+"""The functions of the clouds, by token: lookups of images, capacity blocks, regions, networks and accounts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lab.rehearsal.cloud import Cloud, RefusedError
+from lab.rehearsal.cloud import NO_SUBSCRIPTION, Cloud, RefusedError
 from lab.rehearsal.table import Table
 
 Answer = dict[str, Any]
@@ -20,7 +20,8 @@ def answer(table: Table, cloud: Cloud, token: str, arguments: Mapping[str, Any],
     """
     if token not in _FUNCTIONS:
         raise RefusedError(f"this rehearsal knows no function {token}")
-    return _FUNCTIONS[token](table, cloud, {"project": project, **arguments})
+    subscription = cloud.account.ids.get("azure", NO_SUBSCRIPTION)
+    return _FUNCTIONS[token](table, cloud, {"project": project, "subscription": subscription, **arguments})
 
 
 def _digits(cloud: Cloud, name: str) -> str:
@@ -75,10 +76,49 @@ def _sizes(table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
     return {"id": wanted, "sizes": [{"slug": wanted, "available": bool(regions), "regions": regions}]}
 
 
-_FUNCTIONS: Mapping[str, Callable[[Table, Cloud, Mapping[str, Any]], Answer]] = {
+def _shown(kind: str, id_: str) -> Function:
+    """A lookup of a resource by its id: what the cloud has of it."""
+
+    def look_up(table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
+        wanted = id_.format(**arguments)
+        record = cloud.get(kind, wanted)
+        if record is None:
+            raise RefusedError(table.errors["missing"].format(kind=kind.rpartition(":")[2], id=wanted))
+        return {**record.inputs, **record.outputs, "id": record.id, **arguments}
+
+    return look_up
+
+
+def _tenancy(_table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
+    wanted = str(arguments["tenancyId"])
+    if cloud.account.ids.get("oci", wanted) != wanted:
+        raise RefusedError("404-NotAuthorizedOrNotFound, Authorization failed or requested resource not found.")
+    return {"id": wanted, "name": "rehearsal", **arguments}
+
+
+Function = Callable[[Table, Cloud, Mapping[str, Any]], Answer]
+_AZURE_NETWORK = "/subscriptions/{subscription}/resourceGroups/{resourceGroupName}/providers/Microsoft.Network"
+_FUNCTIONS: Mapping[str, Function] = {
     "aws:ssm/getParameter:getParameter": _parameter,
     "aws:ec2/getCapacityBlockOffering:getCapacityBlockOffering": _offering,
     "gcp:compute/getImage:getImage": _image,
     "oci:Core/getImages:getImages": _images,
     "digitalocean:index/getSizes:getSizes": _sizes,
+    "aws:ec2/getSubnet:getSubnet": _shown("aws:ec2/subnet:Subnet", "{id}"),
+    "aws:ec2/getSecurityGroup:getSecurityGroup": _shown("aws:ec2/securityGroup:SecurityGroup", "{id}"),
+    "gcp:compute/getSubnetwork:getSubnetwork": _shown(
+        "gcp:compute/subnetwork:Subnetwork", "projects/{project}/regions/{region}/subnetworks/{name}"
+    ),
+    "azure-native:network:getVirtualNetwork": _shown(
+        "azure-native:network:VirtualNetwork", f"{_AZURE_NETWORK}/virtualNetworks/{{virtualNetworkName}}"
+    ),
+    "azure-native:network:getSubnet": _shown(
+        "azure-native:network:Subnet", f"{_AZURE_NETWORK}/virtualNetworks/{{virtualNetworkName}}/subnets/{{subnetName}}"
+    ),
+    "oci:Core/getSubnet:getSubnet": _shown("oci:Core/subnet:Subnet", "{subnetId}"),
+    "oci:Core/getNetworkSecurityGroup:getNetworkSecurityGroup": _shown(
+        "oci:Core/networkSecurityGroup:NetworkSecurityGroup", "{networkSecurityGroupId}"
+    ),
+    "oci:Identity/getTenancy:getTenancy": _tenancy,
+    "digitalocean:index/getVpc:getVpc": _shown("digitalocean:index/vpc:Vpc", "{id}"),
 }

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from lab.rehearsal import machines, read_back, rules, sdk, wire
-from lab.rehearsal.cloud import Cloud, Fault, Record, RefusedError
+from lab.rehearsal.cloud import NO_SUBSCRIPTION, Cloud, Fault, Record, RefusedError
 from lab.rehearsal.difference import Difference, differences
 from lab.rehearsal.machines import Lab
 from lab.rehearsal.table import Kind, Table, load
@@ -80,7 +80,7 @@ class Operations:
     def preview(self, token: str, inputs: Bag) -> Bag:
         """The outputs of a resource in a preview; values that only the cloud knows are unknown."""
         kind = self.kind(token)
-        outputs: Bag = wire.copy(inputs)
+        outputs = _read_back(kind, inputs)
         machine = kind.machine
         paths = [*kind.computed, *((*machine.public, *machine.private) if machine else ())]
         for path in [*paths, *([kind.address["as"]] if kind.address else [])]:
@@ -156,7 +156,7 @@ class Operations:
             if rules.stops(kind, olds, inputs):
                 self.cloud.log.append(f"stop {token} {record.name}")
             known = {key: value for key, value in record.outputs.items() if key not in record.inputs}
-            outputs = {**wire.copy(inputs), **known}
+            outputs = {**_read_back(kind, inputs), **known}
             machine = kind.machine
             for path in (*machine.public, *machine.private) if machine else ():
                 wire.put(outputs, path, wire.value(record.outputs, path))
@@ -199,7 +199,7 @@ class Operations:
         words = {
             "region": "",
             "project": "",
-            "subscription": "00000000-0000-0000-0000-000000000000",
+            "subscription": self.cloud.account.ids.get("azure", NO_SUBSCRIPTION),
             "hex": secrets.token_hex(16),
             "hex17": secrets.token_hex(9)[:17],
             "uuid": str(uuid.uuid4()),
@@ -215,7 +215,7 @@ class Operations:
         id_ = kind.id.format(**words)
         if self.cloud.get(kind.token, id_):
             raise RefusedError(self.table.errors["exists"].format(what=id_))
-        outputs = wire.copy(inputs)
+        outputs = _read_back(kind, inputs)
         for output, template in kind.computed.items():
             outputs.setdefault(output, template.format(**{**words, "id": id_}))
         record = Record(id_, kind.token, name, inputs, outputs, shape=shape, zone=zone)
@@ -249,3 +249,12 @@ class Operations:
     def _wait(self, seconds: float) -> bool:
         """Waits; returns whether it was cancelled meanwhile."""
         return self.stopped.wait(seconds) if seconds else False
+
+
+def _read_back(kind: Kind, inputs: Bag) -> Bag:
+    """The outputs that are inputs, in the form in which the provider reads them."""
+    outputs: Bag = wire.copy(inputs)
+    for path in kind.mapped:
+        if isinstance(ids := wire.value(outputs, path), list):
+            wire.put(outputs, path, {id_: {} for id_ in ids})
+    return outputs

@@ -55,8 +55,23 @@ class Provider:
     def configure(self, request: Any, _context: Any) -> Any:
         """Takes region, project and similar keys; secrets come in plain, and the engine keeps them secret."""
         self._do.config = wire.plain(request.args)
+        self._refuse_account()
         self._do.stopped.clear()
         return provider_pb2.ConfigureResponse(supportsPreview=True)
+
+    def _refuse_account(self) -> None:
+        """Ends the run with credentials of another account than the program allows.
+
+        Source: hashicorp/terraform-provider-aws#32352 has the message.
+
+        Raises:
+            RefusedError: they are.
+        """
+        mine = self._do.cloud.account.ids.get("aws")
+        # The SDK sends lists of a provider as JSON.
+        allowed = json.loads(str(self._do.config.get("allowedAccountIds") or "[]"))
+        if mine and allowed and mine not in allowed:
+            raise RefusedError(f"AWS account ID not allowed: {mine}")
 
     def check(self, request: Any, _context: Any) -> Any:
         """The errors in the form of the inputs."""

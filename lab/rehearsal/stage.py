@@ -123,17 +123,31 @@ def end_left(project: Path) -> int:
     return len(left)
 
 
+#: Key of a placement -> the kind of things of an account that it names.
+_IDENTITIES = {
+    "instance_profile": "instance_profiles",
+    "service_account": "service_accounts",
+    "managed_identity": "identities",
+}
+
+
 def account_of(folder: Path) -> Account:
-    """An account with the reservations, images and compartments that a fleet names."""
+    """An account with the reservations, images, compartments and identities that a fleet names."""
     named: dict[str, list[str]] = {"reservations": [], "compartments": [], "images": []}
-    for host in plan.load(folder).hosts:
+    named |= {kind: [] for kind in _IDENTITIES.values()}
+    fleet_plan = plan.load(folder)
+    for host in fleet_plan.hosts:
         if host.rented is None:
             continue
         placement = host.rented.placement
         named["reservations"] += [placement.capacity.id] if placement.capacity.id else []
         named["images"] += [placement.image] if placement.image not in (None, "latest") else []
         named["compartments"] += [str(placement.compartment)] if hasattr(placement, "compartment") else []
-    return Account(have={kind: sorted(set(ids)) for kind, ids in named.items()})
+        for key, kind in _IDENTITIES.items():
+            named[kind] += [str(identity)] if (identity := getattr(placement, key, None)) else []
+    account = fleet_plan.spec.account
+    ids = {cloud: str(id_) for cloud in ("aws", "azure", "oci") if (id_ := getattr(account, cloud))}
+    return Account(have={kind: sorted(set(ids)) for kind, ids in named.items()}, ids=ids)
 
 
 def refused(output: str) -> Sequence[str]:

@@ -95,6 +95,8 @@ class Kind:
     account: str | None
     changes: Changes
     read_back: tuple[ReadBack, ...]
+    #: Lists of ids that the provider reads back as mappings: id -> what it is.
+    mapped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def _kind(token: str, row: Mapping[str, Any], data: Mapping[str, Any]) -> Kind:
         account=row.get("account"),
         changes=Changes(**{key: _several(item) for key, item in row.get("changes", {}).items()}),
         read_back=tuple(ReadBack(**item) for item in row.get("read_back", ())),
+        mapped=tuple(row.get("mapped", ())),
     )
 
 

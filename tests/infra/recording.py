@@ -56,8 +56,8 @@ class Recorder(pulumi.runtime.Mocks):
     """Answers like the real providers, as far as outputs go, and keeps what was asked."""
 
     resources: list[Recorded] = field(default_factory=list)
-    #: Outputs of a function by its token; a function that is not here may not be called.
-    functions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: Outputs of a function by its token, or what makes them of its arguments; others may not be called.
+    functions: dict[str, Any] = field(default_factory=dict)
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     hooks: list[str] = field(default_factory=list)
 
@@ -89,7 +89,9 @@ class Recorder(pulumi.runtime.Mocks):
         self.calls.append((args.token, dict(args.args)))
         if args.token not in self.functions:
             raise AssertionError(f"the program called {args.token}")
-        return self.functions[args.token]
+        answer = self.functions[args.token]
+        found: dict[str, Any] = answer(dict(args.args)) if callable(answer) else answer
+        return found
 
     def register_resource_hook(self, hook: pulumi.ResourceHook) -> None:
         """Keeps a hook, as the engine's callback server would."""

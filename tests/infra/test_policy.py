@@ -58,7 +58,17 @@ POOLS: dict[str, dict[str, Any]] = {
     },
     "digitalocean": {"host_class": "mi325x-8", "placement": {"region": "nyc2"}},
 }
-FUNCTIONS: dict[str, dict[str, Any]] = {
+#: The subnets of example-company in its account.
+COMPANY = {"subnet-0a1b2c3d4e5f60710": "eu-central-1a", "subnet-0a1b2c3d4e5f60720": "eu-central-1b"}
+VPC = "vpc-0a1b2c3d4e5f60718"
+FUNCTIONS: dict[str, Any] = {
+    "aws:ec2/getSubnet:getSubnet": lambda asked: {
+        "id": asked["id"],
+        "availabilityZone": COMPANY[asked["id"]],
+        "vpcId": VPC,
+        "cidrBlock": "10.8.0.0/24",
+    },
+    "aws:ec2/getSecurityGroup:getSecurityGroup": lambda asked: {"id": asked["id"], "vpcId": VPC},
     "aws:ssm/getParameter:getParameter": {"value": "ami-1", "name": "p", "type": "String", "version": 1},
     "gcp:compute/getImage:getImage": {"selfLink": "projects/p/global/images/i-1", "name": "i-1"},
     "digitalocean:index/getSizes:getSizes": {"sizes": [{"slug": "s", "regions": ["nyc2"]}], "id": "x"},
@@ -139,7 +149,10 @@ def machines(made: list[Recorded]) -> list[Recorded]:
 
 def test_neither_ssh_nor_vllm_is_open_to_the_world(made: list[Recorded]) -> None:
     found = list(openings(made))
-    assert any(low <= 22 <= high for low, high in (each.ports for each in found))
+    # Where the account has security groups of its own, the stack opens nothing.
+    own = any(each.inputs.get("vpcSecurityGroupIds", ["id-of-"])[0].startswith("sg-") for each in made)
+    assert own == (not found)
+    assert own or any(low <= 22 <= high for low, high in (each.ports for each in found))
     for each in found:
         assert each.sources, f"{each.rule} names nobody, which some clouds read as everybody"
         if WORLD & set(each.sources):
@@ -181,7 +194,18 @@ def test_metadata_needs_a_token_and_stays_on_the_host(made: list[Recorded]) -> N
 
 def test_no_host_has_rights_in_its_cloud(made: list[Recorded]) -> None:
     for each in machines(made):
-        assert not {"iamInstanceProfile", "serviceAccount", "identity"} & set(each.inputs), each.name
+        rights = {
+            key: each.inputs[key] for key in ("iamInstanceProfile", "serviceAccount", "identity") if key in each.inputs
+        }
+        # Only those that a fleet names, and none for gateways.
+        named = (
+            {"iamInstanceProfile": "inference-hosts"} if each.name in ("h100-0", "h100-1") and _is_company(made) else {}
+        )
+        assert rights == named, each.name
+
+
+def _is_company(made: list[Recorded]) -> bool:
+    return any(each.type == "pulumi:providers:aws" and "111122223333" in str(each.inputs) for each in made)
 
 
 #: What cannot carry tags: parts of other resources, and names by themselves.
@@ -208,6 +232,32 @@ def test_everything_says_whose_it_is(made: list[Recorded]) -> None:
             assert each.inputs["tags"], each.name
         if cloud == "aws" and kind not in UNTAGGED:
             assert each.inputs["tags"]["Name"], each.name
+
+
+@pytest.mark.parametrize("cloud", sorted(POOLS))
+def test_own_tags_are_on_everything_that_takes_tags(cloud: str, tmp_path: Path, recorder: Recorder) -> None:
+    recorder.functions.update(FUNCTIONS)
+    found = write(tmp_path, cloud, POOLS[cloud], tags={"cost-centre": "4711"})
+    pulumi.runtime.test(lambda: built(found, lambda _: None))()
+    seen = 0
+    for each in recorder.resources:
+        kind, at = each.type.rsplit(":", 1)[1], each.inputs
+        tags: Any = None
+        if each.type in ("pulumi:providers:aws", "pulumi:providers:gcp"):
+            tags = at["defaultTags" if kind == "aws" else "defaultLabels"]
+        elif each.type == "gcp:compute/instance:Instance":
+            # The provider's default labels do not reach it.
+            tags = at["bootDisk"]["initializeParams"]["labels"]
+        elif cloud == "azure" and each.type.startswith("azure-native:") and kind != "Subnet":
+            tags = at["tags"]
+        elif each.type.startswith("oci:") and kind not in UNTAGGED:
+            tags = [at["freeformTags"], at.get("createVnicDetails", at)["freeformTags"]]
+        elif kind == "Droplet":
+            tags = at["tags"]
+        if tags is not None:
+            seen += 1
+            assert str(tags).count("4711") == (2 if isinstance(tags, list) and cloud == "oci" else 1), each.name
+    assert seen
 
 
 def test_hosts_with_gpus_have_no_address_on_the_internet(made: list[Recorded]) -> None:

@@ -32,6 +32,11 @@ _POOL_ONLY = (
     "run_hours",
     "reservation_bound",
     "first",
+    # Rights are given by name, and a gateway needs none of those of the hosts behind it.
+    "instance_profile",
+    "service_account",
+    "scopes",
+    "managed_identity",
 )
 
 
@@ -120,8 +125,13 @@ def rent_gateways(
     if "zone" in own or "zones" in own:
         beside = {key: value for key, value in beside.items() if key not in ("zone", "zones")}
     if any(key in own and own[key] != placement.get(key) for key in ("region", "project", "compartment")):
-        beside.pop("network", None)  # it is a property of the first pool's network
-    merged = {"public_address": True, **beside, **own}
+        for key in ("network", "existing"):
+            beside.pop(key, None)  # they are properties of the first pool's network
+    merged = {**beside, **own}
+    if isinstance(beside.get("existing"), dict) and isinstance(own.get("existing"), dict):
+        merged["existing"] = {**beside["existing"], **own["existing"]}
+    # In a network of the account, only its owner knows whether a subnet is open to the internet.
+    merged.setdefault("public_address", not merged.get("existing"))
     own_placement = yaml_document.parse(document, PLACEMENTS[cloud], ("gateway", "placement"), merged)
     table = catalog.clouds[cloud]
     _check_place(table, own_placement, ("gateway", "placement"), document)

@@ -16,13 +16,17 @@ from vllm_fleet.catalogue import rental
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.catalogue.catalogue import load as load_catalog
 from vllm_fleet.fleet import (
+    accounts,
     disk_speed,
     plain_api,
+    plain_secrets,
     private_networks,
     repository_faults,
+    resource_names,
     service_addresses,
     service_ports,
     ssh_routes,
+    tags,
     weights_disk,
 )
 from vllm_fleet.fleet.host_plan import GATEWAY_POOL, HostPlan
@@ -96,6 +100,8 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
         FleetError: it carries every error of the file.
     """
     document = yaml_document.read_with_errors(directory / "fleet.yml")
+    # Alone: other errors may repeat the values of keys.
+    raise_all(plain_secrets.secret_errors(document))
     parsed = yaml_document.parse_valid_part(
         document, Fleet, lambda data, wrong: _fill(data, wrong, directory.name), "docs/fleets.md"
     )
@@ -135,6 +141,9 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     errors.extend(plain_api.plain_api_errors(hosts, spec, document))
     errors.extend(_unreachable(hosts, spec, document))
     errors.extend(private_networks.network_errors(hosts, spec.access, document))
+    errors.extend(accounts.account_errors(hosts, spec.account, document))
+    errors.extend(tags.tag_errors(hosts, spec.tags, document))
+    errors.extend(resource_names.name_errors(spec.fleet, hosts, document))
     errors.extend(ssh_routes.apart(hosts, spec.access, document))
     if has_gateways:
         errors.extend(ssh_routes.unreachable(hosts, spec.access, document))

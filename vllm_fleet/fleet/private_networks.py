@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.field_types import PRIVATE
+from vllm_fleet.fleet import existing_networks
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.cloud import Placement
 from vllm_fleet.schema.fleet import Access
@@ -48,9 +49,14 @@ def block(hosts: Iterable[HostPlan]) -> IPv4Network | None:
         hosts: all that are rented in it.
 
     Returns:
-        None where the cloud chooses one that is free in the account (DigitalOcean).
+        None where the cloud chooses one that is free in the account (DigitalOcean), and where a network that exists is
+        given without its range.
     """
     placements = [host.rented.placement for host in hosts if host.rented]
+    existing = [placement.existing for placement in placements if placement.existing]
+    if existing:
+        said = next((network.range for network in existing if network.range), None)
+        return IPv4Network(said) if said else None
     stated = [placement for placement in placements if _says(placement)]
     chosen = (stated or placements)[0].network
     return IPv4Network(chosen) if chosen else None
@@ -74,6 +80,7 @@ def network_errors(hosts: Sequence[HostPlan], access: Access, document: yaml_doc
     rented = members(host for host in hosts if host.rented)
     for name, mine in rented.items():
         yield from _disagreeing(name, mine, document)
+        yield from existing_networks.disagreeing(name, mine, document)
         yield from _too_small(name, mine, document)
     if access.joined_networks:
         yield from _unclear(rented, document)
@@ -105,7 +112,7 @@ def _disagreeing(name: str, hosts: tuple[HostPlan, ...], document: yaml_document
 
 def _too_small(name: str, hosts: tuple[HostPlan, ...], document: yaml_document.Document) -> Iterator[FleetError]:
     network = block(hosts)
-    if network is None:
+    if network is None or existing_networks.of(hosts[0]):
         return
     parts = PARTS[hosts[0].cloud]
     room = network.num_addresses // parts - _KEPT
@@ -120,12 +127,17 @@ def _too_small(name: str, hosts: tuple[HostPlan, ...], document: yaml_document.D
 def _unclear(rented: Mapping[str, tuple[HostPlan, ...]], document: yaml_document.Document) -> Iterator[FleetError]:
     """Networks that cannot be routed to, because their range is unknown before they exist."""
     for name, hosts in rented.items():
-        if block(hosts) is None:
-            yield document.error(
+        if block(hosts) is not None:
+            continue
+        if existing_networks.of(hosts[0]):
+            at, key, hint = (*_at(hosts[0]), "existing"), "range", "give the range of the whole network as it is"
+        else:
+            at, key, hint = (
                 _at(hosts[0]),
-                f"gives no 'network', and {name} is joined with others",
+                "network",
                 "give a private range that no other network has, such as 10.61.0.0/16",
             )
+        yield document.error(at, f"gives no {key!r}, and {name} is joined with others", hint)
 
 
 def _overlapping(rented: Mapping[str, tuple[HostPlan, ...]], document: yaml_document.Document) -> Iterator[FleetError]:
@@ -134,10 +146,11 @@ def _overlapping(rented: Mapping[str, tuple[HostPlan, ...]], document: yaml_docu
         mine = block(hosts)
         if mine is None:
             continue
+        key = ("existing", "range") if existing_networks.of(hosts[0]) else ("network",)
         for other, taken in seen.items():
             if mine.overlaps(taken):
                 yield document.error(
-                    (*_at(hosts[0]), "network"),
+                    (*_at(hosts[0]), *key),
                     f"{mine} of {name} overlaps with {taken} of {other}, and access.joined_networks joins them",
                     _FIX,
                 )

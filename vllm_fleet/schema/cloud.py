@@ -9,6 +9,14 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vllm_fleet.base.field_types import WHOLE, Day, SshPublicKey
+from vllm_fleet.schema.existing import (
+    AwsExisting,
+    AzureExisting,
+    DigitalOceanExisting,
+    Existing,
+    GcpExisting,
+    OciExisting,
+)
 from vllm_fleet.schema.recipe import Line, Name, PrivateNetwork, Strict
 
 #: The ways to get a host. ``recipes/clouds`` has each cloud's own names for them.
@@ -30,6 +38,16 @@ def _region_like(value: str, pattern: str, example: str) -> str:
     """A region of a cloud, as far as its form tells."""
     if not re.fullmatch(pattern, value):
         raise ValueError(f"{value[:80]!r} is not a region of this cloud: write it such as {example}")
+    return value
+
+
+def _managed_identity(value: str) -> str:
+    part = r"[A-Za-z0-9_.()-]+"
+    of = rf"/subscriptions/[0-9a-fA-F-]{{36}}/resource[gG]roups/{part}/providers/Microsoft\.ManagedIdentity"
+    if not re.fullmatch(rf"{of}/userAssignedIdentities/{part}", value):
+        raise ValueError(
+            "is not the resource id of a user-assigned managed identity: copy it from 'az identity show --query id'"
+        )
     return value
 
 
@@ -79,6 +97,12 @@ class Capacity(Strict):
         if self.id and not needs_id:
             raise ValueError(f"{self.kind} takes no 'id'")
         return self
+
+
+EXISTING = (
+    "A network that the account has, in place of one that the stack makes. The stack changes and deletes nothing of "
+    "it. The same for all pools of a region, project or compartment."
+)
 
 
 class Placement(Strict):
@@ -144,6 +168,17 @@ class Placement(Strict):
         description="How hosts without a public address reach the internet: through the cloud's NAT, which is paid, or "
         "not at all, where a mirror inside has everything.",
     )
+    existing: Existing | None = Field(default=None, description=EXISTING)
+
+    @model_validator(mode="after")
+    def _network_is_made_or_exists(self) -> Placement:
+        if self.existing:
+            for key in ("network", "outbound"):
+                if key in self.model_fields_set:
+                    raise ValueError(
+                        f"gives 'existing' and {key!r}, which is for a network that the stack makes: remove it"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _one_list(self) -> Placement:
@@ -184,6 +219,13 @@ class AwsPlacement(_Zoned):
         default=False,
         description="An EFA interface on each network card, for traffic between hosts. Serving needs none.",
     )
+    existing: AwsExisting | None = Field(default=None, description=EXISTING)
+    # The form: IAM's API reference, AddRoleToInstanceProfile, InstanceProfileName.
+    instance_profile: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+=,.@-]{1,128}$")] | None = Field(
+        default=None,
+        description="The name of an instance profile that the hosts get. Default: none, because nothing on them uses "
+        "the API of AWS.",
+    )
 
     @field_validator("region")
     @classmethod
@@ -203,6 +245,17 @@ class AwsPlacement(_Zoned):
                 raise ValueError(f"{zone!r} is a local zone, which this release does not use: take another zone")
             if not re.fullmatch(rf"{re.escape(self.region)}[a-p]", zone):
                 raise ValueError(f"{zone!r} is not a zone of {self.region}: write for example {self.region}a")
+        return self
+
+    @model_validator(mode="after")
+    def _a_subnet_in_each_zone(self) -> AwsPlacement:
+        subnets = self.existing.subnets if self.existing else {}
+        for zone in subnets:
+            if not re.fullmatch(rf"{re.escape(self.region)}[a-p]", zone):
+                raise ValueError(f"gives existing.subnets.{zone}, which is not a zone of {self.region}")
+        for zone in self.all_zones if self.existing else ():
+            if zone not in subnets:
+                raise ValueError(f"gives existing.subnets for {', '.join(subnets)}, and none for its zone {zone}")
         return self
 
     @model_validator(mode="after")
@@ -236,6 +289,17 @@ class GcpPlacement(_Zoned):
         description="Whether hosts live as long as their reservation (RESERVATION_BOUND). Default: those of A3 Ultra, "
         "A4 and A4X. True for a calendar reservation of A3 Mega or A3 High.",
     )
+    existing: GcpExisting | None = Field(default=None, description=EXISTING)
+    service_account: Annotated[str, Field(pattern=r"^[a-z0-9.-]+@[a-z0-9.-]+\.gserviceaccount\.com$")] | None = Field(
+        default=None,
+        description="The e-mail address of a service account that the hosts get. Default: none, because nothing on "
+        "them uses Google's API.",
+    )
+    scopes: list[Line] | None = Field(
+        default=None,
+        min_length=1,
+        description="OAuth scopes of the service account. Default: cloud-platform, so that its IAM roles decide.",
+    )
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -268,6 +332,12 @@ class GcpPlacement(_Zoned):
         return _image_like(value, "|".join(f"({form})" for form in forms), "projects/PROJECT/global/images/NAME")
 
     @model_validator(mode="after")
+    def _scopes_are_somebody_s(self) -> GcpPlacement:
+        if self.scopes and not self.service_account:
+            raise ValueError("gives 'scopes' without the 'service_account' that they are for")
+        return self
+
+    @model_validator(mode="after")
     def _flex_is_finite(self) -> GcpPlacement:
         if (self.capacity.kind == "flex-start") != (self.run_hours is not None):
             raise ValueError("'run_hours' belongs to the capacity kind flex-start, which needs it")
@@ -288,6 +358,12 @@ class AzurePlacement(Placement):
         description="Encrypts the host's own disks and caches too. The subscription must have the feature: az feature "
         "register --namespace Microsoft.Compute --name EncryptionAtHost. It cannot change while a host runs.",
     )
+    existing: AzureExisting | None = Field(default=None, description=EXISTING)
+    managed_identity: Annotated[str, AfterValidator(_managed_identity)] | None = Field(
+        default=None,
+        description="Resource id of a user-assigned managed identity that the hosts get. Default: none, because "
+        "nothing on them uses Azure's API.",
+    )
 
     @field_validator("image")
     @classmethod
@@ -307,6 +383,7 @@ class OciPlacement(_Zoned):
     """Oracle Cloud; zones are availability domains. Images with drivers are the tenant's own: ``image`` is needed."""
 
     compartment: Annotated[str, Field(pattern=r"^ocid1\.")] = Field(description="The OCID of the compartment.")
+    existing: OciExisting | None = Field(default=None, description=EXISTING)
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -336,6 +413,7 @@ class DigitalOceanPlacement(Placement):
         description="Private range of the hosts' network. No two networks of an account may overlap. "
         "Default: DigitalOcean takes a free range.",
     )
+    existing: DigitalOceanExisting | None = Field(default=None, description=EXISTING)
 
     @field_validator("image")
     @classmethod

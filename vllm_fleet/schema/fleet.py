@@ -17,6 +17,7 @@ from vllm_fleet.base.field_types import (
     SshPublicKey,
     User,
 )
+from vllm_fleet.schema.account import Account
 from vllm_fleet.schema.cloud import Prices
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror
 from vllm_fleet.schema.mirror import Mirror
@@ -301,6 +302,16 @@ class Fleet(Strict):
         default=True, description="Rented hosts and volumes cannot be deleted or replaced until this is false."
     )
     prices: Prices | None = Field(default=None, description="Your own price list for 'vllm-fleet plan'.")
+    account: Account = Field(
+        default_factory=Account,
+        description="The accounts that the stack may work in: with credentials of another one it stops before it reads "
+        "or makes anything.",
+    )
+    tags: dict[Line, Line] = Field(
+        default={},
+        description="Your own tags, or labels, of everything that the stack makes: key -> value. Each cloud of the "
+        "fleet must take them.",
+    )
 
     @model_validator(mode="after")
     def _is_measured(self) -> Fleet:

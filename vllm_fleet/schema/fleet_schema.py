@@ -53,6 +53,9 @@ def fleet_schema() -> dict[str, Any]:
     # A gateway takes missing keys from the first pool, whose cloud may have further ones.
     beside = definitions.pop("Placement")
     del beside["required"]
+    # Of the first pool's network, a gateway gives only what differs.
+    existing = beside["properties"]["existing"]
+    beside["properties"]["existing"] = {"type": "object", "description": existing["description"]}
     definitions["GatewayPlacement"] = {**beside, "additionalProperties": True}
     gateway["properties"]["placement"] = {
         "$ref": "#/$defs/GatewayPlacement",

@@ -24,13 +24,18 @@ class AwsCloud(CloudComponent):
         self.hosts = {}
         self._blocks = Blocks(args.directory)
         for hosts in args.networks:
-            self._region(args, rented(hosts[0]).placement.region, hosts)
+            self._region(args, hosts)
         self.register_hosts()
 
-    def _region(self, args: CloudArgs, region: str, hosts: tuple[HostPlan, ...]) -> None:
-        name = f"{args.fleet}-{region}"
+    def _region(self, args: CloudArgs, hosts: tuple[HostPlan, ...]) -> None:
+        name = args.network_name(hosts[0])
         provider = aws.Provider(
-            name, region=region, default_tags={"tags": args.tags}, opts=pulumi.ResourceOptions(parent=self)
+            name,
+            region=rented(hosts[0]).placement.region,
+            default_tags={"tags": args.tags},
+            # The provider itself compares it, before a preview, a refresh and a destroy too.
+            allowed_account_ids=[args.account.aws] if args.account.aws else None,
+            opts=pulumi.ResourceOptions(parent=self),
         )
         below = pulumi.ResourceOptions(parent=self, provider=provider)
         network = AwsNetwork(name, args, hosts, self.far_gateways(args, hosts), below)

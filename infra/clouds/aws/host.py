@@ -23,7 +23,7 @@ _KEPT = ["userData", "subnetId", "availabilityZone", "associatePublicIpAddress",
 
 
 class AwsHost(pulumi.ComponentResource):
-    """An instance. It has no instance profile, because nothing on it uses the AWS API.
+    """An instance. It has no instance profile unless the fleet names one: nothing on it uses the AWS API.
 
     Attributes:
         record: its entry in ``stack.json``.
@@ -55,6 +55,7 @@ class AwsHost(pulumi.ComponentResource):
             metadata_options={"http_tokens": "required", "http_put_response_hop_limit": 1, "http_endpoint": "enabled"},
             root_block_device=_boot_disk(where),
             tags=self._tags(),
+            iam_instance_profile=placed(host, AwsPlacement).instance_profile,
             **self._interfaces(where, network, zone),
             **capacity.arguments(),
             opts=pulumi.ResourceOptions.merge(
@@ -63,7 +64,7 @@ class AwsHost(pulumi.ComponentResource):
             ),
         )
         volume = self._model_disk(instance, where, args) if where.placement.model_disk_gib else None
-        kept = pulumi.ResourceOptions(protect=protect, depends_on=[network.gateway])
+        kept = pulumi.ResourceOptions(protect=protect, depends_on=network.ready)
         address = self._address(instance, pulumi.ResourceOptions.merge(self._mine, kept))
         self.record = HostRecord(
             address, instance.id, host.user, key.public_key, instance.availability_zone, instance.private_ip, volume
@@ -75,25 +76,27 @@ class AwsHost(pulumi.ComponentResource):
 
     def _interfaces(self, where: Rented, network: AwsNetwork, zone: str) -> dict[str, Any]:
         """The network of the instance: one interface, and one for each card where the fleet wants the fabric."""
-        group = network.groups[self._host.kind]
+        groups = network.groups_of(self._host)
         placement = placed(self._host, AwsPlacement)
-        subnet = (network.subnets if placement.public_address else network.inner)[zone]
+        subnet = network.subnet(self._host, zone)
         if placement.fabric and where.fabric:
-            return {"launch_template": {"id": self._fabric(where.fabric, subnet, group).id}}
+            return {"launch_template": {"id": self._fabric(where.fabric, subnet, groups).id}}
         return {
             "subnet_id": subnet,
-            "vpc_security_group_ids": [group],
+            "vpc_security_group_ids": groups,
             # Gateways have an address that stays; see _address.
             "associate_public_ip_address": placement.public_address and self._host.kind == "serving",
         }
 
-    def _fabric(self, fabric: Fabric, subnet: pulumi.Input[str], group: pulumi.Input[str]) -> aws.ec2.LaunchTemplate:
+    def _fabric(
+        self, fabric: Fabric, subnet: pulumi.Input[str], groups: list[pulumi.Input[str]]
+    ) -> aws.ec2.LaunchTemplate:
         """A template with all interfaces: EFA cannot be attached to an instance that runs.
 
         As AWS's page on instances with several network cards says: the first interface, card 0 and device 0, is a plain
         one; an EFA-only interface is device 1 of card 0, and device 0 of every other card.
         """
-        shared: dict[str, Any] = {"subnet_id": subnet, "security_groups": [group], "delete_on_termination": "true"}
+        shared: dict[str, Any] = {"subnet_id": subnet, "security_groups": groups, "delete_on_termination": "true"}
         plain: Any = {"network_card_index": 0, "device_index": 0, "interface_type": "interface", **shared}
         cards: list[Any] = [
             {"network_card_index": card, "device_index": int(card == 0), "interface_type": "efa-only", **shared}

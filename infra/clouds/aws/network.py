@@ -7,27 +7,29 @@ from typing import Any
 
 import pulumi
 
+from infra.existing import Lookup
 from infra.hosts import EVERYWHERE, SERVICE_PORTS, CloudArgs, has_private, needs_nat, placed, range_of, rented
 from infra.sdk import aws
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.private_networks import PARTS, part
 from vllm_fleet.schema.cloud import AwsPlacement
+from vllm_fleet.schema.existing import AwsExisting
 
 
 class AwsNetwork(pulumi.ComponentResource):
-    """VPC, subnets, route and security groups.
+    """VPC, subnets, route and security groups; of a VPC that the account has, only what it is not given.
 
     Attributes:
-        subnets: zone -> the id of its public subnet.
-        inner: zone -> the id of its private subnet.
-        groups: kind of host -> the id of its security group.
-        gateway: the internet gateway; AWS refuses elastic addresses before it exists.
+        subnets: zone -> the id of its public subnet; none in a VPC of the account.
+        inner: zone -> the id of its private subnet; none in a VPC of the account.
+        groups: kind of host -> the id of its security group; none where the account's own are given.
+        ready: what elastic addresses wait for: AWS refuses them before an internet gateway exists.
     """
 
     subnets: dict[str, pulumi.Output[str]]
     inner: dict[str, pulumi.Output[str]]
     groups: dict[str, pulumi.Output[str]]
-    gateway: aws.ec2.InternetGateway
+    ready: list[pulumi.Resource]
 
     def __init__(
         self,
@@ -40,8 +42,38 @@ class AwsNetwork(pulumi.ComponentResource):
         super().__init__("fleet:infra:AwsNetwork", name, None, opts)
         self._name = name
         self._mine = pulumi.ResourceOptions(parent=self, provider=opts.provider)
+        self.subnets, self.inner, self.groups, self.ready = {}, {}, {}, []
+        existing = _existing(hosts[0])
+        self._vpc: pulumi.Input[str]
+        if existing:
+            _look_up(hosts, Lookup(args, opts))
+            self._vpc = existing.vpc
+        else:
+            self._vpc = self._own(hosts)
+        if not (existing and existing.has_own_rules):
+            self.groups = {kind: self._group(kind) for kind in ("serving", "gateway")}
+            self._rules(args, hosts)
+            self._from_gateways("vllm", SERVICE_PORTS, far_gateways)
+            if has_private(hosts):
+                self._from_gateways("ssh", (22, 22), far_gateways)
+        self.register_outputs({"vpc": self._vpc})
+
+    def subnet(self, host: HostPlan, zone: str) -> pulumi.Input[str]:
+        """The subnet of a host in a zone."""
+        if existing := _existing(host):
+            return existing.subnets[zone]
+        return (self.subnets if rented(host).placement.public_address else self.inner)[zone]
+
+    def groups_of(self, host: HostPlan) -> list[pulumi.Input[str]]:
+        """The security groups of a host."""
+        existing = _existing(host)
+        return [*existing.security_groups] if existing and existing.security_groups else [self.groups[host.kind]]
+
+    def _own(self, hosts: tuple[HostPlan, ...]) -> pulumi.Output[str]:
+        """Makes the VPC with its subnets and routes."""
+        name = self._name
         self._range = range_of(hosts)
-        self._vpc = aws.ec2.Vpc(
+        vpc = aws.ec2.Vpc(
             name,
             cidr_block=str(self._range),
             enable_dns_hostnames=True,
@@ -49,21 +81,18 @@ class AwsNetwork(pulumi.ComponentResource):
             tags={"Name": name},
             opts=self._mine,
         )
-        self.gateway = aws.ec2.InternetGateway(name, vpc_id=self._vpc.id, tags={"Name": name}, opts=self._mine)
-        self.subnets = self._subnets("", _zones(hosts), {"gateway_id": self.gateway.id})
+        self._vpc = vpc.id
+        gateway = aws.ec2.InternetGateway(name, vpc_id=vpc.id, tags={"Name": name}, opts=self._mine)
+        self.ready = [gateway]
+        self.subnets = self._subnets("", _zones(hosts), {"gateway_id": gateway.id})
         inner = tuple(host for host in hosts if has_private([host]))
         self.inner = self._subnets("-inner", _zones(inner), self._nat() if needs_nat(hosts) else {})
-        self.groups = {kind: self._group(kind) for kind in ("serving", "gateway")}
-        self._rules(args, hosts)
-        self._from_gateways("vllm", SERVICE_PORTS, far_gateways)
-        if inner:
-            self._from_gateways("ssh", (22, 22), far_gateways)
-        self.register_outputs({"vpc": self._vpc.id})
+        return vpc.id
 
     def _nat(self) -> Any:
         """The default route of hosts without a public address: one NAT per region, in its first zone."""
         name = f"{self._name}-nat"
-        after = pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(depends_on=[self.gateway]))
+        after = pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(depends_on=self.ready))
         address = aws.ec2.Eip(name, domain="vpc", tags={"Name": name}, opts=after)
         nat = aws.ec2.NatGateway(
             name,
@@ -81,7 +110,7 @@ class AwsNetwork(pulumi.ComponentResource):
         if not zones:
             return {}
         label = f"{self._name}{suffix}"
-        table = aws.ec2.RouteTable(label, vpc_id=self._vpc.id, tags={"Name": label}, opts=self._mine)
+        table = aws.ec2.RouteTable(label, vpc_id=self._vpc, tags={"Name": label}, opts=self._mine)
         if way_out:
             # A resource of its own, so that Pulumi leaves routes alone that others add for joined networks.
             aws.ec2.Route(label, route_table_id=table.id, destination_cidr_block=EVERYWHERE, **way_out, opts=self._mine)
@@ -92,7 +121,7 @@ class AwsNetwork(pulumi.ComponentResource):
             index = (ord(zone[-1]) - ord("a")) * 2 + (1 if suffix else 0)
             subnet = aws.ec2.Subnet(
                 name,
-                vpc_id=self._vpc.id,
+                vpc_id=self._vpc,
                 availability_zone=zone,
                 cidr_block=str(part(self._range, PARTS["aws"], index)),
                 tags={"Name": name},
@@ -108,7 +137,7 @@ class AwsNetwork(pulumi.ComponentResource):
             name,
             name=name,
             description=f"{kind} hosts of vllm-fleet",
-            vpc_id=self._vpc.id,
+            vpc_id=self._vpc,
             tags={"Name": name},
             opts=self._mine,
         )
@@ -165,6 +194,31 @@ class AwsNetwork(pulumi.ComponentResource):
             **origin,  # type: ignore[arg-type] # one of two keywords of the same type
             opts=self._mine,
         )
+
+
+def _existing(host: HostPlan) -> AwsExisting | None:
+    return placed(host, AwsPlacement).existing
+
+
+def _look_up(hosts: tuple[HostPlan, ...], lookup: Lookup) -> None:
+    """Compares the subnets and groups that the hosts are given with those of the account.
+
+    Raises:
+        FleetError: one does not exist, or is in another network or zone than ``fleet.yml`` says.
+    """
+    for host in hosts:
+        existing = _existing(host)
+        for zone, id_ in existing.subnets.items() if existing else ():
+            if existing and lookup.is_new(f"{zone} {id_}"):
+                at = ("subnets", zone)
+                subnet = lookup.ask(host, at, aws.ec2.get_subnet, id=id_)
+                lookup.must(host, at, subnet.availability_zone, zone, "zone")
+                lookup.must(host, at, subnet.vpc_id, existing.vpc, "VPC")
+                lookup.inside(host, at, subnet.cidr_block)
+        for id_ in existing.security_groups if existing else ():
+            if existing and lookup.is_new(id_):
+                group = lookup.ask(host, ("security_groups",), aws.ec2.get_security_group, id=id_)
+                lookup.must(host, ("security_groups",), group.vpc_id, existing.vpc, f"VPC, of {id_},")
 
 
 def _zones(hosts: tuple[HostPlan, ...]) -> tuple[str, ...]:

@@ -18,12 +18,18 @@ class AzureCloud(CloudComponent):
         super().__init__("AzureCloud", name, opts)
         self.hosts = {}
         for hosts in args.networks:
-            self._region(args, rented(hosts[0]).placement.region, hosts)
+            self._region(args, hosts)
         self.register_hosts()
 
-    def _region(self, args: CloudArgs, region: str, hosts: tuple[HostPlan, ...]) -> None:
-        name = f"{args.fleet}-{region}"
-        provider = azure.Provider(name, location=region, opts=pulumi.ResourceOptions(parent=self))
+    def _region(self, args: CloudArgs, hosts: tuple[HostPlan, ...]) -> None:
+        name = args.network_name(hosts[0])
+        provider = azure.Provider(
+            name,
+            location=rented(hosts[0]).placement.region,
+            # Instead of the one that the Azure CLI has chosen.
+            subscription_id=args.account.azure,
+            opts=pulumi.ResourceOptions(parent=self),
+        )
         below = pulumi.ResourceOptions(parent=self, provider=provider)
         network = AzureNetwork(name, args, hosts, list(self.far_gateways(args, hosts).values()), below)
         made = {host.name: AzureHost(host, args, network, below) for host in hosts}

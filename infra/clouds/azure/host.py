@@ -59,6 +59,7 @@ class AzureHost:
             os_profile=_account(host, args, key),
             storage_profile=_disks(where),
             **_security(placement),
+            identity=_identity(placement),
             **zoned,
             **capacity(placement),
             **network.common,
@@ -98,19 +99,26 @@ def _card(
 ) -> azure.network.NetworkInterface:
     address: Any = {
         "name": "main",
-        "subnet": {"id": network.subnet},
-        "application_security_groups": [{"id": network.members[host.kind]}],
+        "subnet": {"id": network.subnet(host)},
     }
+    if network.members:
+        address["application_security_groups"] = [{"id": network.members[host.kind]}]
     if public:
         address["public_ip_address"] = {"id": public.id}
     return azure.network.NetworkInterface(
         host.name,
         network_interface_name=host.name,
         ip_configurations=[address],
-        network_security_group={"id": network.groups[host.kind]},
+        network_security_group={"id": network.group(host)},
         **network.common,
         opts=opts,
     )
+
+
+def _identity(placement: AzurePlacement) -> Any:
+    if placement.managed_identity is None:
+        return None
+    return {"type": "UserAssigned", "user_assigned_identities": [placement.managed_identity]}
 
 
 def _account(host: HostPlan, args: CloudArgs, key: SshKeyPair) -> Any:

@@ -7,22 +7,22 @@ from typing import Any
 
 import pulumi
 
-from infra.hosts import SERVICE_PORTS, CloudArgs, has_private, needs_nat, range_of, rented
+from infra.existing import Lookup
+from infra.hosts import SERVICE_PORTS, CloudArgs, has_private, needs_nat, placed, range_of, rented
 from infra.sdk import azure
 from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.schema.cloud import AzurePlacement
 
 
 class AzureNetwork:
-    """Resource group, virtual network, subnet and security groups.
+    """Resource group, virtual network, subnet and security groups; of a network that exists, only what it lacks.
 
     No component of Pulumi: in the stacks that exist its resources are children of the cloud's component, and another
     parent would be another URN.
 
     Attributes:
         common: arguments of every resource of the region: resource group, location, tags.
-        subnet: the id of the subnet.
-        members: kind of host -> the id of its application security group, used in rules.
-        groups: kind of host -> the id of its network security group with the rules.
+        members: kind of host -> the id of its application security group, used in rules; none beside own rules.
     """
 
     def __init__(
@@ -36,30 +36,20 @@ class AzureNetwork:
         self._args, self._opts, self._far_gateways = args, opts, far_gateways
         self._private = has_private(hosts)
         self._mirror = args.mirror_among(hosts)
+        self._name = name
         region = rented(hosts[0]).placement.region
-        block = str(range_of(hosts))
+        existing = placed(hosts[0], AzurePlacement).existing
+        if existing:
+            _look_up(hosts, Lookup(args, opts))
         group = azure.resources.ResourceGroup(
             name, resource_group_name=name, location=region, tags=args.tags, opts=opts
         )
         self.common: dict[str, Any] = {"resource_group_name": group.name, "location": region, "tags": args.tags}
-        network = azure.network.VirtualNetwork(
-            name,
-            virtual_network_name=name,
-            address_space={"address_prefixes": [block]},
-            **self.common,
-            opts=self._opts,
-        )
-        self.subnet = azure.network.Subnet(
-            name,
-            subnet_name="hosts",
-            resource_group_name=group.name,
-            virtual_network_name=network.name,
-            address_prefix=block,
-            nat_gateway={"id": self._nat(f"{name}-nat")} if needs_nat(hosts) else None,
-            # Outbound traffic needs that NAT or a public address of the fleet.
-            default_outbound_access=False,
-            opts=self._opts,
-        ).id
+        self._subnet = None if existing else self._own(hosts)
+        self.members: dict[str, pulumi.Output[str]] = {}
+        self._groups: dict[str, pulumi.Output[str]] = {}
+        if existing and existing.has_own_rules:
+            return
         self.members = {
             kind: azure.network.ApplicationSecurityGroup(
                 f"{name}-{kind}",
@@ -69,7 +59,39 @@ class AzureNetwork:
             ).id
             for kind in ("serving", "gateway")
         }
-        self.groups = {kind: self._rules(f"{name}-{kind}", kind) for kind in self.members}
+        self._groups = {kind: self._rules(f"{name}-{kind}", kind) for kind in self.members}
+
+    def subnet(self, host: HostPlan) -> pulumi.Input[str] | None:
+        """The id of a host's subnet; it spans the zones of the region."""
+        existing = placed(host, AzurePlacement).existing
+        return existing.subnet if existing else self._subnet
+
+    def group(self, host: HostPlan) -> pulumi.Input[str]:
+        """The id of the network security group with the rules for a host."""
+        existing = placed(host, AzurePlacement).existing
+        return (existing and existing.network_security_group) or self._groups[host.kind]
+
+    def _own(self, hosts: tuple[HostPlan, ...]) -> pulumi.Output[str]:
+        """Makes the virtual network and its subnet."""
+        name, block = self._name, str(range_of(hosts))
+        network = azure.network.VirtualNetwork(
+            name,
+            virtual_network_name=name,
+            address_space={"address_prefixes": [block]},
+            **self.common,
+            opts=self._opts,
+        )
+        return azure.network.Subnet(
+            name,
+            subnet_name="hosts",
+            resource_group_name=self.common["resource_group_name"],
+            virtual_network_name=network.name,
+            address_prefix=block,
+            nat_gateway={"id": self._nat(f"{name}-nat")} if needs_nat(hosts) else None,
+            # Outbound traffic needs that NAT or a public address of the fleet.
+            default_outbound_access=False,
+            opts=self._opts,
+        ).id
 
     def _nat(self, name: str) -> pulumi.Output[str]:
         """NAT for hosts without a public address."""
@@ -116,6 +138,25 @@ class AzureNetwork:
         return azure.network.NetworkSecurityGroup(
             name, network_security_group_name=name, security_rules=rules, **self.common, opts=self._opts
         ).id
+
+
+def _look_up(hosts: tuple[HostPlan, ...], lookup: Lookup) -> None:
+    """Compares the subnets that the hosts are given with those of the subscription.
+
+    Raises:
+        FleetError: one does not exist, or is in another region than ``fleet.yml`` says.
+    """
+    for host in hosts:
+        placement = placed(host, AzurePlacement)
+        if placement.existing is None or not lookup.is_new(placement.existing.subnet):
+            continue
+        parts = placement.existing.subnet.split("/")
+        in_group = {"resource_group_name": parts[4], "virtual_network_name": parts[8]}
+        network = lookup.ask(host, ("subnet",), azure.network.get_virtual_network, **in_group)
+        lookup.must(host, ("subnet",), str(network.location), placement.region, "region")
+        subnet = lookup.ask(host, ("subnet",), azure.network.get_subnet, **in_group, subnet_name=parts[10])
+        for block in subnet.address_prefixes or [str(subnet.address_prefix)]:
+            lookup.inside(host, ("subnet",), block)
 
 
 def _allow(name: str, priority: int, ports: str, networks: Sequence[pulumi.Input[str]]) -> Any:

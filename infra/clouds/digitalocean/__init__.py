@@ -17,12 +17,12 @@ class DigitalOceanCloud(CloudComponent):
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("DigitalOceanCloud", name, opts)
         provider = do.Provider(name, opts=pulumi.ResourceOptions(parent=self))
+        self.hosts = {}
         below = pulumi.ResourceOptions(parent=self, provider=provider)
+        network = DigitalOceanNetwork(args, self.far_gateways(args, args.hosts), below)
         # Without an SSH key of the account, DigitalOcean mails the root password of a droplet.
         first = pulumi.Output.from_input(args.authorised_keys).apply(lambda keys: keys.splitlines()[0])
         key = do.SshKey(f"{args.fleet}-deploy", name=f"{args.fleet}-deploy", public_key=first, opts=below)
-        self.hosts = {}
-        network = DigitalOceanNetwork(args, self.far_gateways(args, args.hosts), below)
         sizes = Sizes(below)
         self.hosts = {host.name: DigitalOceanHost(host, args, network, sizes, key, below).record for host in args.hosts}
         self.register_hosts()

@@ -46,7 +46,8 @@ class DigitalOceanHost:
             public_networking=placement.public_address,
             ssh_keys=[key.fingerprint],
             user_data=user_data(host.user, args.authorised_keys, host_key),
-            tags=[network.tags[host.kind]],
+            # A tag is one word there.
+            tags=[network.tags[host.kind], *(f"{key}:{value}" for key, value in args.own_tags.items())],
             opts=pulumi.ResourceOptions.merge(opts, args.host_options(host, placement.region, _KEPT, image="image")),
         )
         private = droplet.ipv4_address_private

@@ -8,9 +8,11 @@ from typing import Any
 import pulumi
 import pulumi_digitalocean as do
 
-from infra.hosts import EVERYWHERE, SERVICE_PORTS, CloudArgs, has_private, needs_nat, rented
+from infra.existing import Lookup
+from infra.hosts import EVERYWHERE, SERVICE_PORTS, CloudArgs, has_private, needs_nat, placed, rented
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.private_networks import block
+from vllm_fleet.schema.cloud import DigitalOceanPlacement
 
 
 class DigitalOceanNetwork:
@@ -28,17 +30,21 @@ class DigitalOceanNetwork:
         self, args: CloudArgs, far_gateways: Mapping[str, pulumi.Input[str]], opts: pulumi.ResourceOptions
     ) -> None:
         self._args, self._opts = args, opts
+        # First, because its lookups may end the program.
+        regions = {rented(hosts[0]).placement.region: hosts for hosts in args.networks}
+        self.regions = {region: self._network(region, hosts) for region, hosts in regions.items()}
         self.tags = {
             kind: do.Tag(f"{args.fleet}-{kind}", name=f"{args.fleet}-{kind}", opts=opts).name
             for kind in ("serving", "gateway")
         }
         self._firewalls(far_gateways)
-        regions = {rented(hosts[0]).placement.region: hosts for hosts in args.networks}
-        self.regions = {region: self._network(region, hosts) for region, hosts in regions.items()}
 
     def _network(self, region: str, hosts: tuple[HostPlan, ...]) -> pulumi.Output[str]:
-        """The id of a region's network, known after its NAT gateway exists."""
-        name = f"{self._args.fleet}-{region}"
+        """The id of a region's network; of one that the stack makes, known after its NAT gateway exists."""
+        name = self._args.network_name(hosts[0])
+        if existing := placed(hosts[0], DigitalOceanPlacement).existing:
+            self._look_up(hosts[0], existing.vpc_uuid)
+            return pulumi.Output.from_input(existing.vpc_uuid)
         # Networks of one account must not overlap, across fleets: without a range, DigitalOcean chooses a free one.
         chosen = block(hosts)
         network = do.Vpc(name, name=name, region=region, ip_range=str(chosen) if chosen else None, opts=self._opts).id
@@ -55,6 +61,17 @@ class DigitalOceanNetwork:
         )
         # Droplets get their default route when they are created: the NAT gateway must exist before.
         return pulumi.Output.all(network, nat.id).apply(lambda ids: str(ids[0]))
+
+    def _look_up(self, host: HostPlan, vpc: str) -> None:
+        """Compares the network that the hosts are given with that of the account.
+
+        Raises:
+            FleetError: it does not exist, or is in another region than ``fleet.yml`` says.
+        """
+        lookup = Lookup(self._args, self._opts)
+        network = lookup.ask(host, ("vpc_uuid",), do.get_vpc, id=vpc)
+        lookup.must(host, ("vpc_uuid",), network.region, rented(host).placement.region, "region")
+        lookup.inside(host, ("vpc_uuid",), network.ip_range)
 
     def _firewalls(self, far_gateways: Mapping[str, pulumi.Input[str]]) -> None:
         """One firewall for each kind of host; gateways of another cloud have no tag here: rules use their addresses."""

@@ -19,13 +19,12 @@ class GcpCloud(CloudComponent):
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("GcpCloud", name, opts)
         self.hosts = {}
-        several = len({placed(host, GcpPlacement).project for host in args.hosts}) > 1
         for hosts in args.networks:
-            where = placed(hosts[0], GcpPlacement)
-            self._region(args, "-".join([args.fleet, *([where.project] if several else []), where.region]), hosts)
+            self._region(args, hosts)
         self.register_hosts()
 
-    def _region(self, args: CloudArgs, name: str, hosts: tuple[HostPlan, ...]) -> None:
+    def _region(self, args: CloudArgs, hosts: tuple[HostPlan, ...]) -> None:
+        name = args.network_name(hosts[0])
         placement = placed(hosts[0], GcpPlacement)
         provider = gcp.Provider(
             name,

@@ -40,7 +40,7 @@ _DEVICE_NAME = "models"
 
 
 class GcpHost(pulumi.ComponentResource):
-    """An instance. It has no service account, because nothing on it uses Google's API.
+    """An instance. It has no service account unless the fleet names one: nothing on it uses Google's API.
 
     Attributes:
         record: its entry in ``stack.json``.
@@ -65,12 +65,13 @@ class GcpHost(pulumi.ComponentResource):
         protect = args.protects(host)
         # Names are unique in a project, where other fleets are too.
         name = f"{args.fleet}-{host.name}"
+        labels = {"host": host.name, "pool": host.pool}
         instance = gcp.compute.Instance(
             host.name,
             name=name,
             machine_type=where.shape,
             zone=zone,
-            boot_disk=_boot_disk(where, images.image(where)),
+            boot_disk=_boot_disk(where, images.image(where), {**args.tags, **labels}),
             network_interfaces=[self._interface(name, placement, network, protect)],
             metadata={
                 "user-data": user_data(host.user, args.authorised_keys, key),
@@ -85,7 +86,8 @@ class GcpHost(pulumi.ComponentResource):
                 "enable_integrity_monitoring": True,
             },
             tags=[tag(args.fleet, host.kind)],
-            labels={"host": host.name, "pool": host.pool},
+            labels=labels,
+            service_account=_service_account(placement),
             **capacity(placement, where.shape, has_gpus=where.shape in where.table.shapes),
             # Without it Google refuses to stop the host at all; the guard of the stack asks for the host's key.
             allow_stopping_for_update=True,
@@ -112,7 +114,7 @@ class GcpHost(pulumi.ComponentResource):
         Other hosts get a dynamic one, which stays until they are stopped: projects have few reserved addresses.
         """
         if not placement.public_address:
-            return gcp.compute.InstanceNetworkInterfaceArgs(subnetwork=network.subnet)
+            return gcp.compute.InstanceNetworkInterfaceArgs(subnetwork=network.subnet(self._host))
         config = gcp.compute.InstanceNetworkInterfaceAccessConfigArgs()
         if self._host.kind == "gateway":
             kept = gcp.compute.Address(
@@ -123,7 +125,7 @@ class GcpHost(pulumi.ComponentResource):
                 opts=pulumi.ResourceOptions.merge(self._mine, pulumi.ResourceOptions(protect=protect)),
             )
             config = gcp.compute.InstanceNetworkInterfaceAccessConfigArgs(nat_ip=kept.address)
-        return gcp.compute.InstanceNetworkInterfaceArgs(subnetwork=network.subnet, access_configs=[config])
+        return gcp.compute.InstanceNetworkInterfaceArgs(subnetwork=network.subnet(self._host), access_configs=[config])
 
     def _model_disk(
         self, name: str, instance: gcp.compute.Instance, where: Rented, args: CloudArgs
@@ -152,13 +154,23 @@ class GcpHost(pulumi.ComponentResource):
         return attached.device_name.apply(lambda given: given or _DEVICE_NAME)
 
 
-def _boot_disk(where: Rented, image: pulumi.Input[str]) -> gcp.compute.InstanceBootDiskArgs:
+def _service_account(placement: GcpPlacement) -> gcp.compute.InstanceServiceAccountArgs | None:
+    if placement.service_account is None:
+        return None
+    # Google's advice: the widest scope, and the roles of the account decide.
+    scopes = placement.scopes or ["cloud-platform"]
+    return gcp.compute.InstanceServiceAccountArgs(email=placement.service_account, scopes=scopes)
+
+
+def _boot_disk(where: Rented, image: pulumi.Input[str], labels: dict[str, str]) -> gcp.compute.InstanceBootDiskArgs:
     speed = disk_speed.ordered(where, "root")
     return gcp.compute.InstanceBootDiskArgs(
         auto_delete=True,
         initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(
             image=image,
             size=where.placement.disk_gib,
+            # The provider's default labels do not reach it; a change of them is made in place.
+            labels=labels,
             type=disk_speed.type_name(where, "root"),
             provisioned_iops=speed.iops,
             provisioned_throughput=speed.throughput_mib_s,

@@ -19,19 +19,35 @@ class OciCloud(CloudComponent):
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("OciCloud", name, opts)
         self.hosts = {}
-        several = len({placed(host, OciPlacement).compartment for host in args.hosts}) > 1
         for hosts in args.networks:
-            where = placed(hosts[0], OciPlacement)
-            # The ids of compartments differ at their ends.
-            suffix = f"{where.region}-{where.compartment[-6:]}" if several else where.region
-            self._region(args, f"{args.fleet}-{suffix}", hosts)
+            self._region(args, hosts)
         self.register_hosts()
 
-    def _region(self, args: CloudArgs, name: str, hosts: tuple[HostPlan, ...]) -> None:
-        where = placed(hosts[0], OciPlacement)
+    def _region(self, args: CloudArgs, hosts: tuple[HostPlan, ...]) -> None:
+        name, where = args.network_name(hosts[0]), placed(hosts[0], OciPlacement)
         provider = oci.Provider(name, region=where.region, opts=pulumi.ResourceOptions(parent=self))
         below = pulumi.ResourceOptions(parent=self, provider=provider)
+        if args.account.oci:
+            _check_tenancy(args, args.account.oci, below)
         network = OciNetwork(name, args, hosts, self.far_gateways(args, hosts), below)
         images = OciImages(where.compartment, below)
         made = {host.name: OciHost(host, args, network, images, below) for host in hosts}
         self.hosts = {**self.hosts, **{host: instance.record for host, instance in made.items()}}
+
+
+def _check_tenancy(args: CloudArgs, tenancy: str, opts: pulumi.ResourceOptions) -> None:
+    """Ends the program with credentials of another tenancy: the provider has no option for it.
+
+    Raises:
+        FleetError: the credentials do not see the tenancy.
+    """
+    try:
+        oci.identity.get_tenancy(
+            tenancy_id=tenancy, opts=pulumi.InvokeOptions(parent=opts.parent, provider=opts.provider)
+        )
+    except Exception as fault:  # the SDK raises no narrower one
+        raise args.document.error(
+            ("account", "oci"),
+            f"these credentials do not see the tenancy: {fault}",
+            "take those of the tenancy, with the right to inspect it; nothing was made",
+        ) from None

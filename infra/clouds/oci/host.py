@@ -50,8 +50,9 @@ class OciHost:
                 "boot_volume_size_in_gbs": str(where.placement.disk_gib),
             },
             create_vnic_details={
-                "subnet_id": network.outer if placement.public_address else network.inner,
-                "nsg_ids": [network.groups[host.kind]],
+                "subnet_id": network.subnet(host),
+                "nsg_ids": network.groups_of(host),
+                "freeform_tags": args.tags,
                 "assign_public_ip": str(placement.public_address).lower(),
             },
             metadata={"user_data": encoded_user_data(host.user, args.authorised_keys, key)},

@@ -7,6 +7,7 @@ from typing import Any
 
 import pulumi
 
+from infra.existing import Lookup
 from infra.hosts import (
     EVERYWHERE,
     SERVICE_PORTS,
@@ -26,16 +27,16 @@ _TCP = "6"
 
 
 class OciNetwork:
-    """VCN, subnets with their routes, and security groups.
+    """VCN, subnets with their routes, and security groups; of a VCN that exists, only what it is not given.
 
     No component of Pulumi: in the stacks that exist its resources are children of the cloud's component, and another
     parent would be another URN.
 
     Attributes:
         common: arguments that every resource takes: its compartment and its tags.
-        outer: the id of the public subnet.
+        outer: the id of the public subnet; None in a VCN of the account.
         inner: the id of the private subnet; None where no host needs it.
-        groups: kind of host -> the id of its security group.
+        groups: kind of host -> the id of its security group; none where the account's own are given.
     """
 
     def __init__(
@@ -51,30 +52,57 @@ class OciNetwork:
             "compartment_id": placed(hosts[0], OciPlacement).compartment,
             "freeform_tags": args.tags,
         }
-        block = range_of(hosts)
+        self.outer: pulumi.Output[str] | None = None
+        self.inner: pulumi.Output[str] | None = None
+        self.groups: dict[str, pulumi.Output[str]] = {}
+        existing = placed(hosts[0], OciPlacement).existing
+        vcn: pulumi.Input[str]
+        if existing:
+            _look_up(hosts, Lookup(args, opts))
+            vcn = existing.vcn
+        else:
+            vcn = self._own(hosts)
+        if existing and existing.has_own_rules:
+            return
+        self.groups = {
+            kind: oci.core.NetworkSecurityGroup(
+                f"{name}-{kind}", vcn_id=vcn, display_name=f"{name}-{kind}", **self.common, opts=self._opts
+            ).id
+            for kind in ("serving", "gateway")
+        }
+        self._rules(args.mirror_among(hosts))
+        self._from_gateways("vllm", SERVICE_PORTS, far_gateways)
+        if has_private(hosts):
+            self._from_gateways("ssh", (22, 22), far_gateways)
+
+    def subnet(self, host: HostPlan) -> pulumi.Input[str] | None:
+        """The id of a host's subnet."""
+        placement = placed(host, OciPlacement)
+        if placement.existing:
+            return placement.existing.subnet
+        return self.outer if placement.public_address else self.inner
+
+    def groups_of(self, host: HostPlan) -> list[pulumi.Input[str]]:
+        """The ids of a host's security groups."""
+        existing = placed(host, OciPlacement).existing
+        own = existing.network_security_groups if existing else []
+        return [*own] if own else [self.groups[host.kind]]
+
+    def _own(self, hosts: tuple[HostPlan, ...]) -> pulumi.Output[str]:
+        """Makes the VCN, its subnets and their routes."""
+        name, block = self._name, range_of(hosts)
         # Public and private hosts need different routes.
         outer, inner = (str(part(block, PARTS["oci"], index)) for index in range(2))
         vcn = oci.core.Vcn(name, cidr_blocks=[str(block)], display_name=name, **self.common, opts=self._opts)
         closed = self._closed(vcn)
         way_out = oci.core.InternetGateway(name, vcn_id=vcn.id, **self.common, opts=self._opts).id
         self.outer = self._subnet(name, vcn, closed, outer, way_out, public=True)
-        private = has_private(hosts)
-        self.inner: pulumi.Output[str] | None = None
-        if private:
+        if has_private(hosts):
             nat = None
             if needs_nat(hosts):
                 nat = oci.core.NatGateway(name, vcn_id=vcn.id, display_name=name, **self.common, opts=self._opts).id
             self.inner = self._subnet(f"{name}-inner", vcn, closed, inner, nat, public=False)
-        self.groups = {
-            kind: oci.core.NetworkSecurityGroup(
-                f"{name}-{kind}", vcn_id=vcn.id, display_name=f"{name}-{kind}", **self.common, opts=self._opts
-            ).id
-            for kind in ("serving", "gateway")
-        }
-        self._rules(args.mirror_among(hosts))
-        self._from_gateways("vllm", SERVICE_PORTS, far_gateways)
-        if private:
-            self._from_gateways("ssh", (22, 22), far_gateways)
+        return vcn.id
 
     def _closed(self, vcn: oci.core.Vcn) -> pulumi.Output[str]:
         # The default list of a VCN allows SSH from everywhere; this one allows nothing.
@@ -160,3 +188,29 @@ class OciNetwork:
             tcp_options={"destination_port_range": {"min": ports[0], "max": ports[1]}},
             opts=self._opts,
         )
+
+
+def _look_up(hosts: tuple[HostPlan, ...], lookup: Lookup) -> None:
+    """Compares the subnets and groups that the hosts are given with those of the tenancy.
+
+    Raises:
+        FleetError: one does not exist, or is in another network or availability domain than ``fleet.yml`` says.
+    """
+    for host in hosts:
+        placement = placed(host, OciPlacement)
+        existing = placement.existing
+        if existing is None or not lookup.is_new(" ".join([existing.subnet, *placement.all_zones])):
+            continue
+        at = ("subnet",)
+        subnet = lookup.ask(host, at, oci.core.get_subnet, subnet_id=existing.subnet)
+        lookup.must(host, at, subnet.vcn_id, existing.vcn, "VCN")
+        lookup.inside(host, at, subnet.cidr_block)
+        for zone in placement.all_zones:
+            # A regional subnet has no availability domain.
+            lookup.must(host, at, subnet.availability_domain or zone, zone, "availability domain")
+        if placement.public_address and subnet.prohibit_public_ip_on_vnic:
+            raise lookup.error(host, at, "it forbids public addresses, and public_address is true")
+        for id_ in existing.network_security_groups:
+            at = ("network_security_groups",)
+            group = lookup.ask(host, at, oci.core.get_network_security_group, network_security_group_id=id_)
+            lookup.must(host, at, group.vcn_id, existing.vcn, "VCN")
