@@ -154,7 +154,7 @@ class AwsHost(pulumi.ComponentResource):
         return attachment.volume_id
 
 
-def _boot_disk(where: Rented) -> dict[str, Any]:
+def _boot_disk(where: Rented) -> Any:
     speed = disk_speed.ordered(where, "root")
     return {
         "encrypted": True,
