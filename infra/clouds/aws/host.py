@@ -156,10 +156,10 @@ class AwsHost(pulumi.ComponentResource):
 
 def _boot_disk(where: Rented) -> Any:
     speed = disk_speed.ordered(where, "root")
-    return {
-        "encrypted": True,
-        "volume_type": disk_speed.type_name(where, "root"),
-        "volume_size": where.placement.disk_gib,
-        "iops": speed.iops,
-        "throughput": speed.throughput_mib_s,
-    }
+    return aws.ec2.InstanceRootBlockDeviceArgs(
+        encrypted=True,
+        volume_type=disk_speed.type_name(where, "root"),
+        volume_size=where.placement.disk_gib,
+        iops=speed.iops,
+        throughput=speed.throughput_mib_s,
+    )
