@@ -43,7 +43,7 @@ class TextFileProvider(dynamic.ResourceProvider):
         return dynamic.UpdateResult(_write(news))
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
-        """Removes the file from this checkout, and its folder when that is empty; never one that the stack did not write."""
+        """Removes the file from this checkout, and its empty folder; not a file that the stack did not write."""
         path = _path(props)
         if path is None or not path.is_file() or _digest(path.read_bytes()) != props["sha256"]:
             return
