@@ -18,7 +18,7 @@ class TextFileProvider(dynamic.ResourceProvider):
     """Writes atomically, and keeps a digest of the text in its outputs.
 
     The digest is in plain in the state. That gives nothing away: the secrets among the texts are generated keys, which
-    nobody finds by guessing. The state keeps the name of this class, and of no function: a change of the code here is
+    cannot be guessed. The state keeps the name of this class, and of no function: a change of the code here is
     no difference of a stack.
     """
 
@@ -43,7 +43,7 @@ class TextFileProvider(dynamic.ResourceProvider):
         return dynamic.UpdateResult(_write(news))
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
-        """Removes the file from this checkout, and its folder when that is empty; never a file of somebody else."""
+        """Removes the file from this checkout, and its empty folder; not a file that the stack did not write."""
         path = _path(props)
         if path is None or not path.is_file() or _digest(path.read_bytes()) != props["sha256"]:
             return

@@ -71,7 +71,7 @@ def _lost_key(plan: Plan, state: State) -> Iterator[FleetError]:
     if plan.access.ssh_authorised_keys and f"{plan.fleet}-deploy-key" in state.key_pairs and stay:
         yield plan.document.error(
             ("access", "ssh_authorised_keys"),
-            f"would delete the key that the stack made, and {stay[0]} takes no other: nobody could log in",
+            f"would delete the key that the stack made, and {stay[0]} takes no other: all logins would end",
             "remove the key, or give it to hosts of another fleet",
             ErrorCode.REFUSED,
         )

@@ -165,7 +165,7 @@ def find_moved(plan: Plan) -> tuple[FleetError, ...]:
     try:
         return tuple(standing.moved_errors(plan, _read(plan)))
     except FleetError:
-        # That the file is wrong is told by all that needs the hosts; without it nobody knows where they stand.
+        # All that needs the hosts reports a wrong file; without it the places of the hosts are unknown.
         return ()
 
 
