@@ -154,7 +154,7 @@ class AwsHost(pulumi.ComponentResource):
         return attachment.volume_id
 
 
-def _boot_disk(where: Rented) -> Any:
+def _boot_disk(where: Rented) -> aws.ec2.InstanceRootBlockDeviceArgs:
     speed = disk_speed.ordered(where, "root")
     return aws.ec2.InstanceRootBlockDeviceArgs(
         encrypted=True,
