@@ -102,3 +102,38 @@ def test_a_project_is_a_place_too(tmp_path: Path) -> None:
     (error,) = standing.moved_errors(planned(tmp_path, place, "gcp", "h100-8"), stack)
     assert error.key == "pools.main.placement.project"
     assert "is new-project, but main-0 stands in gcp old-project us-central1" in error.message
+
+
+def company(vpc: str, **more: Any) -> dict[str, Any]:
+    return {
+        **AWS,
+        "existing": {"vpc": vpc, "subnets": {zone: f"subnet-0000000{zone[-1]}" for zone in AWS["zones"]}, **more},
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        (
+            "vpc-0000000a",
+            company("vpc-0000000b"),
+            "is vpc-0000000b, but aws us-east-1 has vpc-0000000a, and main-0 stands in it",
+        ),
+        (
+            "10.60.0.0/16",
+            company("vpc-0000000b"),
+            "is vpc-0000000b, but aws us-east-1 has 10.60.0.0/16, and main-0 stands in it",
+        ),
+        ("vpc-0000000a", AWS, "is 10.60.0.0/16, but aws us-east-1 has vpc-0000000a, and main-0 stands in it"),
+        ("vpc-0000000a", company("vpc-0000000a"), None),
+        ("vpc-0000000a", company("vpc-0000000a", range="10.8.0.0/16"), None),
+    ],
+    ids=["another one", "one of the account", "one of the stack", "the same", "its range is said"],
+)
+def test_hosts_do_not_move_into_another_network_of_the_account(
+    tmp_path: Path, before: str, now: dict[str, Any], words: str | None
+) -> None:
+    stack = made("us-east-1a", "aws us-east-1", {"aws us-east-1": before})
+    found = [str(error) for error in standing.moved_errors(planned(tmp_path, now), stack)]
+    assert (words is None) == (not found)
+    assert all(str(words) in error for error in found), found

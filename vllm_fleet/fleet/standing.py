@@ -6,10 +6,11 @@ either: the cloud refuses to delete it, and the run would leave two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.fleet import existing_networks
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.private_networks import block, members
@@ -20,8 +21,12 @@ _PLACE = ("region", "project", "compartment")
 
 
 def networks(plan: Plan) -> Mapping[str, str | None]:
-    """Network -> its range, as ``stack.json`` records it; None where the cloud chooses one."""
-    return {name: str(found) if (found := block(hosts)) else None for name, hosts in _rented(plan).items()}
+    """Network -> what it is, as ``stack.json`` records it.
+
+    That is the id of a network of the account, else the range of one that the stack makes; None where the cloud chooses
+    the range.
+    """
+    return {name: _what(hosts) for name, hosts in _rented(plan).items()}
 
 
 def moved_errors(plan: Plan, stack: Stack) -> Iterator[FleetError]:
@@ -42,17 +47,26 @@ def moved_errors(plan: Plan, stack: Stack) -> Iterator[FleetError]:
                     yield plan.document.error(location, message, hint, ErrorCode.REFUSED)
         stay = [(host, record) for host, record in living if record.network in (None, name)]
         if stay and (text := _resized(name, hosts, stay, stack)):
-            host = next((host for host in hosts if _says_range(host)), stay[0][0])
-            hint = "write the old range back: another one is another network, with other hosts"
-            yield plan.document.error(_location(plan, host, "network"), text, hint, ErrorCode.REFUSED)
+            host = next((host for host in hosts if _says_network(host)), stay[0][0])
+            hint = "write the old one back: hosts in another network are other hosts"
+            key = "existing" if existing_networks.of(host) else "network"
+            yield plan.document.error(_location(plan, host, key), text, hint, ErrorCode.REFUSED)
 
 
 def _rented(plan: Plan) -> Mapping[str, tuple[HostPlan, ...]]:
     return members(host for host in plan.hosts if host.rented)
 
 
-def _says_range(host: HostPlan) -> bool:
-    return host.rented is not None and "network" in host.rented.placement.model_fields_set
+def _what(hosts: Sequence[HostPlan]) -> str | None:
+    existing = next(filter(None, map(existing_networks.of, hosts)), None)
+    if existing:
+        return " ".join(filter(None, existing.network_id))
+    found = block(hosts)
+    return str(found) if found else None
+
+
+def _says_network(host: HostPlan) -> bool:
+    return host.rented is not None and bool({"network", "existing"} & host.rented.placement.model_fields_set)
 
 
 def _moved(host: HostPlan, record: StackHost, name: str) -> Iterator[tuple[str, str, str]]:
@@ -78,14 +92,14 @@ def _moved(host: HostPlan, record: StackHost, name: str) -> Iterator[tuple[str, 
 def _resized(
     name: str, hosts: tuple[HostPlan, ...], living: list[tuple[HostPlan, StackHost]], stack: Stack
 ) -> str | None:
-    now = block(hosts)
-    wanted = str(now) if now else None
+    wanted = _what(hosts)
     if name in stack.networks:
         before = stack.networks[name]
         if wanted == before:
             return None
         was = before or "a range that the cloud chose"
         return f"is {wanted or 'left to the cloud'}, but {name} has {was}, and {living[0][0].name} stands in it"
+    now = block(hosts)
     for host, record in living:
         address = record.private_address or ""
         if now and _is_outside(address, now):
