@@ -105,6 +105,7 @@ class Account:
         offerings: the capacity blocks that AWS offers, in order: id and price.
         block: where and when the offered blocks are, as words of the tables.
         regions: a size of DigitalOcean -> the regions that offer it; all regions offer other sizes.
+        places: cloud -> region -> its zones; of a cloud that is not here, those of ``recipes/clouds``.
         ids: cloud -> the id of the account that the credentials are of; of others, any that a program wants.
     """
 
@@ -119,6 +120,7 @@ class Account:
         }
     )
     regions: dict[str, list[str]] = field(default_factory=dict)
+    places: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
 
 

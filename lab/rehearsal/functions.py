@@ -56,8 +56,13 @@ def _offering(_table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answ
 
 def _image(table: Table, cloud: Cloud, arguments: Mapping[str, Any]) -> Answer:
     family = str(arguments["family"])
+    name = f"{arguments['project']}/{family}"
+    if name not in table.images:
+        missing = f"projects/{arguments['project']}/global/images/family/{family}"
+        raise RefusedError(table.errors["missing"].format(kind="image", id=missing))
     version = cloud.account.versions.get(family, 0)
     link = str(table.image["selfLink"]).format(project=arguments["project"], family=family, version=version)
+    _have_image(cloud, link)
     return {"id": link, "name": link.rpartition("/")[2], "selfLink": link, "family": family}
 
 

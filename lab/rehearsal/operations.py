@@ -189,6 +189,8 @@ class Operations:
     def _refuse(self, kind: Kind, inputs: Bag, shape: str, zone: str, fault: Fault | None) -> None:
         if kind.machine and shape not in self.table.shapes:
             raise RefusedError(self.table.errors["shape"].format(shape=shape))
+        region = next((str(inputs[key]) for key in ("region", "location") if inputs.get(key)), None)
+        rules.refuse_place(self.table, self.cloud, region or str(self.config.get("region") or ""), zone)
         rules.refuse(self.table, kind, self.cloud, inputs)
         if fault and fault.says and fault.leaves == "nothing":
             self.cloud.log.append(f"refuse {kind.token}")

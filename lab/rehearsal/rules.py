@@ -41,6 +41,29 @@ def refuse(table: Table, kind: Kind, cloud: Cloud, inputs: Inputs, itself: str |
             raise RefusedError(reason)
 
 
+def refuse_place(table: Table, cloud: Cloud, region: str, zone: str) -> None:
+    """Raises the error of the cloud for a region or a zone that it, or the account, does not have.
+
+    Args:
+        table: the cloud.
+        cloud: its account.
+        region: the region of a resource; empty where it is not known yet, or has none.
+        zone: its zone; empty without one.
+
+    Raises:
+        RefusedError: there is no such place.
+    """
+    places = cloud.account.places.get(table.cloud, table.places)
+    if not region or wire.is_unknown(region):
+        return
+    if region not in places:
+        raise RefusedError(table.errors["region"].format(region=region))
+    zones = places[region]
+    # A tenancy of Oracle has a prefix of its own before the name of a zone.
+    if zones and zone and zone != region and zone.rpartition(":")[2] not in zones:
+        raise RefusedError(table.errors["zone"].format(region=region, zone=zone, zones=", ".join(zones)))
+
+
 def refuse_deletion(table: Table, cloud: Cloud, record: Record) -> None:
     """Raises the error of the cloud for the deletion of a resource that another one uses.
 
@@ -107,8 +130,9 @@ def _exists(table: Table, cloud: Cloud, targets: tuple[tuple[str, str], ...], va
         if not str(value).startswith(table.account.get(output, "")):
             raise RefusedError(f"'{value}' is no id of {output}")
         known = cloud.account.have.get(output)
-        if known is not None and value not in known:
-            raise RefusedError(table.errors["missing"].format(kind=output.removesuffix("s"), id=value))
+        if known is not None and value not in {*known, *(table.images if output == "images" else ())}:
+            kind = output.removesuffix("s")
+            raise RefusedError(table.errors.get(kind, table.errors["missing"]).format(kind=kind, id=value))
     elif cloud.first(targets, value) is None:
         raise RefusedError(table.errors["missing"].format(kind=target.rpartition(":")[2], id=value))
 

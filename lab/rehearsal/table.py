@@ -109,6 +109,8 @@ class Table:
         account: kind of things that an account has without a stack -> the prefix of their ids.
         names: the property with the name of a resource, and its form.
         image: the result of an image lookup.
+        images: the names of public images that every account has.
+        places: region -> its zones; None: they are not known.
         bundled: host type -> number and GiB of the disks that come with it.
     """
 
@@ -121,6 +123,8 @@ class Table:
     account: Mapping[str, str]
     names: Mapping[str, str]
     image: Mapping[str, Any]
+    images: frozenset[str]
+    places: Mapping[str, list[str] | None]
     bundled: Mapping[str, tuple[int, int]]
     open_lists: tuple[str, ...]
 
@@ -141,7 +145,8 @@ def load(plugin: str) -> Table:
 @cache
 def _load(plugin: str) -> Table:
     cloud = CLOUDS.get(plugin, plugin)
-    data = _data(cloud)
+    data, recipe = _data(cloud), load_catalog().clouds[cloud]
+    images = [*recipe.images.values(), *(shape.image for shape in recipe.shapes.values() if shape.image)]
     return Table(
         cloud=cloud,
         plugin=plugin,
@@ -152,6 +157,8 @@ def _load(plugin: str) -> Table:
         account=data["account"],
         names=data.get("names", {}),
         image=data.get("image", {}),
+        images=frozenset(image.name for image in images),
+        places=recipe.regions.zones,
         bundled={shape: (count, size) for shape, (count, size) in data.get("bundled", {}).items()},
         open_lists=tuple(data.get("open_lists", ())),
     )

@@ -90,6 +90,9 @@ def test_every_type_that_the_program_makes_is_rehearsed_and_has_the_right_form(
         for each in made:
             inputs = wire.plain(wire.bag(each.inputs))
             assert rehearsed.check(each.type, inputs) == [], f"{each.type} {each.name}"
+            rules = rehearsed.kind(each.type).schema.properties
+            old = [path for path, rule in rules.items() if rule.deprecated and wire.value(inputs, path) is not None]
+            assert old == [], f"{each.type} {each.name}: the provider calls these deprecated"
 
     pulumi.runtime.test(lambda: built(write(tmp_path, cloud, POOLS[cloud]), check))()
 
@@ -159,7 +162,7 @@ def test_what_a_preview_does_not_know_yet_has_no_wrong_form(aws: Operations) -> 
     ("change", "says"),
     [
         ({"ami": None}, "ami is required"),
-        ({"ami": "ami-2"}, "'ami-2' does not exist"),
+        ({"ami": "ami-2"}, r"image id '\[ami-2\]' does not exist"),
         ({"instanceType": "p9.huge"}, "Invalid value 'p9.huge'"),
         ({"subnetId": "subnet-0"}, "'subnet-0' does not exist"),
         ({"vpcSecurityGroupIds": ["sg-0"]}, "'sg-0' does not exist"),

@@ -96,7 +96,9 @@ def test_azure_compares_what_was_given_and_refuses_what_is_fixed(tmp_path: Path)
     news = {**given, "osProfile": {"computerName": "b"}}
     assert azure.differences(AZURE_HOST, state, given, news) == [Difference("osProfile.computerName", False)]
     assert azure.differences(AZURE_HOST, state, given, {**given, "vmName": "b"}) == [Difference("vmName", True)]
-    group = azure.create("azure-native:resources:ResourceGroup", "g", {"resourceGroupName": "g", "location": "x"})
+    group = azure.create(
+        "azure-native:resources:ResourceGroup", "g", {"resourceGroupName": "g", "location": "westeurope"}
+    )
     assert group.id
     needed = {"hardwareProfile": {"vmSize": "Standard_D8s_v5"}, "networkProfile": {}, "storageProfile": {}}
     made = azure.create(AZURE_HOST, "a", {**given, **needed})
