@@ -96,8 +96,6 @@ def build(project: Path, fleet: str, text: str, served: Mapping[str, str]) -> St
         "PULUMI_CONFIG_PASSPHRASE": "only for this rehearsal",
         "PULUMI_SKIP_UPDATE_CHECK": "1",
         "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
-        # It saves the state after each step, as for a user, and keeps no copy of the one before.
-        "PULUMI_DIY_BACKEND_DISABLE_CHECKPOINT_BACKUPS": "true",
         **served,
     }
     stage = Stage(fleet, project, environment)
