@@ -60,11 +60,11 @@ def section(rows: Sequence[Row]) -> list[list[str]]:
             "With a state in files or in a bucket, the engine writes the whole state anew before and after each "
             "step of a resource. That keeps track of a host when a run is killed, and it grows with the square of "
             "the number of hosts: seven times for each host, with 10 KB for each host that exists. An unchanged "
-            "fleet is written once. `PULUMI_SKIP_CHECKPOINTS=true` ('at the end') writes once: a run that is "
-            "killed then forgets the hosts that it has made, which cost money, so use it for rehearsals only. "
-            "Pulumi Cloud gets the steps, not the state. For a fleet of more than a few hundred hosts, several "
-            "stacks are quicker than one. With `?metadata=skip` at the end of a `file://` backend's address, as "
-            "here, the engine needs a seventh less CPU: it writes no digests beside the state."
+            "fleet is written once. `PULUMI_SKIP_CHECKPOINTS=true` (at the end) writes once: a run that is killed "
+            "then forgets the hosts that it has made, which cost money, so use it for rehearsals only. Pulumi "
+            "Cloud gets the steps, not the state. For a fleet of more than a few hundred hosts, several stacks "
+            "are quicker than one. With `?metadata=skip` at the end of a `file://` backend's address, as here, "
+            "the engine needs a seventh less CPU: it writes no digests beside the state."
         ),
         paragraph(
             f"Printed by `python -m bench.engine` on {machine.processors()}; `BENCH_FULL=1` also makes the largest "

@@ -204,6 +204,9 @@ class _Watch:
     def _take(self, pid: int) -> None:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         part = part_of(processes.command_line(pid))
+        if part == "engine" and pid in self._used:
+            # A process that ends has no command line any more.
+            part, _ = self._used[pid]
         fields = stat[stat.rindex(")") + 2 :].split()
         self._used[pid] = (part, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
         if part == "engine":

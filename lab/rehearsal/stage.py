@@ -17,9 +17,6 @@ from vllm_fleet.edge.pulumi_cli import run_pulumi
 from vllm_fleet.fleet import plan
 
 _TIMEOUT_SECONDS = 900
-#: The engine saves the state after each step, as for a user; it keeps no copy of the one before, and collects garbage
-#: less often.
-_QUICK = {"PULUMI_DIY_BACKEND_DISABLE_CHECKPOINT_BACKUPS": "true", "GOGC": "400"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,6 @@ def build(project: Path, fleet: str, text: str, served: Mapping[str, str]) -> St
         "PULUMI_CONFIG_PASSPHRASE": "only for this rehearsal",
         "PULUMI_SKIP_UPDATE_CHECK": "1",
         "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
-        **_QUICK,
         **served,
     }
     stage = Stage(fleet, project, environment)
