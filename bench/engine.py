@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 from bench import engine_report, engine_steps
 from bench.markdown import replace_section
+from lab import state
 from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import FleetError
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (hosts, engine_steps.AT_END) for hosts in chosen.saved_at_end
     ]
     try:
-        rows = [row for hosts, saved in cases if hosts for row in engine_steps.measure(hosts, saved)]
+        with state.locked("bench-engine"):
+            project = paths.cache_dir() / "bench" / "engine"
+            rows = [row for hosts, saved in cases if hosts for row in engine_steps.measure(hosts, saved, project)]
     except FleetError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code

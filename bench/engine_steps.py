@@ -25,7 +25,7 @@ from bench.measure import busy_seconds
 from lab.rehearsal.cloud import Cloud
 from lab.rehearsal.serve import serve
 from lab.rehearsal.stage import Stage, build, end_left
-from vllm_fleet.base import paths, processes
+from vllm_fleet.base import processes
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.heartbeat import Heartbeat
 from vllm_fleet.edge.pulumi_cli import run_pulumi
@@ -75,18 +75,19 @@ class Row:
     others: float
 
 
-def measure(hosts: int, saved: str) -> Iterator[Row]:
+def measure(hosts: int, saved: str, project: Path) -> Iterator[Row]:
     """Takes a fleet through all steps.
 
     Args:
         hosts: number of serving hosts.
         saved: :data:`EACH_STEP` or :data:`AT_END`.
+        project: a folder that nothing else uses; it is removed at the end.
 
     Raises:
         FleetError: a step failed, a host is missing, or an unchanged fleet was changed.
     """
     more = {"PULUMI_SKIP_CHECKPOINTS": "true"} if saved == AT_END else {}
-    with _folder() as project:
+    with _emptied(project):
         cloud = Cloud(project / "cloud.db")
         with serve(cloud, None, (_CLOUD,)) as served:
             stage = build(project, scale.FLEET, scale.fleet_text(_CLOUD, hosts), {**served, **more})
@@ -100,16 +101,17 @@ def measure(hosts: int, saved: str) -> Iterator[Row]:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
-    project = paths.cache_dir() / "bench" / "engine"
-    end_left(project)
-    shutil.rmtree(project, ignore_errors=True)  # what a killed run left behind
-    project.mkdir(parents=True)
-    try:
-        yield project
-    finally:
+def _emptied(project: Path) -> Iterator[None]:
+    def clear() -> None:
         end_left(project)
         shutil.rmtree(project, ignore_errors=True)
+
+    clear()  # what a killed run left behind
+    project.mkdir(parents=True)
+    try:
+        yield
+    finally:
+        clear()
 
 
 def _run(stage: Stage, words: Sequence[str]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 
-#: Public addresses: the range for benchmarks (RFC 2544), which nobody on the internet has.
+#: Public addresses: the range for benchmarks (RFC 2544), which the internet does not route.
 PUBLIC = IPv4Network("198.18.0.0/15")
 #: Private addresses where the program leaves the range of a network to the cloud.
 CHOSEN = IPv4Network("10.108.0.0/16")
