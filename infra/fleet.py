@@ -70,7 +70,7 @@ class Fleet(pulumi.ComponentResource):
         hosts: dict[str, HostRecord] = {}
         parts: list[pulumi.Resource] = [access] if access else []
         # Shared by all clouds, with its file and its hooks.
-        zones = Zones(plan.directory, args.state.creating)
+        zones = Zones(plan.directory, args.state.creating, args.state.protected)
         gateways: dict[str, pulumi.Input[str]] = {}
         # The cloud of the gateways first: with joined networks, the firewalls of others allow their addresses.
         in_order = sorted(plan.hosts, key=lambda host: host.kind != "gateway")

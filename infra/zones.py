@@ -25,14 +25,16 @@ from vllm_fleet.fleet.stack import up_command
 class Zones:
     """The zones of all hosts of a fleet."""
 
-    def __init__(self, directory: Path, creating: Collection[str] = ()) -> None:
+    def __init__(self, directory: Path, creating: Collection[str] = (), living: Collection[str] = ()) -> None:
         """The zones of a fleet.
 
         Args:
             directory: the fleet's folder.
             creating: the hosts whose creation was interrupted, by the state: ``zones.json`` of another checkout, where
                 that run was, is not here.
+            living: the hosts that exist, by the state.
         """
+        self._living = frozenset(living)
         # From before this run: the choice for a host must not depend on the progress of others.
         self._before_this_run = tries = read_tries(directory)
         self._file = TriesFile(directory, tries)
@@ -70,8 +72,8 @@ class Zones:
         return next((candidate for candidate in in_order if candidate not in full), in_order[0])
 
     def is_made(self, name: str) -> bool:
-        """Whether a host exists, as far as the last runs know."""
-        return bool(self._before_this_run.get(name, {}).get("made"))
+        """Whether a host exists, by the state, or as far as the last runs of this checkout know."""
+        return name in self._living or bool(self._before_this_run.get(name, {}).get("made"))
 
     def refuse(self, host: HostPlan, why: FleetError) -> None:
         """Lets this run request no new host of that name; one that exists stays."""

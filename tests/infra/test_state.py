@@ -77,6 +77,13 @@ def test_a_creation_that_was_interrupted_in_another_checkout_is_not_repeated(
         zones._before("main-1")
 
 
+def test_a_host_that_another_checkout_made_exists_here_too(tmp_path: Path) -> None:
+    """Hosts of a capacity block wait for its start, but for those that exist: zones.json of their maker is not here."""
+    zones = Zones(tmp_path / "demo", living={"main-0"})
+    assert zones.is_made("main-0")
+    assert not zones.is_made("main-1")
+
+
 def test_protected_hosts_that_leave_are_told_together_and_released_ones_go(tmp_path: Path) -> None:
     found = write(tmp_path, "aws", POOL)
     with pytest.raises(FleetError, match=r"old-0 and old-1 live and are not in fleet\.yml") as caught:

@@ -49,7 +49,7 @@ def test_a_member_keeps_its_number_when_another_leaves(tmp_path: Path) -> None:
         (["Main"], {}, "pools.main.hosts.0: 'Main' is not a name"),
         ([f"m{'x' * 60}"], {}, "is not a name"),
         ([1], {}, "pools.main.hosts.0: must be a valid string, not 1"),
-        ({"main-0": None}, {}, "is a number of hosts, or a list of their names"),
+        ({"main-0": None}, {}, "is a number of hosts, or their names"),
         (["other-0"], {"other": 1}, "the host 'other-0' is in the pool 'main' too"),
         (["gateway-0"], {}, "the host 'gateway-0' is in the pool 'main' too"),
         ([f"m{number}" for number in range(1001)], {}, "is 1001, and a fleet has at most 1000 hosts"),

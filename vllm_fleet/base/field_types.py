@@ -132,7 +132,7 @@ def _members(most: int, what: str, reason: str) -> BeforeValidator:
         if isinstance(value, dict):
             # A fault to pydantic, so no TypeError.
             raise ValueError(  # noqa: TRY004
-                f"is a number of {what}, or a list of their names: those that exist already are under 'static'"
+                f"is a number of {what}, or their names: list those that exist already under 'static'"
             )
         number = len(value) if isinstance(value, list) else _whole(value)
         if isinstance(number, int) and number > most:
