@@ -54,10 +54,13 @@ class TextFileProvider(dynamic.ResourceProvider):
 
 def _path(props: dict[str, Any]) -> Path | None:
     """The file in this checkout; None for one in another checkout, which an old state may name."""
+    from os.path import normpath
+
     from vllm_fleet.base.paths import absolute, inventories_dir
 
     folder = absolute(inventories_dir())
-    path = folder / props["path"]
+    # By its words: the folder of a fleet may be a link to another place.
+    path = Path(normpath(folder / props["path"]))
     return path if path.is_relative_to(folder) else None
 
 

@@ -59,8 +59,8 @@ POOLS: dict[str, dict[str, Any]] = {
     "digitalocean": {"host_class": "mi325x-8", "placement": {"region": "nyc2"}},
 }
 #: The subnets of example-company in its account.
-COMPANY = {"subnet-0a1b2c3d4e5f60710": "eu-central-1a", "subnet-0a1b2c3d4e5f60720": "eu-central-1b"}
-VPC = "vpc-0a1b2c3d4e5f60718"
+COMPANY = {"subnet-0123456789abcdef1": "eu-central-1a", "subnet-0123456789abcdef2": "eu-central-1b"}
+VPC = "vpc-0123456789abcdef0"
 FUNCTIONS: dict[str, Any] = {
     "aws:ec2/getSubnet:getSubnet": lambda asked: {
         "id": asked["id"],

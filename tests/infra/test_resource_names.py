@@ -64,7 +64,7 @@ def test_the_table_has_the_longest_name_of_everything_that_is_made(
 ) -> None:
     """Of two fleets together: one with a gateway of its own, one with gateways far away and all that is optional."""
     recorder.functions.update(FUNCTIONS)
-    gateway = {"aws": {"placement_group": True}, "gcp": {"model_disk_gib": 100}}.get(cloud, {})
+    gateway = {"aws": {"placement_group": True}}.get(cloud, {})
     near = write(tmp_path, cloud, POOLS[cloud], gateway={"hosts": 1, "plain": True, "placement": gateway})
     (tmp_path / "far").mkdir()
     far = everything(cloud, tmp_path / "far")

@@ -88,7 +88,8 @@ def test_what_was_bought_stays_bought(tmp_path: Path, options: dict[tuple[str, s
     placement = {"region": "us-east-1", "zone": "us-east-1a", "capacity": {"kind": "capacity-block", "purchase": order}}
     run(write(tmp_path, "aws", {"host_class": "h100-8", "placement": placement}, protect=False))
     block = next(request for (kind, _), request in options.items() if kind.endswith("CapacityBlockReservation"))
-    assert (block.protect, block.retainOnDelete) == (True, True)
+    # It leaves the state once it is written down, and lives on.
+    assert (block.protect, block.retainOnDelete) == (False, True)
     assert list(block.ignoreChanges) == ["capacityBlockOfferingId"]
 
 

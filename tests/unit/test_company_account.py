@@ -21,7 +21,12 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "aws": {"region": "us-east-1", "zones": ["us-east-1a", "us-east-1b"]},
     "gcp": {"region": "us-central1", "zone": "us-central1-b", "project": "demo-project"},
     "azure": {"region": "westeurope"},
-    "oci": {"region": "us-chicago-1", "zone": "AD-1", "compartment": "ocid1.compartment.a", "image": "ocid1.image.a"},
+    "oci": {
+        "region": "us-chicago-1",
+        "zone": "Uocm:US-CHICAGO-1-AD-1",
+        "compartment": "ocid1.compartment.a",
+        "image": "ocid1.image.oc1..a",
+    },
     "digitalocean": {"region": "nyc2"},
 }
 CLASSES = {"azure": "mi300x-8", "oci": "mi355x-8", "digitalocean": "mi325x-8"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -125,26 +126,47 @@ def test_the_state_names_a_provider_and_does_not_hold_its_code(made: type[Resour
     assert len(held) < 100, "an edit of the code must not change the state"
 
 
-def test_a_file_is_kept_as_the_stack_wants_it(tmp_path: Path) -> None:
+def test_a_file_is_kept_as_the_stack_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(tmp_path))
     files = TextFileProvider()
-    wanted = {"path": str(tmp_path / "ssh" / "key"), "text": "one", "mode": "0o600"}
+    wanted = {"path": "demo/ssh/key", "text": "one", "mode": "0o600"}
     made = files.create(dict(wanted))
-    path = Path(made.id)
+    outs = made.outs or {}
+    path = tmp_path / made.id
     assert (path.read_text(encoding="utf-8"), path.stat().st_mode & 0o777) == ("one", 0o600)
-    assert "one" not in str(made.outs)
-    assert files.diff(made.id, files.read(made.id, made.outs or {}).outs, wanted).changes is False
+    assert "one" not in str(outs)
+    assert files.diff(made.id, files.read(made.id, outs).outs, wanted).changes is False
 
     path.write_text("edited by hand", encoding="utf-8")
-    edited = files.read(made.id, made.outs or {})
-    assert files.diff(made.id, edited.outs, wanted).changes is True
-    files.update(made.id, edited.outs, dict(wanted))
+    assert files.diff(made.id, outs, wanted).changes is True
+    files.update(made.id, outs, dict(wanted))
     assert path.read_text(encoding="utf-8") == "one"
 
     path.chmod(0o644)
-    assert files.diff(made.id, files.read(made.id, made.outs or {}).outs, wanted).changes is True
-    assert files.diff(made.id, made.outs or {}, {**wanted, "path": "/else/where"}).replaces == ["path"]
+    assert files.diff(made.id, outs, wanted).changes is True
+    assert files.diff(made.id, outs, {**wanted, "path": "demo/else"}).replaces == ["path"]
+    # Another checkout has no such file yet; that says nothing of the stack.
+    monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(tmp_path / "another"))
+    assert files.read(made.id, outs).id == made.id
+    assert files.diff(made.id, outs, wanted).changes is True
+    files.delete(made.id, outs)
+    assert path.is_file()
 
-    files.delete(made.id, made.outs or {})
-    assert list(tmp_path.iterdir()) == []
-    assert files.read(made.id, made.outs or {}).id == ""
-    files.delete(made.id, made.outs or {})
+    monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(tmp_path))
+    files.delete(made.id, outs)
+    assert not path.parent.exists()
+    files.delete(made.id, outs)
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/outside"])
+def test_a_file_outside_of_the_inventories_is_neither_written_nor_deleted(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(tmp_path / "inventories"))
+    outside = tmp_path / "outside"
+    outside.write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match="is no path below the folder of the inventories"):
+        TextFileProvider().create({"path": path, "text": "one", "mode": "0o600"})
+    digest = hashlib.sha256(b"mine").hexdigest()
+    TextFileProvider().delete("it", {"path": path, "mode": "0o600", "sha256": digest})
+    assert outside.read_text(encoding="utf-8") == "mine"

@@ -25,6 +25,7 @@ class NameForm:
         form: the name: ``{fleet}``, ``{network}``, ``{pool}`` and ``{host}`` are names.
         most: the most letters that the cloud takes.
         source: where that was read.
+        of_serving: whether gateways have none.
     """
 
     what: str
@@ -33,6 +34,7 @@ class NameForm:
     form: str
     most: int
     source: str
+    of_serving: bool = False
 
 
 _AWS = "botocore, data/ec2/2016-11-15/service-2.json: GroupName, up to 255 characters"
@@ -61,7 +63,7 @@ FORMS: Mapping[str, tuple[NameForm, ...]] = {
         NameForm("a network tag", ("gcp:compute/instance:Instance",), "tags.*", "{fleet}-serving", 63, _RFC_1035),
         NameForm("a host", ("gcp:compute/instance:Instance",), "name", "{fleet}-{host}", 63, _RFC_1035),
         NameForm("an address", ("gcp:compute/address:Address",), "name", "{fleet}-{host}", 63, _RFC_1035),
-        NameForm("a disk", ("gcp:compute/disk:Disk",), "name", "{fleet}-{host}-models", 63, _RFC_1035),
+        NameForm("a disk", ("gcp:compute/disk:Disk",), "name", "{fleet}-{host}-models", 63, _RFC_1035, True),
     ),
     "azure": (
         NameForm(
@@ -219,6 +221,8 @@ def longest_names(fleet: str, hosts: Sequence[HostPlan]) -> Iterator[tuple[NameF
             "host": host.name,
         }
         for form in FORMS[host.cloud]:
+            if form.of_serving and host.kind != "serving":
+                continue
             name = form.form.format(**words)
             # Names without a host or a pool are the whole fleet's.
             group = host.pool if "{host}" in form.form or "{pool}" in form.form else ""
