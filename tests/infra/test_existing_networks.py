@@ -62,7 +62,7 @@ POOLS: dict[str, dict[str, Any]] = {
         "host_class": "mi355x-8",
         "placement": {
             "region": "us-chicago-1",
-            "zone": "AD-1",
+            "zone": "Uocm:US-CHICAGO-1-AD-1",
             "compartment": "ocid1.compartment.oc1..company",
             "image": "ocid1.image.oc1..rocm",
             "existing": {"vcn": "ocid1.vcn.oc1..company", "subnet": "ocid1.subnet.oc1..hosts"},
@@ -196,7 +196,7 @@ def _other_region_of_azure(found: Rehearsal) -> None:
 
 
 def _other_domain(found: Rehearsal) -> None:
-    found.cloud.change(found.cloud.records_of(":Subnet")[0], "availabilityDomain", "AD-3")
+    found.cloud.change(found.cloud.records_of(":Subnet")[0], "availabilityDomain", "Uocm:US-CHICAGO-1-AD-3")
 
 
 def _other_region(found: Rehearsal) -> None:
@@ -212,7 +212,12 @@ def _other_region(found: Rehearsal) -> None:
         ("aws", _public_range, "subnets.us-east-1b", "100.64.0.0/24 is not private"),
         ("gcp", _other_network, "subnetwork", "its network is default, not company"),
         ("azure", _other_region_of_azure, "subnet", "its region is northeurope, not westeurope"),
-        ("oci", _other_domain, "subnet", "its availability domain is AD-3, not AD-1"),
+        (
+            "oci",
+            _other_domain,
+            "subnet",
+            "its availability domain is Uocm:US-CHICAGO-1-AD-3, not Uocm:US-CHICAGO-1-AD-1",
+        ),
         ("digitalocean", _other_region, "vpc_uuid", "its region is ams3, not nyc2"),
     ],
 )

@@ -38,6 +38,7 @@ def test_each_cloud_of_the_recipes_has_its_host_in_the_table_and_each_row_a_sour
         ),
         (GCP, {"machineType": "a3-highgpu-8g"}, {"machineType": "a3-ultragpu-8g"}, "machineType", "stops"),
         (GCP, {"serviceAccount": {"email": "a"}}, {}, "serviceAccount", "stops"),
+        (GCP, {"desiredStatus": "RUNNING"}, {"desiredStatus": "TERMINATED"}, "desiredStatus", "stops"),
         (
             GCP,
             {"networkInterfaces": [{"subnetwork": "a", "networkIp": "10.0.0.2"}]},
@@ -72,6 +73,7 @@ def test_a_change_that_stops(kind: str, old: dict[str, Any], new: dict[str, Any]
 @pytest.mark.parametrize(
     ("kind", "old", "new"),
     [
+        (GCP, {"desiredStatus": "TERMINATED"}, {"desiredStatus": "RUNNING"}),
         (AWS, {"tags": {"a": "b"}}, {"tags": {"a": "c"}}),
         (AWS, {"rootBlockDevice": {"volumeSize": 200}}, {"rootBlockDevice": {"volumeSize": 400}}),
         (GCP, {"labels": {}}, {"labels": {"a": "b"}}),

@@ -59,7 +59,7 @@ def stops(kind: str, olds: Mapping[str, Any], news: Mapping[str, Any]) -> tuple[
         Stop(path, row.effect, old, new)
         for path, row in _rows(kind).items()
         for old, new in [(_at(olds, path), _at(news, path))]
-        if old != new
+        if old != new and (row.unless is None or new != row.unless)
     )
 
 

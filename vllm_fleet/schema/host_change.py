@@ -15,6 +15,8 @@ class HostChange(Strict):
     """What the change of one input does."""
 
     effect: Effect
+    #: The value for which it does not hold.
+    unless: Line | None = None
     source: str = Field(min_length=10)
 
 
