@@ -57,16 +57,12 @@ def zone_of(table: Table, kind: Kind, cloud: Cloud, inputs: Mapping[str, Any]) -
         here: Kind | None = kind
         for path in way.split(">"):
             value = wire.value(bag, path) if here else None
-            targets = here.refers.get(_general(path), ()) if here else ()
+            targets = here.refers.get(wire.general(path), ()) if here else ()
             record = cloud.first(targets, value) if value else None
             bag, here = (record.inputs, table.kinds.get(record.type)) if record else ({}, None)
         if value is not None and not wire.is_unknown(value):
             return str(value)
     return ""
-
-
-def _general(path: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
 def place(kind: Kind, cloud: Cloud, record: Record, one_address: bool) -> None:
@@ -108,7 +104,7 @@ def _lent(kind: Kind, cloud: Cloud, record: Record) -> Record | None:
 
 
 def _referred(kind: Kind, cloud: Cloud, record: Record, path: str | None) -> Record | None:
-    targets = kind.refers.get(_general(path), ()) if path else ()
+    targets = kind.refers.get(wire.general(path), ()) if path else ()
     value = wire.value(record.inputs, path) if path else None
     return cloud.first(targets, value) if value else None
 

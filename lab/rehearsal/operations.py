@@ -127,8 +127,8 @@ class Operations:
             return None
         if record:
             with self.cloud.lock:
-                read_back.fill(self.table, self.kind(token), self.cloud, record)
-                self.cloud.put(record)
+                if read_back.fill(self.table, self.kind(token), self.cloud, record):
+                    self.cloud.put(record)
         return record
 
     def update(self, token: str, id_: str, olds: Bag, inputs: Bag) -> Record:

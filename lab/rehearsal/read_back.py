@@ -13,8 +13,8 @@ from lab.rehearsal.cloud import Cloud, Record
 from lab.rehearsal.table import Kind, ReadBack, Table
 
 
-def fill(table: Table, kind: Kind, cloud: Cloud, record: Record) -> None:
-    """Sets the outputs of a record to what the provider would read now.
+def fill(table: Table, kind: Kind, cloud: Cloud, record: Record) -> bool:
+    """Sets the outputs of a record to what the provider would read now; returns whether they changed.
 
     Args:
         table: the cloud.
@@ -22,6 +22,7 @@ def fill(table: Table, kind: Kind, cloud: Cloud, record: Record) -> None:
         cloud: every other resource.
         record: the resource.
     """
+    before = wire.copy(record.outputs)
     for row in kind.read_back:
         if any(wire.value(record.inputs, path) != value for path, value in row.when.items()):
             continue
@@ -31,6 +32,7 @@ def fill(table: Table, kind: Kind, cloud: Cloud, record: Record) -> None:
         elif row.forgotten or row.each or row.any:
             # What was attached may be gone.
             record.outputs.pop(row.path, None)
+    return record.outputs != before
 
 
 def _value(table: Table, cloud: Cloud, record: Record, row: ReadBack) -> Any:
