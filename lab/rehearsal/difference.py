@@ -72,14 +72,9 @@ def without(found: Iterable[Difference], ignored: Sequence[str]) -> list[Differe
 
 def _rules_above(schema: Schema, path: str) -> list[Rule]:
     """The rules of a path and of everything that it is part of."""
-    parts = general(path).split(".")
+    parts = wire.general(path).split(".")
     paths = [".".join(parts[: count + 1]) for count in range(len(parts))]
     return [schema.properties[name] for name in paths if name in schema.properties]
-
-
-def general(path: str) -> str:
-    """A path with ``*`` for each index."""
-    return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
 def _block(

@@ -69,17 +69,13 @@ def _at_end(
         *steps, last = way.split(">")
         for path in steps:
             value = wire.value(bag, path) if here else None
-            targets = here.refers.get(_general(path), ()) if here else ()
+            targets = here.refers.get(wire.general(path), ()) if here else ()
             record = cloud.first(targets, value) if value else None
             bag, here = (record.inputs, table.kinds.get(record.type)) if record else ({}, None)
         value = wire.value(bag, last) if here else None
         if value is not None and not wire.is_unknown(value):
             return str(value), record
     return "", None
-
-
-def _general(path: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
 def place(table: Table, kind: Kind, cloud: Cloud, record: Record, one_address: bool) -> None:
@@ -139,7 +135,7 @@ def _lent(kind: Kind, cloud: Cloud, record: Record) -> Record | None:
 
 
 def _referred(kind: Kind, cloud: Cloud, record: Record, path: str | None) -> Record | None:
-    targets = kind.refers.get(_general(path), ()) if path else ()
+    targets = kind.refers.get(wire.general(path), ()) if path else ()
     value = wire.value(record.inputs, path) if path else None
     return cloud.first(targets, value) if value else None
 

@@ -102,10 +102,10 @@ def refuse_change(kind: Kind, record: Record, olds: Inputs, news: Inputs) -> Non
         if less(kind.changes.grows, path, record.outputs, news):
             before, now = wire.value(record.outputs, path), wire.value(news, path)
             raise RefusedError(f"InvalidParameterValue: {path} {now} is smaller than {before}: a disk only grows")
-    permits = kind.changes.stops_if
-    if permits and stops(kind, olds, news) and not wire.value(news, permits):
+    permits, stopping = kind.changes.stops_if, stops(kind, olds, news)
+    if permits and stopping and not wire.value(news, permits):
         raise RefusedError(
-            f"Changing {', '.join(stops(kind, olds, news))} on a started instance requires stopping it. To acknowledge "
+            f"Changing {', '.join(stopping)} on a started instance requires stopping it. To acknowledge "
             f"this, please set {permits} = true in your config."
         )
 

@@ -25,12 +25,10 @@ class Shape:
     Attributes:
         types: name on the wire -> its type in the SDK.
         required: the names of required inputs.
-        documents: name -> its documentation in the SDK.
     """
 
     types: Mapping[str, Any]
     required: frozenset[str]
-    documents: Mapping[str, str]
 
 
 def sdk_version(plugin: str) -> str:
@@ -63,11 +61,9 @@ def shape(arguments_class: type) -> Shape:
     names = _types.input_type_py_to_pulumi_names(arguments_class)
     parameters = inspect.signature(arguments_class).parameters
     needed = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
-    documents = {wire: inspect.getdoc(getattr(arguments_class, python, None)) or "" for python, wire in names.items()}
     return Shape(
         types=_types.input_type_types(arguments_class),
         required=frozenset(names[name] for name in needed if name in names),
-        documents=documents,
     )
 
 

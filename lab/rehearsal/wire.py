@@ -109,6 +109,11 @@ def plain_path(engine_path: str) -> str:
     return re.sub(r"""\[(?:"([^"]*)"|([^\]]*))\]""", lambda part: f".{part[1] or part[2]}", engine_path).lstrip(".")
 
 
+def general(path: str) -> str:
+    """A path with ``*`` for each index."""
+    return ".".join("*" if part.isdigit() else part for part in path.split("."))
+
+
 def matches(path: str, pattern: str) -> bool:
     """Whether a path is equal to a pattern or below it; ``*`` matches any list index."""
     parts, wanted = path.split("."), pattern.split(".")

@@ -48,6 +48,11 @@ def test_every_type_that_is_rehearsed_has_its_schema(plugin: str) -> None:
         # Computed: what the cloud filled in stays.
         ({"tenancy": "default"}, {}, []),
         ({"rootBlockDevice": {"volumeSize": 300, "iops": 3000}}, {"rootBlockDevice": {"volumeSize": 300}}, []),
+        (
+            {"networkInterfaces": [{"networkInterfaceId": "eni-1", "deviceIndex": 0}]},
+            {"networkInterfaces": [{"networkInterfaceId": "eni-2", "deviceIndex": 0}]},
+            [("networkInterfaces.0.networkInterfaceId", True)],
+        ),
         ({"tags": {"a": "1"}}, {}, [("tags", False)]),
         ({"tags": {"a": "1"}}, {"tags": {"a": "2"}}, [("tags", False)]),
         # A set has no order.
@@ -86,6 +91,14 @@ def test_a_host_of_aws_differs(state: dict[str, Any], news: dict[str, Any], says
 )
 def test_a_host_of_google_differs(state: dict[str, Any], news: dict[str, Any], says: list[tuple[str, bool]]) -> None:
     assert found("gcp", GCP_HOST, state, news) == says
+
+
+def test_a_host_of_oracle_differs() -> None:
+    token = "oci:Core/instance:Instance"
+    assert found("oci", token, {"availabilityDomain": "AD-1"}, {"availabilityDomain": "AD-2"}) == [
+        ("availabilityDomain", True)
+    ]
+    assert found("oci", token, {"freeformTags": {"a": "1"}}, {"freeformTags": {"a": "2"}}) == [("freeformTags", False)]
 
 
 def test_azure_compares_what_was_given_and_refuses_what_is_fixed(tmp_path: Path) -> None:
