@@ -59,7 +59,7 @@ def section(rows: Sequence[Row]) -> list[list[str]]:
         paragraph(
             "With a state in files or in a bucket, the engine writes the whole state anew before and after each "
             "step of a resource. That keeps track of a host when a run is killed, and it grows with the square of "
-            "the number of hosts: seven times for each host, with 10 KB for each host that exists. An unchanged "
+            "the number of hosts: six times for each host, with 10 KB for each host that exists. An unchanged "
             "fleet is written once. `PULUMI_SKIP_CHECKPOINTS=true` (at the end) writes once: a run that is killed "
             "then forgets the hosts that it has made, which cost money, so use it for rehearsals only. Pulumi "
             "Cloud gets the steps, not the state. For a fleet of more than a few hundred hosts, several stacks "

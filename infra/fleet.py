@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +68,8 @@ class Fleet(pulumi.ComponentResource):
         mine = pulumi.ResourceOptions(parent=self)
         access = AccessKeys(f"{name}-access", plan, mine) if any(h.cloud != "static" for h in plan.hosts) else None
         hosts: dict[str, HostRecord] = {}
+        # Those of a pool that left the fleet too: it may come back, and its block is paid for.
+        blocks: dict[str, pulumi.Input[Mapping[str, str]]] = dict(args.state.blocks)
         parts: list[pulumi.Resource] = [access] if access else []
         # Shared by all clouds, with its file and its hooks.
         zones = Zones(plan.directory, args.state.creating, args.state.protected)
@@ -93,13 +95,15 @@ class Fleet(pulumi.ComponentResource):
                     mirror=mirror_rule(plan),
                     own_tags=plan.spec.tags,
                     account=plan.spec.account,
+                    state=args.state,
                 ),
                 mine,
             )
             hosts.update(part.hosts)
+            blocks.update(part.blocks)
             parts.append(part)
             gateways = {**gateways, **gateway_addresses((h for h in plan.hosts if h.cloud == cloud), part.hosts)}
-        self.inventory = inventory(plan, hosts)
+        self.inventory = inventory(plan, hosts, blocks)
         text, meanwhile = self.inventory.apply(inventory_text), _with_leaving(plan, args.state, self.inventory)
         self.file = TextFile(
             f"{name}-inventory",

@@ -13,6 +13,7 @@ import pulumi
 from infra.gone import inventory_text as inventory_text
 from infra.guard import Guard
 from infra.keys import SshKeyPair
+from infra.state import State
 from infra.zones import Zones
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.yaml_document import Document
@@ -118,6 +119,7 @@ class CloudArgs:
         mirror: the rule of the fleet's mirror, in whichever cloud it is.
         named: the hosts that this run is for: no other host changes in it; empty where it is for all.
         guard: refuses changes that stop a host; None where nothing is refused.
+        state: what the stack has before this run.
     """
 
     fleet: str
@@ -135,6 +137,7 @@ class CloudArgs:
     guard: Guard | None = None
     own_tags: Mapping[str, str] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
+    state: State = field(default_factory=State)
 
     def network_name(self, host: HostPlan) -> str:
         """The name of the network of a host, which begins the names of its parts."""
@@ -246,9 +249,11 @@ class CloudComponent(pulumi.ComponentResource):
 
     Attributes:
         hosts: host name -> its record; a subclass fills it.
+        blocks: pool -> the capacity block that this run bought for it, as ``stack.json`` has it.
     """
 
     hosts: Mapping[str, HostRecord]
+    blocks: Mapping[str, pulumi.Input[Mapping[str, str]]] = {}
 
     def __init__(self, kind: str, name: str, opts: pulumi.ResourceOptions | None) -> None:
         super().__init__(f"fleet:infra:{kind}", name, None, opts)
@@ -283,12 +288,15 @@ def gateway_addresses(hosts: Iterable[HostPlan], made: Mapping[str, HostRecord])
     return addresses
 
 
-def inventory(plan: Plan, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict[str, Any]]:
+def inventory(
+    plan: Plan, hosts: Mapping[str, HostRecord], blocks: Mapping[str, pulumi.Input[Mapping[str, str]]]
+) -> pulumi.Output[dict[str, Any]]:
     """The content of ``stack.json``, once all addresses are known.
 
     Args:
         plan: the fleet.
         hosts: its hosts by name.
+        blocks: pool -> the capacity block that was bought for it.
     """
     networks = standing.networks(plan)
     places = {host.name: {"network": name_of(host)} for host in plan.hosts if host.rented}
@@ -305,8 +313,10 @@ def inventory(plan: Plan, hosts: Mapping[str, HostRecord]) -> pulumi.Output[dict
 
     def fill(values: Sequence[Any]) -> dict[str, Any]:
         known = {name: dict(record) for name, record in records.items()}
-        for (name, key, _), value in zip(open_, values, strict=True):
+        for (name, key, _), value in zip(open_, values[: len(open_)], strict=True):
             known[name][key] = value
-        return {"version": 1, "fleet": plan.fleet, "hosts": known, **({"networks": networks} if networks else {})}
+        bought = dict(zip(blocks, values[len(open_) :], strict=True))
+        more = {"networks": networks, "blocks": bought}
+        return {"version": 1, "fleet": plan.fleet, "hosts": known, **{key: what for key, what in more.items() if what}}
 
-    return pulumi.Output.all(*(value for _, _, value in open_)).apply(fill)
+    return pulumi.Output.all(*(value for _, _, value in open_), *blocks.values()).apply(fill)

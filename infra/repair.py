@@ -29,6 +29,8 @@ from vllm_fleet.base.processes import command_line, find_process, kill_process, 
 from vllm_fleet.edge.pulumi_cli import pulumi_output
 
 _OWN_TYPES = "pulumi-python:dynamic/"
+#: Of the file of a state, with PULUMI_DIY_BACKEND_GZIP or PULUMI_DIY_BACKEND_ZSTD.
+_COMPRESSED = (".gz", ".zst")
 
 
 def backend_dir(backend_url: str) -> Path | None:
@@ -151,6 +153,8 @@ def open_creations(backend: Path | None, stack: str) -> list[str]:
     if backend is None:
         exported = json.loads(pulumi_output("stack", "export", "--stack", stack))
         return list(pending_creations(exported.get("deployment") or {}))
+    if any(file.suffix in _COMPRESSED for file in backend.glob(f"stacks/*/{stack}.json.*")):
+        return open_creations(None, stack)
     texts = [file.read_text(encoding="utf-8") for file in backend.glob(f"stacks/*/{stack}.json")]
     latest = [json.loads(text).get("checkpoint", {}).get("latest") or {} for text in texts]
     return [urn for deployment in latest for urn in pending_creations(deployment)]

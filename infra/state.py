@@ -27,12 +27,20 @@ class State:
         stack: the last ``stack.json``; empty where none was written.
         key_pairs: the names of the SSH keys that the stack made.
         creating: the hosts whose creation was interrupted, so that they may exist.
+        begun: everything else whose creation was interrupted.
     """
 
     protected: Mapping[str, bool] = field(default_factory=dict)
     stack: Mapping[str, Any] = field(default_factory=dict)
     key_pairs: frozenset[str] = frozenset()
     creating: frozenset[str] = frozenset()
+    begun: frozenset[str] = frozenset()
+
+    @property
+    def blocks(self) -> Mapping[str, Any]:
+        """Pool -> the capacity block that was bought for it last."""
+        found: Mapping[str, Any] = self.stack.get("blocks", {})
+        return found
 
     def record(self, host: str) -> Mapping[str, Any] | None:
         """The last entry of a host in ``stack.json``; None where it had none."""
@@ -64,6 +72,7 @@ def parse(deployment: Mapping[str, Any], stack: str) -> State:
         stack=_json(inventory.get("inputs") or {}),
         key_pairs=frozenset(_name(row) for row in resources if row["type"] == _KEY_PAIR),
         creating=frozenset(_name(row) for row in begun if replacement.is_host(row["type"])),
+        begun=frozenset(_name(row) for row in begun if not replacement.is_host(row["type"])),
     )
 
 

@@ -69,10 +69,10 @@ def interrupted(stack: str, names: Sequence[str], places: Sequence[str]) -> Flee
         names: the resources, one at least.
         places: what to call each in the text.
     """
-    it, exists, them = ("hosts", "they do", "them") if len(names) > 1 else ("host", "it does", "it")
+    it, exists, them = ("they", "they do", "them") if len(names) > 1 else ("it", "it does", "it")
     adopt = " ".join(f"--adopt {name}=ITS_ID" for name in names)
     return FleetError(
-        f"the last run was interrupted while it created {' and '.join(places)}: the {it} may exist and cost money",
+        f"the last run was interrupted while it created {' and '.join(places)}: {it} may exist and cost money",
         f"look for {them} in the cloud, then: python -m infra.repair {stack} {adopt}"
         f"; --gone NAME in place of --adopt if {exists} not exist",
     )

@@ -51,6 +51,8 @@ class InventoryModule(BaseInventoryPlugin):
         super().parse(inventory, loader, path, cache)
         try:
             fleet = drift.load_site_of_run(Path(path).resolve().parent)
+            for line in fleet.waiting:
+                Display().warning(line)
             self._fill(inventory, fleet, loader)
         except FleetError as fault:
             # Not AnsibleParserError: Ansible would try its other plugins on this file and print their errors too.

@@ -61,6 +61,9 @@ HOST_ONLY = {
         "apt's packages decide whether a kernel comes with them"
     ),
     "gateway_traffic/drain.yml: Drain | Fail because requests did not end": "clients decide when their requests end",
+    "gateway_traffic/drain.yml: Drain | Refuse a host that no gateway knows": (
+        "a host that has left fleet.yml is known to the running gateways alone"
+    ),
     "harmony_encodings/install.yml: Install | Expect the digests of the official vocabularies": (
         "what arrived on the host's disk; drift says it later"
     ),

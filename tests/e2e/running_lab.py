@@ -48,10 +48,10 @@ class Lab:
             timeout=120,
         )
 
-    def playbook(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs site.yml on the lab."""
+    def playbook(self, *arguments: str, book: str = "site.yml") -> subprocess.CompletedProcess[str]:
+        """Runs a playbook on the lab."""
         return subprocess.run(
-            ["ansible-playbook", "-i", str(self.folder / "fleet.yml"), "site.yml", *arguments],
+            ["ansible-playbook", "-i", str(self.folder / "fleet.yml"), book, *arguments],
             cwd=paths.root(),
             capture_output=True,
             text=True,

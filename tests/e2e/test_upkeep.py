@@ -87,6 +87,34 @@ def test_limit_probes_only_those_hosts(lab: Lab) -> None:
     assert lab.drift()[0] == 0
 
 
+def states(lab: Lab) -> dict[str, str]:
+    """Host -> what the gateway says of its server."""
+    ask = (
+        r"import socket; c = socket.socket(socket.AF_UNIX); c.connect(\"/run/haproxy/admin.sock\"); "
+        r"c.send(b\"show stat\n\"); print(c.makefile().read())"
+    )
+    table = lab.on("gateway-0", f'python3 -c "{ask}"').stdout
+    rows = [line.split(",") for line in table.lstrip("# ").splitlines() if line]
+    at = rows[0].index("status")
+    return {row[1].rpartition("_")[0]: row[at] for row in rows[1:] if row[1].startswith("lab-")}
+
+
+def test_a_host_is_drained_by_name_at_the_gateways_and_site_yml_gives_it_its_traffic_back(lab: Lab) -> None:
+    assert "give the host: -e fleet_drain_host=NAME" in lab.playbook(book="playbooks/drain.yml").stdout
+    unknown = lab.playbook("-e", "fleet_drain_host=lab-9", book="playbooks/drain.yml")
+    assert unknown.returncode != 0
+    assert "no gateway has a server of lab-9: nothing was drained" in " ".join(unknown.stdout.split())
+    assert states(lab) == {"lab-0": "UP", "lab-1": "UP"}
+    done = lab.playbook("-e", "fleet_drain_host=lab-0", book="playbooks/drain.yml")
+    assert (done.returncode, changed(done.stdout)) == (0, 1), done.stdout + done.stderr
+    assert states(lab) == {"lab-0": "DRAIN", "lab-1": "UP"}
+    again = lab.playbook("-e", "fleet_drain_host=lab-0", book="playbooks/drain.yml")
+    assert (again.returncode, changed(again.stdout)) == (0, 0), again.stdout + again.stderr
+    back = lab.playbook()
+    assert back.returncode == 0, back.stdout + back.stderr
+    assert states(lab) == {"lab-0": "UP", "lab-1": "UP"}
+
+
 def test_a_stopped_instance_loses_no_answer_and_is_started_again(lab: Lab) -> None:
     assert lab.on("lab-0", "systemctl stop vllm@0").returncode == 0
     for _ in range(6):

@@ -10,6 +10,7 @@ import pulumi
 import yaml
 
 from infra.fleet import Fleet, FleetArgs
+from infra.state import State
 from vllm_fleet.fleet import plan
 
 
@@ -29,7 +30,7 @@ def write(folder: Path, cloud: str, pool: dict[str, Any], **more: Any) -> plan.P
     return plan.load(directory)
 
 
-def built(found: plan.Plan, check: Callable[[Any], None]) -> pulumi.Output[Any]:
+def built(found: plan.Plan, check: Callable[[Any], None], before: State | None = None) -> pulumi.Output[Any]:
     """Runs the program for a plan, and the check when it is through: its last resource is there."""
-    fleet = Fleet("demo", FleetArgs(found))
+    fleet = Fleet("demo", FleetArgs(found, before or State()))
     return pulumi.Output.all(fleet.inventory, fleet.file.id).apply(lambda known: check(known[0]))

@@ -12,6 +12,7 @@ from cloud_fleets import built, write
 from recording import Recorder, secret
 
 from infra.clouds.aws.blocks import Order
+from infra.state import State
 from vllm_fleet.schema.cloud import Purchase
 
 PARAMETER = "aws:ssm/getParameter:getParameter"
@@ -149,9 +150,7 @@ def test_a_block_is_bought_only_on_an_order_and_its_hosts_wait(tmp_path: Path, a
         assert "demo-main-offer" in aws.hooks
         assert not [args for token, args in aws.calls if token == OFFERING]
         assert sorted(inventory["hosts"]) == sorted(aws.of("Instance")) == ["gateway-0"]
-        assert json.loads((tmp_path / "demo/blocks.json").read_text(encoding="utf-8")) == {
-            "main": {**BLOCK, "id": "id-of-demo-main-block", "ends": "2099-01-01T11:30:00Z"}
-        }
+        assert inventory["blocks"] == {"main": {**BLOCK, "id": "id-of-demo-main-block", "ends": "2099-01-01T11:30:00Z"}}
 
     return built(write(tmp_path, "aws", {**POOL, "placement": BOUGHT}), check)
 
@@ -170,9 +169,13 @@ def test_a_block_that_was_bought_is_bought_no_second_time(
     starts: str, ends: str, hosts: list[str], tmp_path: Path, aws: Recorder
 ) -> None:
     found = write(tmp_path, "aws", {**POOL, "placement": BOUGHT})
-    block = {"main": {**BLOCK, "starts": starts, "ends": ends}}
-    (tmp_path / "demo/blocks.json").write_text(json.dumps(block), encoding="utf-8")
-    pulumi.runtime.test(lambda: built(found, lambda _: None))()
+    blocks = {"main": {**BLOCK, "starts": starts, "ends": ends}, "left": {**BLOCK, "ends": ends}}
+
+    def check(inventory: Any) -> None:
+        # That of a pool that left the fleet too: it is paid for.
+        assert inventory["blocks"] == blocks
+
+    pulumi.runtime.test(lambda: built(found, check, State(stack={"blocks": blocks})))()
     assert not aws.of("CapacityBlockReservation")
     assert sorted(aws.of("Instance")) == hosts
     for name, host in aws.of("Instance").items():

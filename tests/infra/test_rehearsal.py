@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -137,7 +139,7 @@ def test_a_run_that_was_killed_leaves_no_second_host_and_what_it_did_not_make_is
     assert "has been canceled" in whole.stage.pulumi("cancel", "--yes")
     said = whole.up(check=False)
     interrupted = "was interrupted while it created main-5 in us-east-1a and main-6 in us-east-1a: "
-    assert interrupted + "the hosts may exist and cost money" in said, said
+    assert interrupted + "they may exist and cost money" in said, said
     assert "python -m infra.repair demo --adopt main-5=ITS_ID --adopt main-6=ITS_ID" in said
     whole.cloud.drop(lost)
     whole.repair("--adopt", f"main-5={there.id}", "--gone", "main-6")
@@ -248,17 +250,22 @@ def test_a_run_ends_after_a_purchase_and_a_later_one_makes_the_hosts_and_no_run_
     said = " ".join(empty.up().split())
     assert "starts at 2099-01-01T11:30:00Z: run 'pulumi up --stack demo' after that" in said
     assert sorted(empty.ids()) == ["gateway-0"]
-    # The block begins: the time of the cloud and that of the fleet's file are put back.
-    file = empty.stage.folder / "blocks.json"
-    file.write_text(file.read_text(encoding="utf-8").replace("2099-01-01", "2026-01-01"), encoding="utf-8")
+    code, told = empty.plan()
+    assert (code, told["changes"]) == (0, [])
+    assert f"block: 2 hosts are left out: their capacity block {bought.id} starts at 2099-01-01" in told["stack"]
+    # The block begins: the time of the cloud and that of the state are put back.
+    rewritten_state(empty, lambda text: text.replace("2099-01-01", "2026-01-01"))
     bought.outputs["startDate"] = "2026-01-01T11:30:00Z"
     empty.cloud.put(bought)
+    # Another checkout has the state alone.
+    shutil.rmtree(empty.stage.folder / "ssh")
+    (empty.stage.folder / "stack.json").unlink()
     empty.up()
     assert sorted(empty.stack()) == ["block-0", "block-1", "gateway-0"]
     assert [each.id for each in empty.cloud.records_of(BLOCK)] == [bought.id]
     assert "to create" not in (said := empty.stage.pulumi("preview")) and "to update" not in said
     # The block ends: AWS has terminated the instances, and forgets the block.
-    file.write_text(file.read_text(encoding="utf-8").replace("2099-01-03", "2026-01-03"), encoding="utf-8")
+    rewritten_state(empty, lambda text: text.replace("2099-01-03", "2026-01-03"))
     for record in (*empty.hosts(), bought):
         if record.name != "gateway-0":
             empty.cloud.drop(record)
@@ -266,6 +273,45 @@ def test_a_run_ends_after_a_purchase_and_a_later_one_makes_the_hosts_and_no_run_
     assert f"the capacity block {bought.id} of block ended at 2026-01-03T11:30:00Z: block-0 was not requested" in said
     assert empty.cloud.records_of(BLOCK) == []
     assert sorted(empty.ids()) == ["gateway-0"]
+
+
+def test_a_purchase_whose_run_was_killed_is_settled_by_its_id_and_bought_no_second_time(empty: Rehearsal) -> None:
+    order_block(empty)
+    empty.cloud.account.offerings = [("cb-0001", "999")]
+    empty.cloud.account.block |= {"block_starts": "2099-01-01T11:30:00Z", "block_ends": "2099-01-03T11:30:00Z"}
+    # stack.json is written last, and this run does not come to it.
+    empty.cloud.faults = [
+        Fault("create", INSTANCE, "gateway-0", says="InternalError: try again", times=1, after=("demo-block-block",))
+    ]
+    assert "InternalError" in empty.up(check=False)
+    (bought,) = empty.cloud.records_of(BLOCK)
+    assert not (empty.stage.folder / "stack.json").exists()
+
+    def cut_off(text: str) -> str:
+        """The state of a run that ended between the purchase and its answer."""
+        state = json.loads(text)
+        rows = state["deployment"]["resources"]
+        (row,) = (row for row in rows if row["type"] == BLOCK)
+        rows.remove(row)
+        begun = {key: value for key, value in row.items() if key not in ("id", "outputs")}
+        state["deployment"]["pending_operations"] = [{"resource": begun, "type": "creating"}]
+        return json.dumps(state)
+
+    rewritten_state(empty, cut_off)
+    said = " ".join(empty.up(check=False).split())
+    assert "interrupted while it created the capacity block demo-block-block: it may exist and cost money" in said
+    empty.repair("--adopt", f"demo-block-block={bought.id}")
+    empty.up()
+    assert [each.id for each in empty.cloud.records_of(BLOCK)] == [bought.id]
+    stack = json.loads((empty.stage.folder / "stack.json").read_text(encoding="utf-8"))
+    assert stack["blocks"]["block"]["id"] == bought.id
+
+
+def rewritten_state(found: Rehearsal, change: Callable[[str], str]) -> None:
+    text = change(found.stage.pulumi("stack", "export"))
+    file = found.stage.project / "state.json"
+    file.write_text(text, encoding="utf-8")
+    found.stage.pulumi("stack", "import", "--file", str(file))
 
 
 def test_no_secret_is_in_the_state_in_plain_text(whole: Rehearsal) -> None:

@@ -71,9 +71,7 @@ def test_a_creation_that_was_interrupted_in_another_checkout_is_not_repeated(
     host = write(tmp_path, "aws", POOL).host("main-1")
     zones = Zones(tmp_path / "demo", {"main-1"})
     zones.choose(host)
-    with pytest.raises(
-        FleetError, match="created main-1 in a zone that this checkout does not know: the host may exist"
-    ):
+    with pytest.raises(FleetError, match="created main-1 in a zone that this checkout does not know: it may exist"):
         zones._before("main-1")
 
 

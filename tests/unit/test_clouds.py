@@ -408,6 +408,43 @@ def test_services_talk_over_private_addresses(tmp_path: Path) -> None:
     assert (found.address, found.service_address, found.ssh_host_keys) == ("203.0.113.2", "10.0.0.2", (KEY,))
 
 
+def waiting_fleet(tmp_path: Path, **block: str) -> plan.Plan:
+    """A fleet whose stack has bought the capacity block of its pool, and has made the gateway alone."""
+    change = {"pools.main.placement": {**PLACEMENTS["aws"], "capacity": {"kind": "capacity-block", "purchase": ORDER}}}
+    folder = write(tmp_path, change)
+    bought = {"offering": "cb-1", "id": "cr-5", "zone": "us-east-1a", "starts": "2099-01-01T11:30:00Z", **block}
+    host = {"address": "203.0.113.3", "id": "i", "user": "ubuntu", "ssh_host_key": KEY, "zone": "us-east-1a"}
+    blocks = {"main": {"ends": "2099-01-03T11:30:00Z", **bought}}
+    made = {"version": 1, "fleet": "demo", "hosts": {"gateway-0": host}, "blocks": blocks}
+    (folder / "stack.json").write_text(json.dumps(made), encoding="utf-8")
+    return plan.load(folder)
+
+
+def test_hosts_whose_capacity_block_has_not_begun_are_left_out_until_it_has(tmp_path: Path) -> None:
+    found = waiting_fleet(tmp_path)
+    stack.check_stack(found)
+    assert [host.name for host in stack.without_waiting(found).hosts] == ["gateway-0"]
+    assert stack.waiting_notes(found) == (
+        "main: 2 hosts are left out: their capacity block cr-5 starts at 2099-01-01T11:30:00Z, and the first "
+        "'pulumi up --stack demo' after that makes them",
+    )
+
+
+@pytest.mark.parametrize("block", [{"starts": "2026-01-01T11:30:00Z"}, {"offering": "cb-2"}], ids=["begun", "another"])
+def test_hosts_that_wait_for_nothing_are_missed(block: dict[str, str], tmp_path: Path) -> None:
+    found = waiting_fleet(tmp_path, **block)
+    assert stack.without_waiting(found) == found
+    assert stack.waiting_notes(found) == ()
+    with pytest.raises(FleetError, match=r"main-0 is in \S+/fleet.yml but not in"):
+        stack.check_stack(found)
+
+
+def test_a_time_without_a_zone_in_the_stack_is_refused_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match="'2099-01-01T11:30' has no time zone") as caught:
+        stack.check_stack(waiting_fleet(tmp_path, starts="2099-01-01T11:30"))
+    assert caught.value.key == "blocks.main.starts"
+
+
 def test_a_key_that_a_host_made_itself_stands_in_place_of_the_stack_s(tmp_path: Path) -> None:
     new, old = public_key("New"), public_key("Old")
     keys = f"keys:\n  main-1: [{new}, {old}]\n"

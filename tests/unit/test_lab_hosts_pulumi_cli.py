@@ -160,6 +160,15 @@ def test_only_a_file_backend_is_looked_into(url: str, folder: Path | None) -> No
     assert repair.backend_dir(url) == folder
 
 
+def test_pulumi_itself_reads_a_state_that_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stacks/vllm-fleet").mkdir(parents=True)
+    (tmp_path / "stacks/vllm-fleet/demo.json.gz").write_bytes(b"")
+    deployment = {"pending_operations": [{"type": "creating", "resource": {"urn": "a::b"}}]}
+    monkeypatch.setattr(repair, "pulumi_output", lambda *_: json.dumps({"deployment": deployment}))
+    assert repair.open_creations(tmp_path, "demo") == ["a::b"]
+    assert repair.open_creations(tmp_path, "other") == []
+
+
 def test_only_the_project_s_own_creations_are_forgotten() -> None:
     own = "urn:pulumi:lab::vllm-fleet::fleet:infra:Fleet$fleet:infra:LabCloud$pulumi-python:dynamic/lab:Host::lab-0"
     cloud = "urn:pulumi:prod::vllm-fleet::fleet:infra:Fleet$aws:ec2/instance:Instance::h100-0"

@@ -46,6 +46,8 @@ def command(
     Probes each host and prints what differs from its manifest, with the role that owns it. Changes nothing.
     """
     site = drift.load_site_of_run(fleet_directory(fleet))
+    for line in site.waiting:
+        print_note(line)
     for name in host or ():
         site.plan.host(name)
     hosts = [member for member in site.hosts if not host or member.plan.name in host]

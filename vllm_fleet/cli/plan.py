@@ -140,6 +140,7 @@ def _changes(plan: plans.Plan, preview: bool, allowed: Sequence[str]) -> tuple[s
         stack.check_stack(plan)
         needs_stack = stack.is_written(plan) or any(host.cloud != "static" for host in plan.hosts)
         as_is = "the stack has the planned hosts" if needs_stack else "none is needed, all hosts exist already"
+        as_is = "; ".join([as_is, *stack.waiting_notes(plan)])
     except FleetError as fault:
         as_is = str(fault)
     if preview or allowed:
@@ -150,7 +151,7 @@ def _changes(plan: plans.Plan, preview: bool, allowed: Sequence[str]) -> tuple[s
             # Only Pulumi knows whether a host that is in no file is in its state; without it, both may be wrong.
             catalogue.raise_all([*replacement.unknown_hosts(plan, allowed, stack.made_hosts(plan)), fault])
             raise
-    return as_is, replacement.known_changes(plan, stack.made_hosts(plan))
+    return as_is, replacement.known_changes(stack.without_waiting(plan), stack.made_hosts(plan))
 
 
 def _print_record(

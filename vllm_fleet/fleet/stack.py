@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.addresses import parse_ip
@@ -16,6 +17,8 @@ from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.private_networks import name_of
 from vllm_fleet.fleet.service_addresses import Resolver, ServiceAddress, resolve_addresses
+from vllm_fleet.schema.capacity_block import CapacityBlock
+from vllm_fleet.schema.cloud import AwsPlacement
 from vllm_fleet.schema.fleet import Stack, StackHost, StaticHost
 
 #: So many differences between stack and plan are told; the others are counted.
@@ -113,12 +116,62 @@ def _service_addresses(plan: Plan, resolver: Resolver) -> Mapping[str, ServiceAd
 
 
 def check_stack(plan: Plan) -> None:
-    """Compares the stack with the plan, without resolving names.
+    """Compares the stack with the plan, without resolving names. Hosts that wait for their capacity are not missed.
 
     Raises:
         FleetError: as :func:`locations`, but for names; and a host too many.
     """
-    _read_made(plan)
+    _read_made(without_waiting(plan))
+
+
+def waiting(plan: Plan) -> Mapping[str, tuple[CapacityBlock, tuple[HostPlan, ...]]]:
+    """Pool -> its capacity block, which is bought and has not begun, and its hosts that are not made before.
+
+    None where the stack has written nothing yet.
+
+    Raises:
+        FleetError: its file is there and cannot be read.
+    """
+    if not is_written(plan):
+        return {}
+    stack, now = _read(plan), dt.datetime.now(dt.UTC)
+    found: dict[str, tuple[CapacityBlock, tuple[HostPlan, ...]]] = {}
+    for host in plan.hosts:
+        block = stack.blocks.get(host.pool) if host.name not in stack.hosts else None
+        if block and block.offering == _ordered(host) and not block.begun(now):
+            _, others = found.get(host.pool, (block, ()))
+            found[host.pool] = (block, (*others, host))
+    return found
+
+
+def without_waiting(plan: Plan) -> Plan:
+    """A plan without the hosts that wait for their capacity: all others can be set up meanwhile.
+
+    Raises:
+        FleetError: as :func:`waiting`.
+    """
+    later = {host.name for _, hosts in waiting(plan).values() for host in hosts}
+    return replace(plan, hosts=tuple(host for host in plan.hosts if host.name not in later)) if later else plan
+
+
+def waiting_notes(plan: Plan) -> tuple[str, ...]:
+    """A line for each pool that waits: how many of its hosts, for what, and until when.
+
+    Raises:
+        FleetError: as :func:`waiting`.
+    """
+    return tuple(
+        f"{pool}: {len(hosts)} hosts are left out: their capacity block {block.id} starts at {block.starts}, and the "
+        f"first '{up_command(plan.fleet)}' after that makes them"
+        for pool, (block, hosts) in waiting(plan).items()
+    )
+
+
+def _ordered(host: HostPlan) -> str | None:
+    """The offering of the capacity block that the fleet orders for a host; None without an order."""
+    placement = host.rented.placement if host.rented else None
+    purchase = placement.capacity.purchase if isinstance(placement, AwsPlacement) else None
+    return purchase.offering_id if purchase else None
 
 
 def _read_made(plan: Plan, leaving: bool = False) -> Mapping[str, StackHost]:

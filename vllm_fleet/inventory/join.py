@@ -14,7 +14,7 @@ from vllm_fleet.edge import names
 from vllm_fleet.fleet import host_facts
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.plan import load as load_plan
-from vllm_fleet.fleet.stack import locations
+from vllm_fleet.fleet.stack import locations, waiting_notes, without_waiting
 from vllm_fleet.host import engine_install, model_disk
 from vllm_fleet.host.manifest import Manifest, Port, image_ports, open_image_ports
 from vllm_fleet.inventory import refusals
@@ -71,7 +71,7 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
                 manifest=manifest,
             )
         )
-    return Site(inputs.plan, tuple(hosts))
+    return Site(inputs.plan, tuple(hosts), waiting_notes(plan))
 
 
 def find_refusals(plan: Plan, catalog: Catalog) -> tuple[refusals.Refusal, ...]:
@@ -115,7 +115,7 @@ def _find_build_faults(plan: Plan, catalog: Catalog) -> Iterator[FleetError]:
 
 
 def _inputs(plan: Plan, catalog: Catalog, facts: host_facts.Facts) -> FleetInputs:
-    plan = _with_variants(engine_install.with_engine_locks(plan, catalog), facts)
+    plan = _with_variants(engine_install.with_engine_locks(without_waiting(plan), catalog), facts)
     where = locations(plan, names.resolve_names)
     return FleetInputs(plan, catalog, where, client.describe_mirror(plan, catalog, where), facts)
 

@@ -12,7 +12,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.edge import names
-from vllm_fleet.fleet import blocks_file, host_keys_file, private_key, stack, zones_file
+from vllm_fleet.fleet import host_keys_file, private_key, stack, zones_file
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host import apt_repositories, engine_install, model_sources
@@ -74,7 +74,7 @@ def list_file_refusals(plan: Plan, catalog: Catalog) -> Iterator[Refusal]:
 
 def _find_wrong_files(plan: Plan) -> Iterator[FleetError]:
     """Files that are there and wrong, whether the hosts of this plan need them or not."""
-    for read in (host_keys_file.load, zones_file.load, blocks_file.load):
+    for read in (host_keys_file.load, zones_file.load):
         try:
             read(plan.directory)
         except FleetError as fault:

@@ -31,10 +31,17 @@ class SiteHost:
 
 @dataclass(frozen=True)
 class Site:
-    """A whole fleet with its hosts in the order of the plan."""
+    """A whole fleet with its hosts in the order of the plan.
+
+    Attributes:
+        plan: the fleet, without the hosts that wait for their capacity.
+        hosts: its hosts.
+        waiting: a line for each wait.
+    """
 
     plan: Plan
     hosts: tuple[SiteHost, ...]
+    waiting: tuple[str, ...] = ()
 
     @property
     def known_hosts(self) -> str:

@@ -18,6 +18,7 @@ from vllm_fleet.base.field_types import (
     User,
 )
 from vllm_fleet.schema.account import Account
+from vllm_fleet.schema.capacity_block import CapacityBlock
 from vllm_fleet.schema.cloud import Prices
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror
 from vllm_fleet.schema.mirror import Mirror
@@ -354,6 +355,8 @@ class Stack(Strict):
     hosts: dict[Name, StackHost]
     #: Network -> its range, None where the cloud chose it. A file of an earlier release has none.
     networks: dict[Line, Line | None] = {}
+    #: Pool -> the capacity block that the stack bought for it last.
+    blocks: dict[Name, CapacityBlock] = {}
 
     @model_validator(mode="before")
     @classmethod

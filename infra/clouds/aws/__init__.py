@@ -22,9 +22,10 @@ class AwsCloud(CloudComponent):
     def __init__(self, name: str, args: CloudArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("AwsCloud", name, opts)
         self.hosts = {}
-        self._blocks = Blocks(args.directory)
+        self._blocks = Blocks(args.state)
         for hosts in args.networks:
             self._region(args, hosts)
+        self.blocks = self._blocks.ordered
         self.register_hosts()
 
     def _region(self, args: CloudArgs, hosts: tuple[HostPlan, ...]) -> None:

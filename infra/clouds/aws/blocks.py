@@ -1,24 +1,25 @@
-"""The capacity blocks that the stack buys: the purchase, and ``blocks.json``, from which later runs know them.
+"""The capacity blocks that the stack buys: the purchase, and what later runs know of it.
 
-Two runs make the hosts of a bought block. The first one buys it, writes down what it bought, and says when the block
-starts: AWS refuses instances before that. The first run after the start makes the hosts. The block leaves Pulumi's
-state then, and lives on: AWS's provider forgets a block that has ended, and Pulumi would plan to buy it again.
+Two runs make the hosts of a bought block. The first one buys it, notes in ``stack.json`` what it bought, and says when
+the block starts: AWS refuses instances before that. The first run after the start makes the hosts. Once ``stack.json``
+in the state has the block, its resource leaves the state, and the block lives on: AWS's provider forgets a block that
+has ended, and Pulumi would plan to buy it again.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pulumi
+from pydantic import ValidationError
 
 from infra.sdk import aws
-from vllm_fleet.base.atomic_files import write_atomically
-from vllm_fleet.fleet import blocks_file
-from vllm_fleet.fleet.blocks_file import Block
+from infra.state import State
+from infra.tries import interrupted
+from vllm_fleet.base.errors import FleetError
+from vllm_fleet.schema.capacity_block import CapacityBlock, parse_time
 from vllm_fleet.schema.cloud import Purchase
 
 
@@ -27,27 +28,41 @@ class Blocks:
 
     Attributes:
         now: when this run began.
+        ordered: pool -> the block that was bought for it, and that ``stack.json`` in the state does not have yet.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._file = directory / blocks_file.FILE
-        self._known = blocks_file.load(directory)
-        self.now = dt.datetime.now(dt.UTC)
+    def __init__(self, state: State) -> None:
+        """The blocks that a stack has.
 
-    def bought(self, pool: str, purchase: Purchase) -> Block | None:
+        Args:
+            state: the stack before this run.
+
+        Raises:
+            FleetError: its ``stack.json`` has a block that cannot be read.
+        """
+        try:
+            self._known = {pool: CapacityBlock.model_validate(data) for pool, data in state.blocks.items()}
+        except ValidationError as wrong:
+            raise FleetError(
+                f"stack.json in the state of the stack has capacity blocks that cannot be read: {wrong}",
+                "correct its blocks: pulumi stack export, then pulumi stack import",
+            ) from None
+        self._state = state
+        self.now = dt.datetime.now(dt.UTC)
+        self.ordered: dict[str, pulumi.Output[dict[str, str]]] = {}
+
+    def bought(self, pool: str, purchase: Purchase) -> CapacityBlock | None:
         """The block of a pool, if its offering was bought in an earlier run."""
         block = self._known.get(pool)
         return block if block and block.offering == purchase.offering_id else None
 
-    def note(self, pool: str, block: Block) -> None:
-        """Writes down what was bought for a pool."""
-        self._known[pool] = block
-        known = {name: each.model_dump() for name, each in sorted(self._known.items())}
-        write_atomically(self._file, json.dumps(known, indent=2) + "\n")
+    def is_interrupted(self, resource: str) -> bool:
+        """Whether a purchase was interrupted, so that the block may be bought."""
+        return resource in self._state.begun
 
 
 def buy(name: str, pool: str, order: Order, blocks: Blocks, opts: pulumi.ResourceOptions) -> None:
-    """Buys a block, and writes it down. Creating the resource is the purchase, which cannot be refunded.
+    """Buys a block, unless its resource is in the state, and notes it. The purchase cannot be refunded.
 
     Args:
         name: the name of its resource, without what it is.
@@ -56,8 +71,11 @@ def buy(name: str, pool: str, order: Order, blocks: Blocks, opts: pulumi.Resourc
         blocks: the blocks of the fleet.
         opts: parent and provider.
     """
+    resource = f"{name}-block"
 
     async def before(_args: pulumi.ResourceHookArgs) -> None:
+        if blocks.is_interrupted(resource):
+            raise interrupted(pulumi.get_stack(), [resource], [f"the capacity block {resource}"])
         # Looked up only before a purchase: a block that is sold is no longer offered.
         found = aws.ec2.get_capacity_block_offering_output(
             **order.search(), opts=pulumi.InvokeOptions(parent=opts.parent, provider=opts.provider)
@@ -71,7 +89,7 @@ def buy(name: str, pool: str, order: Order, blocks: Blocks, opts: pulumi.Resourc
 
     check_offer = pulumi.ResourceHook(f"{name}-offer", before, pulumi.ResourceHookOptions(on_dry_run=True))
     block = aws.ec2.CapacityBlockReservation(
-        f"{name}-block",
+        resource,
         capacity_block_offering_id=order.purchase.offering_id,
         instance_platform="Linux/UNIX",
         opts=pulumi.ResourceOptions.merge(
@@ -85,16 +103,16 @@ def buy(name: str, pool: str, order: Order, blocks: Blocks, opts: pulumi.Resourc
         ),
     )
 
-    def note(values: Sequence[Any]) -> None:
+    def note(values: Sequence[Any]) -> dict[str, str]:
         id_, zone, starts, ends = (str(value) for value in values)
-        bought = Block(offering=order.purchase.offering_id, id=id_, zone=zone, starts=starts, ends=ends)
-        blocks.note(pool, bought)
         pulumi.warn(
             f"{pool}: the capacity block {id_} is bought and starts at {starts}: its hosts are made by the first "
-            f"'pulumi up --stack {pulumi.get_stack()}' after that. Keep {blocks_file.FILE} with the fleet"
+            f"'pulumi up --stack {pulumi.get_stack()}' after that"
         )
+        return {"offering": order.purchase.offering_id, "id": id_, "zone": zone, "starts": starts, "ends": ends}
 
-    pulumi.Output.all(block.id, block.availability_zone, block.start_date, block.end_date).apply(note)
+    parts = pulumi.Output.all(block.id, block.availability_zone, block.start_date, block.end_date)
+    blocks.ordered[pool] = parts.apply(note)
 
 
 class Order:
@@ -114,7 +132,7 @@ class Order:
         }
         if purchase.starts:
             # Of several offerings the provider reports an error; these two leave the one that the fleet means.
-            ends = blocks_file.parse_time(purchase.starts) + dt.timedelta(hours=purchase.duration_hours)
+            ends = parse_time(purchase.starts) + dt.timedelta(hours=purchase.duration_hours)
             words |= {"start_date_range": purchase.starts, "end_date_range": f"{ends:%Y-%m-%dT%H:%M:%SZ}"}
         return words
 

@@ -11,8 +11,8 @@ from infra.hosts import CloudArgs, placed, rented
 from infra.sdk import aws
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import stack
-from vllm_fleet.fleet.blocks_file import FILE, Block
 from vllm_fleet.fleet.host_plan import HostPlan
+from vllm_fleet.schema.capacity_block import CapacityBlock
 from vllm_fleet.schema.cloud import AwsPlacement, Purchase
 
 
@@ -90,13 +90,13 @@ class Capacity:
         if block.ended(blocks.now):
             self._refuse(pool, block)
 
-    def _refuse(self, pool: str, block: Block) -> None:
+    def _refuse(self, pool: str, block: CapacityBlock) -> None:
         """Refuses hosts in a block that has ended; those that AWS has not ended yet stay as they are."""
         for host in self._hosts:
             self._args.zones.refuse(
                 host,
                 FleetError(
                     f"the capacity block {block.id} of {pool} ended at {block.ends}: {host.name} was not requested",
-                    f"order another offering in its purchase, or remove the pool; {FILE} has what was bought",
+                    "order another offering in its purchase, or remove the pool; stack.json has what was bought",
                 ),
             )

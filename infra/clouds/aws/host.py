@@ -69,7 +69,6 @@ class AwsHost(pulumi.ComponentResource):
         self.record = HostRecord(
             address, instance.id, host.user, key.public_key, instance.availability_zone, instance.private_ip, volume
         )
-        self.register_outputs({"address": address})
 
     def _tags(self) -> dict[str, str]:
         return {"Name": self._host.name, "host": self._host.name, "pool": self._host.pool}

@@ -104,7 +104,6 @@ class GcpHost(pulumi.ComponentResource):
         self.record = HostRecord(
             address, instance.instance_id, host.user, key.public_key, instance.zone, private, volume
         )
-        self.register_outputs({"address": address})
 
     def _interface(
         self, name: str, placement: GcpPlacement, network: GcpNetwork, protect: bool
