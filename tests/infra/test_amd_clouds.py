@@ -225,4 +225,6 @@ def test_azure_s_machines_take_keys_only(tmp_path: Path, clouds: Recorder) -> No
     assert machine["storageProfile"]["imageReference"]["sku"] == "2404-rocm"
     (models,) = machine["storageProfile"]["dataDisks"]
     assert models["diskSizeGB"] == 500
+    # A disk that is no resource of the stack would cost money after its host.
+    assert models["deleteOption"] == machine["storageProfile"]["osDisk"]["deleteOption"] == "Delete"
     assert inventory["hosts"]["main-0"]["model_volume"] == f"lun{models['lun']:.0f}"

@@ -145,7 +145,9 @@ def _disks(where: Rented) -> Any:
         "lun": _MODELS_LUN,
         "disk_size_gb": where.placement.model_disk_gib,
         "managed_disk": {"storage_account_type": disk_speed.type_name(where, "models")},
-        "delete_option": "Detach",
+        # It is no resource of the stack: detached, it would stay, and cost money, after its host. The weights on it are
+        # a copy.
+        "delete_option": "Delete",
     }
     return {
         "image_reference": image_reference(where),
