@@ -21,6 +21,7 @@ from typing import Any
 from bench.results import Runs
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.edge import pulumi_plugins
 
 HOSTS = 1000
 FLEET = "demo"
@@ -230,6 +231,8 @@ def _fleet(cloud: str, hosts: int, folder: Path) -> Callable[[], Any]:
     (directory / "fleet.yml").write_text(fleet_text(cloud, hosts), encoding="utf-8")
 
     os.environ["VLLM_FLEET_INVENTORIES"] = str(folder)
+    # As in a rehearsal, no plugin is needed: the mocks answer.
+    os.environ[pulumi_plugins.ATTACHED] = f"{cloud}:0"
 
     def run() -> Any:
         return program(FLEET).inventory
@@ -244,7 +247,7 @@ def fleet_text(cloud: str, hosts: int) -> str:
         "defaults": {"model": "openai/gpt-oss-120b"},
         "pools": {"main": {"host_class": "h100-8", "cloud": cloud, "hosts": hosts, "placement": _PLACEMENTS[cloud]}},
         "gateway": {"hosts": GATEWAYS, "plain": True},
-        "access": {"ssh_from": ["203.0.113.0/24"], "api_from": ["198.51.100.0/24"]},
+        "access": {"ssh_from": ["10.1.0.0/16"], "api_from": ["10.2.0.0/16"]},
     }
     # JSON is YAML.
     return json.dumps(fleet)

@@ -220,7 +220,7 @@ def longest_names(fleet: str, hosts: Sequence[HostPlan]) -> Iterator[tuple[NameF
             "pool": host.pool,
             "host": host.name,
         }
-        for form in FORMS[host.cloud]:
+        for form in FORMS.get(host.cloud, ()):
             if form.of_serving and host.kind != "serving":
                 continue
             name = form.form.format(**words)
