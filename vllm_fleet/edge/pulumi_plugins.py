@@ -24,7 +24,7 @@ from vllm_fleet.fleet.cloud_sdks import Plugin
 OVERRIDES = "PULUMI_PLUGIN_DOWNLOAD_URL_OVERRIDES"
 _DISABLED = "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"
 #: Plugins that run already, which the engine connects to: those of a rehearsal.
-ATTACHED = "PULUMI_DEBUG_PROVIDERS"
+_ATTACHED = "PULUMI_DEBUG_PROVIDERS"
 #: Where Pulumi looks without overrides, in this order, and the text that the regexps of overrides are compared with.
 _GITHUB = (
     "https://github.com/pulumi/pulumi-{name}/releases/download/v{version}",
@@ -38,7 +38,7 @@ _ANSWER_SECONDS = 5.0
 
 def is_rehearsed() -> bool:
     """Whether this run of Pulumi connects to plugins that run already, as a rehearsal has them."""
-    return bool(os.environ.get(ATTACHED))
+    return bool(os.environ.get(_ATTACHED))
 
 
 def plugins_dir() -> Path:
@@ -49,7 +49,7 @@ def plugins_dir() -> Path:
 
 def is_installed(plugin: Plugin) -> bool:
     """Whether Pulumi finds a plugin without a download: it runs already, is complete in its folder, or is on PATH."""
-    attached = (pair.split(":")[0] for pair in os.environ.get(ATTACHED, "").split(","))
+    attached = (pair.split(":")[0] for pair in os.environ.get(_ATTACHED, "").split(","))
     folder = plugins_dir() / f"resource-{plugin.name}-v{plugin.version}"
     is_complete = folder.is_dir() and not folder.with_name(f"{folder.name}.partial").exists()
     return plugin.name in attached or is_complete or shutil.which(f"pulumi-resource-{plugin.name}") is not None
