@@ -7,7 +7,7 @@ with all of its inputs, becomes a resource of the state, and a refresh reads its
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from infra.tries import read_tries, write_tries
@@ -16,6 +16,19 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge.pulumi_cli import pulumi_output
 
 Deployment = dict[str, Any]
+_OWN_TYPES = "pulumi-python:dynamic/"
+
+
+def pending_creations(deployment: Mapping[str, Any]) -> Iterator[str]:
+    """The URNs of the creations that a deployment, as ``pulumi stack export`` has it, holds as open."""
+    for operation in deployment.get("pending_operations") or []:
+        if operation.get("type") == "creating":
+            yield operation["resource"]["urn"]
+
+
+def may_be_forgotten(urns: list[str]) -> bool:
+    """Whether all are resources of the project itself, which a new creation finds and replaces."""
+    return all(urn.split("::")[2].rsplit("$", 1)[-1].startswith(_OWN_TYPES) for urn in urns)
 
 
 def adopt(deployment: Deployment, ids: dict[str, str], gone: Sequence[str]) -> tuple[Deployment, list[str]]:
@@ -57,8 +70,8 @@ def settle(stack: str, adopted: Sequence[str], gone: Sequence[str]) -> None:
         gone: the hosts that do not exist.
 
     Raises:
-        FleetError: an argument is not ``HOST=ID``, a host has no open creation, zones.json is wrong, or the
-            state could not be written.
+        FleetError: an argument is not ``HOST=ID``, a host has no open creation, another creation would stay open,
+            zones.json is wrong, or the state could not be written.
     """
     if wrong := [argument for argument in adopted if not argument.partition("=")[2]]:
         raise FleetError(f"{wrong[0]!r} has no id", "write --adopt HOST=ID")
@@ -68,6 +81,13 @@ def settle(stack: str, adopted: Sequence[str], gone: Sequence[str]) -> None:
     tries = read_tries(directory)
     exported = json.loads(pulumi_output("stack", "export", "--stack", stack))
     exported["deployment"], urns = adopt(exported["deployment"], ids, gone)
+    left = [urn for urn in pending_creations(exported["deployment"]) if not may_be_forgotten([urn])]
+    if names := [urn.split("::", 3)[3] for urn in left]:
+        # An import drops them, and the next run would create them a second time.
+        raise FleetError(
+            f"the creation of {' and '.join(names)} is open too",
+            "settle all of them in one command, each with --adopt or --gone",
+        )
     pulumi_output("stack", "import", "--stack", stack, text_in=json.dumps(exported))
     if urns:
         targets = [f"--target={urn}" for urn in urns]

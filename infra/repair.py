@@ -16,19 +16,17 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlparse
 
-from infra.adopt import settle
+from infra.adopt import may_be_forgotten, pending_creations, settle
 from infra.tries import interrupted
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.processes import command_line, find_process, kill_process, process_ids
 from vllm_fleet.edge.pulumi_cli import pulumi_output
 
-_OWN_TYPES = "pulumi-python:dynamic/"
 #: Of the file of a state, with PULUMI_DIY_BACKEND_GZIP or PULUMI_DIY_BACKEND_ZSTD.
 _COMPRESSED = (".gz", ".zst")
 
@@ -110,18 +108,6 @@ def _listens(address: tuple[str, int]) -> bool:
     except OSError:
         return True  # a busy machine does not prove that the engine has ended
     return True
-
-
-def pending_creations(deployment: Mapping[str, Any]) -> Iterator[str]:
-    """The URNs of the creations that a deployment, as ``pulumi stack export`` has it, holds as open."""
-    for operation in deployment.get("pending_operations") or []:
-        if operation.get("type") == "creating":
-            yield operation["resource"]["urn"]
-
-
-def may_be_forgotten(urns: list[str]) -> bool:
-    """Whether all are resources of the project itself, which a new creation finds and replaces."""
-    return all(urn.split("::")[2].rsplit("$", 1)[-1].startswith(_OWN_TYPES) for urn in urns)
 
 
 def repair(backend_url: str, stack: str) -> None:

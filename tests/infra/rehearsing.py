@@ -51,8 +51,8 @@ class Rehearsal:
             text=True,
         )
 
-    def repair(self, *words: str) -> str:
-        done = subprocess.run(
+    def run_repair(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [sys.executable, "-m", "infra.repair", self.stage.fleet, *words],
             cwd=self.stage.project,
             env=dict(self.stage.environment),
@@ -60,6 +60,9 @@ class Rehearsal:
             text=True,
             check=False,
         )
+
+    def repair(self, *words: str) -> str:
+        done = self.run_repair(*words)
         assert done.returncode == 0, done.stderr
         return done.stderr
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -76,17 +74,6 @@ def differences(found: Rehearsal) -> list[tuple[str, str]]:
     return [(op, urn) for op, urn in steps if op != "same"]
 
 
-def repair(found: Rehearsal, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "infra.repair", found.stage.fleet, *words],
-        cwd=found.stage.project,
-        env=dict(found.stage.environment),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_two_people_share_a_stack(first: Rehearsal, backend: tuple[str, Path], tmp_path: Path) -> None:
     second = second_checkout(first, tmp_path / "second")
     # A fresh checkout lacks the files of the stack: they are written, and no other resource differs.
@@ -115,11 +102,11 @@ def test_two_people_share_a_stack(first: Rehearsal, backend: tuple[str, Path], t
     first.cloud.faults = []
     assert "the stack is currently locked by 1 lock(s)" in second.up(check=False)
     second.stage.pulumi("cancel", "--yes")
-    told = repair(second)
+    told = second.run_repair()
     assert told.returncode == 2
     assert "interrupted while it created main-1: it may exist and cost money" in told.stderr
     assert "--adopt main-1=ITS_ID" in told.stderr
-    done = repair(second, "--adopt", f"main-1={begun.id}")
+    done = second.run_repair("--adopt", f"main-1={begun.id}")
     assert done.returncode == 0, done.stderr
     second.up()
     assert second.ids()["main-1"] == begun.id

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from infra import repair
+from infra import adopt, repair
 from tools.pulumi import go_build
 from tools.pulumi.programs import PROGRAMS, find_installed, parse_version
 from vllm_fleet.base.errors import FleetError
@@ -176,10 +176,10 @@ def test_only_the_project_s_own_creations_are_forgotten() -> None:
         {"type": "creating", "resource": {"urn": own}},
         {"type": "deleting", "resource": {"urn": cloud}},
     ]
-    assert list(repair.pending_creations({"pending_operations": operations})) == [own]
-    assert list(repair.pending_creations({})) == []
-    assert repair.may_be_forgotten([own]) is True
-    assert repair.may_be_forgotten([own, cloud]) is False
+    assert list(adopt.pending_creations({"pending_operations": operations})) == [own]
+    assert list(adopt.pending_creations({})) == []
+    assert adopt.may_be_forgotten([own]) is True
+    assert adopt.may_be_forgotten([own, cloud]) is False
 
 
 @pytest.mark.parametrize(
