@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
-_NAME = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?")
+_NAME_LENGTH = 42
+_NAME = re.compile(rf"[a-z]([a-z0-9-]{{0,{_NAME_LENGTH - 2}}}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MODEL_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 #: Python, and the forms of weights that are pickles or can contain them.
@@ -46,7 +47,9 @@ _KEY_PATTERN = f"^({'|'.join(_KEY_STRINGS)}) [A-Za-z0-9+/]+={{0,2}}$"
 
 def _name(value: str) -> str:
     if not _NAME.fullmatch(value):
-        raise ValueError(f"{value!r} is not a name: lower-case letters, digits and dashes, a letter first")
+        raise ValueError(
+            f"{value!r} is not a name: at most {_NAME_LENGTH} lower-case letters, digits and dashes, a letter first"
+        )
     return value
 
 

@@ -244,7 +244,7 @@ class AwsPlacement(_Zoned):
                 # Subnets are cut by the letter of a zone, which local zones and Wavelength zones share with others.
                 raise ValueError(f"{zone!r} is a local zone, which this release does not use: take another zone")
             if not re.fullmatch(rf"{re.escape(self.region)}[a-p]", zone):
-                raise ValueError(f"{zone!r} is not a zone of {self.region}: write for example {self.region}a")
+                raise ValueError(f"{zone!r} is not a zone of {self.region}: correct one of them (as {self.region}a)")
         return self
 
     @model_validator(mode="after")
@@ -316,7 +316,7 @@ class GcpPlacement(_Zoned):
         for zone in self.all_zones:
             # An AI zone has a number beside its letter: us-central1-ai1a.
             if not re.fullmatch(rf"{re.escape(self.region)}-(ai[0-9]+)?[a-z]", zone):
-                raise ValueError(f"{zone!r} is not a zone of {self.region}: write for example {self.region}-b")
+                raise ValueError(f"{zone!r} is not a zone of {self.region}: correct one of them (as {self.region}-b)")
         return self
 
     @field_validator("image")
