@@ -18,23 +18,13 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
+from infra import backend
 from infra.adopt import may_be_forgotten, pending_creations, settle
 from infra.tries import interrupted
-from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.processes import command_line, find_process, kill_process, process_ids
 from vllm_fleet.edge.pulumi_cli import pulumi_output
-
-#: Of the file of a state, with PULUMI_DIY_BACKEND_GZIP or PULUMI_DIY_BACKEND_ZSTD.
-_COMPRESSED = (".gz", ".zst")
-
-
-def backend_dir(backend_url: str) -> Path | None:
-    """The folder of a ``file://`` backend; None for other backends."""
-    url = urlparse(backend_url)
-    return paths.expand_user(unquote(f"{url.netloc}{url.path}")) / ".pulumi" if url.scheme == "file" else None
 
 
 def is_stale(lock: Path, machine: str, processes: Path = Path("/proc")) -> bool:
@@ -61,9 +51,9 @@ def is_stale(lock: Path, machine: str, processes: Path = Path("/proc")) -> bool:
     return state == "Z" or not name.startswith("pulumi")
 
 
-def drop_stale_locks(backend: Path, stack: str) -> list[Path]:
+def drop_stale_locks(folder: Path, stack: str) -> list[Path]:
     """Removes the stale locks on a stack and returns them."""
-    locks = (path for path in backend.glob(f"locks/**/{stack}/*.json") if path.is_file())
+    locks = (path for path in folder.glob(f"locks/**/{stack}/*.json") if path.is_file())
     stale = [lock for lock in locks if is_stale(lock, socket.gethostname())]
     for lock in stale:
         lock.unlink(missing_ok=True)
@@ -118,32 +108,21 @@ def repair(backend_url: str, stack: str) -> None:
     """
     if orphans := end_orphans():
         print(f"killed {len(orphans)} processes that a killed pulumi left behind", file=sys.stderr)
-    backend = backend_dir(backend_url)
-    for lock in drop_stale_locks(backend, stack) if backend else ():
+    folder = backend.folder(backend_url)
+    for lock in drop_stale_locks(folder, stack) if folder else ():
         print(f"removed the lock of a killed pulumi: {lock.name}", file=sys.stderr)
-    urns = open_creations(backend, stack)
+    urns = open_creations(backend_url, stack)
     if urns and may_be_forgotten(urns):
         _clear(stack, len(urns))
 
 
-def open_creations(backend: Path | None, stack: str) -> list[str]:
+def open_creations(backend_url: str, stack: str) -> list[str]:
     """The URNs of the creations that the state of a stack holds as open.
-
-    Args:
-        backend: the folder of the backend, whose file is read in milliseconds; None: Pulumi is asked.
-        stack: the stack.
 
     Raises:
         FleetError: ``pulumi`` failed.
     """
-    if backend is None:
-        exported = json.loads(pulumi_output("stack", "export", "--stack", stack))
-        return list(pending_creations(exported.get("deployment") or {}))
-    if any(file.suffix in _COMPRESSED for file in backend.glob(f"stacks/*/{stack}.json.*")):
-        return open_creations(None, stack)
-    texts = [file.read_text(encoding="utf-8") for file in backend.glob(f"stacks/*/{stack}.json")]
-    latest = [json.loads(text).get("checkpoint", {}).get("latest") or {} for text in texts]
-    return [urn for deployment in latest for urn in pending_creations(deployment)]
+    return list(pending_creations(backend.deployment(backend_url, stack)))
 
 
 def _clear(stack: str, count: int) -> None:
@@ -166,7 +145,7 @@ def main() -> int:
         repair(url, chosen.stack)
         if chosen.adopt or chosen.gone:
             settle(chosen.stack, chosen.adopt, chosen.gone)
-        left = [urn for urn in open_creations(backend_dir(url), chosen.stack) if not may_be_forgotten([urn])]
+        left = [urn for urn in open_creations(url, chosen.stack) if not may_be_forgotten([urn])]
         if names := [urn.split("::", 3)[3] for urn in left]:
             raise interrupted(chosen.stack, names, names)
     except FleetError as fault:

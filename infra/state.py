@@ -7,11 +7,12 @@ the state itself. The state is the same for everybody who shares the stack; file
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_fleet.edge.pulumi_cli import pulumi_output
+from infra import backend
 from vllm_fleet.fleet import replacement
 
 _TEXT_FILE = "pulumi-python:dynamic/fleet:TextFile"
@@ -54,7 +55,7 @@ def read(stack: str) -> State:
     Raises:
         FleetError: ``pulumi`` failed.
     """
-    return parse(json.loads(pulumi_output("stack", "export", "--stack", stack)).get("deployment") or {}, stack)
+    return parse(backend.deployment(os.environ.get("PULUMI_BACKEND_URL", ""), stack), stack)
 
 
 def parse(deployment: Mapping[str, Any], stack: str) -> State:

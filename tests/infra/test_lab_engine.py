@@ -270,7 +270,7 @@ def test_a_run_that_was_killed_half_way_is_repaired_by_the_next(lab: Lab) -> Non
     assert "removed the lock of a killed pulumi" in done.stderr
     lab.up()
     assert lab.ssh("lab-0", "hostname").strip() == "lab-0"
-    assert repair.open_creations(lab.project / "backend" / ".pulumi", FLEET) == []
+    assert repair.open_creations(lab.environment["PULUMI_BACKEND_URL"], FLEET) == []
 
 
 def test_destroy_leaves_nothing(lab: Lab) -> None:

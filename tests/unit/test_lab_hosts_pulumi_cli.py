@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from infra import adopt, repair
+from infra import adopt, backend, repair
 from tools.pulumi import go_build
 from tools.pulumi.programs import PROGRAMS, find_installed, parse_version
 from vllm_fleet.base.errors import FleetError
@@ -157,16 +157,31 @@ def test_this_running_process_is_no_pulumi(tmp_path: Path) -> None:
     [("file:///a/b%20c", Path("/a/b c/.pulumi")), ("s3://bucket", None), ("", None)],
 )
 def test_only_a_file_backend_is_looked_into(url: str, folder: Path | None) -> None:
-    assert repair.backend_dir(url) == folder
+    assert backend.folder(url) == folder
 
 
-def test_pulumi_itself_reads_a_state_that_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "stacks/vllm-fleet").mkdir(parents=True)
-    (tmp_path / "stacks/vllm-fleet/demo.json.gz").write_bytes(b"")
-    deployment = {"pending_operations": [{"type": "creating", "resource": {"urn": "a::b"}}]}
-    monkeypatch.setattr(repair, "pulumi_output", lambda *_: json.dumps({"deployment": deployment}))
-    assert repair.open_creations(tmp_path, "demo") == ["a::b"]
-    assert repair.open_creations(tmp_path, "other") == []
+def test_a_state_in_a_file_is_read_there_and_pulumi_is_asked_for_a_compressed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, stacks = f"file://{tmp_path}", tmp_path / ".pulumi/stacks"
+    begun = {"pending_operations": [{"type": "creating", "resource": {"urn": "a::b"}}]}
+    asked: list[tuple[str, ...]] = []
+
+    def export(*words: str) -> str:
+        asked.append(words)
+        return json.dumps({"deployment": begun})
+
+    monkeypatch.setattr(backend, "pulumi_output", export)
+    # Another project has a stack of the same name in the same folder.
+    for project, latest in (("vllm-fleet", begun), ("other", {})):
+        (stacks / project).mkdir(parents=True)
+        (stacks / project / "demo.json").write_text(json.dumps({"checkpoint": {"latest": latest}}), encoding="utf-8")
+    assert repair.open_creations(url, "demo") == ["a::b"]
+    assert repair.open_creations(url, "nowhere") == []
+    assert asked == []
+    (stacks / "vllm-fleet/packed.json.gz").write_bytes(b"")
+    assert repair.open_creations(url, "packed") == repair.open_creations("s3://bucket", "packed") == ["a::b"]
+    assert asked == [("stack", "export", "--stack", "packed")] * 2
 
 
 def test_only_the_project_s_own_creations_are_forgotten() -> None:
