@@ -7,7 +7,7 @@ with all of its inputs, becomes a resource of the state, and a refresh reads its
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from infra.tries import read_tries, write_tries
@@ -26,9 +26,10 @@ def pending_creations(deployment: Mapping[str, Any]) -> Iterator[str]:
             yield operation["resource"]["urn"]
 
 
-def may_be_forgotten(urns: list[str]) -> bool:
-    """Whether all are resources of the project itself, which a new creation finds and replaces."""
-    return all(urn.split("::")[2].rsplit("$", 1)[-1].startswith(_OWN_TYPES) for urn in urns)
+def names_in_clouds(urns: Iterable[str]) -> list[str]:
+    """The names of the resources of clouds. A new creation finds and replaces those of the project itself."""
+    parts = (urn.split("::", 3) for urn in urns)
+    return [name for _, _, types, name in parts if not types.rsplit("$", 1)[-1].startswith(_OWN_TYPES)]
 
 
 def adopt(deployment: Deployment, ids: dict[str, str], gone: Sequence[str]) -> tuple[Deployment, list[str]]:
@@ -81,8 +82,7 @@ def settle(stack: str, adopted: Sequence[str], gone: Sequence[str]) -> None:
     tries = read_tries(directory)
     exported = json.loads(pulumi_output("stack", "export", "--stack", stack))
     exported["deployment"], urns = adopt(exported["deployment"], ids, gone)
-    left = [urn for urn in pending_creations(exported["deployment"]) if not may_be_forgotten([urn])]
-    if names := [urn.split("::", 3)[3] for urn in left]:
+    if names := names_in_clouds(pending_creations(exported["deployment"])):
         # An import drops them, and the next run would create them a second time.
         raise FleetError(
             f"the creation of {' and '.join(names)} is open too",

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra import backend
-from infra.adopt import may_be_forgotten, pending_creations, settle
+from infra.adopt import names_in_clouds, pending_creations, settle
 from infra.tries import interrupted
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.processes import command_line, find_process, kill_process, process_ids
@@ -112,7 +112,7 @@ def repair(backend_url: str, stack: str) -> None:
     for lock in drop_stale_locks(folder, stack) if folder else ():
         print(f"removed the lock of a killed pulumi: {lock.name}", file=sys.stderr)
     urns = open_creations(backend_url, stack)
-    if urns and may_be_forgotten(urns):
+    if urns and not names_in_clouds(urns):
         _clear(stack, len(urns))
 
 
@@ -145,8 +145,7 @@ def main() -> int:
         repair(url, chosen.stack)
         if chosen.adopt or chosen.gone:
             settle(chosen.stack, chosen.adopt, chosen.gone)
-        left = [urn for urn in open_creations(url, chosen.stack) if not may_be_forgotten([urn])]
-        if names := [urn.split("::", 3)[3] for urn in left]:
+        if names := names_in_clouds(open_creations(url, chosen.stack)):
             raise interrupted(chosen.stack, names, names)
     except FleetError as fault:
         print(f"error: {fault}", file=sys.stderr)

@@ -193,8 +193,8 @@ def test_only_the_project_s_own_creations_are_forgotten() -> None:
     ]
     assert list(adopt.pending_creations({"pending_operations": operations})) == [own]
     assert list(adopt.pending_creations({})) == []
-    assert adopt.may_be_forgotten([own]) is True
-    assert adopt.may_be_forgotten([own, cloud]) is False
+    assert adopt.names_in_clouds([own]) == []
+    assert adopt.names_in_clouds([own, cloud]) == ["h100-0"]
 
 
 @pytest.mark.parametrize(

@@ -125,20 +125,22 @@ def check_stack(plan: Plan) -> None:
 
 
 def waiting(plan: Plan) -> Mapping[str, tuple[CapacityBlock, tuple[HostPlan, ...]]]:
-    """Pool -> its capacity block, which is bought and has not begun, and its hosts that are not made before.
+    """Pool -> its capacity block, which is bought and has not begun, and its hosts, which are made after its start.
 
     None where the stack has written nothing yet.
 
     Raises:
         FleetError: its file is there and cannot be read.
     """
-    if not is_written(plan):
+    ordered = [(host, offering) for host in plan.hosts if (offering := _ordered(host))]
+    # Nearly every fleet orders nothing: its file is not read once more.
+    if not ordered or not is_written(plan):
         return {}
     stack, now = _read(plan), dt.datetime.now(dt.UTC)
     found: dict[str, tuple[CapacityBlock, tuple[HostPlan, ...]]] = {}
-    for host in plan.hosts:
+    for host, offering in ordered:
         block = stack.blocks.get(host.pool) if host.name not in stack.hosts else None
-        if block and block.offering == _ordered(host) and not block.begun(now):
+        if block and block.offering == offering and not block.begun(now):
             _, others = found.get(host.pool, (block, ()))
             found[host.pool] = (block, (*others, host))
     return found

@@ -18,7 +18,7 @@ def parse_time(text: str) -> dt.datetime:
     """A point in time as AWS writes it, such as ``2026-12-01T11:30:00Z``.
 
     Raises:
-        ValueError: it is none, or has no time zone.
+        ValueError: the text is not a point in time, or has no time zone.
     """
     found = dt.datetime.fromisoformat(text)
     if found.tzinfo is None:
