@@ -307,7 +307,7 @@ def test_hosts_are_open_to_each_other_for_the_fabric_alone(fabric: bool, tmp_pat
     for kind in ("SecurityGroupIngressRule", "SecurityGroupEgressRule"):
         rule = aws.of(kind).get("demo-us-east-1-fabric")
         group = "id-of-demo-us-east-1-serving"
-        # A rule for every address is none for EFA: the group itself must be named in both directions.
+        # EFA does not pass by a rule for all addresses: both directions must name the group itself.
         wanted = {"securityGroupId": group, "referencedSecurityGroupId": group, "ipProtocol": "-1"}
         assert rule == (wanted if fabric else None)
 

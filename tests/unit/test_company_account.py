@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_clouds
 import yaml
 
 from vllm_fleet.base.errors import FleetError
@@ -17,18 +18,7 @@ VPC = {
     "subnets": {"us-east-1a": "subnet-0000000a", "us-east-1b": "subnet-0000000b"},
 }
 GROUP = "/subscriptions/11111111-2222-3333-4444-555555555555/resourceGroups/net/providers/Microsoft"
-PLACEMENTS: dict[str, dict[str, Any]] = {
-    "aws": {"region": "us-east-1", "zones": ["us-east-1a", "us-east-1b"]},
-    "gcp": {"region": "us-central1", "zone": "us-central1-b", "project": "demo-project"},
-    "azure": {"region": "westeurope"},
-    "oci": {
-        "region": "us-chicago-1",
-        "zone": "Uocm:US-CHICAGO-1-AD-1",
-        "compartment": "ocid1.compartment.a",
-        "image": "ocid1.image.oc1..a",
-    },
-    "digitalocean": {"region": "nyc2"},
-}
+PLACEMENTS = {**test_clouds.PLACEMENTS, "aws": {"region": "us-east-1", "zones": ["us-east-1a", "us-east-1b"]}}
 CLASSES = {"azure": "mi300x-8", "oci": "mi355x-8", "digitalocean": "mi325x-8"}
 
 

@@ -40,6 +40,7 @@ class NameForm:
 _AWS = "botocore, data/ec2/2016-11-15/service-2.json: GroupName, up to 255 characters"
 _RFC_1035 = "hashicorp/terraform-provider-google, google/verify/validation.go: RFC1035NameTemplate, 63 characters"
 _AZURE = "hashicorp/terraform-provider-azurerm, internal/services"
+_AZURE_NETWORK = f"{_AZURE}/network: names of 80 characters"
 _OCI = "oracle/oci-python-sdk, CreateVcnDetails.display_name: 255 characters"
 _DO = "digitalocean/openapi, specification/resources"
 _GCP_OF_NETWORK = tuple(
@@ -88,7 +89,7 @@ FORMS: Mapping[str, tuple[NameForm, ...]] = {
             "networkSecurityGroupName",
             "{network}-serving",
             80,
-            f"{_AZURE}/network: names of 80 characters",
+            _AZURE_NETWORK,
         ),
         NameForm(
             "a group of hosts",
@@ -96,7 +97,7 @@ FORMS: Mapping[str, tuple[NameForm, ...]] = {
             "applicationSecurityGroupName",
             "{network}-serving",
             80,
-            f"{_AZURE}/network: names of 80 characters",
+            _AZURE_NETWORK,
         ),
         NameForm(
             "a NAT gateway",
@@ -104,7 +105,7 @@ FORMS: Mapping[str, tuple[NameForm, ...]] = {
             "natGatewayName",
             "{network}-nat",
             80,
-            f"{_AZURE}/network: names of 80 characters",
+            _AZURE_NETWORK,
         ),
         NameForm(
             "an address",
@@ -112,7 +113,7 @@ FORMS: Mapping[str, tuple[NameForm, ...]] = {
             "publicIpAddressName",
             "{network}-nat",
             80,
-            f"{_AZURE}/network: names of 80 characters",
+            _AZURE_NETWORK,
         ),
         NameForm(
             "an address",
@@ -120,7 +121,7 @@ FORMS: Mapping[str, tuple[NameForm, ...]] = {
             "publicIpAddressName",
             "{host}",
             80,
-            f"{_AZURE}/network: names of 80 characters",
+            _AZURE_NETWORK,
         ),
         NameForm(
             "an interface",
@@ -128,7 +129,7 @@ FORMS: Mapping[str, tuple[NameForm, ...]] = {
             "networkInterfaceName",
             "{host}",
             80,
-            f"{_AZURE}/network: names of 80 characters",
+            _AZURE_NETWORK,
         ),
         # Its computer name is the same.
         NameForm(
