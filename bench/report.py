@@ -170,7 +170,7 @@ def document(report: Report) -> str:
     blocks += [["## Where the time goes"], *_costs(report, grown)]
     if report.scale:
         blocks += scale_report.section(report.scale)
-    blocks += [["## The machine"], markdown([("", ""), *report.machine.items()], right=set())]
+    blocks += [["## The machine of the other tables"], markdown([("", ""), *report.machine.items()], right=set())]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 

@@ -44,19 +44,23 @@ def adopt(deployment: Deployment, ids: dict[str, str], gone: Sequence[str]) -> t
         The new deployment, and the URNs of the resources that were added.
 
     Raises:
-        FleetError: a host that is to be adopted has no open creation.
+        FleetError: a host has no open creation.
     """
     kept, adopted = [], []
+    settled: set[str] = set()
     for operation in deployment.get("pending_operations") or []:
         name = operation["resource"]["urn"].split("::", 3)[3]
         if operation["type"] != "creating" or name not in {*ids, *gone}:
             kept.append(operation)
-        elif name in ids:
+            continue
+        settled.add(name)
+        if name in ids:
             adopted.append({**operation["resource"], "id": ids[name]})
-    if missing := sorted(set(ids) - {resource["urn"].split("::", 3)[3] for resource in adopted}):
+    if missing := sorted({*ids, *gone} - settled):
+        open_ = names_in_clouds(pending_creations(deployment))
         raise FleetError(
             f"the creation of {missing[0]} was not interrupted",
-            "only a host whose creation was interrupted can be adopted",
+            f"these were: {', '.join(open_)}" if open_ else "none was",
         )
     now = {**deployment, "resources": [*(deployment.get("resources") or []), *adopted], "pending_operations": kept}
     return now, [resource["urn"] for resource in adopted]

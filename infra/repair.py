@@ -100,20 +100,26 @@ def _listens(address: tuple[str, int]) -> bool:
     return True
 
 
-def repair(backend_url: str, stack: str) -> None:
+def repair(backend_url: str, stack: str) -> bool:
     """Cleans up a stack after a killed run.
+
+    Returns:
+        Whether there was anything to clean up.
 
     Raises:
         FleetError: ``pulumi`` failed.
     """
-    if orphans := end_orphans():
+    orphans = end_orphans()
+    if orphans:
         print(f"killed {len(orphans)} processes that a killed pulumi left behind", file=sys.stderr)
     folder = backend.folder(backend_url)
-    for lock in drop_stale_locks(folder, stack) if folder else ():
+    locks = drop_stale_locks(folder, stack) if folder else []
+    for lock in locks:
         print(f"removed the lock of a killed pulumi: {lock.name}", file=sys.stderr)
     urns = open_creations(backend_url, stack)
     if urns and not names_in_clouds(urns):
         _clear(stack, len(urns))
+    return bool(orphans or locks or urns)
 
 
 def open_creations(backend_url: str, stack: str) -> list[str]:
@@ -142,11 +148,14 @@ def main() -> int:
     chosen = parser.parse_args()
     url = os.environ.get("PULUMI_BACKEND_URL", "")
     try:
-        repair(url, chosen.stack)
+        backend.check_stack(url, chosen.stack)
+        done = repair(url, chosen.stack)
         if chosen.adopt or chosen.gone:
             settle(chosen.stack, chosen.adopt, chosen.gone)
         if names := names_in_clouds(open_creations(url, chosen.stack)):
             raise interrupted(chosen.stack, names, names)
+        if not (done or chosen.adopt or chosen.gone):
+            print(f"{chosen.stack}: no run left anything behind", file=sys.stderr)
     except FleetError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code

@@ -16,6 +16,7 @@ try:
     from vllm_fleet import inventory
     from vllm_fleet.base.atomic_files import write_atomically
     from vllm_fleet.base.errors import FleetError, list_errors
+    from vllm_fleet.fleet import reserved_names
     from vllm_fleet.operate import drift
 except ImportError as fault:
     raise AnsibleParserError(
@@ -69,8 +70,7 @@ class InventoryModule(BaseInventoryPlugin):
         needs = drift.roles_to_run(fleet.plan.fleet)
         idle = drift.find_idle_hosts(fleet) if probing else frozenset()
         skipped = drift.find_skipped_hosts(fleet.plan.fleet) if probing else {}
-        fixed = ("fleet", "serving", "gateway", "idle", "skipped", "needs_any")
-        for group in (*fixed, *(f"needs_{role}" for role in inventory.ALL_ROLES)):
+        for group in (*reserved_names.GROUPS, *(f"needs_{role}" for role in inventory.ALL_ROLES)):
             data.add_group(group)
         for host in fleet.hosts:
             roles = needs.get(host.plan.name, frozenset()) if probing else frozenset(host.manifest.roles)

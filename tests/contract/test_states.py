@@ -321,6 +321,7 @@ def test_groups_and_exit_codes_of_a_run(
     key = fleets / "golden" / "ssh" / "id_ed25519"
     key.parent.mkdir()
     key.touch(0o600)
+    key.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n", encoding="utf-8")
 
     def answer(manifest: Manifest) -> dict[str, Any]:
         monkeypatch.setattr(probe, "unit_states", lambda names: dict.fromkeys(names, UNITS[unit_state]))

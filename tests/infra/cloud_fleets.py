@@ -20,7 +20,7 @@ def write(folder: Path, cloud: str, pool: dict[str, Any], **more: Any) -> plan.P
         "fleet": "demo",
         "defaults": {"model": "openai/gpt-oss-20b"},
         "pools": {"main": {"cloud": cloud, "hosts": 2, **pool}},
-        "gateway": {"hosts": 1, "plain": True},
+        "gateway": {"hosts": 1, "tls": {"certificate_file": "a.pem"}},
         "access": {"ssh_from": ["203.0.113.0/24"], "api_from": ["198.51.100.0/24", "0.0.0.0/0"]},
         **more,
     }

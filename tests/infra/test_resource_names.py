@@ -65,7 +65,9 @@ def test_the_table_has_the_longest_name_of_everything_that_is_made(
     """Of two fleets together: one with a gateway of its own, one with gateways far away and all that is optional."""
     recorder.functions.update(FUNCTIONS)
     gateway = {"aws": {"placement_group": True}}.get(cloud, {})
-    near = write(tmp_path, cloud, POOLS[cloud], gateway={"hosts": 1, "plain": True, "placement": gateway})
+    near = write(
+        tmp_path, cloud, POOLS[cloud], gateway={"hosts": 1, "tls": {"certificate_file": "a.pem"}, "placement": gateway}
+    )
     (tmp_path / "far").mkdir()
     far = everything(cloud, tmp_path / "far")
     pulumi.runtime.test(lambda: pulumi.Output.all(built(near, lambda _: None), built(far, lambda _: None)))()

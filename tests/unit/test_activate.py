@@ -91,3 +91,10 @@ def test_a_shell_that_does_not_name_the_file_is_told_to_change_to_the_checkout(
     command = ["sh", "-ec", '. ./activate; echo "$ANSIBLE_CONFIG"']
     done = subprocess.run(command, cwd=one, capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout == f"{one}/ansible.cfg\n"
+
+
+def test_programs_of_the_other_checkout_are_gone_from_path(checkouts: tuple[Path, Path]) -> None:
+    """They would read the fleets of that checkout, and call them those of this one."""
+    one, two = checkouts
+    (on_path,) = sourced(one, two, names=("PATH",))
+    assert on_path == f"{two}/.venv/bin:{os.environ['PATH']}"

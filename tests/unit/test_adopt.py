@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from infra import repair
 from infra.adopt import adopt
 from vllm_fleet.base.errors import FleetError
 
@@ -32,5 +35,30 @@ def test_what_is_not_there_is_forgotten_and_other_operations_stay() -> None:
 
 
 def test_only_what_was_begun_is_adopted() -> None:
-    with pytest.raises(FleetError, match="the creation of main-9 was not interrupted"):
+    with pytest.raises(FleetError, match=r"the creation of main-9 was not interrupted"):
         adopt({"pending_operations": [operation("main-0")]}, {"main-9": "i-1"}, [])
+
+
+def test_what_was_not_begun_is_not_forgotten_either() -> None:
+    with pytest.raises(FleetError, match=r"the creation of main-9 was not interrupted.*these were: main-0"):
+        adopt({"pending_operations": [operation("main-0")]}, {}, ["main-9"])
+
+
+@pytest.mark.parametrize(
+    ("stack", "code", "says"), [("demo", 0, "no run left anything"), ("demoo", 2, "no stack 'demoo'")]
+)
+def test_the_command_says_when_there_is_nothing_to_do_and_when_there_is_no_such_stack(
+    stack: str,
+    code: int,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    state = tmp_path / ".pulumi" / "stacks" / "vllm-fleet" / "demo.json"
+    state.parent.mkdir(parents=True)
+    state.write_text('{"checkpoint": {"latest": {}}}', encoding="utf-8")
+    monkeypatch.setenv("PULUMI_BACKEND_URL", f"file://{tmp_path}")
+    monkeypatch.setattr("sys.argv", ["repair", stack])
+    assert repair.main() == code
+    assert says in capsys.readouterr().err

@@ -234,7 +234,7 @@ def test_the_document_has_all_of_it() -> None:
         checks=12,
     )
     text = report.document(found)
-    for title in ("Goals", "Growth", "Where the time goes", "The machine"):
+    for title in ("Goals", "Growth", "Where the time goes", "The machine of the other tables"):
         assert f"\n## {title}\n" in text
     assert "the same 12 checks" in text
     assert "about 600 s for 100 hosts" in text

@@ -330,7 +330,10 @@ def test_a_gateway_stands_beside_the_first_pool_unless_it_says_otherwise(tmp_pat
 
 @pytest.mark.parametrize(
     ("networks", "key", "says"),
-    [([], "access.ssh_from", "no network may reach"), (["0.0.0.0/0"], "access.ssh_from.0", "whole internet")],
+    [
+        ([], "access.ssh_from", "no network may reach"),
+        (["0.0.0.0/0"], "access.ssh_from.0", "opens SSH to the internet"),
+    ],
 )
 def test_ssh_is_open_to_somebody_and_not_to_everybody(networks: list[str], key: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(FleetError, match=says) as caught:

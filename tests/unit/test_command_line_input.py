@@ -352,3 +352,26 @@ def test_sigterm_leaves_no_folder_behind(run: Run, monkeypatch: pytest.MonkeyPat
     assert (done.returncode, done.stderr) == (143, "error: ended by SIGTERM (run the command again)\n")
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("is_other", [False, True])
+def test_the_fleet_of_another_checkout_than_the_one_a_user_stands_in_is_announced(
+    is_other: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "vllm_fleet").mkdir()
+    for name in ("Pulumi.yaml", "vllm_fleet/__init__.py"):
+        (tmp_path / name).touch()
+    (tmp_path / "docs").mkdir()
+    done = subprocess.run(
+        [*PROGRAM, "check", "--fleet", "example-amd"],
+        cwd=tmp_path / "docs" if is_other else root(),
+        env={name: value for name, value in os.environ.items() if name != "VLLM_FLEET_INVENTORIES"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == (
+        f"warning: this is the vllm-fleet of {root()}, with the fleets there (run '. ./activate' in {tmp_path})\n"
+        if is_other
+        else ""
+    )

@@ -92,23 +92,28 @@ def test_a_gateway_stands_in_the_network_of_the_first_pool_without_its_rights(tm
             ".existing",
             "a subnet of AWS is in one zone",
         ),
-        ("aws", {"existing": {**VPC, "vpc": "main"}}, ".existing.vpc", "pattern"),
+        ("aws", {"existing": {**VPC, "vpc": "main"}}, ".existing.vpc", "is not the id of a VPC"),
         ("aws", {"existing": VPC, "network": "10.8.0.0/16"}, "", "'existing' and 'network'"),
         ("aws", {"existing": VPC, "outbound": "none"}, "", "'existing' and 'outbound'"),
         ("aws", {"existing": {**VPC, "range": "100.64.0.0/16"}}, ".existing.range", "is not in 10.0.0.0/8"),
-        ("aws", {"instance_profile": "arn:aws:iam::1:instance-profile/x"}, ".instance_profile", "pattern"),
+        ("aws", {"instance_profile": "arn:aws:iam::1:instance-profile/x"}, ".instance_profile", "the end of its ARN"),
         (
             "gcp",
             {"existing": {"network": "projects/p/global/networks/n", "subnetwork": "s"}},
             ".existing.network",
-            "pattern",
+            "write the name alone, without a path",
         ),
         ("gcp", {"scopes": ["cloud-platform"]}, "", "without the 'service_account'"),
-        ("gcp", {"service_account": "me@example.com"}, ".service_account", "pattern"),
+        ("gcp", {"service_account": "me@example.com"}, ".service_account", "write its e-mail address"),
         ("azure", {"existing": {"subnet": "hosts"}}, ".existing.subnet", "is not the resource id of a subnet"),
         ("azure", {"managed_identity": "inference"}, ".managed_identity", "is not the resource id"),
-        ("oci", {"existing": {"vcn": "company", "subnet": "ocid1.subnet.a"}}, ".existing.vcn", "pattern"),
-        ("digitalocean", {"existing": {"vpc_uuid": "company"}}, ".existing.vpc_uuid", "pattern"),
+        (
+            "oci",
+            {"existing": {"vcn": "company", "subnet": "ocid1.subnet.a"}},
+            ".existing.vcn",
+            "is not the OCID of a network",
+        ),
+        ("digitalocean", {"existing": {"vpc_uuid": "company"}}, ".existing.vpc_uuid", "is not the id of a VPC"),
     ],
 )
 def test_a_wrong_network_or_identity_is_told_with_its_line(
@@ -151,7 +156,7 @@ def test_joined_networks_need_the_range_of_one_that_exists(tmp_path: Path) -> No
 def test_the_accounts_that_a_fleet_allows(tmp_path: Path) -> None:
     assert load(tmp_path, account={"aws": "011122223333"}).spec.account.aws == "011122223333"
     refused(tmp_path, "account.aws", "write the account id in quotes", account={"aws": 111122223333})
-    refused(tmp_path, "account.aws", "pattern", account={"aws": "1111"})
+    refused(tmp_path, "account.aws", "write its twelve digits in quotes", account={"aws": "1111"})
     refused(tmp_path, "account.gcp", "the fleet has no host at gcp", account={"gcp": ["demo-project"]})
     refused(
         tmp_path,
@@ -238,3 +243,65 @@ def test_the_name_of_a_key_tells_a_secret_too(more: dict[str, Any], key: str, tm
 def test_what_only_looks_like_a_secret_is_taken(tmp_path: Path) -> None:
     own = {"note": "AKIA is no key and hf_ neither", "token-file": "hf-token", "url": "https://example.com:8443/x"}
     assert load(tmp_path, tags=own).spec.tags == own
+
+
+def test_an_account_is_not_called_unused_because_its_pool_has_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FleetError) as caught:
+        load(tmp_path, account={"aws": "210987654321"}, placement={"region": "eu-west-1"})
+    assert [error.key for error in (caught.value, *caught.value.others)] == ["pools.main.placement"]
+
+
+@pytest.mark.parametrize("what", FORMS)
+def test_a_secret_in_a_comment_or_as_a_key_is_told_too(what: str, tmp_path: Path) -> None:
+    load(tmp_path)
+    file = tmp_path / "demo" / "fleet.yml"
+    text = file.read_text(encoding="utf-8")
+    for more, line in ((f"tags: {{'{SECRETS[what]}': x}}", None), (f"# it was {SECRETS[what]}", text.count("\n") + 1)):
+        file.write_text(f"{text}{more}\n", encoding="utf-8")
+        with pytest.raises(FleetError, match=f"contains {what} in plain") as caught:
+            plan.load(tmp_path / "demo")
+        assert line in (None, caught.value.line)
+        assert SECRETS[what][8:] not in f"{caught.value} {[str(other) for other in caught.value.others]}"
+
+
+@pytest.mark.parametrize(
+    ("placement", "key", "says"),
+    [
+        ({"existing": {**VPC, "vpc": "vpc-main"}}, "existing.vpc", "is not the id of a VPC: write it such as vpc-"),
+        ({"instance_profile": "arn:aws:iam::1:instance-profile/x"}, "instance_profile", "the end of its ARN"),
+        ({"project": "demo-project"}, "project", "it is a key of gcp, not of aws: remove it"),
+        ({"run_hours": 24}, "run_hours", "it is a key of gcp, not of aws: remove it"),
+        ({"existing": {**VPC, "subnetwork": "x"}}, "existing.subnetwork", "it is a key of gcp, not of aws: remove it"),
+        ({"regoin": "us-east-1"}, "regoin", "check the spelling"),
+    ],
+)
+def test_what_is_of_another_form_or_cloud_is_told_so(
+    placement: dict[str, Any], key: str, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FleetError) as caught:
+        load(tmp_path, placement=placement)
+    errors = [error for error in (caught.value, *caught.value.others) if error.key == f"pools.main.placement.{key}"]
+    assert says in str(errors[0])
+
+
+@pytest.mark.parametrize(
+    ("networks", "first"),
+    [
+        (["0.0.0.0/0"], 0),
+        (["0.0.0.0/1", "128.0.0.0/1"], 0),
+        (["10.0.0.0/16", "64.0.0.0/2"], 1),
+        (["::/0"], 0),
+        (["10.0.0.0/16", "8000::/1", "::/1"], 1),
+    ],
+)
+def test_networks_that_together_are_the_internet_are_refused(networks: list[str], first: int, tmp_path: Path) -> None:
+    refused(tmp_path, f"access.ssh_from.{first}", "opens SSH to the internet", access={"ssh_from": networks})
+
+
+def test_a_whole_company_is_no_internet(tmp_path: Path) -> None:
+    assert load(tmp_path, access={"ssh_from": ["10.0.0.0/8", "192.168.0.0/16", "2a00::/16"]}).hosts
+
+
+def test_keys_that_everyone_can_read_are_not_sent_over_the_whole_internet(tmp_path: Path) -> None:
+    says = "opens gateways that take API keys without TLS to the internet (0.0.0.0/0)"
+    refused(tmp_path, "access.api_from.0", says, access={"ssh_from": ["203.0.113.0/24"], "api_from": ["0.0.0.0/0"]})

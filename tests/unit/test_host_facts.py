@@ -85,6 +85,7 @@ def test_a_run_probes_a_host_for_the_plan_that_its_facts_give(
     assert before.private_key_file
     before.private_key_file.parent.mkdir()
     before.private_key_file.touch(0o600)
+    before.private_key_file.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n", encoding="utf-8")
     reports = drift.probe_site(before, {host.plan.name: drift.host_target(before, host) for host in before.hosts})
     assert set(reports) == {"old", "new"}
     assert [set(each) for each in asked] == [{"old", "new"}, {"new"}]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
+from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
-from vllm_fleet.fleet import plan
+from vllm_fleet.fleet import plan, reserved_names
+from vllm_fleet.fleet.host_plan import Kind
 
 
 def planned(folder: Path, hosts: Any, gateways: Any = 1, **pools: Any) -> plan.Plan:
@@ -50,6 +53,9 @@ def test_a_member_keeps_its_number_when_another_leaves(tmp_path: Path) -> None:
         ([f"m{'x' * 60}"], {}, "is not a name"),
         ([1], {}, "pools.main.hosts.0: must be a valid string, not 1"),
         ({"main-0": None}, {}, "is a number of hosts, or their names"),
+        (["main-0", "localhost"], {}, "pools.main.hosts.1: 'localhost' is no name for a host: it is Ansible's own"),
+        (["all"], {}, "pools.main.hosts.0: 'all' is no name for a host"),
+        (["serving"], {}, "'serving' is no name for a host: it is that of a group of the inventory"),
         (["other-0"], {"other": 1}, "the host 'other-0' is in the pool 'main' too"),
         (["gateway-0"], {}, "the host 'gateway-0' is in the pool 'main' too"),
         ([f"m{number}" for number in range(1001)], {}, "is 1001, and a fleet has at most 1000 hosts"),
@@ -61,3 +67,17 @@ def test_names_that_cannot_be(tmp_path: Path, hosts: Any, more: dict[str, Any], 
         planned(tmp_path, hosts, **more)
     assert says in "\n".join(str(error) for error in (caught.value, *caught.value.others))
     assert caught.value.exit_code == 2
+
+
+def test_a_gateway_is_not_called_as_the_group_of_gateways(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match=r"gateway\.hosts\.0: 'gateway' is no name for a host"):
+        planned(tmp_path, 1, ["gateway"])
+
+
+def test_no_host_has_the_name_of_a_group_that_the_inventory_plugin_makes() -> None:
+    """What has an underscore is the name of no host; the rest is in the table."""
+    plugin = (paths.root() / "plugins" / "inventory" / "fleet.py").read_text(encoding="utf-8")
+    groups = set(re.findall(r'"([a-z_]+)"', plugin[plugin.index("groups = [") : plugin.index("variables = {")]))
+    assert {group for group in groups if "_" not in group} <= set(reserved_names.GROUPS)
+    assert get_args(Kind) == ("serving", "gateway")
+    assert set(get_args(Kind)) < set(reserved_names.GROUPS)

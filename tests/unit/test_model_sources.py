@@ -75,7 +75,7 @@ def host_files(folder: Path) -> dict[str, Any]:
         ({"url": "https://u:p@x/y"}, "must not contain an account"),
         ({"url": "https://x/y?X-Amz-Signature=1"}, "presigned"),
         ({"url": "https://x:port/"}, "is not a URL"),
-        ({"hub": "hosts", "revision": "main"}, "should match pattern"),
+        ({"hub": "hosts", "revision": "main"}, "'main' is not a commit: write all 40 digits"),
     ],
 )
 def test_a_source_that_cannot_work_is_refused(source: dict[str, Any], message: str) -> None:

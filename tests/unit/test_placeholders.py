@@ -73,7 +73,7 @@ def test_own_values_in_their_place_are_taken(tmp_path: Path, monkeypatch: pytest
     own = [
         ("cr-0123456789abcdef0", "cr-0f1e2d3c4b5a69788"),
         ("203.0.113.0/24", "203.0.114.0/24"),
-        ("198.51.100.0/24", "0.0.0.0/0"),
+        ("198.51.100.0/24", "203.0.115.0/24"),
     ]
     assert check(monkeypatch, copy("example-aws", tmp_path, *own)) == (0, [])
 
@@ -102,3 +102,13 @@ def test_a_fleet_that_rents_nothing_is_not_judged() -> None:
     found = plan.load(paths.root() / "tests" / "fixtures" / "fleets" / "rack-names")
     assert "gpu-b.example.org" in Path(found.document.file).read_text(encoding="utf-8")
     assert list(placeholders.find_placeholders(found, in_examples=True)) == []
+
+
+def test_they_are_told_in_one_run_with_the_other_errors_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first check after 'cp -r', before 'fleet:' has its new name."""
+    folder = copy("example-aws", tmp_path, ("fleet: prod", "fleet: example-aws"))
+    code, errors = check(monkeypatch, folder)
+    assert code == 2
+    assert {"fleet", "access.ssh_from.0", "access.api_from.0"} < {error["key"] for error in errors}

@@ -259,6 +259,13 @@ CASES: Mapping[str, Case] = {
         "ssh/id",
         by="ssh",
     ),
+    "another file in place of the private key": broken(
+        "golden/fleet.yml is not a private key of SSH (correct the path)",
+        {("access",): {"ssh_private_key_file": "fleet.yml"}},
+        {},
+        "fleet.yml",
+        by="ssh",
+    ),
     "a private key that others can read": broken(
         "golden/ssh/id can be read by other users (mode 0644), so ssh refuses it (chmod 600 golden/ssh/id)",
         {("access",): {"ssh_private_key_file": "ssh/id"}},
@@ -488,7 +495,9 @@ def test_the_private_key_of_a_stack_is_missing_only_once_the_stack_is_up(fleets:
     file = folder / "fleet.yml"
     file.write_text(file.read_text(encoding="utf-8").replace("ssh/id_ed25519", "ssh/other"), encoding="utf-8")
     (error,) = key_errors(folder, catalog)
-    assert error.endswith("golden/ssh/other does not exist (correct the path)")
+    assert error.endswith(
+        "golden/ssh/other does not exist (correct the path; the key that the stack makes is ssh/id_ed25519)"
+    )
 
 
 def test_a_public_key_is_right_where_an_agent_may_have_the_private_one(

@@ -123,7 +123,7 @@ def test_an_instance_is_ready_at_its_address_and_asks_no_proxy(run: Run) -> None
 
 
 def test_the_end_of_the_engine_is_not_waited_for(run: Run) -> None:
-    with pytest.raises(OSError, match="closed connection"):
+    with pytest.raises(OSError):
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{run.engine}/die", data=b"", timeout=10)
     assert run.process.wait(timeout=60) == 41
 

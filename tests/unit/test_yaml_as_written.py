@@ -12,6 +12,7 @@ from vllm_fleet.base import text_files, yaml_document, yaml_reader
 from vllm_fleet.base.errors import FleetError, list_errors
 from vllm_fleet.base.yaml_scalars import AmbiguousNumberError, read_plain
 from vllm_fleet.fleet import plan
+from vllm_fleet.schema.recipe import Strict
 
 INPUT = Path(__file__).parents[1] / "fixtures" / "input"
 
@@ -68,6 +69,7 @@ def test_every_number_that_two_readers_read_differently_is_named_with_line_colum
     [
         ("0022", "write 22,"),
         ("010", "write 10,"),
+        ("012345678901", "quote it, its zeros count"),
         ("-010", "write -10,"),
         ("0899", "write 899,"),
         ("00", "write 0,"),
@@ -341,3 +343,21 @@ def test_a_name_that_is_read_as_a_value_is_told_in_its_line_as_it_is_written(
     (error,) = errors_of(written(tmp_path / "rack", f"fleet: rack\npools:\n  {name}: {pool}\n"))[:1]
     assert (error.line, error.column, error.key) == (3, 3, f"pools.{name}")
     assert (error.message, error.hint) == (f"the key is read as {meant}, not as text", "put it in quotes")
+
+
+def test_a_conflict_of_git_is_called_so(tmp_path: Path) -> None:
+    text = "fleet: demo\n<<<<<<< HEAD\npools: {}\n=======\npools: {a: 1}\n>>>>>>> theirs\n"
+    (tmp_path / "fleet.yml").write_text(text, encoding="utf-8")
+    with pytest.raises(FleetError, match="a conflict of git begins here") as caught:
+        yaml_document.read(tmp_path / "fleet.yml")
+    assert caught.value.line == 2
+
+
+def test_a_word_that_yaml_reads_as_false_is_shown_as_yaml_has_it(tmp_path: Path) -> None:
+    (tmp_path / "fleet.yml").write_text("name: off\n", encoding="utf-8")
+
+    class Named(Strict):
+        name: str
+
+    with pytest.raises(FleetError, match=r"must be a valid string, not false .put it in quotes: YAML reads yes, no"):
+        yaml_document.parse(yaml_document.read(tmp_path / "fleet.yml"), Named)

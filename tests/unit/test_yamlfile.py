@@ -50,8 +50,8 @@ def test_a_file_becomes_a_record(tmp_path: Path) -> None:
         ("inner:\n  cuont: 1\n  count: 1\n", 2, "inner.cuont", "unknown key"),
         ("why: long enough\n", 1, "inner", "is missing"),
         ("inner:\n  count: '1'\n", 2, "inner.count", "valid integer, not '1'"),
-        ("inner:\n  count: yes\n", 2, "inner.count", "valid integer, not True"),
-        ("inner: {count: 1}\nwhy: no\n", 2, "why", "valid string, not False"),
+        ("inner:\n  count: yes\n", 2, "inner.count", "valid integer, not true"),
+        ("inner: {count: 1}\nwhy: no\n", 2, "why", "valid string, not false"),
         ("inner: {count: 1}\nwhy: abc\n", 2, "why", "at least 5 characters"),
     ],
 )

@@ -24,6 +24,17 @@ def root() -> Path:
     raise FileNotFoundError("no Pulumi.yaml above vllm_fleet/: install the project from its checkout")
 
 
+def other_checkout() -> Path | None:
+    """The checkout that the working directory is in, where that is another one than :func:`root`."""
+    try:
+        here = Path.cwd()
+    except OSError:
+        return None  # it was deleted
+    found = next((folder for folder in (here, *here.parents) if (folder / "Pulumi.yaml").is_file()), None)
+    is_ours = found and (found / "vllm_fleet" / "__init__.py").is_file()
+    return found if found and is_ours and found.resolve() != root() else None
+
+
 def cache_dir() -> Path:
     """The cache outside the checkout: ``$VLLM_FLEET_CACHE``, else the XDG cache folder.
 

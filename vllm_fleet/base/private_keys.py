@@ -11,6 +11,8 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.paths import PathFault
 
 _PUBLIC = re.compile(rb"\s*(?:ssh-|ecdsa-|sk-|-{4,5} ?BEGIN (?:SSH2 |RSA )?PUBLIC KEY)")
+#: The forms that OpenSSH reads.
+_PRIVATE = re.compile(rb"\s*-----BEGIN ([A-Z0-9]+ )?(ENCRYPTED )?PRIVATE KEY-----")
 _HEAD_BYTES = 200
 
 
@@ -36,6 +38,9 @@ def private_key_fault(file: Path) -> PathFault | None:
         return PathFault(
             file, "is a public key", "give the private key beside it; leave it out where an agent holds that key"
         )
+    with file.open("rb") as opened:
+        if _PRIVATE.match(opened.read(_HEAD_BYTES)) is None:
+            return PathFault(file, "is not a private key of SSH", "correct the path")
     about = file.stat()
     # As ssh has it: a key of another user, such as root's for a group, may have any mode.
     if about.st_uid == os.getuid() and about.st_mode & 0o077:

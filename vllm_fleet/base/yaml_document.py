@@ -18,6 +18,7 @@ from vllm_fleet.base.yaml_reader import Location, Position, dotted, is_secret_na
 Record = TypeVar("Record", bound=BaseModel)
 #: Values are left out and the rest is validated again so often, to report what is wrong beyond the schema too.
 _ATTEMPTS = 4
+_SPELLING = "check the spelling"
 #: With more errors of the schema, the rest is not looked at.
 _MOST_ERRORS = 1000
 #: Letters of a message, which may repeat a value of any size.
@@ -184,7 +185,13 @@ def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is not a number of JSON")
 
 
-def parse(document: Document, model: type[Record], at: Location = (), data: Any = None) -> Record:
+def parse(
+    document: Document,
+    model: type[Record],
+    at: Location = (),
+    data: Any = None,
+    unknown: Callable[[Location], str] = lambda _: _SPELLING,
+) -> Record:
     """Validates the file's data, or a part of it, as a record.
 
     Args:
@@ -192,6 +199,7 @@ def parse(document: Document, model: type[Record], at: Location = (), data: Any 
         model: the record.
         at: the key path of the part.
         data: the part, where it is not the whole file.
+        unknown: the hint for a key that the record does not have, by its key path below ``at``.
 
     Raises:
         FleetError: the data does not match the schema, or values are wrong in themselves; the first error carries the
@@ -205,7 +213,7 @@ def parse(document: Document, model: type[Record], at: Location = (), data: Any 
     try:
         record = model.model_validate(content)
     except ValidationError as invalid:
-        raise_all([*own, *_own_errors(document, invalid, content, at)])
+        raise_all([*own, *_own_errors(document, invalid, content, at, unknown)])
         # What is left is a result of values that are wrong in themselves, which the whole file reports.
         raise document.error(at, "has a value that cannot be read") from None
     raise_all(own)
@@ -255,15 +263,21 @@ def _no_mapping(document: Document, at: Location, page: str = "docs/") -> FleetE
     return document.error(at, message, f"see {page} for the format of this file")
 
 
-def _own_errors(document: Document, invalid: ValidationError, data: Any, at: Location) -> list[FleetError]:
+def _own_errors(
+    document: Document, invalid: ValidationError, data: Any, at: Location, unknown: Callable[[Location], str]
+) -> list[FleetError]:
     """The errors of a record that do not follow from values that are wrong in themselves."""
     wrong = Places(document.wrong)
-    found = _translate(document, invalid, data, at)
+    found = _translate(document, invalid, data, at, unknown)
     return [error for error, place in found if not wrong.concern((*at, *place))]
 
 
 def _translate(
-    document: Document, invalid: ValidationError, data: Any, at: Location
+    document: Document,
+    invalid: ValidationError,
+    data: Any,
+    at: Location,
+    unknown: Callable[[Location], str] = lambda _: _SPELLING,
 ) -> list[tuple[FleetError, Location]]:
     """Each error of a record, once for each place, with the place below ``at``."""
     details = invalid.errors(include_url=False, include_context=False)
@@ -273,7 +287,12 @@ def _translate(
     for detail in details:
         place = _place(detail, data)
         if place not in found:
-            found[place] = _error(document, detail, (*at, *place))
+            is_unknown = detail["type"] == "extra_forbidden"
+            found[place] = (
+                document.error((*at, *place), "unknown key", unknown(place))
+                if is_unknown
+                else _error(document, detail, (*at, *place))
+            )
     return [(error, place) for place, error in found.items()]
 
 
@@ -290,8 +309,6 @@ def _place(detail: Any, data: Any) -> Location:
 
 
 def _error(document: Document, detail: Any, location: Location) -> FleetError:
-    if detail["type"] == "extra_forbidden":
-        return document.error(location, "unknown key", "check the spelling")
     if detail["type"] == "missing":
         text = f"the key {detail['loc'][-1]!r} is missing" if document.secret else "is missing"
         return document.error(location, text, "add the key")
@@ -302,9 +319,12 @@ def _error(document: Document, detail: Any, location: Location) -> FleetError:
         message = f"must be {message.removeprefix('Input should be ')}"
     is_hidden = document.secret or any(is_secret_name(str(part)) for part in location)
     if not is_hidden and not isinstance(detail["input"], dict | list) and "value_error" not in detail["type"]:
-        shown = repr(detail["input"])
+        value = detail["input"]
+        shown = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
         message = f"{message}, not {shown if len(shown) <= 120 else f'{shown[:120]}...'}"
     hint = "write it without quotes" if _is_quoted_number(detail) else ""
+    if isinstance(detail["input"], bool) and detail["type"] in ("string_type", "literal_error"):
+        hint = "put it in quotes: YAML reads yes, no, on and off as true and false"
     return document.error(location, message[:1].lower() + message[1:], hint)
 
 

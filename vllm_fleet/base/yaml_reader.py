@@ -383,6 +383,8 @@ def _syntax_error(fault: yaml.MarkedYAMLError, text: str, file: str) -> FleetErr
     problem = str(fault.problem or fault.context or "")
     line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
     lines = text.split("\n")
+    if conflict := next((number for number, one in enumerate(lines, 1) if one.startswith("<<<<<<< ")), None):
+        return FleetError("is not valid YAML: a conflict of git begins here", "resolve it", file, conflict)
     here = lines[mark.line] if mark and mark.line < len(lines) else ""
     for number in {fault.context_mark.line if fault.context_mark else -1, mark.line if mark else -1}:
         if "\xa0" in "".join(lines[number : number + 1]):

@@ -23,6 +23,8 @@ _FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?")
 _FIRST = frozenset("-+.0123456789")
 #: Numbers of more digits are no port, size or count; Python itself refuses those of more than 4300.
 _MOST_DIGITS = 18
+#: Digits of what is no amount of anything: the account of a cloud has twelve.
+_ID_DIGITS = 10
 
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+(\.[0-9_]*)?")
@@ -83,7 +85,10 @@ def _refuse_ambiguous(word: str) -> None:
     if _LEADING_ZERO.fullmatch(word):
         raise AmbiguousNumberError(
             f"{shown} has a leading zero: some readers of YAML read it as an octal number",
-            f"write {_without_zeros(word)}, or quote it if it is text",
+            # So long a number is an id, whose zeros count.
+            "quote it, its zeros count"
+            if len(word) >= _ID_DIGITS
+            else f"write {_without_zeros(word)}, or quote it if it is text",
         )
     if _OTHER_BASE.fullmatch(word):
         raise AmbiguousNumberError(f"{shown} is not a decimal number", _instead(word))

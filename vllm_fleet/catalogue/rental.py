@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
+
+from pydantic import BaseModel
 
 from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import ErrorCode, FleetError
+from vllm_fleet.base.yaml_reader import Location
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.catalogue.places import check_place
 from vllm_fleet.schema.cloud import PLACEMENTS, Placement
@@ -75,6 +78,33 @@ def is_rented(cloud: str) -> bool:
     return cloud in PLACEMENTS
 
 
+def other_clouds(cloud: str) -> Callable[[Location], str]:
+    """What to do about a key that the placement of a cloud does not have: it may be one of another cloud.
+
+    Args:
+        cloud: the cloud.
+
+    Returns:
+        The hint for a key path below the placement.
+    """
+
+    def hint(place: Location) -> str:
+        owners = sorted(name for name, model in PLACEMENTS.items() if name != cloud and _has(model, place))
+        return f"it is a key of {' and '.join(owners)}, not of {cloud}: remove it" if owners else "check the spelling"
+
+    return hint
+
+
+def _has(record: type[BaseModel], place: Location) -> bool:
+    """Whether a record has a key path."""
+    name, *below = place
+    field = record.model_fields.get(str(name))
+    if field is None or not below:
+        return field is not None
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return any(isinstance(kind, type) and issubclass(kind, BaseModel) and _has(kind, tuple(below)) for kind in kinds)
+
+
 def rent_pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.Document) -> Rented:
     """How a pool's hosts are rented.
 
@@ -89,7 +119,7 @@ def rent_pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.D
     """
     at = ("pools", name, "placement")
     cloud = spec.cloud
-    placement = yaml_document.parse(document, PLACEMENTS[cloud], at, spec.placement)
+    placement = yaml_document.parse(document, PLACEMENTS[cloud], at, spec.placement, other_clouds(cloud))
     host = catalog.host_class(spec.host_class)
     table = catalog.clouds[cloud]
     _check_place(table, placement, at, document)
@@ -132,9 +162,10 @@ def rent_gateways(
         merged["existing"] = {**beside["existing"], **own["existing"]}
     # In a network of the account, only its owner knows whether a subnet is open to the internet.
     merged.setdefault("public_address", not merged.get("existing"))
-    own_placement = yaml_document.parse(document, PLACEMENTS[cloud], ("gateway", "placement"), merged)
+    at = ("gateway", "placement")
+    own_placement = yaml_document.parse(document, PLACEMENTS[cloud], at, merged, other_clouds(cloud))
     table = catalog.clouds[cloud]
-    _check_place(table, own_placement, ("gateway", "placement"), document)
+    _check_place(table, own_placement, at, document)
     return Rented(table, own_placement, own_placement.shape or table.gateway_shape, "plain-x86_64")
 
 

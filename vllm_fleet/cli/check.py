@@ -11,7 +11,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.catalogue.catalogue import raise_all
 from vllm_fleet.cli.output import JsonOption, fleet_directories, fleet_directory, print_json, print_text
-from vllm_fleet.fleet import plan, stack_faults
+from vllm_fleet.fleet import placeholders, plan, stack_faults
 from vllm_fleet.reports import recipe_check
 
 EPILOG = """\b
@@ -46,7 +46,7 @@ def command(
             for fault, is_wrong in stack_faults.find(planned, recipes):
                 (errors if is_wrong else unmade).append(fault)
         except FleetError as fault:
-            errors += [fault, *fault.others]
+            errors += [fault, *fault.others, *placeholders.find_in_wrong_file(folder)]
     raise_all(errors)
     result = {
         "host_classes": len(list(recipes.sized_classes())),

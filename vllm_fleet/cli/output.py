@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,6 +64,7 @@ def fleet_directories() -> tuple[list[Path], dict[Path, FleetError]]:
         FleetError: there is no folder of fleets, or it cannot be listed.
     """
     folder = paths.inventories_dir()
+    _warn_of_other_checkout()
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise FleetError(
             "there is no such folder of fleets", "correct the variable VLLM_FLEET_INVENTORIES", paths.display(folder)
@@ -91,6 +93,15 @@ def fleet_directories() -> tuple[list[Path], dict[Path, FleetError]]:
 def print_text(text: str = "", *, end: str = "\n", bold: bool = False) -> None:
     """Text of the result on stdout."""
     typer.secho(text + end, nl=False, bold=bold or None)
+
+
+@cache
+def _warn_of_other_checkout() -> None:
+    """One of the fleets here may have the name of one there, and be another."""
+    if not os.environ.get("VLLM_FLEET_INVENTORIES") and (other := paths.other_checkout()):
+        print_note(
+            f"warning: this is the vllm-fleet of {paths.root()}, with the fleets there (run '. ./activate' in {other})"
+        )
 
 
 def print_note(text: str, *, end: str = "\n") -> None:

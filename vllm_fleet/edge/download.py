@@ -369,7 +369,8 @@ def fetch_length(url: str) -> int:
         with _http_client() as client, _send(client, "HEAD", url, _ANONYMOUS, {}) as response:
             length = response.headers.get("Content-Length", "")
     except (_StatusError, _NetworkError) as error:
-        raise FleetError(f"the length of {display_url(url)} is unknown: {error}", code=ErrorCode.WORK_FAILED) from None
+        hint = "this machine must reach it (docs/network.md), or take the parts from a disk (docs/mirror.md)"
+        raise FleetError(f"{display_url(url)} cannot be had: {error}", hint, code=ErrorCode.WORK_FAILED) from None
     if re.fullmatch(r"[0-9]{1,15}", length):
         return int(length)
     reason = f"Content-Length is {clean_text(length, 40)!r}" if length else "no Content-Length"

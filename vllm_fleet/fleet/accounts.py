@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.fleet.host_plan import HostPlan
-from vllm_fleet.schema.account import Account
 from vllm_fleet.schema.cloud import GcpPlacement
+from vllm_fleet.schema.fleet import Fleet
 
 
-def account_errors(
-    hosts: Sequence[HostPlan], account: Account, document: yaml_document.Document
-) -> Iterator[FleetError]:
+def account_errors(hosts: Sequence[HostPlan], spec: Fleet, document: yaml_document.Document) -> Iterator[FleetError]:
     """Pools in a project that is not allowed, and accounts of clouds in which the fleet has no host."""
-    clouds = {host.cloud for host in hosts}
+    account = spec.account
+    # A pool with an error has no hosts in the plan, and is in its cloud all the same.
+    clouds = {pool.cloud for pool in spec.pools.values()} | {spec.gateway.cloud} | {host.cloud for host in hosts}
     for cloud in account.model_fields_set:
         if getattr(account, cloud) is not None and cloud not in clouds:
             yield document.error(("account", cloud), f"the fleet has no host at {cloud}", "remove it")

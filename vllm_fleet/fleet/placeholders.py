@@ -5,10 +5,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.yaml_reader import Location
+from vllm_fleet.catalogue.rental import is_rented
 from vllm_fleet.fleet.plan import Plan
 
 #: Fleets with such a name are the examples themselves, and their rehearsals.
@@ -34,11 +37,32 @@ def find_placeholders(plan: Plan, *, in_examples: bool = False) -> Iterator[Flee
         in_examples: whether to look at an example itself too.
     """
     is_example = plan.fleet.startswith(EXAMPLE) and not in_examples
-    if is_example or not any(host.rented for host in plan.hosts):
+    if not is_example and any(host.rented for host in plan.hosts):
+        yield from _in(plan.document)
+
+
+def find_in_wrong_file(folder: Path) -> Iterator[FleetError]:
+    """The same for a fleet whose plan cannot be made, as far as its file can be read: all errors come in one run.
+
+    Args:
+        folder: the fleet's folder.
+    """
+    if folder.name.startswith(EXAMPLE):
         return
-    for location, text in _texts(plan.document.data, ()):
+    try:
+        document = yaml_document.read_with_errors(folder / "fleet.yml")
+    except FleetError:
+        return  # it is told with the plan
+    pools = document.data.get("pools") if isinstance(document.data, dict) else None
+    clouds = [pool.get("cloud") for pool in pools.values() if isinstance(pool, dict)] if isinstance(pools, dict) else []
+    if any(isinstance(cloud, str) and is_rented(cloud) for cloud in clouds):
+        yield from _in(document)
+
+
+def _in(document: yaml_document.Document) -> Iterator[FleetError]:
+    for location, text in _texts(document.data, ()):
         if kind := _kind(text):
-            yield plan.document.error(location, f"is still the example's: {text} is {kind}", "write your own")
+            yield document.error(location, f"is still the example's: {text} is {kind}", "write your own")
 
 
 def _kind(text: str) -> str | None:

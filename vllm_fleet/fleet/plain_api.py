@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from vllm_fleet.base import yaml_document
 from vllm_fleet.base.addresses import IpAddress, is_private, is_shared, parse_ip
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.fleet import open_networks
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.fleet import Fleet
 
@@ -28,7 +29,17 @@ def plain_api_errors(
         document: the fleet's file, for errors.
         resolved: gateway -> its addresses, where DNS names have been resolved; None judges IP addresses alone.
     """
-    if spec.gateway.tls or spec.gateway.plain:
+    if spec.gateway.tls:
+        return
+    if spec.gateway.plain:
+        # What ends TLS before the gateways is in a network of its own, and the internet is none.
+        if any(host.rented and host.rented.placement.public_address for host in hosts if host.kind == "gateway"):
+            for index, whole in open_networks.too_wide(spec.access.api_from):
+                yield document.error(
+                    ("access", "api_from", index),
+                    f"opens gateways that take API keys without TLS to the internet ({whole})",
+                    "give gateway.tls, or the network of what ends TLS before the gateways",
+                )
         return
     for host in hosts:
         if host.kind != "gateway":

@@ -16,7 +16,7 @@ _IN_URL = "a URL with a password"
 FORMS: dict[str, re.Pattern[str]] = {
     "an access key of AWS": re.compile(r"\b(AKIA|ASIA)[A-Z2-7]{16}\b"),
     "a private key": re.compile(r"-----BEGIN ([A-Z0-9]+ )*PRIVATE KEY( BLOCK)?-----"),
-    "a token of Hugging Face": re.compile(r"\bhf_[A-Za-z]{34}\b"),
+    "a token of Hugging Face": re.compile(r"\bhf_[A-Za-z0-9]{30,40}\b"),
     "a token of GitHub": re.compile(r"\b(gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{82})\b"),
     "a token of GitLab": re.compile(r"\bglpat-[\w-]{20}"),
     "a key of Google": re.compile(r"\bAIza[\w-]{35}"),
@@ -31,9 +31,19 @@ _URLS = frozenset({"url", "uri", "http", "https"})
 _HINT = "remove it, and hand out a new one if the file was ever shared: fleet.yml is no place for secrets"
 
 
-def secret_errors(document: yaml_document.Document) -> Iterator[FleetError]:
-    """Each secret of the file, by its place; no error repeats one."""
-    yield from _below(document, (), document.data)
+def secret_errors(document: yaml_document.Document, text: str = "") -> Iterator[FleetError]:
+    """Each secret of the file, by its place; no error repeats one.
+
+    Args:
+        document: the file.
+        text: the same as text: comments are in no value, and in the repository all the same.
+    """
+    found = list(_below(document, (), document.data))
+    yield from found
+    for number, line in enumerate(text.split("\n"), start=1):
+        comment = line.partition("#")[2]
+        if comment and (what := _form(comment)) and number not in {error.line for error in found}:
+            yield FleetError(f"contains {what} in plain, in a comment", _HINT, document.file, number)
 
 
 def _below(document: yaml_document.Document, at: Location, value: Any) -> Iterator[FleetError]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet.base import paths, yaml_document
+from vllm_fleet.base import paths, text_files, yaml_document
 from vllm_fleet.base.errors import FleetError, InvariantError, raise_all
 from vllm_fleet.catalogue import rental
 from vllm_fleet.catalogue.catalogue import Catalog
@@ -18,10 +17,12 @@ from vllm_fleet.catalogue.catalogue import load as load_catalog
 from vllm_fleet.fleet import (
     accounts,
     disk_speed,
+    open_networks,
     plain_api,
     plain_secrets,
     private_networks,
     repository_faults,
+    reserved_names,
     resource_names,
     service_addresses,
     service_ports,
@@ -101,7 +102,7 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     """
     document = yaml_document.read_with_errors(directory / "fleet.yml")
     # Alone: other errors may repeat the values of keys.
-    raise_all(plain_secrets.secret_errors(document))
+    raise_all(plain_secrets.secret_errors(document, text_files.read_text(directory / "fleet.yml")))
     parsed = yaml_document.parse_valid_part(
         document, Fleet, lambda data, wrong: _fill(data, wrong, directory.name), "docs/fleets.md"
     )
@@ -112,8 +113,14 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     recipes = catalog or load_catalog()
     errors: list[FleetError] = []
     if spec.fleet != directory.name:
+        file = directory / "fleet.yml"
         message = f"is {spec.fleet!r}, but the name of the folder is {directory.name!r}"
-        errors.append(document.error(("fleet",), message, "rename one of them"))
+        hint = (
+            f"{paths.display(file.parent)}/fleet.yml is a link: make it a file of its own"
+            if file.is_symlink()
+            else "rename one of them"
+        )
+        errors.append(document.error(("fleet",), message, hint))
     hosts: list[HostPlan] = []
     for name, pool in spec.pools.items():
         try:
@@ -136,12 +143,13 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
         raise_all([*parsed.errors, *(error for error in found if not parsed.wrong.concern_key(error.key or ""))])
     errors.extend(mirror_errors(spec.mirror, _host_names(spec), recipes, document))
     errors.extend(_duplicates(hosts, document))
+    errors.extend(reserved_names.reserved_errors(hosts, spec, document))
     errors.extend(service_addresses.address_errors(hosts, document))
     errors.extend(service_ports.port_errors(hosts, spec, document))
     errors.extend(plain_api.plain_api_errors(hosts, spec, document))
     errors.extend(_unreachable(hosts, spec, document))
     errors.extend(private_networks.network_errors(hosts, spec.access, document))
-    errors.extend(accounts.account_errors(hosts, spec.account, document))
+    errors.extend(accounts.account_errors(hosts, spec, document))
     errors.extend(tags.tag_errors(hosts, spec.tags, document))
     errors.extend(resource_names.name_errors(spec.fleet, hosts, document))
     errors.extend(ssh_routes.apart(hosts, spec.access, document))
@@ -320,11 +328,10 @@ def _unreachable(hosts: list[HostPlan], spec: Fleet, document: yaml_document.Doc
         yield document.error(
             ("access", "ssh_from"), "is empty: no network may reach the rented hosts", "give the controller's network"
         )
-    for index, network in enumerate(spec.access.ssh_from):
-        if ipaddress.ip_network(network).prefixlen == 0:
-            yield document.error(
-                ("access", "ssh_from", index), "opens SSH to the whole internet", "give the controller's network"
-            )
+    for index, whole in open_networks.too_wide(spec.access.ssh_from):
+        yield document.error(
+            ("access", "ssh_from", index), f"opens SSH to the internet ({whole})", "give the controller's network"
+        )
 
 
 def _members(

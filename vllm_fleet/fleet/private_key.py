@@ -33,13 +33,12 @@ def fleet_error(plan: Plan) -> FleetError | None:
     if not own:
         return None
     file = paths.absolute(plan.directory / own)
-    is_made = (
-        not plan.access.ssh_authorised_keys
-        and any(host.cloud != "static" for host in plan.hosts)
-        and file == paths.absolute(plan.directory / "ssh" / "id_ed25519")
-    )
+    makes_key = not plan.access.ssh_authorised_keys and any(host.cloud != "static" for host in plan.hosts)
+    is_made = makes_key and file == paths.absolute(plan.directory / "ssh" / "id_ed25519")
     if is_made and not paths.is_there(file) and not stack.is_written(plan):
         return None
     hint = f"run '{stack.up_command(plan.fleet, '--refresh')}' to write it again" if is_made else ""
+    if makes_key and not is_made:
+        hint = "correct the path; the key that the stack makes is ssh/id_ed25519"
     fault = file_error(file, hint)
     return plan.document.error_about(("access", "ssh_private_key_file"), fault) if fault else None

@@ -12,7 +12,7 @@ from vllm_fleet.host.manifest import STAMP
 from vllm_fleet.host.manifest_items import Item, file_item, package_item, store_item, unit_item
 from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.mirror import apt_lists, image_store, nginx_config, parts, wheels
-from vllm_fleet.mirror.store import Store, default_directory
+from vllm_fleet.mirror.store import Store, brief, default_directory
 
 DIRECTORY = "/srv/vllm-fleet-mirror"
 CONFIG = "/etc/nginx/conf.d/vllm-fleet-mirror.conf"
@@ -44,7 +44,7 @@ def role_variables(
     if lacking:
         raise plan.document.error(
             ("mirror",),
-            f"the mirror of this machine lacks {', '.join(lacking)}",
+            f"the mirror of this machine lacks {brief(lacking)}",
             f"run 'vllm-fleet mirror --fleet {plan.fleet}' first",
         )
     files = {name: entry.sha256 for part in wanted for name, entry in index.entries(part.key).items()}

@@ -20,6 +20,15 @@ INDEX = "mirror.json"
 VERSION = 1
 
 
+def brief(keys: Iterable[str]) -> str:
+    """Parts as people know them: without versions and digests, each name once.
+
+    Args:
+        keys: of the parts.
+    """
+    return ", ".join(dict.fromkeys(":".join(key.split(":")[:2]) for key in keys))
+
+
 def part_key(kind: str, name: str, *content: Any) -> str:
     """The key of a part; it changes with the content of the part."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -21,7 +21,7 @@ from vllm_fleet.edge.download import Fetched, Progress
 from vllm_fleet.mirror import image_store, wheels
 from vllm_fleet.mirror.apt_packages import Debs
 from vllm_fleet.mirror.parts import Image, Model, Need
-from vllm_fleet.mirror.store import Artifact, Entry, Index, Store
+from vllm_fleet.mirror.store import Artifact, Entry, Index, Store, brief
 from vllm_fleet.operate import mirror_origins
 
 #: Free space that stays beside the files.
@@ -199,7 +199,7 @@ def copy_parts(
     lacking = [key for key in keys if key not in source_index.parts]
     if lacking:
         raise FleetError(
-            f"{paths.display(source.directory)} lacks {', '.join(lacking)}",
+            f"{paths.display(source.directory)} lacks {brief(lacking)}",
             "run 'vllm-fleet mirror' for the same fleet where the origins can be reached, then '--to' again",
             code=ErrorCode.REFUSED,
         )

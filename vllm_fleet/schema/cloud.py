@@ -9,19 +9,24 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vllm_fleet.base.field_types import WHOLE, Day, SshPublicKey
+from vllm_fleet.base.text_form import Form
 from vllm_fleet.schema.existing import (
+    OCID,
     AwsExisting,
     AzureExisting,
     DigitalOceanExisting,
     Existing,
     GcpExisting,
     OciExisting,
+    ProjectId,
 )
 from vllm_fleet.schema.recipe import Line, Name, PrivateNetwork, Strict
 
 #: The ways to get a host. ``recipes/clouds`` has each cloud's own names for them.
 CapacityKind = Literal["on-demand", "spot", "reservation", "capacity-block", "flex-start", "contract"]
-Zone = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]*$")]
+Zone = Annotated[
+    str, Form(r"[A-Za-z0-9][A-Za-z0-9:._-]*", "a zone", "copy its name as the cloud shows it, without blanks")
+]
 
 
 #: Azure's ids have groups, whose names may have parentheses.
@@ -62,6 +67,20 @@ def _image_like(value: str | None, pattern: str, example: str) -> str | None:
     return value
 
 
+_START = Form(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2})?Z", "a time", "write it in UTC, such as 2026-12-01T11:30:00Z")
+_GROUP_NAME = Form("[A-Za-z0-9][ -~]{0,254}", "a placement group", "write true, or the name of a group that exists")
+#: IAM's API reference, AddRoleToInstanceProfile, InstanceProfileName.
+_INSTANCE_PROFILE = Form(
+    "[A-Za-z0-9_+=,.@-]{1,128}", "the name of an instance profile", "write its name, which is the end of its ARN"
+)
+_SERVICE_ACCOUNT = Form(
+    r"[a-z0-9.-]+@[a-z0-9.-]+\.gserviceaccount\.com",
+    "a service account",
+    "write its e-mail address, such as serving@PROJECT.iam.gserviceaccount.com",
+)
+_COMPARTMENT = Form(rf"ocid1\.{OCID}", "the OCID of a compartment", "write it such as ocid1.compartment.oc1..aaaa")
+
+
 class Purchase(Strict):
     """An order for capacity, which costs money when the stack is created. Nothing is bought without it."""
 
@@ -69,7 +88,7 @@ class Purchase(Strict):
     duration_hours: Annotated[int, Field(gt=0, le=4368, multiple_of=24), WHOLE] = Field(
         description="Length of the block in hours: whole days."
     )
-    starts: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2})?Z$")] | None = Field(
+    starts: Annotated[str, _START] | None = Field(
         default=None,
         description="The offering's start, such as 2026-12-01T11:30:00Z: needed where AWS offers several blocks.",
     )
@@ -210,7 +229,7 @@ class _Zoned(Placement):
 class AwsPlacement(_Zoned):
     """Amazon Web Services; account and credentials are those of the AWS SDK."""
 
-    placement_group: bool | Annotated[str, Field(pattern=r"^[A-Za-z0-9][ -~]{0,254}$")] = Field(
+    placement_group: bool | Annotated[str, _GROUP_NAME] = Field(
         default=False,
         description="True places the instances close together in one zone, in a cluster placement group of the stack; "
         "a name takes the group of that name. A capacity block has its own placement instead.",
@@ -220,8 +239,7 @@ class AwsPlacement(_Zoned):
         description="An EFA interface on each network card, for traffic between hosts. Serving needs none.",
     )
     existing: AwsExisting | None = Field(default=None, description=EXISTING)
-    # The form: IAM's API reference, AddRoleToInstanceProfile, InstanceProfileName.
-    instance_profile: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+=,.@-]{1,128}$")] | None = Field(
+    instance_profile: Annotated[str, _INSTANCE_PROFILE] | None = Field(
         default=None,
         description="The name of an instance profile that the hosts get. Default: none, because nothing on them uses "
         "the API of AWS.",
@@ -279,7 +297,7 @@ class AwsPlacement(_Zoned):
 class GcpPlacement(_Zoned):
     """Google Cloud; credentials are those of the SDK."""
 
-    project: Annotated[str, Field(pattern=r"^[a-z][a-z0-9:.-]{4,}$")] = Field(description="The id of the project.")
+    project: ProjectId = Field(description="The id of the project.")
     secure_boot: bool = Field(default=False, description="Needs an image whose driver modules are signed.")
     run_hours: Annotated[int, Field(gt=0, le=168), WHOLE] | None = Field(
         default=None, description="How long flex-start hosts may live, in hours; 168 at most."
@@ -290,7 +308,7 @@ class GcpPlacement(_Zoned):
         "A4 and A4X. True for a calendar reservation of A3 Mega or A3 High.",
     )
     existing: GcpExisting | None = Field(default=None, description=EXISTING)
-    service_account: Annotated[str, Field(pattern=r"^[a-z0-9.-]+@[a-z0-9.-]+\.gserviceaccount\.com$")] | None = Field(
+    service_account: Annotated[str, _SERVICE_ACCOUNT] | None = Field(
         default=None,
         description="The e-mail address of a service account that the hosts get. Default: none, because nothing on "
         "them uses Google's API.",
@@ -382,7 +400,7 @@ class AzurePlacement(Placement):
 class OciPlacement(_Zoned):
     """Oracle Cloud; zones are availability domains. Images with drivers are the tenant's own: ``image`` is needed."""
 
-    compartment: Annotated[str, Field(pattern=r"^ocid1\.")] = Field(description="The OCID of the compartment.")
+    compartment: Annotated[str, _COMPARTMENT] = Field(description="The OCID of the compartment.")
     existing: OciExisting | None = Field(default=None, description=EXISTING)
 
     @property

@@ -12,13 +12,17 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from vllm_fleet.base.field_types import PRIVATE
+from vllm_fleet.base.text_form import Form
 from vllm_fleet.schema.recipe import Strict
 
 #: A part of a path in Azure's ids.
 _PART = r"[A-Za-z0-9_.()-]+"
 _GROUP = rf"/subscriptions/[0-9a-fA-F-]{{36}}/resourceGroups/{_PART}"
 #: Google's names: RFC 1035, hashicorp/terraform-provider-google, google/verify/validation.go.
-_GCP_NAME = r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$"
+_GCP_NAME = r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?"
+UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+#: The end of an OCID, after its kind.
+OCID = r"[A-Za-z0-9._-]+"
 
 
 def _private_range(value: str) -> str:
@@ -62,11 +66,38 @@ def _azure_group(value: str) -> str:
 #: The range of a network that exists, of any size.
 PrivateRange = Annotated[str, AfterValidator(_private_range)]
 #: Ids of AWS: eight hexadecimal digits in old accounts, seventeen since 2016.
-VpcId = Annotated[str, Field(pattern=r"^vpc-[0-9a-f]{8,17}$")]
-SubnetId = Annotated[str, Field(pattern=r"^subnet-[0-9a-f]{8,17}$")]
-SecurityGroupId = Annotated[str, Field(pattern=r"^sg-[0-9a-f]{8,17}$")]
-GcpName = Annotated[str, Field(pattern=_GCP_NAME)]
-ProjectId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9:.-]{4,}$")]
+VpcId = Annotated[str, Form("vpc-[0-9a-f]{8,17}", "the id of a VPC", "write it such as vpc-0a1b2c3d4e5f67890")]
+SubnetId = Annotated[
+    str, Form("subnet-[0-9a-f]{8,17}", "the id of a subnet", "write it such as subnet-0a1b2c3d4e5f67890")
+]
+SecurityGroupId = Annotated[
+    str, Form("sg-[0-9a-f]{8,17}", "the id of a security group", "write it such as sg-0a1b2c3d4e5f67890")
+]
+GcpName = Annotated[
+    str,
+    Form(
+        _GCP_NAME,
+        "a name at Google",
+        "write the name alone, without a path: lower-case letters, digits and dashes, a letter first, 63 at most",
+    ),
+]
+ProjectId = Annotated[
+    str,
+    Form(
+        r"[a-z][a-z0-9:.-]{4,}",
+        "the id of a project",
+        "write the id, not the number or the title: 'gcloud projects list' shows it as PROJECT_ID",
+    ),
+]
+_VCN = Form(rf"ocid1\.vcn\.{OCID}", "the OCID of a network", "write it such as ocid1.vcn.oc1.eu-frankfurt-1.aaaa")
+_OCI_SUBNET = Form(
+    rf"ocid1\.subnet\.{OCID}", "the OCID of a subnet", "write it such as ocid1.subnet.oc1.eu-frankfurt-1.aaaa"
+)
+_OCI_GROUP = Form(
+    rf"ocid1\.networksecuritygroup\.{OCID}",
+    "the OCID of a network security group",
+    "write it such as ocid1.networksecuritygroup.oc1.eu-frankfurt-1.aaaa",
+)
 
 
 class Existing(Strict):
@@ -170,11 +201,11 @@ class AzureExisting(Existing):
 class OciExisting(Existing):
     """A virtual cloud network of Oracle."""
 
-    vcn: Annotated[str, Field(pattern=r"^ocid1\.vcn\.")] = Field(description="The OCID of the network.")
-    subnet: Annotated[str, Field(pattern=r"^ocid1\.subnet\.")] = Field(
+    vcn: Annotated[str, _VCN] = Field(description="The OCID of the network.")
+    subnet: Annotated[str, _OCI_SUBNET] = Field(
         description="The OCID of its subnet: a regional one, or one of the pool's only availability domain."
     )
-    network_security_groups: list[Annotated[str, Field(pattern=r"^ocid1\.networksecuritygroup\.")]] = Field(
+    network_security_groups: list[Annotated[str, _OCI_GROUP]] = Field(
         default=[],
         max_length=5,
         description="OCIDs of the hosts' network security groups. The stack makes no rules then. Default: it makes its "
@@ -195,7 +226,7 @@ class OciExisting(Existing):
 class DigitalOceanExisting(Existing):
     """A VPC network of DigitalOcean. Firewalls are by tag there, and stay the fleet's own."""
 
-    vpc_uuid: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")] = Field(
+    vpc_uuid: Annotated[str, Form(UUID, "the id of a VPC", "copy it from 'doctl vpcs list'")] = Field(
         description="The id of the network."
     )
 

@@ -17,6 +17,7 @@ from vllm_fleet.base.field_types import (
     SshPublicKey,
     User,
 )
+from vllm_fleet.base.text_form import Form
 from vllm_fleet.schema.account import Account
 from vllm_fleet.schema.capacity_block import CapacityBlock
 from vllm_fleet.schema.cloud import Prices
@@ -68,6 +69,7 @@ def size_fault(hosts: int, gateways: int) -> str | None:
 
 #: No option of ``ssh``, no word of a shell.
 _SSH_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:%-]*$"
+_PUBLIC_KEY = Form(r"(ssh-|ecdsa-|sk-)\S+ \S+", "a public key", "write it as 'type base64', without its comment")
 _SSH_USER = r"^[A-Za-z0-9_][A-Za-z0-9_.@\\-]*\$?$"
 
 
@@ -237,7 +239,7 @@ class Access(Strict):
         description="Public keys of the certificate authorities whose host certificates are accepted: 'type base64'. "
         "A certificate must name the host's address.",
     )
-    ssh_authorised_keys: list[Annotated[str, Field(pattern=r"^(ssh-|ecdsa-|sk-)\S+ \S+$")]] = Field(
+    ssh_authorised_keys: list[Annotated[str, _PUBLIC_KEY]] = Field(
         default=[],
         description="Public keys that may log in: 'type base64'. Default: the stack makes a key, in ssh/id_ed25519.",
     )

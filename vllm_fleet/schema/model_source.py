@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
+from vllm_fleet.base.text_form import Form
 from vllm_fleet.schema.recipe import Strict
 
 #: The keys of which a source has exactly one, with what each means.
@@ -68,6 +69,7 @@ def _https(value: str) -> str:
 
 
 HostPath = Annotated[str, AfterValidator(_host_path)]
+_COMMIT = Form("[0-9a-f]{40}", "a commit", "write all 40 digits: a branch, or a tag, may be another model tomorrow")
 HttpsUrl = Annotated[str, AfterValidator(_https)]
 
 
@@ -99,8 +101,8 @@ class ModelSource(Strict):
         description="Your own list of the files, made by 'sha256sum *' or a model.json, relative to the fleet's "
         "folder. Default: the recipe's, or what 'vllm-fleet lock' wrote.",
     )
-    revision: str | None = Field(
-        default=None, pattern=r"^[0-9a-f]{40}$", description="Commit at the hub. Default: the recipe's."
+    revision: Annotated[str, _COMMIT] | None = Field(
+        default=None, description="Commit at the hub. Default: the recipe's."
     )
     endpoint: HttpsUrl | None = Field(
         default=None, description="URL of your own copy of the hub. Default: https://huggingface.co."
