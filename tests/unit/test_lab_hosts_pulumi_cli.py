@@ -235,7 +235,7 @@ def test_only_a_provider_without_its_engine_is_ended() -> None:
 
 
 def a_pulumi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "pulumi").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     (folder / "pulumi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
@@ -256,6 +256,13 @@ def test_a_failed_run_is_one_error_with_its_command_and_reason(tmp_path: Path, m
     with pytest.raises(FleetError, match="'pulumi refresh --yes' failed: the stack is locked") as fault:
         pulumi_cli.pulumi_output("refresh", "--yes")
     assert fault.value.exit_code == 1
+    a_pulumi(
+        tmp_path / "bin",
+        monkeypatch,
+        "printf 'Previewing:\\n  Stack error: no\\n   region\\nerror: an unhandled error occurred\\n' >&2; exit 255",
+    )
+    with pytest.raises(FleetError, match="failed: no region [(]"):
+        pulumi_cli.pulumi_output("refresh", "--yes")
     assert pulumi_cli.run_pulumi("refresh").returncode == 255
 
 

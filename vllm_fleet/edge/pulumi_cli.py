@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,8 +67,8 @@ def pulumi_output(*words: str, cwd: Path | None = None, text_in: str | None = No
     done = run_pulumi(*words, cwd=cwd, text_in=text_in)
     if done.returncode != 0:
         raise FleetError(
-            f"'pulumi {' '.join(words)}' failed: {(done.stderr or done.stdout).strip()[-500:]}",
-            "run it by hand",
+            f"'pulumi {' '.join(words)}' failed: {_first_error(done.stderr or done.stdout)}",
+            _HINT,
             code=ErrorCode.WORK_FAILED,
         )
     return done.stdout
@@ -94,9 +95,15 @@ def preview(stack: str, *options: str) -> dict[str, Any]:
     if done.returncode != 0 or report is None:
         diagnostics = (report or {}).get("diagnostics", [])
         errors = [entry["message"] for entry in diagnostics if entry.get("severity") == "error"]
-        reason = " ".join("\n".join(errors).split()) or " ".join(done.stderr.split())[-500:] or "it printed no JSON"
+        reason = " ".join("\n".join(errors).split()) or _first_error(done.stderr) or "it printed no JSON"
         raise FleetError(f"'pulumi {' '.join(words)}' failed: {reason}", _HINT, code=ErrorCode.WORK_FAILED)
     return report
+
+
+def _first_error(text: str) -> str:
+    """The first error of an output, in one line: those after it follow from it. All of it where none is called so."""
+    before, *errors = re.split(r"(?:^|\s)error: ", text)
+    return " ".join((errors[0] if errors else before).split())[:500]
 
 
 def _parse_json(text: str) -> dict[str, Any] | None:
