@@ -261,7 +261,7 @@ def test_a_failed_run_is_one_error_with_its_command_and_reason(tmp_path: Path, m
         monkeypatch,
         "printf 'Previewing:\\n  Stack error: no\\n   region\\nerror: an unhandled error occurred\\n' >&2; exit 255",
     )
-    with pytest.raises(FleetError, match="failed: no region [(]"):
+    with pytest.raises(FleetError, match=r"failed: no region [(]"):
         pulumi_cli.pulumi_output("refresh", "--yes")
     assert pulumi_cli.run_pulumi("refresh").returncode == 255
 
