@@ -97,9 +97,21 @@ def test_recipe_lists_what_concerns_it() -> None:
     listed = {issue["id"]: issue for issue in json.loads(told.stdout)["known_issues"]}
     assert "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8" in listed["sinks-dtype"]["fix"]
     assert listed["sinks-dtype"]["cause"].startswith("On Blackwell")
-    text = CliRunner().invoke(app, asked).stdout
+    text = CliRunner().invoke(app, [*asked, "--issues"]).stdout
     assert "# known issues" in text
     assert all(f"{issue}: " in text for issue in listed)
+    assert "--issues prints them" not in text
+
+
+def test_recipe_tells_what_is_about_just_this_deployment_and_counts_the_rest() -> None:
+    """Over fifty concern every host of a vendor, and would bury the two that matter."""
+    asked = ["recipe", "--host-class", "h100-1", "--model", LARGE, "--engine", "vllm-0.12.0-cuda"]
+    text = CliRunner().invoke(app, asked).stdout.partition("# known issues\n")[2]
+    *told, last = text.splitlines()
+    assert [line.partition(":")[0] for line in told] == ["h100-tp1-memory", "hopper-small-batch", "flashinfer-unused"]
+    assert re.fullmatch(r"\d\d more concern this vendor, release or model: --issues prints them", last)
+    listed = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)["known_issues"]
+    assert len(listed) == len(told) + int(last.split()[0])
 
 
 def test_the_known_issues_of_the_recipes_are_right(catalog: Catalog) -> None:
@@ -165,6 +177,11 @@ QUOTED = {
     "sinks-dtype-flags",
     "function-calling-flags",
     "vocabulary-invalid",
+    # The texts of the release itself.
+    "batched-tokens-below-sequences",
+    "moe-backend-wrong",
+    "moe-activation-unmet",
+    "flashinfer-unused",
 }
 
 

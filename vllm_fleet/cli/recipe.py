@@ -17,7 +17,8 @@ from vllm_fleet.schema.recipe import Feature, Install, Profile
 EPILOG = """\b
 Examples:
   vllm-fleet recipe --host-class b200-8 --model openai/gpt-oss-120b
-  vllm-fleet recipe --host-class h100-1 --model openai/gpt-oss-20b --profile min-latency --json"""
+  vllm-fleet recipe --host-class h100-1 --model openai/gpt-oss-20b --profile min-latency --json
+  vllm-fleet recipe --host-class mi300x-8 --model openai/gpt-oss-120b --issues"""
 
 
 def _one_of(kind: Any, option: str, value: str | None) -> Any:
@@ -36,11 +37,12 @@ def command(
         list[str] | None,
         typer.Option("--feature", help="function-calling, structured-output, eagle3 or benchmark. Repeat it for more."),
     ] = None,
+    every_issue: Annotated[bool, typer.Option("--issues", help="Print every known issue that can concern it.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Show what a host class would run, without a fleet.
 
-    Prints arguments, environment, config file, the 'vllm serve' line and the known issues.
+    Prints arguments, environment, config file, the 'vllm serve' line and the known issues that are closest to it.
     """
     question = Question(
         host_class=host_class,
@@ -89,5 +91,8 @@ def command(
         if docker_note:
             print_text(f"note: {docker_note}")
     print_text("\n# known issues")
-    for issue in issues:
+    told = issues if every_issue else known_issues.closest(issues)
+    for issue in told:
         print_text(f"{issue.id}: {issue.cause} Fix: {issue.fix}")
+    if more := len(issues) - len(told):
+        print_text(f"{more} more concern this vendor, release or model: --issues prints them")

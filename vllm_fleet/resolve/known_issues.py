@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,36 @@ def concerning(catalog: Catalog, deployment: Deployment, features: tuple[Feature
         deployment.env,
     )
     return [issue for issue in catalog.known_issues.issues if selects(issue.when, combination)]
+
+
+#: Selector -> how much it says that an issue is about just this deployment. An accelerator alone says nothing.
+_CLOSENESS = {
+    "feature": 8,
+    "host_class": 6,
+    "tensor_parallel": 6,
+    "profile": 4,
+    "arch": 4,
+    "devices": 2,
+    "engine": 2,
+    "install": 1,
+    "model": 1,
+}
+#: It shows in no text: no log will tell later.
+_SILENT = 2
+#: What an issue must reach to be told without being asked for: more than a release, or a form of installation.
+_CLOSE = 4
+
+
+def closest(issues: Sequence[KnownIssue], most: int = 3) -> list[KnownIssue]:
+    """The issues that are about a deployment itself, and not about everything of its vendor; the closest first.
+
+    Args:
+        issues: those that concern the deployment.
+        most: how many.
+    """
+    given = [(sum(_CLOSENESS.get(name, 0) for name in issue.when.model_fields_set), issue) for issue in issues]
+    near = [(close + (_SILENT if issue.symptom is None else 0), issue) for close, issue in given if close >= _CLOSE]
+    return [issue for _, issue in sorted(near, key=lambda pair: -pair[0])[:most]]
 
 
 @dataclass(frozen=True)
