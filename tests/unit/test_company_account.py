@@ -272,7 +272,7 @@ def test_a_secret_in_a_comment_or_as_a_key_is_told_too(what: str, tmp_path: Path
         ({"project": "demo-project"}, "project", "it is a key of gcp, not of aws: remove it"),
         ({"run_hours": 24}, "run_hours", "it is a key of gcp, not of aws: remove it"),
         ({"existing": {**VPC, "subnetwork": "x"}}, "existing.subnetwork", "it is a key of gcp, not of aws: remove it"),
-        ({"regoin": "us-east-1"}, "regoin", "check the spelling"),
+        ({"regoin": "us-east-1"}, "regoin", "did you mean region?"),
     ],
 )
 def test_what_is_of_another_form_or_cloud_is_told_so(

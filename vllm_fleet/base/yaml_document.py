@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from vllm_fleet.base import paths, text_files, yaml_reader
+from vllm_fleet.base import did_you_mean, paths, text_files, yaml_reader
 from vllm_fleet.base.errors import ErrorCode, FleetError, UnusableFileError, raise_all
 from vllm_fleet.base.yaml_reader import Location, Position, dotted, is_secret_name
 
@@ -98,6 +98,41 @@ class Places:
         return any(
             f"{key}.".startswith(f"{wrong}.") or f"{wrong}.".startswith(f"{key}.") for wrong in map(dotted, self.all)
         )
+
+
+@dataclass(frozen=True)
+class _Hints:
+    """What to do about keys that a record does not have.
+
+    Attributes:
+        model: the record.
+        own: the hint of who reads the file; None: the nearest key is proposed.
+    """
+
+    model: type[BaseModel]
+    own: Callable[[Location], str | None] = lambda _: None
+
+    def of(self, place: Location) -> str:
+        """The hint for a key path."""
+        return self.own(place) or did_you_mean.hint(str(place[-1]), keys_at(self.model, place[:-1]), _SPELLING)
+
+
+def keys_at(kind: Any, place: Location) -> frozenset[str]:
+    """The keys that a record has at a key path; empty where it may have any, or none.
+
+    Args:
+        kind: the record, or the type of a part of one.
+        place: the key path.
+    """
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if not place:
+            return frozenset(kind.model_fields)
+        field = kind.model_fields.get(str(place[0]))
+        return keys_at(field.annotation, place[1:]) if field else frozenset()
+    parts = get_args(kind)
+    if get_origin(kind) in (list, dict):
+        return keys_at(parts[-1], place[1:]) if place and parts else frozenset()
+    return frozenset().union(*(keys_at(part, place) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -190,7 +225,7 @@ def parse(
     model: type[Record],
     at: Location = (),
     data: Any = None,
-    unknown: Callable[[Location], str] = lambda _: _SPELLING,
+    unknown: Callable[[Location], str | None] = lambda _: None,
 ) -> Record:
     """Validates the file's data, or a part of it, as a record.
 
@@ -199,7 +234,8 @@ def parse(
         model: the record.
         at: the key path of the part.
         data: the part, where it is not the whole file.
-        unknown: the hint for a key that the record does not have, by its key path below ``at``.
+        unknown: the hint for a key that the record does not have, by its key path below ``at``; None: the nearest
+            key that it has.
 
     Raises:
         FleetError: the data does not match the schema, or values are wrong in themselves; the first error carries the
@@ -213,7 +249,7 @@ def parse(
     try:
         record = model.model_validate(content)
     except ValidationError as invalid:
-        raise_all([*own, *_own_errors(document, invalid, content, at, unknown)])
+        raise_all([*own, *_own_errors(document, invalid, content, at, _Hints(model, unknown))])
         # What is left is a result of values that are wrong in themselves, which the whole file reports.
         raise document.error(at, "has a value that cannot be read") from None
     raise_all(own)
@@ -247,7 +283,7 @@ def parse_valid_part(
             return Parsed(model.model_validate(data), tuple(errors), Places(wrong))
         except ValidationError as invalid:
             known = Places(wrong)
-            found = _translate(document, invalid, data, ())
+            found = _translate(document, invalid, data, (), _Hints(model))
             errors += [error for error, place in found if not known.concern(place)]
             places = {place for _, place in found}
             if len(errors) > _MOST_ERRORS or () in places:
@@ -264,20 +300,16 @@ def _no_mapping(document: Document, at: Location, page: str = "docs/") -> FleetE
 
 
 def _own_errors(
-    document: Document, invalid: ValidationError, data: Any, at: Location, unknown: Callable[[Location], str]
+    document: Document, invalid: ValidationError, data: Any, at: Location, hints: _Hints
 ) -> list[FleetError]:
     """The errors of a record that do not follow from values that are wrong in themselves."""
     wrong = Places(document.wrong)
-    found = _translate(document, invalid, data, at, unknown)
+    found = _translate(document, invalid, data, at, hints)
     return [error for error, place in found if not wrong.concern((*at, *place))]
 
 
 def _translate(
-    document: Document,
-    invalid: ValidationError,
-    data: Any,
-    at: Location,
-    unknown: Callable[[Location], str] = lambda _: _SPELLING,
+    document: Document, invalid: ValidationError, data: Any, at: Location, hints: _Hints
 ) -> list[tuple[FleetError, Location]]:
     """Each error of a record, once for each place, with the place below ``at``."""
     details = invalid.errors(include_url=False, include_context=False)
@@ -289,7 +321,7 @@ def _translate(
         if place not in found:
             is_unknown = detail["type"] == "extra_forbidden"
             found[place] = (
-                document.error((*at, *place), "unknown key", unknown(place))
+                document.error((*at, *place), "unknown key", _SPELLING if document.secret else hints.of(place))
                 if is_unknown
                 else _error(document, detail, (*at, *place))
             )

@@ -12,7 +12,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 from pydantic import BaseModel
 
-from vllm_fleet.base import paths, yaml_document
+from vllm_fleet.base import did_you_mean, paths, yaml_document
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.errors import raise_all as raise_all
 from vllm_fleet.catalogue import engine_locks
@@ -80,8 +80,9 @@ class Catalog:
         family_name, _, count = name.rpartition("-")
         family = self.classes.get(family_name)
         if family is None or not count.isdigit():
-            known = ", ".join(sorted(sized.id for sized in self.sized_classes()))
-            raise FleetError(f"there is no host class {name!r}", f"known classes: {known}", key="host_class")
+            known = sorted(sized.id for sized in self.sized_classes())
+            hint = did_you_mean.hint(name, known, f"known classes: {', '.join(known)}")
+            raise FleetError(f"there is no host class {name!r}", hint, key="host_class")
         if int(count) not in family.counts:
             sizes = ", ".join(f"{family_name}-{size}" for size in family.counts)
             raise FleetError(f"the class {family_name!r} has no size {count}", f"it comes as {sizes}", key="host_class")
@@ -100,9 +101,8 @@ class Catalog:
             FleetError: unknown engine.
         """
         if name not in self.engines:
-            raise FleetError(
-                f"there is no engine {name!r}", f"known engines: {', '.join(sorted(self.engines))}", key="engine"
-            )
+            hint = did_you_mean.hint(name, self.engines, f"known engines: {', '.join(sorted(self.engines))}")
+            raise FleetError(f"there is no engine {name!r}", hint, key="engine")
         return self.engines[name]
 
     def model(self, name: str) -> Model:
@@ -119,9 +119,8 @@ class Catalog:
                 code=ErrorCode.REFUSED,
             )
         if name not in self.models:
-            raise FleetError(
-                f"there is no model {name!r}", f"known models: {', '.join(sorted(self.models))}", key="model"
-            )
+            hint = did_you_mean.hint(name, self.models, f"known models: {', '.join(sorted(self.models))}")
+            raise FleetError(f"there is no model {name!r}", hint, key="model")
         return self.models[name]
 
     def names(self, engine: Engine) -> EngineNames:

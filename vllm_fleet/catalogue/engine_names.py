@@ -62,6 +62,15 @@ class EngineNames:
             return flag in self.flags and second.split(".")[0] in self.pass_config
         return flag in self.flags and (not first or first in self.nested.get(flag, {first}))
 
+    def variables(self, accelerator: str) -> Iterator[str]:
+        """Each environment variable that something reads.
+
+        Args:
+            accelerator: that of the engine.
+        """
+        yield from self.env
+        yield from (name for name in self.beside if self.reads(f"env.{name}", accelerator))
+
     def deprecates(self, key: str) -> bool:
         """Whether the release reads a name, as :meth:`reads` takes it, and announces its removal."""
         return key.startswith("args.") and key.removeprefix("args.") in self.deprecated

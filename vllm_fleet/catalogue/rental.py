@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast, get_args
-
-from pydantic import BaseModel
+from typing import Any, cast
 
 from vllm_fleet.base import yaml_document
 from vllm_fleet.base.errors import ErrorCode, FleetError
@@ -78,31 +76,26 @@ def is_rented(cloud: str) -> bool:
     return cloud in PLACEMENTS
 
 
-def other_clouds(cloud: str) -> Callable[[Location], str]:
+def other_clouds(cloud: str) -> Callable[[Location], str | None]:
     """What to do about a key that the placement of a cloud does not have: it may be one of another cloud.
 
     Args:
         cloud: the cloud.
 
     Returns:
-        The hint for a key path below the placement.
+        The hint for a key path below the placement; None where no other cloud has it.
     """
 
-    def hint(place: Location) -> str:
-        owners = sorted(name for name, model in PLACEMENTS.items() if name != cloud and _has(model, place))
-        return f"it is a key of {' and '.join(owners)}, not of {cloud}: remove it" if owners else "check the spelling"
+    def hint(place: Location) -> str | None:
+        name, above = str(place[-1]), place[:-1]
+        owners = sorted(
+            other
+            for other, model in PLACEMENTS.items()
+            if other != cloud and name in yaml_document.keys_at(model, above)
+        )
+        return f"it is a key of {' and '.join(owners)}, not of {cloud}: remove it" if owners else None
 
     return hint
-
-
-def _has(record: type[BaseModel], place: Location) -> bool:
-    """Whether a record has a key path."""
-    name, *below = place
-    field = record.model_fields.get(str(name))
-    if field is None or not below:
-        return field is not None
-    kinds = [field.annotation, *get_args(field.annotation)]
-    return any(isinstance(kind, type) and issubclass(kind, BaseModel) and _has(kind, tuple(below)) for kind in kinds)
 
 
 def rent_pool(catalog: Catalog, name: str, spec: Pool, document: yaml_document.Document) -> Rented:

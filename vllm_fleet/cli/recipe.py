@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
+from vllm_fleet.base import did_you_mean
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli.output import JsonOption, print_json, print_text
@@ -23,7 +24,11 @@ Examples:
 
 def _one_of(kind: Any, option: str, value: str | None) -> Any:
     if value is not None and value not in get_args(kind):
-        raise FleetError(f"{option} {value!r} is not known", f"choose one of {', '.join(get_args(kind))}", key=option)
+        raise FleetError(
+            f"{option} {value!r} is not known",
+            did_you_mean.hint(value, get_args(kind), f"choose one of {', '.join(get_args(kind))}"),
+            key=option,
+        )
     return value
 
 

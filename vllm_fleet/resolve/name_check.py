@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from vllm_fleet.base import yaml_reader
+from vllm_fleet.base import did_you_mean, yaml_reader
 from vllm_fleet.base.errors import raise_all
 from vllm_fleet.catalogue.engine_names import EngineNames
 from vllm_fleet.resolve.parallelism import parallelism_errors
@@ -34,6 +34,7 @@ COUNTS = frozenset(
     }
 )
 _PASSES = "compilation-config.pass_config"
+_WHAT_IT_READS = "see recipes/engines/names for what it reads"
 
 
 def check_names(
@@ -62,9 +63,9 @@ def _name_faults(
 ) -> Iterator[tuple[str, str, str]]:
     """The key, message and hint of each error."""
 
-    def unread(group: str, name: str, what: str) -> tuple[str, str, str]:
+    def unread(group: str, name: str, what: str, known: Iterable[str]) -> tuple[str, str, str]:
         message = f"{engine.id} does not read the {what} {name!r}"
-        return f"{group}.{name}", message, "see recipes/engines/names for what it reads"
+        return f"{group}.{name}", message, did_you_mean.hint(name, known, _WHAT_IT_READS)
 
     for name, value in args.items():
         key = f"args.{name}"
@@ -75,7 +76,7 @@ def _name_faults(
         elif name in UNSAFE_FLAGS and value is not False:
             yield key, f"{name!r} lets the model's repository run code on the host", "remove it"
         elif name not in names.flags:
-            yield unread("args", name, "flag")
+            yield unread("args", name, "flag", names.flags)
         elif fault := _value_fault(names, engine, name, value):
             yield key, *fault
     passes = args["compilation-config"].get("pass_config", {}) if _is_mapping(args, "compilation-config") else {}
@@ -83,12 +84,14 @@ def _name_faults(
         yield f"args.{_PASSES}", f"{_PASSES!r} is {passes!r}, not a mapping", "write its keys below it"
         passes = {}
     for name in _unknown_keys(names, args, passes):
-        yield unread("args", name, "key")
+        flag, _, key = name.rpartition(".")
+        below = names.pass_config if flag == _PASSES else names.nested[flag]
+        yield unread("args", name, "key", (f"{flag}.{other}" for other in below))
     for name in env:
         if yaml_reader.is_secret_name(name):
             yield f"env.{name}", *_secret_fault(name)
         elif not names.reads(f"env.{name}", engine.accelerator):
-            yield unread("env", name, "environment variable")
+            yield unread("env", name, "environment variable", names.variables(engine.accelerator))
 
 
 def _secret_fault(name: str) -> tuple[str, str]:
