@@ -89,3 +89,13 @@ def test_a_host_narrows_the_issues_to_its_own(fleets: Path) -> None:
     own = json.loads(run(line, "--json", "--host", "lab-0", "--fleet", "golden").stdout)["issues"]
     assert [issue["id"] for issue in everything] == ["no-hip-gpus", "memory-in-use"]
     assert [issue["id"] for issue in own] == ["memory-in-use"]
+
+
+def test_a_log_is_named_once(tmp_path: Path) -> None:
+    (tmp_path / "vllm.log").write_text("RuntimeError: No HIP GPUs are available\n", encoding="utf-8")
+    name = str(tmp_path / "vllm.log")
+    assert "no-hip-gpus" in CliRunner().invoke(app, ["issues", "--log", name]).stdout
+    for words in ([], [name, "--log", name]):
+        fault = CliRunner().invoke(app, ["issues", *words]).exception
+        assert isinstance(fault, FleetError)
+        assert fault.exit_code == 2

@@ -24,6 +24,8 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     # A part of a name is often written for the whole: 0.12.0, gpt-oss-20b.
     if within := sorted(other for text, other in plain.items() if len(wanted) > 2 and wanted in text):
         return within[:_MOST]
+    if longest := max((text for text in plain if len(text) > 4 and text in wanted), key=len, default=""):
+        return [plain[longest]]
     return [plain[text] for text in difflib.get_close_matches(wanted, plain, _MOST, _ALIKE)]
 
 

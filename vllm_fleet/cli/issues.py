@@ -22,6 +22,7 @@ from vllm_fleet.schema.known_issue import KnownIssue
 EPILOG = """\b
 Examples:
   vllm-fleet issues vllm.log
+  vllm-fleet issues --log vllm.log
   ssh h100-3 journalctl -u 'vllm@*' -b | vllm-fleet issues -
   ssh h100-3 sudo dmesg | vllm-fleet issues - --json
   vllm-fleet issues vllm.log --host h100-3 --fleet prod"""
@@ -40,7 +41,8 @@ _DRIVER_MARKS = ("NVRM: ", "nvidia-nvswitch")
 
 
 def command(
-    log: Annotated[str, typer.Argument(help="A log file; - reads standard input.")],
+    log: Annotated[str, typer.Argument(help="A log file; - reads standard input.")] = "",
+    log_option: Annotated[str, typer.Option("--log", help="The same as an option.")] = "",
     host: Annotated[str, typer.Option("--host", help="Show only issues that concern this host of the fleet.")] = "",
     fleet: FleetOption = "lab",
     json: JsonOption = False,
@@ -49,6 +51,9 @@ def command(
 
     Prints each known issue whose symptom is in the log, and each Xid and SXid of NVIDIA's driver, with what to do.
     """
+    if bool(log) == bool(log_option):
+        raise FleetError("names no log, or two", "give a log file, or - for standard input", key="--log")
+    log = log or log_option
     issues = _host_issues(fleet, host) if host else catalogue.load().known_issues.issues
     driver_lines: list[str] = []
     with _open_log(log) as file:

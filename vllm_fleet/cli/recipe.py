@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast, get_args
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, cast, get_args
 
 import typer
 
-from vllm_fleet.base import did_you_mean
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base import did_you_mean, yaml_reader
+from vllm_fleet.base.errors import FleetError, raise_all
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli.output import JsonOption, print_json, print_text
-from vllm_fleet.host import instance_files, serve_command
+from vllm_fleet.host import hand_commands, instance_files, serve_command
 from vllm_fleet.resolve import known_issues
 from vllm_fleet.resolve.resolve import Question, resolve
+from vllm_fleet.schema.fleet import Overrides
 from vllm_fleet.schema.recipe import Feature, Install, Profile
+
+_Shown = Literal["serve", "docker", "bench", "eval", "download", "tools"]
 
 EPILOG = """\b
 Examples:
   vllm-fleet recipe --host-class b200-8 --model openai/gpt-oss-120b
   vllm-fleet recipe --host-class h100-1 --model openai/gpt-oss-20b --profile min-latency --json
-  vllm-fleet recipe --host-class mi300x-8 --model openai/gpt-oss-120b --issues"""
+  vllm-fleet recipe --host-class mi300x-8 --model openai/gpt-oss-120b --issues
+  vllm-fleet recipe --host-class h100-8 --model openai/gpt-oss-120b --override max-num-seqs=64 --show bench"""
 
 
 def _one_of(kind: Any, option: str, value: str | None) -> Any:
@@ -30,6 +35,33 @@ def _one_of(kind: Any, option: str, value: str | None) -> Any:
             key=option,
         )
     return value
+
+
+def _overrides(texts: Sequence[str]) -> Overrides | None:
+    """The overrides of a command line, as a fleet has them.
+
+    Args:
+        texts: ``KEY=VALUE``; a variable is in capitals, a key below a flag has dots before it.
+    """
+    args: dict[str, Any] = {}
+    env: dict[str, Any] = {}
+    for text in texts:
+        key, has_value, written = text.partition("=")
+        if not (key and has_value):
+            raise FleetError(f"{text!r} is not KEY=VALUE", "write it such as max-num-seqs=64", key="--override")
+        content = yaml_reader.read_text(written, f"--override {key}")
+        raise_all(content.errors)
+        if key.isupper():
+            env[key] = written
+            continue
+        *above, last = key.removeprefix("args.").split(".")
+        into = args
+        for part in above:
+            into = into.setdefault(part, {})
+            if not isinstance(into, dict):
+                raise FleetError(f"gives {part!r} a value and keys", "give one of them", key="--override")
+        into[last] = content.data
+    return Overrides(args=args, env=env, why="given on the command line") if texts else None
 
 
 def command(
@@ -43,6 +75,14 @@ def command(
         typer.Option("--feature", help="function-calling, structured-output, eagle3 or benchmark. Repeat it for more."),
     ] = None,
     every_issue: Annotated[bool, typer.Option("--issues", help="Print every known issue that can concern it.")] = False,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--override", help="KEY=VALUE, as 'overrides' in fleet.yml sets it. Repeat it for more."),
+    ] = None,
+    show: Annotated[
+        str | None,
+        typer.Option("--show", help="Print these commands alone: serve, docker, bench, eval, download or tools."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show what a host class would run, without a fleet.
@@ -56,7 +96,10 @@ def command(
         engine=engine,
         install=cast(Install | None, _one_of(Install, "--install", install)),
         features=tuple(cast(Feature, _one_of(Feature, "--feature", name)) for name in feature or ()),
+        overrides=_overrides(override or ()),
+        overrides_file="--override",
     )
+    _one_of(_Shown, "--show", show)
     recipes = catalogue.load()
     deployment = resolve(recipes, question)
     issues = known_issues.concerning(recipes, deployment, question.features)
@@ -67,10 +110,17 @@ def command(
     lines = serve_command.docker_lines(image, deployment.model, deployment.args, deployment.env) if image else []
     docker = "\n".join(lines) or None
     docker_note = serve_command.docker_note(image) if image else None
+    others = {name: make(deployment, recipes.model(model)) for name, make in hand_commands.COMMANDS.items()}
     if json:
         listed = [known_issues.record(issue) for issue in issues]
         shown = {"config": config, "serve": line, "docker": docker, "docker_note": docker_note, "known_issues": listed}
-        print_json({**record, **shown})
+        print_json({**record, **shown, "commands": others})
+        return
+    if show:
+        if show == "docker" and not docker:
+            why = docker_note or f"{deployment.engine.id} has no image"
+            raise FleetError(why, "serve it from its wheel", key="--show")
+        print_text("\n".join({"serve": [line], "docker": lines, **others}[show]))
         return
     fit = record["fit"]
     print_text(

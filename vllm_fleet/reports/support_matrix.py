@@ -143,7 +143,12 @@ def _harmony(known: KnownIssues) -> str:
 
 
 def _issues(known: KnownIssues) -> str:
-    lines = ["# Known issues", "", "`vllm-fleet recipe` prints those that concern its deployment.", ""]
+    lines = [
+        "# Known issues",
+        "",
+        "`vllm-fleet recipe` prints those that are closest to its deployment, and all with `--issues`.",
+        "",
+    ]
     lines += [_line(("issue", "kind", "where", "cause", "fix", "source")), "|" + "---|" * 6]
     for issue in known.issues:
         where = "; ".join(f"{key} {_plain(value)}" for key, value in issue.when.model_dump(exclude_none=True).items())
