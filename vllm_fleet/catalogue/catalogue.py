@@ -26,6 +26,7 @@ from vllm_fleet.schema.encoding import Encodings
 from vllm_fleet.schema.gpu_error import GpuErrors
 from vllm_fleet.schema.host_change import HostChanges
 from vllm_fleet.schema.known_issue import KnownIssues
+from vllm_fleet.schema.memory import Memory
 from vllm_fleet.schema.recipe import Engine, HostClass, Machine, Model, Profile, Profiles, Rule
 from vllm_fleet.schema.spelling import Spellings
 
@@ -69,6 +70,7 @@ class Catalog:
     drivers: Drivers
     gpu_errors: GpuErrors
     host_changes: HostChanges
+    memory: Memory
     documents: Mapping[str, yaml_document.Document] = field(repr=False)
 
     def host_class(self, name: str) -> SizedClass:
@@ -205,6 +207,7 @@ def load(root: Path | None = None) -> Catalog:
         ("drivers", Drivers),
         ("gpu_errors", GpuErrors),
         ("host_changes", HostChanges),
+        ("memory", Memory),
     ):
         try:
             documents[name] = yaml_document.read_with_errors(base / f"{name}.yml")
@@ -212,7 +215,7 @@ def load(root: Path | None = None) -> Catalog:
         except FleetError as fault:
             errors.extend([fault, *fault.others])
     raise_all(errors)
-    profiles, encodings, distributions, known, spellings, drivers, gpu_errors, host_changes = singles
+    profiles, encodings, distributions, known, spellings, drivers, gpu_errors, host_changes, memory = singles
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
     assert isinstance(distributions, Distributions)  # noqa: S101 - as above
@@ -221,6 +224,7 @@ def load(root: Path | None = None) -> Catalog:
     assert isinstance(drivers, Drivers)  # noqa: S101 - as above
     assert isinstance(gpu_errors, GpuErrors)  # noqa: S101 - as above
     assert isinstance(host_changes, HostChanges)  # noqa: S101 - as above
+    assert isinstance(memory, Memory)  # noqa: S101 - as above
     return Catalog(
         base,
         classes,
@@ -236,6 +240,7 @@ def load(root: Path | None = None) -> Catalog:
         drivers,
         gpu_errors,
         host_changes,
+        memory,
         documents,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, cast, get_args
 
 import typer
@@ -12,7 +13,7 @@ from vllm_fleet.base.errors import FleetError, raise_all
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli.output import JsonOption, print_json, print_text
 from vllm_fleet.host import hand_commands, instance_files, serve_command
-from vllm_fleet.resolve import known_issues
+from vllm_fleet.resolve import device_memory, known_issues
 from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.schema.fleet import Overrides
 from vllm_fleet.schema.recipe import Feature, Install, Profile
@@ -111,10 +112,11 @@ def command(
     docker = "\n".join(lines) or None
     docker_note = serve_command.docker_note(image) if image else None
     others = {name: make(deployment, recipes.model(model)) for name, make in hand_commands.COMMANDS.items()}
+    memory = device_memory.of_deployment(recipes, deployment)
     if json:
         listed = [known_issues.record(issue) for issue in issues]
         shown = {"config": config, "serve": line, "docker": docker, "docker_note": docker_note, "known_issues": listed}
-        print_json({**record, **shown, "commands": others})
+        print_json({**record, **shown, "device_memory": asdict(memory) if memory else None, "commands": others})
         return
     if show:
         if show == "docker" and not docker:
@@ -131,6 +133,8 @@ def command(
         f"memory: weights {fit['weights_gib']} GiB, KV cache {fit['kv_cache_gib']} GiB, "
         f"{fit['max_num_seqs']} sequences of full length",
     )
+    if memory:
+        print_text(f"one device: {memory.text()}")
     print_text(f"evidence: {deployment.evidence}")
     for note in deployment.notes:
         print_text(f"note: {note}")
