@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,11 +103,25 @@ def test_a_role_waits_for_the_lock_of_apt(lab: DriverLab) -> None:
     ]
 
 
+def wait_for_end(lab: DriverLab, unit: str) -> None:
+    """Waits until a unit of the host has ended, also while the host takes no connections."""
+    for _ in range(240):
+        try:
+            if lab.on("gpu-0", f"systemctl show -P ActiveState {unit}").strip() in ("inactive", "failed"):
+                return
+        except AssertionError as fault:
+            print(f"gpu-0 takes no connection now: {fault}")
+        time.sleep(0.5)
+    pytest.fail(f"{unit} did not end")
+
+
 def test_needrestart_restarts_nothing_that_serves(lab: DriverLab) -> None:
     """The real one, in the mode of Ubuntu 24.04, after an upgrade of a library that both services have open."""
     other = "[Service]\nExecStart=/usr/bin/python3 -c 'import zlib, time; time.sleep(99999)'\n"
     lab.on("gpu-0", f"cat > /etc/systemd/system/other.service <<'END'\n{other}END\nsystemctl daemon-reload")
     lab.on("gpu-0", "DEBIAN_FRONTEND=noninteractive apt-get install -q -y needrestart; systemctl start other vllm@0")
+
+    quiet = "DEBIAN_FRONTEND=noninteractive"
 
     def restarted() -> dict[str, bool]:
         """Which of the two services needrestart restarts after an upgrade of zlib."""
@@ -114,7 +129,9 @@ def test_needrestart_restarts_nothing_that_serves(lab: DriverLab) -> None:
         ids = {unit: lab.on("gpu-0", f"systemctl show -P InvocationID {unit}") for unit in units}
         library = "/usr/lib/x86_64-linux-gnu/$(readlink /usr/lib/x86_64-linux-gnu/libz.so.1)"
         lab.on("gpu-0", f"cp -p {library} /root/libz; cp -p /root/libz {library}.new; mv {library}.new {library}")
-        lab.on("gpu-0", "DEBIAN_FRONTEND=noninteractive needrestart -q -r a")
+        # It restarts sshd and the network too: a connection that waits for it may break.
+        lab.on("gpu-0", f"systemd-run -q --collect --unit=upgraded -E {quiet} needrestart -q -r a")
+        wait_for_end(lab, "upgraded")
         return {unit: lab.on("gpu-0", f"systemctl show -P InvocationID {unit}") != ids[unit] for unit in units}
 
     lab.on("gpu-0", "rm -f /etc/needrestart/conf.d/60-vllm-fleet.conf")
