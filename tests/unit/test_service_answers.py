@@ -147,9 +147,19 @@ def expect_in_mirror(offers: list[wheels.Offer]) -> None:
 def test_any_package_list_names_files_below_its_archive(fields: list[tuple[str, str]]) -> None:
     text = "".join(f"{name}: {value}\n" for name, value in fields)
     wanted = [f"{FLAT.uri}/{value}" for _, value in fields]
-    for artifact in apt_lists.pool_files(text, wanted, FLAT):
+    try:
+        found = list(apt_lists.pool_files(text, wanted, FLAT))
+    except FleetError as error:
+        assert str(error).isprintable()
+        return
+    for artifact in found:
         assert ".." not in PurePosixPath(artifact.path).parts
         assert artifact.path.isprintable()
+
+
+def test_a_list_with_an_empty_line_in_a_value_is_an_error() -> None:
+    with pytest.raises(FleetError, match=r"a package list of .* cannot be read: value must not have blank lines"):
+        list(apt_lists.pool_files("Package: \n\x0c0\n", [], FLAT))
 
 
 def test_a_package_outside_of_its_archive_is_not_listed() -> None:

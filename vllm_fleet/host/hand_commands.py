@@ -1,4 +1,4 @@
-"""Deployment -> the guides' other commands, for a person: benchmark, evaluation, download, tools.
+"""Deployment -> the guides' other commands, for those who test: benchmark, evaluation, download, tools.
 
 Each is made of the deployment itself, so that a benchmark loads the server as far as it was set up for, and a download
 is of the revision that the recipe names.

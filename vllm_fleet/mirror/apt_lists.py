@@ -20,6 +20,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _SIZE = re.compile("[0-9]{1,15}")
 #: As apt reads a list: only an empty line ends a stanza.
 _STRICT = {"whitespace-separates-paragraphs": False}
+_LIST_HINT = "look at what answers at this address: it is no archive of packages"
 
 
 @dataclass(frozen=True)
@@ -156,18 +157,28 @@ def pool_files(packages: str, wanted: Iterable[str], origin: Origin) -> Iterator
         packages: the text of the list.
         wanted: URLs of files; URLs of other archives are ignored.
         origin: the archive.
-    """
-    # Imported when a mirror is filled: the inventory imports this module too.
-    from debian.deb822 import Deb822
 
+    Raises:
+        FleetError: it is no package list.
+    """
     names = {_decoded(url.removeprefix(f"{origin.uri}/")): url for url in wanted if url.startswith(f"{origin.uri}/")}
     # The reader stops at a stanza without any of the fields; each has a Package.
     fields = ["Package", "Filename", "Size", "SHA256"]
-    for stanza in Deb822.iter_paragraphs(StringIO(packages), fields, strict=_STRICT):
+    for stanza in _stanzas(packages, fields, origin):
         name, size, sha256 = stanza.get("Filename", ""), stanza.get("Size", ""), stanza.get("SHA256", "")
         if (url := names.get(name)) and _is_path(name) and _SIZE.fullmatch(size) and _SHA256.fullmatch(sha256):
             # A flat archive has './name.deb'.
             yield Artifact(f"{origin.place}/{PurePosixPath(name)}", sha256, int(size), url)
+
+
+def _stanzas(packages: str, fields: list[str], origin: Origin) -> Iterator[Mapping[str, str]]:
+    # Imported when a mirror is filled: the inventory imports this module too.
+    from debian.deb822 import Deb822
+
+    try:
+        yield from Deb822.iter_paragraphs(StringIO(packages), fields, strict=_STRICT)
+    except ValueError as fault:
+        raise FleetError(f"a package list of {origin.uri} cannot be read: {fault}", _LIST_HINT) from None
 
 
 def release_lists(release: str, origin: Origin, architecture: str) -> Iterator[Artifact]:
@@ -179,11 +190,14 @@ def release_lists(release: str, origin: Origin, architecture: str) -> Iterator[A
         architecture: Debian's name of it.
 
     Raises:
-        FleetError: the release has no list for the architecture.
+        FleetError: it is no release file, or has no list for the architecture.
     """
     from debian.deb822 import Release
 
-    record = Release(StringIO(release))
+    try:
+        record = Release(StringIO(release))
+    except ValueError as fault:
+        raise FleetError(f"the release file of {origin.uri} cannot be read: {fault}", _LIST_HINT) from None
     known = {
         row["name"]: (row["sha256"], int(row["size"]))
         for row in record.get("SHA256", [])
