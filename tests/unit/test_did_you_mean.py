@@ -41,6 +41,10 @@ def test_a_name_on_the_command_line_is_proposed(options: tuple[str, ...], meant:
     [
         ({"args": {"max-nun-seqs": 8}}, "max-num-seqs"),
         ({"args": {"compilation-config": {"cudagraph_mod": "FULL"}}}, "compilation-config.cudagraph_mode"),
+        (
+            {"args": {"compilation-config": {"pass_config": {"fuse_allreduce_rm": True}}}},
+            "compilation-config.pass_config.",
+        ),
         ({"env": {"VLLM_LOGING_LEVEL": "DEBUG"}}, "VLLM_LOGGING_LEVEL"),
     ],
 )
@@ -82,3 +86,10 @@ def test_a_key_of_fleet_yml_is_proposed(text: str, meant: str, tmp_path: Path) -
 def test_where_nothing_is_like_it_nothing_is_proposed() -> None:
     assert did_you_mean.hint("zzz", ["h100-8"], "known: h100-8") == "known: h100-8"
     assert did_you_mean.nearest("a", ["a100", "b200"]) == []
+
+
+def test_a_key_with_dots_below_a_flag_is_an_error_as_any_other() -> None:
+    asked = ["recipe", "--host-class", "h100-8", "--model", LARGE, "--override", 'compilation-config={".": false}']
+    fault = CliRunner().invoke(app, asked).exception
+    assert isinstance(fault, FleetError)
+    assert "does not read the key 'compilation-config..'" in str(fault)

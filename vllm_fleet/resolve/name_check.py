@@ -83,10 +83,8 @@ def _name_faults(
     if not isinstance(passes, Mapping):
         yield f"args.{_PASSES}", f"{_PASSES!r} is {passes!r}, not a mapping", "write its keys below it"
         passes = {}
-    for name in _unknown_keys(names, args, passes):
-        flag, _, key = name.rpartition(".")
-        below = names.pass_config if flag == _PASSES else names.nested[flag]
-        yield unread("args", name, "key", (f"{flag}.{other}" for other in below))
+    for above, key, known in _unknown_keys(names, args, passes):
+        yield unread("args", f"{above}.{key}", "key", (f"{above}.{other}" for other in known))
     for name in env:
         if yaml_reader.is_secret_name(name):
             yield f"env.{name}", *_secret_fault(name)
@@ -122,9 +120,11 @@ def _is_mapping(args: Mapping[str, Any], name: str) -> bool:
     return isinstance(args.get(name), Mapping)
 
 
-def _unknown_keys(names: EngineNames, args: Mapping[str, Any], passes: Mapping[str, Any]) -> Iterator[str]:
-    """Dotted keys inside mappings that the release does not list."""
+def _unknown_keys(
+    names: EngineNames, args: Mapping[str, Any], passes: Mapping[str, Any]
+) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """Where a mapping is, a key in it that the release does not list, and those that it lists."""
     for flag, known in names.nested.items():
         if _is_mapping(args, flag):
-            yield from (f"{flag}.{key}" for key in args[flag] if key not in known)
-    yield from (f"{_PASSES}.{key}" for key in passes if key not in names.pass_config)
+            yield from ((flag, key, known) for key in args[flag] if key not in known)
+    yield from ((_PASSES, key, names.pass_config) for key in passes if key not in names.pass_config)
