@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
+from vllm_fleet.base.text_form import Form
+
 _NAME_LENGTH = 42
 _NAME = re.compile(rf"[a-z]([a-z0-9-]{{0,{_NAME_LENGTH - 2}}}[a-z0-9])?")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MODEL_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 #: Python, and the forms of weights that are pickles or can contain them.
 _CODE = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
@@ -45,14 +46,6 @@ _RSA_BITS = 1024
 _KEY_PATTERN = f"^({'|'.join(_KEY_STRINGS)}) [A-Za-z0-9+/]+={{0,2}}$"
 
 
-def _name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError(
-            f"{value!r} is not a name: at most {_NAME_LENGTH} lower-case letters, digits and dashes, a letter first"
-        )
-    return value
-
-
 def _network(value: str) -> str:
     try:
         ipaddress.ip_network(value)
@@ -75,12 +68,6 @@ def _private_network(value: str) -> str:
         raise ValueError(f"{value!r} is not a private range: use one in {', '.join(map(str, PRIVATE))}")
     if not 16 <= network.prefixlen <= 22:
         raise ValueError(f"{value!r} has the wrong size: clouds take from /16 to /22")
-    return value
-
-
-def _sha256(value: str) -> str:
-    if not _SHA256.fullmatch(value):
-        raise ValueError(f"{value!r} is not a SHA-256 digest: 64 hexadecimal digits")
     return value
 
 
@@ -243,14 +230,16 @@ Digest = Annotated[str, Field(pattern=f"^{_DIGEST.pattern}$")]
 SecretDigest = Annotated[str, BeforeValidator(_secret_digest)]
 #: Of a secret: its name.
 OwnerName = Annotated[str, BeforeValidator(_owner)]
-#: The pattern is for the JSON Schema; the validator has the clearer message.
-Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{_NAME.pattern}$"})]
+Name = Annotated[
+    str,
+    Form(_NAME.pattern, "a name", f"at most {_NAME_LENGTH} lower-case letters, digits and dashes, a letter first"),
+]
 Network = Annotated[str, AfterValidator(_network)]
 #: The network of a cloud.
 PrivateNetwork = Annotated[str, AfterValidator(_private_network)]
 #: A file of a model.
 ModelFileName = Annotated[str, AfterValidator(_model_file)]
-Sha256 = Annotated[str, AfterValidator(_sha256), Field(json_schema_extra={"pattern": f"^{_SHA256.pattern}$"})]
+Sha256 = Annotated[str, Form("[0-9a-f]{64}", "a SHA-256 digest", "64 hexadecimal digits")]
 #: Names as vLLM's command line spells them, dashed; ``None`` takes a key away.
 Args = Annotated[dict[str, Any], AfterValidator(_plain)]
 #: Values of the environment are strings, quoted in YAML, so that ``no`` and ``1`` stay unchanged.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,9 +19,8 @@ ALLOW = "correct its permissions, or run as a user who has them"
 @cache
 def root() -> Path:
     """The checkout: the nearest directory above this file that contains ``Pulumi.yaml``."""
-    for folder in Path(__file__).resolve().parents:
-        if (folder / "Pulumi.yaml").is_file():
-            return folder
+    if found := _nearest_project(Path(__file__).resolve().parents):
+        return found
     raise FileNotFoundError("no Pulumi.yaml above vllm_fleet/: install the project from its checkout")
 
 
@@ -30,9 +30,13 @@ def other_checkout() -> Path | None:
         here = Path.cwd()
     except OSError:
         return None  # it was deleted
-    found = next((folder for folder in (here, *here.parents) if (folder / "Pulumi.yaml").is_file()), None)
+    found = _nearest_project((here, *here.parents))
     is_ours = found and (found / "vllm_fleet" / "__init__.py").is_file()
     return found if found and is_ours and found.resolve() != root() else None
+
+
+def _nearest_project(folders: Iterable[Path]) -> Path | None:
+    return next((folder for folder in folders if (folder / "Pulumi.yaml").is_file()), None)
 
 
 def cache_dir() -> Path:

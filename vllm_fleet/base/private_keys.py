@@ -22,8 +22,12 @@ def is_public_key(file: Path) -> bool:
     Args:
         file: a file that can be read.
     """
+    return _PUBLIC.match(_head(file)) is not None
+
+
+def _head(file: Path) -> bytes:
     with file.open("rb") as opened:
-        return _PUBLIC.match(opened.read(_HEAD_BYTES)) is not None
+        return opened.read(_HEAD_BYTES)
 
 
 def private_key_fault(file: Path) -> PathFault | None:
@@ -34,13 +38,13 @@ def private_key_fault(file: Path) -> PathFault | None:
     """
     if fault := paths.file_fault(file):
         return fault
-    if is_public_key(file):
+    head = _head(file)
+    if _PUBLIC.match(head):
         return PathFault(
             file, "is a public key", "give the private key beside it; leave it out where an agent holds that key"
         )
-    with file.open("rb") as opened:
-        if _PRIVATE.match(opened.read(_HEAD_BYTES)) is None:
-            return PathFault(file, "is not a private key of SSH", "correct the path")
+    if _PRIVATE.match(head) is None:
+        return PathFault(file, "is not a private key of SSH", "correct the path")
     about = file.stat()
     # As ssh has it: a key of another user, such as root's for a group, may have any mode.
     if about.st_uid == os.getuid() and about.st_mode & 0o077:

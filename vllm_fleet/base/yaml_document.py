@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
@@ -43,6 +43,7 @@ class Document:
         errors: what is wrong with the values themselves, for any schema.
         wrong: the key paths of these values.
         secret: its errors have line and column and repeat no word of it, a key neither.
+        text: of a YAML file, with its comments.
     """
 
     file: str
@@ -51,6 +52,7 @@ class Document:
     errors: tuple[FleetError, ...] = ()
     wrong: frozenset[Location] = frozenset()
     secret: bool = False
+    text: str = field(default="", repr=False)
 
     def line(self, location: Location) -> int | None:
         """The line of a key path, or of its nearest parent in the file."""
@@ -176,10 +178,11 @@ def read_with_errors(path: Path, *, secret: bool = False) -> Document:
         FleetError: the file is missing or is not YAML.
     """
     file = paths.display(path)
-    content = yaml_reader.read_text(text_files.read_text(path), file, secret=secret)
+    text = text_files.read_text(path)
+    content = yaml_reader.read_text(text, file, secret=secret)
     # An error in an empty file names its first line.
     position = content.position or Position(1, 1)
-    return Document(file, content.data, position, content.errors, content.wrong, secret)
+    return Document(file, content.data, position, content.errors, content.wrong, secret, text)
 
 
 def read_json(path: Path) -> Document:
@@ -320,11 +323,8 @@ def _translate(
         place = _place(detail, data)
         if place not in found:
             is_unknown = detail["type"] == "extra_forbidden"
-            found[place] = (
-                document.error((*at, *place), "unknown key", _SPELLING if document.secret else hints.of(place))
-                if is_unknown
-                else _error(document, detail, (*at, *place))
-            )
+            hint = hints.of(place) if is_unknown and not document.secret else _SPELLING
+            found[place] = _error(document, detail, (*at, *place), hint)
     return [(error, place) for place, error in found.items()]
 
 
@@ -340,7 +340,9 @@ def _place(detail: Any, data: Any) -> Location:
     return tuple(place)
 
 
-def _error(document: Document, detail: Any, location: Location) -> FleetError:
+def _error(document: Document, detail: Any, location: Location, unknown: str) -> FleetError:
+    if detail["type"] == "extra_forbidden":
+        return document.error(location, "unknown key", unknown)
     if detail["type"] == "missing":
         text = f"the key {detail['loc'][-1]!r} is missing" if document.secret else "is missing"
         return document.error(location, text, "add the key")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -18,7 +18,7 @@ from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.schema.fleet import Overrides
 from vllm_fleet.schema.recipe import Feature, Install, Profile
 
-_Shown = Literal["serve", "docker", "bench", "eval", "download", "tools"]
+_SHOWN = ("serve", "docker", *hand_commands.COMMANDS)
 
 EPILOG = """\b
 Examples:
@@ -28,13 +28,10 @@ Examples:
   vllm-fleet recipe --host-class h100-8 --model openai/gpt-oss-120b --override max-num-seqs=64 --show bench"""
 
 
-def _one_of(kind: Any, option: str, value: str | None) -> Any:
-    if value is not None and value not in get_args(kind):
-        raise FleetError(
-            f"{option} {value!r} is not known",
-            did_you_mean.hint(value, get_args(kind), f"choose one of {', '.join(get_args(kind))}"),
-            key=option,
-        )
+def _one_of(choices: Sequence[str], option: str, value: str | None) -> Any:
+    if value is not None and value not in choices:
+        hint = did_you_mean.hint(value, choices, f"choose one of {', '.join(choices)}")
+        raise FleetError(f"{option} {value!r} is not known", hint, key=option)
     return value
 
 
@@ -93,14 +90,14 @@ def command(
     question = Question(
         host_class=host_class,
         model=model,
-        profile=cast(Profile, _one_of(Profile, "--profile", profile)),
+        profile=cast(Profile, _one_of(get_args(Profile), "--profile", profile)),
         engine=engine,
-        install=cast(Install | None, _one_of(Install, "--install", install)),
-        features=tuple(cast(Feature, _one_of(Feature, "--feature", name)) for name in feature or ()),
+        install=cast(Install | None, _one_of(get_args(Install), "--install", install)),
+        features=tuple(cast(Feature, _one_of(get_args(Feature), "--feature", name)) for name in feature or ()),
         overrides=_overrides(override or ()),
         overrides_file="--override",
     )
-    _one_of(_Shown, "--show", show)
+    _one_of(_SHOWN, "--show", show)
     recipes = catalogue.load()
     deployment = resolve(recipes, question)
     issues = known_issues.concerning(recipes, deployment, question.features)

@@ -29,9 +29,8 @@ def account_errors(hosts: Sequence[HostPlan], spec: Fleet, document: yaml_docume
             continue
         seen.add(host.pool)
         if placement.project not in account.gcp:
-            section = ("gateway",) if host.kind == "gateway" else ("pools", host.pool)
             yield document.error(
-                (*section, "placement", "project"),
+                (*host.section, "placement", "project"),
                 f"is {placement.project!r}, and account.gcp allows {', '.join(account.gcp)}",
                 "correct one of them",
                 ErrorCode.REFUSED,

@@ -17,8 +17,7 @@ def of(host: HostPlan) -> Existing | None:
 
 def place(host: HostPlan) -> tuple[str, ...]:
     """The key path of a host's network in ``fleet.yml``."""
-    section = ("gateway",) if host.kind == "gateway" else ("pools", host.pool)
-    return (*section, "placement", "existing")
+    return (*host.section, "placement", "existing")
 
 
 def disagreeing(name: str, hosts: Sequence[HostPlan], document: yaml_document.Document) -> Iterator[FleetError]:

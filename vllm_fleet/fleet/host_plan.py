@@ -48,6 +48,11 @@ class HostPlan:
     deployment: Deployment | None = None
 
     @property
+    def section(self) -> tuple[str, ...]:
+        """The key path in ``fleet.yml`` of what it belongs to: its pool, or the gateways."""
+        return ("gateway",) if self.kind == "gateway" else ("pools", self.pool)
+
+    @property
     def may_vanish(self) -> bool:
         """Whether its cloud may end it at any time, or after a time: spot and flex-start."""
         return self.rented is not None and self.rented.placement.capacity.kind in ("spot", "flex-start")

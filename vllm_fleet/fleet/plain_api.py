@@ -32,7 +32,7 @@ def plain_api_errors(
     if spec.gateway.tls:
         return
     if spec.gateway.plain:
-        # What ends TLS before the gateways is in a network of its own, and the internet is none.
+        # A load balancer that ends TLS has a network of its own: api_from names that network, and not the internet.
         if any(host.rented and host.rented.placement.public_address for host in hosts if host.kind == "gateway"):
             for index, whole in open_networks.too_wide(spec.access.api_from):
                 yield document.error(

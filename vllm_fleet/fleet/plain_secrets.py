@@ -31,18 +31,14 @@ _URLS = frozenset({"url", "uri", "http", "https"})
 _HINT = "remove it, and hand out a new one if the file was ever shared: fleet.yml is no place for secrets"
 
 
-def secret_errors(document: yaml_document.Document, text: str = "") -> Iterator[FleetError]:
-    """Each secret of the file, by its place; no error repeats one.
-
-    Args:
-        document: the file.
-        text: the same as text: comments are in no value, and in the repository all the same.
-    """
+def secret_errors(document: yaml_document.Document) -> Iterator[FleetError]:
+    """Each secret of the file, by its place, and those of its comments; no error repeats one."""
     found = list(_below(document, (), document.data))
     yield from found
-    for number, line in enumerate(text.split("\n"), start=1):
+    told = {error.line for error in found}
+    for number, line in enumerate(document.text.split("\n"), start=1):
         comment = line.partition("#")[2]
-        if comment and (what := _form(comment)) and number not in {error.line for error in found}:
+        if comment and number not in told and (what := _form(comment)):
             yield FleetError(f"contains {what} in plain, in a comment", _HINT, document.file, number)
 
 

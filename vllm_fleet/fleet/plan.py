@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_fleet.base import paths, text_files, yaml_document
+from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.errors import FleetError, InvariantError, raise_all
 from vllm_fleet.catalogue import rental
 from vllm_fleet.catalogue.catalogue import Catalog
@@ -102,7 +102,7 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     """
     document = yaml_document.read_with_errors(directory / "fleet.yml")
     # Alone: other errors may repeat the values of keys.
-    raise_all(plain_secrets.secret_errors(document, text_files.read_text(directory / "fleet.yml")))
+    raise_all(plain_secrets.secret_errors(document))
     parsed = yaml_document.parse_valid_part(
         document, Fleet, lambda data, wrong: _fill(data, wrong, directory.name), "docs/fleets.md"
     )
@@ -362,15 +362,16 @@ def _duplicates(hosts: list[HostPlan], document: yaml_document.Document) -> Iter
     names: dict[str, HostPlan] = {}
     addresses: dict[tuple[str, int], HostPlan] = {}
     for host in hosts:
-        at = ("gateway",) if host.kind == "gateway" else ("pools", host.pool)
         if other := names.get(host.name):
-            yield document.error(at, f"the host {host.name!r} is in the pool {other.pool!r} too", "rename one")
+            yield document.error(
+                host.section, f"the host {host.name!r} is in the pool {other.pool!r} too", "rename one"
+            )
         names[host.name] = host
         if host.static:
             address = (host.static.address, host.static.port)
             if other := addresses.get(address):
                 yield document.error(
-                    at,
+                    host.section,
                     f"{host.name} and {other.name} both have the address {host.static.address}",
                     "correct one of them",
                 )

@@ -26,9 +26,10 @@ def reserved_errors(hosts: Sequence[HostPlan], spec: Fleet, document: yaml_docum
     for host in hosts:
         if host.name not in (*GROUPS, *_OF_ANSIBLE):
             continue
-        section = ("gateway",) if host.kind == "gateway" else ("pools", host.pool)
         members = spec.gateway.hosts if host.kind == "gateway" else spec.pools[host.pool].hosts
         names = members if isinstance(members, list) else []
         at = ("static", host.name) if host.static else ("hosts", names.index(host.name))
         what = "Ansible's own" if host.name in _OF_ANSIBLE else "that of a group of the inventory"
-        yield document.error((*section, *at), f"{host.name!r} is no name for a host: it is {what}", "rename the host")
+        yield document.error(
+            (*host.section, *at), f"{host.name!r} is no name for a host: it is {what}", "rename the host"
+        )

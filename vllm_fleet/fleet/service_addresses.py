@@ -116,9 +116,8 @@ def _static_hosts(hosts: Iterable[HostPlan]) -> Iterator[tuple[HostPlan, Locatio
     """Each static host with the key and the text of the address at which the others reach it."""
     for host in hosts:
         if host.static:
-            section = ("gateway",) if host.kind == "gateway" else ("pools", host.pool)
             key = "private_address" if host.static.private_address else "address"
-            yield host, (*section, "static", host.name, key), host.static.private_address or host.static.address
+            yield host, (*host.section, "static", host.name, key), host.static.private_address or host.static.address
 
 
 def _common_version(known: Sequence[_Known]) -> int | None:

@@ -34,7 +34,7 @@ def port_errors(hosts: Sequence[HostPlan], spec: Fleet, document: Document) -> I
 
 def _services(host: HostPlan, spec: Fleet) -> Iterator[tuple[int, str, Location]]:
     """Port, service and key of what listens on a host; where two have one port, the later key is wrong."""
-    section = ("gateway",) if host.kind == "gateway" else ("pools", host.pool)
+    section = host.section
     for name, port in host.instances:
         yield port, f"the instance {name} of vLLM", section
         yield port + READINESS_OFFSET, f"the readiness of the instance {name}", section

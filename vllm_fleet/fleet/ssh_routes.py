@@ -43,9 +43,8 @@ def missing_keys(hosts: Sequence[HostPlan], access: Access, document: yaml_docum
     """Static hosts whose host key nothing vouches for."""
     for host in hosts:
         if host.static and not host.static.ssh_host_key and not access.ssh_host_authorities:
-            section = ("gateway",) if host.kind == "gateway" else ("pools", host.pool)
             yield document.error(
-                (*section, "static", host.name),
+                (*host.section, "static", host.name),
                 "has no ssh_host_key, and access has no ssh_host_authorities",
                 "add the key as 'ssh-keyscan' on the host itself prints it: 'type base64'",
             )

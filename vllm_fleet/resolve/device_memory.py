@@ -16,8 +16,6 @@ from vllm_fleet.resolve.deployment import Deployment
 from vllm_fleet.schema.memory import Memory, ModelMemory
 
 _GIB = 2**30
-#: The capture sizes that vLLM takes by itself up to 256: 1, 2, 4 and each eighth; above that each sixteenth.
-_SIZES_TO_256 = 35
 
 
 @dataclass(frozen=True)
@@ -176,5 +174,6 @@ def _activations(table: Memory, shape: ModelMemory, device: Device) -> float:
 
 def _graphs(table: Memory, shape: ModelMemory, device: Device) -> float:
     largest = device.args.get("max-cudagraph-capture-size", table.defaults.capture_size)
-    sizes = _SIZES_TO_256 + (largest - 256) // 16 if largest > 256 else max(1, 3 + largest // 8)
+    # The sizes that vLLM captures: 1, 2, 4, each eighth up to 256, and each sixteenth above.
+    sizes = 3 + min(largest, 256) // 8 + max(0, largest - 256) // 16
     return float(shape.graph_gib * sizes)

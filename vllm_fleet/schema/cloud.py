@@ -30,13 +30,9 @@ Zone = Annotated[
 
 
 #: Azure's ids have groups, whose names may have parentheses.
-_CLOUD_ID = re.compile(r"[A-Za-z0-9/][A-Za-z0-9/:._()@=+-]*")
-
-
-def _cloud_id(value: str) -> str:
-    if not _CLOUD_ID.fullmatch(value):
-        raise ValueError(f"{value[:80]!r} is not an id: copy it as the cloud shows it, without blanks and ';'")
-    return value
+_CLOUD_ID = Form(
+    r"[A-Za-z0-9/][A-Za-z0-9/:._()@=+-]*", "an id", "copy it as the cloud shows it, without blanks and ';'"
+)
 
 
 def _region_like(value: str, pattern: str, example: str) -> str:
@@ -57,7 +53,7 @@ def _managed_identity(value: str) -> str:
 
 
 #: What a cloud calls a thing: an image, a reservation.
-CloudId = Annotated[Line, AfterValidator(_cloud_id)]
+CloudId = Annotated[Line, _CLOUD_ID]
 
 
 def _image_like(value: str | None, pattern: str, example: str) -> str | None:
