@@ -13,7 +13,7 @@ from lab.surroundings import read_site, site_files
 from lab.tree import ensure_tree, require_disk, tree_digest
 from vllm_fleet.base.errors import ErrorCode, FleetError
 
-_START_SECONDS = 60.0
+_START_SECONDS = 300.0
 _ANSWER_SECONDS = 10.0
 #: Servers may lock memory and raise limits; nspawn drops both capabilities by default.
 _RIGHTS = (

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
+from hanging import HANGING_SECONDS
 
 from lab import tree
 from vllm_fleet.edge.ssh_target import Target
@@ -114,7 +115,7 @@ def serve(folder: Path, users: tuple[User, ...]) -> Iterator[Sshd]:
 
 
 def _wait(server: Sshd, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + HANGING_SECONDS
     while time.monotonic() < end:
         assert process.poll() is None, server.log.read_text(encoding="utf-8")
         with socket.socket() as attempt:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hanging import HANGING_SECONDS
 
 from vllm_fleet.base import paths
 from vllm_fleet.inventory import ALL_ROLES, HELPERS
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, cwd=paths.root(), capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(words, cwd=paths.root(), capture_output=True, text=True, check=False, timeout=HANGING_SECONDS)
 
 
 def listed(fleet: Path, *more: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 import yaml
+from hanging import HANGING_SECONDS
 from ssh_servers import Loop
 
 from vllm_fleet.base import paths
@@ -79,7 +80,7 @@ def run(fleet: Path, *words: str) -> tuple[int, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=180,
+        timeout=HANGING_SECONDS,
     )
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
@@ -124,7 +125,7 @@ def drift(fleet: Path, *words: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=HANGING_SECONDS,
     )
 
 

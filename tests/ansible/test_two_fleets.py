@@ -13,6 +13,7 @@ from typing import Any
 import asyncssh
 import pytest
 import yaml
+from hanging import HANGING_SECONDS
 from ssh_servers import ADDRESS, Loop, Server
 
 from vllm_fleet.base import paths
@@ -72,7 +73,12 @@ def two(fleets: Path, tmp_path: Path, servers: Loop) -> Iterator[tuple[list[Path
 def run(program: str, files: list[Path], *words: str) -> subprocess.CompletedProcess[str]:
     inventories = [word for file in files for word in ("-i", str(file))]
     return subprocess.run(
-        [program, *inventories, *words], cwd=paths.root(), capture_output=True, text=True, check=False, timeout=180
+        [program, *inventories, *words],
+        cwd=paths.root(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANGING_SECONDS,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hanging import HANGING_SECONDS
 
 from lab import cleanup, job, state
 from vllm_fleet import inventory
@@ -45,7 +46,7 @@ class Lab:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=HANGING_SECONDS,
         )
 
     def playbook(self, *arguments: str, book: str = "site.yml") -> subprocess.CompletedProcess[str]:
@@ -56,7 +57,7 @@ class Lab:
             capture_output=True,
             text=True,
             check=False,
-            timeout=900,
+            timeout=HANGING_SECONDS,
         )
 
     def drift(self) -> tuple[int, Any]:
@@ -67,7 +68,7 @@ class Lab:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=HANGING_SECONDS,
         )
         return done.returncode, json.loads(done.stdout)
 

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from hanging import HANGING_SECONDS
 from openai import AuthenticationError, OpenAI
 
 from e2e.running_lab import Lab
@@ -16,7 +17,7 @@ from lab.artifacts.model.questions import Questions
 
 @pytest.fixture
 def client(lab: Lab) -> OpenAI:
-    return OpenAI(base_url=f"{lab.gateway.url}/v1", api_key=lab.gateway.api_key, max_retries=0, timeout=120)
+    return OpenAI(base_url=f"{lab.gateway.url}/v1", api_key=lab.gateway.api_key, max_retries=0, timeout=HANGING_SECONDS)
 
 
 def tool_of(known: Questions, name: str) -> dict[str, object]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hanging import HANGING_SECONDS
 from stand_in_vllm import HANDLER
 
 from lab import apt, gpu, host, network, rootfs
@@ -162,7 +163,13 @@ class Amd:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            words, cwd=paths.root(), env=self.environment, capture_output=True, text=True, check=False, timeout=600
+            words,
+            cwd=paths.root(),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=HANGING_SECONDS,
         )
 
     def site(self, *arguments: str) -> str:
@@ -175,7 +182,7 @@ class Amd:
         done = self.run("vllm-fleet", "drift", "--fleet", FLEET, "--json")
         return done.returncode, json.loads(done.stdout)
 
-    def on(self, name: str, command: str, seconds: float = 120) -> str:
+    def on(self, name: str, command: str, seconds: float = HANGING_SECONDS) -> str:
         """What a command says that succeeds as root on a host."""
         options = ("BatchMode=yes", "StrictHostKeyChecking=yes", f"UserKnownHostsFile={self.folder / 'known_hosts'}")
         done = subprocess.run(

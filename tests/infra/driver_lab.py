@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import one_run
+from hanging import HANGING_SECONDS
 
 from lab import host, network
 from lab.rootfs import File, write_files
@@ -115,7 +116,7 @@ class DriverLab:
             input=command,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANGING_SECONDS,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -161,7 +162,7 @@ class DriverLab:
             cwd=paths.root(),
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=HANGING_SECONDS,
         )
 
     def _options(self) -> str:
@@ -261,7 +262,7 @@ def stream():
         body = json.dumps({"pieces": pieces}).encode()
         request = urllib.request.Request(url, body, {"Authorization": "Bearer " + key})
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=HANGING_SECONDS) as answer:
                 text = answer.read()
             count["whole" if text.count(b"piece") == pieces else "cut"] += 1
         except Exception as fault:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import one_run
+from hanging import HANGING_SECONDS
 
 from lab import cleanup, host, network, state
 from lab.spec import HostSpec, NetworkSpec
@@ -77,7 +78,7 @@ class EngineHost:
             Exit code; the counts of each; all that was said.
         """
         started = self.start(*asked, roles=roles)
-        said, _ = started.communicate(timeout=1200)
+        said, _ = started.communicate(timeout=HANGING_SECONDS)
         return started.returncode, list(one_run.counts(said).values()), said
 
     def on(self, command: str) -> subprocess.CompletedProcess[str]:
@@ -91,7 +92,7 @@ class EngineHost:
             capture_output=True,
             text=True,
             check=False,
-            timeout=600,
+            timeout=HANGING_SECONDS,
         )
 
 

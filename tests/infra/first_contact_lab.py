@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from hanging import HANGING_SECONDS
+
 from lab import cleanup, host, network, state
 from lab.artifacts.encodings import encodings_dir
 from lab.spec import HostSpec, NetworkSpec
@@ -45,7 +47,7 @@ class Rack:
             },
             capture_output=True,
             text=True,
-            timeout=1500,
+            timeout=HANGING_SECONDS,
             check=False,
         )
         return done.returncode, done.stdout, done.stderr
@@ -62,7 +64,7 @@ class Rack:
         known.write_text("".join(f"{each} {key}\n" for each, key in self.host_keys.items()))
         words = ["ssh", "-F", "none", "-i", str(self.key), "-o", f"UserKnownHostsFile={known}"]
         words += ["-o", "StrictHostKeyChecking=yes", f"deploy@{address}", "sudo sh"]
-        done = subprocess.run(words, input=script, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(words, input=script, capture_output=True, text=True, timeout=HANGING_SECONDS, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -78,7 +80,7 @@ class Rack:
             json.dumps({"model": "vllm-fleet/lab-gpt-oss", "messages": [{"role": "user", "content": "2+2?"}]}).encode(),
             {"Authorization": f"Bearer {self.secret}", "Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=HANGING_SECONDS) as answer:
             return str(json.load(answer)["choices"][0]["message"]["role"])
 
     @property

@@ -15,6 +15,7 @@ from typing import Any
 
 import small_wheels
 import yaml
+from hanging import HANGING_SECONDS
 from stand_in_vllm import HANDLER
 
 from lab import host, network
@@ -127,7 +128,7 @@ class Hosts:
             input=command,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANGING_SECONDS,
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hanging import HANGING_SECONDS
 from typer.testing import CliRunner
 
 from lab.rehearsal.cloud import Account, Cloud, Record
@@ -101,7 +102,7 @@ class Rehearsal:
 
     def wait_for(self, name: str, engine: subprocess.Popen[str]) -> Record:
         """The host of that name, when the cloud has begun to make it."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANGING_SECONDS
         while not (found := [each for each in self.hosts() if each.name == name]):
             assert engine.poll() is None, engine.communicate()[0]
             assert time.monotonic() < deadline

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hanging import HANGING_SECONDS
 
 from vllm_fleet.base.paths import cache_dir
 
@@ -64,7 +65,7 @@ def serving(folder: Path, bucket: str) -> Iterator[str]:
 
 def _await(address: str, process: subprocess.Popen[bytes]) -> None:
     host, _, port = address.partition(":")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANGING_SECONDS
     while not _answers(host, int(port)):
         assert process.poll() is None, "the S3 server ended: server.log says why"
         assert time.monotonic() < deadline, "the S3 server does not answer"

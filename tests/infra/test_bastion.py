@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from bastion_lab import BASTION_ADDRESS, Bastion, bastion
+from hanging import HANGING_SECONDS
 from real_sshd import Sshds, public
 
 from lab import cleanup, gpu, host, network, state
@@ -60,7 +61,7 @@ class Site:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANGING_SECONDS,
             check=False,
         )
 

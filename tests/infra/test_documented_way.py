@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pages
 import pytest
+from hanging import HANGING_SECONDS
 
 from lab import web
 from lab.rehearsal.cloud import Account, Cloud
@@ -91,7 +92,13 @@ def run(checkout: Path, *lines: str, url: str = "", **more: str) -> subprocess.C
     }
     script = "\n".join(line.removeprefix("make venv && ") for line in lines)
     return subprocess.run(
-        ["bash", "-ec", script], cwd=checkout, env=environment, capture_output=True, text=True, check=False, timeout=300
+        ["bash", "-ec", script],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANGING_SECONDS,
     )
 
 

@@ -18,6 +18,7 @@ import engine_host
 import pytest
 import stand_in_index
 from engine_host import EngineHost
+from hanging import HANGING_SECONDS
 
 from tools.locks.__main__ import main as make_locks
 from vllm_fleet.base import paths
@@ -91,13 +92,13 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int, str]]:
 def test_a_build_that_is_killed_does_not_count(gpu_host: EngineHost, first: dict[str, Any]) -> None:
     engine = gpu_host.engine(first["vllm_engine_directory_id"])
     started = gpu_host.start(first)
-    deadline = time.monotonic() + 900
+    deadline = time.monotonic() + HANGING_SECONDS
     while not list(engine.glob("lib/python3.*/site-packages/torch/lib")):
         assert started.poll() is None, started.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
     gpu_host.on("kill -KILL $(pidof uv)")
-    said, _ = started.communicate(timeout=600)
+    said, _ = started.communicate(timeout=HANGING_SECONDS)
     assert started.returncode != 0, said
     assert not (engine / ".complete").exists()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hanging import HANGING_SECONDS
 from sshd_with_users import Sshd, User, serve
 
 from vllm_fleet.base import paths
@@ -112,7 +113,7 @@ def test_ansible_passes_its_password_for_sudo_to_the_probe(sshd: Sshd, fleets: P
             ([], 2, "a password is required"),
         ):
             done = subprocess.run(
-                [*words, *more], cwd=paths.root(), capture_output=True, text=True, check=False, timeout=180
+                [*words, *more], cwd=paths.root(), capture_output=True, text=True, check=False, timeout=HANGING_SECONDS
             )
             assert (done.returncode, says in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
             assert SECRET not in done.stdout + done.stderr

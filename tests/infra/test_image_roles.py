@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import one_run
 import pytest
 import yaml
+from hanging import HANGING_SECONDS
 
 from lab import apt, cleanup, host, network, web
 from lab.artifacts import image
@@ -78,7 +79,7 @@ class Box:
             check=check,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANGING_SECONDS,
         ).stdout.strip()
 
     def image(self, digest: str, toolkit: container.Toolkit | None = None) -> container.Image:
@@ -111,7 +112,7 @@ class Box:
             capture_output=True,
             text=True,
             check=False,
-            timeout=600,
+            timeout=HANGING_SECONDS,
         )
         return done.returncode, one_run.counts(done.stdout), done.stdout + done.stderr
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hanging import HANGING_SECONDS
 
 from infra import repair
 from lab import cleanup, process, state
@@ -44,7 +45,7 @@ class Lab:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANGING_SECONDS,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -70,7 +71,7 @@ class Lab:
             check=True,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANGING_SECONDS,
         ).stdout
 
     def backend_texts(self) -> str:
@@ -166,7 +167,7 @@ def rotate(lab: Lab, *more: str) -> subprocess.CompletedProcess[str]:
         env=lab.environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGING_SECONDS,
     )
 
 
@@ -174,7 +175,7 @@ def shown(lab: Lab, host: str) -> str:
     """The key that a host shows to somebody who trusts nothing yet."""
     address = lab.stack()["hosts"][host]["address"]
     words = ["ssh-keyscan", "-T", "10", "-t", "ed25519", address]
-    line = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
+    line = subprocess.run(words, check=True, capture_output=True, text=True, timeout=HANGING_SECONDS).stdout
     return " ".join(line.split()[1:3])
 
 
@@ -252,7 +253,7 @@ def test_a_run_that_was_killed_half_way_is_repaired_by_the_next(lab: Lab) -> Non
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANGING_SECONDS
     while not process.find(state.host_dir(BRIDGE, "lab-0") / "root"):
         assert engine.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline

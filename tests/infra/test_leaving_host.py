@@ -13,6 +13,7 @@ from typing import Any
 
 import one_run
 import pytest
+from hanging import HANGING_SECONDS
 from host_snapshot import SNAPSHOT
 
 from lab import cleanup, host, network
@@ -61,7 +62,7 @@ class Box:
             check=False,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANGING_SECONDS,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -91,7 +92,9 @@ class Box:
         (self.folder / "play.yml").write_text(json.dumps(book))
         (self.folder / "hosts.json").rename(self.folder / "hosts.yml")
         words = ["ansible-playbook", "-i", self.folder / "hosts.yml", self.folder / "play.yml", *one_run.ARGUMENTS]
-        done = subprocess.run(words, cwd=paths.root(), check=False, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            words, cwd=paths.root(), check=False, capture_output=True, text=True, timeout=HANGING_SECONDS
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from hanging import HANGING_SECONDS
 
 from lab import packages
 from lab import registry as lab_registry
@@ -64,7 +65,7 @@ class Site:
             env={**os.environ, **variables},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANGING_SECONDS,
             check=False,
         )
 

@@ -22,6 +22,7 @@ import engine_host
 import pytest
 import yaml
 from engine_host import ADDRESS, EngineHost
+from hanging import HANGING_SECONDS
 
 from lab.artifacts.encodings import encodings_dir
 from vllm_fleet.base import paths
@@ -73,7 +74,7 @@ class Fleet:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=1200,
+            timeout=HANGING_SECONDS,
             check=False,
         )
         return done.returncode, " ".join((done.stdout + done.stderr).split())
@@ -86,7 +87,7 @@ class Fleet:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANGING_SECONDS,
             check=False,
         )
         return [item for item in json.loads(done.stdout)["drift"] if item["role"] == "model_store"]

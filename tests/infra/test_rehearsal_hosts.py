@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hanging import HANGING_SECONDS
 from rehearsing import QUIET, Rehearsal, aws_fleet, rehearse
 
 from lab import process, state
@@ -79,7 +80,7 @@ def test_a_killed_rehearsal_is_repaired_by_the_next_which_plays_to_the_end_and_l
     environment = {**os.environ, "VLLM_FLEET_INVENTORIES": str(tmp_path)}
     project = paths.root() / ".fleet" / "rehearsal" / "killed"
     first = subprocess.Popen(words, cwd=paths.root(), env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + HANGING_SECONDS
     # Another rehearsal may be on the bridge until this one has its turn.
     while not (project.is_dir() and state.hosts(program.BRIDGE)):
         assert first.poll() is None, first.communicate()[1]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hanging import HANGING_SECONDS
 
 from vllm_fleet.base import paths
 from vllm_fleet.edge import pulumi_cli
@@ -45,7 +46,12 @@ class Stack:
 
     def run(self, line: str, check: bool = True) -> str:
         done = subprocess.run(
-            ["sh", "-c", line], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300
+            ["sh", "-c", line],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=HANGING_SECONDS,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import stand_in_index
 import yaml
+from hanging import HANGING_SECONDS
 from stand_in_index import Indexes
 
 from tools.locks.__main__ import main
@@ -93,7 +94,9 @@ def install(folder: Path, python: str, *words: str) -> subprocess.CompletedProce
     platform = ("--python-version", python, "--python-platform", "x86_64-manylinux_2_35", "--only-binary", ":all:")
     command = [uv_program(), "pip", "install", "--target", str(folder / python), *platform, *words]
     environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=HANGING_SECONDS
+    )
 
 
 @pytest.fixture

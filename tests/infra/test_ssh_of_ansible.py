@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hanging import HANGING_SECONDS
 from real_sshd import USER, Sshd, Sshds
 
 from lab import gpu
@@ -43,7 +44,7 @@ class Fleet:
             env={**own, **config, **environment},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANGING_SECONDS,
             check=False,
         )
         return done.stdout + done.stderr
@@ -196,7 +197,12 @@ def test_init_and_ansible_take_a_host_of_the_users_configuration(
         file.write_text(yaml.safe_dump(written))
         ping = ("ansible", "-i", file, "all", "-m", "ansible.builtin.ping")
         done = subprocess.run(
-            as_user(users_ssh, *ping), cwd=paths.root(), capture_output=True, text=True, check=False, timeout=300
+            as_user(users_ssh, *ping),
+            cwd=paths.root(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=HANGING_SECONDS,
         )
         assert "pong" in done.stdout, done.stdout + done.stderr
         assert (door.logins, host.logins) == (3, 2)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hanging import HANGING_SECONDS
 from real_sshd import USER, Sshd, Sshds, certify, make_key, public
 
 from vllm_fleet.edge import openssh, ssh, ssh_target
@@ -293,7 +294,7 @@ def test_a_configuration_that_ssh_cannot_read_is_told(sshds: Sshds, tmp_path: Pa
 def wait_for_end(process: int) -> None:
     """Waits until a process that got its signal is gone: under load the kernel may need a moment."""
     state = Path(f"/proc/{process}/stat")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGING_SECONDS
     while state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z":
         assert time.monotonic() < deadline, f"{process} goes on"
         time.sleep(0.05)

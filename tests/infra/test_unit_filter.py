@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hanging import HANGING_SECONDS
 
 from lab import process
 from lab.tree import ensure_tree
@@ -92,7 +93,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list
         nspawn += ["--link-journal=no", "--capability=all", "--system-call-filter=bpf", "--boot"]
         environment = {**os.environ, "UNIFIED_CGROUP_HIERARCHY": "1"}
         subprocess.run(
-            ["/bin/sh", "-c", enter, "-", *nspawn], env=environment, stdin=subprocess.DEVNULL, timeout=120, check=True
+            ["/bin/sh", "-c", enter, "-", *nspawn],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            timeout=HANGING_SECONDS,
+            check=True,
         )
         yield {unit: _read(root / f"result-{unit}") for unit in ("vllm", "vllm-docker")}
     finally:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hanging import HANGING_SECONDS
 
 from lab.artifacts.engine import ENGINE, lock_file
 from tools.engines import manifest, wheels
@@ -44,7 +45,7 @@ def ask(python: Path, home: Path, *arguments: str) -> list[dict[str, Any]]:
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGING_SECONDS,
         check=False,
     )
     assert done.returncode in (0, 1), done.stderr

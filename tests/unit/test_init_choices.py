@@ -15,6 +15,7 @@ from typing import Any
 import asyncssh
 import pytest
 import yaml
+from hanging import HANGING_SECONDS
 from init_hosts import ADDRESS, init
 
 from vllm_fleet import inventory
@@ -398,7 +399,7 @@ def test_questions_are_asked_on_a_terminal_and_the_key_is_shown_once(start, home
                 pytest.fail(f"it ended before {question!r}: {told}{seen}")
         told += seen
         os.write(ours, f"{answer}\n".encode())
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=HANGING_SECONDS)
     try:
         while piece := os.read(ours, 4096).decode():
             told += piece

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hanging import HANGING_SECONDS
 
 from lab.artifacts.__main__ import main
 from lab.artifacts.encodings import SHA256, encodings_dir
@@ -71,7 +72,11 @@ def in_engine(code: str) -> Any:
     environment = {**os.environ, "PYTHONPATH": str(root()), "TIKTOKEN_ENCODINGS_BASE": str(encodings_dir())}
     environment |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     answer = subprocess.run(
-        [engine_dir() / "bin" / "python", "-c", code], env=environment, capture_output=True, text=True, timeout=600
+        [engine_dir() / "bin" / "python", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=HANGING_SECONDS,
     )
     assert answer.returncode == 0, answer.stderr[-3000:]
     return json.loads(answer.stdout.splitlines()[-1])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hanging import HANGING_SECONDS
 
 from lab import cleanup, network, process, shell, state
 from lab.spec import NetworkSpec
@@ -63,7 +64,7 @@ def words(running: list[processes.Process]) -> list[str]:
 
 def until(holds: Callable[[], bool]) -> None:
     """Waits for what a busy machine may take long to do."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + HANGING_SECONDS
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -14,6 +14,7 @@ from typing import Any
 import asyncssh
 import pytest
 import yaml
+from hanging import HANGING_SECONDS
 from host_keys import public_key
 from ssh_servers import ADDRESS, Loop
 
@@ -155,7 +156,13 @@ def said(words: Sequence[str], folder: Path) -> tuple[int, str, str]:
     errors = folder / "errors"
     with errors.open("w") as file:
         done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, text=True, timeout=60, check=False
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            timeout=HANGING_SECONDS,
+            check=False,
         )
     return done.returncode, done.stdout, errors.read_text(encoding="utf-8")
 

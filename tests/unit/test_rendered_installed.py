@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hanging import HANGING_SECONDS
 
 from lab.artifacts.engine import ENGINE, lock_file
 from vllm_fleet.base.digests import file_sha256
@@ -66,7 +67,7 @@ def test_vllm_reads_every_config_of_the_installed_engine(catalog: Catalog, pytho
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGING_SECONDS,
         check=False,
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]

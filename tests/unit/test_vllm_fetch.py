@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hanging import HANGING_SECONDS
 from stand_in_origin import Origin, serving, sha256
 
 from vllm_fleet.base import paths
@@ -33,7 +34,10 @@ def fetch(tmp_path: Path, origin: Origin, **other: Any) -> tuple[int, str]:
     request = {"url": f"{origin.url}/m", "directory": str(tmp_path / "model"), "files": files, **other}
     (tmp_path / "request.json").write_text(json.dumps(request))
     done = subprocess.run(
-        [sys.executable, "-IS", PROGRAM, tmp_path / "request.json"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-IS", PROGRAM, tmp_path / "request.json"],
+        capture_output=True,
+        text=True,
+        timeout=HANGING_SECONDS,
     )
     assert done.stderr == ""
     return done.returncode, done.stdout

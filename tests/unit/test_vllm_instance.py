@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hanging import HANGING_SECONDS
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.addresses import host_port
@@ -100,7 +101,7 @@ class Run:
 
     def end(self) -> None:
         self.process.terminate()
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=HANGING_SECONDS)
 
 
 @pytest.fixture
@@ -125,9 +126,9 @@ def test_an_instance_is_ready_at_its_address_and_asks_no_proxy(run: Run) -> None
 def test_the_end_of_the_engine_is_not_waited_for(run: Run) -> None:
     with pytest.raises(OSError):
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{run.engine}/die", data=b"", timeout=10)
-    assert run.process.wait(timeout=60) == 41
+    assert run.process.wait(timeout=HANGING_SECONDS) == 41
 
 
 def test_a_stop_ends_with_the_engine(run: Run) -> None:
     run.process.terminate()
-    assert run.process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert run.process.wait(timeout=HANGING_SECONDS) == 128 + signal.SIGTERM
