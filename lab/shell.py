@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '')}:{_SBIN}"}
 
 
-def run(*command: str | Path, text_in: str | None = None, timeout_seconds: float = 60) -> str:
+def run(*command: str | Path, text_in: str | None = None, timeout_seconds: float = 300) -> str:
     """Runs a tool and returns its standard output.
 
     Raises:
