@@ -1,12 +1,12 @@
 # The main job:      make lab      real hosts, real vLLM, a real gateway, a completion
-# Every test:        make test
+# The tests:         make test     (make test-long: those too that take minutes more)
 # In a minute:       make check    lint, types, unit and golden tests
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 ACTIVATE := . ./activate
 
-.PHONY: help setup lab lab-down rehearse plugins test check bench engines locks golden docs venv
+.PHONY: help setup lab lab-down rehearse plugins test test-long check bench engines locks golden docs venv
 
 help: ## Print what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -33,6 +33,10 @@ plugins: venv ## Fetch ahead what Pulumi needs for the clouds of a fleet, FLEET=
 test: ## Set everything up and run the tests, end to end on real hosts
 	@tools/setup; $(ACTIVATE); tools/lint; \
 	pytest -q -n 3 --dist loadfile --no-loadscope-reorder -rfEs --durations=10 --heartbeat 45
+
+test-long: ## Run every test, those too that take minutes for what a shorter one shows in part
+	@tools/setup; $(ACTIVATE); tools/lint; \
+	pytest -q -n 3 --dist loadfile --no-loadscope-reorder -rfEs --durations=10 --heartbeat 45 --long
 
 check: venv ## Lint, types, and the tests that need neither root nor a network
 	@$(ACTIVATE); tools/check

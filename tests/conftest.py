@@ -49,6 +49,7 @@ settings.load_profile("fleet")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden copies again")
+    parser.addoption("--long", action="store_true", help="run the tests marked 'long' too")
     parser.addoption("--heartbeat", type=float, metavar="SECONDS", help="with -n: say what runs after so much silence")
 
 
@@ -71,7 +72,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leaves out what is marked ``root`` before any of its fixtures begins; CI is root and leaves nothing out."""
+    """Leaves out what is marked ``root`` or ``long`` before any of its fixtures begins; CI is root."""
+    if item.get_closest_marker("long") and not item.config.getoption("--long"):
+        pytest.skip("it takes minutes: 'make test-long' runs it")
     if item.get_closest_marker("root") and os.geteuid() != 0:
         pytest.skip("systemd-nspawn hosts need root")
 

@@ -34,10 +34,10 @@ SERVING = ("gpu-0", "gpu-1")
 REPOSITORY = "/srv/stand-ins"
 KEY = "a-key-of-this-test"
 MODEL = "stand-in"
-#: Serves where vLLM would: an answer in as many pieces as are asked for, ten a second, and its readiness on a port of
-#: its own.
+#: Serves where vLLM would: an answer in as many pieces as are asked for, ten a second until there is /run/enough, and
+#: its readiness on a port of its own.
 INSTANCE = """\
-import http.server, json, threading, time
+import http.server, json, os, threading, time
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
@@ -45,8 +45,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.send_response(200); self.send_header("Transfer-Encoding", "chunked"); self.end_headers()
-        for _ in range(asked["pieces"]):
-            self.wfile.write(b"6\\r\\npiece\\n\\r\\n"); self.wfile.flush(); time.sleep(0.1)
+        left = asked["pieces"]
+        while left:
+            count = left if os.path.exists("/run/enough") else 1
+            self.wfile.write(b"%x\\r\\n" % (6 * count) + b"piece\\n" * count + b"\\r\\n"); self.wfile.flush()
+            time.sleep(0.1)
+            left -= count
         self.wfile.write(b"0\\r\\n\\r\\n")
     def log_message(self, *_): pass
 ready = http.server.ThreadingHTTPServer(("", 8100), Handler)
@@ -69,8 +73,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "18"); self.end_headers(); self.wfile.write(b'{"choices": ["a"]}')
             return
         self.send_header("Transfer-Encoding", "chunked"); self.end_headers()
-        for _ in range(asked["pieces"]):
-            self.wfile.write(b"6\\r\\npiece\\n\\r\\n"); self.wfile.flush(); time.sleep(0.1)
+        left = asked["pieces"]
+        while left:
+            count = left if os.path.exists("/run/enough") else 1
+            self.wfile.write(b"%x\\r\\n" % (6 * count) + b"piece\\n" * count + b"\\r\\n"); self.wfile.flush()
+            time.sleep(0.1)
+            left -= count
         self.wfile.write(b"0\\r\\n\\r\\n")
     def log_message(self, *_): pass
 http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
@@ -262,7 +270,7 @@ def stream():
         body = json.dumps({"pieces": pieces}).encode()
         request = urllib.request.Request(url, body, {"Authorization": "Bearer " + key})
         try:
-            with urllib.request.urlopen(request, timeout=HANGING_SECONDS) as answer:
+            with urllib.request.urlopen(request) as answer:
                 text = answer.read()
             count["whole" if text.count(b"piece") == pieces else "cut"] += 1
         except Exception as fault:

@@ -56,7 +56,9 @@ def variables(catalog: Catalog, host_class: str, engine: str, lock: Lock, **more
     named: Deployment = found.__class__(
         **{**vars(found), "engine_directory_id": engine_locks.directory_id(found.engine, lock)}
     )
-    return {**engine_install.engine_variables(named, lock), "vllm_engine_packages": [], **more}
+    # The modules are not compiled, which takes minutes for each of these engines; the lab's are.
+    saved = {"vllm_engine_packages": [], "vllm_engine_compile_bytecode": False}
+    return {**engine_install.engine_variables(named, lock), **saved, **more}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ def test_the_next_run_builds_and_proves_it(gpu_host: EngineHost, first: dict[str
     assert (engine / ".complete").read_text(encoding="utf-8") == f"{engine.name}\n"
     at = f"/opt/vllm/engines/{engine.name}/bin/python"
     code_of_test = "import torch, vllm; print(torch.version.cuda, vllm.__version__)"
-    assert gpu_host.on(f"{at} -c '{code_of_test}' 2>/dev/null").stdout.split()[-2:] == ["13.0", "0.32.0"]
+    assert gpu_host.on(f"{at} -B -c '{code_of_test}' 2>/dev/null").stdout.split()[-2:] == ["13.0", "0.32.0"]
     written = [path for path in engine.rglob("*") if path.is_file() and path.lstat().st_mode & 0o222]
     assert [path.name for path in written if not path.is_symlink() and path.parent != engine] == []
 
@@ -131,8 +133,11 @@ def test_an_upgrade_writes_only_what_differs_and_what_is_complete_is_not_touched
     print(f"{len(own)} of {len(files)} files written, {sum(path.stat().st_size for path in own)} bytes")
     for engine, version in ((old, "0.10.0"), (new, "0.9.0")):
         at = f"/opt/vllm/engines/{engine.name}/bin"
-        assert gpu_host.on(f"{at}/python -c 'import tabulate; print(tabulate.__version__)'").stdout.strip() == version
-        script = f"{at}/torchrun --help >/dev/null && {at}/python -c 'import sys; print(sys.prefix)'"
+        assert (
+            gpu_host.on(f"{at}/python -B -c 'import tabulate; print(tabulate.__version__)'").stdout.strip() == version
+        )
+        script = f"export PYTHONDONTWRITEBYTECODE=1; {at}/torchrun --help >/dev/null"
+        script += f" && {at}/python -c 'import sys; print(sys.prefix)'"
         assert gpu_host.on(script).stdout.strip() == f"/opt/vllm/engines/{engine.name}"
     named = gpu_host.on(
         f"grep -rlF {old.name} /opt/vllm/engines/{new.name}/bin /opt/vllm/engines/{new.name}/pyvenv.cfg"

@@ -16,7 +16,7 @@ from real_sshd import Sshds
 
 from vllm_fleet.edge.ssh_scan import fingerprint
 
-pytestmark = [pytest.mark.root, pytest.mark.network]
+pytestmark = [pytest.mark.root, pytest.mark.network, pytest.mark.long]
 
 BRIDGE, SUBNET = "vf-inner", "10.79.18"
 NAMES = {"gpu-1.rack.internal": f"{SUBNET}.11", "lb-1.rack.internal": f"{SUBNET}.12"}

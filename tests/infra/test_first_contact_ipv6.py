@@ -13,7 +13,7 @@ from forward_proxy import forward_proxy
 
 from vllm_fleet.edge.ssh_scan import fingerprint
 
-pytestmark = [pytest.mark.root, pytest.mark.network]
+pytestmark = [pytest.mark.root, pytest.mark.network, pytest.mark.long]
 
 BRIDGE, SUBNET, PREFIX = "vf-six", "10.79.17", "fd79:17:"
 CONTROLLER = f"{PREFIX}:1"

@@ -9,7 +9,7 @@ import pytest
 from bench import engine_steps
 
 # The engine is built from a package registry.
-pytestmark = [pytest.mark.network, pytest.mark.slow]
+pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.long]
 
 
 def test_a_fleet_of_260_hosts_is_whole_and_does_not_change(tmp_path: Path) -> None:

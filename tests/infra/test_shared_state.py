@@ -28,7 +28,7 @@ INSTANCE = "aws:ec2/instance:Instance"
 FILE = "pulumi-python:dynamic/fleet:TextFile"
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(params=[pytest.param("file", marks=pytest.mark.long), "s3"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """The URL of a backend, and the folder that holds what it stores."""
     store = tmp_path / "store"

@@ -23,7 +23,7 @@ def gcp_fleet() -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=["aws", "gcp"])
+@pytest.fixture(params=["aws", pytest.param("gcp", marks=pytest.mark.long)])
 def spot(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rehearsal]:
     fleets = {"aws": aws_fleet(spot={"host_class": "h100-1", "hosts": 2, "placement": SPOT}), "gcp": gcp_fleet()}
     with rehearse(tmp_path, fleets[request.param]) as found:
