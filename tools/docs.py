@@ -14,8 +14,12 @@ from vllm_fleet.base import paths
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.facts import questions, states
 from vllm_fleet.host import manifest_items
-from vllm_fleet.reports import cloud_table, support_matrix
+from vllm_fleet.reports import cloud_table, matrix_page, support_matrix
+from vllm_fleet.resolve.device_memory import Device, Served, estimate
 from vllm_fleet.schema import fleet_schema
+
+#: Public starts of vLLM with their numbers.
+STARTS = paths.root() / "tests" / "fixtures" / "published_starts.yml"
 
 
 def role_readme(role: Path) -> str:
@@ -44,6 +48,49 @@ def _rows(options: dict[str, Any], prefix: str) -> list[str]:
 def support_matrix_page() -> str:
     """The text of docs/matrix.md."""
     return support_matrix.document(catalogue.load())
+
+
+def memory_page() -> str:
+    """The text of docs/memory.md: how the memory of a device is counted, and the public starts that it reproduces."""
+    recipes = catalogue.load()
+    lines = [
+        "# The memory of a device",
+        "",
+        "vLLM takes a share of a GPU (`gpu-memory-utilization`). What weights, activations, the runtime and, from 0.21",
+        "on, the graphs leave of it is the KV cache. A start fails if that does not hold one sequence of",
+        "`max-model-len`. The toolkit makes the same sum before anything is installed, with the numbers of",
+        "`recipes/memory.yml`, and refuses what would not start. `recipe`, `explain` and `plan` show it.",
+        "",
+        "The sum is compared with every public start that prints its numbers. GiB of one device:",
+        "",
+        "| start | device | release | settings | printed KV cache | the sum | outcome |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for start in yaml.safe_load(STARTS.read_text(encoding="utf-8"))["starts"]:
+        served = Served(start["model"], recipes.models[start["model"]].shape)
+        found = estimate(recipes.memory, served, Device(**start["device"], args=start.get("args", {})))
+        settings = ", ".join(f"`{name} {value}`" for name, value in start.get("args", {}).items()) or "none"
+        device = f"{start['device']['arch']}, {start['device']['total']} GiB"
+        size = start["device"].get("tensor_parallel", 1)
+        lines.append(
+            f"| {start['source']}: {start['model'].rpartition('-')[2]} | {device}{f', TP{size}' if size > 1 else ''} | "
+            f"{start['device']['engine']} | {settings} | {start.get('kv', '-')} | {found.kv_cache:.2f} "
+            f"({found.kernel}) | {start['outcome']} |"
+        )
+    lines += [
+        "",
+        "`failed`: out of memory before the KV cache; such starts are in `failures` of the table and refused with",
+        "their source. What a start does not print is taken as its release has it (`assumed` in the list of starts).",
+        "",
+        "Made from `recipes/memory.yml` and `tests/fixtures/published_starts.yml` by `make golden`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def matrix_html() -> str:
+    """The text of docs/matrix-table.html."""
+    return matrix_page.html(catalogue.load())
 
 
 def clouds_page() -> str:
@@ -106,6 +153,8 @@ def main() -> int:
         if role.is_dir():
             (role / "README.md").write_text(role_readme(role), encoding="utf-8")
     (paths.root() / "docs" / "matrix.md").write_text(support_matrix_page(), encoding="utf-8")
+    (paths.root() / "docs" / "memory.md").write_text(memory_page(), encoding="utf-8")
+    (paths.root() / "docs" / "matrix-table.html").write_text(matrix_html(), encoding="utf-8")
     (paths.root() / "docs" / "clouds.md").write_text(clouds_page(), encoding="utf-8")
     (paths.root() / "docs" / "manifest.md").write_text(manifest_page(), encoding="utf-8")
     (paths.root() / "docs" / "facts.md").write_text(questions.facts_page(), encoding="utf-8")

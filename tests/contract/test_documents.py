@@ -16,6 +16,11 @@ def test_the_support_matrix_is_generated_from_the_recipes() -> None:
     assert text == docs.support_matrix_page(), "the recipes say something else: make golden"
 
 
+def test_the_page_of_the_memory_is_generated_from_the_recipes_and_the_public_starts() -> None:
+    text = (paths.root() / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert text == docs.memory_page(), "the recipes say something else: make golden"
+
+
 def test_the_table_of_clouds_is_generated_from_the_recipes() -> None:
     text = (paths.root() / "docs" / "clouds.md").read_text(encoding="utf-8")
     assert text == docs.clouds_page(), "the recipes say something else: make golden"

@@ -35,6 +35,11 @@ CHECKED = {
 }
 #: Refusal -> why no file of the fleet can say it before, and who does.
 HOST_ONLY = {
+    "vllm_start_log.py: 'vLLM serves, and not as its recipe says, so the host gets no traffic: ' + '; '.join(faults)": (
+        "what vLLM chooses when it starts"
+    ),
+    "vllm_start_log.py: … has no start whose journal could be read: …": "the host's systemd",
+    "vllm_start_log.py: the journal of … cannot be read: …": "the host's journal",
     "apt_repository/key-url.yml: Key url | Expect one key with the fingerprint of the recipe": (
         "the vendor's server decides which key it gives; the fingerprint is the recipe's"
     ),

@@ -216,7 +216,7 @@ def test_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reword: Any)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(probe, "unit_states", lambda _: UNITS)
     monkeypatch.setattr(probe, "installed_packages", lambda _: {"old": ("1", False)})
-    facts = {"cpu_count_min": 9999, "memory_gib_min": 1e6, "machine": "pdp11"}
+    facts = {"cpu_count_min": 9999, "cpu_flags": ["teleport"], "memory_gib_min": 1e6, "machine": "pdp11"}
     manifest = Manifest("a", tuple(drifted_items(tmp_path)), facts)
 
     def outcome() -> dict[str, Any]:
@@ -232,7 +232,7 @@ def test_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reword: Any)
     assert len({item["state"] for item in before["drift"]}) >= 25
     assert len(before["drift"]) == len(manifest.items) - 1
     # Three facts, two files and an account that are somebody else's.
-    assert len(before["errors"]) == 6
+    assert len(before["errors"]) == 7
     assert all(text.startswith("Formulation ") for text in texts_in(after))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import urllib.error
 import urllib.request
+from typing import Any
 
 import pytest
 from hanging import HANGING_SECONDS
@@ -13,6 +15,9 @@ from openai import AuthenticationError, OpenAI
 
 from e2e.running_lab import Lab
 from lab.artifacts.model.questions import Questions
+from vllm_fleet.base import paths
+from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.resolve import start_promises
 
 
 @pytest.fixture
@@ -157,3 +162,50 @@ def test_only_the_gateway_reaches_vllm(lab: Lab) -> None:
     ready = f'import urllib.request as u; print(u.urlopen("http://{address}:8100/ready", timeout=5).status)'
     inside = lab.on("gateway-0", f'python3 -c "{ready.replace(chr(34), chr(92) + chr(34))}"')
     assert inside.stdout.strip() == "200", inside.stderr
+
+
+def test_the_log_of_a_real_start_is_as_its_recipe_says(lab: Lab, catalog: Catalog) -> None:
+    deployment = next(host.plan.deployment for host in lab.site.hosts if host.plan.name == "lab-0")
+    assert deployment
+    promised = [each.record() for each in start_promises.promises(catalog, deployment)]
+    assert promised[0]["names"] == ["CPU"]
+
+    def judge(promises: list[dict[str, Any]]) -> tuple[int, str]:
+        options = json.dumps({"units": ["vllm@0.service"], "promises": promises})
+        words = ["ansible", "-i", str(lab.folder / "fleet.yml"), "lab-0", "--become", "-m", "vllm_start_log"]
+        words += ["-a", options]
+        done = subprocess.run(
+            words, cwd=paths.root(), capture_output=True, text=True, check=False, timeout=HANGING_SECONDS
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = judge(promised)
+    assert code == 0, said
+    assert "MoE backend" in said, "the release logs what it has chosen"
+    code, said = judge([{**promised[0], "names": ["MARLIN"]}])
+    assert code == 2, said
+    assert "vLLM serves, and not as its recipe says" in said
+    assert "vllm@0.service: the kernel of the experts, which the recipe has as cpu: " in said
+
+
+def test_the_printed_benchmark_measures_an_instance(lab: Lab) -> None:
+    """The line of ``recipe --show bench`` with fewer and shorter prompts, and with a tokenizer that needs no hub."""
+    asked = ("recipe", "--host-class", "cpu-2", "--model", lab.gateway.model, "--show", "bench")
+    printed = subprocess.run(
+        ["vllm-fleet", *asked], cwd=paths.root(), capture_output=True, text=True, check=True
+    ).stdout
+    words = shlex.split(printed.splitlines()[-1])
+    host = next(each for each in lab.site.hosts if each.plan.name == "lab-0")
+    model, engine = host.variables["model_store_models"][0]["directory"], host.variables["vllm_engine_directory_id"]
+    for option, value in (
+        *(("--host", host.location.service_address), ("--random-input-len", "32"), ("--random-output-len", "8")),
+        *(("--max-concurrency", "4"), ("--num-prompts", "8"), ("--result-filename", "/run/bench.json")),
+    ):
+        words[words.index(option) + 1] = value
+    assert words[0] == "vllm"
+    command = shlex.join([*words[1:], "--tokenizer", model])
+    done = lab.on("lab-0", f"HF_HUB_OFFLINE=1 /opt/vllm/engines/{engine}/bin/vllm {command}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(lab.on("lab-0", "cat /run/bench.json && rm /run/bench.json").stdout)
+    assert (result["completed"], result["total_output_tokens"]) == (8, 64)
+    assert result["mean_ttft_ms"] > 0

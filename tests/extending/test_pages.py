@@ -27,7 +27,7 @@ def test_the_engine_of_the_page_is_chosen_and_compared(tmp_path: Path, monkeypat
     shutil.copytree(ROOT / "recipes", recipes)
     # What 'make engines' would write from the wheel.
     names = (recipes / "engines" / "names" / "0.32.0.yml").read_text(encoding="utf-8")
-    (recipes / "engines" / "names" / "0.33.0.yml").write_text(names.replace("0.32.0", "0.33.0"), encoding="utf-8")
+    (recipes / "engines" / "names" / "0.99.0.yml").write_text(names.replace("0.32.0", "0.99.0"), encoding="utf-8")
     pages.add_data(page, tmp_path)
     catalog = catalogs.load(recipes)
     monkeypatch.setattr(catalogs, "load", lambda: catalog)
@@ -42,9 +42,9 @@ def test_the_engine_of_the_page_is_chosen_and_compared(tmp_path: Path, monkeypat
         assert result.exit_code in ((0, 3) if command == "upgrade-check" else (0,)), result.output
         outputs[command] = result.output
     assert f"{len(catalog.engines)} engines" in outputs["check"]
-    assert "vllm-0.33.0-cuda" in outputs["recipe"]
+    assert "vllm-0.99.0-cuda" in outputs["recipe"]
     assert "sha256:1111" in outputs["recipe"]
-    assert "vllm-0.33.0-cuda" in outputs["upgrade-check"]
+    assert "vllm-0.99.0-cuda" in outputs["upgrade-check"]
 
 
 def follow(name: str, tmp_path: Path) -> tuple[Path, dict[str, subprocess.CompletedProcess[str]]]:

@@ -9,6 +9,7 @@ why no file does.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def test_the_table_covers_both_guides_and_every_family_that_they_name(catalog: C
     assert {row["section"].split(",")[0] for row in rows().values()} == {"guide 0.10", "guide 0.12"}
     families = {name for name, family in catalog.classes.items() if "guide" in f"{family.why} {family.source}"}
     assert {ask["host_class"].rpartition("-")[0] for ask in asked} == families
-    assert {ask["engine"] for ask in asked} == {name for name in catalog.engines if "0.32" not in name}
+    assert {ask["engine"] for ask in asked} == {name for name in catalog.engines if not re.search(r"-0\.3\d\.", name)}
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in table()["elsewhere"].items()])

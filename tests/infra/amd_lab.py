@@ -260,7 +260,7 @@ def write_fleet(folder: Path, hosts: dict[str, Any], digests: dict[str, str], ca
         "fleet": FLEET,
         "defaults": {"model": MODEL},
         "pools": {
-            "radeon": {**pool, "host_class": "r9700-1"},
+            "radeon": {**pool, "host_class": "r9700-1", "engine": ENGINES[RADEON]},
             "instinct": {**pool, "host_class": "mi300x-1", "install": "docker"},
         },
         "gateway": {"hosts": 1},

@@ -28,7 +28,7 @@ def ask(catalog: Catalog, host_class: str, engine: str | None, profile: Any = "b
 
 def test_nothing_unverified_calls_itself_verified(catalog: Catalog) -> None:
     for name in (LARGE, SMALL):
-        assert {entry.status for entry in catalog.models[name].support} == {"unverified"}
+        assert {entry.status for entry in catalog.models[name].support} == {"unverified", "unsupported"}
         assert set(catalog.models[name].scores) == {"gpqa", "aime25"}
 
 
@@ -45,8 +45,8 @@ def test_a_fleet_with_an_engine_that_is_not_locked_is_refused(catalog: Catalog, 
             pool |= {"host_class": host_class, "model": model}
             for key in ("engine", "overrides", "profile"):
                 pool.pop(key, None)
-            if host_class == "gb200-4":
-                pool["engine"] = "vllm-0.12.0-cuda"
+            if host_class != "mi300x-8":
+                pool["engine"] = "vllm-0.12.0-cuda" if host_class == "gb200-4" else "rocm-open-r9700"
         path.write_text(yaml.safe_dump(spec), encoding="utf-8")
         planned = plan.load(path.parent, catalog)
         with pytest.raises(FleetError) as caught:
@@ -104,7 +104,9 @@ def test_a_class_says_what_its_hardware_is_and_who_says_so(catalog: Catalog, fam
     if found.vendor == "cpu":
         assert (found.interconnect, found.facts.driver_min) == ("none", None)
         return
-    assert found.interconnect in {"nvidia": ("nvswitch", "pcie"), "amd": ("xgmi", "pcie")}[found.vendor]
+    assert found.interconnect in {"nvidia": ("nvswitch", "nvlink", "pcie"), "amd": ("xgmi", "pcie")}[found.vendor] or (
+        (found.interconnect, found.counts) == ("none", [1])
+    )
     assert found.facts.driver_min is not None
     assert {"interconnect", "driver", "unverified"} <= set(re.findall(r"\w+", found.hardware_source))
     # CUDA 12.8 came with driver 570.26; a driver says which CUDA it supports at most.

@@ -22,7 +22,7 @@ LARGE = "openai/gpt-oss-120b"
     [
         (("--host-class", "H100-8", "--model", LARGE), "h100-8"),
         (("--host-class", "h100_8", "--model", LARGE), "h100-8"),
-        (("--host-class", "mi300-8", "--model", LARGE), "mi300x-8 or mi350x-8"),
+        (("--host-class", "mi300-8", "--model", LARGE), "mi300x-8 or mi300a-8 or mi350x-8"),
         (("--host-class", "h100-8", "--model", "gpt-oss-20b"), "openai/gpt-oss-20b"),
         (("--host-class", "h100-8", "--model", LARGE, "--engine", "0.12.0"), "vllm-0.12.0-cuda"),
         (("--host-class", "h100-8", "--model", LARGE, "--profile", "latency"), "min-latency"),

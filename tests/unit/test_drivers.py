@@ -193,7 +193,10 @@ def test_the_engine_decides_which_rocm(catalog: Catalog) -> None:
     engine = catalog.engines["vllm-0.32.0-rocm"]
     assert engine.wheel
     newer = engine.model_copy(update={"wheel": engine.wheel.model_copy(update={"rocm_min": "9.0"})})
-    assert got(catalog, "mi300x-8", engine=engine).facts["rocm_version"] == "7.0.2"
+    older = catalog.engines["vllm-0.14.1-rocm"]
+    assert got(catalog, "mi300x-8", engine=older).facts["rocm_version"] == "7.0.2"
+    with pytest.raises(FleetError, match=r"no driver of recipes/drivers.yml has ROCm 7\.2"):
+        got(catalog, "mi300x-8", engine=engine)
     with pytest.raises(FleetError, match=r"no driver of recipes/drivers.yml has ROCm 9\.0"):
         got(catalog, "mi300x-8", engine=newer)
 

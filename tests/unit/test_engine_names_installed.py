@@ -24,7 +24,7 @@ pytestmark = pytest.mark.network
 RELEASE = next(release for release in RELEASES if release.id == "0.32.0-cpu")
 SCRIPT = root() / "tools" / "engines" / "real_parser.py"
 # Keys that are compared by themselves, or that the running engine cannot tell.
-OTHER = {"engine_release", "source", "covers", "flags", "env", "env_unused", "config_file"}
+OTHER = {"engine_release", "source", "covers", "flags", "env", "env_unused", "env_dead_ends", "config_file"}
 
 
 @pytest.fixture(scope="module")

@@ -237,6 +237,85 @@ def test_declared_variables_that_nothing_uses() -> None:
     assert environment.unused(evaluator) == ["VLLM_UNUSED"]
 
 
+DEAD_ENDS = """
+import os
+import vllm.envs as envs
+from vllm.envs import VLLM_IMPORTED
+from functools import cache
+
+KEPT = envs.VLLM_KEPT
+LOST = envs.VLLM_LOST
+if KEPT:
+    os.abort()
+
+
+class Ops:
+    _ENABLED: bool = envs.VLLM_DEAD
+    _SWITCH = envs.VLLM_ALIVE
+
+    @classmethod
+    def refresh(cls):
+        cls._ENABLED = envs.VLLM_DEAD
+
+    @classmethod
+    @guarded
+    def is_enabled(cls):
+        return cls._ENABLED and envs.VLLM_RETURNED
+
+    @app.get("/switch")
+    def answer(self):
+        return envs.VLLM_ANSWERED
+
+    def is_on(self):
+        return self._SWITCH
+
+    def run(self):
+        local = envs.VLLM_LOCAL
+        return self.is_on() and local and VLLM_IMPORTED
+
+
+def by_text():
+    return getattr(envs, "VLLM_BY_TEXT")
+
+
+def __getattr__(name):
+    return envs.VLLM_DUNDER
+
+
+Ops().run()
+by_text()
+"""
+
+
+def test_a_variable_is_followed_to_where_nothing_reads_it_further() -> None:
+    """As ``VLLM_ROCM_USE_AITER_UNIFIED_ATTENTION`` in 0.32.0: a switch of a class, a method that nothing calls."""
+    names = (
+        "DEAD",
+        "ALIVE",
+        "KEPT",
+        "LOST",
+        "RETURNED",
+        "ANSWERED",
+        "LOCAL",
+        "IMPORTED",
+        "BY_TEXT",
+        "DUNDER",
+        "UNUSED",
+    )
+    entries = "".join(f'    "VLLM_{name}": lambda: os.getenv("VLLM_{name}"),\n' for name in (*names, "COMPILED"))
+    evaluator = reader(
+        "VLLM_COMPILED",
+        vllm__envs=f"import os\nenvironment_variables = {{\n{entries}}}\n",
+        vllm__ops=DEAD_ENDS,
+        vllm__more="import vllm.envs as envs\nNOWHERE = envs.VLLM_COMPILED\n",
+    )
+    assert environment.dead_ends(evaluator) == {
+        "VLLM_DEAD": "is_enabled",
+        "VLLM_LOST": "LOST",
+        "VLLM_RETURNED": "is_enabled",
+    }
+
+
 EXTRA = [
     ("@dataclass", "ignore"),
     ("@dataclass(config=ConfigDict(arbitrary_types_allowed=True))", "ignore"),

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shlex
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hanging import HANGING_SECONDS
+from stand_in_origin import Origin, serving
 from typer.testing import CliRunner
 
 from vllm_fleet.base.errors import FleetError
@@ -53,11 +58,32 @@ def test_the_download_is_of_the_revision_of_the_recipe_and_of_the_draft_too() ->
     assert "HF_HUB_OFFLINE=1" in lines[0]
 
 
+def test_the_download_is_taken_by_the_hub_s_own_program(tmp_path: Path) -> None:
+    """The line that is printed, run by huggingface_hub against a stand-in of the hub."""
+    words = shlex.split(told("--show", "download")[1])
+    revision = words[words.index("--revision") + 1]
+    files = {"config.json": b"{}", "model-1.safetensors": b"w" * 5000, "original/model.pt": b"x", "metal/m.bin": b"y"}
+    with serving(Origin(models={"openai/gpt-oss-120b": {revision: files}})) as origin:
+        environment = {**os.environ, "HF_ENDPOINT": origin.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+        environment.pop("HF_HUB_OFFLINE", None)
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=HANGING_SECONDS)
+    assert done.returncode == 0, done.stderr
+    (snapshot,) = (tmp_path / "hub" / "models--openai--gpt-oss-120b" / "snapshots").iterdir()
+    assert snapshot.name == revision
+    assert {path.name: path.read_bytes() for path in snapshot.rglob("*") if path.is_file()} == {
+        name: files[name] for name in ("config.json", "model-1.safetensors")
+    }
+
+
 def test_the_tools_and_the_server_are_shown_alone() -> None:
     assert command(told("--show", "tools"))[-2:] == ["--tool-server", "HOST-1:PORT-1,HOST-2:PORT-2"]
     (line,) = told("--show", "serve")
     assert "vllm serve openai/gpt-oss-120b" in line
-    assert told("--show", "docker")[-1].startswith("docker run ")
+    docker = told("--show", "docker")
+    assert docker[-1].startswith("docker run ")
+    # HF_HUB_OFFLINE=1 is in the line, so the download stands before it.
+    assert "HF_HUB_OFFLINE=1" in docker[-1]
+    assert docker[1] == told("--show", "download")[1]
 
 
 def test_json_has_all_of_them() -> None:

@@ -281,11 +281,21 @@ def test_what_the_driver_asks_for_stops_a_run(catalog: Catalog, facts: dict[str,
 # -- Switches -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["NVIDIA H100 PCIe", "NVIDIA H100 NVL"])
-def test_cards_without_switches_need_no_fabric_manager(catalog: Catalog, name: str) -> None:
-    """gpu-operator#610, gpud#1206: eight cards are of the class of eight on a board."""
-    facts = {**HEALTHY, "gpus": [{**H100, "name": name}] * 8, "fabric_manager": None, "nvswitches": 0}
-    assert recognise(facts, catalog).id == "h100-8"
+@pytest.mark.parametrize(
+    ("name", "memory", "sized"),
+    [
+        ("NVIDIA H100 PCIe", 81559, "h100-pcie-8"),
+        ("NVIDIA H100 NVL", 95830, "h100-nvl-8"),
+        ("NVIDIA H200 NVL", 143771, "h200-nvl-8"),
+    ],
+)
+def test_cards_without_switches_need_no_fabric_manager(catalog: Catalog, name: str, memory: int, sized: str) -> None:
+    """gpu-operator#610, gpud#1206. Who calls eight cards eight on a board is asked for no fabric manager either."""
+    gpu = {**H100, "name": name, "memory_mib": memory}
+    facts = {**HEALTHY, "gpus": [gpu] * 8, "fabric_manager": None, "nvswitches": 0}
+    assert recognise(facts, catalog).id == sized
+    assert judge(catalog, sized, facts, "verified") == {}
+    facts["gpus"] = [{**H100, "name": "NVIDIA H100 PCIe"}] * 8
     assert judge(catalog, "h100-8", facts, "verified") == {}
     assert repairs(catalog, "h100-8", facts) == []
     for switches, unit in ((0, False), (4, True), (None, True)):

@@ -228,7 +228,7 @@ def test_the_password_for_sudo_reaches_the_hosts_and_no_file(
         (("--host-class", ""), "--host-class: there is no host class ''"),
         (("--model", "nope"), "--model: there is no model 'nope'"),
         (("--model", ""), "--model: there is no model ''"),
-        (("--model", "openai/gpt-oss-120b", "--host-class", "cpu-2"), "--model: no recipe for openai/gpt-oss-120b"),
+        (("--model", "openai/gpt-oss-120b", "--host-class", "cpu-2"), "the 120b model on a processor was found"),
         (("--mirror", ""), "--mirror: '' is not a name"),
         (("--mirror", "no such"), "--mirror: 'no such' is not a name"),
         (("--mirror", "ftp://x"), "--mirror: 'ftp://x' is not the URL of a server"),

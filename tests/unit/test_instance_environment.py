@@ -114,6 +114,6 @@ def test_a_unit_sets_no_vllm_variable(name: str) -> None:
 def test_the_programs_of_the_units_read_fleet_variables_alone(name: str) -> None:
     text = (paths.root() / "roles" / "vllm_service" / "files" / name).read_text(encoding="utf-8")
     read = set(re.findall(r'environment\["(\w+)"\]', text))
-    of_systemd = {"CREDENTIALS_DIRECTORY", "RUNTIME_DIRECTORY", "HOME"}
+    of_systemd = {"CREDENTIALS_DIRECTORY", "RUNTIME_DIRECTORY", "HOME", "PATH"}
     assert {variable for variable in read - of_systemd if not variable.startswith("FLEET_")} == set()
     assert "VLLM_FLEET" not in text

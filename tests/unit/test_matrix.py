@@ -35,11 +35,11 @@ def row(rows: list[Row], model: str, host_class: str, engine: str | None) -> Row
         (LARGE, "gb200-4", "vllm-0.32.0-cuda", "unverified", [(4, 1), (2, 2), (1, 4)]),
         (LARGE, "mi300x-8", "vllm-0.14.1-rocm", "unverified", [(1, 8), (1, 8), (1, 8)]),
         (LAB, "cpu-8", "vllm-0.32.0-cpu", "verified", [(1, 1), (1, 1), (1, 1)]),
-        (LARGE, "cpu-8", "vllm-0.32.0-cpu", "no recipe", []),
-        (LARGE, "rtx5090-1", None, "unsupported", []),
-        (SMALL, "l40s-8", None, "unsupported", []),
+        (LAB, "b200-8", "vllm-0.32.0-cuda", "no recipe", []),
+        (LARGE, "rtx5090-4", "vllm-0.32.0-cuda", "unsupported", []),
+        (SMALL, "gb10-1", None, "unsupported", []),
     ],
-    ids=["of eight", "the largest", "one size only", "verified", "no recipe", "unsupported, one size", "unsupported"],
+    ids=["of eight", "the largest", "one size only", "verified", "no recipe", "unsupported", "an unsupported class"],
 )
 def test_a_row(rows: list[Row], model: str, host_class: str, engine: str | None, status: str, shapes: Any) -> None:
     found = row(rows, model, host_class, engine)
@@ -53,25 +53,27 @@ def test_every_model_stands_with_every_family(rows: list[Row], catalog: Catalog)
 
 
 def test_an_engine_stands_only_with_devices_that_it_is_built_for(rows: list[Row]) -> None:
-    assert {r.engine for r in rows if r.host_class == "r9700-8"} == {"rocm-open-r9700"}
+    engines = {r.engine for r in rows if r.host_class == "r9700-8"}
+    assert engines == {"rocm-open-r9700", "vllm-0.32.0-rocm", "vllm-0.33.0-rocm"}
 
 
 def test_what_does_not_fit_is_refused_with_its_reason(rows: list[Row], catalog: Catalog) -> None:
-    found = row(rows, LARGE, "r9700-8", "rocm-open-r9700")
-    assert "does not fit: 1 x 31.0 GiB" in (found.shapes["max-throughput"].refused or "")
-    assert found.shapes["min-latency"].refused is None
-    text = support_matrix.markdown([found], catalog.profiles)
+    found = row(rows, LARGE, "l40s-8", "vllm-0.32.0-cuda")
+    assert [shape.refused for shape in found.shapes.values()] == [None] * 3
+    shapes = {name: dataclasses.replace(shape, refused=f"does not fit: {name}") for name, shape in found.shapes.items()}
+    shapes["min-latency"] = found.shapes["min-latency"]
+    text = support_matrix.markdown([dataclasses.replace(found, shapes=shapes)], catalog.profiles)
     assert "| refused (1) | refused (2) | 1 x TP8 |" in text
-    assert "\n1. does not fit: 1 x" in text
-    assert "\n2. does not fit: 2 x" in text
+    assert "\n1. does not fit: max-throughput" in text
+    assert "\n2. does not fit: balanced" in text
 
 
 def test_engines_that_differ_in_nothing_share_a_line(rows: list[Row], catalog: Catalog) -> None:
     text = support_matrix.markdown(
         [r for r in rows if (r.model, r.host_class) == (LARGE, "mi300x-8")], catalog.profiles
     )
-    assert text.count("| `mi300x-8` |") == 2
-    assert "| `vllm-0.14.1-rocm`, `vllm-0.32.0-rocm` | unverified | 1 x TP8 |" in text
+    assert text.count("| `mi300x-8` |") == 3
+    assert "| `vllm-0.32.0-rocm`, `vllm-0.33.0-rocm` | unverified | 8 x TP1 |" in text
 
 
 def test_an_unsupported_entry_gives_its_evidence(catalog: Catalog) -> None:

@@ -14,7 +14,7 @@ AMD, LARGE, SMALL = "amd/gpt-oss-120b-w-mxfp4-a-fp8", "openai/gpt-oss-120b", "op
 @pytest.mark.parametrize("host_class", ["mi350x-8", "mi355x-8", "mi355x-1"])
 def test_amds_checkpoint_takes_the_rules_of_the_model_it_was_made_from(catalog: Catalog, host_class: str) -> None:
     found = resolve(catalog, Question(host_class, AMD))
-    assert (found.engine.id, found.status) == ("vllm-0.32.0-rocm", "unverified")
+    assert (found.engine.id, found.status) == ("vllm-0.33.0-rocm", "unverified")
     assert found.env["VLLM_ROCM_USE_AITER"] == "1"
     assert found.provenance["env.VLLM_ROCM_USE_AITER"].file == "recipes/models/openai/gpt-oss-120b.yml"
     assert any("published scores are those of openai/gpt-oss-120b" in note for note in found.notes)
@@ -32,7 +32,7 @@ def test_amds_checkpoint_takes_the_rules_of_the_model_it_was_made_from(catalog: 
         ("b200-8", None, "for its own devices"),
         ("h100-8", "vllm-0.32.0-cuda", "for its own devices"),
         ("a100-80gb-8", None, "for its own devices"),
-        ("cpu-8", None, "no recipe for"),
+        ("cpu-8", None, "for its own devices"),
     ],
 )
 def test_amds_checkpoint_is_refused_with_its_reason(
@@ -47,7 +47,7 @@ def test_amds_checkpoint_is_refused_with_its_reason(
 def test_an_unsupported_release_is_no_hint(catalog: Catalog) -> None:
     with pytest.raises(FleetError) as caught:
         resolve(catalog, Question("mi355x-8", AMD, engine="vllm-0.14.1-rocm"))
-    assert caught.value.hint == "there are recipes with vllm-0.32.0-rocm"
+    assert caught.value.hint == "there are recipes with vllm-0.32.0-rocm, vllm-0.33.0-rocm"
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ def test_every_class_is_recognised(tmp_path: Path, catalog: Catalog, name: str) 
     [
         (of("nvidia", a_gpu("NVIDIA A100-SXM4-80GB", 81920, "sm_80")), "a100-80gb-1"),
         (of("nvidia", a_gpu("NVIDIA A100-PCIE-40GB", 40960, "sm_80")), "a100-40gb-1"),
-        (of("nvidia", a_gpu("NVIDIA H100 NVL", 95830, "sm_90")), "h100-1"),
+        (of("nvidia", a_gpu("NVIDIA H100 NVL", 95830, "sm_90")), "h100-nvl-1"),
+        (of("nvidia", a_gpu("NVIDIA H100 PCIe", 81559, "sm_90")), "h100-pcie-1"),
+        (of("nvidia", a_gpu("NVIDIA H100 80GB HBM3", 81559, "sm_90")), "h100-1"),
         (of("nvidia", *[a_gpu("NVIDIA GB200", 189471, "sm_100")] * 4), "gb200-4"),
         (of("amd", a_gpu("AMD Instinct MI325X VF", 262128, "gfx942")), "mi325x-1"),
         (
@@ -45,7 +47,7 @@ def test_every_class_is_recognised(tmp_path: Path, catalog: Catalog, name: str) 
             "r9700-1",
         ),
     ],
-    ids=["80gb", "40gb", "nvl", "not-b200", "virtual-function", "integrated-graphics"],
+    ids=["80gb", "40gb", "nvl", "pcie", "sxm", "not-b200", "virtual-function", "integrated-graphics"],
 )
 def test_what_comes_in_more_than_one_form(catalog: Catalog, facts: dict[str, Any], name: str) -> None:
     assert recognise(facts, catalog).id == name
@@ -54,7 +56,7 @@ def test_what_comes_in_more_than_one_form(catalog: Catalog, facts: dict[str, Any
 @pytest.mark.parametrize(
     ("facts", "says", "hint"),
     [
-        (of("nvidia", a_gpu("NVIDIA H20", 97871, "sm_90")), "1 x NVIDIA H20 (sm_90, 95.6 GiB)", ": h100, h200"),
+        (of("nvidia", a_gpu("NVIDIA H18", 97871, "sm_90")), "1 x NVIDIA H18 (sm_90, 95.6 GiB)", "h100-pcie, h100, h20"),
         (of("nvidia", a_gpu("Tesla T4", 15360, "sm_75")), "Tesla T4", "rtx5090"),
         (of("nvidia", *[H200] * 3), "this number of GPUs: 3 x NVIDIA H200", "h200-1, h200-2, h200-4, h200-8"),
         (of("nvidia", H200, a_gpu("NVIDIA L40S", 46068, "sm_89")), "1 x NVIDIA H200 (sm_90, 140.4 GiB), 1 x", "l40s"),
@@ -90,7 +92,7 @@ def bare(**facts: Any) -> dict[str, Any]:
     ("listed", "name"),
     [
         ({"10de:2330": 8}, "h100-8"),
-        ({"10de:2331": 2}, "h100-2"),
+        ({"10de:2331": 2}, "h100-pcie-2"),
         ({"10de:20b2": 8}, "a100-80gb-8"),
         ({"10de:2901": 8}, "b200-8"),
         ({"1002:74a1": 8}, "mi300x-8"),

@@ -230,7 +230,7 @@ CASES: Mapping[str, Case] = {
         "the mirror of this machine lacks", {("mirror",): {"host": "gateway-0"}, ("artifacts", "models"): {}}
     ),
     "an engine without a lock": Case(
-        "vllm-0.32.0-rocm is not locked for x86_64",
+        "vllm-0.33.0-rocm is not locked for x86_64",
         {("pools", "gpu", "host_class"): "mi300x-8", ("pools", "gpu", "install"): "wheel"},
     ),
     "an image without a digest": Case(
@@ -240,7 +240,7 @@ CASES: Mapping[str, Case] = {
         "golden/registry.pem does not exist",
         {
             ("pools", "gpu", "install"): "docker",
-            ("artifacts", "images"): {"vllm-0.32.0-cuda": ANY},
+            ("artifacts", "images"): {"vllm-0.33.0-cuda": ANY},
             ("mirror",): {"registry": "registry.example.com:5000", "registry_ca_file": "registry.pem"},
         },
     ),
@@ -547,7 +547,7 @@ def test_the_command_that_makes_a_lock_is_quoted_whole(fleets: Path, catalog: Ca
         for refusal in inventory.find_refusals(plan.load(folder, catalog), catalog)
         if "is not locked" in refusal.error.message
     ]
-    command = "python -m tools.locks --engine vllm-0.32.0-rocm --machine x86_64 --index URL --output FILE"
+    command = "python -m tools.locks --engine vllm-0.33.0-rocm --machine x86_64 --index URL --output FILE"
     assert error.hint.startswith(f"run '{command}' where its index is reachable")
 
 

@@ -76,4 +76,4 @@ def test_vllm_reads_every_config_of_the_installed_engine(catalog: Catalog, pytho
         (names, answer["error"]) for names, answer in zip(rendered.values(), answers, strict=True) if "error" in answer
     ]
     assert refused == []
-    assert {"vllm-fleet/lab-gpt-oss"} == {answer["args"]["model"] for answer in answers}
+    assert {"vllm-fleet/lab-gpt-oss", "openai/gpt-oss-20b"} == {answer["args"]["model"] for answer in answers}

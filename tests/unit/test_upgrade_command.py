@@ -65,7 +65,7 @@ def test_the_text_tells_all_four_parts() -> None:
         "environment variable VLLM_MXFP4_USE_MARLIN (vllm-0.32.0-cuda: no longer read)",
         "gpu-memory-utilization: 0.9 -> 0.92",
         ": it is for engine ==0.12.0 (",
-        "h200-8 (balanced, min-latency)",
+        "h200-8 (balanced)",
         '- env.VLLM_MXFP4_USE_MARLIN = "1"',
         "refused as before: does not fit",
     ):

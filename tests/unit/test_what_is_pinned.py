@@ -113,7 +113,7 @@ def test_plan_tells_once_what_site_yml_will_refuse(
     plan_command.command("example-amd", json=True)
     record = json.loads(capsys.readouterr().out)
     (refused,) = record["site_refuses"]
-    assert "vllm-0.32.0-rocm is not locked for x86_64" in refused["message"]
+    assert "vllm-0.33.0-rocm is not locked for x86_64" in refused["message"]
     plan_command.command("example-amd")
     assert "site.yml will refuse: " in capsys.readouterr().out
     plan_command.command("example-aws", json=True)

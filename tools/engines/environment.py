@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tools.engines import fields
+from tools.engines.dead_ends import DeadEnds
 from tools.engines.evaluate import Evaluator
 from tools.engines.flags import plain
 from tools.engines.values import MISSING, Class, External
@@ -49,6 +50,12 @@ def unused(evaluator: Evaluator) -> list[str]:
     again = Counter(name for read in _reads(evaluator.sources.tree(_TABLE)) for name in _names(evaluator, read, _TABLE))
     own = [name for name in table(evaluator) if name.startswith("VLLM_") and not name.startswith("VLLM_ROCM_")]
     return sorted(name for name in own if name not in held and again[name] < 2)
+
+
+def dead_ends(evaluator: Evaluator) -> dict[str, str]:
+    """Variables of vLLM that are read into a name that nothing in the wheel reads further, with that name."""
+    own = [name for name in table(evaluator) if name.startswith("VLLM_")]
+    return DeadEnds(evaluator.sources, _TABLE).find(own)
 
 
 def other_reads(evaluator: Evaluator) -> dict[str, Any]:

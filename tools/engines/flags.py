@@ -12,7 +12,11 @@ from tools.engines.values import MISSING, UNKNOWN, Class, External, Function, Me
 from vllm_fleet.base.errors import FleetError
 
 # The module of make_arg_parser moves between releases.
-_PARSER_MODULES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
+_PARSER_MODULES = (
+    "vllm.entrypoints.common.cli_args",
+    "vllm.entrypoints.launchers.cli_args",
+    "vllm.entrypoints.openai.cli_args",
+)
 _DEPRECATED = re.compile(r"\[deprecated\]|\bdeprecated[:.]|\bis deprecated|\bhas been deprecated", re.IGNORECASE)
 _NUMBERS = {"human_readable_int": "int", "human_readable_int_or_auto": "int"}
 _WRAPPERS = {"_optional_type", "_parse_type"}

@@ -27,6 +27,7 @@ _HEADER = """\
 #   text: plain text is taken instead of JSON; deprecated: still read, announced to go.
 # env: each environment variable that the release reads, with the value that it takes when unset (null: none, or
 #   only known at run time). env_unused: those of them that vLLM declares and nothing in the wheel uses.
+# env_dead_ends: those that are read into a name that nothing reads further, with that name.
 # *_deprecated: the keys that are still read and will be removed; absent without such names.
 # *_extra: what happens to a key that is not listed (forbid: fatal, ignore: dropped without a word).
 # config_file: what a --config file makes of a mapping and of `false`.
@@ -65,6 +66,7 @@ def build(release: Release, sources: Sources) -> dict[str, Any]:
         "flags": dict(sorted(flags.read_flags(evaluator).items())),
         "env": dict(sorted(environment.read_environment(evaluator).items())),
         "env_unused": environment.unused(evaluator),
+        "env_dead_ends": environment.dead_ends(evaluator),
         "config_file": configs.config_file_rules(evaluator),
     }
     for key, name in _CLASSES.items():
@@ -90,7 +92,7 @@ def text(manifest: Mapping[str, Any]) -> str:
 
 def _lines(manifest: Mapping[str, Any]) -> Iterator[str]:
     for key, value in manifest.items():
-        if key in ("flags", "env", "covers"):
+        if key in ("flags", "env", "env_dead_ends", "covers") and value:
             yield f"{key}:"
             yield from (f"  {_flow(name)}: {_flow(item)}" for name, item in value.items())
         elif isinstance(value, list):

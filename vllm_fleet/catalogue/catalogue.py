@@ -29,6 +29,7 @@ from vllm_fleet.schema.known_issue import KnownIssues
 from vllm_fleet.schema.memory import Memory
 from vllm_fleet.schema.recipe import Engine, HostClass, Machine, Model, Profile, Profiles, Rule
 from vllm_fleet.schema.spelling import Spellings
+from vllm_fleet.schema.start_log import StartLog
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -71,6 +72,7 @@ class Catalog:
     gpu_errors: GpuErrors
     host_changes: HostChanges
     memory: Memory
+    start_log: StartLog
     documents: Mapping[str, yaml_document.Document] = field(repr=False)
 
     def host_class(self, name: str) -> SizedClass:
@@ -208,6 +210,7 @@ def load(root: Path | None = None) -> Catalog:
         ("gpu_errors", GpuErrors),
         ("host_changes", HostChanges),
         ("memory", Memory),
+        ("start_log", StartLog),
     ):
         try:
             documents[name] = yaml_document.read_with_errors(base / f"{name}.yml")
@@ -215,7 +218,8 @@ def load(root: Path | None = None) -> Catalog:
         except FleetError as fault:
             errors.extend([fault, *fault.others])
     raise_all(errors)
-    profiles, encodings, distributions, known, spellings, drivers, gpu_errors, host_changes, memory = singles
+    profiles, encodings, distributions, known, spellings, drivers, *others = singles
+    gpu_errors, host_changes, memory, start_log = others
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
     assert isinstance(distributions, Distributions)  # noqa: S101 - as above
@@ -225,6 +229,7 @@ def load(root: Path | None = None) -> Catalog:
     assert isinstance(gpu_errors, GpuErrors)  # noqa: S101 - as above
     assert isinstance(host_changes, HostChanges)  # noqa: S101 - as above
     assert isinstance(memory, Memory)  # noqa: S101 - as above
+    assert isinstance(start_log, StartLog)  # noqa: S101 - as above
     return Catalog(
         base,
         classes,
@@ -241,6 +246,7 @@ def load(root: Path | None = None) -> Catalog:
         gpu_errors,
         host_changes,
         memory,
+        start_log,
         documents,
     )
 

@@ -25,6 +25,7 @@ class EngineNames:
         env: each environment variable that the release reads, with its default where it is static; a variable that
             is declared and used by nothing does not count.
         env_unused: those that are declared and used by nothing.
+        env_dead_ends: those that are read into a name that nothing reads further, with that name.
         beside: environment variables that the libraries beside vLLM read, with the library.
         pass_config: the keys of ``compilation-config.pass_config``.
         nested: for each flag that takes a mapping whose keys are known, those keys.
@@ -37,6 +38,7 @@ class EngineNames:
     flags: Mapping[str, Mapping[str, Any]]
     env: Mapping[str, Any]
     env_unused: frozenset[str]
+    env_dead_ends: Mapping[str, str]
     beside: Mapping[str, Any]
     pass_config: frozenset[str]
     nested: Mapping[str, frozenset[str]]
@@ -71,6 +73,12 @@ class EngineNames:
         yield from self.env
         yield from (name for name in self.beside if self.reads(f"env.{name}", accelerator))
 
+    def why_unread(self, variable: str) -> str:
+        """Why a variable that :meth:`reads` does not know has no effect."""
+        if end := self.env_dead_ends.get(variable):
+            return f"declared, and it goes no further than {end}, which nothing reads"
+        return "declared, and used by nothing" if variable in self.env_unused else "not read"
+
     def deprecates(self, key: str) -> bool:
         """Whether the release reads a name, as :meth:`reads` takes it, and announces its removal."""
         return key.startswith("args.") and key.removeprefix("args.") in self.deprecated
@@ -91,7 +99,8 @@ def read_names(path: Path, fork: str | None = None) -> EngineNames:
         raise FleetError("names file not found", "run 'make engines'", paths.display(path))
     data = _read(path)
     beside = _read(path.parent / "beside.yml")
-    env = {name: default for name, default in data["env"].items() if name not in data.get("env_unused", ())}
+    without_effect = {*data.get("env_unused", ()), *data.get("env_dead_ends", {})}
+    env = {name: default for name, default in data["env"].items() if name not in without_effect}
     if fork:
         forks = _read(path.parent / "forks.yml")["forks"]
         if fork not in forks or forks[fork]["inherits"] != path.stem:
@@ -105,6 +114,7 @@ def read_names(path: Path, fork: str | None = None) -> EngineNames:
         flags=data["flags"],
         env=env,
         env_unused=frozenset(data.get("env_unused", ())) - frozenset(env),
+        env_dead_ends={name: end for name, end in data.get("env_dead_ends", {}).items() if name not in env},
         beside=beside["env"],
         pass_config=frozenset(data["pass_config"]),
         nested={flag: frozenset(data[flag.replace("-", "_")]) for flag in _NESTED if flag.replace("-", "_") in data},

@@ -74,8 +74,8 @@ def gone(used: Mapping[tuple[str, str], Iterable[str]], old: EngineNames, new: N
 def _missing_env(name: str, old: EngineNames, new: EngineNames) -> tuple[str, str, str] | None:
     if name not in old.env or name in new.env or name in new.beside:
         return None
-    why = "declared, and used by nothing" if name in new.env_unused else "no longer read"
-    return "environment variable", name, why
+    without_effect = name in new.env_unused or name in new.env_dead_ends
+    return "environment variable", name, new.why_unread(name) if without_effect else "no longer read"
 
 
 def _missing_arg(key: str, old: EngineNames, new: EngineNames) -> tuple[str, str, str] | None:

@@ -42,6 +42,7 @@ def selects(when: When, combination: Combination) -> bool:
         and (when.profile is None or combination.profile in when.profile)
         and (when.model is None or combination.model in when.model)
         and (when.feature is None or when.feature in combination.features)
+        and (when.with_feature is None or when.with_feature in combination.features)
         and (when.tensor_parallel is None or combination.tensor_parallel in when.tensor_parallel)
         and (when.at_least is None or _reach(combination.args, when.at_least))
         and (

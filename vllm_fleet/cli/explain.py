@@ -11,6 +11,10 @@ from vllm_fleet.base.merge import leaves
 from vllm_fleet.cli.output import FleetOption, JsonOption, fleet_directory, print_json, print_text
 from vllm_fleet.fleet import plan as plans
 
+_OF_HEAD = (
+    *("host_class", "model", "engine", "profile", "status", "evidence", "notes", "alternatives"),
+    *("fit", "device_memory"),
+)
 EPILOG = """\b
 Examples:
   vllm-fleet explain lab-0
@@ -32,13 +36,16 @@ def command(
     record: dict[str, Any] = planned.deployment.record()
     values = dict(leaves({"args": record["args"], "env": record["env"]}))
     keys = {key: {"value": values[key], **origin} for key, origin in record["provenance"].items()}
-    keys_of_head = ("host_class", "model", "engine", "profile", "status", "evidence", "notes", "alternatives")
-    head = {key: record[key] for key in keys_of_head}
+    head = {key: record[key] for key in _OF_HEAD}
     if json:
         print_json({"host": host, "pool": planned.pool, **head, "keys": keys})
         return
     print_text(f"{host}: {head['model']} on {head['host_class']}, {head['engine']}, {head['profile']}")
     print_text(f"status: {head['status']} ({head['evidence']})")
+    fit = planned.deployment.fit
+    print_text(f"memory: {fit.text}")
+    if fit.device:
+        print_text(f"one device: {fit.device.text()}")
     for note in head["notes"]:
         print_text(f"note: {note}")
     print_text()

@@ -96,6 +96,8 @@ def command(
         _print_record(plan, (bill, models, missing), _StackUpdate(as_is, changes, run, refused, unmade))
     else:
         print_table(plan_tables.hosts([_record(host) for host in plan.hosts]))
+        for line in plan_tables.memory_lines(host.deployment for host in plan.hosts):
+            print_text(line)
         print_table(plan_tables.models(models))
         if copies := tuple(first_copy.first_copies(plan)):
             print_table(plan_tables.first_copies(copies))

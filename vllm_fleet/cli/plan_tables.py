@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -11,6 +11,7 @@ from vllm_fleet.fleet.cost import Bill, Row
 from vllm_fleet.fleet.first_copy import FirstCopy
 from vllm_fleet.fleet.replacement import Change
 from vllm_fleet.host.model_sources import ModelReport
+from vllm_fleet.resolve.deployment import Deployment
 
 _UNKNOWN = "unknown"
 #: Up to so many hosts of one change are listed by name; more, as in a new fleet, are counted.
@@ -32,10 +33,19 @@ def hosts(records: Sequence[Mapping[str, Any]]) -> Table:
             first["engine"],
             first["profile"],
             f"{first['instances']} x TP{first['tensor_parallel_size']}",
-            str(first["fit"]["max_num_seqs"]),
+            f"{first['fit']['max_num_seqs']} of {first['fit']['sequence_tokens']} tokens",
             first["status"],
         )
     return table
+
+
+def memory_lines(deployments: Iterable[Deployment | None]) -> Iterator[str]:
+    """The memory of one device of each kind of deployment, once."""
+    told: dict[str, None] = {}
+    for each in deployments:
+        if each and each.fit.device:
+            told[f"memory: {each.host_class}, {each.profile}: a device has {each.fit.device.text()}"] = None
+    yield from told
 
 
 def models(reports: Sequence[ModelReport]) -> Table:

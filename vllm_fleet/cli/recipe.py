@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Annotated, Any, cast, get_args
 
 import typer
@@ -13,7 +12,7 @@ from vllm_fleet.base.errors import FleetError, raise_all
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.cli.output import JsonOption, print_json, print_text
 from vllm_fleet.host import hand_commands, instance_files, serve_command
-from vllm_fleet.resolve import device_memory, known_issues
+from vllm_fleet.resolve import known_issues
 from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.schema.fleet import Overrides
 from vllm_fleet.schema.recipe import Feature, Install, Profile
@@ -70,7 +69,9 @@ def command(
     install: Annotated[str | None, typer.Option("--install", help="wheel or docker.")] = None,
     feature: Annotated[
         list[str] | None,
-        typer.Option("--feature", help="function-calling, structured-output, eagle3 or benchmark. Repeat it for more."),
+        typer.Option(
+            "--feature", help="One of function-calling, structured-output, builtin-tools, eagle3, benchmark; repeat it."
+        ),
     ] = None,
     every_issue: Annotated[bool, typer.Option("--issues", help="Print every known issue that can concern it.")] = False,
     override: Annotated[
@@ -109,29 +110,26 @@ def command(
     docker = "\n".join(lines) or None
     docker_note = serve_command.docker_note(image) if image else None
     others = {name: make(deployment, recipes.model(model)) for name, make in hand_commands.COMMANDS.items()}
-    memory = device_memory.of_deployment(recipes, deployment)
     if json:
         listed = [known_issues.record(issue) for issue in issues]
         shown = {"config": config, "serve": line, "docker": docker, "docker_note": docker_note, "known_issues": listed}
-        print_json({**record, **shown, "device_memory": asdict(memory) if memory else None, "commands": others})
+        print_json({**record, **shown, "commands": others})
         return
     if show:
         if show == "docker" and not docker:
             why = docker_note or f"{deployment.engine.id} has no image"
             raise FleetError(why, "serve it from its wheel", key="--show")
-        print_text("\n".join({"serve": [line], "docker": lines, **others}[show]))
+        # Both are offline when they start, so the model has to be there.
+        shown_lines = {"serve": [line], "docker": [*others["download"], *lines], **others}
+        print_text("\n".join(shown_lines[show]))
         return
-    fit = record["fit"]
     print_text(
         f"{deployment.model} on {deployment.host_class} with {deployment.engine.id}, {deployment.profile}: "
         f"{deployment.instances} x TP{deployment.tensor_parallel_size}, {deployment.status}",
     )
-    print_text(
-        f"memory: weights {fit['weights_gib']} GiB, KV cache {fit['kv_cache_gib']} GiB, "
-        f"{fit['max_num_seqs']} sequences of full length",
-    )
-    if memory:
-        print_text(f"one device: {memory.text()}")
+    print_text(f"memory: {deployment.fit.text}")
+    if deployment.fit.device:
+        print_text(f"one device: {deployment.fit.device.text()}")
     print_text(f"evidence: {deployment.evidence}")
     for note in deployment.notes:
         print_text(f"note: {note}")

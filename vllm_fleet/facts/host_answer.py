@@ -16,6 +16,7 @@ from vllm_fleet.facts.states import NEIGHBOURS, DriftState, VetoCode
 PROBED_VETOES = frozenset(
     {
         VetoCode.TOO_FEW_CORES,
+        VetoCode.NO_CPU_FLAG,
         VetoCode.TOO_LITTLE_MEMORY,
         VetoCode.WRONG_MACHINE,
         VetoCode.WRONG_SYSTEM,

@@ -35,9 +35,9 @@ def recognise(facts: Mapping[str, Any], catalog: Catalog) -> SizedClass:
     if not fitting:
         message = f"matches no host class: {described}"
         raise FleetError(message, _nearest_classes(catalog, facts["vendor"], gpus), key="host_class")
-    # The same chip is sold with more and with less memory; a host with more fits both classes.
-    best = max(fitting, key=_floor)
-    others = [family.name for family in fitting if _floor(family) == _floor(best)]
+    # The same chip is sold with more and with less memory, and under longer names; a host with more fits both classes.
+    best = max(fitting, key=_closeness)
+    others = [family.name for family in fitting if _closeness(family) == _closeness(best)]
     if len(others) > 1:
         raise FleetError(f"matches more than one host class: {described}", ", ".join(others), key="host_class")
     if len(gpus) not in best.counts:
@@ -116,6 +116,10 @@ def describe_gpus(gpus: Sequence[Gpu]) -> str:
         text = f"{gpu['name'] or 'a GPU without a name'} ({gpu['arch'] or 'architecture unknown'}, {memory})"
         kinds[text] = kinds.get(text, 0) + 1
     return ", ".join(f"{count} x {text}" for text, count in kinds.items())
+
+
+def _closeness(family: HostClass) -> tuple[float, int]:
+    return _floor(family), len(family.facts.gpu_name or "")
 
 
 def _floor(family: HostClass) -> float:

@@ -62,6 +62,7 @@ class VetoCode(DocumentedEnum):
     """
 
     TOO_FEW_CORES = "too_few_cores", "the host has fewer CPU cores than its class needs"
+    NO_CPU_FLAG = "no_cpu_flag", "the processor of the host cannot do what its class needs"
     TOO_LITTLE_MEMORY = "too_little_memory", "the host has less memory than its class needs"
     WRONG_MACHINE = "wrong_machine", "the processor has another architecture"
     WRONG_SYSTEM = "wrong_system", "the roles do not support the operating system"

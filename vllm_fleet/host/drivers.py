@@ -98,7 +98,7 @@ class DriverChoice:
 
     Attributes:
         mode: whether this project installs it or only verifies it.
-        engine: the engine that the host runs.
+        engine: the engine that the host runs from a wheel; None for an image, which brings its ROCm.
         copies: the fleet's copies of repositories.
         reboot: whether a run may restart the host.
         lab: the host is a container, with the kernel of the machine.
@@ -205,7 +205,8 @@ def host_driver(
         return None
     choice = DriverChoice(
         mode=driver_mode(plan, host),
-        engine=deployment.engine,
+        # An image has a ROCm of its own.
+        engine=deployment.engine if deployment.install == "wheel" else None,
         copies=apt_repositories.fleet_copies(plan),
         reboot=plan.access.reboot,
         lab=host.cloud == "lab",

@@ -16,6 +16,7 @@ from vllm_fleet.host.container import Image
 from vllm_fleet.host.firewall import Peers, firewall_rules, unit_filter
 from vllm_fleet.host.model_files import ModelFiles
 from vllm_fleet.resolve.deployment import Deployment
+from vllm_fleet.resolve.start_promises import Promise
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class ServingHost:
         model: the model's files.
         encodings: the harmony encodings that the model needs.
         cache_key: the name of the caches that its engine compiles.
+        promises: what the log of its starts must say.
         lock: the lock that its engine is installed from; None for an image.
         image: the image of its engine; None for a lock.
     """
@@ -60,6 +62,7 @@ class ServingHost:
     model: ModelFiles
     encodings: tuple[EncodingFile, ...]
     cache_key: str
+    promises: tuple[Promise, ...] = ()
     lock: engine_locks.Lock | None = None
     image: Image | None = None
 

@@ -18,6 +18,7 @@ from vllm_fleet.host.manifest import Manifest, instance_unit, instance_unit_file
 from vllm_fleet.host.serving_host import ServingHost
 from vllm_fleet.inventory.inputs import FleetInputs
 from vllm_fleet.mirror import client, parts, vocabularies
+from vllm_fleet.resolve import start_promises
 from vllm_fleet.resolve.deployment import Deployment
 
 
@@ -77,6 +78,7 @@ def _serving_host(inputs: FleetInputs, host: HostPlan, driver: drivers.HostDrive
         peers=_peers(inputs, inputs.locations[host.name]),
         model=model,
         encodings=tuple(vocabularies.list_vocabularies(inputs.plan, inputs.catalog, deployment.model)),
+        promises=tuple(start_promises.promises(inputs.catalog, deployment)),
         cache_key=start_cache.start_cache_key(deployment, model.revision, host_class.family.arch, version),
         lock=lock,
         image=_image(inputs, host, deployment),
@@ -122,6 +124,7 @@ def _service_variables(host: ServingHost, release: Release, manifest: Manifest) 
             }
             for instance in release.instances
         ],
+        "vllm_service_promises": [promise.record() for promise in host.promises],
         "vllm_service_unit_files": instance_unit_files(host.deployment.install, manifest.items),
         "vllm_start_cache_path": host.cache_directory,
         "vllm_start_cache_store": str(paths.cache_dir() / "start-caches"),

@@ -61,6 +61,7 @@ TEXTS = {
 #: Code of a veto -> its text. The codes are those of ``facts.states.VetoCode``.
 VETO_TEXTS = {
     "too_few_cores": "has %d cores, its class needs %d",
+    "no_cpu_flag": "its processor lacks %s, which its class needs: choose the class of its hardware",
     "too_little_memory": "has %.1f GiB of memory, its class needs %.1f",
     "wrong_machine": "is %s, its class is %s",
     "wrong_system": "has %s, and the roles support %s: use one of those",
@@ -375,6 +376,15 @@ def check_table(item: items.TableItem) -> tuple[str, str] | None:
     return None
 
 
+def read_cpu_flags() -> set[str]:
+    """What the processor of this host can do, as its kernel says."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            return {flag for line in file if line.startswith("flags") for flag in line.partition(":")[2].split()}
+    except OSError:
+        return set()
+
+
 def check_facts(facts: Mapping[str, Any]) -> list[dict[str, str]]:
     """What a host must be before a run touches it: a veto ``{code, why}`` for each fact that differs."""
     cores = len(os.sched_getaffinity(0))
@@ -383,6 +393,9 @@ def check_facts(facts: Mapping[str, Any]) -> list[dict[str, str]]:
     vetoes: dict[str, tuple[Any, ...]] = {}
     if facts.get("cpu_count_min") and cores < facts["cpu_count_min"]:
         vetoes["too_few_cores"] = (cores, facts["cpu_count_min"])
+    lacking = sorted(set(facts.get("cpu_flags") or ()) - read_cpu_flags())
+    if lacking:
+        vetoes["no_cpu_flag"] = (", ".join(lacking),)
     if facts.get("memory_gib_min") and memory < facts["memory_gib_min"]:
         vetoes["too_little_memory"] = (memory, facts["memory_gib_min"])
     if facts.get("machine") and machine != facts["machine"]:

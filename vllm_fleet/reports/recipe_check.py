@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import get_args
 
 from vllm_fleet.base.errors import ErrorCode, FleetError
-from vllm_fleet.catalogue.catalogue import Catalog, in_range
+from vllm_fleet.catalogue.catalogue import Catalog, SizedClass, in_range
 from vllm_fleet.catalogue.engine_locks import lock_errors
 from vllm_fleet.catalogue.spellings import applies
 from vllm_fleet.host.engine_install import lock_command, lock_misfits
@@ -72,9 +72,15 @@ def _lock(catalog: Catalog, engine: Engine, machine: Machine) -> Iterator[FleetE
     for wrong in lock_errors(lock, engine, machine):
         yield document.error(at, f"{lock.file} {wrong}", again)
     for sized in catalog.sized_classes():
-        if builds_for(engine, sized) and sized.machine == machine:
+        if sized.machine == machine and _is_served(catalog, engine, sized):
             for message, hint in lock_misfits(lock, engine, sized):
                 yield document.error(at, message, hint)
+
+
+def _is_served(catalog: Catalog, engine: Engine, sized: SizedClass) -> bool:
+    """Whether some model has a recipe for this engine on this class."""
+    found = [supports(model, sized, engine) for model in catalog.models.values()]
+    return builds_for(engine, sized) and any(entry and entry.status != "unsupported" for entry in found)
 
 
 def _model(catalog: Catalog, model: Model, *, every_combination: bool) -> Iterator[FleetError]:

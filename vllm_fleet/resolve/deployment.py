@@ -106,6 +106,7 @@ class Deployment:
             "env": dict(self.env),
             "install": {"method": self.install, "directory_id": self.engine_directory_id},
             "fit": self.fit.record(),
+            "device_memory": self.fit.device.record() if self.fit.device else None,
             "status": self.status,
             "evidence": self.evidence,
             "notes": list(self.notes),

@@ -7,9 +7,10 @@ from typing import Any
 
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.resolve.device_memory import Served
 from vllm_fleet.resolve.provenance import Origin
 from vllm_fleet.schema.draft import Draft
-from vllm_fleet.schema.recipe import Model, ModelShape
+from vllm_fleet.schema.recipe import Model
 
 #: Where a deployment names its draft, among the keys of its provenance.
 _NAMED_AT = "args.speculative-config.model"
@@ -54,35 +55,29 @@ def named_draft(
     return draft
 
 
-def shape_with_draft(
-    catalog: Catalog,
-    model: Model,
-    args: Mapping[str, Any],
-    provenance: Mapping[str, Origin],
-    tensor_parallel: int,
-) -> tuple[ModelShape, tuple[str, ...]]:
-    """The model's shape with its draft's weights in it, in GiB over all devices of one instance, and notes.
+def served_with_draft(
+    catalog: Catalog, model: Model, args: Mapping[str, Any], provenance: Mapping[str, Origin]
+) -> tuple[Served, tuple[str, ...]]:
+    """The model with its draft's weights on one device, and notes.
 
     Args:
         catalog: the recipes.
         model: the model that is served.
         args: vLLM's arguments.
         provenance: where each of them comes from.
-        tensor_parallel: devices of one instance; each holds a whole copy of a draft that is not spread.
 
     Raises:
         FleetError: see :func:`named_draft`; or ``draft_tensor_parallel_size`` is not a number of devices.
     """
     draft = named_draft(catalog, model, args, provenance)
     if draft is None:
-        return model.shape, ()
+        return Served(model.name, model.shape), ()
     spread = args["speculative-config"].get("draft_tensor_parallel_size", 1)
     if type(spread) is not int or spread < 1:
         key = "args.speculative-config.draft_tensor_parallel_size"
         raise FleetError(f"draft_tensor_parallel_size is {spread!r}", "give a whole number above 0", key=key)
-    weights = model.shape.weights_gib + draft.weights_gib * tensor_parallel / spread
     note = f"the draft {draft.name} counts {draft.weights_gib} GiB for each copy, {draft.status}: {draft.evidence}"
-    return model.shape.model_copy(update={"weights_gib": weights}), (note,)
+    return Served(model.name, model.shape, draft.weights_gib / spread, draft.weights_gib), (note,)
 
 
 def draft_errors(catalog: Catalog) -> Iterator[FleetError]:

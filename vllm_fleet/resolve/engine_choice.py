@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from packaging.version import Version
 
@@ -24,14 +24,29 @@ def supports(model: Model, host: SizedClass, engine: Engine) -> Support | None:
     return None
 
 
-def choose_engine(catalog: Catalog, host: SizedClass, model: Model, wanted: str | None) -> tuple[Engine, Support]:
+def choose_engine(
+    catalog: Catalog,
+    host: SizedClass,
+    model: Model,
+    wanted: str | None,
+    is_pinned: Callable[[Engine], bool] = lambda _: True,
+) -> tuple[Engine, Support]:
     """The requested engine, or the newest verified one; the newest of all where none is verified.
+
+    Of equally good ones, one that a host can be built from goes before a newer one that is not pinned.
+
+    Args:
+        catalog: the recipes.
+        host: the class of the host.
+        model: what is served.
+        wanted: the id of the requested engine.
+        is_pinned: whether an engine has a lock, or a digest of its image, here or in the fleet.
 
     Raises:
         FleetError: unknown engine (``bad-input``), or no engine with a recipe (``refused``).
     """
     candidates = [catalog.engine(wanted)] if wanted else list(catalog.engines.values())
-    known: list[tuple[bool, Version, Engine, Support]] = []
+    known: list[tuple[bool, bool, Version, Engine, Support]] = []
     request = f"{model.name} on {host.id} {f'with {wanted}' if wanted else 'with any engine'}"
     reason = f"no recipe for {request}"
     for engine in candidates:
@@ -39,7 +54,7 @@ def choose_engine(catalog: Catalog, host: SizedClass, model: Model, wanted: str 
             continue
         support = supports(model, host, engine)
         if support and support.status != "unsupported":
-            known.append((support.status == "verified", Version(engine.release), engine, support))
+            known.append((support.status == "verified", is_pinned(engine), Version(engine.release), engine, support))
         elif support:
             reason = f"{request} is unsupported: {support.evidence}"
     if not known:
@@ -49,7 +64,7 @@ def choose_engine(catalog: Catalog, host: SizedClass, model: Model, wanted: str 
         usable = sorted(name for name, support in supported if support and support.status != "unsupported")
         hint = f"there are recipes with {', '.join(usable)}" if usable else "see docs/adding-a-recipe.md to add one"
         raise refused(reason, hint)
-    _, _, engine, support = max(known, key=lambda entry: entry[:2])
+    *_, engine, support = max(known, key=lambda entry: entry[:3])
     return engine, support
 
 

@@ -88,6 +88,9 @@ def _name_faults(
     for name in env:
         if yaml_reader.is_secret_name(name):
             yield f"env.{name}", *_secret_fault(name)
+        elif name in names.env_dead_ends:
+            message = f"{engine.id} makes nothing of the environment variable {name!r}: it is {names.why_unread(name)}"
+            yield f"env.{name}", message, "remove it"
         elif not names.reads(f"env.{name}", engine.accelerator):
             yield unread("env", name, "environment variable", names.variables(engine.accelerator))
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import bisect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_fleet.base.errors import FleetError, raise_all
+from vllm_fleet.base.errors import ErrorCode, FleetError, raise_all
 from vllm_fleet.base.merge import leaves, merge
 from vllm_fleet.catalogue import engine_locks, spellings
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.catalogue.selectors import Combination, selects
 from vllm_fleet.catalogue.spellings import Spelled
-from vllm_fleet.resolve import draft_memory, image_digest
+from vllm_fleet.resolve import draft_memory, image_digest, tool_servers
 from vllm_fleet.resolve import memory_fit as memory
 from vllm_fleet.resolve.deployment import Alternative, Deployment, choose
 from vllm_fleet.resolve.engine_choice import (
@@ -28,7 +29,7 @@ from vllm_fleet.resolve.image_digest import Digests, pinned
 from vllm_fleet.resolve.name_check import check_names
 from vllm_fleet.resolve.provenance import Origin
 from vllm_fleet.resolve.rule_layers import Layer, Values, stack
-from vllm_fleet.schema.recipe import Feature, Install, Model, Profile, Rule, Support
+from vllm_fleet.schema.recipe import Engine, Feature, Install, Model, Profile, Rule, Support
 
 if TYPE_CHECKING:  # a recipe without a fleet needs none of the records of fleet.yml
     from vllm_fleet.schema.fleet import Overrides
@@ -79,6 +80,8 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
     values = stack(layers, active)
     names = catalog.names(engine)
     check_names(names, engine, values.args, values.env, values.provenance)
+    lock = catalog.lock(engine, host.machine) if combined.install == "wheel" else None
+    raise_all(list(tool_servers.tool_server_errors(engine.id, lock, values.args, question.features)))
     notes = _judge(catalog, model, replace(combined, args=values.args, env=values.env))
     notes += values.notes(engine.id)
     announced = sorted(key.partition(".")[2] for key in values.provenance if names.deprecates(key))
@@ -99,11 +102,15 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
             "choose a divisor",
         )
     utilization = float(names.flags["gpu-memory-utilization"]["default"])
-    shape, draft_notes = draft_memory.shape_with_draft(catalog, model, values.args, values.provenance, tensor_parallel)
-    instance = memory.InstanceSettings(values.args, values.env, tensor_parallel, utilization)
-    fit = memory.fit(host, shape, instance)
+    served, draft_notes = draft_memory.served_with_draft(catalog, model, values.args, values.provenance)
+
+    def fit_of(args: Mapping[str, Any]) -> memory.Fit:
+        instance = memory.InstanceSettings(args, values.env, tensor_parallel, engine.release, utilization)
+        return memory.fit(catalog.memory, host, served, instance)
+
     if question.profile == "max-throughput":
-        values = _fill(values, fit, model, question)
+        values = _fill(values, fit_of, model, question)
+    fit = fit_of(values.args)
     return Deployment(
         host_class=host.id,
         model=model.name,
@@ -120,7 +127,7 @@ def resolve(catalog: Catalog, question: Question) -> Deployment:
         fit=fit,
         status=support.status,
         evidence=support.evidence,
-        notes=notes + draft_notes,
+        notes=notes + draft_notes + fit.notes,
         mappings_as_text=names.mappings_as_text,
         provenance=values.provenance,
         alternatives=alternatives,
@@ -138,7 +145,13 @@ def combination(catalog: Catalog, question: Question) -> tuple[Combination, Supp
     model = catalog.model(question.model)
     if host.family.status == "unsupported":
         raise refused(f"the class {host.id} is unsupported: {host.family.why}", f"source: {host.family.source}")
-    engine, support = choose_engine(catalog, host, model, question.engine)
+
+    def is_pinned(engine: Engine) -> bool:
+        own = pinned(engine, question.images, host.family.facts.machine)
+        forms = [question.install] if question.install else installs(own)
+        return any(is_locked(own, form, host.machine, question.locks) for form in forms)
+
+    engine, support = choose_engine(catalog, host, model, question.engine, is_pinned)
     engine = pinned(engine, question.images, host.family.facts.machine)
     form = choose_install(engine, question.install, host.machine, question.locks)
     combined = Combination(host, engine, form, model.name, question.profile, question.features)
@@ -217,18 +230,35 @@ def _alternatives(layers: list[Layer], whole: Values, active: Mapping[str, Spell
         yield Alternative(layer.fact, tuple(changed), top["args"], top["env"], back, layer.origin)
 
 
-def _fill(values: Values, fit: memory.Fit, model: Model, question: Question) -> Values:
-    """The batch of max-throughput: what fits, unless the fleet has set its own."""
+def _fill(
+    values: Values, fit_of: Callable[[Mapping[str, Any]], memory.Fit], model: Model, question: Question
+) -> Values:
+    """The batch of max-throughput: what fits, unless the fleet has set its own. More sequences leave less for each."""
     key = "args.max-num-seqs"
     own = question.overrides.args if question.overrides else {}
     if "max-num-seqs" in own:
         return values
     length = values.provenance.get("args.max-model-len")
     own_tokens = values.args["max-model-len"] if length and length.rule is None else None
-    batch = memory.batch(fit, model.shape, values.args, own_tokens)
+
+    def of(sequences: int) -> memory.Batch:
+        args = {**values.args, "max-num-seqs": sequences}
+        return memory.batch(fit_of(args), model.shape, args, own_tokens)
+
+    def holds(sequences: int) -> bool:
+        try:
+            return of(sequences).sequences >= sequences
+        except FleetError as fault:
+            if fault.code != ErrorCode.REFUSED:
+                raise
+            return False
+
     limit = values.provenance.get(key)
     most = f"the {values.args['max-num-seqs']} of {limit.place}" if limit else memory.LARGEST_BATCH_IS
-    size = min(batch.sequences, values.args.get("max-num-seqs", memory.LARGEST_BATCH))
-    why = f"as many sequences of {batch.basis} as the KV cache holds, and no more than {most}"
+    largest = values.args.get("max-num-seqs", memory.LARGEST_BATCH)
+    size = (
+        largest if holds(largest) else max(1, bisect.bisect_left(range(1, largest), True, key=lambda n: not holds(n)))
+    )
+    why = f"as many sequences of {of(size).basis} as the KV cache holds, and no more than {most}"
     origin = Origin("vllm_fleet/resolve/memory_fit.py", None, why, memory.BATCH_SOURCE)
     return replace(values, args={**values.args, "max-num-seqs": size}, provenance={**values.provenance, key: origin})

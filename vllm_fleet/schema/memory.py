@@ -11,7 +11,7 @@ class ModelMemory(Strict):
     """The parts of a model's weights, in GiB, and what the rest of the arithmetic needs of it."""
 
     experts_gib: float = Field(gt=0)
-    dense_gib: float = Field(gt=0)
+    dense_gib: float = Field(ge=0)
     hidden: int = Field(gt=0)
     intermediate: int = Field(gt=0)
     vocabulary: int = Field(gt=0)
@@ -35,6 +35,7 @@ class Loaded(Strict):
     kernel: str
     tensor_parallel: int = Field(gt=0)
     gib: float = Field(gt=0)
+    within_gib: float = Field(ge=0)
     source: str = Field(min_length=3)
 
 
@@ -47,12 +48,28 @@ class Choice(Strict):
     source: str = Field(min_length=3)
 
 
+class Failure(Strict):
+    """A start that is known to run out of memory although the sum leaves enough."""
+
+    model: str
+    kernel: str
+    arch: list[str] = Field(min_length=1)
+    engine: str
+    tensor_parallel: int = Field(gt=0)
+    #: Devices with less memory than this.
+    below_gib: float = Field(gt=0)
+    #: What to set in its place.
+    instead: str = Field(min_length=3)
+    source: str = Field(min_length=3)
+
+
 class Activations(Strict):
     """What a step needs at its largest."""
 
     bytes_per_logit: float = Field(gt=0)
     base_gib: float = Field(ge=0)
     gib_per_1024_tokens: float = Field(ge=0)
+    within_gib: float = Field(ge=0)
     source: str = Field(min_length=3)
 
 
@@ -60,21 +77,33 @@ class Other(Strict):
     """What CUDA and NCCL hold outside of torch, in GiB of one device."""
 
     one_device_gib: float = Field(ge=0)
+    one_device_within_gib: float = Field(ge=0)
     more_devices_gib: float = Field(ge=0)
+    more_devices_within_gib: float = Field(ge=0)
     source: str = Field(min_length=3)
+
+
+class Batch(Strict):
+    """The batch that vLLM takes on devices of a size."""
+
+    at_least_gib: float = Field(ge=0)
+    #: A part of the name of the GPUs for which this does not hold.
+    without_gpu: str | None = None
+    sequences: int = Field(gt=0)
+    batched_tokens: int = Field(gt=0)
 
 
 class Defaults(Strict):
     """vLLM's own values where none is given."""
 
-    large_gib: float = Field(gt=0)
-    sequences: int = Field(gt=0)
-    sequences_large: int = Field(gt=0)
-    batched_tokens: int = Field(gt=0)
-    batched_tokens_large: int = Field(gt=0)
+    #: The first that holds; the last holds for every device.
+    batches: list[Batch] = Field(min_length=1)
+    #: Of one process on a CPU.
+    cpu_batch: Batch
     capture_size: int = Field(gt=0)
     #: The releases that take the graphs from the share of gpu-memory-utilization.
     graphs_in_budget: str
+    graphs_within_share: float = Field(ge=0)
     source: str = Field(min_length=3)
 
 
@@ -84,7 +113,9 @@ class Memory(Strict):
     models: dict[str, ModelMemory] = Field(min_length=1)
     kernels: dict[str, Kernel] = Field(min_length=1)
     loaded: list[Loaded]
+    computed_within_share: float = Field(ge=0)
     choices: list[Choice] = Field(min_length=1)
+    failures: list[Failure]
     activations: Activations
     other: Other
     defaults: Defaults

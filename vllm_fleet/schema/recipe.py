@@ -30,7 +30,7 @@ Affinity = Literal["none", "prefix"]
 #: How the GPUs of a host reach each other. ``nvlink``: by direct links, ``nvswitch``: through switches.
 Interconnect = Literal["nvlink", "nvswitch", "pcie", "xgmi", "none"]
 #: Features of a deployment besides plain serving.
-Feature = Literal["function-calling", "structured-output", "eagle3", "benchmark"]
+Feature = Literal["function-calling", "structured-output", "builtin-tools", "eagle3", "benchmark"]
 #: The kind of a host's processors, as its kernel names it.
 Machine = Literal["x86_64", "aarch64"]
 Benchmark = Literal["gpqa", "aime25"]
@@ -50,6 +50,8 @@ class FactChecks(Strict):
     """
 
     cpu_count_min: int | None = None
+    #: What ``flags`` in /proc/cpuinfo must hold.
+    cpu_flags: list[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]] | None = Field(default=None, min_length=1)
     memory_gib_min: float | None = None
     machine: Machine | None = None
     #: A part of the name that the driver reports.
@@ -188,6 +190,8 @@ class When(Strict):
     profile: list[Profile] | None = None
     model: list[str] | None = None
     feature: Feature | None = None
+    #: A second feature that is asked for beside it.
+    with_feature: Feature | None = None
     tensor_parallel: list[int] | None = None
     #: Numeric arguments that are at least this large.
     at_least: dict[str, float] | None = None
