@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 import json
 import os
@@ -17,6 +16,7 @@ import yaml
 from ansible.inventory.data import InventoryData
 from ansible.parsing.dataloader import DataLoader
 from healthy_host import H100, HEALTHY
+from plugin_modules import plugin_module
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
@@ -295,12 +295,7 @@ def test_the_class_of_a_host_that_shows_no_gpu(
 
 def groups(site: Site) -> dict[str, list[str]]:
     """The groups of the inventory plugin, as a run has them after the probe."""
-    path = paths.root() / "plugins" / "inventory" / "fleet.py"
-    spec = importlib.util.spec_from_file_location("fleet_inventory", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = plugin_module("inventory/fleet.py")
     data = InventoryData()
     module.InventoryModule().parse(data, DataLoader(), str(site.plan.directory / "fleet.yml"))
     return {name: sorted(map(str, group.hosts)) for name, group in data.groups.items()}

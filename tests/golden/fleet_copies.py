@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import yaml
 from ansible.inventory.data import InventoryData
 from ansible.parsing.dataloader import DataLoader
+from plugin_modules import plugin_module
 from typer.testing import CliRunner
 
 from vllm_fleet.base import paths
@@ -135,10 +135,7 @@ def _shorten_instance(instance: dict[str, Any], first: dict[str, Any]) -> dict[s
 
 def read_inventory(directory: Path) -> Inventory:
     """The fleet as the inventory plugin reads it, where every host needs all of its roles (``fleet_probe=false``)."""
-    spec = importlib.util.spec_from_file_location("fleet_plugin", paths.root() / "plugins" / "inventory" / "fleet.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = plugin_module("inventory/fleet.py")
     vars(module)["load_extra_vars"] = lambda _: {"fleet_probe": False}
     data = InventoryData()
     data.current_source = str(directory / "fleet.yml")

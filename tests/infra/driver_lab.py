@@ -34,17 +34,8 @@ SERVING = ("gpu-0", "gpu-1")
 REPOSITORY = "/srv/stand-ins"
 KEY = "a-key-of-this-test"
 MODEL = "stand-in"
-#: Serves where vLLM would: an answer in as many pieces as are asked for, ten a second until there is /run/enough, and
-#: its readiness on a port of its own.
-INSTANCE = """\
-import http.server, json, os, threading, time
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def do_GET(self):
-        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.send_response(200); self.send_header("Transfer-Encoding", "chunked"); self.end_headers()
+#: The end of a handler that answers in pieces, ten a second until there is /run/enough, and the rest at once then.
+_PIECES = """\
         left = asked["pieces"]
         while left:
             count = left if os.path.exists("/run/enough") else 1
@@ -53,12 +44,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
             left -= count
         self.wfile.write(b"0\\r\\n\\r\\n")
     def log_message(self, *_): pass
+"""
+#: Serves where vLLM would: an answer in as many pieces as are asked for, and its readiness on a port of its own.
+INSTANCE = (
+    """\
+import http.server, json, os, threading, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200); self.send_header("Transfer-Encoding", "chunked"); self.end_headers()
+"""
+    + _PIECES
+    + """\
 ready = http.server.ThreadingHTTPServer(("", 8100), Handler)
 threading.Thread(target=ready.serve_forever, daemon=True).start()
 http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 """
+)
 #: The same under the project's own unit and program: a vLLM that ends at once when it is told to.
-ENGINE = """\
+ENGINE = (
+    """\
 #!/usr/bin/python3
 import http.server, json, os, time
 os.makedirs(os.environ["HOME"], exist_ok=True)
@@ -73,16 +81,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "18"); self.end_headers(); self.wfile.write(b'{"choices": ["a"]}')
             return
         self.send_header("Transfer-Encoding", "chunked"); self.end_headers()
-        left = asked["pieces"]
-        while left:
-            count = left if os.path.exists("/run/enough") else 1
-            self.wfile.write(b"%x\\r\\n" % (6 * count) + b"piece\\n" * count + b"\\r\\n"); self.wfile.flush()
-            time.sleep(0.1)
-            left -= count
-        self.wfile.write(b"0\\r\\n\\r\\n")
-    def log_message(self, *_): pass
+"""
+    + _PIECES
+    + """\
 http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 """
+)
 UNIT_FILES = tuple(f"/etc/systemd/system/vllm@.service{rest}" for rest in ("", ".d/addresses.conf"))
 UNIT = "[Service]\nExecStart=/usr/bin/python3 /usr/local/lib/instance.py\n[Install]\nWantedBy=multi-user.target\n"
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+from plugin_modules import plugin_module
 
-from vllm_fleet.base import paths
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.resolve.start_promises import Promise, promises
@@ -21,22 +19,13 @@ FELL_BACK = (
 )
 
 
-def module() -> Any:
-    path = paths.root() / "plugins" / "modules" / "vllm_start_log.py"
-    spec = importlib.util.spec_from_file_location("vllm_start_log", path)
-    assert spec
-    assert spec.loader
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
 def promised(catalog: Catalog, host_class: str, engine: str, model: str = LARGE) -> list[Promise]:
     return list(promises(catalog, resolve(catalog, Question(host_class, model, engine=engine))))
 
 
 def judged(catalog: Catalog, lines: list[str], *asked: str) -> list[bool]:
-    return [kept for _, _, kept in module().judge(lines, [each.record() for each in promised(catalog, *asked)])]
+    module = plugin_module("modules/vllm_start_log.py")
+    return [kept for _, _, kept in module.judge(lines, [each.record() for each in promised(catalog, *asked)])]
 
 
 def test_a_start_on_another_kernel_than_the_recipe_s_is_found(catalog: Catalog) -> None:

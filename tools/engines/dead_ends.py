@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tools.engines.sources import Sources
+from tools.engines.sources import Sources, module_of
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 #: Decorators, beside those with a bare name, that leave it to the callers whether a function runs.
@@ -82,12 +82,8 @@ class DeadEnds:
         home = self.sources.path(self.table)
         for path, content in self.sources.files.items():
             if path != home and (there := frozenset(any_of.findall(content))):
-                for name, use in _uses(self.sources.tree(_module(path)), there):
+                for name, use in _uses(self.sources.tree(module_of(path)), there):
                     self._uses[name].append(use)
-
-
-def _module(path: str) -> str:
-    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def _uses(tree: ast.Module, names: frozenset[str]) -> Iterator[tuple[str, _Use]]:

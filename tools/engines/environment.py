@@ -13,6 +13,7 @@ from tools.engines import fields
 from tools.engines.dead_ends import DeadEnds
 from tools.engines.evaluate import Evaluator
 from tools.engines.flags import plain
+from tools.engines.sources import module_of
 from tools.engines.values import MISSING, Class, External
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -65,7 +66,7 @@ def other_reads(evaluator: Evaluator) -> dict[str, Any]:
         content = evaluator.sources.files[path]
         if "environ" not in content and "getenv" not in content:
             continue
-        module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        module = module_of(path)
         for read in _reads(evaluator.sources.tree(module)):
             default = MISSING if read.default is None else plain(evaluator.expression(read.default, module, {}))
             for name in _names(evaluator, read, module):
@@ -149,7 +150,7 @@ def _class_constants(evaluator: Evaluator, attribute: str) -> Iterator[str]:
     """The texts that the wheel's platforms give to an attribute such as ``device_control_env_var``."""
     for path in evaluator.sources.files:
         if path.startswith("vllm/platforms/"):
-            module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            module = module_of(path)
             for binding in evaluator.sources.bindings(module).values():
                 if isinstance(binding.node, ast.ClassDef):
                     value = fields.class_attribute(evaluator, Class(module, binding.node), attribute)
@@ -187,7 +188,7 @@ def _call_texts(evaluator: Evaluator, function: str, parameters: list[str], name
     for path, content in evaluator.sources.files.items():
         if f"{function}(" not in content:
             continue
-        module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        module = module_of(path)
         for node in ast.walk(evaluator.sources.tree(module)):
             if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == function:
                 given = [key.value for key in node.keywords if key.arg == name]

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from tools.engines.evaluate import Evaluator
+from tools.engines.sources import module_of
 
 _MANAGERS = {"tool": "ToolParserManager", "reasoning": "ReasoningParserManager"}
 
@@ -22,7 +23,7 @@ def names(evaluator: Evaluator, kind: str) -> list[str]:
     for path, content in sorted(evaluator.sources.files.items()):
         if table not in content and _MANAGERS[kind] not in content:
             continue
-        module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        module = module_of(path)
         if table in evaluator.sources.bindings(module):
             names_so_far |= set(evaluator.name(module, table))
         names_so_far |= set(_decorated(evaluator, module, _MANAGERS[kind]))

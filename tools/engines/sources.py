@@ -78,6 +78,11 @@ class Sources:
                         yield name, Binding("name", module=other, attribute=name)
 
 
+def module_of(path: str) -> str:
+    """The module that a path inside the wheel is; :meth:`Sources.path` is the way back."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
 def _bind(body: list[ast.stmt], package: str) -> Iterator[tuple[str, Binding]]:
     for node in body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -172,13 +172,9 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def _issues(catalog: Catalog) -> Iterator[dict[str, Any]]:
-    for issue in support_matrix.issue_records(catalog.known_issues):
-        where = "; ".join(
-            f"{key} {', '.join(map(str, value)) if isinstance(value, list) else value}"
-            for key, value in issue["when"].items()
-        )
-        text = {key: issue.get(key) or "" for key in ("id", "cause", "fix", "source")}
-        yield {**text, "where": where or "everything"}
+    for issue in catalog.known_issues.issues:
+        where = support_matrix.where(issue.when)
+        yield {"id": issue.id, "cause": issue.cause, "fix": issue.fix, "source": issue.source, "where": where}
 
 
 def _json(value: Any) -> str:

@@ -13,7 +13,7 @@ from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.catalogue.catalogue import Catalog, SizedClass
 from vllm_fleet.resolve.resolve import Question, builds_for, resolve, supports
 from vllm_fleet.schema.known_issue import KnownIssues
-from vllm_fleet.schema.recipe import Engine, HostClass, Model, Profile
+from vllm_fleet.schema.recipe import Engine, HostClass, Model, Profile, When
 
 #: The size that the matrix shows, where a family has it; the largest otherwise.
 SHOWN_COUNT = 8
@@ -151,9 +151,14 @@ def _issues(known: KnownIssues) -> str:
     ]
     lines += [_line(("issue", "kind", "where", "cause", "fix", "source")), "|" + "---|" * 6]
     for issue in known.issues:
-        where = "; ".join(f"{key} {_plain(value)}" for key, value in issue.when.model_dump(exclude_none=True).items())
-        lines.append(_line((f"`{issue.id}`", issue.kind, where or "everywhere", issue.cause, issue.fix, issue.source)))
+        lines.append(_line((f"`{issue.id}`", issue.kind, where(issue.when), issue.cause, issue.fix, issue.source)))
     return "\n".join([*lines, ""])
+
+
+def where(when: When) -> str:
+    """The selectors of a known issue in words."""
+    given = when.model_dump(exclude_none=True)
+    return "; ".join(f"{key} {_plain(value)}" for key, value in given.items()) or "everywhere"
 
 
 def _plain(value: Any) -> str:

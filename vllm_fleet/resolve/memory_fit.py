@@ -181,9 +181,9 @@ def fit(table: Memory, host: SizedClass, served: Served, instance: InstanceSetti
     """
     tokens = _tokens(instance.args, served.shape)
     _refuse_batch(table, host, served.shape, instance)
-    per_sequence = kv_per_sequence_gib(served.shape, tokens, _value_bytes(instance.args))
     if host.family.accelerator == "cpu":
         return _fit_cpu(host, served.shape, instance, tokens)
+    per_sequence = kv_per_sequence_gib(served.shape, tokens, _value_bytes(instance.args))
     device = _device(host, instance)
     memory = estimate(table, served, device)
     cache = memory.kv_cache * instance.tensor_parallel
