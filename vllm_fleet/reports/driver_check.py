@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.versions import version_key
 from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.host import drivers as host_drivers
+from vllm_fleet.resolve.engine_choice import builds_for, supports
 from vllm_fleet.schema.driver import ClassDriver, DriverRelease
 from vllm_fleet.schema.recipe import HostClass
 
@@ -36,6 +38,28 @@ def driver_errors(catalog: Catalog) -> Iterator[FleetError]:
             continue
         for message, hint in (*_sizes(family, row), *_releases(catalog, family, row)):
             yield document.error(("classes", name), message, hint)
+    yield from _engines(catalog)
+
+
+def _engines(catalog: Catalog) -> Iterator[FleetError]:
+    """A class has a driver for each engine that it may run from a wheel; else ``site.yml`` refuses a recipe."""
+    drivers, document = catalog.drivers, catalog.documents["drivers"]
+    missing: dict[tuple[str, str], FleetError] = {}
+    for sized in catalog.sized_classes():
+        row = drivers.classes.get(sized.family.name)
+        if row is None or not set(row.releases) <= set(drivers.releases):
+            continue
+        for engine in catalog.engines.values():
+            entries = [supports(model, sized, engine) for model in catalog.models.values()]
+            if row.releases and builds_for(engine, sized) and any(e and e.status != "unsupported" for e in entries):
+                try:
+                    host_drivers.choose_release(catalog, row, engine)
+                except FleetError as fault:
+                    message = f"{engine.id}: {fault.message}"
+                    missing[sized.family.name, engine.id] = document.error(
+                        ("classes", sized.family.name, "releases"), message, fault.hint
+                    )
+    yield from missing.values()
 
 
 def _systems(catalog: Catalog, release: DriverRelease) -> Iterator[tuple[str, str]]:
