@@ -38,28 +38,24 @@ def driver_errors(catalog: Catalog) -> Iterator[FleetError]:
             continue
         for message, hint in (*_sizes(family, row), *_releases(catalog, family, row)):
             yield document.error(("classes", name), message, hint)
-    yield from _engines(catalog)
+        for message, hint in _engines(catalog, family, row):
+            yield document.error(("classes", name, "releases"), message, hint)
 
 
-def _engines(catalog: Catalog) -> Iterator[FleetError]:
+def _engines(catalog: Catalog, family: HostClass, row: ClassDriver) -> Iterator[tuple[str, str]]:
     """A class has a driver for each engine that it may run from a wheel; else ``site.yml`` refuses a recipe."""
-    drivers, document = catalog.drivers, catalog.documents["drivers"]
-    missing: dict[tuple[str, str], FleetError] = {}
-    for sized in catalog.sized_classes():
-        row = drivers.classes.get(sized.family.name)
-        if row is None or not set(row.releases) <= set(drivers.releases):
+    if not row.releases or not set(row.releases) <= set(catalog.drivers.releases):
+        return
+    # All sizes of a class run the same engines.
+    sized = catalog.host_class(f"{family.name}-{family.counts[0]}")
+    for engine in catalog.engines.values():
+        entries = [supports(model, sized, engine) for model in catalog.models.values()]
+        if not builds_for(engine, sized) or not any(entry and entry.status != "unsupported" for entry in entries):
             continue
-        for engine in catalog.engines.values():
-            entries = [supports(model, sized, engine) for model in catalog.models.values()]
-            if row.releases and builds_for(engine, sized) and any(e and e.status != "unsupported" for e in entries):
-                try:
-                    host_drivers.choose_release(catalog, row, engine)
-                except FleetError as fault:
-                    message = f"{engine.id}: {fault.message}"
-                    missing[sized.family.name, engine.id] = document.error(
-                        ("classes", sized.family.name, "releases"), message, fault.hint
-                    )
-    yield from missing.values()
+        try:
+            host_drivers.choose_release(catalog, row, engine)
+        except FleetError as fault:
+            yield f"{engine.id}: {fault.message}", fault.hint
 
 
 def _systems(catalog: Catalog, release: DriverRelease) -> Iterator[tuple[str, str]]:
