@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ansible import constants as C  # noqa: N812 - Ansible's own name for it
@@ -17,21 +15,7 @@ from ansible.utils.display import Display
 from vllm_fleet import inventory
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import ssh_target
-from vllm_fleet.operate import ansible_options, become_password, drift
-
-
-def hosts_by_fleet(task_vars: Mapping[str, Any]) -> Iterator[tuple[inventory.Site, dict[str, Any]]]:
-    """Each fleet of the play with the variables of its hosts; one run may have several fleets.
-
-    Args:
-        task_vars: the variables of the task.
-    """
-    folders: dict[str, dict[str, Any]] = {}
-    for name in map(str, task_vars["ansible_play_hosts_all"]):
-        own = task_vars["hostvars"][name]
-        folders.setdefault(str(own["inventory_dir"]), {})[name] = own
-    for folder, variables in folders.items():
-        yield drift.load_site_of_run(Path(folder).resolve()), variables
+from vllm_fleet.operate import ansible_options, drift, run_lock
 
 
 def ssh_options_of(variables: Any) -> Callable[[str], Any]:
@@ -63,9 +47,13 @@ class ActionModule(ActionBase):
         if unreachable not in ("refuse", "skip"):
             return {**result, "failed": True, "msg": f"fleet_unreachable is {unreachable!r}: write refuse or skip"}
         try:
+            sites = list(ansible_options.hosts_by_fleet(map(str, given["ansible_play_hosts_all"]), given["hostvars"]))
+            if not self._task.check_mode:
+                for fleet, _ in sites:
+                    run_lock.take(fleet.plan.fleet, os.getppid())
             probed = [
                 (fleet.plan.fleet, drift.probe_site(fleet, self._targets(fleet, variables)))
-                for fleet, variables in hosts_by_fleet(given)
+                for fleet, variables in sites
             ]
         except FleetError as fault:
             return {**result, "failed": True, "msg": str(fault)}
@@ -94,14 +82,6 @@ class ActionModule(ActionBase):
         return result
 
     def _targets(self, fleet: inventory.Site, variables: Mapping[str, Any]) -> dict[str, ssh_target.Target]:
-        members = {host.plan.name: host for host in fleet.hosts}
         connection_loader.get("ssh", class_only=True)  # its options are known from now on
         asked = self._play_context.become_pass
-        return {
-            name: replace(
-                ansible_options.target_of_run(fleet, members[name], ssh_options_of(own)),
-                become_password=become_password.find_password(own, asked),
-            )
-            for name, own in variables.items()
-            if name in members
-        }
+        return ansible_options.targets_of_fleet(fleet, variables, ssh_options_of, asked)

@@ -18,6 +18,7 @@ try:
     from vllm_fleet.base.errors import FleetError, list_errors
     from vllm_fleet.fleet import reserved_names
     from vllm_fleet.operate import drift
+    from vllm_fleet.operate.rollout import order
 except ImportError as fault:
     raise AnsibleParserError(
         f"{fault}: ansible-playbook runs outside the project's virtual environment; use .venv/bin/ansible-playbook"
@@ -72,12 +73,25 @@ class InventoryModule(BaseInventoryPlugin):
         skipped = drift.find_skipped_hosts(fleet.plan.fleet) if probing else {}
         for group in (*reserved_names.GROUPS, *(f"needs_{role}" for role in inventory.ALL_ROLES)):
             data.add_group(group)
+        drifted = drift.find_drift(fleet.plan.fleet) if probing else {}
+        batches = order.plan_rollout(fleet, probing=probing)
+        for number in range(len(batches)):
+            data.add_group(f"rollout_{number:04d}")
+        for group in ("rollout", "rollout_canary"):
+            data.add_group(group)
         for host in fleet.hosts:
             roles = needs.get(host.plan.name, frozenset()) if probing else frozenset(host.manifest.roles)
-            self._add(data, replace(host, variables=drift.variables_of_run(host, skipped)), roles, fleet)
+            self._add(data, replace(host, variables=drift.variables_of_run(host, skipped, drifted)), roles, fleet)
             for group, members in (("idle", idle), ("skipped", skipped)):
                 if host.plan.name in members:
                     data.add_child(group, host.plan.name)
+        # In this order the plays of the rollout take them.
+        for number, batch in enumerate(batches):
+            for name in batch.hosts:
+                data.add_child(f"rollout_{number:04d}", name)
+                data.add_child("rollout", name)
+            for name in batch.canaries:
+                data.add_child("rollout_canary", name)
 
     def _add(self, data: InventoryData, host: inventory.SiteHost, roles: frozenset[str], fleet: inventory.Site) -> None:
         key = fleet.private_key_file

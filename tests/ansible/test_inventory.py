@@ -59,7 +59,7 @@ def test_host_keys_are_strict_and_known(fleets: Path) -> None:
 
 def test_values_of_the_inventory_are_never_read_as_templates(fleets: Path) -> None:
     variables = listed(fleets / "golden")["_meta"]["hostvars"]["rack-a"]
-    assert variables["vllm_release_id"]["__ansible_unsafe"]
+    assert variables["vllm_service_release"]["__ansible_unsafe"]
 
 
 @pytest.mark.parametrize(

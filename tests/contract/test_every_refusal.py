@@ -35,11 +35,6 @@ CHECKED = {
 }
 #: Refusal -> why no file of the fleet can say it before, and who does.
 HOST_ONLY = {
-    "vllm_start_log.py: 'vLLM serves, and not as its recipe says, so the host gets no traffic: ' + '; '.join(faults)": (
-        "what vLLM chooses when it starts"
-    ),
-    "vllm_start_log.py: … has no start whose journal could be read: …": "the host's systemd",
-    "vllm_start_log.py: the journal of … cannot be read: …": "the host's journal",
     "apt_repository/key-url.yml: Key url | Expect one key with the fingerprint of the recipe": (
         "the vendor's server decides which key it gives; the fingerprint is the recipe's"
     ),
@@ -56,18 +51,11 @@ HOST_ONLY = {
     "foreign_unit_files/main.yml: Fail if a drop-in for all services changes the unit": (
         "the host's own service.d, which is for other units too"
     ),
-    "vllm_service/install.yml: Install | Fail if a drop-in for all services changes the instances": (
-        "the host's own service.d, which is for other units too"
-    ),
     "host_baseline/first-boot.yml: First boot | Refuse a host whose first boot is not complete": (
         "the host's cloud-init"
     ),
     "driver_packages/install.yml: Install | Expect the same kernels as before": (
         "apt's packages decide whether a kernel comes with them"
-    ),
-    "gateway_traffic/drain.yml: Drain | Fail because requests did not end": "clients decide when their requests end",
-    "gateway_traffic/drain.yml: Drain | Refuse a host that no gateway knows": (
-        "a host that has left fleet.yml is known to the running gateways alone"
     ),
     "harmony_encodings/install.yml: Install | Expect the digests of the official vocabularies": (
         "what arrived on the host's disk; drift says it later"
@@ -85,14 +73,12 @@ HOST_ONLY = {
     "model_store/preflight.yml: Preflight | Refuse a mount point that is not mounted": "the host's mounts",
     "model_store/preflight.yml: Preflight | Refuse a folder that is not there": "the host's disk; drift says it later",
     "vllm_engine/prove.yml: Prove | Refuse an engine that does not work": "it is tried on the host's own hardware",
-    "vllm_service/start.yml: Start | Fail": "vLLM decides on the host whether it starts",
+    "rollout.yml: Fail with the first error": "it repeats the error of the role that has failed on the host",
     "dpkg_info.py: dpkg-query failed: …": "the host's dpkg",
     "engine_clone.py: … exists already": "the host's disk",
     "engine_clone.py: … cannot be cloned to …: …": "the host's disk",
-    "haproxy_servers.py: HAProxy refuses the state of …: …": "the running HAProxy",
-    "haproxy_servers.py: HAProxy does not answer at …: …": "the running HAProxy",
-    "haproxy_servers.py: after … s …": "clients decide when their requests end",
-    "newest_directories.py: cannot remove …: …": "the host's disk",
+    "host_files.py: … is no directory: remove it, and run again": "the host's disk",
+    "host_files.py: … is no file: remove it, and run again": "the host's disk",
     "start_cache.py: … cannot be …: …": "the host's disk",
     "verified_store.py: … cannot be read: …": "the host's disk",
 }

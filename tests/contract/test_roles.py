@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 from vllm_fleet.base import paths
 from vllm_fleet.inventory import ALL_ROLES, HELPERS, ROLES, Site, SiteHost
+from vllm_fleet.operate.rollout import hosts as rollout_hosts
 
 ROLE_FOLDERS = sorted(path for path in (paths.root() / "roles").iterdir() if path.is_dir())
 
@@ -40,6 +42,10 @@ class TestRole:
     def test_every_variable_that_tasks_and_templates_use_is_specified(self, role: Path) -> None:
         files = [*(role / "tasks").glob("*.yml"), *(role / "templates").glob("*.j2")]
         text = "".join(path.read_text(encoding="utf-8") for path in files)
+        # This action reads the variables of all hosts of a batch by itself.
+        if "  fleet_rollout:" in text:
+            text += Path(str(rollout_hosts.__file__)).read_text(encoding="utf-8")
+            text += (paths.root() / "plugins" / "action" / "fleet_rollout.py").read_text(encoding="utf-8")
         used = set(re.findall(rf"(?<![\w_]){role.name}_\w+", text))
         assert used - set(options(role)) == set()
         unused = {name for name in options(role) if name not in used}
@@ -93,23 +99,33 @@ def test_every_role_is_some_host_s(hosts: list[SiteHost]) -> None:
     }
 
 
+def all_tasks(tasks: Any) -> Iterator[Any]:
+    """Tasks with those of their blocks."""
+    for task in tasks:
+        yield task
+        for block in ("block", "rescue", "always"):
+            yield from all_tasks(task.get(block, ()))
+
+
 def test_every_role_has_its_play_and_every_play_its_group() -> None:
     run: dict[str, set[str]] = {}
     for play in (play for path in (paths.root() / "playbooks").glob("*.yml") for play in read(path)):
-        for task in play.get("tasks", ()):
+        for task in all_tasks(play.get("tasks", ())):
             if included := task.get("ansible.builtin.include_role"):
                 run.setdefault(included["name"], set()).add(play["hosts"])
     drivers = {"nvidia_driver", "amd_driver"}
-    rolled_out = ("vllm_service", "vllm_release", "vllm_firewall")
-    rollout = ":".join(f"needs_{role}" for role in (*rolled_out, "nvidia_driver", "amd_driver"))
+    rolled_out = ("vllm_service", "vllm_firewall")
+    rollout = "rollout"
+    gateways_first = ("image_ports", "host_baseline")
     assert run == {
         **{role: {rollout} for role in rolled_out},
         # The gateways drain a host that may have left fleet.yml.
         "gateway_traffic": {rollout, "gateway", "{{ fleet_leave_host | default('fleet_leave_host') }}"},
         **{role: {f"needs_{role}:&idle", rollout} for role in drivers},
-        **{role: {f"needs_{role}"} for role in ALL_ROLES if role not in drivers | set(rolled_out)},
+        **{role: {f"needs_{role}"} for role in ALL_ROLES if role not in {*drivers, *rolled_out, *gateways_first}},
+        **{role: {f"needs_{role}:&gateway", f"needs_{role}:!gateway"} for role in gateways_first},
         # Its tasks for the first boot run on every host that a role will change.
-        "host_baseline": {"needs_any", "needs_host_baseline"},
+        "host_baseline": {"needs_any", "needs_host_baseline:&gateway", "needs_host_baseline:!gateway"},
     }
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hanging import HANGING_SECONDS
+from openai import OpenAI
 
 from e2e.running_lab import Lab, folder_of
 from lab import job
@@ -31,6 +33,11 @@ def lab() -> Iterator[Lab]:
         job.stack_up(FLEET)
         job.roll_out(FLEET)
         yield Lab(folder, job.endpoint(FLEET))
+
+
+@pytest.fixture
+def client(lab: Lab) -> OpenAI:
+    return OpenAI(base_url=f"{lab.gateway.url}/v1", api_key=lab.gateway.api_key, max_retries=0, timeout=HANGING_SECONDS)
 
 
 @pytest.fixture(scope="session")

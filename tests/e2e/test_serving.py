@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shlex
 import subprocess
@@ -10,19 +11,14 @@ import urllib.request
 from typing import Any
 
 import pytest
-from hanging import HANGING_SECONDS
 from openai import AuthenticationError, OpenAI
 
 from e2e.running_lab import Lab
 from lab.artifacts.model.questions import Questions
 from vllm_fleet.base import paths
 from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.edge import ssh
 from vllm_fleet.resolve import start_promises
-
-
-@pytest.fixture
-def client(lab: Lab) -> OpenAI:
-    return OpenAI(base_url=f"{lab.gateway.url}/v1", api_key=lab.gateway.api_key, max_retries=0, timeout=HANGING_SECONDS)
 
 
 def tool_of(known: Questions, name: str) -> dict[str, object]:
@@ -170,22 +166,20 @@ def test_the_log_of_a_real_start_is_as_its_recipe_says(lab: Lab, catalog: Catalo
     promised = [each.record() for each in start_promises.promises(catalog, deployment)]
     assert promised[0]["names"] == ["CPU"]
 
-    def judge(promises: list[dict[str, Any]]) -> tuple[int, str]:
-        options = json.dumps({"units": ["vllm@0.service"], "promises": promises})
-        words = ["ansible", "-i", str(lab.folder / "fleet.yml"), "lab-0", "--become", "-m", "vllm_start_log"]
-        words += ["-a", options]
-        done = subprocess.run(
-            words, cwd=paths.root(), capture_output=True, text=True, check=False, timeout=HANGING_SECONDS
-        )
-        return done.returncode, done.stdout + done.stderr
+    def judge(promises: list[dict[str, Any]]) -> dict[str, Any]:
+        instance = {"name": "0", "unit": "vllm@0.service"}
+        question = json.dumps({"gates": ["log"], "promises": promises, "instances": [instance]})
+        command = f"echo {shlex.quote(question)} | /usr/bin/python3 -IS -c {ssh.pack_program('gates')}"
+        said = lab.on("lab-0", f"echo {base64.b64encode(command.encode()).decode()} | base64 -d | sh")
+        (result,) = json.loads(said.stdout)["results"]
+        return dict(result)
 
-    code, said = judge(promised)
-    assert code == 0, said
-    assert "MoE backend" in said, "the release logs what it has chosen"
-    code, said = judge([{**promised[0], "names": ["MARLIN"]}])
-    assert code == 2, said
-    assert "vLLM serves, and not as its recipe says" in said
-    assert "vllm@0.service: the kernel of the experts, which the recipe has as cpu: " in said
+    result = judge(promised)
+    assert result["passed"], result
+    assert "MoE backend" in result["figures"]["lines"][0], "the release logs what it has chosen"
+    result = judge([{**promised[0], "names": ["MARLIN"]}])
+    assert not result["passed"]
+    assert result["why"].startswith("vLLM serves, and not as its recipe says: the kernel of the experts, which the")
 
 
 def test_the_printed_benchmark_measures_an_instance(lab: Lab) -> None:

@@ -34,11 +34,11 @@ def test_every_role_run_again_changes_nothing(lab: Lab) -> None:
     done = lab.playbook("-e", "fleet_probe=false")
     assert done.returncode == 0, done.stdout + done.stderr
     assert changed(done.stdout) == 0, done.stdout
-    assert len(roles_run(done.stdout)) == 11
+    assert len(roles_run(done.stdout)) == 8
 
 
 def test_drift_is_named_and_just_that_is_repaired(lab: Lab) -> None:
-    release = lab.on("lab-0", "readlink -f /opt/vllm/current").stdout.strip()
+    release = lab.on("lab-0", "readlink -f /opt/vllm/accepted").stdout.strip()
     for host, command in (
         ("lab-0", f"echo max-model-len: 1 >> {release}/0.yaml"),
         ("lab-1", "echo broken >> /var/lib/vllm/encodings/o200k_base.tiktoken"),
@@ -49,7 +49,7 @@ def test_drift_is_named_and_just_that_is_repaired(lab: Lab) -> None:
     code, found = lab.drift()
     assert code == 3
     assert {(item["host"], item["role"], item["what"]) for item in found["drift"]} == {
-        ("lab-0", "vllm_release", f"{release}/0.yaml"),
+        ("lab-0", "vllm_service", f"{release}/0.yaml"),
         ("lab-1", "harmony_encodings", "/var/lib/vllm/encodings/o200k_base.tiktoken"),
         ("lab-1", "vllm_firewall", "/etc/systemd/system/vllm-firewall.service"),
         ("lab-1", "vllm_firewall", "vllm-firewall.service"),
@@ -66,7 +66,7 @@ def test_drift_is_named_and_just_that_is_repaired(lab: Lab) -> None:
     }
     repaired = lab.playbook()
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
-    serving = {"vllm_firewall", "vllm_release", "vllm_service", "vllm_start_cache", "gateway_traffic"}
+    serving = {"vllm_firewall", "vllm_service"}
     around = {"host_baseline", "foreign_unit_files", "harmony_encodings", "gateway"}
     assert roles_run(repaired.stdout) == serving | around
     assert lab.drift()[0] == 0
@@ -103,7 +103,7 @@ def test_a_host_is_drained_by_name_at_the_gateways_and_site_yml_gives_it_its_tra
     assert "give the host: -e fleet_drain_host=NAME" in lab.playbook(book="playbooks/drain.yml").stdout
     unknown = lab.playbook("-e", "fleet_drain_host=lab-9", book="playbooks/drain.yml")
     assert unknown.returncode != 0
-    assert "no gateway has a server of lab-9: nothing was drained" in " ".join(unknown.stdout.split())
+    assert "no gateway has a server of lab-9: nothing was changed" in " ".join(unknown.stdout.split())
     assert states(lab) == {"lab-0": "UP", "lab-1": "UP"}
     done = lab.playbook("-e", "fleet_drain_host=lab-0", book="playbooks/drain.yml")
     assert (done.returncode, changed(done.stdout)) == (0, 1), done.stdout + done.stderr
@@ -126,7 +126,7 @@ def test_a_stopped_instance_loses_no_answer_and_is_started_again(lab: Lab) -> No
     }
     done = lab.playbook()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert roles_run(done.stdout) == {"host_baseline", "vllm_service", "vllm_start_cache", "gateway_traffic"}
+    assert roles_run(done.stdout) == {"host_baseline", "vllm_service", "vllm_start_cache"}
     assert lab.drift()[0] == 0
 
 

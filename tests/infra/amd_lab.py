@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 from hanging import HANGING_SECONDS
-from stand_in_vllm import HANDLER
+from stand_in_vllm import HANDLER, WAIVE
 
 from lab import apt, gpu, host, network, rootfs
 from lab.artifacts import image
@@ -266,6 +266,8 @@ def write_fleet(folder: Path, hosts: dict[str, Any], digests: dict[str, str], ca
         "gateway": {"hosts": 1},
         "access": {"ssh_private_key_file": "ssh/id_ed25519", "api_keys": "file"},
         "mirror": {"registry": REGISTRY},
+        # In one batch, which is quicker than one after the other.
+        "rollout": {"batches": ["100%"], "max_unavailable": "100%", "waive": WAIVE},
         "artifacts": {
             "models": {MODEL: str(model(folder / "model"))},
             "encodings": str(encodings_dir()),

@@ -7,7 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +27,35 @@ from vllm_fleet.host.manifest_items import Item
 from vllm_fleet.operate import probing
 from vllm_fleet.schema.fleet import Gateway
 
+
+@dataclass(frozen=True)
+class Place:
+    """A network of lab hosts.
+
+    Attributes:
+        bridge: its name.
+        subnet: the first three numbers of its addresses.
+        addresses: host -> address; those that are no gateway serve.
+    """
+
+    bridge: str
+    subnet: str
+    addresses: Mapping[str, str]
+
+    @property
+    def serving(self) -> tuple[str, ...]:
+        return tuple(name for name in self.addresses if not name.startswith("gateway"))
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        return tuple(name for name in self.addresses if name.startswith("gateway"))
+
+
 BRIDGE = "vf-drivers"
 SUBNET = "10.79.251"
 ADDRESSES = {"gateway-0": f"{SUBNET}.2", "gpu-0": f"{SUBNET}.11", "gpu-1": f"{SUBNET}.12"}
-SERVING = ("gpu-0", "gpu-1")
+DRIVERS = Place(BRIDGE, SUBNET, ADDRESSES)
+SERVING = DRIVERS.serving
 REPOSITORY = "/srv/stand-ins"
 KEY = "a-key-of-this-test"
 MODEL = "stand-in"
@@ -106,6 +131,7 @@ class DriverLab:
     folder: Path
     key_file: Path
     host_keys: Mapping[str, str]
+    place: Place = DRIVERS
     variables: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -113,7 +139,8 @@ class DriverLab:
         return self.folder / "repository"
 
     def target(self, name: str) -> ssh_target.Target:
-        return ssh_target.Target(name, ADDRESSES[name], 22, "deploy", (self.host_keys[name],), self.key_file)
+        at = self.place.addresses[name]
+        return ssh_target.Target(name, at, 22, "deploy", (self.host_keys[name],), self.key_file)
 
     def probe(self, name: str, items: tuple[Item, ...], facts: Mapping[str, Any]) -> probing.Report:
         report = probing.probe_hosts([(self.target(name), Manifest(name, items, facts))])[name]
@@ -124,7 +151,14 @@ class DriverLab:
     def on(self, name: str, command: str) -> str:
         """The output of a command that root runs on a host."""
         done = subprocess.run(
-            ["ssh", *self._options().split(), "-i", str(self.key_file), f"deploy@{ADDRESSES[name]}", "sudo sh"],
+            [
+                "ssh",
+                *self._options().split(),
+                "-i",
+                str(self.key_file),
+                f"deploy@{self.place.addresses[name]}",
+                "sudo sh",
+            ],
             input=command,
             capture_output=True,
             text=True,
@@ -145,74 +179,92 @@ class DriverLab:
         return self.playbook(book, {}, *one_run.ARGUMENTS, *arguments, aliases=aliases)
 
     def playbook(
-        self, book: Path, groups: Mapping[str, tuple[str, ...]], *arguments: str, aliases: Mapping[str, str] = {}
+        self, book: Path, groups: Mapping[str, Sequence[str]], *arguments: str, aliases: Mapping[str, str] = {}
     ) -> subprocess.CompletedProcess[str]:
         """Runs a playbook with hosts in groups, as the inventory of a fleet would put them there."""
+        process = self.begin(book, groups, *arguments, aliases=aliases)
+        out, err = process.communicate(timeout=HANGING_SECONDS)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def begin(
+        self, book: Path, groups: Mapping[str, Sequence[str]], *arguments: str, aliases: Mapping[str, str] = {}
+    ) -> subprocess.Popen[str]:
+        """As :meth:`playbook`, and does not wait for its end."""
         common = {
             "ansible_user": "deploy",
             "ansible_ssh_private_key_file": str(self.key_file),
             "ansible_ssh_common_args": self._options(),
-            "gateway_traffic_gateways": ["gateway-0"],
+            "gateway_traffic_gateways": list(self.place.gateways),
         }
+        addresses = self.place.addresses
         hosts = {
             each: {
                 "ansible_host": at,
+                "fleet_ssh_host_keys": [self.host_keys[aliases.get(each, each)]],
                 "gateway_traffic_servers": [f"{each}_0={at}:8000"],
                 **self.variables.get(each, {}),
             }
-            for each, at in {**{alias: ADDRESSES[name] for alias, name in aliases.items()}, **ADDRESSES}.items()
+            for each, at in {**{alias: addresses[name] for alias, name in aliases.items()}, **addresses}.items()
         }
         inventory = self.folder / "hosts.yml"
         children = {
             group: {"hosts": dict.fromkeys(members)}
-            for group, members in {"serving": SERVING, "idle": (), **groups}.items()
+            for group, members in {"serving": self.place.serving, "idle": (), **groups}.items()
         }
         data = {"all": {"hosts": hosts, "vars": common, "children": children}}
         inventory.write_text(json.dumps(data), encoding="utf-8")
-        return subprocess.run(
+        return subprocess.Popen(
             ["ansible-playbook", "-i", str(inventory), str(book), *arguments],
             cwd=paths.root(),
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=HANGING_SECONDS,
         )
 
     def _options(self) -> str:
         known = self.folder / "known_hosts"
-        known.write_text("".join(f"{ADDRESSES[name]} {key}\n" for name, key in self.host_keys.items()))
+        known.write_text("".join(f"{self.place.addresses[name]} {key}\n" for name, key in self.host_keys.items()))
         return (
             f"-F none -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=10 -o UserKnownHostsFile={known}"
         )
 
 
-def start(folder: Path) -> DriverLab:
-    """Makes the network and the hosts; the instances are enabled, and the gateway knows both of them."""
-    network.create(NetworkSpec(BRIDGE, f"{SUBNET}.0/24", str(folder), 2))
+def boot(folder: Path, place: Place) -> DriverLab:
+    """Makes the network and the hosts, with the account of the instances on those that serve."""
+    network.create(NetworkSpec(place.bridge, f"{place.subnet}.0/24", str(folder), 2))
     ensure_tree()
-    keys = {name: _key(folder / name) for name in ("login", *ADDRESSES)}
-    lab = DriverLab(folder, folder / "login", {name: keys[name] for name in ADDRESSES})
+    keys = {name: _key(folder / name) for name in ("login", *place.addresses)}
+    lab = DriverLab(folder, folder / "login", {name: keys[name] for name in place.addresses}, place)
     (folder / "repository").mkdir()
-    for name, address in ADDRESSES.items():
+    for name, address in place.addresses.items():
         spec = HostSpec.from_properties(
             {
-                "bridge": BRIDGE,
+                "bridge": place.bridge,
                 "name": name,
                 "address": address,
-                "subnet": f"{SUBNET}.0/24",
+                "subnet": f"{place.subnet}.0/24",
                 "user": "deploy",
                 "authorised_key": keys["login"],
                 "host_key": keys[name],
                 "tree": tree_digest(),
-                "peers": ADDRESSES,
+                "peers": dict(place.addresses),
                 "binds": {str(folder / "repository"): REPOSITORY},
                 "disk_gib": 1,
             }
         )
         host.create(spec, (folder / name).read_text(encoding="utf-8"))
+    for name in place.serving:
+        lab.on(name, "groupadd -f render; useradd -r vllm; mkdir -p /var/lib/vllm")
+    return lab
+
+
+def start(folder: Path) -> DriverLab:
+    """The hosts for drivers: their instances are enabled, and the gateway knows both of them."""
+    lab = boot(folder, DRIVERS)
     for name in SERVING:
         files = {"usr/local/lib/instance.py": File(INSTANCE), "etc/systemd/system/vllm@.service": File(UNIT)}
         write_files(paths.cache_dir() / "lab" / "state" / BRIDGE / name / "root", files)
-        lab.on(name, "systemctl daemon-reload; systemctl enable --now vllm@0; groupadd -f render; useradd -r vllm")
+        lab.on(name, "systemctl daemon-reload; systemctl enable --now vllm@0")
     backends = [haproxy.Backend(name, "0", ADDRESSES[name], 8000, MODEL) for name in SERVING]
     lab.variables["gateway-0"] = {
         "gateway_config": haproxy.haproxy_config(Gateway(), backends),
@@ -248,8 +300,7 @@ def release_at(at: str, gateway: str, caches: Path, note: str) -> dict[str, Any]
     return {
         "vllm_firewall_rules": firewall.firewall_rules([8000, 8100], peers),
         "vllm_firewall_unit_filter": firewall.unit_filter(peers),
-        "vllm_release_id": instance_files.release_digest(content),
-        "vllm_release_files": [{"name": each, "content": text} for each, text in content.items()],
+        "vllm_service_files": [{"name": each, "content": text} for each, text in content.items()],
         "vllm_service_release": instance_files.release_digest(content),
         "vllm_service_unit_files": list(UNIT_FILES),
         "vllm_service_instances": [

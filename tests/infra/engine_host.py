@@ -56,6 +56,7 @@ class EngineHost:
             "ansible_user": "deploy",
             "ansible_ssh_private_key_file": str(self.folder / "id_ed25519"),
             "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.folder / 'known_hosts'}",
+            "fleet_ssh_host_keys": [(self.folder / "known_hosts").read_text(encoding="utf-8").split(maxsplit=1)[1]],
         }
         hosts = {name: {**reached, **variables} for name, variables in zip(names, asked, strict=True)}
         inventory = {"all": {"hosts": hosts}}

@@ -16,7 +16,7 @@ from typing import Any
 import small_wheels
 import yaml
 from hanging import HANGING_SECONDS
-from stand_in_vllm import HANDLER
+from stand_in_vllm import HANDLER, WAIVE
 
 from lab import host, network
 from lab.artifacts.encodings import encodings_dir
@@ -240,6 +240,7 @@ def project(
         "gateway": {"static": {first: static[first]}},
         "access": {"ssh_private_key_file": "ssh/id_ed25519", "api_keys": "file"},
         "mirror": {"host": first, "distribution": "debian-12"},
+        "rollout": {"waive": WAIVE},
         "artifacts": {
             "encodings": str(encodings_dir()),
             "locks": {engine: f"{engine}.txt" for engine in engines},

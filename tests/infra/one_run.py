@@ -23,7 +23,8 @@ def play(roles: Mapping[str, Sequence[str]], become: bool = True) -> dict[str, A
     return {
         "name": "Run the roles of each host",
         "hosts": ",".join(roles),
-        "strategy": "host_pinned",
+        # Its actions for a whole batch need the plain one.
+        "strategy": "host_pinned" if len(roles) > 1 else "linear",
         "become": become,
         "gather_facts": False,
         "vars": {"roles_of_host": {name: list(each) for name, each in roles.items()}},

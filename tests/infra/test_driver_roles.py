@@ -246,8 +246,9 @@ def test_a_host_whose_requests_do_not_end_in_time_is_not_touched_and_has_its_tra
         lab.on(name, "rm /run/enough")
     assert drift == ()
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "the requests of gpu-0 have not ended at every gateway, so it was not touched and has its" in done.stdout
-    assert "raise gateway_traffic_drain_seconds" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "gpu-0 was not touched and has its traffic: gateway-0: after 1 s requests are in flight still: " in said
+    assert "raise gateway_traffic_drain_seconds" in said
     assert (streams.count["cut"], streams.count["failed"]) == (0, 0)
     assert streams.count["whole"] >= 8
     assert installed(lab, "gpu-0") == before, "neither packages nor the time of the start"
@@ -304,9 +305,10 @@ def test_drivers_and_a_release_are_rolled_out_batch_by_batch_without_losing_a_re
         write_files(root, {"opt/vllm/engines/stand-in/bin/vllm": File(driver_lab.ENGINE, 0o755)})
         lab.on(name, "mkdir -p /var/lib/vllm")
         lab.variables[name] |= driver_lab.release(lab, name, "the first")
-    roles = dict.fromkeys(("needs_vllm_firewall", "needs_vllm_release", "needs_vllm_service"), SERVING)
+    roles = dict.fromkeys(("needs_vllm_firewall", "needs_vllm_service", "rollout"), SERVING)
     needs = {"needs_nvidia_driver": ("gpu-0",), "needs_amd_driver": ("gpu-1",), **roles}
-    groups = {**needs, "needs_gateway": (), "serving": SERVING, "idle": ()}
+    batches = {f"rollout_{number:04d}": (name,) for number, name in enumerate(SERVING)}
+    groups = {**needs, **batches, "serving": SERVING, "idle": ()}
     before = [installed(lab, name).splitlines()[-1] for name in SERVING]
     book = paths.root() / "playbooks" / "rollout.yml"
     with Streams() as streams:

@@ -86,6 +86,7 @@ class Box:
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(self.folder / "login"),
             "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.folder / 'known_hosts'}",
+            "fleet_ssh_host_keys": list(self.target.host_keys),
         }
         (self.folder / "hosts.json").write_text(json.dumps({"all": {"hosts": {"box": variables}}}))
         book = [one_run.play({"box": ("host_baseline", "gateway")}, become=False)]

@@ -35,8 +35,8 @@ ITEMS = (
     table_item("vllm_firewall", "inet vllm_fleet", "/etc/vllm/firewall.nft"),
     unit_item("vllm_service", "vllm@0.service", active=True, enabled=True, files=driver_lab.UNIT_FILES),
 )
-FOLDERS = (("vllm_release", "/opt/vllm/releases"), ("vllm_firewall", "/etc/vllm"))
-ROLES = ("vllm_firewall", "vllm_release", "vllm_service")
+FOLDERS = (("vllm_service", "/opt/vllm/releases"), ("vllm_firewall", "/etc/vllm"))
+ROLES = ("vllm_firewall", "vllm_service")
 TABLE = "/usr/sbin/nft list table inet vllm_fleet"
 
 
@@ -110,14 +110,14 @@ def test_nobody_but_root_writes_what_root_and_vllm_run(serving: ServingHost) -> 
     places = "/opt/vllm /etc/vllm /etc/systemd/system /usr/local/libexec /var/lib/vllm"
     writable = "-perm /022 -a ! -type l -o ! -user root -o ! -group root"
     assert serving.on(f"find {places} -xdev \\( {writable} \\) -printf '%p %M %u\\n'") == ""
-    assert serving.on("stat --format=%a /opt/vllm/current/0.yaml /opt/vllm/current/0.env").split() == ["600", "600"]
+    assert serving.on("stat --format=%a /opt/vllm/current/0/0.yaml /opt/vllm/current/0/0.env").split() == ["600", "600"]
     serving.on("chmod 0777 /opt/vllm/releases /etc/vllm")
     items = [directory_item(role, path, "0755") for role, path in FOLDERS]
     assert [(what, state) for what, state, _ in serving.drift(*items)] == [
         ("/opt/vllm/releases", "wrong_mode"),
         ("/etc/vllm", "wrong_mode"),
     ]
-    code, _, said = serving.play("vllm_firewall", "vllm_release")
+    code, _, said = serving.play(*ROLES)
     assert code == 0, said
     assert serving.drift(*items) == []
 

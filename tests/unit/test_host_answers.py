@@ -37,10 +37,10 @@ from vllm_fleet.operate.probing import Report
 
 ITEMS: Any = (
     {"role": "vllm_service", "kind": "unit", "name": "vllm@0.service", "active": True},
-    {"role": "vllm_release", "kind": "file", "path": "/opt/vllm/releases/a/0.yaml"},
+    {"role": "vllm_service", "kind": "file", "path": "/opt/vllm/releases/a/0.yaml"},
 )
 UNIT = {"role": "vllm_service", "kind": "unit", "what": "vllm@0.service", "state": "failed", "why": "is failed (dead)"}
-FILE = {"role": "vllm_release", "kind": "file", "what": ITEMS[1]["path"], "state": "missing", "why": "is missing"}
+FILE = {"role": "vllm_service", "kind": "file", "what": ITEMS[1]["path"], "state": "missing", "why": "is missing"}
 GOOD: dict[str, Any] = {"drift": [UNIT, FILE], "veto": [], "facts": {**HEALTHY, "problems": {}, "xid": []}}
 PLAIN = Manifest("main-0", ITEMS, {})
 #: Clears a screen, sets a title, starts a line of YAML, turns the text around.

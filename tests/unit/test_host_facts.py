@@ -52,7 +52,7 @@ def environments(of: Site) -> dict[str, str]:
     """Host -> the environment of its first instance."""
     return {
         host.plan.name: next(
-            file["content"] for file in host.variables["vllm_release_files"] if file["name"] == "0.env"
+            file["content"] for file in host.variables["vllm_service_files"] if file["name"] == "0.env"
         )
         for host in of.hosts
     }

@@ -132,7 +132,7 @@ def serving(found: Site) -> SiteHost:
 
 
 def env_of(host: SiteHost) -> dict[str, str]:
-    (text,) = [file["content"] for file in host.variables["vllm_release_files"] if file["name"] == "0.env"]
+    (text,) = [file["content"] for file in host.variables["vllm_service_files"] if file["name"] == "0.env"]
     return {line.split("=", 1)[0]: shlex.split(line)[0].split("=", 1)[1] for line in text.splitlines()}
 
 

@@ -173,7 +173,7 @@ def test_a_cache_is_mounted_with_its_blobs_and_served_from_its_snapshot(fleets: 
     stores = [item for item in found["host"].manifest.items if item["kind"] == "store"]
     assert [(item["path"], item["account"]) for item in stores] == [(found["model"]["directory"], "vllm")]
     assert "Options=bind,ro,nosuid,nodev,noexec" in adopted["unit_text"]
-    (config,) = [file["content"] for file in found["host"].variables["vllm_release_files"] if file["name"] == "0.yaml"]
+    (config,) = [file["content"] for file in found["host"].variables["vllm_service_files"] if file["name"] == "0.yaml"]
     assert yaml.safe_load(config)["model"] == found["model"]["directory"]
 
 
@@ -184,7 +184,7 @@ def test_a_container_sees_the_blobs_too(fleets: Path) -> None:
     spec["artifacts"]["images"] = {engine["engine"]: f"sha256:{'a' * 64}"}
     (folder / "fleet.yml").write_text(yaml.safe_dump(spec))
     found = host_files(folder)
-    (env,) = [file["content"] for file in found["host"].variables["vllm_release_files"] if file["name"] == "0.env"]
+    (env,) = [file["content"] for file in found["host"].variables["vllm_service_files"] if file["name"] == "0.env"]
     place = found["model"]["adopted"]["place"]
     assert f"--volume={place}:{place}:ro" in env
 

@@ -214,7 +214,9 @@ def test_every_program_that_is_sent_to_hosts_is_there_and_python_3_8_reads_it() 
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "pack_program":
                 called |= {str(word.value) for word in node.args if isinstance(word, ast.Constant)}
-    assert called == {"probe", "gpu_facts", "ssh_host_key", "host_record", "host_leave", "docker_engine", "neighbours"}
+    assert called == {
+        *("probe", "gpu_facts", "ssh_host_key", "host_record", "host_leave", "docker_engine", "neighbours", "gates"),
+    }
     for path in folder.glob("*.py"):
         name, source = path.stem, path.read_text(encoding="utf-8")
         ast.parse(source, feature_version=(3, 8))

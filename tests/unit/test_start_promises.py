@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from plugin_modules import plugin_module
 
 from vllm_fleet.catalogue.catalogue import Catalog
+from vllm_fleet.on_host import gates
 from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.resolve.start_promises import Promise, promises
 
@@ -24,8 +24,7 @@ def promised(catalog: Catalog, host_class: str, engine: str, model: str = LARGE)
 
 
 def judged(catalog: Catalog, lines: list[str], *asked: str) -> list[bool]:
-    module = plugin_module("modules/vllm_start_log.py")
-    return [kept for _, _, kept in module.judge(lines, [each.record() for each in promised(catalog, *asked)])]
+    return [kept for _, _, kept in gates.judge(lines, [each.record() for each in promised(catalog, *asked)])]
 
 
 def test_a_start_on_another_kernel_than_the_recipe_s_is_found(catalog: Catalog) -> None:

@@ -23,6 +23,7 @@ from vllm_fleet.schema.distribution import Distributions
 from vllm_fleet.schema.draft import Draft
 from vllm_fleet.schema.driver import Drivers
 from vllm_fleet.schema.encoding import Encodings
+from vllm_fleet.schema.gates import Gates
 from vllm_fleet.schema.gpu_error import GpuErrors
 from vllm_fleet.schema.host_change import HostChanges
 from vllm_fleet.schema.known_issue import KnownIssues
@@ -73,6 +74,7 @@ class Catalog:
     host_changes: HostChanges
     memory: Memory
     start_log: StartLog
+    gates: Gates
     documents: Mapping[str, yaml_document.Document] = field(repr=False)
 
     def host_class(self, name: str) -> SizedClass:
@@ -211,6 +213,7 @@ def load(root: Path | None = None) -> Catalog:
         ("host_changes", HostChanges),
         ("memory", Memory),
         ("start_log", StartLog),
+        ("gates", Gates),
     ):
         try:
             documents[name] = yaml_document.read_with_errors(base / f"{name}.yml")
@@ -219,7 +222,7 @@ def load(root: Path | None = None) -> Catalog:
             errors.extend([fault, *fault.others])
     raise_all(errors)
     profiles, encodings, distributions, known, spellings, drivers, *others = singles
-    gpu_errors, host_changes, memory, start_log = others
+    gpu_errors, host_changes, memory, start_log, gates = others
     assert isinstance(profiles, Profiles)  # noqa: S101 - narrows a type; raise_all has ruled out the rest
     assert isinstance(encodings, Encodings)  # noqa: S101 - as above
     assert isinstance(distributions, Distributions)  # noqa: S101 - as above
@@ -230,6 +233,7 @@ def load(root: Path | None = None) -> Catalog:
     assert isinstance(host_changes, HostChanges)  # noqa: S101 - as above
     assert isinstance(memory, Memory)  # noqa: S101 - as above
     assert isinstance(start_log, StartLog)  # noqa: S101 - as above
+    assert isinstance(gates, Gates)  # noqa: S101 - as above
     return Catalog(
         base,
         classes,
@@ -247,6 +251,7 @@ def load(root: Path | None = None) -> Catalog:
         host_changes,
         memory,
         start_log,
+        gates,
         documents,
     )
 

@@ -17,6 +17,7 @@ from vllm_fleet.base.foreign_text import clean_text
 from vllm_fleet.edge.ssh_target import Target
 
 CONNECT_SECONDS = 15.0
+_KEEPALIVE_SECONDS = 15.0
 #: How many hosts one process connects to at the same time.
 CONCURRENCY = 64
 #: Preferred: a sixth less CPU for each host than ChaCha20, most of which asyncssh computes in Python.
@@ -54,6 +55,10 @@ PROCESSES = 8
 
 class NotPossibleError(NoAnswerError):
     """A host cannot be reached with this library; the program ``ssh`` may reach it, with an agent or other keys."""
+
+
+class CommandFailedError(NoAnswerError):
+    """A host was reached, and the command failed there: to ask again is of no use."""
 
 
 class JumpHosts:
@@ -107,6 +112,8 @@ async def connect(target: Target, jump_hosts: JumpHosts) -> AsyncIterator[Any]:
     trusted = [[asyncssh.import_public_key(key) for key in keys] for keys in (target.host_keys, target.authorities)]
     # The configuration is ssh's: where it matters, that program reaches the host.
     options: dict[str, Any] = {"known_hosts": (*trusted, []), "config": None, "encryption_algs": _CIPHERS}
+    # A command may take as long as a large model needs to start; a host whose network is gone is noticed meanwhile.
+    options |= {"keepalive_interval": _KEEPALIVE_SECONDS, "keepalive_count_max": 4}
     if target.key_file:
         options |= {"client_keys": _private_keys(target.key_file), "agent_path": None}
     if target.jump:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vllm_fleet.base.foreign_text import clean_bytes
-from vllm_fleet.edge.connection import NoAnswerError
+from vllm_fleet.edge.connection import CommandFailedError, NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
 
 #: Of the standard output, with what the shell prints before and after the answer; the same of the standard error.
@@ -157,7 +157,8 @@ def find_answer(target: Target, exit_status: int | None, output: Output) -> str:
         output: what it has printed.
 
     Raises:
-        NoAnswerError: the shell did not run the command, the command failed, or its answer is not UTF-8.
+        CommandFailedError: the command failed.
+        NoAnswerError: the shell did not run the command, the connection has ended, or the answer is not UTF-8.
     """
     out = bytes(output.out)
     begins = [match.end() for match in _FROM_BEGIN.finditer(out)]
@@ -175,9 +176,9 @@ def find_answer(target: Target, exit_status: int | None, output: Output) -> str:
     if end < 0:
         if _NEEDS_PASSWORD in last and target.become_password is None:
             last += " (give it with --ask-become-pass)"
-        raise NoAnswerError(
-            f"the probe failed on {target.address}: {last or f'exit status {exit_status}, no whole answer'}"
-        )
+        # Without an exit status, and with that of ssh, the connection has ended before the command.
+        kind = NoAnswerError if exit_status in (None, _SSH_FAILED) else CommandFailedError
+        raise kind(f"the probe failed on {target.address}: {last or f'exit status {exit_status}, no whole answer'}")
     answer = out[begins[-1] : end].rpartition(f"{_READY}\n".encode())[2]
     try:
         return answer.decode()

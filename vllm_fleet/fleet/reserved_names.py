@@ -10,7 +10,7 @@ from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.schema.fleet import Fleet
 
 #: Groups of every fleet, which the inventory plugin makes. Others have an underscore, which no name of a host has.
-GROUPS = ("fleet", "serving", "gateway", "idle", "skipped", "needs_any")
+GROUPS = ("fleet", "serving", "gateway", "idle", "skipped", "needs_any", "rollout")
 #: Ansible's own groups, and the controller, where tasks are delegated to.
 _OF_ANSIBLE = ("all", "ungrouped", "localhost")
 

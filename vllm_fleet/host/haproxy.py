@@ -115,7 +115,8 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend], addresses: Seq
             lines.append("  balance leastconn")
         lines += [
             "  option httpchk",
-            "  http-check send meth GET uri /ready",
+            # An instance that serves another model, since its host has not changed yet, is not ready for this one.
+            f"  http-check send meth GET uri /ready/{model}",
             "  http-check expect status 200",
             "  default-server inter 1s fall 2 rise 1 check observe layer4",
         ]

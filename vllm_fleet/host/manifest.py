@@ -31,12 +31,18 @@ from vllm_fleet.host.role_files import role_file_sha256
 from vllm_fleet.host.serving_host import ServingHost
 
 RELEASES = "/opt/vllm/releases"
+#: The directory of links, one for each instance, to the release that its next start reads.
 CURRENT = "/opt/vllm/current"
+#: The link to the release that a rollout has accepted last.
+ACCEPTED = "/opt/vllm/accepted"
+RETURN_TIMER = "vllm-return.timer"
 STAMP = ".verified.json"
 FIREWALL_RULES = "/etc/vllm/firewall.nft"
 IMAGE_PORTS = "/etc/vllm/image-ports"
 #: The drop-in of HAProxy.
 GATEWAY_DROP_IN = "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf"
+#: The units that end drains whose time is over.
+_DRAINS = ("vllm-drains.service", "vllm-drains.timer")
 #: The unit of each install form; the part after the @ is the instance.
 UNITS = {"wheel": "vllm", "docker": "vllm-docker"}
 
@@ -144,12 +150,19 @@ def instance_unit_files(install: str, items: Iterable[Item]) -> list[str]:
 
 def _service_items(install: str, release: instance_files.Release, files: Sequence[str]) -> Iterable[Item]:
     role = "vllm_service"
-    for name in ("vllm@.service", "vllm-docker@.service", "vllm-container@.service", "vllm-container@.socket"):
+    units = ("vllm@.service", "vllm-docker@.service", "vllm-container@.service", "vllm-container@.socket")
+    for name in (*units, "vllm-return.service", RETURN_TIMER):
         yield file_item(role, f"/etc/systemd/system/{name}", role_file_sha256(role, name))
-    for name in ("vllm-instance", "vllm-container", "vllm-container-root"):
+    for name in ("vllm-instance", "vllm-container", "vllm-container-root", "vllm-release"):
         yield file_item(role, f"/usr/local/libexec/{name}", role_file_sha256(role, name), "0755")
-    yield link_item(role, CURRENT, f"releases/{release.digest}")
+    yield unit_item(role, RETURN_TIMER, active=True, enabled=True)
+    yield from (directory_item(role, path, "0755") for path in (RELEASES, f"{RELEASES}/{release.digest}"))
+    for name, text in release.files.items():
+        yield file_item(role, f"{RELEASES}/{release.digest}/{name}", text_sha256(text), "0600")
+    # A release that runs and was not accepted is one of a rollout that has died.
+    yield link_item(role, ACCEPTED, f"releases/{release.digest}")
     for instance in release.instances:
+        yield link_item(role, f"{CURRENT}/{instance.name}", f"../releases/{release.digest}")
         yield unit_item(role, instance_unit(install, instance.name), active=True, enabled=True, files=files)
         if install == "docker":
             # It runs as root when the unit of the instance starts.
@@ -178,11 +191,6 @@ def serving_manifest(host: ServingHost, release: instance_files.Release) -> Mani
         items.append(store_item("model_store", host.model_directory, STAMP, host.model.sha256))
     items += container.image_items(host.image) if host.image else _engine_items(host)
     items += _firewall_items(host.firewall, host.unit_filter)
-    items += [directory_item("vllm_release", path, "0755") for path in (RELEASES, f"{RELEASES}/{release.digest}")]
-    items += [
-        file_item("vllm_release", f"{RELEASES}/{release.digest}/{name}", text_sha256(text), "0600")
-        for name, text in release.files.items()
-    ]
     items += _service_items(deployment.install, release, instance_unit_files(deployment.install, items))
     facts = wanted_facts(host.host_class, host.required_facts)
     return Manifest(host.plan.name, tuple(items), facts, serving_ports(host))
@@ -245,6 +253,9 @@ def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Ite
         package_item(role, "haproxy"),
         file_item(role, "/etc/haproxy/haproxy.cfg", text_sha256(config), "0640", "haproxy"),
         file_item(role, haproxy.API_KEYS, text_sha256(keys), "0640", "haproxy"),
+        file_item(role, "/usr/local/libexec/vllm-gateway", role_file_sha256(role, "vllm-gateway"), "0755"),
+        *(file_item(role, f"/etc/systemd/system/{name}", role_file_sha256(role, name)) for name in _DRAINS),
+        unit_item(role, _DRAINS[1], active=True, enabled=True),
         file_item(role, GATEWAY_DROP_IN, role_file_sha256(role, "haproxy.service.d.conf")),
         unit_item(role, "haproxy.service", active=True, enabled=True, files=[GATEWAY_DROP_IN]),
         traffic_item(role, haproxy.ADMIN_SOCKET),

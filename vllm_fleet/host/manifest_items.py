@@ -30,10 +30,10 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
         *("host_baseline", "image_ports"),
         *("nvidia_driver", "amd_driver", "harmony_encodings", "model_store"),
         *("vllm_engine", "container_engine"),
-        *("vllm_firewall", "vllm_release", "vllm_service", "gateway", "mirror"),
+        *("vllm_firewall", "vllm_service", "gateway", "mirror"),
     ),
     "settings": ("container_engine",),
-    "directory": ("host_baseline", "harmony_encodings", "vllm_engine", "vllm_firewall", "vllm_release"),
+    "directory": ("host_baseline", "harmony_encodings", "vllm_engine", "vllm_firewall", "vllm_service"),
     "link": ("vllm_service",),
     "store": ("model_store", "mirror"),
     "image": ("vllm_image",),
@@ -167,9 +167,9 @@ def holds_item(role: str, patterns: Sequence[str]) -> HoldsItem:
     return HoldsItem(role=role, kind="holds", name="held packages", patterns=list(patterns))
 
 
-def traffic_item(role: str, path: str) -> TrafficItem:
-    """The admin socket of an HAProxy that gives traffic to all of its servers."""
-    return TrafficItem(role=role, kind="traffic", path=path)
+def traffic_item(role: str, path: str, drains: str = "/var/lib/vllm-gateway/drains.json") -> TrafficItem:
+    """The admin socket of an HAProxy that gives traffic to all of its servers, and the file with its drains."""
+    return TrafficItem(role=role, kind="traffic", path=path, drains=drains)
 
 
 def table_item(role: str, name: str, rules: str) -> TableItem:

@@ -15,6 +15,7 @@ from vllm_fleet.host import host_paths
 from vllm_fleet.host.container import Image
 from vllm_fleet.host.firewall import Peers, firewall_rules, unit_filter
 from vllm_fleet.host.model_files import ModelFiles
+from vllm_fleet.host.role_files import unit_digest
 from vllm_fleet.resolve.deployment import Deployment
 from vllm_fleet.resolve.start_promises import Promise
 
@@ -98,6 +99,11 @@ class ServingHost:
     def unit_filter(self) -> str:
         """The drop-in of vLLM's units with the addresses of the fleet."""
         return unit_filter(self.peers)
+
+    @property
+    def line(self) -> str:
+        """What it has in common with the hosts of its class that run the same release: one canary speaks for all."""
+        return f"{self.deployment.host_class} {self.cache_key} {unit_digest(self.deployment.install)}"
 
     @property
     def required_facts(self) -> Mapping[str, Any]:

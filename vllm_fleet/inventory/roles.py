@@ -7,7 +7,7 @@ ROLES = {
     "serving": (
         *("host_baseline", "image_ports"),
         *("nvidia_driver", "amd_driver", "harmony_encodings", "model_store"),
-        *("vllm_engine", "container_engine", "vllm_image", "vllm_firewall", "vllm_release", "vllm_service"),
+        *("vllm_engine", "container_engine", "vllm_image", "vllm_firewall", "vllm_service"),
     ),
     "gateway": ("host_baseline", "image_ports", "gateway"),
 }

@@ -18,7 +18,7 @@ from vllm_fleet.host.manifest import Manifest, instance_unit, instance_unit_file
 from vllm_fleet.host.serving_host import ServingHost
 from vllm_fleet.inventory.inputs import FleetInputs
 from vllm_fleet.mirror import client, parts, vocabularies
-from vllm_fleet.resolve import start_promises
+from vllm_fleet.resolve import gate_questions, start_promises
 from vllm_fleet.resolve.deployment import Deployment
 
 
@@ -41,12 +41,14 @@ def serving_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, An
     variables = {
         **(driver.variables if driver else {}),
         "fleet_host_class": serving.deployment.host_class,
+        "fleet_rollout_line": serving.line,
         "harmony_encodings_files": [
             {key: value for key, value in asdict(encoding).items() if value} for encoding in serving.encodings
         ],
         **(container.image_variables(serving.image) if serving.image else {}),
         **(engine_install.engine_variables(serving.deployment, serving.lock) if serving.lock else {}),
         **_service_variables(serving, release, manifest),
+        "vllm_service_gates": _gates(inputs, serving),
         **_gateway_traffic_variables(inputs, host),
         "model_store_models": [
             client.model_variables(serving.deployment.model, serving.model, inputs.mirror.url),
@@ -113,9 +115,8 @@ def _service_variables(host: ServingHost, release: Release, manifest: Manifest) 
     return {
         "vllm_firewall_rules": host.firewall,
         "vllm_firewall_unit_filter": host.unit_filter,
-        "vllm_release_id": release.digest,
-        "vllm_release_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
         "vllm_service_release": release.digest,
+        "vllm_service_files": [{"name": name, "content": text} for name, text in sorted(files.items())],
         "vllm_service_instances": [
             {
                 "unit": instance_unit(host.deployment.install, instance.name),
@@ -124,10 +125,23 @@ def _service_variables(host: ServingHost, release: Release, manifest: Manifest) 
             }
             for instance in release.instances
         ],
+        "vllm_service_seats": int(host.deployment.args.get("max-num-seqs") or 0),
         "vllm_service_promises": [promise.record() for promise in host.promises],
         "vllm_service_unit_files": instance_unit_files(host.deployment.install, manifest.items),
         "vllm_start_cache_path": host.cache_directory,
         "vllm_start_cache_store": str(paths.cache_dir() / "start-caches"),
+    }
+
+
+def _gates(inputs: FleetInputs, host: ServingHost) -> dict[str, Any]:
+    """What a release of the host must pass, and where what it has measured is kept."""
+    model, engine = host.deployment.model, host.deployment.engine
+    name = f"{host.deployment.host_class}--{engine.id}--{host.cache_key}.json"
+    folder = paths.absolute(inputs.plan.directory / "references" / model.replace("/", "--"))
+    return {
+        **gate_questions.gate_questions(inputs.catalog, host.deployment),
+        "waived": dict(inputs.plan.spec.rollout.waive),
+        "reference": str(folder / name),
     }
 
 

@@ -37,7 +37,7 @@ PLACES = (
     *("/etc/systemd/system/vllm@*.service.d", "/etc/systemd/system/*.wants/vllm*"),
     *("/etc/systemd/system/var-lib-vllm-adopted-*.mount", "/etc/systemd/system/*.wants/var-lib-vllm-adopted-*"),
     *("/usr/local/libexec/vllm-*", "/etc/cdi/nvidia.yaml", "/etc/vllm", "/opt/vllm", "/var/cache/vllm"),
-    *("/srv/vllm-fleet-mirror", "/var/log/nginx/vllm-fleet-mirror.log*", "/run/vllm-*"),
+    *("/srv/vllm-fleet-mirror", "/var/lib/vllm-gateway", "/var/log/nginx/vllm-fleet-mirror.log*", "/run/vllm-*"),
 )
 MARK = "vllm-fleet"
 STATE = "/var/lib/vllm"

@@ -140,11 +140,15 @@ class HoldsItem(TypedDict):
 
 
 class TrafficItem(TypedDict):
-    """HAProxy, asked at the socket ``path``, drains no server. Where it does not answer, its unit is the drift."""
+    """HAProxy, asked at the socket ``path``, drains no server but the cordons that the file ``drains`` has.
+
+    Where it does not answer, its unit is the drift.
+    """
 
     role: str
     kind: Literal["traffic"]
     path: str
+    drains: str
 
 
 class TableItem(TypedDict):

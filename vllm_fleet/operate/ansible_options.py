@@ -5,15 +5,101 @@ from __future__ import annotations
 import configparser
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.inventory import Site, SiteHost
-from vllm_fleet.operate import drift
+from vllm_fleet.operate import become_password, drift
+
+#: The public host keys of a host that is in no fleet.yml: a list of 'type base64'.
+_HOST_KEYS = "fleet_ssh_host_keys"
+
+
+def hosts_by_fleet(names: Iterable[str], hostvars: Mapping[str, Any]) -> Iterator[tuple[Site, dict[str, Any]]]:
+    """Each fleet of a play with the variables of its hosts; one run may have several fleets.
+
+    Args:
+        names: the hosts of the play.
+        hostvars: Ansible's variables of all hosts.
+    """
+    folders: dict[str, dict[str, Any]] = {}
+    for name in names:
+        own = hostvars[name]
+        folders.setdefault(str(own["inventory_dir"]), {})[name] = own
+    for folder, variables in folders.items():
+        yield drift.load_site_of_run(Path(folder).resolve()), variables
+
+
+def targets_of_fleet(
+    site: Site, variables: Mapping[str, Any], options_of: Callable[[Any], Callable[[str], Any]], asked: str | None
+) -> dict[str, Target]:
+    """The hosts of a fleet as Ansible reaches them.
+
+    Args:
+        site: the fleet.
+        variables: host name -> its variables in Ansible; others are left out.
+        options_of: returns the reader of the options of Ansible's connection plugin, for the variables of a host.
+        asked: the password for sudo that the user has given Ansible.
+
+    Raises:
+        FleetError: the arguments for ssh have an open quotation mark.
+    """
+    members = {host.plan.name: host for host in site.hosts}
+    return {
+        name: replace(
+            target_of_run(site, members[name], options_of(own)),
+            become_password=become_password.find_password(own, asked),
+        )
+        for name, own in variables.items()
+        if name in members
+    }
+
+
+def targets_of_run(
+    names: Iterable[str],
+    hostvars: Mapping[str, Any],
+    options_of: Callable[[Any], Callable[[str], Any]],
+    asked: str | None,
+) -> dict[str, Target]:
+    """Hosts as Ansible reaches them, those of fleets and those that only an inventory has, with their host keys.
+
+    Args:
+        names: the hosts.
+        hostvars: Ansible's variables of all hosts.
+        options_of: as in :func:`targets_of_fleet`.
+        asked: as in :func:`targets_of_fleet`.
+
+    Raises:
+        FleetError: a fleet cannot be read, or the arguments for ssh have an open quotation mark.
+    """
+    chosen = list(names)
+    plain = [name for name in chosen if hostvars[name].get(_HOST_KEYS)]
+    found = {name: _plain_target(name, hostvars[name], options_of, asked) for name in plain}
+    for site, variables in hosts_by_fleet([name for name in chosen if name not in plain], hostvars):
+        found |= targets_of_fleet(site, variables, options_of, asked)
+    return found
+
+
+def _plain_target(
+    name: str, own: Mapping[str, Any], options_of: Callable[[Any], Callable[[str], Any]], asked: str | None
+) -> Target:
+    read = options_of(own)
+    key = read("private_key_file")
+    return Target(
+        name,
+        str(read("host") or name),
+        int(read("port") or 22),
+        str(read("remote_user") or "root"),
+        tuple(map(str, own[_HOST_KEYS])),
+        paths.expand_user(str(key)) if key else None,
+        keys_file=f"the variable {_HOST_KEYS}",
+        become_password=become_password.find_password(own, asked),
+    )
 
 
 def target_of_run(site: Site, host: SiteHost, read_option: Callable[[str], Any]) -> Target:

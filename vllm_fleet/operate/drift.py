@@ -23,6 +23,9 @@ from vllm_fleet.operate.probing import Report
 
 #: The variable with the gateways at which a role drains a host.
 _GATEWAYS = "gateway_traffic_gateways"
+#: What the role vllm_service installs once, besides the releases; and the states of units that systemd must read.
+_INSTALLED = ("/etc/systemd/", "/usr/local/libexec/", "vllm-return.")
+_UNREAD = (DriftState.NOT_RELOADED.value, DriftState.UNKNOWN_UNIT.value)
 
 
 def load_site_of_run(directory: Path) -> Site:
@@ -152,6 +155,11 @@ def save_drift(fleet: str, reports: Mapping[str, Report], run_pid: int) -> None:
     write_atomically(_file(fleet), json.dumps(data, indent=1) + "\n")
 
 
+def find_drift(fleet: str) -> Mapping[str, list[dict[str, str]]]:
+    """Host name -> what differs on it, as this run has probed it; empty before the probe."""
+    return _load_drift(fleet)
+
+
 def roles_to_run(fleet: str) -> Mapping[str, frozenset[str]]:
     """Host name -> roles that own drift on it, as this run has probed it; empty before the probe."""
     return {host: frozenset(item["role"] for item in items) for host, items in _load_drift(fleet).items()}
@@ -190,17 +198,26 @@ def find_skipped_hosts(fleet: str, run_pid: int | None = None) -> Mapping[str, s
     return skipped
 
 
-def variables_of_run(host: SiteHost, skipped: Collection[str]) -> Mapping[str, Any]:
-    """The variables of a host in a run that skips some hosts: no role asks a skipped gateway.
+def variables_of_run(
+    host: SiteHost, skipped: Collection[str], drifted: Mapping[str, Sequence[Mapping[str, str]]]
+) -> Mapping[str, Any]:
+    """The variables of a host in a run: no role asks a skipped gateway, and none installs what is there.
 
     Args:
         host: the host.
         skipped: the names of the skipped hosts.
+        drifted: host name -> what this run has found to differ; a host that was not probed is left out.
     """
-    gateways = host.variables.get(_GATEWAYS)
-    if not gateways:
-        return host.variables
-    return {**host.variables, _GATEWAYS: [name for name in gateways if name not in skipped]}
+    variables = dict(host.variables)
+    if gateways := variables.get(_GATEWAYS):
+        variables[_GATEWAYS] = [name for name in gateways if name not in skipped]
+    items = drifted.get(host.plan.name)
+    if items is not None and "vllm_service_release" in variables:
+        variables["vllm_service_install"] = any(
+            item["role"] == "vllm_service" and (item["what"].startswith(_INSTALLED) or item["state"] in _UNREAD)
+            for item in items
+        )
+    return variables
 
 
 def _load_drift(fleet: str, run_pid: int | None = None) -> Mapping[str, list[dict[str, str]]]:

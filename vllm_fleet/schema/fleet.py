@@ -41,6 +41,7 @@ from vllm_fleet.schema.recipe import (
     Profile,
     Strict,
 )
+from vllm_fleet.schema.rollout import Rollout
 
 
 class Overrides(Strict):
@@ -300,6 +301,9 @@ class Fleet(Strict):
     )
     proxy: Proxy | None = Field(
         default=None, description="The HTTP proxy through which the hosts download. Default: they connect directly."
+    )
+    rollout: Rollout = Field(
+        default_factory=Rollout, description="The steps of a change. Default: one host, three, a quarter, all."
     )
     protect: bool = Field(
         default=True, description="Rented hosts and volumes cannot be deleted or replaced until this is false."

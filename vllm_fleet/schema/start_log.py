@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated
+from pydantic import Field
 
-from pydantic import AfterValidator, Field
-
+from vllm_fleet.schema.pattern import LongPattern
 from vllm_fleet.schema.recipe import Strict
-
-
-def _is_pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as fault:
-        raise ValueError(f"is no regular expression: {fault}") from None
-    return text
-
-
-Pattern = Annotated[str, Field(min_length=8), AfterValidator(_is_pattern)]
 
 
 class LoggedChoice(Strict):
     """A line that names what vLLM has chosen."""
 
-    line: Pattern
+    line: LongPattern
     engine: str | None = None
     #: Kernel, as ``recipes/memory.yml`` calls it -> what the first group of the line may be.
     kernels: dict[str, list[str]] = Field(min_length=1)
@@ -35,7 +22,7 @@ class LoggedChoice(Strict):
 class LoggedFallback(Strict):
     """A line that only a start with less than its recipe says has."""
 
-    line: Pattern
+    line: LongPattern
     engine: str | None = None
     arch: list[str] | None = None
     what: str = Field(min_length=3)

@@ -1,0 +1,303 @@
+"""One batch of a rollout: drain, stop, start, prove, give the traffic back; and back to the last good release.
+
+A host that fails goes back and serves, and the others of its batch go on to their end. Nothing here raises for one
+host: what has become of each is its :class:`Progress`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from vllm_fleet.facts.rollout_answer import Accepted, Begun, Renewed, Started, Stopped, WentBack, question
+from vllm_fleet.operate import run_owner
+from vllm_fleet.operate.rollout.gates import GateError, HostGates, Measurements
+from vllm_fleet.operate.rollout.hosts import Progress, RolloutHost
+from vllm_fleet.operate.rollout.programs import RELEASE, Answer, CommandError, Programs
+from vllm_fleet.operate.rollout.traffic import Traffic
+
+#: A host whose trial is not renewed goes back after this time; the gateways wait longer than the host.
+TRIAL_SECONDS, DRAIN_SECONDS = 600.0, 1200.0
+_RENEWAL_SECONDS = 60.0
+#: How long a host stays out of traffic that does not pass the gates with its own release; any run ends it before.
+_HELD_SECONDS = 7 * 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long things may take, in seconds.
+
+    Attributes:
+        drain: the requests in flight, to end.
+        ready: a health check, to see a server up.
+        room: the other servers, to have room for all requests.
+    """
+
+    drain: float = 900.0
+    ready: float = 60.0
+    room: float = 600.0
+
+
+@dataclass
+class Batch:
+    """The hosts that change together.
+
+    Attributes:
+        owner: the name of the run.
+        gates: what instances must pass that have started.
+    """
+
+    hosts: Sequence[RolloutHost]
+    programs: Programs
+    owner: str
+    limits: Limits = field(default_factory=Limits)
+    gates: HostGates = field(init=False)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.gates = HostGates(self.programs)
+        self._traffic = Traffic(self.programs, self.owner, "a rollout", DRAIN_SECONDS)
+        self._gateways = tuple(dict.fromkeys(name for host in self.hosts for name in host.gateways))
+
+    async def look(self) -> Mapping[str, Progress]:
+        """What :meth:`stop` would change; it changes nothing."""
+
+        async def one(host: RolloutHost) -> Progress:
+            try:
+                begun = await self._begin(host, check=True)
+            except CommandError as fault:
+                if not fault.absent:
+                    raise
+                # A host that serves nothing yet, in a run that installs nothing.
+                return Progress("rolling", changed=True)
+            return Progress("rolling" if begun.on_trial else "same", changed=begun.on_trial)
+
+        return await self._each(one)
+
+    async def stop(self) -> Mapping[str, Progress]:
+        """Puts the release on trial, takes hosts out of traffic, and stops what must restart.
+
+        A host with several instances of which others can carry on is left as it is: in :meth:`start` they follow one
+        after the other.
+
+        Raises:
+            FleetError: what earlier releases have measured cannot be read; nothing is touched.
+        """
+        for host in self.hosts:
+            self.gates.check(host)
+        begun: dict[str, Begun] = {}
+
+        async def begin(host: RolloutHost) -> Progress:
+            try:
+                begun[host.name] = found = await self._begin(host)
+            except CommandError as fault:
+                return Progress("untouched", fault.text)
+            return Progress("rolling" if found.on_trial else "same", changed=found.on_trial or found.wrote)
+
+        done = dict(await self._each(begin))
+        whole = [host for host in self.hosts if (found := begun.get(host.name)) and _stops_as_one(host, found)]
+        leaving = {host.server(name): host.seats for host in whole for name in host.servers}
+        try:
+            if leaving and self._gateways:
+                await self._traffic.await_room(self._gateways, leaving, self.limits.room)
+        except CommandError as fault:
+            return done | {host.name: await self._give_up(host, str(fault)) for host in whole}
+
+        async def stop(host: RolloutHost) -> Progress:
+            servers = [f"{host.name}_*"]
+            try:
+                await self._traffic.drain(host.gateways, servers, self.limits.drain)
+            except CommandError as fault:
+                return await self._give_up(host, str(fault))
+            before = await self.gates.measure_before(host, _running(host, begun[host.name]))
+            await self._call(host, "stop", Stopped, instances=begun[host.name].stale)
+            return Progress("stopped", changed=True, before=dict(before))
+
+        return done | await self._each(stop, whole)
+
+    async def start(self, before: Mapping[str, Progress]) -> Mapping[str, Progress]:
+        """Starts and proves what is on trial. A host that fails serves its last good release afterwards.
+
+        Args:
+            before: what :meth:`stop` has returned.
+        """
+
+        async def one(host: RolloutHost) -> Progress:
+            progress = before[host.name]
+            names = [str(each["name"]) for each in host.instances]
+            if progress.state == "same" and host.prove:
+                return await self._prove_again(host, names, progress)
+            if progress.state not in ("stopped", "rolling"):
+                return progress
+            async with self._renewed(host):
+                try:
+                    if progress.state == "stopped":
+                        await self._start_as_one(host, names, progress)
+                        progress.state = "started"
+                    else:
+                        await self._roll(host, names, progress)
+                except (CommandError, GateError) as fault:
+                    return await self._go_back(host, progress, fault)
+            return progress
+
+        return await self._each(one)
+
+    async def finish(self, before: Mapping[str, Progress]) -> Mapping[str, Progress]:
+        """Accepts what was proven and gives the traffic back.
+
+        Args:
+            before: what :meth:`start` has returned.
+        """
+
+        async def one(host: RolloutHost) -> Progress:
+            progress = before[host.name]
+            if progress.state in ("started", "rolling"):
+                await self._call(host, "accept", Accepted, kept=host.kept)
+                self.gates.keep(host, progress.logprobs, progress.speed)
+            if progress.state in ("started", "rolling", "same"):
+                progress.changed |= await self._ready(host)
+                progress.state = "serving"
+            return progress
+
+        return await self._each(one)
+
+    async def _start_as_one(self, host: RolloutHost, names: Sequence[str], progress: Progress) -> None:
+        # What the first one compiles, the others find.
+        await self._start(host, names[0], progress)
+        await asyncio.gather(*(self._start(host, name, progress) for name in names[1:]))
+        await self._prove(host, names, progress)
+
+    async def _prove(self, host: RolloutHost, names: Sequence[str], progress: Progress) -> None:
+        found = Measurements()
+        try:
+            await self.gates.prove(host, names, progress.before, found)
+        finally:
+            progress.results += found.results
+            progress.logprobs |= found.logprobs
+            progress.speed = found.speed or progress.speed
+
+    async def _prove_again(self, host: RolloutHost, names: Sequence[str], progress: Progress) -> Progress:
+        """Proves a release that stays, on a host of which something below it was changed.
+
+        There is no release to go back to. The host is held out of traffic, until a run finds it good.
+        """
+        try:
+            await self._prove(host, names, progress)
+        except (CommandError, GateError) as fault:
+            gate = fault.gate if isinstance(fault, GateError) else ""
+            progress.state, progress.why, progress.gate, progress.log = "failed", fault.text, gate, list(fault.log)
+            held = Traffic(self.programs, self.owner, f"gate {gate}: {fault.text}", _HELD_SECONDS, "site")
+            await held.send_no_more(host.gateways, [f"{host.name}_*"])
+        return progress
+
+    async def _roll(self, host: RolloutHost, names: Sequence[str], progress: Progress) -> None:
+        """Instance by instance; each has its traffic back before the next one leaves."""
+        stale = (await self._begin(host)).stale
+        for name in names:
+            if name not in stale:
+                await self._prove(host, [name], progress)
+                continue
+            server = host.server(name)
+            async with self._turn:
+                await self._traffic.await_room(host.gateways, {server: host.seats}, self.limits.room)
+                await self._traffic.send_no_more(host.gateways, [server])
+            await self._traffic.await_end(host.gateways, [server], self.limits.drain)
+            progress.before |= await self.gates.measure_before(host, [name])
+            await self._start(host, name, progress)
+            await self._prove(host, [name], progress)
+            expected = [host.servers[name]] if name in host.servers else []
+            await self._traffic.ready(host.gateways, [server], expected, self.limits.ready)
+
+    async def _start(self, host: RolloutHost, instance: str, progress: Progress) -> None:
+        progress.seconds[instance] = (await self._call(host, "start", Started, instance=instance)).seconds
+
+    async def _go_back(self, host: RolloutHost, progress: Progress, fault: CommandError | GateError) -> Progress:
+        gate = fault.gate if isinstance(fault, GateError) else ""
+        progress.why, progress.gate, progress.log = fault.text, gate, list(fault.log)
+        try:
+            # Those that roll may have an instance in traffic with the release that is left now.
+            await self._traffic.drain(host.gateways, [f"{host.name}_*"], self.limits.drain)
+            back = await self._call(host, "back", WentBack, why=fault.text, gate=gate)
+            progress.state = "returned" if back.to else "failed"
+            await self._ready(host, wait=back.to is not None)
+        except CommandError as second:
+            progress.state = "failed"
+            progress.why += f"; and it did not go back: {second}"
+        return progress
+
+    async def _give_up(self, host: RolloutHost, why: str) -> Progress:
+        """Ends a trial of which nothing has begun: the instances go on with what they serve."""
+        with suppress(CommandError):
+            await self._call(host, "back", WentBack, why=why, gate="")
+        return Progress("untouched", why)
+
+    async def _ready(self, host: RolloutHost, *, wait: bool = True) -> bool:
+        expected = list(host.servers.values()) if wait else []
+        return await self._traffic.ready(host.gateways, [f"{host.name}_*"], expected, self.limits.ready)
+
+    async def _begin(self, host: RolloutHost, *, check: bool = False) -> Begun:
+        asked = {
+            "digest": host.release,
+            "files": dict(host.files),
+            "instances": list(host.instances),
+            "seconds": TRIAL_SECONDS,
+            "check": check or None,
+        }
+        try:
+            return await self._call(host, "begin", Begun, **asked)
+        except CommandError as fault:
+            if not run_owner.is_gone(fault.owner):
+                raise
+            # That run left its trial behind: this one takes it over.
+            return await self._call(host, "begin", Begun, **asked, dead=[fault.owner])
+
+    async def _call(self, host: RolloutHost, command: str, kind: type[Answer], **values: object) -> Answer:
+        return await self.programs.call(host.name, RELEASE, command, question(owner=self.owner, **values), kind)
+
+    async def _each(
+        self, work: Callable[[RolloutHost], Awaitable[Progress]], hosts: Sequence[RolloutHost] | None = None
+    ) -> dict[str, Progress]:
+        """The work for all hosts side by side; a host whose programs fail has that as its progress."""
+
+        async def one(host: RolloutHost) -> Progress:
+            try:
+                return await work(host)
+            except CommandError as fault:
+                return Progress("failed", str(fault), log=list(fault.log))
+
+        chosen = self.hosts if hosts is None else hosts
+        return dict(zip((host.name for host in chosen), await asyncio.gather(*map(one, chosen)), strict=True))
+
+    @asynccontextmanager
+    async def _renewed(self, host: RolloutHost) -> AsyncIterator[None]:
+        """Renews the trial of a host and the drains of this run; the gateways first, since they wait longer."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(_RENEWAL_SECONDS)
+                await self._traffic.renew(host.gateways)
+                with suppress(CommandError):
+                    await self._call(host, "renew", Renewed, seconds=TRIAL_SECONDS)
+
+        task = asyncio.ensure_future(renew())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+def _running(host: RolloutHost, found: Begun) -> list[str]:
+    """The instances of a host that serve still."""
+    return [str(each["name"]) for each in host.instances if each["unit"] in found.running]
+
+
+def _stops_as_one(host: RolloutHost, found: Begun) -> bool:
+    """Whether all instances of a host stop together: others of the host cannot carry on."""
+    if not found.on_trial:
+        return False
+    planned = {str(each["unit"]) for each in host.instances}
+    return len(planned) == 1 or bool(found.surplus) or not planned & set(found.running)

@@ -1,0 +1,44 @@
+"""The batches of a run, from what it has found on the hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vllm_fleet.fleet.batches import Member, Step, plan_batches
+from vllm_fleet.inventory import Site, SiteHost
+from vllm_fleet.operate import drift
+
+#: The roles that change what an instance runs with, or restart it.
+ROLES = frozenset({"vllm_service", "vllm_firewall", "nvidia_driver", "amd_driver"})
+
+
+def plan_rollout(site: Site, *, probing: bool = True) -> tuple[Step, ...]:
+    """The batches of hosts that change, one after the other.
+
+    Args:
+        site: the fleet.
+        probing: whether the run asks its hosts what differs; without it every host is taken to differ.
+
+    Returns:
+        The batches; none before this run has probed.
+    """
+    needs = drift.roles_to_run(site.plan.fleet) if probing else {}
+    idle = drift.find_idle_hosts(site) if probing else frozenset()
+
+    def changes(host: SiteHost) -> bool | None:
+        if not probing:
+            return True
+        roles = needs.get(host.plan.name)
+        return None if roles is None else bool(roles & ROLES)
+
+    return plan_batches([_member(host, changes(host), idle) for host in _serving(site)], site.plan.spec.rollout)
+
+
+def _serving(site: Site) -> list[SiteHost]:
+    return [host for host in site.hosts if host.plan.deployment]
+
+
+def _member(host: SiteHost, changes: bool | None, idle: frozenset[str]) -> Member:
+    variables: Mapping[str, object] = host.variables
+    model = host.plan.deployment.model if host.plan.deployment else ""
+    return Member(host.plan.name, str(variables["fleet_rollout_line"]), model, changes, host.plan.name in idle)
