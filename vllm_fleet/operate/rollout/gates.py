@@ -40,13 +40,11 @@ class GateError(Exception):
         gate: its name.
         text: what it has found.
         log: the lines that show it.
-        results: the gates up to this one.
     """
 
     gate: str
     text: str
     log: tuple[str, ...] = ()
-    results: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass
@@ -125,7 +123,7 @@ class HostGates:
                 into.results.append(judged)
                 if not judged["passed"]:
                     text = f"{judged['why']} (instance {result.instance})"
-                    raise GateError(result.gate, text, tuple(result.lines), tuple(into.results))
+                    raise GateError(result.gate, text, tuple(result.lines))
 
     def keep(self, host: RolloutHost, logprobs: Mapping[str, list[float]], speed: Mapping[str, Any] | None) -> None:
         """Keeps what an accepted release has measured, for later ones. A host that is no canary measures too little."""
