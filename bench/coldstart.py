@@ -36,7 +36,10 @@ pools:
     cloud: lab
     placement: {bridge: vf-start, subnet: 10.77.8.0/24}
     hosts: 2
-    overrides: {args: {enforce-eager: null}, why: a start that compiles is what the benchmark measures}
+    overrides:
+      args: {enforce-eager: null}
+      env: {TORCHDYNAMO_DISABLE: null}
+      why: a start that compiles is what the benchmark measures
 gateway: {hosts: 0}
 access:
   ssh_private_key_file: ssh/id_ed25519

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from vllm_fleet import inventory
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import ssh_target
 from vllm_fleet.operate import ansible_options, drift, run_lock
+from vllm_fleet.operate.rollout import record
 
 
 def ssh_options_of(variables: Any) -> Callable[[str], Any]:
@@ -55,13 +56,15 @@ class ActionModule(ActionBase):
                 (fleet.plan.fleet, drift.probe_site(fleet, self._targets(fleet, variables)))
                 for fleet, variables in sites
             ]
+            # A rollout that was asked to end has not changed them.
+            left = {name for fleet, _ in sites for name in record.find_left_hosts(fleet.plan.fleet, os.getppid())}
         except FleetError as fault:
-            return {**result, "failed": True, "msg": str(fault)}
+            return {**result, **_refusal([fault])}
         reports = {host: report for _, answers in probed for host, report in answers.items()}
         skipped = {host for host, report in reports.items() if report.error} if unreachable == "skip" else set()
         errors = drift.blocking_errors({host: report for host, report in reports.items() if host not in skipped})
         if errors:
-            return {**result, "failed": True, "msg": "\n".join(map(str, errors))}
+            return {**result, **_refusal(errors)}
         items = [item for report in reports.values() for item in report.drift]
         for item in items:
             Display().display(f"  {item}", color="yellow")
@@ -70,9 +73,11 @@ class ActionModule(ActionBase):
         for name, answers in probed:
             drift.save_drift(name, answers, os.getppid())
         result |= {"changed": False, "drift": [item.record() for item in items]}
-        if items and self._task.args.get("expect_clean"):
-            roles = ", ".join(sorted({item.role for item in items}))
-            listed = "\n".join(map(str, items))
+        expected = [item for item in items if item.host in left]
+        if len(items) > len(expected) and self._task.args.get("expect_clean"):
+            wrong = [item for item in items if item not in expected]
+            roles = ", ".join(sorted({item.role for item in wrong}))
+            listed = "\n".join(map(str, wrong))
             result |= {"failed": True, "msg": f"these items still differ after {roles}:\n{listed}"}
         else:
             result["msg"] = (
@@ -85,3 +90,8 @@ class ActionModule(ActionBase):
         connection_loader.get("ssh", class_only=True)  # its options are known from now on
         asked = self._play_context.become_pass
         return ansible_options.targets_of_fleet(fleet, variables, ssh_options_of, asked)
+
+
+def _refusal(errors: Sequence[FleetError]) -> dict[str, Any]:
+    """The result of a task that refuses: its text for people, and its errors for programs."""
+    return {"failed": True, "msg": "\n".join(map(str, errors)), "errors": [error.record() for error in errors]}

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ansible import constants as C  # noqa: N812 - Ansible's own name for it
@@ -17,9 +18,11 @@ from ansible.utils.display import Display
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge.connection import JumpHosts
 from vllm_fleet.operate import ansible_options, run_owner
+from vllm_fleet.operate.rollout import report
 from vllm_fleet.operate.rollout.batch import Batch, Limits
 from vllm_fleet.operate.rollout.hosts import Progress, RolloutHost, host_of_variables
 from vllm_fleet.operate.rollout.programs import Programs
+from vllm_fleet.operate.rollout.record import Record, find_record, open_record
 
 #: How soon it is noticed that the run was killed.
 _LOOK_SECONDS = 0.5
@@ -62,12 +65,13 @@ async def ends_with_parent() -> AsyncIterator[None]:
 class ActionModule(ActionBase):
     """``fleet_rollout:`` brings the hosts of the batch to ``state``.
 
-    ``stopped`` takes what must restart out of traffic and stops it; ``started`` starts and proves it, or goes back;
-    ``serving`` accepts it and returns the traffic, and fails if a host has gone back. ``before`` is the result of the
-    step before.
+    ``begun`` only says whether the run goes on with this batch. ``stopped`` takes what must restart out of traffic and
+    stops it; ``started`` starts and proves it, or goes back; ``serving`` accepts it and returns the traffic, and fails
+    if a host has gone back. ``before`` is the result of the step before.
     """
 
     BYPASS_HOST_LOOP = True
+    _record: Record = Record()
     TRANSFERS_FILES = False
     _requires_connection = False
     _VALID_ARGS = frozenset({"state", "before", "drain_seconds", "ready_seconds"})
@@ -76,27 +80,66 @@ class ActionModule(ActionBase):
         """Returns ``hosts``: what has become of each host of the batch."""
         result = super().run(tmp, task_vars)
         given, arguments = task_vars or {}, self._task.args
-        states: dict[str, Callable[..., Any]] = {"stopped": Batch.stop, "started": Batch.start, "serving": Batch.finish}
+        states: dict[str, Callable[..., Any]] = {
+            "begun": _begin,
+            "stopped": Batch.stop,
+            "started": Batch.start,
+            "serving": Batch.finish,
+        }
         step = states.get(str(arguments.get("state")))
         if step is None:
             return {**result, "failed": True, "msg": f"state is {arguments.get('state')!r}, not {', '.join(states)}"}
         names = [str(name) for name in given["ansible_play_batch"]]
+        every = [str(name) for name in given["ansible_play_hosts_all"]]
         hostvars = given["hostvars"]
-        hosts = [host_of_variables(name, hostvars[name], given["groups"]) for name in names]
         before = {
             name: Progress.parse(record)
             for name, record in ((arguments.get("before") or {}).get("hosts") or {}).items()
         }
         try:
+            self._record = self._open_record(names, every, hostvars)
+            if step is _begin and not self._task.check_mode and (why := pauses(given)):
+                left = every[every.index(names[0]) :]
+                self._record.write("left", hosts=left)
+                self._end("paused", why)
+                return {**result, "paused": True, "msg": f"{why}: {len(left)} hosts are left as they are"}
+            hosts = [host_of_variables(name, hostvars[name], given["groups"]) for name in names]
             found = asyncio.run(self._step(hosts, hostvars, step, before))
         except FleetError as fault:
+            self._end("failed", str(fault))
             return {**result, "failed": True, "msg": str(fault)}
+        if step is _begin:
+            return {**result, "paused": False}
         result["hosts"] = {name: progress.record() for name, progress in found.items()}
         result["changed"] = any(progress.changed for progress in found.values())
         failed = {name: progress for name, progress in found.items() if progress.state in _FAILED}
-        if arguments["state"] == "serving" and failed:
-            result |= {"failed": True, "msg": "\n".join(_told(name, progress) for name, progress in failed.items())}
+        if arguments["state"] == "serving":
+            self._record.write_outcomes(found)
+            if failed:
+                told = "\n".join(_told(name, progress) for name, progress in failed.items())
+                self._end("refused", told)
+                result |= {"failed": True, "msg": told}
+            elif every[-1] in names:
+                self._end("done")
+        if self._record.fault:
+            Display().warning(self._record.fault)
         return result
+
+    def _open_record(self, names: list[str], every: list[str], hostvars: Mapping[str, Any]) -> Record:
+        """The record of each fleet of the batch; at the first and the last batch, and at a pause, that of all fleets.
+
+        Roles that are used without a fleet have none.
+        """
+        fleets = _fleets(names, hostvars)
+        known = all(find_record(fleet, os.getppid()) for fleet in fleets)
+        if not known or every[-1] in names or self._task.args["state"] == "begun":
+            fleets = _fleets(every, hostvars)
+        return open_record(fleets, os.getppid(), check=bool(self._task.check_mode))
+
+    def _end(self, state: str, why: str = "") -> None:
+        self._record.write("ended", state=state, why=why)
+        for fault in report.write_reports(self._record):
+            Display().warning(fault)
 
     async def _step(
         self, hosts: list[RolloutHost], hostvars: Mapping[str, Any], step: Callable[..., Any], before: Found
@@ -111,17 +154,54 @@ class ActionModule(ActionBase):
             ready=float(self._task.args.get("ready_seconds", Limits.ready)),
         )
         async with JumpHosts() as jump_hosts, ends_with_parent():
-            batch = Batch(hosts, Programs(targets, jump_hosts), run_owner.name_run(os.getppid()), limits)
+            owner = run_owner.name_run(os.getppid())
+            batch = Batch(hosts, Programs(targets, jump_hosts), owner, limits, self._record)
+            if step is _begin:
+                return await _begin(batch, count=not self._task.check_mode)
             if self._task.check_mode:
                 done: Found = before or await batch.look()
             elif step is Batch.stop:
                 done = await batch.stop()
             else:
                 done = await step(batch, {host.name: before.get(host.name, Progress()) for host in hosts})
+            if step is Batch.finish and not self._task.check_mode:
+                await batch.count(batch_ends=True)
         for name, progress in done.items():
             for line in progress.log:
                 Display().display(f"  {name}: {line}", color="red")
         return done
+
+
+def pauses(given: Mapping[str, Any]) -> str:
+    """Why the run ends before this batch; empty if it goes on.
+
+    Args:
+        given: the variables of the task. ``fleet_rollout_stop`` is a file whose presence ends the run,
+            ``fleet_rollout_pause_after: canary`` ends it after the first batch.
+    """
+    stop, pause = given.get("fleet_rollout_stop"), given.get("fleet_rollout_pause_after")
+    if pause not in (None, "canary"):
+        raise FleetError(f"fleet_rollout_pause_after is {pause!r}", "write canary")
+    if stop and Path(str(stop)).exists():
+        return "the rollout was asked to end"
+    if pause and given["ansible_play_batch"][0] != given["ansible_play_hosts_all"][0]:
+        return "the first batch was accepted"
+    return ""
+
+
+async def _begin(batch: Batch, *, count: bool) -> Found:
+    batch.record.write("batch", hosts=[host.name for host in batch.hosts])
+    if count:
+        await batch.count(batch_ends=False)
+    return {}
+
+
+def _fleets(names: list[str], hostvars: Mapping[str, Any]) -> dict[str, list[str]]:
+    fleets: dict[str, list[str]] = {}
+    for name in names:
+        if fleet := hostvars[name].get("fleet_name"):
+            fleets.setdefault(str(fleet), []).append(name)
+    return fleets
 
 
 def _told(name: str, progress: Progress) -> str:

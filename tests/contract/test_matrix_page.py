@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import BROWSER, LEFT_OUT
 from hanging import HANGING_SECONDS
 from typer.testing import CliRunner
 
@@ -20,14 +20,6 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.cli import app
 from vllm_fleet.reports import matrix_page, support_matrix
-
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
-
-
-#: What a browser does beside showing a page, and a test does not need.
-LEFT_OUT = ("no-first-run", "disable-background-networking", "disable-component-update", "disable-gpu")
 
 
 @pytest.fixture(scope="module")

@@ -190,6 +190,17 @@ class DriverLab:
         self, book: Path, groups: Mapping[str, Sequence[str]], *arguments: str, aliases: Mapping[str, str] = {}
     ) -> subprocess.Popen[str]:
         """As :meth:`playbook`, and does not wait for its end."""
+        inventory = self.write_inventory(groups, aliases)
+        return subprocess.Popen(
+            ["ansible-playbook", "-i", str(inventory), str(book), *arguments],
+            cwd=paths.root(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def write_inventory(self, groups: Mapping[str, Sequence[str]], aliases: Mapping[str, str] = {}) -> Path:
+        """The file with the hosts in groups, and their variables."""
         common = {
             "ansible_user": "deploy",
             "ansible_ssh_private_key_file": str(self.key_file),
@@ -213,13 +224,7 @@ class DriverLab:
         }
         data = {"all": {"hosts": hosts, "vars": common, "children": children}}
         inventory.write_text(json.dumps(data), encoding="utf-8")
-        return subprocess.Popen(
-            ["ansible-playbook", "-i", str(inventory), str(book), *arguments],
-            cwd=paths.root(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return inventory
 
     def _options(self) -> str:
         known = self.folder / "known_hosts"

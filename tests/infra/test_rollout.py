@@ -2,106 +2,43 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 import rollout_lab
-from driver_lab import KEY, DriverLab
+from driver_lab import DriverLab
 from hanging import HANGING_SECONDS
-from rollout_lab import PAIR, PLACE, batches, set_release
+from rollout_lab import (
+    BOOK,
+    PAIR,
+    PLACE,
+    accepted,
+    batches,
+    clients,
+    configure_gateways,
+    everything_serves,
+    look,
+    served,
+    set_release,
+    told,
+    up,
+)
 from stand_in_gates import QUESTIONS
 
-from lab import cleanup, state
-from vllm_fleet.base import paths
-
 pytestmark = [pytest.mark.root, pytest.mark.network]
-BOOK = paths.root() / "playbooks" / "rollout.yml"
-#: Groups of the playbook for gateways.
-GATEWAYS: dict[str, tuple[str, ...]] = {"needs_image_ports": (), "needs_host_baseline": (), "gateway": PLACE.gateways}
-#: What serves after the first test, at each gateway.
-SERVERS = ("gpu-0_0", "gpu-1_0", f"{PAIR}_0", f"{PAIR}_1")
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DriverLab]:
-    with (paths.cache_dir() / "test-rollout.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if PLACE.bridge in state.labs():
-            cleanup.down(PLACE.bridge)
-        try:
-            found = rollout_lab.start(tmp_path_factory.mktemp("rollout"))
-            configure_gateways(found)
-            yield found
-        finally:
-            cleanup.down(PLACE.bridge)
-
-
-def configure_gateways(lab: DriverLab) -> None:
-    done = lab.playbook(paths.root() / "playbooks" / "gateways.yml", {**GATEWAYS, "needs_gateway": PLACE.gateways})
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def look(lab: DriverLab, gateway: str = "gateway-0") -> dict[str, Any]:
-    """Server -> what the gateway knows of it."""
-    question = json.dumps({"owner": "the tests", "servers": ["*"]})
-    said = lab.on(gateway, f"echo '{question}' | /usr/local/libexec/vllm-gateway look")
-    return {row["name"]: row for row in json.loads(said)["servers"].values()}
-
-
-def up(lab: DriverLab, gateway: str = "gateway-0") -> dict[str, str]:
-    """Server -> its status."""
-    return {name: row["status"] for name, row in look(lab, gateway).items()}
-
-
-def accepted(lab: DriverLab, name: str) -> str:
-    return lab.on(name, "basename $(readlink /opt/vllm/accepted)").strip()
-
-
-def served(lab: DriverLab, name: str, port: int = 8000) -> str:
-    """The name of the release that answers on a host."""
-    url = f"http://{PLACE.addresses[name]}:{port}/"
-    ask = f"import urllib.request as u; print(u.urlopen('{url}').read().decode())"
-    return str(json.loads(lab.on(name, f'python3 -c "{ask}"'))["release"])
-
-
-def everything_serves(lab: DriverLab) -> None:
-    """All servers get traffic at both gateways, and no drain or trial is left."""
-    for gateway in PLACE.gateways:
-        assert up(lab, gateway) == dict.fromkeys(SERVERS, "UP")
-        assert lab.on(gateway, "ls /var/lib/vllm-gateway").split() == ["lock"]
-    for name in PLACE.serving:
-        assert "trial.json" not in lab.on(name, "ls /opt/vllm")
-
-
-@contextmanager
-def clients(lab: DriverLab, streams: int = 24, kept: int = 24, pieces: int = 40) -> Iterator[dict[str, Any]]:
-    """Clients of both gateways meanwhile; afterwards the result says how it went."""
-    del lab
-    urls = [f"http://{PLACE.addresses[name]}:8080" for name in PLACE.gateways]
-    program = Path(__file__).with_name("rollout_clients.py")
-    words = [sys.executable, str(program), KEY, str(streams), str(kept), str(pieces), *urls]
-    result: dict[str, Any] = {}
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield result
-        finally:
-            out, _ = process.communicate("", timeout=HANGING_SECONDS)
-    result |= json.loads(out)
-
-
-def told(done: subprocess.CompletedProcess[str]) -> str:
-    return " ".join((done.stdout + done.stderr).split())
+    with rollout_lab.opened(tmp_path_factory.mktemp("rollout")) as found:
+        yield found
 
 
 def test_new_hosts_serve(lab: DriverLab) -> None:

@@ -14,7 +14,7 @@ from vllm_fleet import cli
 from vllm_fleet.cli import COMMANDS, app, load_command
 
 #: Modules of the package that are no commands.
-_SHARED = {"init_questions", "passwords", "output", "plan_tables"}
+_SHARED = {"init_questions", "passwords", "output", "plan_tables", "rollout_table"}
 _LOADED = "import sys; from typer.testing import CliRunner; from vllm_fleet.cli import app; {run}; print(*sys.modules)"
 
 

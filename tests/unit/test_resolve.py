@@ -41,6 +41,45 @@ def test_the_lab_deployment(catalog: Catalog) -> None:
     assert deployment.status == "verified"
 
 
+@pytest.mark.parametrize(
+    ("changes", "compiler"),
+    [
+        ({}, False),
+        ({"overrides": overridden(args={"enforce-eager": None})}, False),
+        ({"overrides": overridden(env={"TORCHDYNAMO_DISABLE": None})}, True),
+        ({"overrides": overridden(env={"TORCHDYNAMO_DISABLE": "0"})}, True),
+        ({"host_class": "xeon-16", "model": "openai/gpt-oss-20b"}, True),
+        (
+            {
+                "host_class": "xeon-16",
+                "model": "openai/gpt-oss-20b",
+                "overrides": overridden(args={"enforce-eager": True}),
+            },
+            True,
+        ),
+    ],
+)
+def test_a_processor_compiles_at_run_time_with_a_compiler_or_not_at_all(
+    catalog: Catalog, changes: dict[str, Any], compiler: bool
+) -> None:
+    assert ask(catalog, **changes).packages == (("g++", "python3-dev") if compiler else ())
+
+
+def test_every_wheel_for_gpus_gets_a_compiler_eager_or_not(catalog: Catalog) -> None:
+    eager = overridden(args={"enforce-eager": True}, env={"TORCHDYNAMO_DISABLE": "1"})
+    engines = [engine for engine in catalog.engines.values() if engine.wheel and engine.accelerator != "cpu"]
+    assert {engine.accelerator for engine in engines} == {"cuda", "rocm"}
+    for overrides in (None, eager):
+        for engine in engines:
+            host_class = {"cuda": "h100-1", "rocm": "mi300x-1"}[engine.accelerator]
+            deployment = ask(
+                catalog,
+                **{"host_class": host_class, "model": "openai/gpt-oss-20b", "engine": engine.id, "install": "wheel"},
+                overrides=overrides,
+            )
+            assert deployment.packages == ("g++", "python3-dev"), engine.id
+
+
 def test_every_value_has_its_origin(catalog: Catalog) -> None:
     deployment = ask(catalog)
     keys = {f"args.{key}" for key in deployment.args} | {f"env.{key}" for key in deployment.env}

@@ -48,6 +48,18 @@ def process_ids() -> Iterator[int]:
     return (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit())
 
 
+def find_descendants(pid: int) -> list[Process]:
+    """A process and all that it and its children have started, if it runs; each comes after its parent."""
+    by_parent: dict[int, list[Process]] = {}
+    for each in filter(None, map(find_process, process_ids())):
+        by_parent.setdefault(each.parent, []).append(each)
+    first = find_process(pid)
+    found = [first] if first else []
+    for process in found:
+        found += by_parent.get(process.pid, [])
+    return found
+
+
 def command_line(pid: int) -> list[str]:
     """The words that a process was started with; empty if it has ended or its command line cannot be read."""
     return _strings(pid, "cmdline")

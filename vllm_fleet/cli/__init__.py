@@ -33,6 +33,9 @@ COMMANDS = {
     "upgrade-check": "Show what another engine changes in each deployment.",
     "lock": "Ask the hub for the digests of models once, and keep them.",
     "mirror": "Fetch, verify, copy and serve what the hosts download.",
+    "rollout": "Bring the hosts to the plan, batch by batch.",
+    "rollback": "Switch hosts back to the release before.",
+    "rollout-report": "Write the report of a rollout as a page.",
     "drift": "Compare the hosts with the plan.",
     "leave": "Remove from a host what the toolkit has made.",
 }

@@ -38,6 +38,7 @@ class Begun(Foreign):
         accepted: the release that was accepted last.
         on_trial: whether there is something to do.
         wrote: whether files of the release were not there.
+        changes: a diff of the files of the release that was accepted last and of this one.
     """
 
     stale: Words
@@ -46,6 +47,7 @@ class Begun(Foreign):
     accepted: Word | None
     on_trial: bool
     wrote: bool
+    changes: Lines = Field(default=[])
 
 
 class Stopped(Foreign):
@@ -55,9 +57,15 @@ class Stopped(Foreign):
 
 
 class Started(Foreign):
-    """The answer to ``vllm-release start``."""
+    """The answer to ``vllm-release start``.
+
+    Attributes:
+        seconds: from the command to the first completion.
+        steps: what vLLM has logged of the steps of its start, in seconds, and the tokens of its KV cache.
+    """
 
     seconds: Seconds
+    steps: Annotated[dict[Word, Annotated[float, Field(ge=0, le=1e15)]], Field(max_length=64)] = Field(default={})
 
 
 class Accepted(Foreign):
@@ -72,6 +80,34 @@ class WentBack(Foreign):
 
     to: Word | None
     restarted: Words
+
+
+class Instance(Foreign):
+    """An instance of a release, as the host has noted it."""
+
+    name: Word
+    unit: Word
+    runtime_directory: Word
+    loaded: CleanText
+    files: Words
+
+
+class Status(Foreign):
+    """The answer to ``vllm-release status``.
+
+    Attributes:
+        accepted: the release that was accepted last.
+        trial: the one that is on trial, with its owner and its end.
+        previous: the last good one before the accepted one.
+        previous_instances: its instances.
+        states: unit of vLLM -> its state.
+    """
+
+    accepted: Word | None
+    trial: dict[Word, Any] | None
+    previous: Word | None
+    previous_instances: Annotated[list[Instance], Field(max_length=4096)]
+    states: dict[Word, Word]
 
 
 class Renewed(ForeignPart):
@@ -133,10 +169,15 @@ class Server(Foreign):
 
 
 class Looked(Foreign):
-    """The answer to ``vllm-gateway look``; ``haproxy`` says whether there is one yet."""
+    """The answer to ``vllm-gateway look``; ``haproxy`` says whether there is one yet.
+
+    Attributes:
+        counters: backend -> what HAProxy has counted since its start.
+    """
 
     haproxy: bool
     servers: Annotated[dict[Word, Server], Field(max_length=100_000)]
+    counters: Annotated[dict[Word, dict[Word, Count]], Field(max_length=4096)] = Field(default={})
 
 
 class Drained(Foreign):

@@ -60,7 +60,7 @@ class _Line:
     taken: list[Member] = field(default_factory=list)
 
 
-def plan_batches(members: Sequence[Member], rollout: Rollout) -> tuple[Step, ...]:
+def plan_batches(members: Sequence[Member], rollout: Rollout, *, canaries: bool = True) -> tuple[Step, ...]:
     """The batches of a rollout, one after the other.
 
     The first batch of a line is its canary; after it, hosts that serve nothing come side by side, and hosts that serve
@@ -70,6 +70,7 @@ def plan_batches(members: Sequence[Member], rollout: Rollout) -> tuple[Step, ...
     Args:
         members: every serving host of the fleet, in the order of the plan.
         rollout: the fleet's steps.
+        canaries: whether the first host of each line goes alone.
 
     Returns:
         The batches in their order.
@@ -77,18 +78,20 @@ def plan_batches(members: Sequence[Member], rollout: Rollout) -> tuple[Step, ...
     serving = Counter(member.model for member in members)
     limits = {model: hosts_of(rollout.max_unavailable, total) for model, total in serving.items()}
     lines = _lines(members, rollout)
+    for line in lines:
+        line.proven |= not canaries
     batches: list[Step] = []
     while any(line.waiting for line in lines):
         free = Counter(limits)
         batch: list[str] = []
-        canaries: list[str] = []
+        first: list[str] = []
         for line in lines:
             taken = [member.name for member in _take(line, free)]
             batch += taken
-            canaries += [] if line.proven else taken
+            first += [] if line.proven else taken
         for line in lines:
             _advance(line, rollout)
-        batches.append(Step(tuple(batch), tuple(canaries)))
+        batches.append(Step(tuple(batch), tuple(first)))
     return tuple(batches)
 
 

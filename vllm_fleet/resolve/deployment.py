@@ -87,9 +87,9 @@ class Deployment:
     @property
     def packages(self) -> tuple[str, ...]:
         """Packages of the distribution that a wheel needs beside it: Triton and Inductor compile against Python."""
-        wheel = self.engine.wheel
-        compiles = self.engine.accelerator != "cpu" or not self.args.get("enforce-eager")
-        if wheel is None or self.install != "wheel" or not compiles:
+        # Triton compiles on every GPU. Eager mode is not enough on a processor: the sampler compiles at a request.
+        compiles = self.engine.accelerator != "cpu" or self.env.get("TORCHDYNAMO_DISABLE") != "1"
+        if self.engine.wheel is None or self.install != "wheel" or not compiles:
             return ()
         return ("g++", "python3-dev")
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from vllm_fleet.facts.rollout_answer import Accepted, Begun, Renewed, Started, Stopped, WentBack, question
+from vllm_fleet.facts.rollout_answer import Accepted, Begun, Looked, Renewed, Started, Stopped, WentBack, question
 from vllm_fleet.operate import run_owner
 from vllm_fleet.operate.rollout.gates import GateError, HostGates, Measurements
 from vllm_fleet.operate.rollout.hosts import Progress, RolloutHost
-from vllm_fleet.operate.rollout.programs import RELEASE, Answer, CommandError, Programs
+from vllm_fleet.operate.rollout.programs import GATEWAY, RELEASE, Answer, CommandError, Programs
+from vllm_fleet.operate.rollout.record import Record, mask_secrets
 from vllm_fleet.operate.rollout.traffic import Traffic
 
 #: A host whose trial is not renewed goes back after this time; the gateways wait longer than the host.
@@ -46,6 +48,7 @@ class Batch:
 
     Attributes:
         owner: the name of the run.
+        record: where each step is written down.
         gates: what instances must pass that have started.
     """
 
@@ -53,13 +56,31 @@ class Batch:
     programs: Programs
     owner: str
     limits: Limits = field(default_factory=Limits)
+    record: Record = field(default_factory=Record)
     gates: HostGates = field(init=False)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
-        self.gates = HostGates(self.programs)
+        self.gates = HostGates(self.programs, self.record)
         self._traffic = Traffic(self.programs, self.owner, "a rollout", DRAIN_SECONDS)
         self._gateways = tuple(dict.fromkeys(name for host in self.hosts for name in host.gateways))
+
+    async def count(self, *, batch_ends: bool) -> None:
+        """Writes down what the gateways have counted of requests that went wrong.
+
+        Args:
+            batch_ends: whether this is after the batch.
+        """
+        programs = replace(self.programs, patience_seconds=0.0)
+
+        async def one(gateway: str) -> None:
+            try:
+                seen = await programs.call(gateway, GATEWAY, "look", question(owner=self.owner, servers=[]), Looked)
+            except CommandError:
+                return  # the report says that it was not counted, and a step that needs the gateway says why
+            self.record.write("counted", gateway=gateway, batch_ends=batch_ends, backends=seen.counters)
+
+        await asyncio.gather(*map(one, self._gateways))
 
     async def look(self) -> Mapping[str, Progress]:
         """What :meth:`stop` would change; it changes nothing."""
@@ -91,7 +112,8 @@ class Batch:
 
         async def begin(host: RolloutHost) -> Progress:
             try:
-                begun[host.name] = found = await self._begin(host)
+                with self.record.phase("begin", host.name):
+                    begun[host.name] = found = await self._begin(host)
             except CommandError as fault:
                 return Progress("untouched", fault.text)
             return Progress("rolling" if found.on_trial else "same", changed=found.on_trial or found.wrote)
@@ -101,18 +123,22 @@ class Batch:
         leaving = {host.server(name): host.seats for host in whole for name in host.servers}
         try:
             if leaving and self._gateways:
-                await self._traffic.await_room(self._gateways, leaving, self.limits.room)
+                with self.record.phase("room", *(host.name for host in whole)):
+                    await self._traffic.await_room(self._gateways, leaving, self.limits.room)
         except CommandError as fault:
             return done | {host.name: await self._give_up(host, str(fault)) for host in whole}
 
         async def stop(host: RolloutHost) -> Progress:
             servers = [f"{host.name}_*"]
             try:
-                await self._traffic.drain(host.gateways, servers, self.limits.drain)
+                with self.record.phase("drain", host.name):
+                    await self._traffic.drain(host.gateways, servers, self.limits.drain)
             except CommandError as fault:
                 return await self._give_up(host, str(fault))
-            before = await self.gates.measure_before(host, _running(host, begun[host.name]))
-            await self._call(host, "stop", Stopped, instances=begun[host.name].stale)
+            with self.record.phase("measure", host.name):
+                before = await self.gates.measure_before(host, _running(host, begun[host.name]))
+            with self.record.phase("stop", host.name):
+                await self._call(host, "stop", Stopped, instances=begun[host.name].stale)
             return Progress("stopped", changed=True, before=dict(before))
 
         return done | await self._each(stop, whole)
@@ -154,7 +180,8 @@ class Batch:
         async def one(host: RolloutHost) -> Progress:
             progress = before[host.name]
             if progress.state in ("started", "rolling"):
-                await self._call(host, "accept", Accepted, kept=host.kept)
+                with self.record.phase("accept", host.name):
+                    await self._call(host, "accept", Accepted, kept=host.kept)
                 self.gates.keep(host, progress.logprobs, progress.speed)
             if progress.state in ("started", "rolling", "same"):
                 progress.changed |= await self._ready(host)
@@ -200,26 +227,35 @@ class Batch:
                 await self._prove(host, [name], progress)
                 continue
             server = host.server(name)
-            async with self._turn:
-                await self._traffic.await_room(host.gateways, {server: host.seats}, self.limits.room)
-                await self._traffic.send_no_more(host.gateways, [server])
-            await self._traffic.await_end(host.gateways, [server], self.limits.drain)
-            progress.before |= await self.gates.measure_before(host, [name])
+            with self.record.phase("room", host.name, instance=name):
+                async with self._turn:
+                    await self._traffic.await_room(host.gateways, {server: host.seats}, self.limits.room)
+                    await self._traffic.send_no_more(host.gateways, [server])
+            with self.record.phase("drain", host.name, instance=name):
+                await self._traffic.await_end(host.gateways, [server], self.limits.drain)
+            with self.record.phase("measure", host.name, instance=name):
+                progress.before |= await self.gates.measure_before(host, [name])
             await self._start(host, name, progress)
             await self._prove(host, [name], progress)
             expected = [host.servers[name]] if name in host.servers else []
-            await self._traffic.ready(host.gateways, [server], expected, self.limits.ready)
+            with self.record.phase("ready", host.name, instance=name):
+                await self._traffic.ready(host.gateways, [server], expected, self.limits.ready)
 
     async def _start(self, host: RolloutHost, instance: str, progress: Progress) -> None:
-        progress.seconds[instance] = (await self._call(host, "start", Started, instance=instance)).seconds
+        with self.record.phase("start", host.name, instance=instance):
+            started = await self._call(host, "start", Started, instance=instance)
+        progress.seconds[instance] = started.seconds
+        values = {"instance": instance, "seconds": started.seconds, "steps": started.steps}
+        self.record.write("started", host=host.name, **values)
 
     async def _go_back(self, host: RolloutHost, progress: Progress, fault: CommandError | GateError) -> Progress:
         gate = fault.gate if isinstance(fault, GateError) else ""
         progress.why, progress.gate, progress.log = fault.text, gate, list(fault.log)
         try:
             # Those that roll may have an instance in traffic with the release that is left now.
-            await self._traffic.drain(host.gateways, [f"{host.name}_*"], self.limits.drain)
-            back = await self._call(host, "back", WentBack, why=fault.text, gate=gate)
+            with self.record.phase("back", host.name):
+                await self._traffic.drain(host.gateways, [f"{host.name}_*"], self.limits.drain)
+                back = await self._call(host, "back", WentBack, why=fault.text, gate=gate)
             progress.state = "returned" if back.to else "failed"
             await self._ready(host, wait=back.to is not None)
         except CommandError as second:
@@ -235,23 +271,24 @@ class Batch:
 
     async def _ready(self, host: RolloutHost, *, wait: bool = True) -> bool:
         expected = list(host.servers.values()) if wait else []
-        return await self._traffic.ready(host.gateways, [f"{host.name}_*"], expected, self.limits.ready)
+        with self.record.phase("ready", host.name):
+            return await self._traffic.ready(host.gateways, [f"{host.name}_*"], expected, self.limits.ready)
 
     async def _begin(self, host: RolloutHost, *, check: bool = False) -> Begun:
-        asked = {
-            "digest": host.release,
-            "files": dict(host.files),
-            "instances": list(host.instances),
-            "seconds": TRIAL_SECONDS,
-            "check": check or None,
-        }
+        asked: dict[str, Any] = {"digest": host.release, "seconds": TRIAL_SECONDS, "check": check or None}
+        if host.files:
+            asked |= {"files": dict(host.files), "instances": list(host.instances)}
         try:
-            return await self._call(host, "begin", Begun, **asked)
+            found = await self._call(host, "begin", Begun, **asked)
         except CommandError as fault:
             if not run_owner.is_gone(fault.owner):
                 raise
             # That run left its trial behind: this one takes it over.
-            return await self._call(host, "begin", Begun, **asked, dead=[fault.owner])
+            found = await self._call(host, "begin", Begun, **asked, dead=[fault.owner])
+        if found.on_trial:
+            lines = mask_secrets(found.changes)
+            self.record.write("release", host=host.name, old=found.accepted or "", new=host.release, lines=lines)
+        return found
 
     async def _call(self, host: RolloutHost, command: str, kind: type[Answer], **values: object) -> Answer:
         return await self.programs.call(host.name, RELEASE, command, question(owner=self.owner, **values), kind)

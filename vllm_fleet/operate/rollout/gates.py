@@ -15,6 +15,7 @@ from vllm_fleet.edge import ssh
 from vllm_fleet.facts.rollout_answer import Gated, GateResult, LogProbs
 from vllm_fleet.operate.rollout.hosts import RolloutHost
 from vllm_fleet.operate.rollout.programs import CommandError, Programs
+from vllm_fleet.operate.rollout.record import Record
 from vllm_fleet.operate.rollout.references import (
     Measured,
     Reference,
@@ -64,9 +65,14 @@ class Measurements:
 
 @dataclass(frozen=True)
 class HostGates:
-    """Asks a host's instances, and judges what they answer."""
+    """Asks a host's instances, and judges what they answer.
+
+    Attributes:
+        record: where each result is written down.
+    """
 
     programs: Programs
+    record: Record = field(default_factory=Record)
 
     def check(self, host: RolloutHost) -> None:
         """Reads what earlier releases have measured.
@@ -116,14 +122,21 @@ class HostGates:
         """
         waived = host.gates.get("waived") or {}
         blank = {"instance": "", "passed": True, "why": "", "lines": [], "figures": {}, "seconds": 0.0}
-        into.results += [{**blank, "gate": gate, "waived": why} for gate, why in waived.items()]
+        for gate, why in waived.items():
+            self._note(host, {**blank, "gate": gate, "waived": why}, into)
         for group in _groups(self._wanted(host)):
-            for result in await self._ask(host, instances, group):
+            with self.record.phase("gates", host.name, gates=group):
+                results = await self._ask(host, instances, group)
+            for result in results:
                 judged = self._judge(host, result, before, into)
-                into.results.append(judged)
+                self._note(host, judged, into)
                 if not judged["passed"]:
                     text = f"{judged['why']} (instance {result.instance})"
                     raise GateError(result.gate, text, tuple(result.lines))
+
+    def _note(self, host: RolloutHost, result: dict[str, Any], into: Measurements) -> None:
+        into.results.append(result)
+        self.record.write("gate", host=host.name, **result)
 
     def keep(self, host: RolloutHost, logprobs: Mapping[str, list[float]], speed: Mapping[str, Any] | None) -> None:
         """Keeps what an accepted release has measured, for later ones. A host that is no canary measures too little."""

@@ -14,7 +14,7 @@ class RolloutHost:
     Attributes:
         name: the host.
         release: the digest that names the release.
-        files: the files of the release: name -> text.
+        files: the files of the release: name -> text; empty for a release that is on the host already.
         instances: its instances as ``vllm-release begin`` takes them: name, unit, runtime directory, what they load.
         gateways: the gateways that send requests to it.
         servers: instance -> NAME=ADDRESS:PORT, as the gateways know it.

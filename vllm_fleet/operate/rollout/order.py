@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from vllm_fleet.fleet.batches import Member, Step, plan_batches
 from vllm_fleet.inventory import Site, SiteHost
@@ -32,6 +32,16 @@ def plan_rollout(site: Site, *, probing: bool = True) -> tuple[Step, ...]:
         return None if roles is None else bool(roles & ROLES)
 
     return plan_batches([_member(host, changes(host), idle) for host in _serving(site)], site.plan.spec.rollout)
+
+
+def members_to_go_back(site: Site, chosen: Collection[str]) -> list[Member]:
+    """Every serving host of a fleet, of which the chosen ones change.
+
+    Args:
+        site: the fleet.
+        chosen: names of hosts.
+    """
+    return [_member(host, host.plan.name in chosen, frozenset()) for host in _serving(site)]
 
 
 def _serving(site: Site) -> list[SiteHost]:
