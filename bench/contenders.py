@@ -107,8 +107,9 @@ def contenders(target: Target, work: Path, counts: list[int], fleets_folder: Pat
     }
     for count in counts:
         known_hosts = fleets_folder / fleets.fleet_name(count) / "known_hosts"
-        texts[f"hosts-{count}.yml"] = peers.ansible_inventory_text(count, target.private_key, known_hosts)
-        texts[f"hosts_{count}.py"] = peers.pyinfra_inventory_text(count, target.private_key, known_hosts)
+        addresses = fleets.addresses(count)
+        texts[f"hosts-{count}.yml"] = peers.ansible_inventory_text(addresses, target.private_key, known_hosts)
+        texts[f"hosts_{count}.py"] = peers.pyinfra_inventory_text(addresses, target.private_key, known_hosts)
     for name, text in texts.items():
         (work / name).write_text(text, encoding="utf-8")
     program = Path(sys.executable).parent

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import scale
-from bench.measure import busy_seconds
+from bench.measure import busy_processors, busy_seconds
 from lab.rehearsal.cloud import Cloud
 from lab.rehearsal.serve import serve
 from lab.rehearsal.stage import Stage, build, end_left
@@ -59,7 +59,7 @@ class Row:
         provider_cpu: those of the provider of the keys and files.
         cloud_cpu: those of the rehearsed cloud, which no user pays.
         engine_mib: peak memory of the engine.
-        others: processors that other programs kept busy.
+        others: processors that other programs kept busy, before the step or during it.
     """
 
     hosts: int
@@ -116,6 +116,7 @@ def _emptied(project: Path) -> Iterator[None]:
 
 def _run(stage: Stage, words: Sequence[str]) -> dict[str, float]:
     """Runs a command of ``pulumi``; returns its figures, by the names of :class:`Row`."""
+    load = busy_processors()
     began, own, children, busy = time.monotonic(), time.process_time(), _children(), _busy()
     with _Watch() as watch:
         done = run_pulumi(
@@ -137,7 +138,7 @@ def _run(stage: Stage, words: Sequence[str]) -> dict[str, float]:
         "provider_cpu": provider,
         "cloud_cpu": own,
         "engine_mib": watch.peak_mib,
-        "others": max(0.0, _busy() - busy - own - children - watch.own_cpu) / seconds,
+        "others": max(load, (_busy() - busy - own - children - watch.own_cpu) / seconds),
     }
 
 

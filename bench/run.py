@@ -54,7 +54,12 @@ class _Bench:
         log = self.work / "log"
         common = contenders.common_environment(self.work / "home")
         code, sample = measure.run(
-            self.target.inside(command), {**common, **environment}, paths.root(), log, timeout, self.target.cpu
+            self.target.inside(command),
+            {**common, **environment},
+            paths.root(),
+            log,
+            timeout,
+            [self.target.cpu] if self.target.cpu else [],
         )
         output = log.read_text(encoding="utf-8", errors="replace")
         if code != 0:
