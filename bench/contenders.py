@@ -179,6 +179,8 @@ def common_environment(home: Path) -> dict[str, str]:
         **own,
         "HOME": str(home),
         "LC_ALL": "C.UTF-8",
+        # The code of this checkout, also where several share a virtual environment.
+        "PYTHONPATH": str(paths.root()),
         "PYTHONPYCACHEPREFIX": str(paths.cache_dir() / "bench" / "bytecode"),
         "VLLM_FLEET_CACHE": str(paths.cache_dir()),
     }
