@@ -7,6 +7,7 @@ host: what has become of each is its :class:`Progress`.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ from vllm_fleet.operate.rollout.traffic import Traffic
 #: A host whose trial is not renewed goes back after this time; the gateways wait longer than the host.
 TRIAL_SECONDS, DRAIN_SECONDS = 600.0, 1200.0
 _RENEWAL_SECONDS = 60.0
+#: ``vllm-release`` cuts a diff here.
+_DIFF_LINES = 400
 #: How long a host stays out of traffic that does not pass the gates with its own release; any run ends it before.
 _HELD_SECONDS = 7 * 24 * 3600.0
 
@@ -128,18 +131,20 @@ class Batch:
         except CommandError as fault:
             return done | {host.name: await self._give_up(host, str(fault)) for host in whole}
 
+        drained = await self._drain_together(whole)
+
         async def stop(host: RolloutHost) -> Progress:
-            servers = [f"{host.name}_*"]
             try:
-                with self.record.phase("drain", host.name):
-                    await self._traffic.drain(host.gateways, servers, self.limits.drain)
+                if host.name not in drained:
+                    with self.record.phase("drain", host.name):
+                        await self._traffic.drain(host.gateways, [f"{host.name}_*"], self.limits.drain)
             except CommandError as fault:
                 return await self._give_up(host, str(fault))
             with self.record.phase("measure", host.name):
                 before = await self.gates.measure_before(host, _running(host, begun[host.name]))
             with self.record.phase("stop", host.name):
                 await self._call(host, "stop", Stopped, instances=begun[host.name].stale)
-            return Progress("stopped", changed=True, before=dict(before))
+            return Progress("stopped", changed=True, before=dict(before), cached=_keeps_cache(begun[host.name]))
 
         return done | await self._each(stop, whole)
 
@@ -177,18 +182,66 @@ class Batch:
             before: what :meth:`start` has returned.
         """
 
-        async def one(host: RolloutHost) -> Progress:
+        async def accept(host: RolloutHost) -> Progress:
             progress = before[host.name]
             if progress.state in ("started", "rolling"):
                 with self.record.phase("accept", host.name):
                     await self._call(host, "accept", Accepted, kept=host.kept)
                 self.gates.keep(host, progress.logprobs, progress.speed)
-            if progress.state in ("started", "rolling", "same"):
-                progress.changed |= await self._ready(host)
-                progress.state = "serving"
             return progress
 
-        return await self._each(one)
+        done = await self._each(accept)
+        good = [host for host in self.hosts if done[host.name].state in ("started", "rolling", "same")]
+        changed = await self._ready_together(good)
+
+        async def ready(host: RolloutHost) -> Progress:
+            progress = done[host.name]
+            own = changed.get(host.name)
+            progress.changed |= await self._ready(host) if own is None else own
+            progress.state = "serving"
+            return progress
+
+        return done | await self._each(ready, good)
+
+    async def _drain_together(self, hosts: Sequence[RolloutHost]) -> set[str]:
+        """Takes hosts out of traffic with one call for each gateway: a call for each host keeps a gateway busy.
+
+        Returns:
+            The names of those that have no request in flight. The others wait for theirs, or try alone if a gateway
+            refuses, so that one host does not keep the others.
+        """
+        drained: set[str] = set()
+        for gateways, group in _by_gateways(hosts):
+            names = [host.name for host in group]
+            try:
+                with self.record.phase("drain", *names):
+                    found = await self._traffic.send_no_more(gateways, [f"{name}_*" for name in names])
+            except CommandError:
+                continue
+            busy = {key.rpartition("/")[2].rpartition("_")[0] for each in found for key in each.busy}
+            drained |= set(names) - busy
+        return drained
+
+    async def _ready_together(self, hosts: Sequence[RolloutHost]) -> dict[str, bool]:
+        """Gives hosts their traffic back with one call for each gateway.
+
+        Returns:
+            Host name -> whether one of them was out of traffic; without those that must try alone, since a server of
+            theirs, or of a neighbour, is late.
+        """
+        done: dict[str, bool] = {}
+        for gateways, group in _by_gateways(hosts):
+            names = [host.name for host in group]
+            expected = [place for host in group for place in host.servers.values()]
+            try:
+                with self.record.phase("ready", *names):
+                    changed = await self._traffic.ready(
+                        gateways, [f"{name}_*" for name in names], expected, self.limits.ready
+                    )
+            except CommandError:
+                continue
+            done |= dict.fromkeys(names, changed)
+        return done
 
     async def _start_as_one(self, host: RolloutHost, names: Sequence[str], progress: Progress) -> None:
         # What the first one compiles, the others find.
@@ -325,6 +378,23 @@ class Batch:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+
+
+def _by_gateways(hosts: Sequence[RolloutHost]) -> list[tuple[tuple[str, ...], list[RolloutHost]]]:
+    """Hosts with the gateways that they share."""
+    groups: dict[tuple[str, ...], list[RolloutHost]] = {}
+    for host in hosts:
+        groups.setdefault(host.gateways, []).append(host)
+    return list(groups.items())
+
+
+def _keeps_cache(found: Begun) -> bool:
+    """Whether a host has served with the start cache that its new release reads: its place is HOME of an instance.
+
+    A diff that was cut says nothing.
+    """
+    moved = any(re.match(r"[-+]HOME=", line) for line in found.changes)
+    return found.accepted is not None and not moved and len(found.changes) < _DIFF_LINES
 
 
 def _running(host: RolloutHost, found: Begun) -> list[str]:

@@ -62,6 +62,7 @@ class Progress:
         results: the gates in their order.
         logprobs: digest of a prompt -> the log-probabilities of its tokens.
         speed: of the release on trial.
+        cached: whether the release before has left a start cache that this one reads too.
     """
 
     state: str = "same"
@@ -74,6 +75,7 @@ class Progress:
     results: list[dict[str, Any]] = field(default_factory=list)
     logprobs: dict[str, list[float]] = field(default_factory=dict)
     speed: dict[str, Any] | None = None
+    cached: bool = False
 
     def record(self) -> dict[str, Any]:
         """The progress as a task returns it."""

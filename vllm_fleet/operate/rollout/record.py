@@ -161,6 +161,8 @@ class Outcome(_Event):
     before: dict[str, Any]
     results: list[dict[str, Any]]
     speed: dict[str, Any] | None
+    #: A record of an earlier release has no such key.
+    cached: bool = False
 
 
 class Left(_Event):

@@ -1,0 +1,153 @@
+"""A batch of a rollout against gateways and hosts that answer from a table: how often each is asked, and who waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from vllm_fleet.edge.connection import JumpHosts
+from vllm_fleet.operate.rollout.batch import Batch
+from vllm_fleet.operate.rollout.hosts import Progress, RolloutHost
+from vllm_fleet.operate.rollout.programs import Answer, CommandError, Programs
+
+NAMES = ("gpu-0", "gpu-1", "gpu-2")
+GATEWAY = "gateway-0"
+BEGUN = {"stale": ["0"], "surplus": [], "running": ["vllm@0.service"], "accepted": "0" * 16, "on_trial": True}
+
+
+def server(name: str) -> dict[str, Any]:
+    """A server of a backend as a gateway reports it."""
+    known = {"name": f"{name}_0", "backend": "m", "place": f"{name}_0=192.0.2.1:8000", "sessions": 0}
+    return {**known, "drained": False, "status": "UP", "drain": None}
+
+
+class Table(Programs):
+    """Programs whose answers are given; ``asked`` has each call: host, command and the servers that it names."""
+
+    def __init__(self, **answers: Any) -> None:
+        super().__init__({}, JumpHosts())
+        self.asked: list[tuple[str, str, tuple[str, ...]]] = []
+        self.answers: dict[str, Any] = {
+            "look": {"haproxy": True, "servers": {f"m/{name}_0": server(name) for name in (*NAMES, "other")}},
+            "begin": {**BEGUN, "wrote": True},
+            "drain": {"haproxy": True, "changed": True, "servers": []},
+            "ready": {"haproxy": True, "changed": True, "servers": []},
+            "stop": {"stopped": []},
+            "back": {"to": "0" * 16, "restarted": []},
+            "accept": {"accepted": "1" * 16, "removed": []},
+            **answers,
+        }
+
+    async def call(
+        self, host: str, program: str, command: str, question: Mapping[str, Any], kind: type[Answer]
+    ) -> Answer:
+        del program
+        self.asked.append((host, command, tuple(question.get("servers", ()))))
+        answer = self.answers[command]
+        found = answer(host, question) if callable(answer) else answer
+        if isinstance(found, Exception):
+            raise found
+        return kind.model_validate(found)
+
+    def calls(self, command: str) -> list[tuple[str, ...]]:
+        """The servers of each call of a command."""
+        return [servers for _, each, servers in self.asked if each == command]
+
+
+def hosts() -> list[RolloutHost]:
+    instances = (
+        {"name": "0", "unit": "vllm@0.service", "runtime_directory": "/run/vllm-0", "loaded": "", "files": []},
+    )
+    return [
+        RolloutHost(name, "1" * 16, {"0.env": ""}, instances, (GATEWAY,), {"0": f"{name}_0=192.0.2.1:8000"})
+        for name in NAMES
+    ]
+
+
+def stop(table: Table) -> Mapping[str, Progress]:
+    return asyncio.run(Batch(hosts(), table, "the tests").stop())
+
+
+def finish(table: Table) -> Mapping[str, Progress]:
+    started = {name: Progress("started", changed=True) for name in NAMES}
+    return asyncio.run(Batch(hosts(), table, "the tests").finish(started))
+
+
+ALL = tuple(f"{name}_*" for name in NAMES)
+
+
+def test_a_batch_leaves_the_traffic_with_one_call() -> None:
+    table = Table()
+    assert {name: progress.state for name, progress in stop(table).items()} == dict.fromkeys(NAMES, "stopped")
+    assert table.calls("drain") == [ALL]
+
+
+def test_a_host_with_requests_in_flight_waits_for_its_own() -> None:
+    def drain(_host: str, question: Mapping[str, Any]) -> dict[str, Any]:
+        busy = {} if question.get("wait_seconds") else {"m/gpu-1_0": 2}
+        return {"haproxy": True, "changed": True, "servers": [], "busy": busy}
+
+    table = Table(drain=drain)
+    assert {progress.state for progress in stop(table).values()} == {"stopped"}
+    assert table.calls("drain") == [ALL, ("gpu-1_*",), ("gpu-1_*",)]
+
+
+def test_a_host_that_another_run_drains_does_not_keep_the_others() -> None:
+    def drain(host: str, question: Mapping[str, Any]) -> Any:
+        if any(name in question["servers"] for name in ("gpu-2_*",)):
+            return CommandError(host, "gpu-2_0 is drained by another run")
+        return {"haproxy": True, "changed": True, "servers": []}
+
+    done = stop(Table(drain=drain))
+    assert {name: progress.state for name, progress in done.items()} == {
+        **dict.fromkeys(NAMES[:2], "stopped"),
+        "gpu-2": "untouched",
+    }
+
+
+@pytest.mark.parametrize(
+    ("begun", "cached"),
+    [
+        ({}, True),
+        ({"changes": ["-max-num-seqs: 16", "+max-num-seqs: 17"]}, True),
+        ({"changes": ['-HOME="/var/cache/vllm/a"', '+HOME="/var/cache/vllm/b"']}, False),
+        ({"changes": ["+line"] * 400}, False),
+        ({"accepted": None}, False),
+    ],
+    ids=["the same files", "another argument", "another cache", "a diff that was cut", "a new host"],
+)
+def test_a_host_that_has_served_with_its_cache_keeps_it(begun: Mapping[str, Any], cached: bool) -> None:
+    done = stop(Table(begin={**BEGUN, "wrote": True, **begun}))
+    assert {progress.cached for progress in done.values()} == {cached}
+
+
+def test_a_batch_gets_its_traffic_back_with_one_call() -> None:
+    table = Table()
+    assert {name: progress.state for name, progress in finish(table).items()} == dict.fromkeys(NAMES, "serving")
+    assert table.calls("ready") == [ALL]
+
+
+def test_a_server_that_is_late_is_its_own_hosts() -> None:
+    def ready(_host: str, question: Mapping[str, Any]) -> dict[str, Any]:
+        late = {"m/gpu-1_0": "DOWN"} if "gpu-1_*" in question["servers"] else {}
+        return {"haproxy": True, "changed": True, "servers": [], "late": late}
+
+    done = finish(Table(ready=ready))
+    assert {name: progress.state for name, progress in done.items()} == {
+        "gpu-0": "serving",
+        "gpu-1": "failed",
+        "gpu-2": "serving",
+    }
+
+
+def test_a_host_that_does_not_accept_gets_no_traffic() -> None:
+    table = Table(
+        accept=lambda host, _question: (
+            CommandError(host, "no") if host == "gpu-0" else {"accepted": "1" * 16, "removed": []}
+        )
+    )
+    assert finish(table)["gpu-0"].state == "failed"
+    assert table.calls("ready") == [("gpu-1_*", "gpu-2_*")]
