@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import asyncssh  # noqa: F401 - loaded once for a run: each step works in a process of its own, which begins as a copy
 from ansible import constants as C  # noqa: N812 - Ansible's own name for it
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import connection_loader

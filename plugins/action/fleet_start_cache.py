@@ -20,12 +20,15 @@ class ActionModule(ActionBase):
     ``restored`` returns ``origin``: ``cache`` is ``own`` if the host has a cache, ``store`` if it gets one now, and
     ``none``. The other two states take it, since what they do depends on what the start began with.
 
+    ``exists``, whether the host has a cache, and ``seconds``, how long its start took, are what is known already: each
+    saves a question.
+
     Only a cache that a start has compiled from nothing is promoted: requests may have changed an older one, and what is
     promoted is code that runs on equal hosts. A cache saves time only, so one that cannot be copied is a warning.
     """
 
     TRANSFERS_FILES = False
-    _VALID_ARGS = frozenset({"path", "store", "state", "owner", "group", "origin", "times"})
+    _VALID_ARGS = frozenset({"path", "store", "state", "owner", "group", "origin", "times", "exists", "seconds"})
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> Result:
         """Sets the state of the cache; the result reports the change."""
@@ -60,7 +63,8 @@ class ActionModule(ActionBase):
         return done
 
     def _restore(self) -> Result:
-        if self._on_host("inspected")["exists"]:
+        exists = self._task.args.get("exists")
+        if self._on_host("inspected")["exists"] if exists is None else exists:
             return {"changed": False, "origin": {"cache": "own"}, "msg": "the host has its own cache"}
         record = self._store.read_record(self._key)
         if record is None:
@@ -77,7 +81,9 @@ class ActionModule(ActionBase):
             archive = self._connection._shell.join_path(self._make_tmp_path(), "start-cache.tar.gz")
             self._transfer_file(str(self._store.archive(record)), archive)  # type: ignore[no-untyped-call, unused-ignore]
             try:
-                self._on_host("unpacked", archive=archive, sha256=record.sha256, **self._account)
+                unpacked = self._on_host("unpacked", archive=archive, sha256=record.sha256, **self._account)
+                if not unpacked["changed"]:
+                    return {"changed": False, "origin": {"cache": "own"}, "msg": "the host has its own cache"}
             except FleetError as fault:
                 return {"changed": False, "origin": {"cache": "own"}, **_warning("not copied", fault)}
         return {"changed": True, "origin": origin, "msg": f"from {record.host}", "diff": diff}
@@ -85,10 +91,12 @@ class ActionModule(ActionBase):
     def _promote(self) -> Result:
         cache, record = self._origin()
         try:
-            seconds = self._on_host("inspected", times=self._task.args.get("times") or [])["seconds"]
+            seconds = self._task.args.get("seconds")
+            if seconds is None:
+                seconds = self._on_host("inspected", times=self._task.args.get("times") or [])["seconds"]
             if seconds is None:
                 return {"changed": False, "msg": "no instance has started"}
-            msg = describe_start(seconds, cache, record)
+            msg = describe_start(float(seconds), cache, record)
             if cache != "none" or self._store.read_record(self._key):
                 return {"changed": False, "msg": msg}
             if self._task.check_mode:
@@ -97,7 +105,7 @@ class ActionModule(ActionBase):
                 # An equal host of the same batch may have been first.
                 if not claimed or self._store.read_record(self._key):
                     return {"changed": False, "msg": msg}
-                return {"changed": self._keep(seconds), "msg": msg}
+                return {"changed": self._keep(float(seconds)), "msg": msg}
         except FleetError as fault:
             return {"changed": False, **_warning("not kept for equal hosts", fault)}
 

@@ -179,7 +179,11 @@ TASKS = """\
   gather_facts: false
   tasks:
     - name: Restore
-      fleet_start_cache: {path: "{{ path }}", store: "{{ store }}", state: restored}
+      fleet_start_cache:
+        path: "{{ path }}"
+        store: "{{ store }}"
+        state: restored
+        exists: "{{ false if known else omit }}"
       register: restored
 
     - name: Start
@@ -196,6 +200,7 @@ TASKS = """\
         state: promoted
         origin: "{{ restored.origin }}"
         times: ["{{ path }}.started"]
+        seconds: "{{ 7.5 if known else omit }}"
       when: starts | default(true)
 
     - name: Discard
@@ -215,15 +220,29 @@ class Fleet:
     def cache(self, host: str) -> Path:
         return self.folder / host / KEY
 
-    def play(self, *hosts: str, starts: bool = True, arguments: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-        """Runs the tasks on hosts; task -> host -> result."""
+    def play(
+        self, *hosts: str, starts: bool = True, known: bool = False, arguments: Sequence[str] = ()
+    ) -> dict[str, dict[str, Any]]:
+        """Runs the tasks on hosts; task -> host -> result.
+
+        Args:
+            hosts: the hosts.
+            starts: whether the start succeeds.
+            known: whether the tasks are told that there is no cache, and how long the start took.
+            arguments: of ``ansible-playbook``.
+        """
         inventory: dict[str, Any] = {}
         for host in hosts:
             self.cache(host).parent.mkdir(exist_ok=True)
             inventory[host] = {"ansible_connection": "local", "path": str(self.cache(host))}
         file = self.folder / "hosts.yml"
         file.write_text(yaml.safe_dump({"all": {"hosts": inventory}}), encoding="utf-8")
-        given = {"store": str(self.store.folder), "starts": starts, "ansible_python_interpreter": "/usr/bin/python3"}
+        given = {
+            "store": str(self.store.folder),
+            "starts": starts,
+            "known": known,
+            "ansible_python_interpreter": "/usr/bin/python3",
+        }
         words = [
             "ansible-playbook",
             "-i",
@@ -277,6 +296,23 @@ def test_an_equal_host_gets_what_the_first_has_compiled(fleet: Fleet) -> None:
         assert again["Promote"][host]["changed"] is False
         assert again["Promote"][host]["msg"].endswith("with its own cache")
     assert fleet.record() == record
+
+
+def test_what_is_known_of_a_host_is_not_asked_again(fleet: Fleet) -> None:
+    fleet.play("gpu-0", known=True)
+    assert fleet.record().cold_start_seconds == 7.5
+    second = fleet.play("gpu-1", known=True)
+    assert second["Restore"]["gpu-1"]["changed"] is True
+    assert second["Promote"]["gpu-1"]["msg"].startswith("7.5 s to the first completion with the cache of gpu-0")
+
+
+def test_a_cache_that_was_said_to_be_missing_stays(fleet: Fleet) -> None:
+    fleet.play("gpu-0")
+    fill(fleet.cache("gpu-1"), "its own")
+    before = tree(fleet.cache("gpu-1"))
+    restored = fleet.play("gpu-1", known=True, starts=False)["Restore"]["gpu-1"]
+    assert (restored["changed"], restored["origin"]) == (False, {"cache": "own"})
+    assert tree(fleet.cache("gpu-1")) == before
 
 
 def test_a_cache_from_before_the_start_is_not_kept_since_requests_may_have_changed_it(fleet: Fleet) -> None:

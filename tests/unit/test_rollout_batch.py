@@ -15,6 +15,7 @@ from vllm_fleet.operate.rollout.programs import Answer, CommandError, Programs
 
 NAMES = ("gpu-0", "gpu-1", "gpu-2")
 GATEWAY = "gateway-0"
+CACHE = "/var/cache/vllm/0123456789abcdef"
 BEGUN = {"stale": ["0"], "surplus": [], "running": ["vllm@0.service"], "accepted": "0" * 16, "on_trial": True}
 
 
@@ -62,7 +63,9 @@ def hosts() -> list[RolloutHost]:
         {"name": "0", "unit": "vllm@0.service", "runtime_directory": "/run/vllm-0", "loaded": "", "files": []},
     )
     return [
-        RolloutHost(name, "1" * 16, {"0.env": ""}, instances, (GATEWAY,), {"0": f"{name}_0=192.0.2.1:8000"})
+        RolloutHost(
+            name, "1" * 16, {"0.env": ""}, instances, (GATEWAY,), {"0": f"{name}_0=192.0.2.1:8000"}, cache=CACHE
+        )
         for name in NAMES
     ]
 
@@ -108,20 +111,16 @@ def test_a_host_that_another_run_drains_does_not_keep_the_others() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("begun", "cached"),
-    [
-        ({}, True),
-        ({"changes": ["-max-num-seqs: 16", "+max-num-seqs: 17"]}, True),
-        ({"changes": ['-HOME="/var/cache/vllm/a"', '+HOME="/var/cache/vllm/b"']}, False),
-        ({"changes": ["+line"] * 400}, False),
-        ({"accepted": None}, False),
-    ],
-    ids=["the same files", "another argument", "another cache", "a diff that was cut", "a new host"],
-)
-def test_a_host_that_has_served_with_its_cache_keeps_it(begun: Mapping[str, Any], cached: bool) -> None:
-    done = stop(Table(begin={**BEGUN, "wrote": True, **begun}))
-    assert {progress.cached for progress in done.values()} == {cached}
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_host_says_whether_it_has_the_start_cache(cached: bool) -> None:
+    def answer(_host: str, question: Mapping[str, Any]) -> dict[str, Any]:
+        return {"stopped": [], "cached": cached and question["cache"] == CACHE}
+
+    assert {progress.cached for progress in stop(Table(stop=answer)).values()} == {cached}
+
+
+def test_a_host_with_an_older_program_has_no_start_cache() -> None:
+    assert {progress.cached for progress in stop(Table(stop={"stopped": []})).values()} == {False}
 
 
 def test_a_batch_gets_its_traffic_back_with_one_call() -> None:

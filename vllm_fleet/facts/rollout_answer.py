@@ -51,9 +51,10 @@ class Begun(Foreign):
 
 
 class Stopped(Foreign):
-    """The answer to ``vllm-release stop``."""
+    """The answer to ``vllm-release stop``; ``cached`` says whether the host has the start cache of the release."""
 
     stopped: Words
+    cached: bool = False
 
 
 class Started(Foreign):

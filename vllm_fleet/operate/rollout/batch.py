@@ -7,7 +7,6 @@ host: what has become of each is its :class:`Progress`.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -24,8 +23,6 @@ from vllm_fleet.operate.rollout.traffic import Traffic
 #: A host whose trial is not renewed goes back after this time; the gateways wait longer than the host.
 TRIAL_SECONDS, DRAIN_SECONDS = 600.0, 1200.0
 _RENEWAL_SECONDS = 60.0
-#: ``vllm-release`` cuts a diff here.
-_DIFF_LINES = 400
 #: How long a host stays out of traffic that does not pass the gates with its own release; any run ends it before.
 _HELD_SECONDS = 7 * 24 * 3600.0
 
@@ -143,8 +140,9 @@ class Batch:
             with self.record.phase("measure", host.name):
                 before = await self.gates.measure_before(host, _running(host, begun[host.name]))
             with self.record.phase("stop", host.name):
-                await self._call(host, "stop", Stopped, instances=begun[host.name].stale)
-            return Progress("stopped", changed=True, before=dict(before), cached=_keeps_cache(begun[host.name]))
+                asked = {"instances": begun[host.name].stale, "cache": host.cache or None}
+                stopped = await self._call(host, "stop", Stopped, **asked)
+            return Progress("stopped", changed=True, before=dict(before), cached=stopped.cached)
 
         return done | await self._each(stop, whole)
 
@@ -386,15 +384,6 @@ def _by_gateways(hosts: Sequence[RolloutHost]) -> list[tuple[tuple[str, ...], li
     for host in hosts:
         groups.setdefault(host.gateways, []).append(host)
     return list(groups.items())
-
-
-def _keeps_cache(found: Begun) -> bool:
-    """Whether a host has served with the start cache that its new release reads: its place is HOME of an instance.
-
-    A diff that was cut says nothing.
-    """
-    moved = any(re.match(r"[-+]HOME=", line) for line in found.changes)
-    return found.accepted is not None and not moved and len(found.changes) < _DIFF_LINES
 
 
 def _running(host: RolloutHost, found: Begun) -> list[str]:
