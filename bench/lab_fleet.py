@@ -1,6 +1,6 @@
 """Many lab hosts, each with a state of its own: systemd, sshd, the units of the roles, and a stand-in for vLLM.
 
-What is large is on the hosts from the start, whoever sets them up: the engine, the model and the vocabularies are one
+What is large is on the hosts from the start, for all contenders: the engine, the model and the vocabularies are one
 folder of this machine that all hosts have mounted.
 """
 
