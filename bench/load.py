@@ -19,16 +19,15 @@ def worst(loads: Iterable[float | None]) -> float | None:
     return max(measured) if measured and len(measured) == len(known) else None
 
 
-def describe_load(load: float | None) -> str:
+def describe_load(load: float | None, when: str = "before and in each run") -> str:
     """The sentence of a report about other programs.
 
     Args:
         load: processors that they kept busy, in the worst run; None if it was not measured.
+        when: when it was measured.
     """
     if load is None:
-        return "The load of other programs was not measured, so the wall times may be too long."
+        return "The load of other programs was not measured, so the times may be too long."
     if load < QUIET:
-        return (
-            f"Nothing else ran on the machine: other programs took at most {load:.2f} processors, before and in runs."
-        )
-    return f"Other programs took up to {load:.1f} processors, so the wall times are too long."
+        return f"Nothing else ran on the machine: other programs took at most {load:.2f} processors {when}."
+    return f"Other programs took up to {load:.1f} processors {when}, so the times are too long."

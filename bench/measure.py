@@ -103,6 +103,17 @@ def busy_seconds(text: str) -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
+def machine_seconds() -> float:
+    """CPU seconds that all processors have worked since boot."""
+    return busy_seconds(Path("/proc/stat").read_text(encoding="ascii"))
+
+
+def children_seconds() -> float:
+    """CPU seconds of the processes that this one has waited for, with theirs."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def busy_processors(targets: Sequence[Path] = (), seconds: float = _LOOK_SECONDS) -> float:
     """How many processors are busy with other programs than the targets, over a short time.
 
@@ -110,10 +121,10 @@ def busy_processors(targets: Sequence[Path] = (), seconds: float = _LOOK_SECONDS
         targets: the ``cpu.stat`` of each target.
         seconds: how long to look.
     """
-    busy, used, began = _busy(), _usage(targets) or 0.0, time.monotonic()
+    busy, used, began = machine_seconds(), _usage(targets) or 0.0, time.monotonic()
     time.sleep(seconds)
     took = time.monotonic() - began
-    return max(0.0, _busy() - busy - (_usage(targets) or 0.0) + used) / took
+    return max(0.0, machine_seconds() - busy - (_usage(targets) or 0.0) + used) / took
 
 
 def run(
@@ -142,7 +153,7 @@ def run(
     """
     before = set(_children())
     load = busy_processors(targets)
-    machine, used = _busy(), _usage(targets)
+    machine, used = machine_seconds(), _usage(targets)
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -162,12 +173,8 @@ def run(
     time.sleep(_SETTLE_SECONDS)
     after = _usage(targets)
     of_target = None if used is None or after is None else after - used
-    others = None if of_target is None else max(0.0, _busy() - machine - controller - of_target)
+    others = None if of_target is None else max(0.0, machine_seconds() - machine - controller - of_target)
     return code, Sample(wall, controller, of_target, others, load)
-
-
-def _busy() -> float:
-    return busy_seconds(Path("/proc/stat").read_text(encoding="ascii"))
 
 
 def _usage(files: Sequence[Path]) -> float | None:

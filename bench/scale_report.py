@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench import scale
+from bench import load, scale
 from bench.markdown import markdown, paragraph
 
 TITLE = "## Pulumi at scale: the program only"
@@ -61,9 +61,8 @@ def section(rows: Sequence[scale.Row]) -> list[list[str]]:
             "The whole program of a fleet under recording mocks, which answer at once, without the engine and without "
             f"a cloud; each in a process of its own, {'one run' if runs == 1 else f'median of {runs} runs, in turns'}. "
             "The first row is the peer: that many instances of the SDK, with the inputs of one host and nothing else. "
-            "A host of a fleet is three resources: its component, its SSH host key, its instance. The load of other "
-            "programs is not measured here; it makes the seconds too long, those of the peer as well, and the ratio "
-            "stays."
+            "A host of a fleet is three resources: its component, its SSH host key, its instance. "
+            f"{load.describe_load(load.worst(row.load for row in rows))}"
         ),
         table(rows),
         [f"- {line}" for line in goals(rows)],

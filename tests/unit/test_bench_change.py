@@ -15,16 +15,16 @@ from bench.lab_fleet import Access
 from bench.measure import Sample
 from bench.results import Row
 from vllm_fleet.base.errors import FleetError
-from vllm_fleet.host import manifest_items
+from vllm_fleet.host.manifest_items import Item, file_item, item_name, package_item, unit_item, user_item
 
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBenchBenchBenchBenchBenchBenchBenchBenchBen"
-ITEMS = [
-    manifest_items.PackageItem(role="host_baseline", kind="package", name="nftables"),
-    manifest_items.UserItem(role="host_baseline", kind="user", name="vllm", home="/var/lib/vllm", shell="/bin/false"),  # noqa: S604 - it runs none
-    manifest_items.file_item("vllm_firewall", "/etc/systemd/system/vllm@.service.d/addresses.conf", "0" * 64),
-    manifest_items.file_item("vllm_engine", "/opt/vllm/engines/e/.complete", "0" * 64),
-    manifest_items.file_item("vllm_service", "/run/vllm-0/loaded", "0" * 64),
-    manifest_items.UnitItem(role="vllm_service", kind="unit", name="vllm@0.service", active=True, enabled=True),
+ITEMS: list[Item] = [
+    package_item("host_baseline", "nftables"),
+    user_item("host_baseline", "vllm", "/var/lib/vllm", "/usr/sbin/nologin"),
+    file_item("vllm_firewall", "/etc/systemd/system/vllm@.service.d/addresses.conf", "0" * 64),
+    file_item("vllm_engine", "/opt/vllm/engines/e/.complete", "0" * 64),
+    file_item("vllm_service", "/run/vllm-0/loaded", "0" * 64),
+    unit_item("vllm_service", "vllm@0.service", active=True, enabled=True),
 ]
 
 
@@ -61,7 +61,7 @@ def test_more_hosts_than_fit_into_the_memory_are_not_booted() -> None:
 def test_peers_set_up_what_is_not_given_to_all() -> None:
     items = change_peers.items_of_new_host(ITEMS)
     assert [item["kind"] for item in items] == ["package", "user", "file", "unit"]
-    copies = {str(item["path"]): Path("/copies") / change_peers.HOST / "0" for item in items if "path" in item}
+    copies = {item_name(item): Path("/copies") / change_peers.HOST / "0" for item in items}
     checks = change_peers.new_host(items, copies)
     # An account's groups come before it, and a directory before its file.
     assert [check.module for check in checks] == ["apt", "group", "group", "user", "file", "copy", "systemd_service"]
@@ -179,6 +179,6 @@ def test_what_targets_use_is_not_the_load_of_others(tmp_path: Path, monkeypatch:
     stat = tmp_path / "cpu.stat"
     stat.write_text("usage_usec 0\n")
     busy = iter([10.0, 12.0])
-    monkeypatch.setattr(measure, "_busy", lambda: next(busy))
-    monkeypatch.setattr(measure.time, "sleep", lambda _seconds: stat.write_text("usage_usec 2000000\n"))
+    monkeypatch.setattr(measure, "machine_seconds", lambda: next(busy))
+    monkeypatch.setattr("time.sleep", lambda _seconds: stat.write_text("usage_usec 2000000\n"))
     assert measure.busy_processors([stat]) == 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bench import scale, scale_report
@@ -23,6 +25,12 @@ def test_each_program_of_the_project_is_held_against_the_goal() -> None:
 def test_the_goal_is_a_ratio_to_the_peer_of_the_same_run() -> None:
     slower = [row(each.name, each.seconds * 2, each.peak_mib) for each in ROWS]
     assert scale_report.goals(slower) == scale_report.goals(ROWS)
+
+
+@pytest.mark.parametrize(("load", "text"), [(0.01, "Nothing else ran"), (None, "was not measured")])
+def test_the_section_says_what_else_ran(load: float | None, text: str) -> None:
+    rows = [scale.Row(row.name, row.hosts, tuple(replace(each, load=load) for each in row.samples)) for row in ROWS]
+    assert text in " ".join(" ".join(block) for block in scale_report.section(rows))
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from vllm_fleet.edge.connection import JumpHosts
+from vllm_fleet.facts.rollout_answer import parse_answer
 from vllm_fleet.operate.rollout.batch import Batch
 from vllm_fleet.operate.rollout.hosts import Progress, RolloutHost
 from vllm_fleet.operate.rollout.programs import Answer, CommandError, Programs
@@ -51,7 +53,7 @@ class Table(Programs):
         found = answer(host, question) if callable(answer) else answer
         if isinstance(found, Exception):
             raise found
-        return kind.model_validate(found)
+        return parse_answer(kind, json.dumps(found))  # type: ignore[return-value]
 
     def calls(self, command: str) -> list[tuple[str, ...]]:
         """The servers of each call of a command."""
