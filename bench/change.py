@@ -34,8 +34,6 @@ from vllm_fleet.host.manifest_items import Item
 _HOSTS = (100, 300)
 #: Ansible's tasks take minutes: they run on few hosts, and the report has the straight line through both.
 _TASK_HOSTS = {change_report.CHANGE: (10, 30), change_report.NEW: (4, 10)}
-#: A new fleet is measured on this many hosts; one that is larger takes as much longer to boot.
-_NEW_HOSTS = 100
 _RUNS = 3
 _FIRST_VALUE = 16
 #: What a run may take: to start, and for each host.
@@ -299,7 +297,7 @@ def _bench(wanted: Sequence[int], runs: int, *, tasks: bool) -> change_report.Re
             try:
                 operations = _measure(bench, sizes, runs, tasks=tasks)
             finally:
-                for count in {*sizes, _NEW_HOSTS}:
+                for count in sizes:
                     shutil.rmtree(paths.run_dir(fleet_name(count)), ignore_errors=True)
     rows = {
         work_name: tuple(
@@ -328,7 +326,11 @@ def fitting_sizes(wanted: Sequence[int], room: int) -> list[int]:
 
 
 def _measure(bench: _Bench, sizes: Sequence[int], runs: int, *, tasks: bool) -> int:
-    """Measures everything in the order that needs the fewest boots; returns the operations of a new host."""
+    """Measures everything in the order that needs the fewest boots; a new fleet has the smallest number of hosts.
+
+    Returns:
+        How many operations a peer has for a new host.
+    """
     few, most = sizes[0], sizes[-1]
     bench.fleet.boot([GATEWAY, *names(few)])
     bench.prepare_gateway(few)

@@ -149,7 +149,11 @@ def _introduction(work: str, report: Report) -> list[str]:
     runs = max((len(row.samples) for row in report.rows[work]), default=1)
     how = "One run each." if runs == 1 else f"Median of {runs} runs, in turns (rows without a range: one run)."
     if work == CHANGE:
-        return paragraph(f"Another value of `{lab_fleet.ARGUMENT}`, an argument of vLLM. {how}")
+        return paragraph(
+            f"Another value of `{lab_fleet.ARGUMENT}`, an argument of vLLM: one file for a peer. For `site.yml` it is "
+            "two, since the start cache is another one for other arguments: the first host leaves one, and the others "
+            f"get a copy. {how}"
+        )
     return paragraph(f"Peers have {report.operations} operations for each host, in the order of the manifest. {how}")
 
 

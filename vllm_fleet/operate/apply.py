@@ -80,7 +80,9 @@ def plan_work(host: SiteHost, drifted: Sequence[Mapping[str, str]], *, idle: boo
         if role in _OF_IDLE_HOSTS and not idle:
             break
         states = {(each["kind"], each["what"]): DriftState(each["state"]) for each in own}
-        items = [item for item in host.manifest.items if (item["kind"], item_name(item)) in states]
+        items = [
+            item for item in host.manifest.items if item["role"] == role and (item["kind"], item_name(item)) in states
+        ]
         if not all(_is_applied(item, states, contents) for item in items):
             break
         chosen += [item for item in items if item["kind"] != "table"]
