@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import hashlib
+import json
 import os
 import pwd
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from vllm_fleet.base import paths
+from vllm_fleet.edge.connection import JumpHosts, NoAnswerError
+from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.facts.host_answer import Applied
 from vllm_fleet.host.manifest_items import item_name
 from vllm_fleet.inventory import Site, SiteHost
@@ -209,3 +214,26 @@ def test_other_kinds_are_left(ran: list[str]) -> None:
 def test_a_program_that_fails_says_why() -> None:
     with pytest.raises(host_apply.NotAppliedError, match="oops"):
         host_apply.run("sh", "-c", "echo oops; exit 3")
+
+
+def test_a_host_without_an_answer_is_left_to_its_roles(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"a": '{"applied": ["/etc/a"], "left": {}, "diffs": []}', "b": '{"applied": 1}', "c": ""}
+
+    async def answer(target: Target, _command: str, text: str, _jump_hosts: JumpHosts) -> str:
+        assert json.loads(text)["groups"] == list(apply.GROUPS)
+        if target.name == "c":
+            raise NoAnswerError("cannot be reached")
+        return answers[target.name]
+
+    monkeypatch.setattr("vllm_fleet.edge.ssh.run_json", answer)
+    works = [(Target(name, "192.0.2.1", 22, "root", ()), apply.Work((), {})) for name in answers]
+    found = apply.apply_work(works, diff=False)
+    assert found["a"] == Applied(applied=["/etc/a"], left={}, diffs=[])
+    assert "applied" in str(found["b"])
+    assert found["c"] == "cannot be reached"
+
+
+def test_the_groups_of_devices_are_those_of_the_role() -> None:
+    tasks = yaml.safe_load((paths.root() / "roles/host_baseline/tasks/account.yml").read_text(encoding="utf-8"))
+    (loop,) = (task["loop"] for task in tasks if "ansible.builtin.group" in task)
+    assert tuple(loop) == apply.GROUPS
