@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -123,6 +123,16 @@ def test_a_host_says_whether_it_has_the_start_cache(cached: bool) -> None:
 
 def test_a_host_with_an_older_program_has_no_start_cache() -> None:
     assert {progress.cached for progress in stop(Table(stop={"stopped": []})).values()} == {False}
+
+
+@pytest.mark.parametrize(("work", "state"), [(stop, "untouched"), (finish, "failed")])
+def test_a_gateway_that_gives_no_answer_is_asked_once_for_all(
+    work: Callable[[Table], Mapping[str, Progress]], state: str
+) -> None:
+    command = "drain" if work is stop else "ready"
+    table = Table(**{command: lambda host, _question: CommandError(host, "gives no answer", silent=True)})
+    assert {progress.state for progress in work(table).values()} == {state}
+    assert table.calls(command) == [ALL]
 
 
 def test_a_batch_gets_its_traffic_back_with_one_call() -> None:

@@ -132,7 +132,7 @@ class Batch:
 
         async def stop(host: RolloutHost) -> Progress:
             try:
-                if host.name not in drained:
+                if not drained[host.name].get():
                     with self.record.phase("drain", host.name):
                         await self._traffic.drain(host.gateways, [f"{host.name}_*"], self.limits.drain)
             except CommandError as fault:
@@ -190,56 +190,48 @@ class Batch:
 
         done = await self._each(accept)
         good = [host for host in self.hosts if done[host.name].state in ("started", "rolling", "same")]
-        changed = await self._ready_together(good)
+        given_back = await self._ready_together(good)
 
         async def ready(host: RolloutHost) -> Progress:
-            progress = done[host.name]
-            own = changed.get(host.name)
-            progress.changed |= await self._ready(host) if own is None else own
+            progress, changed = done[host.name], given_back[host.name].get()
+            progress.changed |= await self._ready(host) if changed is None else changed
             progress.state = "serving"
             return progress
 
         return done | await self._each(ready, good)
 
-    async def _drain_together(self, hosts: Sequence[RolloutHost]) -> set[str]:
+    async def _drain_together(self, hosts: Sequence[RolloutHost]) -> Mapping[str, _OfAll]:
         """Takes hosts out of traffic with one call for each gateway: a call for each host keeps a gateway busy.
 
         Returns:
-            The names of those that have no request in flight. The others wait for theirs, or try alone if a gateway
-            refuses, so that one host does not keep the others.
+            Host name -> whether it has no request in flight. The others wait for theirs.
         """
-        drained: set[str] = set()
-        for gateways, group in _by_gateways(hosts):
-            names = [host.name for host in group]
-            try:
-                with self.record.phase("drain", *names):
-                    found = await self._traffic.send_no_more(gateways, [f"{name}_*" for name in names])
-            except CommandError:
-                continue
-            busy = {key.rpartition("/")[2].rpartition("_")[0] for each in found for key in each.busy}
-            drained |= set(names) - busy
-        return drained
 
-    async def _ready_together(self, hosts: Sequence[RolloutHost]) -> dict[str, bool]:
+        async def drain(gateways: Sequence[str], group: Sequence[RolloutHost]) -> Mapping[str, bool]:
+            names = [host.name for host in group]
+            with self.record.phase("drain", *names):
+                found = await self._traffic.send_no_more(gateways, [f"{name}_*" for name in names])
+            busy = {key.rpartition("/")[2].rpartition("_")[0] for each in found for key in each.busy}
+            return {name: name not in busy for name in names}
+
+        return await _for_all(hosts, drain)
+
+    async def _ready_together(self, hosts: Sequence[RolloutHost]) -> Mapping[str, _OfAll]:
         """Gives hosts their traffic back with one call for each gateway.
 
         Returns:
-            Host name -> whether one of them was out of traffic; without those that must try alone, since a server of
-            theirs, or of a neighbour, is late.
+            Host name -> whether one of them was out of traffic.
         """
-        done: dict[str, bool] = {}
-        for gateways, group in _by_gateways(hosts):
+
+        async def ready(gateways: Sequence[str], group: Sequence[RolloutHost]) -> Mapping[str, bool]:
             names = [host.name for host in group]
             expected = [place for host in group for place in host.servers.values()]
-            try:
-                with self.record.phase("ready", *names):
-                    changed = await self._traffic.ready(
-                        gateways, [f"{name}_*" for name in names], expected, self.limits.ready
-                    )
-            except CommandError:
-                continue
-            done |= dict.fromkeys(names, changed)
-        return done
+            servers = [f"{name}_*" for name in names]
+            with self.record.phase("ready", *names):
+                changed = await self._traffic.ready(gateways, servers, expected, self.limits.ready)
+            return dict.fromkeys(names, changed)
+
+        return await _for_all(hosts, ready)
 
     async def _start_as_one(self, host: RolloutHost, names: Sequence[str], progress: Progress) -> None:
         # What the first one compiles, the others find.
@@ -378,12 +370,46 @@ class Batch:
                 await task
 
 
-def _by_gateways(hosts: Sequence[RolloutHost]) -> list[tuple[tuple[str, ...], list[RolloutHost]]]:
-    """Hosts with the gateways that they share."""
+@dataclass(frozen=True)
+class _OfAll:
+    """What a call for many hosts has given for one of them.
+
+    Attributes:
+        value: its result; None: it must try alone, since another host was in the way.
+        fault: a gateway that gave no answer, which would give none to it alone.
+    """
+
+    value: bool | None = None
+    fault: CommandError | None = None
+
+    def get(self) -> bool | None:
+        """The value.
+
+        Raises:
+            CommandError: a gateway gave no answer.
+        """
+        if self.fault:
+            raise self.fault
+        return self.value
+
+
+async def _for_all(
+    hosts: Sequence[RolloutHost],
+    work: Callable[[Sequence[str], Sequence[RolloutHost]], Awaitable[Mapping[str, bool]]],
+) -> Mapping[str, _OfAll]:
+    """The work for hosts that share their gateways, side by side for each group of gateways."""
     groups: dict[tuple[str, ...], list[RolloutHost]] = {}
     for host in hosts:
         groups.setdefault(host.gateways, []).append(host)
-    return list(groups.items())
+
+    async def one(gateways: tuple[str, ...], group: Sequence[RolloutHost]) -> dict[str, _OfAll]:
+        try:
+            return {name: _OfAll(value) for name, value in (await work(gateways, group)).items()}
+        except CommandError as fault:
+            return dict.fromkeys((host.name for host in group), _OfAll(fault=fault if fault.silent else None))
+
+    found = await asyncio.gather(*(one(gateways, group) for gateways, group in groups.items()))
+    return {name: each for part in found for name, each in part.items()}
 
 
 def _running(host: RolloutHost, found: Begun) -> list[str]:
