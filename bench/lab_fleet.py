@@ -43,6 +43,7 @@ WAIVED = {
     "speed": "the hosts share the processors of one machine",
     "questions": "a small program stands in for vLLM",
 }
+#: Stands in for vLLM in tests/infra too, and drains as vLLM was seen to.
 _ENGINE = paths.root() / "tests" / "infra" / "rollout_engine.py"
 _GATEWAY_PLACE, _FIRST_PLACE = 2, 11
 #: Measured: 14 MiB for systemd and sshd, 25 MiB for the two programs of an instance, the rest for logins and tools.
