@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import pwd
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,15 @@ def test_other_kinds_are_left(ran: list[str]) -> None:
     package = {"role": "r", "kind": "package", "name": "nftables"}
     assert "package" in host_apply.apply_items(question([package]))["left"]["nftables"]
     assert ran == []
+
+
+def test_directories_above_a_file_are_for_all_to_enter(tmp_path: Path) -> None:
+    asked = question([file(tmp_path / "a/b", "new\n")], "new\n")
+    program = Path(host_apply.__file__)
+    words = ["sh", "-c", 'umask 077; exec "$@"', "-", sys.executable, "-IS", str(program)]
+    done = subprocess.run(words, input=json.dumps(asked), capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["applied"] == [str(tmp_path / "a/b")]
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755
 
 
 def test_a_program_that_fails_says_why() -> None:

@@ -185,6 +185,8 @@ def apply_items(question: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Reads the question, applies its items and prints the answer."""
+    # A hardened host has a stricter one, and directories above files are for all to enter.
+    os.umask(0o022)
     json.dump(apply_items(json.load(sys.stdin)), sys.stdout)
 
 
