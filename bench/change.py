@@ -325,6 +325,22 @@ def fitting_sizes(wanted: Sequence[int], room: int) -> list[int]:
     return sorted({min(count, room) for count in wanted})
 
 
+def slow_turns(work: str, few: int) -> list[tuple[int, str]]:
+    """Numbers of hosts for Ansible's tasks, and for pyinfra beside them, so that they have a ratio too.
+
+    Args:
+        work: what they do.
+        few: the smallest number of hosts of the others, on which pyinfra runs anyway.
+    """
+    counts = sorted({min(count, few) for count in _TASK_HOSTS[work]})
+    peers_of_all = (contenders.TUNED, contenders.STOCK)
+    return [
+        (count, name)
+        for count in counts
+        for name in (peers_of_all if count == few else (contenders.PYINFRA, *peers_of_all))
+    ]
+
+
 def _measure(bench: _Bench, sizes: Sequence[int], runs: int, *, tasks: bool) -> int:
     """Measures everything in the order that needs the fewest boots; a new fleet has the smallest number of hosts.
 
@@ -345,17 +361,14 @@ def _measure(bench: _Bench, sizes: Sequence[int], runs: int, *, tasks: bool) -> 
         for _ in range(runs):
             for name in (contenders.SITE, contenders.PYINFRA):
                 bench.change(name, count)
-    slow = (contenders.TUNED, contenders.STOCK) if tasks else ()
-    for name in slow:
-        for count in _TASK_HOSTS[change_report.CHANGE]:
-            bench.change(name, min(count, few))
+    for count, name in slow_turns(change_report.CHANGE, few) if tasks else ():
+        bench.change(name, count)
     bench.value = _FIRST_VALUE
     bench.fleet.boot(names(few))
     bench.set_up(contenders.PYINFRA, few)
-    for name in slow:
-        for count in _TASK_HOSTS[change_report.NEW]:
-            bench.fleet.boot(names(min(count, few)))
-            bench.set_up(name, min(count, few))
+    for count, name in slow_turns(change_report.NEW, few) if tasks else ():
+        bench.fleet.boot(names(count))
+        bench.set_up(name, count)
     return operations
 
 

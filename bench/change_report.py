@@ -107,7 +107,7 @@ def extrapolations(grown: Sequence[Growth]) -> list[str]:
 
 def section(report: Report) -> list[list[str]]:
     """The section as blocks of lines."""
-    waived = ", ".join(lab_fleet.WAIVED)
+    waived = "; ".join(f"{gate} ({why})" for gate, why in lab_fleet.WAIVED.items())
     blocks = [
         [TITLE],
         paragraph(
@@ -120,9 +120,9 @@ def section(report: Report) -> list[list[str]]:
         ),
         paragraph(
             "`site.yml` does more than its peers: it probes, takes each host out of the traffic of a real HAProxy, "
-            "starts with a canary, follows in batches, proves each start, can go back, and probes again. Of its gates "
-            f"a stand-in cannot pass {waived}, which are waived; the others run. A peer writes the file and restarts "
-            "the instance on all hosts at once."
+            "starts with a canary, follows in batches, proves each start, can go back, and probes again. These gates "
+            f"are waived, and the others run: {waived}. A peer writes the file and restarts the instance on all hosts "
+            "at once."
         ),
         *_size(report),
     ]

@@ -122,6 +122,13 @@ def row(name: str, hosts: int, wall: float, controller: float, *, quiet: float |
     return Row(name, hosts, (Sample(wall, controller, wall, quiet, quiet),))
 
 
+def test_slow_peers_run_on_few_hosts_beside_pyinfra() -> None:
+    slow = [contenders.TUNED, contenders.STOCK]
+    turns = change.slow_turns(change_report.CHANGE, 100)
+    assert turns == [(count, name) for count in (10, 30) for name in (contenders.PYINFRA, *slow)]
+    assert change.slow_turns(change_report.NEW, 4) == [(4, name) for name in slow]
+
+
 def test_goals_are_ratios_to_the_peer_of_the_same_run() -> None:
     rows = [row(contenders.SITE, 100, 60, 40), row(contenders.PYINFRA, 100, 100, 9)]
     assert change_report.goals(change_report.CHANGE, rows) == [
