@@ -58,7 +58,7 @@ def run(fleet: LabFleet, book: Sequence[Mapping[str, Any]], host: str, *argument
         words, cwd=paths.root(), env=environment, capture_output=True, text=True, timeout=HANGING_SECONDS
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def apply(fleet: LabFleet, *arguments: str) -> str:
