@@ -110,6 +110,14 @@ def test_rules_are_reloaded_by_their_role(hosts: Mapping[str, SiteHost]) -> None
     assert apply.plan_work(host, rules, idle=True).items == ()
 
 
+def test_a_folder_among_the_files_of_a_role_is_no_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for role in apply.ROLES:
+        (tmp_path / "roles" / role / "files" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "roles/vllm_service/files/a").write_text("text")
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    assert apply._role_files.__wrapped__() == {hashlib.sha256(b"text").hexdigest(): "text"}
+
+
 def file(path: Path, text: str, **more: str) -> dict[str, str]:
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {"role": "r", "kind": "file", "path": str(path), "sha256": digest, "mode": "0640", **ME, **more}

@@ -112,7 +112,9 @@ def _contents(host: SiteHost) -> Mapping[str, str]:
 
 @cache
 def _role_files() -> Mapping[str, str]:
-    files = [file for role in ROLES for file in sorted((paths.root() / "roles" / role / "files").glob("*"))]
+    found = (file for role in ROLES for file in sorted((paths.root() / "roles" / role / "files").iterdir()))
+    # Not a folder, such as that of Python's bytecode.
+    files = [file for file in found if file.is_file()]
     return {hashlib.sha256(file.read_bytes()).hexdigest(): file.read_text(encoding="utf-8") for file in files}
 
 
