@@ -73,6 +73,11 @@ def test_of_more_hosts_than_rows_those_at_work_and_the_refused_have_one() -> Non
     assert more == "and 96 waits, 1 serving"
 
 
+def test_what_a_refused_canary_kept_from_beginning_is_left_and_waits_no_more() -> None:
+    refused = [outcome("a", "returned", gate="tools"), event(9, "ended", state="refused", why="the gate tools")]
+    assert [row[2] for row in rows(*begun("a", "b"), *refused)] == ["returned", "left"]
+
+
 def test_a_log_has_batches_outcomes_and_the_gate_that_refuses() -> None:
     timeline = Timeline()
     lines = []

@@ -82,7 +82,7 @@ def follow(order: run.Order, *, json: bool, check: bool) -> None:
         return
     if finished.file:
         notes = rollout_table.place_notes(finished.file)
-        if any(host.left for host in timeline.hosts.values()):
+        if timeline.ended and timeline.ended.state == "paused":
             notes.append("run the command again to go on with the other hosts")
         rollout_table.print_end(timeline, notes)
     elif error is None:

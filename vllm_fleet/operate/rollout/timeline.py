@@ -139,6 +139,8 @@ class Timeline:
                 self._host(name).left = True
         elif isinstance(event, Ended):
             self.ended = event
+            for host in self.hosts.values():
+                host.left = host.left or not (host.batch or host.outcome)
         elif isinstance(event, Counted):
             self._count(event)
         else:
