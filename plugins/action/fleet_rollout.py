@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,6 @@ _FAILED = {
     "failed": "does not serve",
 }
 Found = Mapping[str, Progress]
-
-
-def ssh_options_of(variables: Any) -> Callable[[str], Any]:
-    """Reads the options with which Ansible's own connection plugin would reach a host.
-
-    Args:
-        variables: the variables of the host.
-    """
-    return partial(C.config.get_config_value, plugin_type="connection", plugin_name="ssh", variables=variables)
 
 
 @asynccontextmanager
@@ -148,7 +138,7 @@ class ActionModule(ActionBase):
         gateways = dict.fromkeys(name for host in hosts for name in host.gateways)
         asked = self._play_context.become_pass
         names = [*(host.name for host in hosts), *gateways]
-        targets = ansible_options.targets_of_run(names, hostvars, ssh_options_of, asked)
+        targets = ansible_options.targets_of_run(names, hostvars, C.config.get_config_value, asked)
         limits = Limits(
             drain=float(self._task.args.get("drain_seconds", Limits.drain)),
             ready=float(self._task.args.get("ready_seconds", Limits.ready)),
