@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
+import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from vllm_fleet.cli import rollout_table
+from vllm_fleet.cli import app, rollout_table
 from vllm_fleet.operate.rollout import record
 from vllm_fleet.operate.rollout.record import Event
 from vllm_fleet.operate.rollout.timeline import Timeline, describe_refused
@@ -140,3 +143,12 @@ def test_the_last_line_of_json_names_the_hosts() -> None:
     timeline = Timeline.read([*begun("a", "b"), outcome("a", "serving"), event(9, "left", hosts=["b"])])
     line = rollout_table.result_line(timeline, {"exit_code": 0})
     assert line == {"event": "result", "accepted": ["a"], "refused": [], "left": ["b"], "exit_code": 0}
+
+
+@pytest.mark.parametrize("command", ["rollout", "rollback"])
+def test_an_error_before_the_first_event_is_a_line_of_json_too(command: str) -> None:
+    done = CliRunner().invoke(app, [command, "--fleet", "nope", "--json"])
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert (found["event"], found["exit_code"], done.exit_code) == ("result", 2, 2)
+    assert found["error"]["message"] == "there is no fleet 'nope'"
