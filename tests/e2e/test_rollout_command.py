@@ -46,7 +46,7 @@ def test_a_change_is_checked_paused_after_its_canary_and_taken_back(lab: Lab) ->
     text = path.read_text()
     before = {host: (loaded(lab, host), started(lab, host)) for host in ("lab-0", "lab-1")}
     try:
-        path.write_text(text.replace("    hosts: 2\n", "    hosts: 2\n    overrides: {why: a test, args: {seed: 7}}\n"))
+        path.write_text(text.replace("    hosts: 2\n", "    hosts: 2\n    overrides: {why: a change to roll out, args: {seed: 7}}\n"))
         code, lines = command(lab, "rollout", "--check")
         assert code == 0, lines
         changes = {line["host"]: line["lines"] for line in lines if line["event"] == "release"}
