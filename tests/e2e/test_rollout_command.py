@@ -11,6 +11,8 @@ from hanging import HANGING_SECONDS
 from e2e.running_lab import Lab
 from vllm_fleet.base import paths
 
+CHANGE = "overrides: {why: a change to roll out, args: {seed: 7}}"
+
 
 def command(lab: Lab, *words: str) -> tuple[int, list[dict[str, Any]]]:
     """Exit code and JSON lines of a command."""
@@ -46,7 +48,7 @@ def test_a_change_is_checked_paused_after_its_canary_and_taken_back(lab: Lab) ->
     text = path.read_text()
     before = {host: (loaded(lab, host), started(lab, host)) for host in ("lab-0", "lab-1")}
     try:
-        path.write_text(text.replace("    hosts: 2\n", "    hosts: 2\n    overrides: {why: a change to roll out, args: {seed: 7}}\n"))
+        path.write_text(text.replace("    hosts: 2\n", f"    hosts: 2\n    {CHANGE}\n"))
         code, lines = command(lab, "rollout", "--check")
         assert code == 0, lines
         changes = {line["host"]: line["lines"] for line in lines if line["event"] == "release"}
