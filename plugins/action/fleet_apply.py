@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from ansible import constants as C  # noqa: N812 - Ansible's own name for it
@@ -17,15 +16,6 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.facts.host_answer import Applied
 from vllm_fleet.operate import ansible_options, apply, drift
-
-
-def ssh_options_of(variables: Any) -> Callable[[str], Any]:
-    """Reads the options with which Ansible's own connection plugin would reach a host.
-
-    Args:
-        variables: the variables of the host.
-    """
-    return partial(C.config.get_config_value, plugin_type="connection", plugin_name="ssh", variables=variables)
 
 
 class ActionModule(ActionBase):
@@ -77,7 +67,7 @@ class ActionModule(ActionBase):
             return {}
         connection_loader.get("ssh", class_only=True)  # its options are known from now on
         targets: Mapping[str, Target] = ansible_options.targets_of_fleet(
-            site, {name: variables[name] for name in names}, ssh_options_of, self._play_context.become_pass
+            site, {name: variables[name] for name in names}, C.config.get_config_value, self._play_context.become_pass
         )
         found = apply.apply_work([(targets[name], works[name]) for name in names], diff=bool(self._task.diff))
         answers: dict[str, Applied] = {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import asyncssh  # noqa: F401 - loaded once for a run: each step works in a process of its own, which begins as a copy
@@ -13,15 +11,6 @@ from ansible.plugins.loader import connection_loader
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.operate import ansible_options, leave
-
-
-def ssh_options_of(variables: Any) -> Callable[[str], Any]:
-    """Reads the options with which Ansible's own connection plugin would reach a host.
-
-    Args:
-        variables: the variables of the host.
-    """
-    return partial(C.config.get_config_value, plugin_type="connection", plugin_name="ssh", variables=variables)
 
 
 class ActionModule(ActionBase):
@@ -42,7 +31,7 @@ class ActionModule(ActionBase):
         try:
             fleets = ansible_options.hosts_by_fleet(map(str, given["ansible_play_hosts_all"]), given["hostvars"])
             for site, variables in fleets:
-                targets = ansible_options.targets_of_fleet(site, variables, ssh_options_of, asked)
+                targets = ansible_options.targets_of_fleet(site, variables, C.config.get_config_value, asked)
                 manifests = {host.plan.name: host.manifest for host in site.hosts}
                 works = [(target, manifests[name]) for name, target in targets.items()]
                 found |= leave.record_hosts(works, check=bool(self._task.check_mode))
