@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.cli import passwords, rollout_table
 from vllm_fleet.cli.output import FleetOption, fleet_directory, print_note
+from vllm_fleet.inventory import Site
 from vllm_fleet.operate import drift
-from vllm_fleet.operate.rollout import run
+from vllm_fleet.operate.rollout import regions, run
 
 EPILOG = """\b
 Examples:
   vllm-fleet rollout --fleet prod
   vllm-fleet rollout --fleet prod --check
   vllm-fleet rollout --fleet prod --pause-after canary
+  vllm-fleet rollout --fleet prod --region us-east --region eu-west
   vllm-fleet rollout --fleet prod --json > events.jsonl
 Ctrl-C once ends the rollout after the batch in work. Ctrl-C twice ends it at once; hosts that are at work go back to
 their last good release by themselves. Run the command again to go on.
@@ -34,6 +40,13 @@ def command(
     pause_after: Annotated[
         Literal["canary"] | None, typer.Option(help="End the rollout when its first batch was accepted.")
     ] = None,
+    region: Annotated[
+        list[str] | None, typer.Option(help="Only this region of a fleet with workers; several times for several.")
+    ] = None,
+    regions_after: Annotated[
+        Literal["region", "canary"],
+        typer.Option(help="What of the first region must be accepted before the other regions begin."),
+    ] = "region",
     ask_become_pass: passwords.AskOption = False,
     become_password_file: passwords.FileOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
@@ -44,22 +57,56 @@ def command(
     again. One that does not pass goes back to its last good release, and its batch is the last one.
     """
     directory = fleet_directory(fleet)
-    drift.load_site_of_run(directory)
+    site = drift.load_site_of_run(directory)
     if resumed := run.find_resumed(fleet):
         print_note(resumed)
-    arguments = [*(["--limit", limit] if limit else []), *(["--check", "--diff"] if check else [])]
+    arguments = ["--check", "--diff"] if check else []
     if pause_after:
         arguments += ["-e", f"fleet_rollout_pause_after={pause_after}"]
+    if site.plan.spec.workers:
+        chosen = choose_regions(site, region or [], limit)
+    elif region:
+        raise FleetError(
+            "the fleet has no workers", "leave the option out, or add workers to fleet.yml", key="--region"
+        )
     password = passwords.take_password(ask_become_pass, become_password_file)
+    if site.plan.spec.workers:
+        with tempfile.TemporaryDirectory(prefix="vllm-fleet-") as folder:
+            sent = regions.pack_fleet(site, Path(folder), arguments, password)
+            regional = regions.Order(fleet, chosen, sent, check, regions_after)
+            follow(lambda listener: regions.drive(regional, listener), json=json, check=check)
+        return
+    arguments = [*(["--limit", limit] if limit else []), *arguments]
     order = run.Order(fleet, directory / "fleet.yml", paths.root() / "site.yml", arguments, password)
-    follow(order, json=json, check=check)
+    follow(lambda listener: run.drive(order, listener), json=json, check=check)
 
 
-def follow(order: run.Order, *, json: bool, check: bool) -> None:
+def choose_regions(site: Site, names: list[str], limit: str | None) -> list[regions.Region]:
+    """The regions of a run.
+
+    Args:
+        site: the fleet.
+        names: the chosen regions; empty: all.
+        limit: what ``--limit`` says.
+
+    Raises:
+        FleetError: there is no such region, or hosts are limited otherwise.
+    """
+    if limit:
+        raise FleetError("the hosts of a run with workers are those of its regions", "give --region", key="--limit")
+    every = regions.regions_of(site)
+    known = [each.name for each in every]
+    for name in names:
+        if name not in known:
+            raise FleetError(f"there is no region {name!r}", f"the fleet has {', '.join(known)}", key="--region")
+    return [each for each in every if not names or each.name in names]
+
+
+def follow(drive: Callable[[run.Listener], run.Finished], *, json: bool, check: bool) -> None:
     """Runs a rollout and shows it.
 
     Args:
-        order: what is run.
+        drive: runs it to its end.
         json: whether the events are printed as JSON.
         check: whether nothing is changed, so that the output of Ansible says what would be.
 
@@ -68,7 +115,7 @@ def follow(order: run.Order, *, json: bool, check: bool) -> None:
     """
     table = rollout_table.LiveTable if sys.stdout.isatty() else rollout_table.Lines
     with rollout_table.JsonLines(with_output=False) if json else table(with_output=check) as listener:
-        finished = run.drive(order, listener)
+        finished = drive(listener)
     timeline, error = finished.timeline, finished.error()
     if json:
         values = {
