@@ -75,6 +75,8 @@ class Transmitted:
             ssh_key=self.private_key,
             envvars={"ANSIBLE_HOST_KEY_CHECKING": "True"},
             suppress_env_files=True,
+            # Without it ansible-runner takes Ctrl-C for itself.
+            cancel_callback=lambda: False,
         )
         return stream.getvalue()
 
