@@ -31,6 +31,7 @@ name: fleet
 short_description: A vllm-fleet fleet.yml with the stack.json beside it
 description:
   - Reads the To-Be from fleet.yml and the As-Is from stack.json and gives each host the variables of its roles.
+  - The extra variable fleet_region makes the batches of a rollout count the hosts of one region.
   - In a job of AWX, the extra variable fleet_inventory names the fleet.yml in the project.
   - After the probe of the same run, the groups needs_ROLE hold the hosts whose drift that role owns, and the group
     skipped those that the run leaves out because they gave no answer.
@@ -105,7 +106,8 @@ class InventoryModule(BaseInventoryPlugin):
         for group in (*reserved_names.GROUPS, *(f"needs_{role}" for role in inventory.ALL_ROLES)):
             data.add_group(group)
         drifted = drift.find_drift(fleet.plan.fleet) if probing else {}
-        batches = order.plan_rollout(fleet, probing=probing)
+        region = str(load_extra_vars(loader).get("fleet_region") or "")
+        batches = order.plan_rollout(fleet, probing=probing, region=region)
         for number in range(len(batches)):
             data.add_group(f"rollout_{number:04d}")
         for group in ("rollout", "rollout_canary"):

@@ -73,7 +73,8 @@ def command(
     if site.plan.spec.workers:
         with tempfile.TemporaryDirectory(prefix="vllm-fleet-") as folder:
             sent = regions.pack_fleet(site, Path(folder), arguments, password)
-            regional = regions.Order(fleet, chosen, sent, check, regions_after)
+            kept = [place / "references" for place in (directory, sent.inventory.parent)]
+            regional = regions.Order(fleet, chosen, sent, check, regions_after, kept)
             follow(lambda listener: regions.drive(regional, listener), json=json, check=check)
         return
     arguments = [*(["--limit", limit] if limit else []), *arguments]

@@ -18,6 +18,7 @@ from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.foreign_text import clean_bytes
 from vllm_fleet.edge import openssh, ssh
 from vllm_fleet.edge.ssh_target import Target
+from vllm_fleet.on_host import run_worker
 
 #: A line of the answer is an event of Ansible; one that is longer is no event of this project.
 _LINE_BYTES = 64 << 20
@@ -161,9 +162,18 @@ class WorkerPlaybook:
         """Why the worker gave no whole answer; None: it did."""
         if self._statuses[-1:] in (["successful"], ["failed"]):
             return None
-        err = self._err.decode(errors="replace")
-        lost = self._process is not None and self._process.returncode == openssh.CONNECTION_FAILED
-        why = openssh.explain_failure(self.target, err) if lost else self._why or clean_bytes(self._err)
+        code = self._process.returncode if self._process else None
+        if code == run_worker.BUSY:
+            return FleetError(
+                "another run of this fleet works in the region",
+                "wait until it has ended, or end it; its hosts go back by themselves",
+                host=self.target.name,
+                code=ErrorCode.REFUSED,
+            )
+        if code == openssh.CONNECTION_FAILED:
+            why = openssh.explain_failure(self.target, self._err.decode(errors="replace"))
+        else:
+            why = clean_bytes(self._err) or self._why
         return FleetError(
             f"the worker has not ended its run: {why or 'the connection was closed'}",
             "hosts that were at work go back by themselves; run the command again to go on",

@@ -170,6 +170,22 @@ class Outcome(_Event):
     speed: dict[str, Any] | None
 
 
+class Kept(_Event):
+    """A canary was accepted, and what it has measured is kept. A worker tells it, and no record has it.
+
+    Attributes:
+        folder: the folder of the reference, below those of the fleet.
+        file: its file there.
+        text: its contents.
+    """
+
+    event: Literal["kept"] = "kept"
+    host: str
+    folder: str
+    file: str
+    text: str
+
+
 class Left(_Event):
     """Hosts that a run was asked to leave as they are: it ended before their batch."""
 
@@ -195,6 +211,7 @@ Event = (
     | GateJudged
     | Counted
     | Outcome
+    | Kept
     | Left
     | Ended
 )
@@ -232,6 +249,16 @@ class Record:
             self._append(file, line)
             if self.on_line:
                 self.on_line(line)
+
+    def tell(self, event: str, **values: Any) -> None:
+        """Calls ``on_line`` with an event that no record has.
+
+        Args:
+            event: the name of the event.
+            values: what it has besides.
+        """
+        if self.on_line:
+            self.on_line(_EVENT.validate_python({"at": _now(), "event": event, **values}).model_dump_json())
 
     def repeat_run(self) -> None:
         """Calls ``on_line`` with the line that each file begins with, which another process may have written."""

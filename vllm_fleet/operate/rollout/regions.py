@@ -25,7 +25,8 @@ from vllm_fleet.fleet import private_key, region_workers
 from vllm_fleet.inventory import Site
 from vllm_fleet.operate import run_lock, run_owner
 from vllm_fleet.operate.rollout import record, report, run
-from vllm_fleet.operate.rollout.record import End, Ended, Event, Record, Run
+from vllm_fleet.operate.rollout.record import End, Ended, Event, Kept, Record, Run
+from vllm_fleet.operate.rollout.references import take_over
 from vllm_fleet.operate.rollout.run import Finished, Follower, Listener, News
 from vllm_fleet.operate.rollout.timeline import Timeline
 
@@ -69,6 +70,7 @@ class Order:
         sent: what each worker is sent, before its own arguments.
         check: whether nothing is changed.
         after: what of the first region must be accepted before the others begin.
+        references: the folders in which references are kept: that of the fleet, and that of what is sent.
     """
 
     fleet: str
@@ -76,6 +78,7 @@ class Order:
     sent: Transmitted
     check: bool = False
     after: Literal["region", "canary"] = "region"
+    references: Sequence[Path] = ()
 
 
 def regions_of(site: Site) -> list[Region]:
@@ -277,7 +280,7 @@ class _Regions:
                 sent.inventory,
                 [
                     *sent.arguments,
-                    *("--limit", ",".join(region.limit)),
+                    *("--limit", ",".join(region.limit), "-e", f"fleet_region={region.name}"),
                     *("-e", f"fleet_rollout_stop={place}/stop", "-e", "fleet_rollout_events=true"),
                 ],
                 sent.private_key,
@@ -338,6 +341,10 @@ class _Regions:
     def _keep(self, region: Region, event: Event) -> None:
         if isinstance(event, Ended):
             return  # this run ends when all of them have
+        if isinstance(event, Kept):
+            for folder in self.order.references:
+                take_over(folder, event)
+            return
         values = {"region": region.name} if "region" in type(event).model_fields else {}
         if isinstance(event, Run):
             if self._record is None:

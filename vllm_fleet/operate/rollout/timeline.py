@@ -14,6 +14,7 @@ from vllm_fleet.operate.rollout.record import (
     Event,
     GateJudged,
     InstanceStarted,
+    Kept,
     Left,
     Outcome,
     PhaseBegun,
@@ -141,7 +142,7 @@ class Timeline:
             self.ended = event
         elif isinstance(event, Counted):
             self._count(event)
-        else:
+        elif not isinstance(event, Kept):
             self._add_to_host(self._host(event.host), event)
 
     def _host(self, name: str) -> HostLine:
