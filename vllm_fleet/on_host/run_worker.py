@@ -38,7 +38,8 @@ def version(name):
     except m.PackageNotFoundError: return None
 print(json.dumps({name: version(name) for name in sys.argv[1:]}))
 """
-_KEPT = ("HOME", "LANG", "LC_ALL", "LOGNAME", "USER", "SSH_AUTH_SOCK")
+#: Variables of the account that would change what runs begin with these.
+_STRANGE = ("ANSIBLE_", "PYTHON", "VIRTUAL_ENV", "VLLM_FLEET_")
 
 
 class UnusableError(Exception):
@@ -49,7 +50,7 @@ def base_folder() -> str:
     """The folder of this user for runs.
 
     Raises:
-        UnusableError: there is none, or it belongs to another user.
+        UnusableError: it cannot be made, or it belongs to another user.
     """
     path = os.path.join(MEMORY, "vllm-fleet-%d" % os.getuid())
     try:
@@ -160,7 +161,7 @@ def run(asked: Dict[str, Any]) -> int:
     clean(folder)
     os.makedirs(os.path.join(folder, "tmp"), 0o700)
     watch(folder)
-    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_STRANGE)}
     environment["PATH"] = os.path.dirname(python) + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
     environment["TMPDIR"] = os.path.join(folder, "tmp")
     environment[MARK] = folder

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -407,24 +407,24 @@ def read_record(file: Path) -> list[Event]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise _wrong(file, None) from None
-    events = list(read_lines(text, file))
+    events = list(read_lines(text.split("\n")[:-1], file))
     if not events or not isinstance(events[0], Run):
         raise _wrong(file, 1)
     return events
 
 
-def read_lines(text: str, file: Path, first: int = 1) -> Iterator[Event]:
-    """The events of whole lines.
+def read_lines(lines: Iterable[str], file: Path, first: int = 1) -> Iterator[Event]:
+    """The events of lines.
 
     Args:
-        text: the lines; what follows the last line break is left out.
+        lines: whole lines.
         file: where they are from.
         first: the number of the first one.
 
     Raises:
         FleetError: a line is no event.
     """
-    for number, line in enumerate(text.split("\n")[:-1], start=first):
+    for number, line in enumerate(lines, start=first):
         try:
             yield _EVENT.validate_json(line)
         except ValidationError:

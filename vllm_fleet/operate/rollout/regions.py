@@ -216,6 +216,8 @@ class _Work:
     Attributes:
         events: what it has added to the record.
         stopping: whether it was asked to begin no further batch.
+        is_over: whether it has ended, and all that it has sent is in ``events``.
+        fault: what is wrong with what the worker has sent; its run is ended then.
     """
 
     region: Region
@@ -223,6 +225,8 @@ class _Work:
     news: News
     events: list[Event] = field(default_factory=list)
     stopping: bool = False
+    is_over: bool = False
+    fault: FleetError | None = None
 
     @property
     def ended(self) -> Ended | None:
@@ -232,15 +236,19 @@ class _Work:
     @property
     def is_accepted(self) -> bool:
         """Whether it has ended, and every host that it was to change serves the release."""
-        well = not self.playbook.is_running and self.playbook.returncode == 0
+        well = self.is_over and self.playbook.returncode == 0
         return well and (self.ended is None or self.ended.state == "done")
 
     @property
     def is_refused(self) -> bool:
         """Whether one of its hosts does not serve the release, or it could not go on."""
-        if self.ended and self.ended.state in ("refused", "failed"):
+        if self.fault or (self.ended and self.ended.state in ("refused", "failed")):
             return True
-        return not self.playbook.is_running and self.playbook.returncode != 0
+        return self.is_over and self.playbook.returncode != 0
+
+    def error(self) -> FleetError | None:
+        """What is wrong with its worker, or with what that has sent."""
+        return self.fault or self.playbook.error()
 
     def stop(self) -> None:
         """Asks it once to begin no further batch."""
@@ -325,14 +333,21 @@ class _Regions:
     def hear(self) -> None:
         """Takes in what the workers have sent."""
         for work in self.works:
+            # Before what it has sent is taken: nothing can follow then.
+            work.is_over = not work.playbook.is_running
             tasks, output = work.news.take()
             for text in output:
                 self._listener.hear_output(text)
             for task in tasks:
                 self._listener.hear_task(f"{work.region.name}: {task}")
-            for event in record.read_lines("".join(f"{line}\n" for line in work.news.take_lines()), Path("worker")):
-                work.events.append(event)
-                self._keep(work.region, event)
+            try:
+                for event in record.read_lines(work.news.take_lines(), Path("worker")):
+                    work.events.append(event)
+                    self._keep(work.region, event)
+            except FleetError:
+                text, hint = "the worker has sent an event that is none", "end its run there and look at the worker"
+                work.fault = FleetError(text, hint, host=work.region.worker.name, code=ErrorCode.WORK_FAILED)
+                work.playbook.kill()
         for event in self._follower.read(os.getpid()):
             self.timeline.add(event)
             self._listener.hear_event(event, self.timeline)
@@ -368,8 +383,12 @@ class _Regions:
 
     def end(self, interrupts: int) -> Finished:
         """Writes how all of it has ended, and the report."""
-        faults = [fault for work in self.works if (fault := work.playbook.error())]
+        faults = [fault for work in self.works if (fault := work.error())]
         errors = [*(error for work in self.works for error in work.news.errors.values()), *faults]
+        if self._record:
+            # An exit code of 2 says that nothing was touched.
+            for error in errors:
+                error.code = ErrorCode.WORK_FAILED
         failed = bool(errors) or any(work.playbook.returncode for work in self.works)
         if self._record:
             if self._waiting:
@@ -382,9 +401,8 @@ class _Regions:
 
     def _state(self, *, failed: bool) -> tuple[End, str]:
         ends = [work.ended for work in self.works if work.ended]
-        for state in ("refused", "failed", "paused"):
-            found = [end for end in ends if end.state == state]
-            if found:
+        for state in ("refused", "failed", *(() if failed else ("paused",))):
+            if found := [end for end in ends if end.state == state]:
                 return found[0].state, "\n".join(end.why for end in found if end.why)
         if failed:
             return "failed", ""
@@ -410,16 +428,14 @@ def drive(order: Order, listener: Listener) -> Finished:
         run_lock.take(order.fleet, os.getpid())
     state = _Regions(order, look_at_workers(order.regions), listener)
     with ExitStack() as stack, run.counted_interrupts() as presses:
-        state.begin(order.regions[:1])
         stack.callback(state.close)
+        state.begin(order.regions[:1])
         told = 0
         while True:
-            ends = not any(work.playbook.is_running for work in state.works)
             state.hear()
             if not presses:
                 state.go_on()
-                ends = ends and not any(work.playbook.is_running for work in state.works)
-            if ends:
+            if all(work.is_over for work in state.works):
                 break
             if len(presses) > told:
                 told = len(presses)

@@ -221,7 +221,7 @@ class Follower:
             data = opened.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._at += len(whole)
-        events = list(record.read_lines(whole.decode(), self.file, self.lines + 1))
+        events = list(record.read_lines(whole.decode().split("\n")[:-1], self.file, self.lines + 1))
         self.lines += len(events)
         return events
 
