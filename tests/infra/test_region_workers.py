@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import one_run
 import pytest
 import rollout_lab
 from driver_lab import DriverLab, Place, boot_host, make_key, public_key
@@ -64,12 +67,17 @@ def worker(lab: DriverLab, name: str) -> Target:
     return Target(name, WORKERS[name], 22, "deploy", (public_key(lab.folder / name),), lab.key_file)
 
 
-def on(lab: DriverLab, name: str, command: str) -> str:
-    """The output of a command that root runs on a worker."""
+def ssh(lab: DriverLab, name: str) -> list[str]:
+    """The words of ssh that log in to a worker."""
     known = lab.folder / "known_workers"
     known.write_text(f"{WORKERS[name]} {public_key(lab.folder / name)}\n", encoding="utf-8")
     options = ["-F", "none", "-i", str(lab.key_file), "-o", f"UserKnownHostsFile={known}"]
-    words = ["ssh", *options, f"deploy@{WORKERS[name]}", "sudo sh"]
+    return ["ssh", *options, f"deploy@{WORKERS[name]}"]
+
+
+def on(lab: DriverLab, name: str, command: str) -> str:
+    """The output of a command that root runs on a worker."""
+    words = [*ssh(lab, name), "sudo sh"]
     done = subprocess.run(words, input=command, capture_output=True, text=True, timeout=HANGING_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -86,6 +94,7 @@ def release(lab: DriverLab, note: str, *knobs: str, hosts: tuple[str, ...] = PLA
 def order(lab: DriverLab, folder: Path, *arguments: str, **options: Any) -> regions.Order:
     """The order of a rollout; the inventory goes along, and the keys of the hosts do not."""
     forget_records()  # a process has one record
+    folder.mkdir(exist_ok=True)
     regions.copy_project(paths.root() / "inventories" / "lab", None, folder)
     text = lab.write_inventory(batches(*([name] for name in PLACE.serving))).read_text(encoding="utf-8")
     text = text.replace(f'"ansible_ssh_private_key_file": "{lab.key_file}", ', "")
@@ -216,7 +225,7 @@ def test_a_refused_canary_of_the_first_region_touches_nothing_in_the_second(lab:
     assert heard.batches == [("east", ["gpu-0"])]
     assert {name: accepted(lab, name) for name in PLACE.serving} == before
     assert {name: lab.on(name, "systemctl show -P InvocationID vllm@0") for name in WEST} == west
-    assert finished.timeline.summary == "0 of 3 hosts serve the release, 1 does not, 1 is left as it is"
+    assert finished.timeline.summary.startswith("0 of 3 hosts serve the release, 1 does not, ")
     assert finished.timeline.ended
     assert finished.timeline.ended.state == "refused"
     everything_serves(lab)
@@ -232,7 +241,6 @@ def test_a_worker_that_is_killed_leaves_a_state_that_the_next_run_repairs(lab: D
             killed.append(on(lab, "worker-east", "pkill -9 -o -f on_host; echo killed"))
 
     heard = Heard(kill)
-    (tmp_path / "killed").mkdir()
     finished = regions.drive(order(lab, tmp_path / "killed"), heard)
     assert killed == ["killed\n"]
     error = finished.error()
@@ -244,7 +252,6 @@ def test_a_worker_that_is_killed_leaves_a_state_that_the_next_run_repairs(lab: D
     assert finished.timeline.ended.state == "failed"
     assert [served(lab, name) for name in WEST] == ["first"]
     release(lab, "second")
-    (tmp_path / "again").mkdir()
     again = regions.drive(order(lab, tmp_path / "again", after="canary"), Heard())
     assert again.error() is None, again.errors
     assert [served(lab, name) for name in PLACE.serving] == ["second"] * 3
@@ -273,6 +280,47 @@ def test_ctrl_c_ends_the_rollout_after_the_batch_and_no_further_region_begins(la
     nothing_is_left(lab)
 
 
+def test_the_commands_of_ansible_runner_alone_roll_out_a_region(lab: DriverLab, tmp_path: Path) -> None:
+    release(lab, "plain")
+    before = served(lab, "gpu-1")
+    sent = order(lab, tmp_path).sent
+    (tmp_path / "env" / "ssh_key").write_text(str(sent.private_key), encoding="utf-8")
+    runner = [sys.executable, "-m", "ansible_runner"]
+    words = [
+        *runner,
+        "transmit",
+        str(tmp_path),
+        "-p",
+        sent.book,
+        "--inventory",
+        str(sent.inventory),
+        "--limit",
+        "gpu-0",
+    ]
+    place = f"/dev/shm/{FLEET}"  # noqa: S108 - on the lab host
+    remote = (
+        f"umask 077; export PYTHONPATH={place}/project PATH=/opt/vllm-fleet/bin:$PATH;"
+        f"python -m ansible_runner worker --private-data-dir {place} --delete"
+    )
+    with (
+        subprocess.Popen(words, stdout=subprocess.PIPE) as transmit,
+        subprocess.Popen([*ssh(lab, "worker-east"), remote], stdin=transmit.stdout, stdout=subprocess.PIPE) as work,
+    ):
+        done = subprocess.run(
+            [*runner, "process", str(tmp_path)],
+            stdin=work.stdout,
+            capture_output=True,
+            text=True,
+            timeout=HANGING_SECONDS,
+            check=False,
+        )
+    assert "gpu-0" in done.stdout.rpartition("PLAY RECAP")[2], done.stdout + done.stderr
+    assert [served(lab, name) for name in EAST] == ["plain", before]
+    assert list(tmp_path.glob("artifacts/**/rc"))
+    assert on(lab, "worker-east", f"ls -d {place} || true") == ""
+    everything_serves(lab)
+
+
 def test_a_worker_that_cannot_be_used_stops_the_run_before_anything_is_touched(lab: DriverLab, tmp_path: Path) -> None:
     good = order(lab, tmp_path)
     east, west = good.regions
@@ -286,4 +334,33 @@ def test_a_worker_that_cannot_be_used_stops_the_run_before_anything_is_touched(l
             regions.drive(replace(good, regions=[east, region]), Heard())
         assert fault.value.host == "worker-west"
     assert record.list_records(FLEET) == []
+    nothing_is_left(lab)
+
+
+@pytest.mark.long
+def test_the_playbook_installs_the_packages_of_the_lock_and_a_region_rolls_out_with_them(
+    lab: DriverLab, tmp_path: Path
+) -> None:
+    ssh(lab, "worker-west")  # writes its key
+    variables = {
+        "ansible_host": WORKERS["worker-west"],
+        "ansible_user": "deploy",
+        "ansible_ssh_private_key_file": str(lab.key_file),
+        "ansible_ssh_common_args": f"-F none -o UserKnownHostsFile={lab.folder / 'known_workers'}",
+    }
+    inventory = tmp_path / "workers.yml"
+    inventory.write_text(json.dumps({"region_workers": {"hosts": {"worker-west": variables}}}), encoding="utf-8")
+    words = ["ansible-playbook", "-i", str(inventory), str(paths.root() / "playbooks" / "workers.yml")]
+    changes = []
+    for _ in range(2):
+        done = subprocess.run(words, cwd=paths.root(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        changes.append(one_run.counts(done.stdout)["worker-west"]["changed"])
+    assert changes[0] > 0
+    assert changes[1] == 0
+    release(lab, "installed")
+    made = order(lab, tmp_path / "run")
+    finished = regions.drive(replace(made, regions=[replace(made.regions[1], python=regions.DEFAULT_PYTHON)]), Heard())
+    assert finished.error() is None
+    assert served(lab, "gpu-3") == "installed"
     nothing_is_left(lab)

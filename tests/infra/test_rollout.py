@@ -32,6 +32,8 @@ from rollout_lab import (
 )
 from stand_in_gates import QUESTIONS
 
+from vllm_fleet.base import paths
+
 pytestmark = [pytest.mark.root, pytest.mark.network]
 
 

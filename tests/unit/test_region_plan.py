@@ -17,6 +17,7 @@ import pytest
 import yaml
 from hanging import HANGING_SECONDS
 
+from vllm_fleet import inventory as sites
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.private_keys import has_passphrase
 from vllm_fleet.catalogue.catalogue import Catalog
@@ -25,7 +26,7 @@ from vllm_fleet.fleet import plan as plans
 from vllm_fleet.fleet import private_key, region_workers
 from vllm_fleet.inventory import Site
 from vllm_fleet.on_host import run_worker
-from vllm_fleet.operate.rollout import regions
+from vllm_fleet.operate.rollout import order, regions
 from vllm_fleet.operate.rollout.record import BatchBegun, Counted, Run
 from vllm_fleet.operate.rollout.timeline import Timeline
 
@@ -59,6 +60,7 @@ def test_the_first_region_has_the_gateways_and_each_its_own_pools(fleets: Path, 
         ({"east": worker("lab", "rack"), "west": worker("rack")}, "the pool 'rack' is in east too"),
         ({"east": worker("lab", "rack", "none")}, "there is no pool 'none'"),
         ({"east": {"address": "10.0.1.2", "pools": ["lab", "rack"]}}, "ssh_host_key"),
+        ({"east": {**worker("lab", "rack"), "adress": "10.0.0.1"}}, "workers.east.adress: unknown key"),
         ({"east": {**worker("lab", "rack"), "python": "bin/python"}}, "workers.east.python"),
     ],
 )
@@ -90,6 +92,27 @@ def test_regions_are_chosen_by_name_and_hosts_only_by_region(fleets: Path, catal
     assert fault.value.hint == "the fleet has east, west"
     with pytest.raises(FleetError, match="are those of its regions"):
         rollout.choose_regions(site, [], "lab-0")
+
+
+def test_the_batches_of_a_region_count_its_own_hosts(fleets: Path) -> None:
+    directory = write(fleets, {"east": worker("lab"), "west": worker("rack", number=2)})
+    site = sites.load(directory)
+    found = {region: order.plan_rollout(site, probing=False, region=region) for region in ("", "east", "west")}
+    assert {name for step in found[""] for name in step.hosts} == {"lab-0", "lab-1", "rack-a"}
+    assert [step.hosts for step in found["east"]] == [("lab-0",), ("lab-1",)]
+    assert [(step.hosts, step.canaries) for step in found["west"]] == [(("rack-a",), ("rack-a",))]
+    with pytest.raises(FleetError, match="fleet_region: there is no region 'north'") as fault:
+        order.plan_rollout(site, probing=False, region="north")
+    assert fault.value.exit_code == 2
+
+
+def test_ansible_reaches_the_workers_by_their_own_keys(fleets: Path) -> None:
+    directory = write(fleets, {"east": {**worker("lab", "rack"), "port": 2200, "user": "fleet"}})
+    site = sites.load(directory)
+    found = site.worker_variables(site.plan.spec.workers["east"])
+    assert (found["ansible_host"], found["ansible_port"], found["ansible_user"]) == ("10.0.1.2", 2200, "fleet")
+    assert "StrictHostKeyChecking=yes" in found["ansible_ssh_common_args"]
+    assert f"[10.0.1.2]:2200 {KEY}\n" in site.known_hosts
 
 
 def test_a_worker_gets_the_project_without_private_keys(fleets: Path, tmp_path: Path) -> None:

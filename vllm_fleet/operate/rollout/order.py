@@ -47,9 +47,8 @@ def _names_of(site: Site, region: str) -> Collection[str]:
         return [host.plan.name for host in site.hosts]
     every = {each.name: each for each in region_workers.list_regions(site.plan.hosts, site.plan.spec.workers)}
     if region not in every:
-        raise FleetError(
-            f"is {region!r}", f"the fleet has the regions {', '.join(every) or 'none'}", key="fleet_region"
-        )
+        known = ", ".join(every) or "none"
+        raise FleetError(f"there is no region {region!r}", f"the fleet has {known}", key="fleet_region")
     return every[region].serving
 
 
