@@ -89,9 +89,16 @@ def test_regions_are_chosen_by_name_and_hosts_only_by_region(fleets: Path, catal
     assert (west.worker.address, west.python, west.limit) == ("10.0.2.2", regions.DEFAULT_PYTHON, ["rack-a"])
     with pytest.raises(FleetError, match="no region 'north'") as fault:
         rollout.choose_regions(site, ["north"], None)
-    assert fault.value.hint == "the fleet has east, west"
+    assert fault.value.hint == "regions of the fleet: east, west"
     with pytest.raises(FleetError, match="are those of its regions"):
         rollout.choose_regions(site, [], "lab-0")
+
+
+def test_a_fleet_without_workers_has_no_regions(golden_site: Site) -> None:
+    assert rollout.choose_regions(golden_site, [], "lab-0") == []
+    with pytest.raises(FleetError, match="no region 'east'") as fault:
+        rollout.choose_regions(golden_site, ["east"], None)
+    assert fault.value.hint == "regions of the fleet: none: it has no workers"
 
 
 def test_the_batches_of_a_region_count_its_own_hosts(fleets: Path) -> None:

@@ -63,14 +63,9 @@ def command(
     arguments = ["--check", "--diff"] if check else []
     if pause_after:
         arguments += ["-e", f"fleet_rollout_pause_after={pause_after}"]
-    if site.plan.spec.workers:
-        chosen = choose_regions(site, region or [], limit)
-    elif region:
-        raise FleetError(
-            "the fleet has no workers", "leave the option out, or add workers to fleet.yml", key="--region"
-        )
+    chosen = choose_regions(site, region or [], limit)
     password = passwords.take_password(ask_become_pass, become_password_file)
-    if site.plan.spec.workers:
+    if chosen:
         with tempfile.TemporaryDirectory(prefix="vllm-fleet-") as folder:
             sent = regions.pack_fleet(site, Path(folder), arguments, password)
             kept = [place / "references" for place in (directory, sent.inventory.parent)]
@@ -83,7 +78,7 @@ def command(
 
 
 def choose_regions(site: Site, names: list[str], limit: str | None) -> list[regions.Region]:
-    """The regions of a run.
+    """The regions of a run; none for a fleet without workers.
 
     Args:
         site: the fleet.
@@ -93,13 +88,14 @@ def choose_regions(site: Site, names: list[str], limit: str | None) -> list[regi
     Raises:
         FleetError: there is no such region, or hosts are limited otherwise.
     """
-    if limit:
-        raise FleetError("the hosts of a run with workers are those of its regions", "give --region", key="--limit")
     every = regions.regions_of(site)
+    if every and limit:
+        raise FleetError("the hosts of a run with workers are those of its regions", "give --region", key="--limit")
     known = [each.name for each in every]
     for name in names:
         if name not in known:
-            raise FleetError(f"there is no region {name!r}", f"the fleet has {', '.join(known)}", key="--region")
+            shown = ", ".join(known) or "none: it has no workers"
+            raise FleetError(f"there is no region {name!r}", f"regions of the fleet: {shown}", key="--region")
     return [each for each in every if not names or each.name in names]
 
 
