@@ -18,6 +18,7 @@ from hanging import HANGING_SECONDS
 from ssh_servers import Loop
 
 from vllm_fleet.base import paths
+from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.on_host import run_worker
 
 
@@ -72,6 +73,9 @@ def fleet(fleets: Path, tmp_path: Path) -> Iterator[Path]:
     yield folder / "fleet.yml"
     loop.stop()
     shutil.rmtree(paths.run_dir(name), ignore_errors=True)
+    for region in servers:
+        lock = Path(run_worker.base_folder()) / f"{text_sha256(f'{name} {region}')[:16]}.lock"
+        lock.unlink(missing_ok=True)
 
 
 def rollout(fleet: Path, *words: str) -> tuple[int, dict[str, Any]]:
@@ -94,7 +98,10 @@ def test_the_worker_of_the_first_region_probes_its_hosts_and_says_what_is_wrong(
     assert code == 1
     assert (result["error"]["host"], result["record"]) == ("east-0", None)
     assert "cannot be reached at 127.0.0.1 port 1" in result["error"]["message"]
-    assert not list(Path(run_worker.base_folder()).glob("*[!k]")), "the worker has kept the folder of the run"
+    name = text_sha256(f"{fleet.parent.name} east")[:16]
+    base = Path(run_worker.base_folder())
+    assert (base / f"{name}.lock").exists()
+    assert not (base / name).exists(), "the worker has kept the folder of the run"
 
 
 def test_one_region_alone_has_its_own_hosts(fleet: Path) -> None:

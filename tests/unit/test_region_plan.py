@@ -94,6 +94,16 @@ def test_regions_are_chosen_by_name_and_hosts_only_by_region(fleets: Path, catal
         rollout.choose_regions(site, [], "lab-0")
 
 
+def test_a_region_without_hosts_has_no_run(fleets: Path, catalog: Catalog) -> None:
+    file = fleets / "golden" / "fleet.yml"
+    spec = yaml.safe_load(file.read_text(encoding="utf-8"))
+    spec["pools"]["later"] = {**spec["pools"]["lab"], "hosts": 0}
+    spec["workers"] = {"east": worker("lab", "rack"), "west": worker("later", number=2)}
+    file.write_text(yaml.safe_dump(spec), encoding="utf-8")
+    found = rollout.choose_regions(Site(plans.load(file.parent, catalog), ()), [], None)
+    assert [each.name for each in found] == ["east"]
+
+
 def test_a_fleet_without_workers_has_no_regions(golden_site: Site) -> None:
     assert rollout.choose_regions(golden_site, [], "lab-0") == []
     with pytest.raises(FleetError, match="no region 'east'") as fault:

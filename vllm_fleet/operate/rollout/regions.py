@@ -82,7 +82,7 @@ class Order:
 
 
 def regions_of(site: Site) -> list[Region]:
-    """The regions of a fleet in their order; empty if it has no workers."""
+    """The regions of a fleet that have hosts, in their order; empty if it has no workers."""
     access, document = site.plan.access, site.plan.document
     return [
         Region(
@@ -102,6 +102,8 @@ def regions_of(site: Site) -> list[Region]:
             each.serving,
         )
         for each in region_workers.list_regions(site.plan.hosts, site.plan.spec.workers)
+        # Without hosts the run would have no limit.
+        if each.others or each.serving
     ]
 
 
