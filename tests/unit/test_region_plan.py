@@ -207,14 +207,15 @@ def place(tmp_path: Path) -> Iterator[Path]:
     Path(f"{folder}.lock").unlink(missing_ok=True)
 
 
-def start(place: Path, tmp_path: Path, program: str) -> subprocess.Popen[bytes]:
+def start(place: Path, tmp_path: Path, program: str, silence: float = 120.0) -> subprocess.Popen[bytes]:
     python = tmp_path / "python"
     python.write_text(program)
     python.chmod(0o755)
     asked = {"command": "run", "python": str(python), "folder": str(place), "bytes": 0, "environment": {}}
-    process = subprocess.Popen(
-        [sys.executable, run_worker.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    source = Path(run_worker.__file__).read_text(encoding="utf-8")
+    source = source.replace("SILENCE_SECONDS = 120.0", f"SILENCE_SECONDS = {silence}")
+    words = [sys.executable, "-c", source]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin
     process.stdin.write(json.dumps(asked).encode() + b"\n")
     process.stdin.flush()
@@ -268,6 +269,16 @@ def test_the_line_stop_makes_the_file_that_ends_the_rollout(place: Path, tmp_pat
     assert process.stdout.readline() == b"it stops\n"
     process.communicate(timeout=HANGING_SECONDS)
     until_gone(place)
+
+
+def test_a_controller_that_says_nothing_is_gone(place: Path, tmp_path: Path) -> None:
+    process = start(place, tmp_path, SLOW, silence=0.5)
+    assert process.stdout
+    assert process.stdout.readline() == b"started\n"
+    # The connection is open, and nothing comes.
+    assert process.wait(timeout=HANGING_SECONDS) == run_worker.ALONE
+    until_gone(place)
+    process.communicate()
 
 
 def test_a_folder_of_another_kind_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

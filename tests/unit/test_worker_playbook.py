@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shlex
 import time
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from hanging import HANGING_SECONDS
 
+from vllm_fleet.edge import worker
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.edge.worker import SETTINGS, Transmitted, WorkerPlaybook
 from vllm_fleet.on_host import run_worker
@@ -23,22 +23,31 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIPZbIJrWDJY/rZsXHNmWBMAHIHMMXqvoHuxm
 EVENT = {"event": "playbook_on_start", "uuid": "1", "counter": 1, "stdout": "hello"}
 
 
-def run(tmp_path: Path, out: bytes, err: str = "", code: int = 0) -> tuple[WorkerPlaybook, list[Mapping[str, Any]]]:
+def run(
+    tmp_path: Path, out: bytes, err: str = "", code: int = 0, wait_for: str = ""
+) -> tuple[WorkerPlaybook, list[Mapping[str, Any]]]:
     answer = tmp_path / "answer"
     answer.write_bytes(out)
     program = tmp_path / "ssh"
-    lines = ("#!/bin/sh", "cat > sent", f"cat {answer}", f"printf %s {shlex.quote(err)} >&2", f"exit {code}")
-    program.write_text("\n".join(lines).replace("> sent", f"> {tmp_path / 'sent'}") + "\n", encoding="utf-8")
+    lines = (
+        "#!/usr/bin/python3",
+        "import json, sys",
+        "line = sys.stdin.buffer.readline()",
+        "sent = line + sys.stdin.buffer.read(json.loads(line)['bytes'])",
+        f"open({str(tmp_path / 'sent')!r}, 'wb').write(sent)",
+        *([f"while sys.stdin.buffer.readline() != {wait_for.encode()!r}: pass"] if wait_for else []),
+        f"sys.stdout.buffer.write(open({str(answer)!r}, 'rb').read())",
+        f"sys.stderr.write({err!r})",
+        f"sys.exit({code})",
+    )
+    program.write_text("\n".join(lines) + "\n", encoding="utf-8")
     program.chmod(0o755)
     heard: list[Mapping[str, Any]] = []
     target = Target("worker of east", "10.0.0.2", 22, "fleet", (KEY,), program=str(program))
     playbook = WorkerPlaybook(target, "/opt/python", "/dev/shm/x/y", {"A": "b"}, heard.append)  # noqa: S108
     playbook.start(b"the stream")
-    # ssh ends with its connection; this one ends with its input.
-    assert playbook._process
-    assert playbook._process.stdin
-    playbook._threads[0].join()
-    playbook._process.stdin.close()
+    if wait_for == "stop\n":
+        playbook.ask_to_stop()
     deadline = time.monotonic() + HANGING_SECONDS
     while playbook.is_running:
         assert time.monotonic() < deadline
@@ -64,6 +73,14 @@ def test_events_and_the_end_of_a_run(tmp_path: Path) -> None:
         "environment": {"A": "b"},
     }
     assert rest == b"the stream"
+
+
+@pytest.mark.parametrize("word", ["alive\n", "stop\n"])
+def test_a_worker_hears_from_the_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    if word == "alive\n":
+        monkeypatch.setattr(worker, "_BEAT_SECONDS", 0.05)
+    playbook, _ = run(tmp_path, lines({"status": "successful"}, {"eof": True}), wait_for=word)
+    assert (playbook.returncode, playbook.error()) == (0, None)
 
 
 def test_a_failed_playbook_is_no_failed_worker(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
 from vllm_fleet.base.errors import ErrorCode, FleetError
@@ -25,6 +26,8 @@ _LINE_BYTES = 64 << 20
 _TAIL_BYTES = 4096
 #: The file ``env/settings`` of the private data directory.
 SETTINGS = {"pexpect_timeout": 1, "suppress_output_file": True}
+#: How often a worker hears from the controller.
+_BEAT_SECONDS = run_worker.SILENCE_SECONDS / 8
 _KEEPALIVE = ("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
 
 
@@ -119,6 +122,7 @@ class WorkerPlaybook:
     _stack: ExitStack = field(default_factory=ExitStack)
     _process: subprocess.Popen[bytes] | None = None
     _threads: list[threading.Thread] = field(default_factory=list)
+    _words: SimpleQueue[bytes] = field(default_factory=SimpleQueue)
     _statuses: list[str] = field(default_factory=list)
     _why: str = ""
     _err: bytes = b""
@@ -143,7 +147,8 @@ class WorkerPlaybook:
             "bytes": len(stream),
             "environment": self.environment,
         }
-        work = (lambda: self._write(json.dumps(asked).encode() + b"\n" + stream), self._read, self._read_errors)
+        self._words.put(json.dumps(asked).encode() + b"\n" + stream)
+        work = (self._write, self._read, self._read_errors)
         self._threads = [threading.Thread(target=each, daemon=True) for each in work]
         for thread in self._threads:
             thread.start()
@@ -183,7 +188,7 @@ class WorkerPlaybook:
 
     def ask_to_stop(self) -> None:
         """Asks it to begin no further batch."""
-        self._write(b"stop\n")
+        self._words.put(b"stop\n")
 
     def kill(self) -> None:
         """Ends it at once: with the connection everything ends that it has started on the worker."""
@@ -204,12 +209,20 @@ class WorkerPlaybook:
             self._process.wait()
         self._stack.close()
 
-    def _write(self, data: bytes) -> None:
-        if self._process and self._process.stdin:
-            # A worker that has ended reads no more: its exit status says why.
-            with suppress(OSError, ValueError):
-                self._process.stdin.write(data)
-                self._process.stdin.flush()
+    def _write(self) -> None:
+        """Sends what there is to say, and a sign of life, until the end."""
+        while word := self._next_word():
+            if self._process and self._process.stdin:
+                # A worker that has ended reads no more: its exit status says why.
+                with suppress(OSError, ValueError):
+                    self._process.stdin.write(word)
+                    self._process.stdin.flush()
+
+    def _next_word(self) -> bytes:
+        try:
+            return self._words.get(timeout=_BEAT_SECONDS)
+        except Empty:
+            return b"alive\n"
 
     def _read(self) -> None:
         from ansible_runner import interface
@@ -239,6 +252,7 @@ class WorkerPlaybook:
         while process.stdout.read(1 << 16):
             continue
         process.wait()
+        self._words.put(b"")
 
     def _read_errors(self) -> None:
         process = self._process

@@ -6,7 +6,7 @@ Standard library only. Reads a line of JSON:
   memory, and the version of each package, null where it is missing.
 - ``{"command": "run", "python", "folder", "bytes", "environment"}`` is followed by the stream of ``ansible-runner
   transmit``. After it the line ``stop`` creates the file ``stop`` in the folder. The end of the input, which is that of
-  the connection too, ends the run at once.
+  the connection too, ends the run at once, and so do two minutes without a line: the network may be gone.
 
 The folder has the files of the stream, so it goes in any case: a second process waits for the end of this one, however
 it ends, kills what the run has started, and removes the folder.
@@ -23,14 +23,17 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from typing import Any, Dict, Iterator, List
 
 #: Folders in memory: a machine that loses its power has nothing of a run afterwards.
 MEMORY = "/dev/shm"  # noqa: S108 - the folder in it belongs to this user alone, which is checked
 #: Every process of a run has the folder of the run in this variable.
 MARK = "VLLM_FLEET_WORKER_RUN"
-#: Exit codes: another run is under way; the worker cannot be used.
-BUSY, UNUSABLE = 75, 78
+#: Exit codes: another run is under way; the worker cannot be used; the controller is gone.
+BUSY, UNUSABLE, ALONE = 75, 78, 79
+#: After so long without a word the controller is gone.
+SILENCE_SECONDS = 120.0
 _VERSIONS = """
 import importlib.metadata as m, json, sys
 def version(name):
@@ -166,43 +169,61 @@ def run(asked: Dict[str, Any]) -> int:
     environment["TMPDIR"] = os.path.join(folder, "tmp")
     environment[MARK] = folder
     environment.update(asked["environment"])
+    ear = Ear(folder)
     work = subprocess.Popen(
         [python, "-m", "ansible_runner", "worker", "--private-data-dir", os.path.join(folder, "run")],
         stdin=subprocess.PIPE,
         env=environment,
         cwd=folder,
     )
-    feed(work, asked["bytes"])
-    threading.Thread(target=obey, args=(folder,), daemon=True).start()
+    ear.feed(work, asked["bytes"])
+    threading.Thread(target=ear.obey, daemon=True).start()
     code = work.wait()
     clean(folder)
     return code
 
 
-def feed(work: Any, left: int) -> None:
-    """Gives ``ansible-runner worker`` its stream."""
-    while left:
-        block = sys.stdin.buffer.read1(min(left, 1 << 16))  # type: ignore[union-attr,unused-ignore]
-        if not block:
-            break
-        left -= len(block)
+class Ear:
+    """Hears the controller."""
+
+    def __init__(self, folder: str) -> None:
+        """Args: folder: that of the run."""
+        self._folder = folder
+        self._last = time.monotonic()
+        threading.Thread(target=self._guard, daemon=True).start()
+
+    def _guard(self) -> None:
+        """Ends all when nothing was heard for too long."""
+        while time.monotonic() - self._last < SILENCE_SECONDS:
+            time.sleep(1)
+        clean(self._folder)
+        os._exit(ALONE)
+
+    def feed(self, work: Any, left: int) -> None:
+        """Gives ``ansible-runner worker`` its stream."""
+        while left:
+            block = sys.stdin.buffer.read1(min(left, 1 << 16))  # type: ignore[union-attr,unused-ignore]
+            if not block:
+                break
+            self._last = time.monotonic()
+            left -= len(block)
+            try:
+                work.stdin.write(block)
+            except BrokenPipeError:
+                continue  # it has ended, and says why on its output
         try:
-            work.stdin.write(block)
+            work.stdin.close()
         except BrokenPipeError:
-            continue  # it has ended, and says why on its output
-    try:
-        work.stdin.close()
-    except BrokenPipeError:
-        return
+            return
 
-
-def obey(folder: str) -> None:
-    """Does what the controller asks for while the run is under way."""
-    for line in sys.stdin.buffer:
-        if line == b"stop\n":
-            with open(os.path.join(folder, "stop"), "w"):
-                pass
-    clean(folder)
+    def obey(self) -> None:
+        """Does what the controller asks for while the run is under way."""
+        for line in sys.stdin.buffer:
+            self._last = time.monotonic()
+            if line == b"stop\n":
+                with open(os.path.join(self._folder, "stop"), "w"):
+                    pass
+        clean(self._folder)
 
 
 def main() -> int:
