@@ -356,14 +356,14 @@ def test_a_worker_that_cannot_be_used_stops_the_run_before_anything_is_touched(l
     good = order(lab, tmp_path)
     east, west = good.regions
     cases = {
-        "/opt/none/bin/python is missing": replace(west, python="/opt/none/bin/python"),
-        "ansible-core is missing": replace(west, python="/usr/bin/python3"),
-        "shows another SSH host key": replace(west, worker=replace(west.worker, host_keys=east.worker.host_keys)),
+        "/opt/none/bin/python is missing": (2, replace(west, python="/opt/none/bin/python")),
+        "ansible-core is missing": (2, replace(west, python="/usr/bin/python3")),
+        "shows another SSH host key": (1, replace(west, worker=replace(west.worker, host_keys=east.worker.host_keys))),
     }
-    for text, region in cases.items():
+    for text, (code, region) in cases.items():
         with pytest.raises(FleetError, match=text) as fault:
             regions.drive(replace(good, regions=[east, region]), Heard())
-        assert fault.value.host == "worker-west"
+        assert (fault.value.exit_code, fault.value.host) == (code, "worker-west")
     assert record.list_records(FLEET) == []
     nothing_is_left(lab)
 

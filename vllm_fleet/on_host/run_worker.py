@@ -119,7 +119,7 @@ def clean(folder: str) -> None:
     """Kills what a run has started, and removes its folder."""
     # A process that is killed may have started one meanwhile.
     while any(list(map(kill, list(processes_of(folder))))):
-        continue
+        time.sleep(0.05)
     shutil.rmtree(folder, ignore_errors=True)
 
 

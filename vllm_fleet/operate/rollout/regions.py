@@ -18,7 +18,7 @@ from vllm_fleet.base import paths, private_keys
 from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.base.errors import ErrorCode, FleetError, raise_all
 from vllm_fleet.edge import ssh, worker
-from vllm_fleet.edge.connection import NoAnswerError
+from vllm_fleet.edge.connection import CommandFailedError, NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.edge.worker import Transmitted, WorkerPlaybook
 from vllm_fleet.fleet import private_key, region_workers
@@ -189,6 +189,8 @@ async def _look(region: Region) -> str | FleetError:
         async with asyncio.timeout(_PROBE_SECONDS):
             answer = json.loads(await ssh.run_json(region.worker, worker.worker_command(), question))
         folder, versions = str(answer["folder"]), dict(answer["versions"])
+    except CommandFailedError as fault:
+        return _no_worker(region, str(fault))
     except NoAnswerError as fault:
         return _no_worker(region, str(fault), ErrorCode.WORK_FAILED)
     except TimeoutError:
