@@ -180,7 +180,7 @@ def run(asked: Dict[str, Any]) -> int:
     threading.Thread(target=ear.obey, daemon=True).start()
     code = work.wait()
     clean(folder)
-    return code
+    return ALONE if ear.alone else abs(code)
 
 
 class Ear:
@@ -188,6 +188,7 @@ class Ear:
 
     def __init__(self, folder: str) -> None:
         """Args: folder: that of the run."""
+        self.alone = False
         self._folder = folder
         self._last = time.monotonic()
         threading.Thread(target=self._guard, daemon=True).start()
@@ -196,6 +197,7 @@ class Ear:
         """Ends all when nothing was heard for too long."""
         while time.monotonic() - self._last < SILENCE_SECONDS:
             time.sleep(1)
+        self.alone = True
         clean(self._folder)
         os._exit(ALONE)
 
@@ -241,4 +243,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    sys.stdout.flush()
+    # A thread may wait for input still, with which Python would not end.
+    os._exit(exit_code)
