@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible import constants as C  # noqa: N812 - Ansible's own name for it
@@ -17,15 +16,6 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import ssh_target
 from vllm_fleet.operate import ansible_options, drift, run_lock
 from vllm_fleet.operate.rollout import record
-
-
-def ssh_options_of(variables: Any) -> Callable[[str], Any]:
-    """Reads the options with which Ansible's own connection plugin would reach a host.
-
-    Args:
-        variables: the variables of the host.
-    """
-    return partial(C.config.get_config_value, plugin_type="connection", plugin_name="ssh", variables=variables)
 
 
 class ActionModule(ActionBase):
@@ -89,7 +79,7 @@ class ActionModule(ActionBase):
     def _targets(self, fleet: inventory.Site, variables: Mapping[str, Any]) -> dict[str, ssh_target.Target]:
         connection_loader.get("ssh", class_only=True)  # its options are known from now on
         asked = self._play_context.become_pass
-        return ansible_options.targets_of_fleet(fleet, variables, ssh_options_of, asked)
+        return ansible_options.targets_of_fleet(fleet, variables, C.config.get_config_value, asked)
 
 
 def _refusal(errors: Sequence[FleetError]) -> dict[str, Any]:

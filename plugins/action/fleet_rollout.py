@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,13 @@ from vllm_fleet.edge.connection import JumpHosts
 from vllm_fleet.operate import ansible_options, run_owner
 from vllm_fleet.operate.rollout import report
 from vllm_fleet.operate.rollout.batch import Batch, Limits
-from vllm_fleet.operate.rollout.hosts import Progress, RolloutHost, host_of_variables
+from vllm_fleet.operate.rollout.hosts import REFUSED, Progress, RolloutHost, host_of_variables, tell_refused
 from vllm_fleet.operate.rollout.programs import Programs
 from vllm_fleet.operate.rollout.record import EVENT_MARK, Record, find_record, open_record
 
 #: How soon it is noticed that the run was killed.
 _LOOK_SECONDS = 0.5
-#: State of a host that does not serve the release -> what is told of it.
-_FAILED = {
-    "untouched": "was not touched, and has its traffic",
-    "returned": "serves its last good release, since the new one was refused",
-    "failed": "does not serve",
-}
 Found = Mapping[str, Progress]
-
-
-def ssh_options_of(variables: Any) -> Callable[[str], Any]:
-    """Reads the options with which Ansible's own connection plugin would reach a host.
-
-    Args:
-        variables: the variables of the host.
-    """
-    return partial(C.config.get_config_value, plugin_type="connection", plugin_name="ssh", variables=variables)
 
 
 @asynccontextmanager
@@ -118,11 +102,13 @@ class ActionModule(ActionBase):
             return {**result, "paused": False}
         result["hosts"] = {name: progress.record() for name, progress in found.items()}
         result["changed"] = any(progress.changed for progress in found.values())
-        failed = {name: progress for name, progress in found.items() if progress.state in _FAILED}
+        failed = {name: progress for name, progress in found.items() if progress.state in REFUSED}
         if arguments["state"] == "serving":
             self._record.write_outcomes(found)
             if failed:
-                told = "\n".join(_told(name, progress) for name, progress in failed.items())
+                told = "\n".join(
+                    tell_refused(name, progress.state, progress.gate, progress.why) for name, progress in failed.items()
+                )
                 self._end("refused", told)
                 result |= {"failed": True, "msg": told}
             elif every[-1] in names:
@@ -154,7 +140,7 @@ class ActionModule(ActionBase):
         gateways = dict.fromkeys(name for host in hosts for name in host.gateways)
         asked = self._play_context.become_pass
         names = [*(host.name for host in hosts), *gateways]
-        targets = ansible_options.targets_of_run(names, hostvars, ssh_options_of, asked)
+        targets = ansible_options.targets_of_run(names, hostvars, C.config.get_config_value, asked)
         limits = Limits(
             drain=float(self._task.args.get("drain_seconds", Limits.drain)),
             ready=float(self._task.args.get("ready_seconds", Limits.ready)),
@@ -208,8 +194,3 @@ def _fleets(names: list[str], hostvars: Mapping[str, Any]) -> dict[str, list[str
         if fleet := hostvars[name].get("fleet_name"):
             fleets.setdefault(str(fleet), []).append(name)
     return fleets
-
-
-def _told(name: str, progress: Progress) -> str:
-    gate = f" at the gate {progress.gate}" if progress.gate else ""
-    return f"{name} {_FAILED[progress.state]}{gate}: {progress.why}"

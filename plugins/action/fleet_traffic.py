@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible import constants as C  # noqa: N812 - Ansible's own name for it
@@ -17,15 +16,6 @@ from vllm_fleet.edge.connection import JumpHosts
 from vllm_fleet.operate import ansible_options, run_owner
 from vllm_fleet.operate.rollout.programs import CommandError, Programs
 from vllm_fleet.operate.rollout.traffic import Traffic
-
-
-def ssh_options_of(variables: Any) -> Callable[[str], Any]:
-    """Reads the options with which Ansible's own connection plugin would reach a host.
-
-    Args:
-        variables: the variables of the host.
-    """
-    return partial(C.config.get_config_value, plugin_type="connection", plugin_name="ssh", variables=variables)
 
 
 class ActionModule(ActionBase):
@@ -62,7 +52,7 @@ class ActionModule(ActionBase):
         connection_loader.get("ssh", class_only=True)  # its options are known from now on
         arguments = self._task.args
         asked = self._play_context.become_pass
-        targets = ansible_options.targets_of_run(gateways, hostvars, ssh_options_of, asked)
+        targets = ansible_options.targets_of_run(gateways, hostvars, C.config.get_config_value, asked)
         reason, kind = str(arguments.get("reason") or "a change of the host"), str(arguments.get("kind") or "run")
         wait, lease = (float(arguments.get(f"{name}_seconds") or 0) for name in ("wait", "lease"))
         servers = [f"{host}_*"]

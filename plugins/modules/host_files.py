@@ -26,16 +26,16 @@ options:
     type: list
     elements: dict
     default: []
-    suboptions: &attributes
+    suboptions:
       path:
         description: Where it is.
         type: path
         required: true
-      owner:
+      owner: &owner
         description: Its owner.
         type: str
         default: root
-      group:
+      group: &group
         description: Its group.
         type: str
         default: root
@@ -57,14 +57,8 @@ options:
         description: The whole content.
         type: str
         required: true
-      owner:
-        description: Its owner.
-        type: str
-        default: root
-      group:
-        description: Its group.
-        type: str
-        default: root
+      owner: *owner
+      group: *group
       mode:
         description: Its mode, octal.
         type: str

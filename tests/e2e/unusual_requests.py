@@ -236,6 +236,12 @@ REFUSED: Mapping[str, Fields] = {
     "a schema that is no JSON": _constrained(json="{"),
     "a schema that refers to nothing": _constrained(json={"$ref": "#/nope"}),
     "a deep schema": _constrained(json=nested(150)),
+    # What llguidance makes of ten million items takes 1 GB.
+    "a schema of ten million items": _constrained(json={"type": "array", "minItems": 10**7}),
+    "a schema of properties without names": _constrained(json={"type": "object", "minProperties": 10**7}),
+    "a pattern of a class of letters": _constrained(regex=r"\p{L}{3}"),
+    "a pattern of two repetitions": _constrained(regex="a**"),
+    "a pattern of a backward reference": _constrained(regex="(?P<x>a)(?P=x)"),
     "a negative temperature": {"temperature": -1},
     "a huge temperature": {"temperature": 1e9},
     "a temperature that is no number": {"temperature": math.nan},

@@ -248,6 +248,48 @@ def test_a_start_that_never_ends_goes_back(lab: DriverLab) -> None:
     everything_serves(lab)
 
 
+#: Stands where a program of the project is, and lets it see another time.
+OTHER_CLOCK = """#!/usr/bin/python3 -IS
+import runpy, time
+real = time.time
+time.time = lambda: real() + {seconds}
+runpy.run_path("{program}.real", run_name="__main__")
+"""
+
+
+@contextmanager
+def other_clock(lab: DriverLab, name: str, program: str, days: int) -> Iterator[None]:
+    """The program of a host sees a clock that differs: hosts of a lab have one kernel, and so one clock."""
+    text = OTHER_CLOCK.format(seconds=days * 86400, program=program)
+    lab.on(name, f"cp -a {program} {program}.real && cat > {program} <<'END'\n{text}END\n")
+    try:
+        yield
+    finally:
+        lab.on(name, f"mv {program}.real {program}")
+
+
+def test_clocks_that_differ_by_days_change_nothing(lab: DriverLab) -> None:
+    """Each lease is counted on the machine that keeps it; no time of one machine is compared with another's."""
+    before = accepted(lab, "gpu-1")
+    with (
+        other_clock(lab, "gpu-0", "/usr/local/libexec/vllm-release", 2),
+        other_clock(lab, "gateway-0", "/usr/local/libexec/vllm-gateway", -2),
+        clients(lab, streams=4, kept=4) as result,
+    ):
+        set_release(lab, "gpu-0", note="another day")
+        done = lab.playbook(BOOK, batches(["gpu-0"]))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert served(lab, "gpu-0") == "another day"
+        set_release(lab, "gpu-0", "tools=broken", note="a bad day")
+        refused = lab.playbook(BOOK, batches(["gpu-0"], ["gpu-1"]))
+        assert refused.returncode == 2
+        assert "serves its last good release, since the new one was refused at the gate tools" in told(refused)
+        assert served(lab, "gpu-0") == "another day"
+    assert (result["cut"], result["failed"]) == (0, 0), result
+    assert accepted(lab, "gpu-1") == before
+    everything_serves(lab)
+
+
 def test_many_failed_starts_do_not_keep_a_good_release_from_starting(lab: DriverLab) -> None:
     """Systemd's limit of starts is over after a few."""
     set_release(lab, "gpu-1", "dies=1", note="dies often")

@@ -211,6 +211,8 @@ def test_a_rollback_is_a_switch_under_streams_and_loses_no_request(
     assert [served(lab, name) for name in PLACE.serving] == before
     batched = [event.hosts for event in newest() if isinstance(event, BatchBegun)]
     assert batched == [["gpu-0"], ["gpu-1"], [PAIR]], "a quarter of three hosts is one"
+    rollback_command.follow(go_back(lab, "gpu-0"), json=False)
+    assert served(lab, "gpu-0") == "worse", "a second one undoes the first"
     everything_serves(lab)
 
 

@@ -153,7 +153,7 @@ def test_what_vllm_refuses_when_it_starts_is_refused_before(
 
 
 def test_a_cpu_has_its_own_batch() -> None:
-    said = refused("cpu-2", "vllm-0.32.0-cpu", "max-num-seqs=4096", model="vllm-fleet/lab-gpt-oss")
+    said = refused("xeon-16", "vllm-0.32.0-cpu", "max-num-seqs=4096", model="openai/gpt-oss-20b")
     assert "max-num-batched-tokens 2048 is less than max-num-seqs 4096" in said
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.merge import leaves
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.reports import recipe_check
 from vllm_fleet.resolve.resolve import Question, resolve
@@ -80,9 +81,49 @@ def test_every_wheel_for_gpus_gets_a_compiler_eager_or_not(catalog: Catalog) -> 
             assert deployment.packages == ("g++", "python3-dev"), engine.id
 
 
+def test_an_image_for_processors_compiles_nothing(catalog: Catalog) -> None:
+    """The image that the engine names has no compiler (lab/artifacts/image.py)."""
+    for host_class, model in (("cpu-2", LAB), ("xeon-16", "openai/gpt-oss-20b")):
+        deployment = ask(catalog, host_class=host_class, model=model, install="docker")
+        assert deployment.env["TORCHDYNAMO_DISABLE"] == "1", host_class
+        assert deployment.args["enforce-eager"] is True, host_class
+
+
+def test_no_wheel_for_cuda_compiles_its_sampler_with_nvcc(catalog: Catalog) -> None:
+    """No host of a wheel gets nvcc; images bring it, or the compiled sampler."""
+    for engine in catalog.engines.values():
+        if engine.accelerator != "cuda":
+            continue
+        for install in ("wheel", "docker"):
+            for host_class in ("h100-1", "a100-80gb-1", "b200-1"):
+                deployment = ask(
+                    catalog, host_class=host_class, model="openai/gpt-oss-20b", engine=engine.id, install=install
+                )
+                value = deployment.env.get("VLLM_USE_FLASHINFER_SAMPLER")
+                assert value == ("0" if install == "wheel" else None), (engine.id, host_class, install)
+
+
+@pytest.mark.parametrize(
+    ("host_class", "model", "engine"),
+    [
+        ("cpu-2", LAB, "vllm-0.32.0-cpu"),
+        ("xeon-16", "openai/gpt-oss-20b", "vllm-0.32.0-cpu"),
+        ("h100-8", "openai/gpt-oss-120b", "vllm-0.32.0-cuda"),
+        ("b200-8", "openai/gpt-oss-20b", "vllm-0.33.0-cuda"),
+        ("mi300x-8", "openai/gpt-oss-120b", "vllm-0.32.0-rocm"),
+        ("mi355x-8", "amd/gpt-oss-120b-w-mxfp4-a-fp8", "vllm-0.33.0-rocm"),
+    ],
+)
+def test_a_schema_never_reaches_a_library_that_writes_it_out(
+    catalog: Catalog, host_class: str, model: str, engine: str
+) -> None:
+    deployment = ask(catalog, host_class=host_class, model=model, engine=engine)
+    assert deployment.args["structured-outputs-config"] == {"backend": "xgrammar"}
+
+
 def test_every_value_has_its_origin(catalog: Catalog) -> None:
     deployment = ask(catalog)
-    keys = {f"args.{key}" for key in deployment.args} | {f"env.{key}" for key in deployment.env}
+    keys = {key for key, _ in leaves({"args": deployment.args, "env": deployment.env})}
     assert set(deployment.provenance) == keys
     rules = catalog.models[LAB].rules
     for origin in deployment.provenance.values():

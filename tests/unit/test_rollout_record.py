@@ -19,6 +19,7 @@ from vllm_fleet.operate import run_owner
 from vllm_fleet.operate.rollout import record
 from vllm_fleet.operate.rollout.hosts import Progress
 from vllm_fleet.operate.rollout.record import Record, open_record, read_record
+from vllm_fleet.operate.rollout.run import find_resumed
 
 PID = os.getpid()
 FLEETS = {"prod": ["a", "b"]}
@@ -215,6 +216,13 @@ def test_a_run_that_did_not_come_to_its_end_is_found(state: Path) -> None:
     assert record.find_unfinished("prod") is None
     finished(state, "6", owner=run_owner.name_run(PID))
     assert record.find_unfinished("prod") is None, "it works still"
+
+
+def test_a_damaged_record_stops_no_rollout(state: Path) -> None:
+    file = finished(state, "1")
+    file.write_text("not a record\n")
+    assert "cannot tell what it resumes: " in find_resumed("prod")
+    assert file.name in find_resumed("prod")
 
 
 def test_the_hosts_that_a_run_leaves_are_known_to_its_processes_alone() -> None:

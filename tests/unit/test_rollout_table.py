@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
+import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from vllm_fleet.cli import rollout_table
+from vllm_fleet.cli import app, rollout_table
 from vllm_fleet.operate.rollout import record
 from vllm_fleet.operate.rollout.record import Event
 from vllm_fleet.operate.rollout.timeline import Timeline, describe_refused
@@ -73,6 +76,11 @@ def test_of_more_hosts_than_rows_those_at_work_and_the_refused_have_one() -> Non
     assert more == "and 96 waits, 1 serving"
 
 
+def test_what_a_refused_canary_kept_from_beginning_is_left_and_waits_no_more() -> None:
+    refused = [outcome("a", "returned", gate="tools"), event(9, "ended", state="refused", why="the gate tools")]
+    assert [row[2] for row in rows(*begun("a", "b"), *refused)] == ["returned", "left"]
+
+
 def test_a_log_has_batches_outcomes_and_the_gate_that_refuses() -> None:
     timeline = Timeline()
     lines = []
@@ -135,3 +143,12 @@ def test_the_last_line_of_json_names_the_hosts() -> None:
     timeline = Timeline.read([*begun("a", "b"), outcome("a", "serving"), event(9, "left", hosts=["b"])])
     line = rollout_table.result_line(timeline, {"exit_code": 0})
     assert line == {"event": "result", "accepted": ["a"], "refused": [], "left": ["b"], "exit_code": 0}
+
+
+@pytest.mark.parametrize("command", ["rollout", "rollback"])
+def test_an_error_before_the_first_event_is_a_line_of_json_too(command: str) -> None:
+    done = CliRunner().invoke(app, [command, "--fleet", "nope", "--json"])
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert (found["event"], found["exit_code"], done.exit_code) == ("result", 2, 2)
+    assert found["error"]["message"] == "there is no fleet 'nope'"

@@ -158,6 +158,7 @@ def test_the_diff_of_a_combination(report: Report) -> None:
         Change("args.performance-mode", None, "throughput"),
         Change("args.quantization-config.moe.activation", None, "mxfp8"),
         Change("args.shutdown-timeout", None, 30),
+        Change("args.structured-outputs-config.backend", None, "xgrammar"),
         Change("env.VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8", "1", None),
     )
 

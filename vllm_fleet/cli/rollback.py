@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_module
 import os
-import sys
 from dataclasses import replace
 from typing import Annotated
 
@@ -44,21 +42,22 @@ def command(
     Its files are on the host: nothing is installed. Each host leaves the traffic, starts its last good release before
     the accepted one, and serves again. Never more hosts of a model than max_unavailable are out of traffic.
     """
-    site = drift.load_site_of_run(fleet_directory(fleet))
-    chosen = choose_hosts(site, pool or (), host or ())
-    password = passwords.take_password(ask_become_pass, become_password_file)
-    hosts = [host_of_variables(member.plan.name, member.variables, {}) for member in chosen]
-    gateways = {name for each in hosts for name in each.gateways}
-    targets = {
-        member.plan.name: replace(
-            ansible_options.with_environment(drift.host_target(site, member)), become_password=password
-        )
-        for member in site.hosts
-        if member in chosen or member.plan.name in gateways
-    }
-    names = {each.name for each in hosts}
-    rollout = site.plan.spec.rollout
-    follow(rollback.Order(fleet, hosts, order.members_to_go_back(site, names), targets, rollout), json=json)
+    with rollout_table.errors_as_result(json=json):
+        site = drift.load_site_of_run(fleet_directory(fleet))
+        chosen = choose_hosts(site, pool or (), host or ())
+        password = passwords.take_password(ask_become_pass, become_password_file)
+        hosts = [host_of_variables(member.plan.name, member.variables, {}) for member in chosen]
+        gateways = {name for each in hosts for name in each.gateways}
+        targets = {
+            member.plan.name: replace(
+                ansible_options.with_environment(drift.host_target(site, member)), become_password=password
+            )
+            for member in site.hosts
+            if member in chosen or member.plan.name in gateways
+        }
+        names = {each.name for each in hosts}
+        rollout = site.plan.spec.rollout
+        follow(rollback.Order(fleet, hosts, order.members_to_go_back(site, names), targets, rollout), json=json)
 
 
 def choose_hosts(site: Site, pools: tuple[str, ...] | list[str], names: tuple[str, ...] | list[str]) -> list[SiteHost]:
@@ -110,14 +109,7 @@ def follow(what: rollback.Order, *, json: bool) -> None:
     show()
     error = _error(timeline, interrupted=bool(presses))
     if json:
-        values = {
-            **rollout_table.places(follower.file),
-            "exit_code": error.exit_code if error else 0,
-            "error": error.record() if error else None,
-        }
-        sys.stdout.write(json_module.dumps(rollout_table.result_line(timeline, values)) + "\n")
-        if error:
-            raise typer.Exit(error.exit_code)
+        rollout_table.print_result(timeline, follower.file, error)
         return
     notes = rollout_table.place_notes(follower.file)
     notes.append(

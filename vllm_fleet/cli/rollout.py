@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 import tempfile
 from collections.abc import Callable
@@ -56,25 +55,26 @@ def command(
     Does what 'ansible-playbook site.yml' does. A host leaves the traffic, gets the release, passes its gates and serves
     again. One that does not pass goes back to its last good release, and its batch is the last one.
     """
-    directory = fleet_directory(fleet)
-    site = drift.load_site_of_run(directory)
-    if resumed := run.find_resumed(fleet):
-        print_note(resumed)
-    arguments = ["--check", "--diff"] if check else []
-    if pause_after:
-        arguments += ["-e", f"fleet_rollout_pause_after={pause_after}"]
-    chosen = choose_regions(site, region or [], limit)
-    password = passwords.take_password(ask_become_pass, become_password_file)
-    if chosen:
+    with rollout_table.errors_as_result(json=json):
+        directory = fleet_directory(fleet)
+        site = drift.load_site_of_run(directory)
+        if resumed := run.find_resumed(fleet):
+            print_note(resumed)
+        arguments = ["--check", "--diff"] if check else []
+        if pause_after:
+            arguments += ["-e", f"fleet_rollout_pause_after={pause_after}"]
+        chosen = choose_regions(site, region or [], limit)
+        password = passwords.take_password(ask_become_pass, become_password_file)
+        if not chosen:
+            arguments = [*(["--limit", limit] if limit else []), *arguments]
+            order = run.Order(fleet, directory / "fleet.yml", paths.root() / "site.yml", arguments, password)
+            follow(lambda listener: run.drive(order, listener), json=json, check=check)
+            return
         with tempfile.TemporaryDirectory(prefix="vllm-fleet-") as folder:
             sent = regions.pack_fleet(site, Path(folder), arguments, password)
             kept = [place / "references" for place in (directory, sent.inventory.parent)]
             regional = regions.Order(fleet, chosen, sent, check, regions_after, kept)
             follow(lambda listener: regions.drive(regional, listener), json=json, check=check)
-        return
-    arguments = [*(["--limit", limit] if limit else []), *arguments]
-    order = run.Order(fleet, directory / "fleet.yml", paths.root() / "site.yml", arguments, password)
-    follow(lambda listener: run.drive(order, listener), json=json, check=check)
 
 
 def choose_regions(site: Site, names: list[str], limit: str | None) -> list[regions.Region]:
@@ -115,18 +115,11 @@ def follow(drive: Callable[[run.Listener], run.Finished], *, json: bool, check: 
         finished = drive(listener)
     timeline, error = finished.timeline, finished.error()
     if json:
-        values = {
-            **rollout_table.places(finished.file),
-            "exit_code": error.exit_code if error else 0,
-            "error": error.record() if error else None,
-        }
-        sys.stdout.write(json_module.dumps(rollout_table.result_line(timeline, values)) + "\n")
-        if error:
-            raise typer.Exit(error.exit_code)
+        rollout_table.print_result(timeline, finished.file, error)
         return
     if finished.file:
         notes = rollout_table.place_notes(finished.file)
-        if any(host.left for host in timeline.hosts.values()):
+        if timeline.ended and timeline.ended.state == "paused":
             notes.append("run the command again to go on with the other hosts")
         rollout_table.print_end(timeline, notes)
     elif error is None:

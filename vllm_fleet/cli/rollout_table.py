@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from vllm_fleet.base import paths
+from vllm_fleet.base.errors import FleetError
 from vllm_fleet.cli.output import print_note, print_text
 from vllm_fleet.operate.rollout.record import BatchBegun, Event, GateJudged, Left, Outcome
 from vllm_fleet.operate.rollout.timeline import HostLine, Timeline, describe_refused, figures_text
@@ -216,6 +221,38 @@ def places(file: Path | None) -> dict[str, str | None]:
 def place_notes(file: Path | None) -> list[str]:
     """The same for people."""
     return [f"{kind}: {paths.display(Path(at))}" for kind, at in places(file).items() if at]
+
+
+def print_result(timeline: Timeline, file: Path | None, error: FleetError | None) -> None:
+    """Prints the last line of JSON.
+
+    Args:
+        timeline: what the run has done.
+        file: its record.
+        error: why it did not do what it was asked to; None if it did.
+
+    Raises:
+        typer.Exit: with the exit code of the error.
+    """
+    values = {
+        **places(file),
+        "exit_code": error.exit_code if error else 0,
+        "error": error.record() if error else None,
+    }
+    sys.stdout.write(json.dumps(result_line(timeline, values)) + "\n")
+    if error:
+        raise typer.Exit(error.exit_code)
+
+
+@contextmanager
+def errors_as_result(*, json: bool) -> Iterator[None]:
+    """With JSON, an error that comes before the first event is a line too: a reader of lines expects one each."""
+    try:
+        yield
+    except FleetError as error:
+        if not json:
+            raise
+        print_result(Timeline(), None, error)
 
 
 def result_line(timeline: Timeline, values: dict[str, Any]) -> dict[str, Any]:

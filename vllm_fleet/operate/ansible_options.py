@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from vllm_fleet.operate import become_password, drift
 
 #: The public host keys of a host that is in no fleet.yml: a list of 'type base64'.
 _HOST_KEYS = "fleet_ssh_host_keys"
+#: Ansible's own reader of its configuration, ``ansible.constants.config.get_config_value``: the core knows no Ansible.
+ReadConfig = Callable[..., Any]
 
 
 def hosts_by_fleet(names: Iterable[str], hostvars: Mapping[str, Any]) -> Iterator[tuple[Site, dict[str, Any]]]:
@@ -36,14 +39,14 @@ def hosts_by_fleet(names: Iterable[str], hostvars: Mapping[str, Any]) -> Iterato
 
 
 def targets_of_fleet(
-    site: Site, variables: Mapping[str, Any], options_of: Callable[[Any], Callable[[str], Any]], asked: str | None
+    site: Site, variables: Mapping[str, Any], read_config: ReadConfig, asked: str | None
 ) -> dict[str, Target]:
     """The hosts of a fleet as Ansible reaches them.
 
     Args:
         site: the fleet.
         variables: host name -> its variables in Ansible; others are left out.
-        options_of: returns the reader of the options of Ansible's connection plugin, for the variables of a host.
+        read_config: reads the options of Ansible's connection plugin.
         asked: the password for sudo that the user has given Ansible.
 
     Raises:
@@ -52,7 +55,7 @@ def targets_of_fleet(
     members = {host.plan.name: host for host in site.hosts}
     return {
         name: replace(
-            target_of_run(site, members[name], options_of(own)),
+            target_of_run(site, members[name], _options_of(own, read_config)),
             become_password=become_password.find_password(own, asked),
         )
         for name, own in variables.items()
@@ -63,7 +66,7 @@ def targets_of_fleet(
 def targets_of_run(
     names: Iterable[str],
     hostvars: Mapping[str, Any],
-    options_of: Callable[[Any], Callable[[str], Any]],
+    read_config: ReadConfig,
     asked: str | None,
 ) -> dict[str, Target]:
     """Hosts as Ansible reaches them, those of fleets and those that only an inventory has, with their host keys.
@@ -71,7 +74,7 @@ def targets_of_run(
     Args:
         names: the hosts.
         hostvars: Ansible's variables of all hosts.
-        options_of: as in :func:`targets_of_fleet`.
+        read_config: as in :func:`targets_of_fleet`.
         asked: as in :func:`targets_of_fleet`.
 
     Raises:
@@ -79,16 +82,19 @@ def targets_of_run(
     """
     chosen = list(names)
     plain = [name for name in chosen if hostvars[name].get(_HOST_KEYS)]
-    found = {name: _plain_target(name, hostvars[name], options_of, asked) for name in plain}
+    found = {name: _plain_target(name, hostvars[name], read_config, asked) for name in plain}
     for site, variables in hosts_by_fleet([name for name in chosen if name not in plain], hostvars):
-        found |= targets_of_fleet(site, variables, options_of, asked)
+        found |= targets_of_fleet(site, variables, read_config, asked)
     return found
 
 
-def _plain_target(
-    name: str, own: Mapping[str, Any], options_of: Callable[[Any], Callable[[str], Any]], asked: str | None
-) -> Target:
-    read = options_of(own)
+def _options_of(own: Mapping[str, Any], read_config: ReadConfig) -> Callable[[str], Any]:
+    """Reads the options with which Ansible's own connection plugin would reach the host of these variables."""
+    return partial(read_config, plugin_type="connection", plugin_name="ssh", variables=own)
+
+
+def _plain_target(name: str, own: Mapping[str, Any], read_config: ReadConfig, asked: str | None) -> Target:
+    read = _options_of(own, read_config)
     key = read("private_key_file")
     return Target(
         name,

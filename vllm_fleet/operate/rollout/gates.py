@@ -184,42 +184,61 @@ class HostGates:
         self, host: RolloutHost, result: GateResult, before: Mapping[str, Any], into: Measurements
     ) -> dict[str, Any]:
         """The result of a gate as it is kept; that of a comparison is judged here."""
-        judged = {**result.model_dump(), "waived": ""}
+        kept = {**result.model_dump(), "waived": ""}
         if not result.passed or result.gate not in _COMPARED:
-            return judged
+            return kept
         try:
-            at = host.gates.get("reference")
-            reference, same = find_reference(Path(at)) if at else (None, False)
+            if result.gate == "numerics":
+                figures, why = self._judge_numerics(host, result, into)
+            else:
+                figures, why = self._judge_speed(host, result, before, into)
         except FleetError as fault:
-            return {**judged, "figures": {}, "passed": False, "why": str(fault)}
-        why = ""
-        if result.gate == "numerics":
-            prompts = host.gates["prompts"]
-            try:
-                found = LogProbs.model_validate(result.figures).logprobs
-            except ValidationError:
-                return {**judged, "figures": {}, "passed": False, "why": "gave log-probabilities that cannot be read"}
-            named = dict(zip(map(digest_of_prompt, prompts), found, strict=False))
-            judged["figures"] = {"compared": 0}
-            if reference:
-                limits = host.gates["numerics"]["same" if same else "other"]
-                judged["figures"], why = judge_numerics(named, reference, limits)
-            into.logprobs.update(named)
-        else:
-            new = _measured(result)
-            into.speed = new.model_dump()
-            known = before.get(result.instance)
-            old = Measured.model_validate(known) if known else self._speed_of(host, reference)
-            if old:
-                compared, why = judge_speed(new, old, host.gates["speed"])
-                judged["figures"] = {**into.speed, **compared}
-        return {**judged, "passed": not why, "why": why}
+            figures, why = {}, str(fault)
+        return {**kept, "figures": figures, "passed": not why, "why": why}
 
     @staticmethod
-    def _speed_of(host: RolloutHost, reference: Reference | None) -> Measured | None:
-        """The speed of the last release of the same class, as it was recorded."""
-        own = Path(host.gates["reference"]).name.partition("--")[0] if "reference" in host.gates else ""
-        return reference.speed if reference and reference.host_class == own else None
+    def _judge_numerics(host: RolloutHost, result: GateResult, into: Measurements) -> tuple[dict[str, Any], str]:
+        try:
+            found = LogProbs.model_validate(result.figures).logprobs
+        except ValidationError:
+            return {}, "gave log-probabilities that cannot be read"
+        reference, same = _reference_of(host)
+        named = dict(zip(map(digest_of_prompt, host.gates["prompts"]), found, strict=False))
+        figures, why = {"compared": 0}, ""
+        if reference:
+            figures, why = judge_numerics(named, reference, host.gates["numerics"]["same" if same else "other"])
+        into.logprobs.update(named)
+        return figures, why
+
+    @staticmethod
+    def _judge_speed(
+        host: RolloutHost, result: GateResult, before: Mapping[str, Any], into: Measurements
+    ) -> tuple[dict[str, Any], str]:
+        new = _measured(result)
+        into.speed = new.model_dump()
+        known = before.get(result.instance)
+        old = Measured.model_validate(known) if known else _recorded_speed(host)
+        if old is None:
+            return dict(result.figures), ""
+        compared, why = judge_speed(new, old, host.gates["speed"])
+        return {**into.speed, **compared}, why
+
+
+def _reference_of(host: RolloutHost) -> tuple[Reference | None, bool]:
+    """What a release before has measured, and whether it is of this engine and class, as :func:`find_reference`.
+
+    Raises:
+        FleetError: its file is damaged.
+    """
+    at = host.gates.get("reference")
+    return find_reference(Path(at)) if at else (None, False)
+
+
+def _recorded_speed(host: RolloutHost) -> Measured | None:
+    """The speed of the last release of the same class, as it was recorded."""
+    reference, _ = _reference_of(host)
+    own = Path(host.gates["reference"]).name.partition("--")[0] if "reference" in host.gates else ""
+    return reference.speed if reference and reference.host_class == own else None
 
 
 def _groups(gates: Sequence[str]) -> Iterable[list[str]]:

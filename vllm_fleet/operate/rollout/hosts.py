@@ -44,6 +44,27 @@ class RolloutHost:
         return f"{self.name}_{instance}"
 
 
+#: State of a host that does not serve the release, as :class:`Progress` has it -> what is told of it.
+REFUSED: Mapping[str, str] = {
+    "untouched": "was not touched, and has its traffic",
+    "returned": "serves its last good release, since the new one was refused",
+    "failed": "does not serve",
+}
+
+
+def tell_refused(name: str, state: str, gate: str, why: str) -> str:
+    """What is told of a host that does not serve the release.
+
+    Args:
+        name: the host.
+        state: one of :data:`REFUSED`.
+        gate: the gate that refused it; empty where it was none of them.
+        why: why it was not accepted.
+    """
+    place = f" at the gate {gate}" if gate else ""
+    return f"{name} {REFUSED[state]}{place}: {why}"
+
+
 @dataclass
 class Progress:
     """What has become of a host.

@@ -283,10 +283,12 @@ def _report(news: News, follower: Follower, timeline: Timeline, listener: Listen
 def find_resumed(fleet: str) -> str:
     """What the next rollout of a fleet resumes, for people; empty if the last one came to its end.
 
-    Raises:
-        FleetError: the newest record is damaged.
+    A record that is damaged, or from a later version, stops no rollout: the hosts themselves know what they have.
     """
-    found = record.find_unfinished(fleet)
+    try:
+        found = record.find_unfinished(fleet)
+    except FleetError as fault:
+        return f"cannot tell what it resumes: {fault}"
     if found is None:
         return ""
     file, events = found

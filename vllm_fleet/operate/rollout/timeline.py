@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_fleet.operate.rollout.hosts import REFUSED, tell_refused
 from vllm_fleet.operate.rollout.record import (
     BatchBegun,
     Counted,
@@ -23,8 +24,6 @@ from vllm_fleet.operate.rollout.record import (
     Run,
 )
 
-#: States of a host that does not serve the release of the run.
-REFUSED = ("untouched", "returned", "failed")
 #: What a gateway counts -> what people call it. A retry reached its client late; all others may have lost a request.
 COUNTED: Mapping[str, str] = {
     "hrsp_5xx": "answers with 5xx",
@@ -140,6 +139,8 @@ class Timeline:
                 self._host(name).left = True
         elif isinstance(event, Ended):
             self.ended = event
+            for host in self.hosts.values():
+                host.left = host.left or not (host.batch or host.outcome)
         elif isinstance(event, Counted):
             self._count(event)
         elif not isinstance(event, Kept):
@@ -232,15 +233,9 @@ def describe_refused(host: HostLine) -> list[str]:
         host: one whose outcome is known.
     """
     outcome = host.outcome
-    if outcome is None:
+    if outcome is None or not host.is_refused:
         return []
-    told = {
-        "untouched": "was not touched, and has its traffic",
-        "returned": "serves its last good release, since the new one was refused",
-        "failed": "does not serve",
-    }
-    gate = f" at the gate {outcome.gate}" if outcome.gate else ""
-    lines = [f"{host.name} {told.get(outcome.state, outcome.state)}{gate}: {outcome.why}"]
+    lines = [tell_refused(host.name, outcome.state, outcome.gate, outcome.why)]
     refused = [result for result in host.gates if not result.passed]
     lines += [f"  {result.gate}: {figures_text(result.figures)}" for result in refused if result.figures]
     return lines + [f"  {line}" for line in outcome.log]
