@@ -26,6 +26,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.heartbeat import Heartbeat
+from vllm_fleet.edge import uv
 
 _RUNS = 3
 #: The first run of each contender does not count: it fills caches and compiles Python.
@@ -163,7 +164,7 @@ def _numbers(text: str) -> list[int]:
 def _bench(hosts: list[int], slow_hosts: list[int], runs: int) -> report.Report:
     measure.adopt_orphans()
     with state.locked("bench"), _work_folder() as work:
-        venv = contenders.pyinfra_environment()
+        venv = uv.group_environment("bench", "pyinfra")
         with target.running(work) as host:
             bench = _Bench(host, work, work / "fleets")
             counts = sorted({1, _WARM_UP_HOSTS, *hosts, *slow_hosts})

@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncssh  # noqa: F401 - loaded once for a run: each step works in a process of its own, which begins as a copy
 from ansible import constants as C  # noqa: N812 - Ansible's own name for it
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import connection_loader
 from ansible.utils.display import Display
@@ -22,7 +23,7 @@ from vllm_fleet.operate.rollout import report
 from vllm_fleet.operate.rollout.batch import Batch, Limits
 from vllm_fleet.operate.rollout.hosts import REFUSED, Progress, RolloutHost, host_of_variables, tell_refused
 from vllm_fleet.operate.rollout.programs import Programs
-from vllm_fleet.operate.rollout.record import Record, find_record, open_record
+from vllm_fleet.operate.rollout.record import EVENT_MARK, Record, find_record, open_record
 
 #: How soon it is noticed that the run was killed.
 _LOOK_SECONDS = 0.5
@@ -83,6 +84,11 @@ class ActionModule(ActionBase):
         }
         try:
             self._record = self._open_record(names, every, hostvars)
+            if boolean(given.get("fleet_rollout_events", False)):
+                # The controller of a worker reads them in its output.
+                self._record.on_line = lambda line: Display().display(f"{EVENT_MARK}{line}")
+                if step is _begin and names[0] == every[0]:
+                    self._record.repeat_run()
             if step is _begin and not self._task.check_mode and (why := pauses(given)):
                 left = every[every.index(names[0]) :]
                 self._record.write("left", hosts=left)

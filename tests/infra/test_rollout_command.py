@@ -107,9 +107,10 @@ DRIVE = """
 import sys
 from pathlib import Path
 from vllm_fleet.cli import rollout
-from vllm_fleet.operate.rollout.run import Order
+from vllm_fleet.operate.rollout import run
 folder, book, fleet, *arguments = sys.argv[1:]
-rollout.follow(Order(fleet, Path(folder) / "hosts.yml", Path(book), arguments), json=False, check=False)
+order = run.Order(fleet, Path(folder) / "hosts.yml", Path(book), arguments)
+rollout.follow(lambda listener: run.drive(order, listener), json=False, check=False)
 """
 
 
