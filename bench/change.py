@@ -29,6 +29,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.heartbeat import Heartbeat
+from vllm_fleet.edge import uv
 from vllm_fleet.host.manifest_items import Item
 
 _HOSTS = (100, 300)
@@ -291,7 +292,7 @@ def _bench(wanted: Sequence[int], runs: int, *, tasks: bool) -> change_report.Re
     room = lab_fleet.largest_fleet(Path("/proc/meminfo").read_text(encoding="ascii"))
     sizes = fitting_sizes(wanted, room)
     with state.locked("bench"), _work_folder() as work:
-        venv = contenders.pyinfra_environment()
+        venv = uv.group_environment("bench", "pyinfra")
         with lab_fleet.running(work, sizes[-1] + 1) as fleet:
             bench = _Bench(fleet, work, venv)
             try:

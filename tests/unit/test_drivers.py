@@ -324,7 +324,7 @@ def test_only_a_host_without_a_running_instance_is_idle(golden_site: sites.Site,
 
     for state in DriftState:
         kept = {"lab-0": unit(state.value), "lab-1": unit("not_reloaded")}
-        monkeypatch.setattr(drift, "_load_drift", lambda _, kept=kept: kept)
+        monkeypatch.setattr(drift, "_load_drift", lambda _, __, kept=kept: kept)
         stopped = state in ("unknown_unit", "inactive", "failed")
         assert drift.find_idle_hosts(golden_site) == ({"lab-0"} if stopped else set()), state
 
