@@ -148,6 +148,7 @@ class ActionModule(ActionBase):
         )
         async with JumpHosts() as jump_hosts, ends_with_parent():
             owner = run_owner.name_run(os.getppid())
+            told = {name for name, progress in before.items() if progress.log}
             batch = Batch(hosts, Programs(targets, jump_hosts), owner, limits, self._record)
             if step is _begin:
                 return await _begin(batch, count=not self._task.check_mode)
@@ -160,8 +161,13 @@ class ActionModule(ActionBase):
             if step is Batch.finish and not self._task.check_mode:
                 await batch.count(batch_ends=True)
         for name, progress in done.items():
-            for line in progress.log:
+            for line in progress.log if name not in told else ():
                 Display().display(f"  {name}: {line}", color="red")
+        for name, cache in batch.caches.items():
+            for line in cache.notes:
+                Display().display(f"  {name}: {line}")
+            for line in cache.warnings:
+                Display().warning(f"{name}: {line}")
         return done
 
 

@@ -316,8 +316,8 @@ def release_at(at: str, gateway: str, caches: Path, note: str) -> dict[str, Any]
         "vllm_service_instances": [
             {"unit": "vllm@0.service", "runtime_directory": "/run/vllm-0", "loaded": files.loaded}
         ],
-        "vllm_start_cache_path": cache,
-        "vllm_start_cache_store": str(caches),
+        "vllm_service_start_cache": cache,
+        "vllm_service_start_cache_store": str(caches),
     }
 
 

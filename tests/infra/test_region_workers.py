@@ -119,7 +119,7 @@ def release(lab: DriverLab, note: str, *knobs: str, hosts: tuple[str, ...] = PLA
         set_release(lab, name, *knobs, note=note)
         lab.variables[name]["fleet_name"] = FLEET
         lab.variables[name]["vllm_service_gates"]["reference"] = f"{{{{ inventory_dir }}}}/cpu-2--stand-in--{note}.json"
-        lab.variables[name]["vllm_start_cache_store"] = "{{ inventory_dir }}/caches"
+        lab.variables[name]["vllm_service_start_cache_store"] = "{{ inventory_dir }}/caches"
 
 
 def order(lab: DriverLab, folder: Path, *arguments: str, **options: Any) -> regions.Order:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vllm_fleet.edge.connection import JumpHosts
-from vllm_fleet.facts.rollout_answer import parse_answer
+from vllm_fleet.edge.remote_answer import NO_FILES, Files
+from vllm_fleet.facts.rollout_answer import Gated, parse_answer
 from vllm_fleet.operate.rollout.batch import Batch
 from vllm_fleet.operate.rollout.hosts import Progress, RolloutHost
 from vllm_fleet.operate.rollout.programs import Answer, CommandError, Programs
@@ -41,6 +44,10 @@ class Table(Programs):
             "stop": {"stopped": []},
             "back": {"to": "0" * 16, "restarted": []},
             "accept": {"accepted": "1" * 16, "removed": []},
+            "start": {"seconds": 4.5},
+            "pack": {"exists": False},
+            "remove": {"removed": True},
+            "gates": {"results": []},
             **answers,
         }
 
@@ -54,6 +61,17 @@ class Table(Programs):
         if isinstance(found, Exception):
             raise found
         return parse_answer(kind, json.dumps(found))  # type: ignore[return-value]
+
+    async def run_packed(
+        self,
+        host: str,
+        source: str,
+        question: Mapping[str, Any],
+        kind: type[Answer],
+        files: Files = NO_FILES,
+    ) -> Answer:
+        del source, files
+        return await self.call(host, "", "gates" if kind is Gated else question["work"], question, kind)
 
     def calls(self, command: str) -> list[tuple[str, ...]]:
         """The servers of each call of a command."""
@@ -70,6 +88,14 @@ def hosts() -> list[RolloutHost]:
         )
         for name in NAMES
     ]
+
+
+def start(table: Table, store: Path, **known: Any) -> dict[str, tuple[str, ...]]:
+    """Starts the batch; host -> the commands that it was asked, in their order."""
+    chosen = [replace(each, cache_store=str(store)) for each in hosts()]
+    stopped = {name: Progress("stopped", changed=True, **known) for name in NAMES}
+    asyncio.run(Batch(chosen, table, "the tests").start(stopped))
+    return {name: tuple(command for host, command, _ in table.asked if host == name) for name in NAMES}
 
 
 def stop(table: Table) -> Mapping[str, Progress]:
@@ -119,6 +145,22 @@ def test_a_host_says_whether_it_has_the_start_cache(cached: bool) -> None:
         return {"stopped": [], "cached": cached and question["cache"] == CACHE}
 
     assert {progress.cached for progress in stop(Table(stop=answer)).values()} == {cached}
+
+
+def test_a_start_from_nothing_is_packed_after_the_gates_by_one_of_equal_hosts(tmp_path: Path) -> None:
+    asked = start(Table(), tmp_path / "store")
+    assert sorted(asked.values()) == [("start", "gates"), ("start", "gates"), ("start", "gates", "pack")]
+
+
+def test_a_host_that_has_the_cache_is_not_asked_for_it(tmp_path: Path) -> None:
+    assert set(start(Table(), tmp_path / "store", cached=True).values()) == {("start", "gates")}
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_a_failed_start_has_compiled_is_removed_when_its_instances_are_gone(tmp_path: Path, cached: bool) -> None:
+    table = Table(start=lambda host, _question: CommandError(host, "did not start"))
+    asked = start(table, tmp_path / "store", cached=cached)
+    assert set(asked.values()) == {("start", "back", *(() if cached else ("remove",)))}
 
 
 def test_a_host_with_an_older_program_has_no_start_cache() -> None:

@@ -157,13 +157,16 @@ def _proxy_of(settings: Mapping[str, tuple[str, ...]], address: str, port: str, 
     return re.sub(r"%.", expand, command)
 
 
-async def run(target: Target, command: str, text: str) -> tuple[int | None, Output]:
+async def run(
+    target: Target, command: str, text: str, files: remote_answer.Files = remote_answer.NO_FILES
+) -> tuple[int | None, Output]:
     """Runs a command on a host with ``ssh``. Only the keys of the target are accepted, and nothing is asked.
 
     Args:
         target: the host.
         command: the command line for the host's shell.
         text: the standard input of the command.
+        files: what follows it, and where the bytes of a file in the answer go.
 
     Returns:
         Its exit status and its output, which :mod:`vllm_fleet.edge.remote_answer` limits.
@@ -176,7 +179,7 @@ async def run(target: Target, command: str, text: str) -> tuple[int | None, Outp
         known.write_text(known_hosts_text(target), encoding="utf-8")
         process = await _start(command_words(target, known, command))
         try:
-            output = await remote_answer.exchange(process, target, text.encode())
+            output = await remote_answer.exchange(process, target, text.encode(), files)
             if process.stdin:
                 process.stdin.close()
             status = await process.wait()

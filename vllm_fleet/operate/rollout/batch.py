@@ -18,6 +18,7 @@ from vllm_fleet.operate.rollout.gates import GateError, HostGates, Measurements
 from vllm_fleet.operate.rollout.hosts import Progress, RolloutHost
 from vllm_fleet.operate.rollout.programs import GATEWAY, RELEASE, Answer, CommandError, Programs
 from vllm_fleet.operate.rollout.record import Record, mask_secrets
+from vllm_fleet.operate.rollout.start_caches import StartCache, StartCaches
 from vllm_fleet.operate.rollout.traffic import Traffic
 
 #: A host whose trial is not renewed goes back after this time; the gateways wait longer than the host.
@@ -50,6 +51,7 @@ class Batch:
         owner: the name of the run.
         record: where each step is written down.
         gates: what instances must pass that have started.
+        caches: host name -> what it has started with, where its instances were stopped together.
     """
 
     hosts: Sequence[RolloutHost]
@@ -58,10 +60,12 @@ class Batch:
     limits: Limits = field(default_factory=Limits)
     record: Record = field(default_factory=Record)
     gates: HostGates = field(init=False)
+    caches: dict[str, StartCache] = field(default_factory=dict)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.gates = HostGates(self.programs, self.record)
+        self._start_caches = StartCaches(self.programs)
         self._traffic = Traffic(self.programs, self.owner, "a rollout", DRAIN_SECONDS)
         self._gateways = tuple(dict.fromkeys(name for host in self.hosts for name in host.gateways))
 
@@ -163,12 +167,13 @@ class Batch:
             async with self._renewed(host):
                 try:
                     if progress.state == "stopped":
-                        await self._start_as_one(host, names, progress)
-                        progress.state = "started"
+                        await self._start_with_cache(host, names, progress)
                     else:
                         await self._roll(host, names, progress)
                 except (CommandError, GateError) as fault:
-                    return await self._go_back(host, progress, fault)
+                    await self._go_back(host, progress, fault)
+                    if found := self.caches.get(host.name):
+                        await self._start_caches.discard(host, found)
             return progress
 
         return await self._each(one)
@@ -233,6 +238,19 @@ class Batch:
 
         return await _for_all(hosts, ready)
 
+    async def _start_with_cache(self, host: RolloutHost, names: Sequence[str], progress: Progress) -> None:
+        """No process of the account runs when the cache is copied, and no request has come when it is kept."""
+        if not host.cache or progress.cached:
+            self.caches[host.name] = StartCache()
+        else:
+            with self.record.phase("restore", host.name):
+                self.caches[host.name] = await self._start_caches.restore(host)
+        await self._start_as_one(host, names, progress)
+        progress.state = "started"
+        if host.cache:
+            with self.record.phase("keep", host.name):
+                await self._start_caches.keep(host, self.caches[host.name], max(progress.seconds.values()))
+
     async def _start_as_one(self, host: RolloutHost, names: Sequence[str], progress: Progress) -> None:
         # What the first one compiles, the others find.
         await self._start(host, names[0], progress)
@@ -291,7 +309,7 @@ class Batch:
         values = {"instance": instance, "seconds": started.seconds, "steps": started.steps}
         self.record.write("started", host=host.name, **values)
 
-    async def _go_back(self, host: RolloutHost, progress: Progress, fault: CommandError | GateError) -> Progress:
+    async def _go_back(self, host: RolloutHost, progress: Progress, fault: CommandError | GateError) -> None:
         gate = fault.gate if isinstance(fault, GateError) else ""
         progress.why, progress.gate, progress.log = fault.text, gate, list(fault.log)
         try:
@@ -304,7 +322,6 @@ class Batch:
         except CommandError as second:
             progress.state = "failed"
             progress.why += f"; and it did not go back: {second}"
-        return progress
 
     async def _give_up(self, host: RolloutHost, why: str) -> Progress:
         """Ends a trial of which nothing has begun: the instances go on with what they serve."""

@@ -25,6 +25,7 @@ class RolloutHost:
         promises: what the log of a start must say, as the role's variable has it.
         gates: what a release must pass, as the role's variable has it; empty: nothing but a start.
         cache: the directory of its start cache; empty for a host without one.
+        cache_store: the folder of the controller that keeps the start caches of equal hosts.
     """
 
     name: str
@@ -40,6 +41,7 @@ class RolloutHost:
     promises: Sequence[Mapping[str, Any]] = ()
     gates: Mapping[str, Any] = field(default_factory=dict)
     cache: str = ""
+    cache_store: str = ""
 
     def server(self, instance: str) -> str:
         """The name of an instance's server at the gateways."""
@@ -147,7 +149,8 @@ def host_of_variables(name: str, own: Mapping[str, Any], groups: Mapping[str, Se
         prove=any(name in groups.get(group, ()) for group in _PROVEN),
         promises=list(own.get("vllm_service_promises", ())),
         gates=dict(own.get("vllm_service_gates") or {}),
-        cache=str(own.get("vllm_start_cache_path", "")),
+        cache=str(own.get("vllm_service_start_cache", "")),
+        cache_store=str(own.get("vllm_service_start_cache_store", "")),
     )
 
 
