@@ -187,12 +187,17 @@ def find_idle_hosts(site: Site, run_pid: int | None = None) -> frozenset[str]:
         host.plan.name
         for host in site.hosts
         if host.plan.name in drift
-        and (
-            instances := {
-                item["name"] for item in host.manifest.items if item["kind"] == "unit" and "@" in item["name"]
-            }
-        )
+        and (instances := _instances(host))
         and instances <= _stopped_units(drift[host.plan.name])
+    )
+
+
+def _instances(host: SiteHost) -> frozenset[str]:
+    """The units that serve. One that another one starts is not meant to run all the time, and is not among them."""
+    return frozenset(
+        item["name"]
+        for item in host.manifest.items
+        if item["kind"] == "unit" and "@" in item["name"] and item.get("active")
     )
 
 
