@@ -76,6 +76,14 @@ def test_a_host_that_serves_keeps_its_firewall_and_units_until_the_rollout(hosts
     assert {item["role"] for item in work.items} == {"host_baseline"}
 
 
+def test_a_host_that_becomes_the_mirror_is_left_to_its_roles(hosts: Mapping[str, SiteHost]) -> None:
+    """Its packages come from the distribution until it serves them itself."""
+    gateway = hosts["gw-0"]
+    mirror = {"role": "mirror", "kind": "package", "what": "nginx-light", "state": "not_installed"}
+    assert apply.plan_work(gateway, drift(gateway), idle=False).items
+    assert not apply.plan_work(gateway, [*drift(gateway), mirror], idle=False).items
+
+
 def test_a_gateway_gets_what_every_host_has(hosts: Mapping[str, SiteHost]) -> None:
     work = apply.plan_work(hosts["gw-0"], drift(hosts["gw-0"]), idle=False)
     assert {item["role"] for item in work.items} == {"host_baseline"}

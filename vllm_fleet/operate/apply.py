@@ -27,6 +27,9 @@ from vllm_fleet.operate import drift
 
 #: The roles whose items are applied in place, in the order in which they need each other.
 ROLES = ("host_baseline", "vllm_firewall", "vllm_service")
+#: Its tasks come before those of all others: it installs packages that the host itself will serve, which its own
+#: host_baseline makes the only source of packages.
+_FIRST = "mirror"
 #: Those of them that a host must not serve with meanwhile: the rollout applies them while it has no traffic.
 _OF_IDLE_HOSTS = frozenset({"vllm_firewall", "vllm_service"})
 #: The groups of devices, which the unit of an instance names.
@@ -71,6 +74,8 @@ def plan_work(host: SiteHost, drifted: Sequence[Mapping[str, str]], *, idle: boo
         drifted: what the run has found to differ on it.
         idle: whether no instance runs on it.
     """
+    if any(each["role"] == _FIRST for each in drifted):
+        return Work((), {})
     contents = _contents(host)
     chosen: list[Item] = []
     for role in ROLES:
