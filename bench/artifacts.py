@@ -17,12 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import machine, origin
+from bench import load, machine, origin
 from bench.markdown import markdown, paragraph
+from bench.measure import busy_processors
 from bench.results import Runs
 from lab import cleanup, host, network, packages, shell, state
 from lab.spec import HostSpec, NetworkSpec
@@ -55,11 +56,13 @@ class Sample:
         sent: bytes that the origin sent.
         fill: seconds until the mirror had all files; 0 without a mirror.
         seconds: until every host had verified every file, including the time to fill the mirror.
+        load: processors that were busy just before; None if that was not measured.
     """
 
     sent: int
     fill: float
     seconds: float
+    load: float | None = None
 
 
 class Row(Runs[Sample]):
@@ -192,7 +195,8 @@ def measure_all(sizes: Sequence[int], runs: int) -> list[Row]:
                 hosts.clear(max(sizes))  # the first connection to a host is slower, so it is not measured
                 for count in [*sizes] * runs:
                     for way, measure in ((DIRECT, _direct), (MIRRORED, _mirrored)):
-                        sample = measure(hosts, count, source, files)
+                        before = busy_processors()
+                        sample = replace(measure(hosts, count, source, files), load=before)
                         samples.setdefault((way, count), []).append(sample)
                         print(f"bench: {count} hosts, {way}: {sample.seconds:.1f} s", file=sys.stderr)
                         hosts.clear(count)
@@ -245,6 +249,10 @@ def table(rows: Sequence[Row]) -> list[str]:
     return markdown(lines, right={0, 1, 2, 3, 4, 5})
 
 
+def _load(rows: Sequence[Row]) -> float | None:
+    return load.worst(sample.load for row in rows for sample in row.samples)
+
+
 def document(rows: Sequence[Row]) -> str:
     """The text of ``docs/artifacts-performance.md``."""
     runs = len(rows[0].samples)
@@ -262,8 +270,8 @@ def document(rows: Sequence[Row]) -> str:
         paragraph(
             f"The origin is a stand-in on this machine with an uplink of {RATE >> 20} MiB/s, and the network between "
             "mirror and hosts is the machine's memory. The bytes are the same elsewhere; the times depend on these two "
-            "speeds, and other work on the machine makes them longer. With one host a mirror saves nothing: every byte "
-            "travels twice."
+            "speeds. With one host a mirror saves nothing: every byte travels twice. "
+            f"{load.describe_load(_load(rows), 'before each run')}"
         ),
         [f"Machine: {machine.processors()}."],
     ]

@@ -86,8 +86,8 @@ def _measure() -> dict[str, float]:
             # The lab's hosts have no compiler.
             _ansible(folder, "serving", _COMPILER, "shell")
             first_host = inventory.load(folder).hosts[0].variables
-            key = Path(first_host["vllm_start_cache_path"]).name
-            (Path(first_host["vllm_start_cache_store"]) / f"{key}.json").unlink(missing_ok=True)
+            key = Path(first_host["vllm_service_start_cache"]).name
+            (Path(first_host["vllm_service_start_cache_store"]) / f"{key}.json").unlink(missing_ok=True)
             job.roll_out(FLEET)
             first = _started(folder)
             _ansible(folder, "lab-1", "systemctl restart vllm@0.service")

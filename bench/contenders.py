@@ -18,8 +18,6 @@ from bench import fleets, peers
 from bench.target import Target
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
-from vllm_fleet.base.errors import FleetError
-from vllm_fleet.edge.uv import run_uv
 
 SITE = "ansible-playbook site.yml"
 DRIFT = "vllm-fleet drift"
@@ -107,8 +105,9 @@ def contenders(target: Target, work: Path, counts: list[int], fleets_folder: Pat
     }
     for count in counts:
         known_hosts = fleets_folder / fleets.fleet_name(count) / "known_hosts"
-        texts[f"hosts-{count}.yml"] = peers.ansible_inventory_text(count, target.private_key, known_hosts)
-        texts[f"hosts_{count}.py"] = peers.pyinfra_inventory_text(count, target.private_key, known_hosts)
+        addresses = fleets.addresses(count)
+        texts[f"hosts-{count}.yml"] = peers.ansible_inventory_text(addresses, target.private_key, known_hosts)
+        texts[f"hosts_{count}.py"] = peers.pyinfra_inventory_text(addresses, target.private_key, known_hosts)
     for name, text in texts.items():
         (work / name).write_text(text, encoding="utf-8")
     program = Path(sys.executable).parent
@@ -178,35 +177,8 @@ def common_environment(home: Path) -> dict[str, str]:
         **own,
         "HOME": str(home),
         "LC_ALL": "C.UTF-8",
+        # The code of this checkout, also where several share a virtual environment.
+        "PYTHONPATH": str(paths.root()),
         "PYTHONPYCACHEPREFIX": str(paths.cache_dir() / "bench" / "bytecode"),
         "VLLM_FLEET_CACHE": str(paths.cache_dir()),
     }
-
-
-def pyinfra_environment() -> Path:
-    """The virtual environment of pyinfra, locked with hashes by ``uv.lock``; made if it is missing.
-
-    Raises:
-        FleetError: uv failed.
-    """
-    base = paths.cache_dir() / "bench"
-    base.mkdir(parents=True, exist_ok=True)
-    lock = base / "requirements.part"
-    what = "pyinfra for the benchmark"
-    project = ("--project", str(paths.root()))
-    # Only the exported part is compared: the lock file has many packages that pyinfra does not depend on.
-    run_uv(
-        ["export", "--quiet", "--frozen", "--only-group", "bench", "--no-emit-project", "-o", str(lock), *project], what
-    )
-    text = "".join(line for line in lock.read_text(encoding="utf-8").splitlines(True) if not line.startswith("#"))
-    venv, done = base / "pyinfra", base / "pyinfra" / "requirements.txt"
-    if done.is_file() and done.read_text(encoding="utf-8") == text:
-        return venv
-    run_uv(["venv", "--quiet", "--clear", "--python", sys.executable, str(venv)], what)
-    run_uv(
-        ["pip", "install", "--quiet", "--require-hashes", "--python", str(venv / "bin/python"), "-r", str(lock)], what
-    )
-    if not (venv / "bin/pyinfra").is_file():
-        raise FleetError("the group 'bench' has no pyinfra", "see pyproject.toml", "uv.lock")
-    done.write_text(text, encoding="utf-8")
-    return venv

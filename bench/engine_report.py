@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from bench import machine
+from bench import load, machine
 from bench.engine_steps import Row
 from bench.markdown import markdown, paragraph
 
 TITLE = "## Pulumi at scale: through the engine"
-#: Other programs that use more than this share of one processor are named.
-_NOISE = 0.1
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -53,7 +51,7 @@ def section(rows: Sequence[Row]) -> list[list[str]]:
             "to start hosts. From the left: the time, then the CPU seconds of the engine, of the program, of the "
             "provider of keys and files, and of the rehearsed cloud (a real one works elsewhere); then the engine's "
             "memory. Every host exists at the end with an address of its own, and the unchanged fleet was not changed. "
-            f"{_noise(rows)}"
+            f"{load.describe_load(load.worst(row.others for row in rows))}"
         ),
         table(rows),
         paragraph(
@@ -71,10 +69,3 @@ def section(rows: Sequence[Row]) -> list[list[str]]:
             "largest fleet with its state saved after each step."
         ),
     ]
-
-
-def _noise(rows: Sequence[Row]) -> str:
-    worst = max((row.others for row in rows), default=0.0)
-    if worst < _NOISE:
-        return "Nothing else ran on the machine."
-    return f"Other programs took up to {worst:.1f} processors meanwhile, so the wall times are too long."

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import resource
 import shutil
 import sys
 import threading
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import scale
-from bench.measure import busy_seconds
+from bench.measure import busy_processors, children_seconds, machine_seconds
 from lab.rehearsal.cloud import Cloud
 from lab.rehearsal.serve import serve
 from lab.rehearsal.stage import Stage, build, end_left
@@ -59,7 +58,7 @@ class Row:
         provider_cpu: those of the provider of the keys and files.
         cloud_cpu: those of the rehearsed cloud, which no user pays.
         engine_mib: peak memory of the engine.
-        others: processors that other programs kept busy.
+        others: processors that other programs kept busy, before the step or during it.
     """
 
     hosts: int
@@ -116,7 +115,8 @@ def _emptied(project: Path) -> Iterator[None]:
 
 def _run(stage: Stage, words: Sequence[str]) -> dict[str, float]:
     """Runs a command of ``pulumi``; returns its figures, by the names of :class:`Row`."""
-    began, own, children, busy = time.monotonic(), time.process_time(), _children(), _busy()
+    load = busy_processors()
+    began, own, children, busy = time.monotonic(), time.process_time(), children_seconds(), machine_seconds()
     with _Watch() as watch:
         done = run_pulumi(
             *stage.words(*words)[1:],
@@ -124,7 +124,7 @@ def _run(stage: Stage, words: Sequence[str]) -> dict[str, float]:
             environment=stage.environment,
             timeout_seconds=_LONGEST_SECONDS,
         )
-    seconds, children = time.monotonic() - began, _children() - children
+    seconds, children = time.monotonic() - began, children_seconds() - children
     own = time.process_time() - own - watch.own_cpu
     if done.returncode:
         print("\n".join((done.stdout + done.stderr).splitlines()[-25:]), file=sys.stderr)
@@ -137,7 +137,7 @@ def _run(stage: Stage, words: Sequence[str]) -> dict[str, float]:
         "provider_cpu": provider,
         "cloud_cpu": own,
         "engine_mib": watch.peak_mib,
-        "others": max(0.0, _busy() - busy - own - children - watch.own_cpu) / seconds,
+        "others": max(load, (machine_seconds() - busy - own - children - watch.own_cpu) / seconds),
     }
 
 
@@ -156,15 +156,6 @@ def _check(stage: Stage, cloud: Cloud, hosts: int, made: Sequence[str]) -> None:
         raise FleetError(
             f"an unchanged fleet was changed: {', '.join(cloud.log[len(made) :][:5])}", code=ErrorCode.WORK_FAILED
         )
-
-
-def _children() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _busy() -> float:
-    return busy_seconds(Path("/proc/stat").read_text(encoding="ascii"))
 
 
 class _Watch:

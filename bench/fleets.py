@@ -35,6 +35,11 @@ def address(number: int) -> str:
     return f"127.0.{network + 1}.{place + 1}"
 
 
+def addresses(count: int) -> dict[str, str]:
+    """Host -> address, of the first hosts."""
+    return {host_name(number): address(number) for number in range(1, count + 1)}
+
+
 def _private_address(number: int) -> str:
     """An address inside the fleet, which a loopback address cannot be; nothing connects to it."""
     return address(number).replace("127.0", "192.168", 1)

@@ -24,6 +24,8 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _END_SECONDS = 5.0
 #: A host's sshd ends its sessions a moment after the client is gone.
 _SETTLE_SECONDS = 0.4
+#: The load before a run is measured for this long.
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,23 @@ class Sample:
         wall: from its start to its end.
         controller: CPU of the command and all its descendants.
         target: CPU of the target; None where the machine's cgroups do not count it.
-        others: CPU that all other processes of the machine used meanwhile.
+        others: CPU that all other processes of the machine used meanwhile; None where the target's is unknown, which
+            is then among theirs.
+        before: processors that were busy just before the run.
     """
 
     wall: float
     controller: float
     target: float | None
-    others: float
+    others: float | None
+    before: float | None = None
+
+    @property
+    def load(self) -> float | None:
+        """Processors that other programs kept busy, before or during the run; None if either was not measured."""
+        if self.others is None or self.before is None:
+            return None
+        return max(self.others / self.wall, self.before)
 
 
 def adopt_orphans(adopt: bool = True) -> None:
@@ -91,13 +103,37 @@ def busy_seconds(text: str) -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
+def machine_seconds() -> float:
+    """CPU seconds that all processors have worked since boot."""
+    return busy_seconds(Path("/proc/stat").read_text(encoding="ascii"))
+
+
+def children_seconds() -> float:
+    """CPU seconds of the processes that this one has waited for, with theirs."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def busy_processors(targets: Sequence[Path] = (), seconds: float = _LOOK_SECONDS) -> float:
+    """How many processors are busy with other programs than the targets, over a short time.
+
+    Args:
+        targets: the ``cpu.stat`` of each target.
+        seconds: how long to look.
+    """
+    busy, used, began = machine_seconds(), _usage(targets) or 0.0, time.monotonic()
+    time.sleep(seconds)
+    took = time.monotonic() - began
+    return max(0.0, machine_seconds() - busy - (_usage(targets) or 0.0) + used) / took
+
+
 def run(
     command: Sequence[str],
     environment: Mapping[str, str],
     folder: Path,
     log: Path,
     timeout_seconds: float,
-    target: Path | None,
+    targets: Sequence[Path],
 ) -> tuple[int, Sample]:
     """Runs a command to its end and measures it.
 
@@ -107,7 +143,7 @@ def run(
         folder: its working directory.
         log: the file for its standard output and errors.
         timeout_seconds: how long it may take.
-        target: the target's ``cpu.stat``.
+        targets: the ``cpu.stat`` of each target; none where the machine's cgroups do not count it.
 
     Returns:
         The exit code and the cost.
@@ -116,7 +152,8 @@ def run(
         FleetError: it did not end in time.
     """
     before = set(_children())
-    machine, used = _busy(), _usage(target)
+    load = busy_processors(targets)
+    machine, used = machine_seconds(), _usage(targets)
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -134,18 +171,14 @@ def run(
             f"'{' '.join(command[:6])} ...' did not end within {timeout_seconds:.0f} s", code=ErrorCode.WORK_FAILED
         )
     time.sleep(_SETTLE_SECONDS)
-    after = _usage(target)
+    after = _usage(targets)
     of_target = None if used is None or after is None else after - used
-    others = _busy() - machine - controller - (of_target or 0.0)
-    return code, Sample(wall, controller, of_target, max(0.0, others))
+    others = None if of_target is None else max(0.0, machine_seconds() - machine - controller - of_target)
+    return code, Sample(wall, controller, of_target, others, load)
 
 
-def _busy() -> float:
-    return busy_seconds(Path("/proc/stat").read_text(encoding="ascii"))
-
-
-def _usage(file: Path | None) -> float | None:
-    return usage_seconds(file.read_text(encoding="ascii")) if file else None
+def _usage(files: Sequence[Path]) -> float | None:
+    return sum(usage_seconds(file.read_text(encoding="ascii")) for file in files) if files else None
 
 
 def _wait(pid: int, deadline: float) -> tuple[int | None, float]:

@@ -149,15 +149,21 @@ def playbook_text(checks: Sequence[Check]) -> str:
     return yaml.safe_dump([{"name": "Check", "hosts": "all", "become": True, "tasks": tasks}], sort_keys=False)
 
 
-def ansible_inventory_text(count: int, private_key: Path, known_hosts: Path) -> str:
-    """An inventory with strict host keys, and with the interpreter, whose discovery would cost a connection."""
+def ansible_inventory_text(addresses: Mapping[str, str], private_key: Path, known_hosts: Path) -> str:
+    """An inventory with strict host keys, and with the interpreter, whose discovery would cost a connection.
+
+    Args:
+        addresses: host -> address.
+        private_key: the file of the login's private key.
+        known_hosts: the file of the host keys.
+    """
     connection = {
         "ansible_user": fleets.USER,
         "ansible_ssh_private_key_file": str(private_key),
         "ansible_ssh_common_args": f"-o UserKnownHostsFile={known_hosts} -o StrictHostKeyChecking=yes",
         "ansible_python_interpreter": "/usr/bin/python3",
     }
-    hosts = {fleets.host_name(n): {"ansible_host": fleets.address(n)} for n in range(1, count + 1)}
+    hosts = {name: {"ansible_host": address} for name, address in addresses.items()}
     return yaml.safe_dump({"all": {"vars": connection, "hosts": hosts}}, sort_keys=False)
 
 
@@ -170,8 +176,14 @@ def pyinfra_deploy_text(checks: Sequence[Check]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def pyinfra_inventory_text(count: int, private_key: Path, known_hosts: Path) -> str:
-    """An inventory with strict host keys."""
+def pyinfra_inventory_text(addresses: Mapping[str, str], private_key: Path, known_hosts: Path) -> str:
+    """An inventory with strict host keys.
+
+    Args:
+        addresses: host -> address.
+        private_key: the file of the login's private key.
+        known_hosts: the file of the host keys.
+    """
     shared = {
         "ssh_user": fleets.USER,
         "ssh_key": str(private_key),
@@ -180,5 +192,5 @@ def pyinfra_inventory_text(count: int, private_key: Path, known_hosts: Path) -> 
         "ssh_allow_agent": False,
         "ssh_look_for_keys": False,
     }
-    hosts = [(fleets.host_name(n), {"ssh_hostname": fleets.address(n)}) for n in range(1, count + 1)]
+    hosts = [(name, {"ssh_hostname": address}) for name, address in addresses.items()]
     return f"shared = {shared!r}\nhosts = [(name, {{**shared, **own}}) for name, own in {hosts!r}]\n"

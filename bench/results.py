@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Generic, TypeVar
 
+from bench import load
 from bench.measure import Sample
 
 S = TypeVar("S")
@@ -72,9 +73,9 @@ class Row(Runs[Sample]):
         return None if self.target is None else self.target / self.hosts * 1000
 
     @property
-    def others(self) -> float:
-        """Processors that other programs kept busy, in the worst run."""
-        return max(sample.others / sample.wall for sample in self.samples)
+    def load(self) -> float | None:
+        """Processors that other programs kept busy, before or in the worst run; None if it was not measured."""
+        return load.worst(sample.load for sample in self.samples)
 
     def record(self) -> dict[str, Any]:
         """The row as plain data, seconds unless the name says milliseconds."""
@@ -87,7 +88,7 @@ class Row(Runs[Sample]):
             "controller_cpu_ms_per_host": round(self.controller_per_host, 2),
             "target_cpu": None if self.target is None else round(self.target, 3),
             "target_cpu_ms_per_host": None if self.target_per_host is None else round(self.target_per_host, 1),
-            "other_processes_cpus": round(self.others, 2),
+            "other_processes_cpus": None if self.load is None else round(self.load, 2),
         }
 
 

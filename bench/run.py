@@ -26,6 +26,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.heartbeat import Heartbeat
+from vllm_fleet.edge import uv
 
 _RUNS = 3
 #: The first run of each contender does not count: it fills caches and compiles Python.
@@ -54,7 +55,12 @@ class _Bench:
         log = self.work / "log"
         common = contenders.common_environment(self.work / "home")
         code, sample = measure.run(
-            self.target.inside(command), {**common, **environment}, paths.root(), log, timeout, self.target.cpu
+            self.target.inside(command),
+            {**common, **environment},
+            paths.root(),
+            log,
+            timeout,
+            [self.target.cpu] if self.target.cpu else [],
         )
         output = log.read_text(encoding="utf-8", errors="replace")
         if code != 0:
@@ -158,7 +164,7 @@ def _numbers(text: str) -> list[int]:
 def _bench(hosts: list[int], slow_hosts: list[int], runs: int) -> report.Report:
     measure.adopt_orphans()
     with state.locked("bench"), _work_folder() as work:
-        venv = contenders.pyinfra_environment()
+        venv = uv.group_environment("bench", "pyinfra")
         with target.running(work) as host:
             bench = _Bench(host, work, work / "fleets")
             counts = sorted({1, _WARM_UP_HOSTS, *hosts, *slow_hosts})

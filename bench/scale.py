@@ -14,10 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench import load
+from bench.measure import busy_processors, children_seconds, machine_seconds
 from bench.results import Runs
 from vllm_fleet.base import paths
 from vllm_fleet.base.errors import ErrorCode, FleetError
@@ -25,7 +27,8 @@ from vllm_fleet.base.errors import ErrorCode, FleetError
 HOSTS = 1000
 FLEET = "demo"
 GATEWAYS = 2
-GOAL_SECONDS = 10.0
+#: Of the time that the peer needs in the same run: as many instances as there are hosts, and nothing else.
+GOAL_RATIO = 1.15
 GOAL_MIB = 400.0
 #: Program -> its name in the table. The first is the peer of all others.
 WHATS: Mapping[str, str] = {
@@ -53,6 +56,7 @@ class Sample:
         import_seconds: time of the imports before it.
         peak_mib: peak memory of the process.
         resources: number of resources.
+        load: processors that other programs kept busy, before the process or beside it; None if it was not measured.
     """
 
     seconds: float
@@ -60,6 +64,7 @@ class Sample:
     import_seconds: float
     peak_mib: float
     resources: int
+    load: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,9 +97,17 @@ class Row(Runs[Sample]):
         return self.samples[0].resources
 
     @property
-    def reaches_goal(self) -> bool:
-        """Whether time and memory are below the goals."""
-        return self.seconds < GOAL_SECONDS and self.peak_mib < GOAL_MIB
+    def load(self) -> float | None:
+        """Processors that other programs kept busy, in the worst run; None if it was not measured."""
+        return load.worst(sample.load for sample in self.samples)
+
+    def reaches_goal(self, peer: Row) -> bool:
+        """Whether time and memory are below the goals.
+
+        Args:
+            peer: the peer's row of the same run.
+        """
+        return self.seconds < GOAL_RATIO * peer.seconds and self.peak_mib < GOAL_MIB
 
     def record(self) -> dict[str, Any]:
         """The row as plain data."""
@@ -133,11 +146,14 @@ def measure_programs(hosts: int, runs: int, report: Callable[[str], None]) -> li
 
 def _sample(what: str, hosts: int) -> Sample:
     words = [sys.executable, "-m", "bench.scale", what, str(hosts)]
+    before = busy_processors()
+    busy, own, began = machine_seconds(), children_seconds(), time.monotonic()
     done = subprocess.run(words, cwd=paths.root(), capture_output=True, text=True, check=False)
+    others = (machine_seconds() - busy - children_seconds() + own) / (time.monotonic() - began)
     if done.returncode != 0:
         print("\n".join(done.stderr.splitlines()[-25:]), file=sys.stderr)
         raise FleetError(f"{' '.join(words[1:])} ended with {done.returncode}", "see above", code=ErrorCode.WORK_FAILED)
-    return Sample(**json.loads(done.stdout))
+    return replace(Sample(**json.loads(done.stdout)), load=max(before, others))
 
 
 def main(arguments: Sequence[str]) -> int:

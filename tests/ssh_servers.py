@@ -58,7 +58,8 @@ class Loop:
             sink, source = command.stdin, command.stdout
 
             async def feed() -> None:
-                sink.write(await process.stdin.read())
+                while block := await process.stdin.read(1 << 15):
+                    sink.write(block)
                 sink.close()
 
             async def pass_on(origin: asyncio.StreamReader, to: asyncssh.SSHWriter[bytes]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import yaml
 from tools import pictures
 from vllm_fleet.base import paths
 from vllm_fleet.catalogue import catalogue
+from vllm_fleet.edge.uv import uv_program
 from vllm_fleet.facts import questions, states
 from vllm_fleet.host import manifest_items
 from vllm_fleet.reports import cloud_table, matrix_page, support_matrix
 from vllm_fleet.resolve.device_memory import Device, Served, estimate
 from vllm_fleet.schema import fleet_schema
 
+#: Packages that only 'pulumi up' needs.
+_CONTROLLER_ONLY = ("pulumi", "pulumi-aws", "pulumi-gcp", "pip")
 #: Public starts of vLLM with their numbers.
 STARTS = paths.root() / "tests" / "fixtures" / "published_starts.yml"
 
@@ -43,6 +47,28 @@ def _rows(options: dict[str, Any], prefix: str) -> list[str]:
         rows.append(f"| `{prefix}{name}` | {kind} | {default} | {spec['description']} |")
         rows += _rows(spec.get("options", {}), f"{prefix}{name}.")
     return rows
+
+
+def worker_requirements() -> str:
+    """The text of execution-environment/requirements.txt: what runs of Ansible need of uv.lock."""
+    pruned = [word for name in _CONTROLLER_ONLY for word in ("--prune", name)]
+    words = [
+        "export",
+        "--frozen",
+        "--offline",
+        "--no-dev",
+        "--no-emit-project",
+        "--no-annotate",
+        "--no-header",
+        *pruned,
+    ]
+    done = subprocess.run(
+        [uv_program(), *words, *pruned, "--project", str(paths.root())],
+        check=True,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    return f"# From uv.lock by 'make golden': what workers and the execution environment install.\n{done.stdout}"
 
 
 def support_matrix_page() -> str:
@@ -158,6 +184,7 @@ def main() -> int:
     (paths.root() / "docs" / "clouds.md").write_text(clouds_page(), encoding="utf-8")
     (paths.root() / "docs" / "manifest.md").write_text(manifest_page(), encoding="utf-8")
     (paths.root() / "docs" / "facts.md").write_text(questions.facts_page(), encoding="utf-8")
+    (paths.root() / "execution-environment" / "requirements.txt").write_text(worker_requirements(), encoding="utf-8")
     (paths.root() / fleet_schema.FILE).write_text(fleet_schema.fleet_schema_text(), encoding="utf-8")
     return 0
 

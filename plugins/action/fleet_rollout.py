@@ -9,7 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncssh  # noqa: F401 - loaded once for a run: each step works in a process of its own, which begins as a copy
 from ansible import constants as C  # noqa: N812 - Ansible's own name for it
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import connection_loader
 from ansible.utils.display import Display
@@ -21,7 +23,7 @@ from vllm_fleet.operate.rollout import report
 from vllm_fleet.operate.rollout.batch import Batch, Limits
 from vllm_fleet.operate.rollout.hosts import REFUSED, Progress, RolloutHost, host_of_variables, tell_refused
 from vllm_fleet.operate.rollout.programs import Programs
-from vllm_fleet.operate.rollout.record import Record, find_record, open_record
+from vllm_fleet.operate.rollout.record import EVENT_MARK, Record, find_record, open_record
 
 #: How soon it is noticed that the run was killed.
 _LOOK_SECONDS = 0.5
@@ -82,6 +84,11 @@ class ActionModule(ActionBase):
         }
         try:
             self._record = self._open_record(names, every, hostvars)
+            if boolean(given.get("fleet_rollout_events", False)):
+                # The controller of a worker reads them in its output.
+                self._record.on_line = lambda line: Display().display(f"{EVENT_MARK}{line}")
+                if step is _begin and names[0] == every[0]:
+                    self._record.repeat_run()
             if step is _begin and not self._task.check_mode and (why := pauses(given)):
                 left = every[every.index(names[0]) :]
                 self._record.write("left", hosts=left)
@@ -141,6 +148,7 @@ class ActionModule(ActionBase):
         )
         async with JumpHosts() as jump_hosts, ends_with_parent():
             owner = run_owner.name_run(os.getppid())
+            told = {name for name, progress in before.items() if progress.log}
             batch = Batch(hosts, Programs(targets, jump_hosts), owner, limits, self._record)
             if step is _begin:
                 return await _begin(batch, count=not self._task.check_mode)
@@ -153,8 +161,13 @@ class ActionModule(ActionBase):
             if step is Batch.finish and not self._task.check_mode:
                 await batch.count(batch_ends=True)
         for name, progress in done.items():
-            for line in progress.log:
+            for line in progress.log if name not in told else ():
                 Display().display(f"  {name}: {line}", color="red")
+        for name, cache in batch.caches.items():
+            for line in cache.notes:
+                Display().display(f"  {name}: {line}")
+            for line in cache.warnings:
+                Display().warning(f"{name}: {line}")
         return done
 
 

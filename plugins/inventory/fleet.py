@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ansible.utils.vars import load_extra_vars
 
 try:
     from vllm_fleet import inventory
+    from vllm_fleet.base import paths
     from vllm_fleet.base.atomic_files import write_atomically
     from vllm_fleet.base.errors import FleetError, list_errors
     from vllm_fleet.fleet import reserved_names
@@ -29,6 +31,8 @@ name: fleet
 short_description: A vllm-fleet fleet.yml with the stack.json beside it
 description:
   - Reads the To-Be from fleet.yml and the As-Is from stack.json and gives each host the variables of its roles.
+  - The extra variable fleet_region makes the batches of a rollout count the hosts of one region.
+  - In a job of AWX, the extra variable fleet_inventory names the fleet.yml in the project.
   - After the probe of the same run, the groups needs_ROLE hold the hosts whose drift that role owns, and the group
     skipped those that the run leaves out because they gave no answer.
 options:
@@ -38,24 +42,52 @@ options:
 """
 
 
+def _is_of_awx(path: str) -> bool:
+    """Whether a file is the script that AWX makes of an inventory for a job. It cannot be refreshed during a run."""
+    return Path(path).name == "hosts" and {"JOB_ID", "INVENTORY_ID"} <= set(os.environ)
+
+
+def _find_fleet(loader: DataLoader) -> Path:
+    """The ``fleet.yml`` in the project that an extra variable of the job template names.
+
+    Raises:
+        FleetError: it names none.
+    """
+    given = load_extra_vars(loader).get("fleet_inventory")
+    file = paths.root() / str(given)
+    if not given or file.name != "fleet.yml" or not file.is_file():
+        raise FleetError(
+            f"is {given!r}, and there is no such file in the project" if given else "is missing",
+            "name the fleet.yml of the project in the extra variables of the job template, such as "
+            "inventories/prod/fleet.yml",
+            key="fleet_inventory",
+        )
+    return file
+
+
 class InventoryModule(BaseInventoryPlugin):
     """Passes what :mod:`vllm_fleet.inventory` returns to Ansible."""
 
     NAME = "fleet"
 
     def verify_file(self, path: str) -> bool:
-        """Accepts files called ``fleet.yml``."""
+        """Accepts files called ``fleet.yml``, and the inventory that AWX writes for a job."""
         readable = super().verify_file(path)  # type: ignore[no-untyped-call] # Ansible gives it no types
-        return readable and Path(path).name == "fleet.yml"
+        return readable and (Path(path).name == "fleet.yml" or _is_of_awx(path))
 
     def parse(self, inventory: InventoryData, loader: DataLoader, path: str, cache: bool = True) -> None:
         """Adds the fleet's hosts and groups."""
         super().parse(inventory, loader, path, cache)
         try:
-            fleet = drift.load_site_of_run(Path(path).resolve().parent)
+            file = _find_fleet(loader) if _is_of_awx(path) else Path(path)
+            fleet = drift.load_site_of_run(file.resolve().parent)
             for line in fleet.waiting:
                 Display().warning(line)
             self._fill(inventory, fleet, loader)
+            if file != Path(path):
+                # What reads the fleet later looks for it here.
+                for host in fleet.hosts:
+                    inventory.set_variable(host.plan.name, "inventory_dir", str(fleet.plan.directory))
         except FleetError as fault:
             # Not AnsibleParserError: Ansible would try its other plugins on this file and print their errors too.
             errors, more = list_errors(fault)
@@ -74,11 +106,17 @@ class InventoryModule(BaseInventoryPlugin):
         for group in (*reserved_names.GROUPS, *(f"needs_{role}" for role in inventory.ALL_ROLES)):
             data.add_group(group)
         drifted = drift.find_drift(fleet.plan.fleet) if probing else {}
-        batches = order.plan_rollout(fleet, probing=probing)
+        region = str(load_extra_vars(loader).get("fleet_region") or "")
+        batches = order.plan_rollout(fleet, probing=probing, region=region)
         for number in range(len(batches)):
             data.add_group(f"rollout_{number:04d}")
         for group in ("rollout", "rollout_canary"):
             data.add_group(group)
+        for region, worker in fleet.plan.spec.workers.items():
+            data.add_group("region_workers")
+            name = data.add_host(f"worker-{region}", "region_workers")
+            for variable, value in fleet.worker_variables(worker).items():
+                data.set_variable(name, variable, value)
         for host in fleet.hosts:
             roles = needs.get(host.plan.name, frozenset()) if probing else frozenset(host.manifest.roles)
             self._add(data, replace(host, variables=drift.variables_of_run(host, skipped, drifted)), roles, fleet)

@@ -10,13 +10,15 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from run_module import run_module
+from local_programs import CacheProgram, programs
 
 from vllm_fleet.on_host import probe
+from vllm_fleet.operate.rollout.programs import CommandError
 
 pytestmark = pytest.mark.root
 
@@ -39,8 +41,8 @@ os.symlink(target, draft)
 class Host:
     """A host's directory of caches, which the account owns, and a directory of root."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, program: CacheProgram) -> None:
+        self.folder, self.program = folder, program
         self.caches = folder / "caches"
         self.cache = self.caches / KEY
         self.of_root = folder / "root"
@@ -72,15 +74,17 @@ class Host:
                 os._exit(status)
         assert os.waitpid(child, 0)[1] == 0
 
-    def run(self, state: str, **arguments: Any) -> dict[str, Any]:
-        """The module as the role calls it, as root."""
-        if state in ("packed", "unpacked"):
-            arguments |= {"owner": ACCOUNT, "archive": str(self.private / "archive")}
-        return run_module("start_cache", self.private, {"path": str(self.cache), "state": state, **arguments})
+    def pack(self) -> dict[str, Any]:
+        """The program as a rollout calls it, as root."""
+        return self.program.pack(self.cache, self.private / "archive")
+
+    def unpack(self, sha256: str) -> bool:
+        """The same for the archive."""
+        return self.program.unpack(self.cache, self.private / "archive", sha256)
 
     def packed(self) -> str:
         """Every byte that the archive holds; empty for no archive."""
-        if not (self.private / "archive").exists():
+        if not (self.private / "archive").exists() or not (self.private / "archive").stat().st_size:
             return ""
         with tarfile.open(self.private / "archive") as tar:
             files = [tar.extractfile(entry) for entry in tar if entry.isfile()]
@@ -88,11 +92,11 @@ class Host:
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     # Not below pytest's own directory, which only root may enter.
     folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
     folder.chmod(0o755)
-    yield Host(folder)
+    yield Host(folder, CacheProgram(programs(monkeypatch, "here"), ACCOUNT))
     shutil.rmtree(folder)
 
 
@@ -101,9 +105,10 @@ def test_root_packs_no_file_that_the_account_may_not_read(host: Host) -> None:
     (host.cache / "stolen").hardlink_to(host.private / "shadow")
     for path in (host.caches, host.cache, host.cache / "code"):
         shutil.chown(path, ACCOUNT)
-    result = host.run("packed")
-    assert (result.get("failed"), SECRET in host.packed()) == (True, False)
-    assert not list(host.private.glob("archive*"))
+    with pytest.raises(CommandError, match=r"cannot be packed: .*Permission denied"):
+        host.pack()
+    assert SECRET not in host.packed()
+    assert (host.private / "archive").read_bytes() == b""
 
 
 def test_root_packs_no_directory_of_its_own_in_the_place_of_the_cache(host: Host) -> None:
@@ -114,7 +119,7 @@ def test_root_packs_no_directory_of_its_own_in_the_place_of_the_cache(host: Host
         host.cache.symlink_to(host.private)
 
     host.act(link)
-    host.run("packed")
+    host.pack()
     assert SECRET not in host.packed()
 
 
@@ -123,13 +128,14 @@ def test_a_link_that_appears_while_root_unpacks_leads_nowhere(host: Host) -> Non
     (host.cache / "large").write_bytes(bytes(256 << 20))
     (host.cache / "later").write_text("of vllm", encoding="utf-8")
     host.own()
-    digest = host.run("packed")["sha256"]
-    host.run("absent")
+    digest = host.pack()["sha256"]
+    host.program.remove(host.cache)
     words = ["/usr/bin/python3", "-c", SWAP, f"{host.cache}.part", str(host.of_root)]
     with subprocess.Popen(words, user=ACCOUNT, extra_groups=[], stdout=subprocess.PIPE) as attacker:
         assert attacker.stdout
         assert attacker.stdout.readline() == b"waits\n"
-        host.run("unpacked", sha256=digest)
+        with suppress(CommandError):
+            host.unpack(digest)
         attacker.kill()
     assert [path.name for path in host.of_root.iterdir()] == ["config"]
     config = host.of_root / "config"
@@ -138,37 +144,25 @@ def test_a_link_that_appears_while_root_unpacks_leads_nowhere(host: Host) -> Non
 
 def test_what_is_unpacked_is_the_account_s(host: Host) -> None:
     host.own()
-    digest = host.run("packed")["sha256"]
+    digest = host.pack()["sha256"]
     assert hashlib.sha256((host.private / "archive").read_bytes()).hexdigest() == digest
-    host.run("absent")
-    assert host.run("unpacked", sha256=digest)["changed"] is True
+    host.program.remove(host.cache)
+    assert host.unpack(digest)
     assert {path.owner() for path in (host.cache, host.cache / "code")} == {ACCOUNT}
 
 
 def test_a_sparse_file_and_a_pipe_do_not_keep_root_busy(host: Host) -> None:
     host.own()
     host.act(lambda: os.mkfifo(host.cache / "pipe"))
-    assert host.run("packed")["changed"] is True
+    assert host.pack()["exists"]
 
     def grow() -> None:
         with (host.cache / "huge").open("wb") as file:
             file.truncate(1 << 40)
 
     host.act(grow)
-    result = host.run("packed")
-    assert result["failed"] is True
-    assert "huge is larger than" in result["msg"]
-
-
-def test_a_file_of_root_does_not_get_into_a_message_as_the_time_of_a_start(host: Host) -> None:
-    host.own()
-    started, pipe = host.caches / "started", host.caches / "pipe"
-    host.act(lambda: started.symlink_to(host.private / "shadow"))
-    host.act(lambda: os.mkfifo(pipe))
-    for path in (started, pipe):
-        result = host.run("inspected", times=[str(path)])
-        assert result["failed"] is True
-        assert SECRET not in str(result)
+    with pytest.raises(CommandError, match="huge is larger than"):
+        host.pack()
 
 
 def test_the_probe_reads_no_link_no_pipe_and_no_endless_file_of_the_account(host: Host) -> None:

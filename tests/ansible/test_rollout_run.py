@@ -80,7 +80,7 @@ def test_a_task_that_fails_is_the_error(tmp_path: Path) -> None:
 
 def test_the_errors_that_a_task_returns_keep_their_code() -> None:
     record = {"code": "refused", "message": "another run works on the fleet", "hint": "wait", "file": None, "key": None}
-    news = run._News()
+    news = run.News()
     failed = {"event": "runner_on_failed", "event_data": {"task": "T", "host": "a", "res": {"errors": [record]}}}
     news.hear(failed)
     news.hear(failed)

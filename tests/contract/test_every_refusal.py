@@ -79,7 +79,6 @@ HOST_ONLY = {
     "engine_clone.py: … cannot be cloned to …: …": "the host's disk",
     "host_files.py: … is no directory: remove it, and run again": "the host's disk",
     "host_files.py: … is no file: remove it, and run again": "the host's disk",
-    "start_cache.py: … cannot be …: …": "the host's disk",
     "verified_store.py: … cannot be read: …": "the host's disk",
 }
 

@@ -100,11 +100,13 @@ def test_every_role_is_some_host_s(hosts: list[SiteHost]) -> None:
 
 
 def all_tasks(tasks: Any) -> Iterator[Any]:
-    """Tasks with those of their blocks."""
+    """Tasks of a playbook with those of their blocks and of the files that they include."""
     for task in tasks:
         yield task
         for block in ("block", "rescue", "always"):
             yield from all_tasks(task.get(block, ()))
+        if file := task.get("ansible.builtin.include_tasks"):
+            yield from all_tasks(read(paths.root() / "playbooks" / file))
 
 
 def test_every_role_has_its_play_and_every_play_its_group() -> None:

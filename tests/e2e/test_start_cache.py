@@ -17,7 +17,8 @@ from vllm_fleet.host import host_paths
 def seed(lab: Lab) -> Path:
     """What the first host of the lab has left on the controller."""
     variables = lab.site.hosts[0].variables
-    return Path(variables["vllm_start_cache_store"]) / f"{Path(variables['vllm_start_cache_path']).name}.json"
+    key = Path(variables["vllm_service_start_cache"]).name
+    return Path(variables["vllm_service_start_cache_store"]) / f"{key}.json"
 
 
 def start_again_without_cache(lab: Lab, seed: Path) -> str:

@@ -67,7 +67,7 @@ def test_drift_is_named_and_just_that_is_repaired(lab: Lab) -> None:
     repaired = lab.playbook()
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
     serving = {"vllm_firewall", "vllm_service"}
-    around = {"host_baseline", "foreign_unit_files", "harmony_encodings", "gateway"}
+    around = {"foreign_unit_files", "harmony_encodings", "gateway"}
     assert roles_run(repaired.stdout) == serving | around
     assert lab.drift()[0] == 0
     for host, since in started.items():
@@ -82,8 +82,8 @@ def test_limit_probes_only_those_hosts(lab: Lab) -> None:
     assert "lab-1" not in done.stdout
     assert lab.drift()[0] == 3
     done = lab.playbook("--limit", "lab-1")
-    # host_baseline only waits for the first boot.
-    assert roles_run(done.stdout) == {"host_baseline", "harmony_encodings"}
+    # A host without cloud-init has no first boot to wait for.
+    assert roles_run(done.stdout) == {"harmony_encodings"}
     assert lab.drift()[0] == 0
 
 
@@ -126,7 +126,8 @@ def test_a_stopped_instance_loses_no_answer_and_is_started_again(lab: Lab) -> No
     }
     done = lab.playbook()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert roles_run(done.stdout) == {"host_baseline", "vllm_service", "vllm_start_cache"}
+    # The host has its own start cache.
+    assert roles_run(done.stdout) == {"vllm_service"}
     assert lab.drift()[0] == 0
 
 

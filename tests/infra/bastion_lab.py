@@ -42,10 +42,7 @@ def bastion(bridge: str, subnet: str, servers: Sshds, names: dict[str, str]) -> 
         yield Bastion(_inside(controller), servers.start(BASTION_ADDRESS, within=list(_inside(door)), hosts=hosts))
     finally:
         for namespace in (controller, door):
-            found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
-            for pid in found.stdout.split():  # connections that ssh keeps open
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGTERM)
+            _signal_all(namespace, signal.SIGTERM)  # connections that ssh keeps open
         servers.stop()
         for namespace in (controller, door):
             subprocess.run(["ip", "netns", "delete", namespace], check=False)
@@ -59,16 +56,26 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
 
 
+def _signal_all(namespace: str, number: signal.Signals) -> None:
+    found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    for pid in found.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), number)
+
+
 def _create_networks(bridge: str, subnet: str, controller: str, door: str) -> None:
+    port = f"{bridge}-p"
     for namespace in (controller, door):
-        # Of a run that was killed.
+        # Of a run that was killed: a process keeps a namespace that has no name any more, with its end of the cable.
+        _signal_all(namespace, signal.SIGKILL)
         subprocess.run(["ip", "netns", "delete", namespace], stderr=subprocess.DEVNULL, check=False)
+    subprocess.run(["ip", "link", "delete", port], stderr=subprocess.DEVNULL, check=False)
+    for namespace in (controller, door):
         _ip("netns", "add", namespace)
         _ip("-n", namespace, "link", "set", "lo", "up")
     _ip("-n", controller, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", door)
     _ip("-n", controller, "address", "add", f"{CONTROLLER_ADDRESS}/24", "dev", "eth0")
     _ip("-n", door, "address", "add", f"{BASTION_ADDRESS}/24", "dev", "eth0")
-    port = f"{bridge}-p"
     _ip("-n", door, "link", "add", "eth1", "type", "veth", "peer", "name", port, "netns", str(os.getpid()))
     _ip("link", "set", port, "master", bridge, "up")
     _ip("-n", door, "address", "add", f"{subnet}.2/24", "dev", "eth1")

@@ -238,29 +238,34 @@ def boot(folder: Path, place: Place) -> DriverLab:
     """Makes the network and the hosts, with the account of the instances on those that serve."""
     network.create(NetworkSpec(place.bridge, f"{place.subnet}.0/24", str(folder), 2))
     ensure_tree()
-    keys = {name: _key(folder / name) for name in ("login", *place.addresses)}
+    keys = {name: make_key(folder / name) for name in ("login", *place.addresses)}
     lab = DriverLab(folder, folder / "login", {name: keys[name] for name in place.addresses}, place)
     (folder / "repository").mkdir()
     for name, address in place.addresses.items():
-        spec = HostSpec.from_properties(
-            {
-                "bridge": place.bridge,
-                "name": name,
-                "address": address,
-                "subnet": f"{place.subnet}.0/24",
-                "user": "deploy",
-                "authorised_key": keys["login"],
-                "host_key": keys[name],
-                "tree": tree_digest(),
-                "peers": dict(place.addresses),
-                "binds": {str(folder / "repository"): REPOSITORY},
-                "disk_gib": 1,
-            }
-        )
-        host.create(spec, (folder / name).read_text(encoding="utf-8"))
+        boot_host(lab, name, address, {str(folder / "repository"): REPOSITORY})
     for name in place.serving:
         lab.on(name, "groupadd -f render; useradd -r vllm; mkdir -p /var/lib/vllm")
     return lab
+
+
+def boot_host(lab: DriverLab, name: str, address: str, binds: Mapping[str, str]) -> None:
+    """Makes a host beside the others of the lab; :func:`make_key` has made its key."""
+    spec = HostSpec.from_properties(
+        {
+            "bridge": lab.place.bridge,
+            "name": name,
+            "address": address,
+            "subnet": f"{lab.place.subnet}.0/24",
+            "user": "deploy",
+            "authorised_key": public_key(lab.key_file),
+            "host_key": public_key(lab.folder / name),
+            "tree": tree_digest(),
+            "peers": dict(lab.place.addresses),
+            "binds": dict(binds),
+            "disk_gib": 1,
+        }
+    )
+    host.create(spec, (lab.folder / name).read_text(encoding="utf-8"))
 
 
 def start(folder: Path) -> DriverLab:
@@ -311,13 +316,18 @@ def release_at(at: str, gateway: str, caches: Path, note: str) -> dict[str, Any]
         "vllm_service_instances": [
             {"unit": "vllm@0.service", "runtime_directory": "/run/vllm-0", "loaded": files.loaded}
         ],
-        "vllm_start_cache_path": cache,
-        "vllm_start_cache_store": str(caches),
+        "vllm_service_start_cache": cache,
+        "vllm_service_start_cache_store": str(caches),
     }
 
 
-def _key(path: Path) -> str:
+def make_key(path: Path) -> str:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
+    return public_key(path)
+
+
+def public_key(path: Path) -> str:
+    """The public key beside a private one, without its comment."""
     return " ".join(path.with_name(f"{path.name}.pub").read_text(encoding="utf-8").split()[:2])
 
 

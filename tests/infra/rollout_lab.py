@@ -148,8 +148,8 @@ def set_release(lab: DriverLab, name: str, *knobs: str, note: str = "", patience
             }
             for each in release.instances
         ],
-        "vllm_start_cache_path": cache,
-        "vllm_start_cache_store": str(lab.folder / "caches"),
+        "vllm_service_start_cache": cache,
+        "vllm_service_start_cache_store": str(lab.folder / "caches"),
         "gateway_traffic_servers": [f"{name}_{each.name}={at}:{each.port}" for each in release.instances],
     }
     return release.digest

@@ -67,7 +67,8 @@ def test_a_plain_run_of_the_playbook_keeps_a_record(lab: DriverLab) -> None:
     assert end.state == "done"
     phases = [(event.host, event.phase) for event in events if isinstance(event, PhaseEnded)]
     assert [phase for host, phase in phases if host == "gpu-0"] == [
-        *("begin", "room", "drain", "measure", "stop", "start", "gates", "gates", "gates", "accept", "ready")
+        *("begin", "room", "drain", "measure", "stop", "restore", "start"),
+        *("gates", "gates", "gates", "keep", "accept", "ready"),
     ]
     outcomes = {event.host: event for event in events if isinstance(event, Outcome)}
     assert {name: outcome.state for name, outcome in outcomes.items()} == dict.fromkeys(PLACE.serving, "serving")
@@ -107,9 +108,10 @@ DRIVE = """
 import sys
 from pathlib import Path
 from vllm_fleet.cli import rollout
-from vllm_fleet.operate.rollout.run import Order
+from vllm_fleet.operate.rollout import run
 folder, book, fleet, *arguments = sys.argv[1:]
-rollout.follow(Order(fleet, Path(folder) / "hosts.yml", Path(book), arguments), json=False, check=False)
+order = run.Order(fleet, Path(folder) / "hosts.yml", Path(book), arguments)
+rollout.follow(lambda listener: run.drive(order, listener), json=False, check=False)
 """
 
 

@@ -94,8 +94,8 @@ def test_a_host_as_the_roles_leave_it_has_no_drift_and_a_second_run_changes_noth
 
 
 def test_the_account_packs_and_unpacks_the_start_cache(serving: ServingHost) -> None:
-    cache = serving.variables["vllm_start_cache_path"]
-    record = Path(serving.variables["vllm_start_cache_store"]) / f"{Path(cache).name}.json"
+    cache = serving.variables["vllm_service_start_cache"]
+    record = Path(serving.variables["vllm_service_start_cache_store"]) / f"{Path(cache).name}.json"
     assert json.loads(record.read_text(encoding="utf-8"))["host"] == "gpu-0"
     serving.on(f"systemctl stop vllm@0 && rm -r {cache}")
     code, _, said = serving.play("vllm_service")

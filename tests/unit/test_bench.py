@@ -107,11 +107,12 @@ def test_texts_of_the_peers_are_of_their_kind(fleet: Path) -> None:
 
 
 def test_inventories_of_the_peers_check_host_keys() -> None:
-    ansible = yaml.safe_load(peers.ansible_inventory_text(2, Path("/key"), Path("/known")))
+    ansible = yaml.safe_load(peers.ansible_inventory_text(fleets.addresses(2), Path("/key"), Path("/known")))
     assert "StrictHostKeyChecking=yes" in ansible["all"]["vars"]["ansible_ssh_common_args"]
     assert ansible["all"]["hosts"]["gw-002"] == {"ansible_host": "127.0.1.2"}
     names: dict[str, list[tuple[str, dict[str, str]]]] = {}
-    exec(compile(peers.pyinfra_inventory_text(2, Path("/key"), Path("/known")), "inventory", "exec"), names)  # noqa: S102
+    text = peers.pyinfra_inventory_text(fleets.addresses(2), Path("/key"), Path("/known"))
+    exec(compile(text, "inventory", "exec"), names)  # noqa: S102
     assert names["hosts"][1][0] == "gw-002"
     assert names["hosts"][1][1]["ssh_hostname"] == "127.0.1.2"
     assert names["hosts"][1][1]["ssh_strict_host_key_checking"] == "yes"
@@ -171,9 +172,9 @@ def test_a_run_of_pyinfra_counts_when_nothing_changed(total: str, counts: bool) 
 
 
 def test_figures_of_a_row() -> None:
-    row = Row("x", 100, (Sample(4, 1.0, 7, 0), Sample(6, 2.0, 9, 3), Sample(5, 1.5, 8, 0)))
+    row = Row("x", 100, (Sample(4, 1.0, 7, 0, 0.1), Sample(6, 2.0, 9, 3, 0.2), Sample(5, 1.5, 8, 0, 0)))
     assert (row.wall, row.wall_range, row.controller_per_host, row.target_per_host) == (5, (4, 6), 15, 80)
-    assert row.others == 0.5
+    assert row.load == 0.5
 
 
 def test_a_target_that_was_not_counted_is_not_zero() -> None:
@@ -207,11 +208,20 @@ def test_steps_are_told_one_by_one() -> None:
 
 
 def test_goals_tell_by_how_much_they_were_missed() -> None:
-    assert report.goals(rows((contenders.SITE, 100, 9.5, 1.2), (contenders.PYINFRA, 100, 19.0, 6))) == [
-        "100 unchanged hosts in 8 s: **missed by 1.5**, 9.5 s",
-        "less than half of pyinfra's time in the same run: reached, 50 % of it",
-        "15 ms of controller CPU for each unchanged host: reached, 12.0 ms",
+    assert report.goals(rows((contenders.SITE, 100, 9.5, 0.9), (contenders.PYINFRA, 100, 19.0, 6))) == [
+        "100 unchanged hosts in 0.2 x the time of pyinfra in the same run: **missed by 0.30**, 0.50 x",
+        "100 unchanged hosts in 0.16 x its controller CPU: reached, 0.15 x",
     ]
+
+
+def test_goals_without_the_peer_of_the_run_are_not_judged() -> None:
+    assert report.goals(rows((contenders.SITE, 100, 1, 1))) == []
+
+
+def test_ratios_to_the_peer_come_before_seconds() -> None:
+    head, _, own, _ = report.table(rows((contenders.SITE, 100, 5, 1.5), (contenders.PYINFRA, 100, 20, 6)))
+    assert head.index("of pyinfra's time") < head.index("[s]")
+    assert own.split("|")[3:6] == [f"{'0.25 x':>18} ", f"{'0.25 x':>22} ", f"{'5.0':>19} "]
 
 
 def test_goals_are_not_judged_on_other_numbers_of_hosts() -> None:
@@ -223,6 +233,7 @@ def test_the_document_has_all_of_it() -> None:
         sizes=[100, 300],
         rows=rows(
             (contenders.SITE, 100, 5, 1.4),
+            (contenders.PYINFRA, 100, 30, 9),
             (contenders.DRIFT, 100, 4, 0.8),
             (contenders.SITE, 300, 14, 2.5),
             (contenders.DRIFT, 300, 12, 1.8),
@@ -265,7 +276,7 @@ def test_idle_time_is_not_busy_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_command_leaves_running_is_counted_and_ended(tmp_path: Path) -> None:
     burn = "import os; [os.times() for _ in range(300000)]"
     script = f'setsid python3 -c "{burn}" & wait; (setsid sleep 600 &) ; echo $$ > {tmp_path}/done'
-    code, sample = measure.run(["sh", "-c", script], {"PATH": "/usr/bin:/bin"}, tmp_path, tmp_path / "log", 60, None)
+    code, sample = measure.run(["sh", "-c", script], {"PATH": "/usr/bin:/bin"}, tmp_path, tmp_path / "log", 60, [])
     assert code == 0
     assert (tmp_path / "done").exists()
     assert sample.controller > 0
@@ -275,7 +286,7 @@ def test_what_a_command_leaves_running_is_counted_and_ended(tmp_path: Path) -> N
 
 def test_a_command_that_does_not_end_is_ended(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match="did not end within"):
-        measure.run(["sleep", "601"], {"PATH": "/usr/bin:/bin"}, tmp_path, tmp_path / "log", 0.2, None)
+        measure.run(["sleep", "601"], {"PATH": "/usr/bin:/bin"}, tmp_path, tmp_path / "log", 0.2, [])
     assert "601" not in _command_lines_of_children()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -59,4 +60,10 @@ def test_the_document_says_how_the_figures_came_about() -> None:
     text = artifacts.document(ROWS)
     assert "an uplink of 16 MiB/s" in text
     assert "The origin counts the bytes" in " ".join(text.split())
+    assert "The load of other programs was not measured" in " ".join(text.split())
     assert all(len(line) <= 120 for line in text.splitlines() if not line.startswith("|"))
+
+
+def test_the_document_says_that_nothing_else_ran_where_that_was_measured() -> None:
+    quiet = [Row(row.name, row.hosts, tuple(replace(sample, load=0.02) for sample in row.samples)) for row in ROWS]
+    assert "at most 0.02 processors before each run" in " ".join(artifacts.document(quiet).split())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bench import scale, scale_report
@@ -12,12 +14,23 @@ def row(name: str, seconds: float, peak: float) -> scale.Row:
     return scale.Row(name, 1000, (scale.Sample(seconds, seconds / 2, 1.0, peak, 3000),))
 
 
-ROWS = [row("plain", 5.0, 300.0), row("fast", 8.0, 390.0), row("slow", 12.0, 390.0), row("large", 8.0, 410.0)]
+ROWS = [row("plain", 8.0, 300.0), row("fast", 8.0, 390.0), row("slow", 12.0, 390.0), row("large", 8.0, 410.0)]
 
 
 def test_each_program_of_the_project_is_held_against_the_goal() -> None:
     told = scale_report.goals(ROWS)
     assert [("reached" in line, "**missed**" in line) for line in told] == [(True, False), (False, True), (False, True)]
+
+
+def test_the_goal_is_a_ratio_to_the_peer_of_the_same_run() -> None:
+    slower = [row(each.name, each.seconds * 2, each.peak_mib) for each in ROWS]
+    assert scale_report.goals(slower) == scale_report.goals(ROWS)
+
+
+@pytest.mark.parametrize(("load", "text"), [(0.01, "Nothing else ran"), (None, "was not measured")])
+def test_the_section_says_what_else_ran(load: float | None, text: str) -> None:
+    rows = [scale.Row(row.name, row.hosts, tuple(replace(each, load=load) for each in row.samples)) for row in ROWS]
+    assert text in " ".join(" ".join(block) for block in scale_report.section(rows))
 
 
 @pytest.mark.parametrize(

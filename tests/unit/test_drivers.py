@@ -318,15 +318,20 @@ def test_a_gateway_that_does_not_run_has_nobody_in_drain(tmp_path: Path) -> None
     assert probe.check_traffic(traffic_item("gateway", str(tmp_path / "admin.sock"))) is None
 
 
-def test_only_a_host_without_a_running_instance_is_idle(golden_site: sites.Site, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(("site", "name"), [("golden_site", "vllm@0.service"), ("image_site", "vllm-docker@0.service")])
+def test_only_a_host_without_a_running_instance_is_idle(
+    site: str, name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit that makes the container of an instance is none of them: it runs at a start alone."""
+
     def unit(state: str) -> list[dict[str, str]]:
-        return [{"role": "vllm_service", "kind": "unit", "what": "vllm@0.service", "state": state, "why": ""}]
+        return [{"role": "vllm_service", "kind": "unit", "what": name, "state": state, "why": ""}]
 
     for state in DriftState:
         kept = {"lab-0": unit(state.value), "lab-1": unit("not_reloaded")}
-        monkeypatch.setattr(drift, "_load_drift", lambda _, kept=kept: kept)
+        monkeypatch.setattr(drift, "_load_drift", lambda _, __, kept=kept: kept)
         stopped = state in ("unknown_unit", "inactive", "failed")
-        assert drift.find_idle_hosts(golden_site) == ({"lab-0"} if stopped else set()), state
+        assert drift.find_idle_hosts(request.getfixturevalue(site)) == ({"lab-0"} if stopped else set()), state
 
 
 def test_a_host_that_is_asked_again_leaves_the_others_as_they_were(monkeypatch: Any, tmp_path: Path) -> None:

@@ -316,6 +316,10 @@ def server(tmp_path: Path) -> Iterator[Target]:
     loop.stop()
 
 
+def way(server: Target, openssh: bool) -> Target:
+    return replace(server, program=shutil.which("ssh") or "none") if openssh else server
+
+
 def ask(target: Target, command: str) -> str:
     return asyncio.run(ssh.run_json(target, command))
 
@@ -336,14 +340,41 @@ def ask(target: Target, command: str) -> str:
 def test_a_program_that_does_not_answer_says_why(server: Target, openssh: bool, command: str, error: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(NoAnswerError) as caught:
-        if openssh:
-            ask(replace(server, program=shutil.which("ssh") or "none"), command)
-        else:
-            ask(server, command)
+        ask(way(server, openssh), command)
     assert error in str(caught.value)
     assert str(caught.value).isprintable()
     # Kilobytes: the server of this process holds its windows too.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+@pytest.mark.parametrize("openssh", [False, True], ids=["asyncssh", "ssh"])
+def test_a_file_goes_to_a_host_and_comes_back(server: Target, openssh: bool, tmp_path: Path) -> None:
+    sent, taken = tmp_path / "sent", tmp_path / "taken"
+    # More than an answer may have, with what begins and ends one.
+    sent.write_bytes(b"\nvllm-fleet-bytes 3\nvllm-fleet-answer-ends\n" * 50_000)
+    size = sent.stat().st_size
+    command = f"sh -c 'read -r line; echo vllm-fleet-bytes {size}; cat; echo \"$line\"'"
+    files = remote_answer.Files(sent, taken, size)
+    assert asyncio.run(ssh.run_json(way(server, openssh), command, '{"a": 1}\n', files=files)) == '{"a": 1}\n'
+    assert taken.read_bytes() == sent.read_bytes()
+
+
+@pytest.mark.parametrize("openssh", [False, True], ids=["asyncssh", "ssh"])
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (f"echo vllm-fleet-bytes {(1 << 20) + 1}; yes", "sends more than 1 MiB of a file"),
+        ("echo vllm-fleet-bytes 9; echo '{}'", "no whole answer"),
+        ("echo vllm-fleet-bytes 99999999999999; yes", "sends more than 1 MiB of output"),
+    ],
+)
+def test_a_file_is_no_longer_than_was_asked_for(
+    server: Target, openssh: bool, command: str, error: str, tmp_path: Path
+) -> None:
+    files = remote_answer.Files(taken=tmp_path / "taken", limit_bytes=1 << 20)
+    with pytest.raises(NoAnswerError, match=error):
+        asyncio.run(ssh.run_json(way(server, openssh), command, files=files))
+    assert (tmp_path / "taken").stat().st_size <= 1 << 20
 
 
 def test_a_program_that_never_stops_printing_is_ended(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.cli import app
 from vllm_fleet.cli import leave as cli_leave
 from vllm_fleet.edge import playbook
+from vllm_fleet.edge.connection import NoAnswerError
+from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.host.manifest_items import file_item, package_item, user_item
 from vllm_fleet.inventory import Site
 from vllm_fleet.on_host import docker_engine, host_leave, host_record, neighbours
@@ -346,3 +348,37 @@ def test_a_table_of_docker_with_a_rule_of_somebody_else_is_not_dockers() -> None
     other = TABLE_OF_DOCKER.replace('oifname "docker0"', 'oifname "shop0"')
     assert not host_leave.is_of_docker(other)
     assert not host_leave.is_of_docker("table ip filter {\n}\n"), "an empty one says nothing of docker"
+
+
+def test_each_host_says_what_it_has_recorded(golden_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {
+        "a": '{"changed": true, "first_boot": false, "theirs": []}',
+        "b": "no JSON",
+        "c": "",
+        "d": '{"changed": false}',
+    }
+
+    async def answer(target: Target, *_: Any) -> str:
+        if target.name == "c":
+            raise NoAnswerError("cannot be reached")
+        return answers[target.name]
+
+    monkeypatch.setattr(leave.ssh, "run_json", answer)
+    manifest = golden_site.hosts[0].manifest
+    works = [(Target(name, "192.0.2.1", 22, "root", ()), manifest) for name in answers]
+    found = leave.record_hosts(works, check=True)
+    # A host that does not say so may have a first boot.
+    assert (found["a"], found["d"]) == (leave.Recorded(True, False), leave.Recorded(False, True))
+    assert [str(found[name]).split(":")[0] for name in ("b", "c")] == ["b", "c"]
+    assert all(isinstance(found[name], FleetError) for name in ("b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "program", "found"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_a_first_boot_is_waited_for_where_cloud_init_is(
+    folder: bool, program: bool, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.path.isdir", lambda path: folder and path == "/run/cloud-init")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if program else None)
+    assert host_record.has_cloud_init() is found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 from vllm_fleet.base import paths
@@ -51,3 +52,13 @@ def private_key_fault(file: Path) -> PathFault | None:
         text = f"can be read by other users (mode {about.st_mode & 0o777:04o}), so ssh refuses it"
         return PathFault(file, text, f"chmod 600 {shlex.quote(paths.display(file))}")
     return None
+
+
+def has_passphrase(file: Path) -> bool:
+    """Whether a private key is encrypted; ``ssh-keygen`` is asked, which reads every form that ``ssh`` does.
+
+    Args:
+        file: a private key that :func:`private_key_fault` finds nothing wrong with.
+    """
+    words = ["ssh-keygen", "-y", "-P", "", "-f", str(file)]
+    return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode != 0

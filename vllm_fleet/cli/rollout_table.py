@@ -76,7 +76,8 @@ def _gate(host: HostLine) -> str:
 def lines_of(event: Event, timeline: Timeline) -> Iterator[str]:
     """What a log without a table has of an event."""
     if isinstance(event, BatchBegun):
-        yield f"batch {timeline.batches}: {', '.join(event.hosts)}"
+        region = f" of {event.region}" if event.region else ""
+        yield f"batch {timeline.batches}{region}: {', '.join(event.hosts)}"
     elif isinstance(event, GateJudged) and not event.passed:
         figures = f" ({figures_text(event.figures)})" if event.figures else ""
         yield f"{event.host}: gate {event.gate} of instance {event.instance}: {event.why}{figures}"

@@ -18,7 +18,8 @@ from vllm_fleet.edge.remote_answer import Output
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.fleet.ssh_routes import Hop, Route, known_name, option_value
 
-_CONNECTION_FAILED = 255
+#: The exit status of ``ssh`` for an error of its own.
+CONNECTION_FAILED = 255
 _CONSEQUENCES = ("Connection closed by UNKNOWN", "kex_exchange", "stdio forwarding failed")
 _NOISE = re.compile(r"^(Warning: |Pseudo-terminal |debug\d: |\*\* |@@@|\s*$)")
 
@@ -156,13 +157,16 @@ def _proxy_of(settings: Mapping[str, tuple[str, ...]], address: str, port: str, 
     return re.sub(r"%.", expand, command)
 
 
-async def run(target: Target, command: str, text: str) -> tuple[int | None, Output]:
+async def run(
+    target: Target, command: str, text: str, files: remote_answer.Files = remote_answer.NO_FILES
+) -> tuple[int | None, Output]:
     """Runs a command on a host with ``ssh``. Only the keys of the target are accepted, and nothing is asked.
 
     Args:
         target: the host.
         command: the command line for the host's shell.
         text: the standard input of the command.
+        files: what follows it, and where the bytes of a file in the answer go.
 
     Returns:
         Its exit status and its output, which :mod:`vllm_fleet.edge.remote_answer` limits.
@@ -173,16 +177,16 @@ async def run(target: Target, command: str, text: str) -> tuple[int | None, Outp
     with tempfile.TemporaryDirectory(prefix="vllm-fleet-ssh-") as scratch:
         known = Path(scratch) / "known_hosts"
         known.write_text(known_hosts_text(target), encoding="utf-8")
-        process = await _start(_words(target, known, command))
+        process = await _start(command_words(target, known, command))
         try:
-            output = await remote_answer.exchange(process, target, text.encode())
+            output = await remote_answer.exchange(process, target, text.encode(), files)
             if process.stdin:
                 process.stdin.close()
             status = await process.wait()
         finally:
             await _end(process)
     # A command may end with 255 too, and prints its first mark before.
-    if status == _CONNECTION_FAILED and not output.out:
+    if status == CONNECTION_FAILED and not output.out:
         raise NoAnswerError(explain_failure(target, output.err.decode(errors="replace")))
     return status, output
 
@@ -207,7 +211,15 @@ def hop_of(target: Target) -> Hop:
     return Hop(target.name, target.user, target.address, target.port, target.host_keys, target.keys_file)
 
 
-def _words(target: Target, known: Path, command: str) -> list[str]:
+def command_words(target: Target, known: Path, command: str, options: Sequence[str] = ()) -> list[str]:
+    """The words of ``ssh`` that run a command on a host. Only the keys of the target are accepted.
+
+    Args:
+        target: the host.
+        known: a file with :func:`known_hosts_text`.
+        command: the command line for the host's shell.
+        options: further options of ``ssh``, which do not change the way to the host.
+    """
     hop = hop_of(target.jump) if target.jump else None
     route = Route(known, target_known_name(target), target.key_file, target.config_file, hop)
     own = {
@@ -223,7 +235,8 @@ def _words(target: Target, known: Path, command: str) -> list[str]:
     strict += route.strict_words(route.known_name)
     way = [*_login_words(target), *target.arguments, *route.way_words()]
     limit = ["-o", f"ConnectTimeout={CONNECT_SECONDS:.0f}"]
-    return [target.program, "-T", "-a", "-x", *strict, *way, *limit, "--", target.alias or target.address, command]
+    own_options = [*strict, *way, *limit, *options]
+    return [target.program, "-T", "-a", "-x", *own_options, "--", target.alias or target.address, command]
 
 
 async def _run(words: Sequence[str], text: str) -> Result:

@@ -1,6 +1,7 @@
 """Reads the answer of a remote program within limits: between two marks, so that a shell may print what it likes.
 
 What a host prints is a stranger's: the reader keeps one mebibyte of it at most, and ends a program that prints more.
+The bytes of a file that it was asked for go to the disk, up to a limit of their own.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
 
 from vllm_fleet.base.foreign_text import clean_bytes
 from vllm_fleet.edge.connection import CommandFailedError, NoAnswerError
@@ -28,6 +30,8 @@ _BLOCK_BYTES = 1 << 15
 _SSH_FAILED = 255
 #: A line of its own: a shell that prints its commands prints the mark within one.
 _FROM_BEGIN = re.compile(rf"(?:^|\n){_BEGIN}\r?\n".encode())
+#: Before the bytes of a file, with their number.
+_FROM_BYTES = re.compile(rb"(?m)^vllm-fleet-bytes ([0-9]{1,12})\n")
 #: sudo has no other sign for it.
 _NEEDS_PASSWORD = "password is required"  # noqa: S105 - a message, no password
 
@@ -56,6 +60,24 @@ class Output:
     err: bytes = b""
 
 
+@dataclass(frozen=True)
+class Files:
+    """Files that travel with a question and its answer.
+
+    Attributes:
+        sent: its bytes follow the question.
+        taken: gets the bytes that the program prints behind the line ``vllm-fleet-bytes NUMBER``.
+        limit_bytes: how many it may be.
+    """
+
+    sent: Path | None = None
+    taken: Path | None = None
+    limit_bytes: int = 0
+
+
+NO_FILES = Files()
+
+
 def mark_answer(command: str) -> str:
     """A command between the marks of its answer; the last one only if it succeeds. Every login shell reads this."""
     return f"echo {_BEGIN}; {command} && echo {_END}"
@@ -75,23 +97,60 @@ def sudo_command(command: str, *, password: bool) -> str:
     return f"sudo -S -p {shlex.quote(_PROMPT)} /bin/sh -c {start} sh {command}"
 
 
-async def exchange(streams: Streams, target: Target, text: bytes) -> Output:
+async def exchange(streams: Streams, target: Target, text: bytes, files: Files = NO_FILES) -> Output:
     """Sends the standard input of a program and reads its output to the end.
 
     Args:
         streams: the program.
         target: the host, with the password for sudo if it may ask for one.
         text: the standard input.
+        files: what follows it, and where the bytes of an answer go.
 
     Raises:
         NoAnswerError: it prints too much, or sudo refuses the password.
+        OSError: a file cannot be read or written here.
     """
-    return await _Exchange(streams, target, text).run()
+    with ExitStack() as stack:
+        sent = stack.enter_context(files.sent.open("rb")) if files.sent else None
+        taking = _Taking(stack.enter_context(files.taken.open("wb")), files.limit_bytes) if files.taken else None
+        return await _Exchange(streams, target, text, sent, taking).run()
+
+
+class _TooMuchError(Exception):
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(limit_bytes)
+        self.limit_bytes = limit_bytes
+
+
+class _Taking:
+    """Moves the bytes of a file out of an output."""
+
+    def __init__(self, file: BinaryIO, limit_bytes: int) -> None:
+        self._file, self._limit = file, limit_bytes
+        self._at: int | None = None
+        self._left = 0
+
+    def move(self, kept: bytearray) -> None:
+        if self._at is None:
+            found = _FROM_BYTES.search(kept)
+            if found is None:
+                return
+            self._at, self._left = found.start(), int(found[1])
+            if self._left > self._limit:
+                raise _TooMuchError(self._limit)
+            del kept[found.start() : found.end()]
+        end = min(self._at + self._left, len(kept))
+        self._file.write(kept[self._at : end])
+        self._left -= end - self._at
+        del kept[self._at : end]
 
 
 class _Exchange:
-    def __init__(self, streams: Streams, target: Target, text: bytes) -> None:
+    def __init__(
+        self, streams: Streams, target: Target, text: bytes, sent: BinaryIO | None, taking: _Taking | None
+    ) -> None:
         self._streams, self._target, self._text = streams, target, text
+        self._sent, self._taking = sent, taking
         self._output = Output()
         self._password = target.become_password if target.user != "root" else None
         self._started = asyncio.Event()
@@ -115,12 +174,20 @@ class _Exchange:
         with suppress(OSError):
             self._streams.stdin.write(self._text)
             await self._streams.stdin.drain()
+            while self._sent and (block := self._sent.read(_BLOCK_BYTES)):
+                self._streams.stdin.write(block)
+                await self._streams.stdin.drain()
             self._streams.stdin.write_eof()
 
     async def _read_output(self) -> None:
         kept = self._output.out
         while block := await self._streams.stdout.read(_BLOCK_BYTES):
             kept += block
+            try:
+                if self._taking:
+                    self._taking.move(kept)
+            except _TooMuchError as fault:
+                raise self._too_much("a file", fault.limit_bytes) from None
             if len(kept) > LIMIT_BYTES:
                 raise self._too_much("output")
             if not self._started.is_set() and _READY.encode() in kept:
@@ -144,8 +211,8 @@ class _Exchange:
         with suppress(OSError):
             self._streams.stdin.write(f"{password}\n".encode())
 
-    def _too_much(self, stream: str) -> NoAnswerError:
-        return NoAnswerError(f"{self._target.address} sends more than {LIMIT_BYTES >> 20} MiB of {stream}")
+    def _too_much(self, stream: str, limit_bytes: int = LIMIT_BYTES) -> NoAnswerError:
+        return NoAnswerError(f"{self._target.address} sends more than {limit_bytes >> 20} MiB of {stream}")
 
 
 def find_answer(target: Target, exit_status: int | None, output: Output) -> str:

@@ -74,7 +74,13 @@ def python_command(user: str, source: str, *, password: bool = False) -> str:
     return command if user == "root" else remote_answer.sudo_command(command, password=password)
 
 
-async def run_json(target: Target, command: str, text: str = "", jump_hosts: JumpHosts | None = None) -> str:
+async def run_json(
+    target: Target,
+    command: str,
+    text: str = "",
+    jump_hosts: JumpHosts | None = None,
+    files: remote_answer.Files = remote_answer.NO_FILES,
+) -> str:
     """Runs a command on a host, after its host key is verified; the command must print one JSON object.
 
     Uses the program ``ssh`` where the way to the host or the login needs it.
@@ -84,6 +90,7 @@ async def run_json(target: Target, command: str, text: str = "", jump_hosts: Jum
         command: the command line for the host's shell.
         text: the standard input of the command.
         jump_hosts: the SSH gateways that this run shares; None opens its own connections.
+        files: what follows the text, and where the bytes of a file in the answer go.
 
     Returns:
         What the command prints; what the shell prints around it is left out.
@@ -99,11 +106,11 @@ async def run_json(target: Target, command: str, text: str = "", jump_hosts: Jum
             try:
                 async with connect(target, shared) as connection:
                     process = await connection.create_process(marked, encoding=None)
-                    output = await remote_answer.exchange(process, target, text.encode())
+                    output = await remote_answer.exchange(process, target, text.encode(), files)
                     await process.wait_closed()
                     return remote_answer.find_answer(target, process.exit_status, output)
             except NotPossibleError:
                 pass  # ssh may have an agent or another key for it, and its error is reported if it has none
         async with shared.processes:
-            status, output = await openssh.run(target, marked, text)
+            status, output = await openssh.run(target, marked, text, files)
     return remote_answer.find_answer(target, status, output)

@@ -63,3 +63,35 @@ def run_uv(arguments: Sequence[str], what: str) -> None:
             hint="its own message is above; finished downloads are kept, so a second run continues",
             code=ErrorCode.WORK_FAILED,
         )
+
+
+def group_environment(group: str, program: str) -> Path:
+    """The virtual environment of a dependency group alone, locked with hashes by ``uv.lock``; made if it is missing.
+
+    Args:
+        group: the group in ``pyproject.toml``.
+        program: a program that it must have.
+
+    Raises:
+        FleetError: uv failed, or the group has no such program.
+    """
+    base = cache_dir() / "groups"
+    base.mkdir(parents=True, exist_ok=True)
+    lock, venv = base / f"{group}.part", base / group
+    what, project = f"{program} of the group {group}", ("--project", str(root()))
+    # Only the exported part is compared: the lock file has many packages that the group does not depend on.
+    run_uv(
+        ["export", "--quiet", "--frozen", "--only-group", group, "--no-emit-project", "-o", str(lock), *project], what
+    )
+    text = "".join(line for line in lock.read_text(encoding="utf-8").splitlines(True) if not line.startswith("#"))
+    done = venv / "requirements.txt"
+    if done.is_file() and done.read_text(encoding="utf-8") == text:
+        return venv
+    run_uv(["venv", "--quiet", "--clear", "--python", sys.executable, str(venv)], what)
+    run_uv(
+        ["pip", "install", "--quiet", "--require-hashes", "--python", str(venv / "bin/python"), "-r", str(lock)], what
+    )
+    if not (venv / "bin" / program).is_file():
+        raise FleetError(f"the group {group!r} has no {program}", "see pyproject.toml", "uv.lock")
+    done.write_text(text, encoding="utf-8")
+    return venv

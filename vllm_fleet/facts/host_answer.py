@@ -172,3 +172,21 @@ class HostKeys(Foreign):
 
     current: PublicKey
     next: PublicKey | None
+
+
+#: A path may be longer than a word.
+_Name = Annotated[str, StringConstraints(max_length=4096), AfterValidator(clean_text)]
+
+
+class Applied(Foreign):
+    """The answer of ``host_apply``.
+
+    Attributes:
+        applied: the items that it has applied.
+        left: the item at which it has stopped -> why.
+        diffs: the differences of files: path, old and new content.
+    """
+
+    applied: Annotated[list[_Name], Field(max_length=4096)]
+    left: Annotated[dict[_Name, CleanText], Field(max_length=4096)]
+    diffs: Annotated[list[dict[str, str]], Field(max_length=4096)]

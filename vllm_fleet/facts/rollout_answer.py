@@ -51,9 +51,10 @@ class Begun(Foreign):
 
 
 class Stopped(Foreign):
-    """The answer to ``vllm-release stop``."""
+    """The answer to ``vllm-release stop``; ``cached`` says whether the host has the start cache of the release."""
 
     stopped: Words
+    cached: bool = False
 
 
 class Started(Foreign):
@@ -66,6 +67,26 @@ class Started(Foreign):
 
     seconds: Seconds
     steps: Annotated[dict[Word, Annotated[float, Field(ge=0, le=1e15)]], Field(max_length=64)] = Field(default={})
+
+
+class CachePacked(Foreign):
+    """The answer of the start cache: whether there is one, and the digest and size of its archive."""
+
+    exists: bool
+    sha256: Word = ""
+    bytes: Count = 0
+
+
+class CacheUnpacked(Foreign):
+    """The answer of the start cache: whether the copy was unpacked; the host may have one of its own."""
+
+    made: bool
+
+
+class CacheRemoved(Foreign):
+    """The answer of the start cache: whether there was one."""
+
+    removed: bool
 
 
 class Accepted(Foreign):

@@ -21,6 +21,7 @@ from vllm_fleet.fleet import (
     plain_api,
     plain_secrets,
     private_networks,
+    region_workers,
     repository_faults,
     reserved_names,
     resource_names,
@@ -142,6 +143,7 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
         found = [part for error in errors for part in (error, *error.others)]
         raise_all([*parsed.errors, *(error for error in found if not parsed.wrong.concern_key(error.key or ""))])
     errors.extend(mirror_errors(spec.mirror, _host_names(spec), recipes, document))
+    errors.extend(region_workers.worker_errors(hosts, spec, document))
     errors.extend(_duplicates(hosts, document))
     errors.extend(reserved_names.reserved_errors(hosts, spec, document))
     errors.extend(service_addresses.address_errors(hosts, document))

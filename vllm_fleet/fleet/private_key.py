@@ -10,6 +10,14 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import stack
 from vllm_fleet.fleet.plan import Plan
 
+#: In the environment of workers and of AWX: the key of the fleet is in an SSH agent, and no file of it is read.
+OF_AGENT = {"VLLM_FLEET_SSH_KEY": "agent"}
+
+
+def is_of_agent() -> bool:
+    """Whether the private keys are in an SSH agent, so that the file that a fleet names is not there."""
+    return all(os.environ.get(name) == value for name, value in OF_AGENT.items())
+
 
 def file_error(file: Path, hint: str = "") -> FleetError | None:
     """Why ``ssh`` cannot use a file as a private key; None: nothing is known to be wrong.
@@ -30,7 +38,7 @@ def file_error(file: Path, hint: str = "") -> FleetError | None:
 def fleet_error(plan: Plan) -> FleetError | None:
     """What is wrong with the private key that a fleet names; None also where the first ``pulumi up`` will write it."""
     own = plan.access.ssh_private_key_file
-    if not own:
+    if not own or is_of_agent():
         return None
     file = paths.absolute(plan.directory / own)
     makes_key = not plan.access.ssh_authorised_keys and any(host.cloud != "static" for host in plan.hosts)

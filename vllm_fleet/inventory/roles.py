@@ -12,8 +12,5 @@ ROLES = {
     "gateway": ("host_baseline", "image_ports", "gateway"),
 }
 #: Roles that other roles use on a serving host; they own no item of a manifest.
-HELPERS = (
-    *("apt_repository", "driver_packages", "host_reboot", "gateway_traffic", "vllm_start_cache"),
-    "foreign_unit_files",
-)
+HELPERS = ("apt_repository", "driver_packages", "host_reboot", "gateway_traffic", "foreign_unit_files")
 ALL_ROLES = ("mirror", *ROLES["serving"], "gateway")

@@ -128,8 +128,8 @@ def _service_variables(host: ServingHost, release: Release, manifest: Manifest) 
         "vllm_service_seats": int(host.deployment.args.get("max-num-seqs") or 0),
         "vllm_service_promises": [promise.record() for promise in host.promises],
         "vllm_service_unit_files": instance_unit_files(host.deployment.install, manifest.items),
-        "vllm_start_cache_path": host.cache_directory,
-        "vllm_start_cache_store": str(paths.cache_dir() / "start-caches"),
+        "vllm_service_start_cache": host.cache_directory,
+        "vllm_service_start_cache_store": str(paths.cache_dir() / "start-caches"),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from typing import Any
 
 from vllm_fleet.base import paths
 from vllm_fleet.base.digests import text_sha256
-from vllm_fleet.fleet import ssh_routes
+from vllm_fleet.fleet import private_key, ssh_routes
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.ssh_routes import Hop, Route
 from vllm_fleet.fleet.stack import Location
 from vllm_fleet.host.manifest import Manifest
+from vllm_fleet.schema.fleet import RegionWorker
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Site:
         if bastion := self.bastion:
             name = ssh_routes.known_name(bastion.address, bastion.port)
             lines += [f"{name} {key}\n" for key in bastion.host_keys]
+        for worker in self.plan.spec.workers.values():
+            lines.append(f"{ssh_routes.known_name(worker.address, worker.port)} {worker.ssh_host_key}\n")
         return "".join(lines)
 
     def _known_name(self, host: SiteHost) -> str:
@@ -99,18 +103,31 @@ class Site:
         )
         return shlex.join(route.words())
 
+    def worker_variables(self, worker: RegionWorker) -> Mapping[str, Any]:
+        """How Ansible reaches the worker of a region."""
+        name = ssh_routes.known_name(worker.address, worker.port)
+        route = Route(self.known_hosts_file, name, self.private_key_file, self.ssh_config_file)
+        return {
+            "ansible_host": worker.address,
+            "ansible_port": worker.port,
+            "ansible_user": worker.user or self.plan.access.ssh_user or "root",
+            "ansible_ssh_common_args": shlex.join(route.words()),
+            **({"ansible_ssh_private_key_file": str(self.private_key_file)} if self.private_key_file else {}),
+        }
+
     @cached_property
     def control_path_dir(self) -> str:
         """The folder in which ``ssh`` keeps shared connections to hosts behind a gateway.
 
         It differs for each fleet: two fleets may have the same private address, and Ansible names a connection by it.
         """
-        return f"~/.ansible/cp/{text_sha256(str(paths.absolute(self.plan.directory)))[:8]}"
+        base = os.environ.get("ANSIBLE_SSH_CONTROL_PATH_DIR") or "~/.ansible/cp"
+        return f"{base}/{text_sha256(str(paths.absolute(self.plan.directory)))[:8]}"
 
     @cached_property
     def private_key_file(self) -> Path | None:
-        """The private key that the fleet names; None if it names none."""
-        own = self.plan.access.ssh_private_key_file
+        """The private key that the fleet names; None if it names none, or an agent has it."""
+        own = None if private_key.is_of_agent() else self.plan.access.ssh_private_key_file
         return paths.absolute(self.plan.directory / own) if own else None
 
     @cached_property

@@ -1,7 +1,8 @@
 """Runs on a host before the first role: writes down what is there, so that ``host_leave`` removes only the rest.
 
 Standard library only. Reads ``{"items": [...], "fleet": "...", "check": bool}`` and prints
-``{"changed": bool, "theirs": [...]}``. What is in the record stays: a second run adds the items that a new plan has.
+``{"changed": bool, "first_boot": bool, "theirs": [...]}``. What is in the record stays: a second run adds the items
+that a new plan has.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import grp
 import json
 import os
 import pwd
+import shutil
 import sys
 import tempfile
 from typing import TYPE_CHECKING, Any, Mapping
@@ -144,6 +146,11 @@ def extend_record(record: dict[str, Any], wanted: list[items.Item], fleet: str =
     return {"version": VERSION, "fleet": record["fleet"] or fleet, **entries, **seen}
 
 
+def has_cloud_init() -> bool:
+    """Whether cloud-init sets up this host, and may still be at work."""
+    return os.path.isdir("/run/cloud-init") and shutil.which("cloud-init") is not None
+
+
 def main(path: str = neighbours.RECORD) -> None:
     """Reads the request, extends the record and prints what was there before."""
     request = json.load(sys.stdin)
@@ -151,7 +158,8 @@ def main(path: str = neighbours.RECORD) -> None:
     after = extend_record(before, request["items"], request["fleet"])
     if after != before and not request["check"]:
         write_record(path, after)
-    json.dump({"changed": after != before, "theirs": after["theirs"]}, sys.stdout)
+    answer = {"changed": after != before, "first_boot": has_cloud_init(), "theirs": after["theirs"]}
+    json.dump(answer, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -155,9 +155,19 @@ def save_drift(fleet: str, reports: Mapping[str, Report], run_pid: int) -> None:
     write_atomically(_file(fleet), json.dumps(data, indent=1) + "\n")
 
 
-def find_drift(fleet: str) -> Mapping[str, list[dict[str, str]]]:
-    """Host name -> what differs on it, as this run has probed it; empty before the probe."""
-    return _load_drift(fleet)
+def find_drift(fleet: str, run_pid: int | None = None) -> Mapping[str, list[dict[str, str]]]:
+    """Host name -> what differs on it, as this run has probed it; empty before the probe.
+
+    Args:
+        fleet: the fleet's name.
+        run_pid: the process of the run; None is this process.
+    """
+    return _load_drift(fleet, run_pid)
+
+
+def is_installed_once(item: Mapping[str, str]) -> bool:
+    """Whether drift of the role vllm_service is that of what it installs besides the releases."""
+    return item["what"].startswith(_INSTALLED)
 
 
 def roles_to_run(fleet: str) -> Mapping[str, frozenset[str]]:
@@ -165,19 +175,29 @@ def roles_to_run(fleet: str) -> Mapping[str, frozenset[str]]:
     return {host: frozenset(item["role"] for item in items) for host, items in _load_drift(fleet).items()}
 
 
-def find_idle_hosts(site: Site) -> frozenset[str]:
-    """The serving hosts on which no instance runs, as this run has probed them: a restart interrupts no request."""
-    drift = _load_drift(site.plan.fleet)
+def find_idle_hosts(site: Site, run_pid: int | None = None) -> frozenset[str]:
+    """The serving hosts on which no instance runs, as this run has probed them: a restart interrupts no request.
+
+    Args:
+        site: the fleet.
+        run_pid: the process of the run; None is this process.
+    """
+    drift = _load_drift(site.plan.fleet, run_pid)
     return frozenset(
         host.plan.name
         for host in site.hosts
         if host.plan.name in drift
-        and (
-            instances := {
-                item["name"] for item in host.manifest.items if item["kind"] == "unit" and "@" in item["name"]
-            }
-        )
+        and (instances := _instances(host))
         and instances <= _stopped_units(drift[host.plan.name])
+    )
+
+
+def _instances(host: SiteHost) -> frozenset[str]:
+    """The units that serve. One that another one starts is not meant to run all the time, and is not among them."""
+    return frozenset(
+        item["name"]
+        for item in host.manifest.items
+        if item["kind"] == "unit" and "@" in item["name"] and item.get("active")
     )
 
 
@@ -214,8 +234,7 @@ def variables_of_run(
     items = drifted.get(host.plan.name)
     if items is not None and "vllm_service_release" in variables:
         variables["vllm_service_install"] = any(
-            item["role"] == "vllm_service" and (item["what"].startswith(_INSTALLED) or item["state"] in _UNREAD)
-            for item in items
+            item["role"] == "vllm_service" and (is_installed_once(item) or item["state"] in _UNREAD) for item in items
         )
     return variables
 

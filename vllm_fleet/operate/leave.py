@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.edge import ssh
-from vllm_fleet.edge.connection import NoAnswerError
+from vllm_fleet.edge.connection import CONCURRENCY, JumpHosts, NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
 from vllm_fleet.host.manifest import Manifest
 
 #: A host may have terabytes to look through.
 SECONDS = 600.0
+_RECORD_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,19 @@ class Left:
 
     removed: tuple[str, ...]
     kept: tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a host has written down.
+
+    Attributes:
+        changed: whether it has extended its record.
+        first_boot: whether cloud-init is on it, which may still be at work.
+    """
+
+    changed: bool
+    first_boot: bool
 
 
 @dataclass(frozen=True)
@@ -46,9 +60,14 @@ class Options:
     keep_models: bool = False
 
 
-def record_command() -> str:
-    """The command that records, for Ansible's connection, which becomes root by itself."""
-    return ssh.python_command("root", ssh.pack_program("host_record", "docker_engine", "neighbours"))
+def record_command(user: str = "root", *, password: bool = False) -> str:
+    """The command that records.
+
+    Args:
+        user: the account of the connection; root where the connection becomes root by itself.
+        password: whether sudo may ask for a password.
+    """
+    return ssh.python_command(user, ssh.pack_program("host_record", "docker_engine", "neighbours"), password=password)
 
 
 def leave_command(user: str = "root", *, password: bool = False) -> str:
@@ -87,13 +106,46 @@ def _parse(host: str, out: str, err: str) -> Mapping[str, Any]:
     return answer
 
 
-def parse_recorded(host: str, out: str, err: str) -> bool:
-    """Whether a host has extended its record.
+def parse_recorded(host: str, out: str, err: str) -> Recorded:
+    """What a host has recorded.
 
     Raises:
         FleetError: its answer is not valid.
     """
-    return _parse(host, out, err).get("changed") is True
+    answer = _parse(host, out, err)
+    return Recorded(answer.get("changed") is True, answer.get("first_boot") is not False)
+
+
+def record_hosts(works: Sequence[tuple[Target, Manifest]], *, check: bool) -> Mapping[str, Recorded | FleetError]:
+    """Has hosts extend their records, all from one process.
+
+    Args:
+        works: hosts with their manifests.
+        check: whether they change nothing.
+
+    Returns:
+        Host name -> what it has recorded, or why it gave no answer.
+    """
+    return asyncio.run(_record_all(works, check))
+
+
+async def _record_all(works: Sequence[tuple[Target, Manifest]], check: bool) -> Mapping[str, Recorded | FleetError]:
+    gate = asyncio.Semaphore(CONCURRENCY)
+
+    async def record_one(target: Target, manifest: Manifest) -> Recorded | FleetError:
+        command = record_command(target.user, password=target.become_password is not None)
+        async with gate:
+            try:
+                answer = ssh.run_json(target, command, record_question(manifest, check=check), jump_hosts)
+                return parse_recorded(target.name, await asyncio.wait_for(answer, _RECORD_SECONDS), "")
+            except FleetError as fault:
+                return fault
+            except (NoAnswerError, TimeoutError) as fault:
+                return _failure(target.name, str(fault) or f"no answer within {_RECORD_SECONDS:.0f} s")
+
+    async with JumpHosts() as jump_hosts:
+        found = await asyncio.gather(*(record_one(target, manifest) for target, manifest in works))
+    return {target.name: each for (target, _), each in zip(works, found, strict=True)}
 
 
 def parse_left(host: str, out: str, err: str) -> Left:

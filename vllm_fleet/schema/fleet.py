@@ -281,6 +281,21 @@ class Artifacts(Strict):
     )
 
 
+class RegionWorker(Strict):
+    """The machine in a region that works on its hosts."""
+
+    address: HostAddress = Field(description="Name or address at which the controller reaches the worker.")
+    port: Port = Field(default=22, description="Port of its SSH server.")
+    user: User | None = Field(default=None, description="Who logs in. Default: access.ssh_user, or root.")
+    ssh_host_key: SshPublicKey = Field(description="Its public SSH host key: 'type base64'.")
+    pools: list[Name] = Field(min_length=1, description="The pools of the region. Each pool is in one region.")
+    python: str | None = Field(
+        default=None,
+        pattern=r"^(/[A-Za-z0-9._+-]+)+$",
+        description="Path of a Python there that has the locked packages. Default: that of playbooks/workers.yml.",
+    )
+
+
 class Fleet(Strict):
     """``inventories/<fleet>/fleet.yml``: the To-Be of one fleet."""
 
@@ -304,6 +319,11 @@ class Fleet(Strict):
     )
     rollout: Rollout = Field(
         default_factory=Rollout, description="The steps of a change. Default: one host, three, a quarter, all."
+    )
+    workers: dict[Name, RegionWorker] = Field(
+        default={},
+        description="Region -> the machine through which 'vllm-fleet rollout' works on its hosts. The first region is "
+        "rolled out first. Default: the controller works on all hosts.",
     )
     protect: bool = Field(
         default=True, description="Rented hosts and volumes cannot be deleted or replaced until this is false."

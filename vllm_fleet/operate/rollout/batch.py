@@ -18,6 +18,7 @@ from vllm_fleet.operate.rollout.gates import GateError, HostGates, Measurements
 from vllm_fleet.operate.rollout.hosts import Progress, RolloutHost
 from vllm_fleet.operate.rollout.programs import GATEWAY, RELEASE, Answer, CommandError, Programs
 from vllm_fleet.operate.rollout.record import Record, mask_secrets
+from vllm_fleet.operate.rollout.start_caches import StartCache, StartCaches
 from vllm_fleet.operate.rollout.traffic import Traffic
 
 #: A host whose trial is not renewed goes back after this time; the gateways wait longer than the host.
@@ -50,6 +51,7 @@ class Batch:
         owner: the name of the run.
         record: where each step is written down.
         gates: what instances must pass that have started.
+        caches: host name -> what it has started with, where its instances were stopped together.
     """
 
     hosts: Sequence[RolloutHost]
@@ -58,10 +60,12 @@ class Batch:
     limits: Limits = field(default_factory=Limits)
     record: Record = field(default_factory=Record)
     gates: HostGates = field(init=False)
+    caches: dict[str, StartCache] = field(default_factory=dict)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.gates = HostGates(self.programs, self.record)
+        self._start_caches = StartCaches(self.programs)
         self._traffic = Traffic(self.programs, self.owner, "a rollout", DRAIN_SECONDS)
         self._gateways = tuple(dict.fromkeys(name for host in self.hosts for name in host.gateways))
 
@@ -128,18 +132,21 @@ class Batch:
         except CommandError as fault:
             return done | {host.name: await self._give_up(host, str(fault)) for host in whole}
 
+        drained = await self._drain_together(whole)
+
         async def stop(host: RolloutHost) -> Progress:
-            servers = [f"{host.name}_*"]
             try:
-                with self.record.phase("drain", host.name):
-                    await self._traffic.drain(host.gateways, servers, self.limits.drain)
+                if not drained[host.name].get():
+                    with self.record.phase("drain", host.name):
+                        await self._traffic.drain(host.gateways, [f"{host.name}_*"], self.limits.drain)
             except CommandError as fault:
                 return await self._give_up(host, str(fault))
             with self.record.phase("measure", host.name):
                 before = await self.gates.measure_before(host, _running(host, begun[host.name]))
             with self.record.phase("stop", host.name):
-                await self._call(host, "stop", Stopped, instances=begun[host.name].stale)
-            return Progress("stopped", changed=True, before=dict(before))
+                asked = {"instances": begun[host.name].stale, "cache": host.cache or None}
+                stopped = await self._call(host, "stop", Stopped, **asked)
+            return Progress("stopped", changed=True, before=dict(before), cached=stopped.cached)
 
         return done | await self._each(stop, whole)
 
@@ -160,12 +167,13 @@ class Batch:
             async with self._renewed(host):
                 try:
                     if progress.state == "stopped":
-                        await self._start_as_one(host, names, progress)
-                        progress.state = "started"
+                        await self._start_with_cache(host, names, progress)
                     else:
                         await self._roll(host, names, progress)
                 except (CommandError, GateError) as fault:
-                    return await self._go_back(host, progress, fault)
+                    await self._go_back(host, progress, fault)
+                    if found := self.caches.get(host.name):
+                        await self._start_caches.discard(host, found)
             return progress
 
         return await self._each(one)
@@ -177,18 +185,71 @@ class Batch:
             before: what :meth:`start` has returned.
         """
 
-        async def one(host: RolloutHost) -> Progress:
+        async def accept(host: RolloutHost) -> Progress:
             progress = before[host.name]
             if progress.state in ("started", "rolling"):
                 with self.record.phase("accept", host.name):
                     await self._call(host, "accept", Accepted, kept=host.kept)
                 self.gates.keep(host, progress.logprobs, progress.speed)
-            if progress.state in ("started", "rolling", "same"):
-                progress.changed |= await self._ready(host)
-                progress.state = "serving"
             return progress
 
-        return await self._each(one)
+        done = await self._each(accept)
+        good = [host for host in self.hosts if done[host.name].state in ("started", "rolling", "same")]
+        given_back = await self._ready_together(good)
+
+        async def ready(host: RolloutHost) -> Progress:
+            progress, changed = done[host.name], given_back[host.name].get()
+            progress.changed |= await self._ready(host) if changed is None else changed
+            progress.state = "serving"
+            return progress
+
+        return done | await self._each(ready, good)
+
+    async def _drain_together(self, hosts: Sequence[RolloutHost]) -> Mapping[str, _OfAll]:
+        """Takes hosts out of traffic with one call for each gateway: a call for each host keeps a gateway busy.
+
+        Returns:
+            Host name -> whether it has no request in flight. The others wait for theirs.
+        """
+
+        async def drain(gateways: Sequence[str], group: Sequence[RolloutHost]) -> Mapping[str, bool]:
+            names = [host.name for host in group]
+            with self.record.phase("drain", *names):
+                found = await self._traffic.send_no_more(gateways, [f"{name}_*" for name in names])
+            busy = {key.rpartition("/")[2].rpartition("_")[0] for each in found for key in each.busy}
+            return {name: name not in busy for name in names}
+
+        return await _for_all(hosts, drain)
+
+    async def _ready_together(self, hosts: Sequence[RolloutHost]) -> Mapping[str, _OfAll]:
+        """Gives hosts their traffic back with one call for each gateway.
+
+        Returns:
+            Host name -> whether one of them was out of traffic.
+        """
+
+        async def ready(gateways: Sequence[str], group: Sequence[RolloutHost]) -> Mapping[str, bool]:
+            names = [host.name for host in group]
+            expected = [place for host in group for place in host.servers.values()]
+            servers = [f"{name}_*" for name in names]
+            with self.record.phase("ready", *names):
+                changed = await self._traffic.ready(gateways, servers, expected, self.limits.ready)
+            return dict.fromkeys(names, changed)
+
+        return await _for_all(hosts, ready)
+
+    async def _start_with_cache(self, host: RolloutHost, names: Sequence[str], progress: Progress) -> None:
+        """No process of the account runs when the cache is copied, and no request has come when it is kept."""
+        if not host.cache or progress.cached:
+            self.caches[host.name] = StartCache()
+        else:
+            with self.record.phase("restore", host.name):
+                self.caches[host.name] = await self._start_caches.restore(host)
+        await self._start_as_one(host, names, progress)
+        progress.state = "started"
+        if host.cache:
+            with self.record.phase("keep", host.name):
+                await self._start_caches.keep(host, self.caches[host.name], max(progress.seconds.values()))
 
     async def _start_as_one(self, host: RolloutHost, names: Sequence[str], progress: Progress) -> None:
         # What the first one compiles, the others find.
@@ -248,7 +309,7 @@ class Batch:
         values = {"instance": instance, "seconds": started.seconds, "steps": started.steps}
         self.record.write("started", host=host.name, **values)
 
-    async def _go_back(self, host: RolloutHost, progress: Progress, fault: CommandError | GateError) -> Progress:
+    async def _go_back(self, host: RolloutHost, progress: Progress, fault: CommandError | GateError) -> None:
         gate = fault.gate if isinstance(fault, GateError) else ""
         progress.why, progress.gate, progress.log = fault.text, gate, list(fault.log)
         try:
@@ -261,7 +322,6 @@ class Batch:
         except CommandError as second:
             progress.state = "failed"
             progress.why += f"; and it did not go back: {second}"
-        return progress
 
     async def _give_up(self, host: RolloutHost, why: str) -> Progress:
         """Ends a trial of which nothing has begun: the instances go on with what they serve."""
@@ -325,6 +385,48 @@ class Batch:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+
+
+@dataclass(frozen=True)
+class _OfAll:
+    """What a call for many hosts has given for one of them.
+
+    Attributes:
+        value: its result; None: it must try alone, since another host was in the way.
+        fault: a gateway that gave no answer, which would give none to it alone.
+    """
+
+    value: bool | None = None
+    fault: CommandError | None = None
+
+    def get(self) -> bool | None:
+        """The value.
+
+        Raises:
+            CommandError: a gateway gave no answer.
+        """
+        if self.fault:
+            raise self.fault
+        return self.value
+
+
+async def _for_all(
+    hosts: Sequence[RolloutHost],
+    work: Callable[[Sequence[str], Sequence[RolloutHost]], Awaitable[Mapping[str, bool]]],
+) -> Mapping[str, _OfAll]:
+    """The work for hosts that share their gateways, side by side for each group of gateways."""
+    groups: dict[tuple[str, ...], list[RolloutHost]] = {}
+    for host in hosts:
+        groups.setdefault(host.gateways, []).append(host)
+
+    async def one(gateways: tuple[str, ...], group: Sequence[RolloutHost]) -> dict[str, _OfAll]:
+        try:
+            return {name: _OfAll(value) for name, value in (await work(gateways, group)).items()}
+        except CommandError as fault:
+            return dict.fromkeys((host.name for host in group), _OfAll(fault=fault if fault.silent else None))
+
+    found = await asyncio.gather(*(one(gateways, group) for gateways, group in groups.items()))
+    return {name: each for part in found for name, each in part.items()}
 
 
 def _running(host: RolloutHost, found: Begun) -> list[str]:

@@ -156,6 +156,8 @@ class HostGates:
                 speed=measured,
             ),
         )
+        text = path.read_text(encoding="utf-8")
+        self.record.tell("kept", host=host.name, folder=path.parent.name, file=path.name, text=text)
 
     def _wanted(self, host: RolloutHost) -> list[str]:
         """The gates of a host, in their order."""

@@ -24,6 +24,8 @@ class RolloutHost:
         prove: whether it passes the gates though its release stays: something below the engine was changed.
         promises: what the log of a start must say, as the role's variable has it.
         gates: what a release must pass, as the role's variable has it; empty: nothing but a start.
+        cache: the directory of its start cache; empty for a host without one.
+        cache_store: the folder of the controller that keeps the start caches of equal hosts.
     """
 
     name: str
@@ -38,6 +40,8 @@ class RolloutHost:
     prove: bool = False
     promises: Sequence[Mapping[str, Any]] = ()
     gates: Mapping[str, Any] = field(default_factory=dict)
+    cache: str = ""
+    cache_store: str = ""
 
     def server(self, instance: str) -> str:
         """The name of an instance's server at the gateways."""
@@ -83,6 +87,7 @@ class Progress:
         results: the gates in their order.
         logprobs: digest of a prompt -> the log-probabilities of its tokens.
         speed: of the release on trial.
+        cached: whether the host had the start cache of the release before its start.
     """
 
     state: str = "same"
@@ -95,6 +100,7 @@ class Progress:
     results: list[dict[str, Any]] = field(default_factory=list)
     logprobs: dict[str, list[float]] = field(default_factory=dict)
     speed: dict[str, Any] | None = None
+    cached: bool = False
 
     def record(self) -> dict[str, Any]:
         """The progress as a task returns it."""
@@ -143,6 +149,8 @@ def host_of_variables(name: str, own: Mapping[str, Any], groups: Mapping[str, Se
         prove=any(name in groups.get(group, ()) for group in _PROVEN),
         promises=list(own.get("vllm_service_promises", ())),
         gates=dict(own.get("vllm_service_gates") or {}),
+        cache=str(own.get("vllm_service_start_cache", "")),
+        cache_store=str(own.get("vllm_service_start_cache_store", "")),
     )
 
 

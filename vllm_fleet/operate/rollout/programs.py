@@ -92,7 +92,14 @@ class Programs:
             words = remote_answer.sudo_command(words, password=target.become_password is not None)
         return await self._ask(host, words, question, kind)
 
-    async def run_packed(self, host: str, source: str, question: Mapping[str, Any], kind: type[Answer]) -> Answer:
+    async def run_packed(
+        self,
+        host: str,
+        source: str,
+        question: Mapping[str, Any],
+        kind: type[Answer],
+        files: remote_answer.Files = remote_answer.NO_FILES,
+    ) -> Answer:
         """Runs a program of :mod:`vllm_fleet.on_host` on a host, as root.
 
         Args:
@@ -100,21 +107,31 @@ class Programs:
             source: the program, as :func:`vllm_fleet.edge.ssh.pack_program` returns it.
             question: its standard input.
             kind: the record of its answer.
+            files: what follows the question, and where the bytes of a file in the answer go.
 
         Raises:
             CommandError: the host gives no answer that can be read.
+            OSError: a file cannot be read or written here.
         """
         target = self.targets[host]
         words = ssh.python_command(target.user, source, password=target.become_password is not None)
-        return await self._ask(host, words, question, kind)
+        return await self._ask(host, words, question, kind, files)
 
-    async def _ask(self, host: str, words: str, question: Mapping[str, Any], kind: type[Answer]) -> Answer:
+    async def _ask(
+        self,
+        host: str,
+        words: str,
+        question: Mapping[str, Any],
+        kind: type[Answer],
+        files: remote_answer.Files = remote_answer.NO_FILES,
+    ) -> Answer:
         """Asks again while the host gives no answer: every question may be asked twice."""
         deadline = time.monotonic() + self.patience_seconds
+        asked = f"{json.dumps(question)}\n"
         while True:
             try:
                 async with self._gate:
-                    text = await ssh.run_json(self.targets[host], words, json.dumps(question), self.jump_hosts)
+                    text = await ssh.run_json(self.targets[host], words, asked, self.jump_hosts, files)
                 answer = parse_answer(kind, text)
             except UnreadableError as fault:
                 raise CommandError(host, f"gave an answer that cannot be read: {fault}") from None

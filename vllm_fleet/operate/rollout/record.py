@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,8 @@ from vllm_fleet.operate.rollout.hosts import Progress
 #: So many records of a fleet are kept.
 KEPT = 50
 SUFFIX = ".jsonl"
+#: What a line of output begins with that is an event, for a controller that reads the output of a worker.
+EVENT_MARK = "vllm-fleet-event "
 #: A line of a diff that sets a value, also in a list: its sign and name, and the value.
 _SETS = re.compile(r"""([+-]\s*(?:- )?["']?([\w-]+)["']?\s*[=:]\s*)\S.*""")
 Kind = Literal["rollout", "rollback"]
@@ -55,6 +57,7 @@ class Run(_Event):
         kind: whether it brings a new release, or goes back to the one before.
         check: whether it only says what it would change.
         hosts: all that it is about.
+        region: the region that has begun, of a fleet with workers; such a record has a run for each.
     """
 
     event: Literal["run"] = "run"
@@ -63,13 +66,15 @@ class Run(_Event):
     kind: Kind
     check: bool
     hosts: list[str]
+    region: str = ""
 
 
 class BatchBegun(_Event):
-    """A batch has begun."""
+    """A batch has begun, of a region if the fleet has workers."""
 
     event: Literal["batch"] = "batch"
     hosts: list[str]
+    region: str = ""
 
 
 class ReleaseChange(_Event):
@@ -139,12 +144,14 @@ class Counted(_Event):
 
     Attributes:
         batch_ends: whether it is the count after a batch; else it is the one before it.
+        region: the region of the batch, if the fleet has workers.
     """
 
     event: Literal["counted"] = "counted"
     gateway: str
     batch_ends: bool
     backends: dict[str, dict[str, int]]
+    region: str = ""
 
 
 class Outcome(_Event):
@@ -161,6 +168,24 @@ class Outcome(_Event):
     before: dict[str, Any]
     results: list[dict[str, Any]]
     speed: dict[str, Any] | None
+    #: A record of an earlier release has no such key.
+    cached: bool = False
+
+
+class Kept(_Event):
+    """A canary was accepted, and what it has measured is kept. A worker tells it, and no record has it.
+
+    Attributes:
+        folder: the folder of the reference, below those of the fleet.
+        file: its file there.
+        text: its contents.
+    """
+
+    event: Literal["kept"] = "kept"
+    host: str
+    folder: str
+    file: str
+    text: str
 
 
 class Left(_Event):
@@ -188,6 +213,7 @@ Event = (
     | GateJudged
     | Counted
     | Outcome
+    | Kept
     | Left
     | Ended
 )
@@ -201,10 +227,12 @@ class Record:
     Attributes:
         files: host -> the record of its fleet. A host without one has none.
         fault: why the record is incomplete; empty if it is not. A rollout under way goes on without it.
+        on_line: called with each line that is written.
     """
 
     files: Mapping[str, Path] = field(default_factory=dict[str, Path])
     fault: str = ""
+    on_line: Callable[[str], None] | None = None
 
     def write(self, event: str, **values: Any) -> None:
         """Appends an event to the record of its host; without a host, to that of each fleet.
@@ -219,7 +247,38 @@ class Record:
             given = {"at": _now(), "event": event, **values}
             if "hosts" in values:
                 given["hosts"] = [name for name in values["hosts"] if self.files.get(name) == file]
-            self._append(file, _EVENT.validate_python(given).model_dump_json())
+            line = _EVENT.validate_python(given).model_dump_json()
+            self._append(file, line)
+            if self.on_line:
+                self.on_line(line)
+
+    def tell(self, event: str, **values: Any) -> None:
+        """Calls ``on_line`` with an event that no record has.
+
+        Args:
+            event: the name of the event.
+            values: what it has besides.
+        """
+        if self.on_line:
+            self.on_line(_EVENT.validate_python({"at": _now(), "event": event, **values}).model_dump_json())
+
+    def repeat_run(self) -> None:
+        """Calls ``on_line`` with the line that each file begins with, which another process may have written."""
+        for file in dict.fromkeys(self.files.values()):
+            with file.open(encoding="utf-8") as opened:
+                line = opened.readline()
+            if self.on_line:
+                self.on_line(line.rstrip("\n"))
+
+    def write_again(self, event: Event, **values: Any) -> None:
+        """Writes an event that another record has.
+
+        Args:
+            event: the event; its time becomes that of this machine.
+            values: what it has here in place of its own.
+        """
+        given = event.model_dump(exclude={"at", "event"})
+        self.write(event.event, **{**given, **values})
 
     def _append(self, file: Path, line: str) -> None:
         data = f"{line}\n".encode()
@@ -350,24 +409,24 @@ def read_record(file: Path) -> list[Event]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise _wrong(file, None) from None
-    events = list(read_lines(text, file))
+    events = list(read_lines(text.split("\n")[:-1], file))
     if not events or not isinstance(events[0], Run):
         raise _wrong(file, 1)
     return events
 
 
-def read_lines(text: str, file: Path, first: int = 1) -> Iterator[Event]:
-    """The events of whole lines.
+def read_lines(lines: Iterable[str], file: Path, first: int = 1) -> Iterator[Event]:
+    """The events of lines.
 
     Args:
-        text: the lines; what follows the last line break is left out.
+        lines: whole lines.
         file: where they are from.
         first: the number of the first one.
 
     Raises:
         FleetError: a line is no event.
     """
-    for number, line in enumerate(text.split("\n")[:-1], start=first):
+    for number, line in enumerate(lines, start=first):
         try:
             yield _EVENT.validate_json(line)
         except ValidationError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,10 @@ from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.paths import display
+from vllm_fleet.operate.rollout.record import Kept
 
+#: A file or a folder of references.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -109,6 +113,26 @@ def find_reference(path: Path) -> tuple[Reference | None, bool]:
     others = [each for file in sorted(path.parent.glob("*.json")) if (each := read_reference(file))]
     others.sort(key=lambda each: (each.host_class == host_class, each.at))
     return (others[-1] if others else None), False
+
+
+def take_over(folder: Path, event: Kept) -> None:
+    """Keeps a reference that a worker has sent.
+
+    Args:
+        folder: the references of the fleet.
+        event: what the worker has sent.
+
+    Raises:
+        FleetError: it is none, or its name leads elsewhere.
+    """
+    names = (event.folder, event.file)
+    try:
+        reference = Reference.model_validate_json(event.text)
+    except ValidationError:
+        reference = None
+    if reference is None or not all(map(_NAME.fullmatch, names)):
+        raise FleetError("the worker has sent a reference that is none", "look at the worker", host=event.host)
+    write_reference(folder.joinpath(*names), reference)
 
 
 def write_reference(path: Path, reference: Reference) -> None:

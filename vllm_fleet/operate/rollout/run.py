@@ -19,9 +19,9 @@ from vllm_fleet.operate.rollout import record
 from vllm_fleet.operate.rollout.record import Event
 from vllm_fleet.operate.rollout.timeline import Timeline
 
-_LOOK_SECONDS = 0.2
-_ENDS_SOON = "the rollout ends after the batch in work; press Ctrl-C again to end it at once"
-_ENDS_NOW = "the rollout ends at once; hosts that are at work go back by themselves within 10 minutes"
+LOOK_SECONDS = 0.2
+ENDS_SOON = "the rollout ends after the batch in work; press Ctrl-C again to end it at once"
+ENDS_NOW = "the rollout ends at once; hosts that are at work go back by themselves within 10 minutes"
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,20 @@ class Finished:
 
 
 @dataclass
-class _News:
-    """What the thread of Ansible has to say, until the other one takes it."""
+class News:
+    """What the thread of Ansible has to say, until the other one takes it.
+
+    Attributes:
+        pid: the process of ``ansible-playbook``; 0 before its first event.
+        tasks: the tasks that have begun.
+        output: what it has printed.
+        lines: the events of its record, which a worker prints.
+        errors: why tasks have failed, each once.
+    """
 
     pid: int = 0
     tasks: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
     output: list[str] = field(default_factory=list)
     errors: dict[str, FleetError] = field(default_factory=dict)
     _turn: threading.Lock = field(default_factory=threading.Lock)
@@ -124,7 +133,10 @@ class _News:
         with self._turn:
             self.pid = int(event.get("pid") or self.pid)
             if text := str(event.get("stdout") or ""):
-                self.output.append(text)
+                if text.startswith(record.EVENT_MARK):
+                    self.lines += [line.removeprefix(record.EVENT_MARK) for line in text.splitlines()]
+                else:
+                    self.output.append(text)
             if kind == "playbook_on_task_start":
                 self.tasks.append(str(data.get("name") or data.get("task") or ""))
             elif kind in ("runner_on_failed", "runner_on_unreachable") and not data.get("ignore_errors"):
@@ -136,6 +148,12 @@ class _News:
         with self._turn:
             tasks, output, self.tasks, self.output = self.tasks, self.output, [], []
         return tasks, output
+
+    def take_lines(self) -> list[str]:
+        """The events of the record since the last time."""
+        with self._turn:
+            lines, self.lines = self.lines, []
+        return lines
 
 
 def _errors(data: Mapping[str, Any]) -> list[FleetError]:
@@ -203,7 +221,7 @@ class Follower:
             data = opened.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._at += len(whole)
-        events = list(record.read_lines(whole.decode(), self.file, self.lines + 1))
+        events = list(record.read_lines(whole.decode().split("\n")[:-1], self.file, self.lines + 1))
         self.lines += len(events)
         return events
 
@@ -221,7 +239,7 @@ def drive(order: Order, listener: Listener) -> Finished:
     Raises:
         FleetError: the record is damaged.
     """
-    news, timeline, follower = _News(), Timeline(), Follower(order.fleet)
+    news, timeline, follower = News(), Timeline(), Follower(order.fleet)
     with tempfile.TemporaryDirectory(prefix="vllm-fleet-") as work, counted_interrupts() as presses:
         stop = Path(work) / "stop"
         arguments = (*order.arguments, "-e", f"fleet_rollout_stop={stop}")
@@ -240,17 +258,17 @@ def drive(order: Order, listener: Listener) -> Finished:
                     told = len(presses)
                     if told == 1:
                         stop.touch()
-                        listener.hear_interrupt(_ENDS_SOON)
+                        listener.hear_interrupt(ENDS_SOON)
                     else:
-                        listener.hear_interrupt(_ENDS_NOW)
+                        listener.hear_interrupt(ENDS_NOW)
                         run.kill(news.pid)
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(LOOK_SECONDS)
         finally:
             run.end(news.pid)
         return Finished(timeline, follower.file, run.returncode, list(news.errors.values()), len(presses))
 
 
-def _report(news: _News, follower: Follower, timeline: Timeline, listener: Listener) -> None:
+def _report(news: News, follower: Follower, timeline: Timeline, listener: Listener) -> None:
     tasks, output = news.take()
     for text in output:
         listener.hear_output(text)

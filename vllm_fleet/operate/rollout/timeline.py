@@ -15,6 +15,7 @@ from vllm_fleet.operate.rollout.record import (
     Event,
     GateJudged,
     InstanceStarted,
+    Kept,
     Left,
     Outcome,
     PhaseBegun,
@@ -112,7 +113,7 @@ class Timeline:
     batches: int = 0
     ended: Ended | None = None
     at: float = 0.0
-    _before: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    _before: dict[tuple[str, str], dict[str, dict[str, int]]] = field(default_factory=dict)
     _lost: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
 
     @classmethod
@@ -142,7 +143,7 @@ class Timeline:
                 host.left = host.left or not (host.batch or host.outcome)
         elif isinstance(event, Counted):
             self._count(event)
-        else:
+        elif not isinstance(event, Kept):
             self._add_to_host(self._host(event.host), event)
 
     def _host(self, name: str) -> HostLine:
@@ -169,10 +170,12 @@ class Timeline:
             host.outcome = event
 
     def _count(self, event: Counted) -> None:
+        # Batches of two regions may go side by side; each counts from its own begin.
+        place = (event.region, event.gateway)
         if not event.batch_ends:
-            self._before[event.gateway] = event.backends
+            self._before[place] = event.backends
             return
-        before = self._before.pop(event.gateway, None)
+        before = self._before.pop(place, None)
         if before is None:
             return
         for backend, figures in event.backends.items():

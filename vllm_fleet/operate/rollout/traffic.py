@@ -81,15 +81,19 @@ class Traffic:
             CommandError: a gateway gives no answer, another run drains a server, or the requests have not ended. The
                 servers have their traffic back.
         """
-        changed = await self.send_no_more(gateways, servers)
+        drained = await self.send_no_more(gateways, servers)
         await self.await_end(gateways, servers, wait_seconds)
-        return changed
+        return any(each.changed for each in drained)
 
-    async def send_no_more(self, gateways: Sequence[str], servers: Sequence[str]) -> bool:
-        """The first half of :meth:`drain`."""
+    async def send_no_more(self, gateways: Sequence[str], servers: Sequence[str]) -> list[Drained]:
+        """The first half of :meth:`drain`.
+
+        Returns:
+            What each gateway has done, with the requests that are in flight still.
+        """
         await self._learn(gateways)
         try:
-            return any(each.changed for each in await self._all(gateways, servers, 0))
+            return await self._all(gateways, servers, 0)
         except CommandError:
             await self.give_back(gateways, servers)
             raise

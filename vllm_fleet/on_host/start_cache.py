@@ -1,5 +1,13 @@
-#!/usr/bin/python
-"""The host's half of the start cache: inspects it, packs it, unpacks a copy, removes it."""
+"""Runs on a host: packs the start cache of its instances, unpacks a copy, removes it.
+
+Standard library only, for the Python that the host has (3.8 or later). Reads a line ``{"work": "pack" | "unpack" |
+"remove", "path": ...}`` and, to unpack, the archive behind it, whose digest and size the line has. Prints one JSON
+object, and the bytes of the archive that it has packed behind a line that names their number.
+
+The account of the instances owns the directory, so it may have put anything there. A process of that account packs and
+unpacks, within limits; it can reach nothing that the account could not reach. A copy appears at once and only if its
+digest is right; a cache may change while it is packed.
+"""
 
 from __future__ import annotations
 
@@ -8,87 +16,16 @@ import gzip
 import hashlib
 import io
 import json
-import math
 import os
 import pwd
 import resource
 import shutil
 import stat
+import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any, cast
+import tempfile
+from typing import IO, Any, Callable, Iterator, Mapping, cast
 
-from ansible.module_utils.basic import AnsibleModule
-
-DOCUMENTATION = r"""
-module: start_cache
-short_description: Inspect, pack, unpack or remove the compiled code of a start on a host
-description:
-  - The action plugin C(fleet_start_cache) calls it and moves the archive between host and controller.
-  - >-
-    A module of its own because a copy must appear at once and only if its digest is right, and because a cache may
-    change while it is packed.
-  - >-
-    The account of the instances owns the directory, so it may have put anything there. A process of that account
-    packs and unpacks, within limits; it can reach nothing that the account could not reach.
-  - Idempotent; supports check mode and diff.
-options:
-  path:
-    description: The directory of the cache.
-    type: path
-    required: true
-  state:
-    description:
-      - C(inspected) reports whether the directory exists, and the seconds in the files of I(times).
-      - C(packed) writes the directory into I(archive), the same bytes for the same content.
-      - C(unpacked) creates the directory from I(archive), if its SHA-256 is I(sha256). An existing one stays.
-      - C(absent) removes the directory.
-    type: str
-    choices: [inspected, packed, unpacked, absent]
-    required: true
-  archive:
-    description: The archive, a tar file with gzip.
-    type: path
-  sha256:
-    description: The digest that the archive must have.
-    type: str
-  owner:
-    description: The account that packs and unpacks; the one that runs the module if it is not given.
-    type: str
-  group:
-    description: The group of that account, and of what is unpacked.
-    type: str
-  times:
-    description: Files that hold a number of seconds each.
-    type: list
-    elements: path
-    default: []
-author: [vllm-fleet]
-"""
-EXAMPLES = r"""
-- start_cache:
-    path: /var/cache/vllm/0123456789abcdef
-    state: packed
-    archive: /tmp/cache.tar.gz
-"""
-RETURN = r"""
-exists:
-  description: Whether the directory exists, after the task.
-  type: bool
-  returned: success
-seconds:
-  description: The largest number in the files of I(times); null for no file.
-  type: float
-  returned: state is inspected
-sha256:
-  description: The digest of the archive.
-  type: str
-  returned: state is packed and the directory exists
-bytes:
-  description: The size of the archive.
-  type: int
-  returned: state is packed and the directory exists
-"""
 #: Settings and reports of use: they belong to one host.
 NOT_PACKED = frozenset({".config"})
 #: The levels above 6 cost more time than a network needs for the bytes that they save.
@@ -100,8 +37,10 @@ MAX_ENTRIES = 100_000
 #: Limits of the process that packs or unpacks.
 MEMORY_BYTES = 4 << 30
 CPU_SECONDS = 900
-#: A start takes less than this.
-MAX_SECONDS = 1e6
+#: Archives on their way have no name here, and space on a disk.
+SCRATCH = "/var/tmp"  # noqa: S108 - they have no name
+#: The line before the bytes of an archive.
+BYTES_FOLLOW = "vllm-fleet-bytes"
 
 
 def as_account(user: int, group: int, work: Callable[[], None]) -> None:
@@ -158,27 +97,6 @@ def open_regular(path: str) -> IO[bytes]:
     raise OSError(f"{path} is not a regular file")
 
 
-def read_seconds(paths: Iterable[str]) -> float | None:
-    """The longest start; None for no file.
-
-    Raises:
-        OSError: a file cannot be read.
-        ValueError: a file holds no number of seconds. Its content is not part of the message.
-    """
-    seconds = []
-    for path in paths:
-        with open_regular(path) as file:
-            text = file.read(64)
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not 0 <= number < MAX_SECONDS:
-            raise ValueError(f"{path} holds no number of seconds")
-        seconds.append(number)
-    return max(seconds) if seconds else None
-
-
 def sha256(file: IO[bytes]) -> str:
     """Digest of an open file, in blocks; it is at its beginning afterwards."""
     file.seek(0)
@@ -231,27 +149,6 @@ def is_inside(name: str, link: str = "") -> bool:
     """Whether a name, and the target of the link that it is, stay inside the directory of the cache."""
     target = os.path.normpath(os.path.join(os.path.dirname(name), link) if link else name)
     return not os.path.isabs(link or name) and target.split(os.sep)[0] != os.pardir
-
-
-def pack(path: str, archive: str, user: int, group: int) -> tuple[str, int]:
-    """Writes the archive, readable by the owner of its folder alone; the account reads the cache.
-
-    Returns:
-        The digest and the size of the archive.
-    """
-    draft = archive + ".part"
-    with open(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w+b") as raw:
-        try:
-            as_account(user, group, lambda: write_archive(path, raw))
-        except OSError:
-            os.unlink(draft)
-            raise
-        # The user that fetches the file owns the folder, and may not be the one that runs this.
-        folder = os.stat(os.path.dirname(archive))
-        if os.geteuid() == 0:
-            os.fchown(raw.fileno(), folder.st_uid, folder.st_gid)
-        os.rename(draft, archive)
-        return sha256(raw), os.fstat(raw.fileno()).st_size
 
 
 def write_archive(path: str, raw: IO[bytes]) -> None:
@@ -357,69 +254,86 @@ def inner_path(folder: str, name: str) -> str:
     return full
 
 
-def ids(owner: str | None, group: str | None) -> tuple[int, int]:
-    """The numbers of an account and a group; those of this process by default.
+def ids(question: Mapping[str, Any]) -> tuple[int, int]:
+    """The numbers of the account and its group; those of this process by default.
 
     Raises:
         KeyError: the host has no such account or group.
     """
+    owner, group = question.get("owner"), question.get("group")
     return (
         pwd.getpwnam(owner).pw_uid if owner else os.geteuid(),
         grp.getgrnam(group).gr_gid if group else os.getegid(),
     )
 
 
-def change(module: AnsibleModule, exists: bool) -> dict[str, Any]:
-    """What the task returns; it changes the host unless in check mode."""
-    path, state, archive = module.params["path"], module.params["state"], module.params["archive"]
-    account = ids(module.params["owner"], module.params["group"])
-    if state == "inspected":
-        return {"changed": False, "exists": exists, "seconds": read_seconds(module.params["times"])}
-    if state == "packed":
-        if not exists or module.check_mode:
-            return {"changed": exists, "exists": exists}
-        digest, size = pack(path, archive, *account)
-        return {"changed": True, "exists": True, "sha256": digest, "bytes": size}
-    if state == "absent":
-        if exists and not module.check_mode:
-            shutil.rmtree(path)
-        return {"changed": exists, "exists": False, "diff": diff(path if exists else "", "")}
+def pack(question: Mapping[str, Any], out: IO[bytes]) -> dict[str, Any]:
+    """Prints the archive of the cache behind a line that names its size."""
+    if not os.path.isdir(question["path"]):
+        return {"exists": False}
+    with tempfile.TemporaryFile(dir=SCRATCH) as raw:
+        as_account(*ids(question), lambda: write_archive(question["path"], raw))
+        found = {"exists": True, "sha256": sha256(raw), "bytes": os.fstat(raw.fileno()).st_size}
+        out.write(f"{BYTES_FOLLOW} {found['bytes']}\n".encode())
+        shutil.copyfileobj(raw, out)
+    return found
+
+
+def unpack_copy(question: Mapping[str, Any], stream: IO[bytes]) -> dict[str, Any]:
+    """Unpacks the archive that follows the question, if the host has no cache of its own.
+
+    Raises:
+        ValueError: it has another digest.
+        OSError: it cannot be unpacked.
+    """
+    if os.path.isdir(question["path"]):
+        return {"made": False}
+    with tempfile.TemporaryFile(dir=SCRATCH) as raw:
+        left = question["bytes"]
+        while left and (block := stream.read(min(left, 1 << 20))):
+            raw.write(block)
+            left -= len(block)
+        seen = sha256(raw)
+        if seen != question["sha256"]:
+            raise ValueError(f"what has arrived has the SHA-256 {seen}, not {question['sha256']}")
+        unpack(raw, question["path"], *ids(question))
+    return {"made": True}
+
+
+def remove(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Removes the cache."""
+    exists = os.path.isdir(question["path"])
     if exists:
-        return {"changed": False, "exists": True}
-    with open(archive, "rb") as file:
-        seen = sha256(file)
-        if seen != module.params["sha256"]:
-            raise ValueError(f"{archive} has the SHA-256 {seen}, not {module.params['sha256']}")
-        if not module.check_mode:
-            unpack(file, path, *account)
-    return {"changed": True, "exists": True, "diff": diff("", path)}
+        shutil.rmtree(question["path"])
+    return {"removed": exists}
 
 
-def diff(before: str, after: str) -> dict[str, str]:
-    """A diff of the directory's name."""
-    return {name: f"{text}\n" if text else "" for name, text in (("before", before), ("after", after))}
+def work_of(question: Mapping[str, Any], stream: IO[bytes], out: IO[bytes]) -> dict[str, Any]:
+    """Does the work of a question.
+
+    Args:
+        question: the question of the controller.
+        stream: what follows it.
+        out: the standard output, which gets an archive.
+
+    Returns:
+        The answer.
+    """
+    if question["work"] == "pack":
+        return pack(question, out)
+    return unpack_copy(question, stream) if question["work"] == "unpack" else remove(question)
 
 
 def main() -> None:
-    """Runs the module."""
-    module = AnsibleModule(
-        argument_spec={
-            "path": {"type": "path", "required": True},
-            "state": {"type": "str", "choices": ["inspected", "packed", "unpacked", "absent"], "required": True},
-            "archive": {"type": "path"},
-            "sha256": {"type": "str"},
-            "owner": {"type": "str"},
-            "group": {"type": "str"},
-            "times": {"type": "list", "elements": "path", "default": []},
-        },
-        required_if=[("state", "packed", ["archive"]), ("state", "unpacked", ["archive", "sha256"])],
-        supports_check_mode=True,
-    )
+    """Reads the question, does its work and prints the answer."""
+    question = json.loads(sys.stdin.buffer.readline())
     try:
-        result = change(module, os.path.isdir(module.params["path"]))
+        answer = work_of(question, sys.stdin.buffer, sys.stdout.buffer)
     except (OSError, ValueError, KeyError, tarfile.TarError, EOFError) as fault:
-        module.fail_json(msg=f"{module.params['path']} cannot be {module.params['state']}: {fault}")
-    module.exit_json(**result)
+        done = {"pack": "packed", "unpack": "unpacked", "remove": "removed"}[question["work"]]
+        answer = {"fault": f"{question['path']} cannot be {done}: {fault}"}
+    sys.stdout.buffer.write(json.dumps(answer).encode())
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":
