@@ -15,8 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -291,7 +290,7 @@ def _bench(wanted: Sequence[int], runs: int, *, tasks: bool) -> change_report.Re
     measure.adopt_orphans()
     room = lab_fleet.largest_fleet(Path("/proc/meminfo").read_text(encoding="ascii"))
     sizes = fitting_sizes(wanted, room)
-    with state.locked("bench"), _work_folder() as work:
+    with state.locked("bench"), contenders.work_folder() as work:
         venv = uv.group_environment("bench", "pyinfra")
         with lab_fleet.running(work, sizes[-1] + 1) as fleet:
             bench = _Bench(fleet, work, venv)
@@ -371,18 +370,6 @@ def _measure(bench: _Bench, sizes: Sequence[int], runs: int, *, tasks: bool) -> 
         bench.fleet.boot(names(count))
         bench.set_up(name, count)
     return operations
-
-
-@contextmanager
-def _work_folder() -> Iterator[Path]:
-    work = paths.cache_dir() / "bench" / "work"
-    shutil.rmtree(work, ignore_errors=True)  # what a killed run left behind
-    (work / "home").mkdir(parents=True)
-    work.chmod(0o700)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,3 +184,16 @@ def common_environment(home: Path) -> dict[str, str]:
         "PYTHONPYCACHEPREFIX": str(paths.cache_dir() / "bench" / "bytecode"),
         "VLLM_FLEET_CACHE": str(paths.cache_dir()),
     }
+
+
+@contextmanager
+def work_folder() -> Iterator[Path]:
+    """The folder of one benchmark, empty at its beginning and gone at its end; only this user can read it."""
+    work = paths.cache_dir() / "bench" / "work"
+    shutil.rmtree(work, ignore_errors=True)  # what a killed run left behind
+    (work / "home").mkdir(parents=True)
+    work.chmod(0o700)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -12,8 +12,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -163,7 +162,7 @@ def _numbers(text: str) -> list[int]:
 
 def _bench(hosts: list[int], slow_hosts: list[int], runs: int) -> report.Report:
     measure.adopt_orphans()
-    with state.locked("bench"), _work_folder() as work:
+    with state.locked("bench"), contenders.work_folder() as work:
         venv = uv.group_environment("bench", "pyinfra")
         with target.running(work) as host:
             bench = _Bench(host, work, work / "fleets")
@@ -185,18 +184,6 @@ def _bench(hosts: list[int], slow_hosts: list[int], runs: int) -> report.Report:
             described = machine.describe(host.root, venv / "bin/pyinfra")
         programs = scale.measure_programs(scale.HOSTS, runs, _print_progress)
         return report.Report(hosts, rows, parts, described, checks, programs)
-
-
-@contextmanager
-def _work_folder() -> Iterator[Path]:
-    work = paths.cache_dir() / "bench" / "work"
-    shutil.rmtree(work, ignore_errors=True)  # what a killed run left behind
-    (work / "home").mkdir(parents=True)
-    work.chmod(0o700)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _deploy(bench: _Bench) -> None:

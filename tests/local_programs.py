@@ -1,4 +1,4 @@
-"""Programs of ``on_host`` that run on this machine in the place of a host: all but SSH is real."""
+"""Runs programs of ``on_host`` on this machine: everything but the SSH connection is real."""
 
 from __future__ import annotations
 

@@ -322,7 +322,7 @@ def test_a_gateway_that_does_not_run_has_nobody_in_drain(tmp_path: Path) -> None
 def test_only_a_host_without_a_running_instance_is_idle(
     site: str, name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The unit that makes the container of an instance is none of them: it runs at a start alone."""
+    """The unit that makes the container of an instance does not count: it runs only while an instance starts."""
 
     def unit(state: str) -> list[dict[str, str]]:
         return [{"role": "vllm_service", "kind": "unit", "what": name, "state": state, "why": ""}]

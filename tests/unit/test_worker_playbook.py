@@ -1,4 +1,4 @@
-"""What the controller makes of the answer of a worker; a program in the place of ssh gives it."""
+"""How the controller reads the answers of a worker. A small program replaces ssh and gives the answers."""
 
 from __future__ import annotations
 

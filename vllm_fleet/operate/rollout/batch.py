@@ -240,14 +240,15 @@ class Batch:
 
     async def _start_with_cache(self, host: RolloutHost, names: Sequence[str], progress: Progress) -> None:
         """No process of the account runs when the cache is copied, and no request has come when it is kept."""
-        if not host.cache or progress.cached:
+        shares = bool(host.cache and host.cache_store)
+        if not shares or progress.cached:
             self.caches[host.name] = StartCache()
         else:
             with self.record.phase("restore", host.name):
                 self.caches[host.name] = await self._start_caches.restore(host)
         await self._start_as_one(host, names, progress)
         progress.state = "started"
-        if host.cache:
+        if shares:
             with self.record.phase("keep", host.name):
                 await self._start_caches.keep(host, self.caches[host.name], max(progress.seconds.values()))
 

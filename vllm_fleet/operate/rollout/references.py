@@ -123,7 +123,7 @@ def take_over(folder: Path, event: Kept) -> None:
         event: what the worker has sent.
 
     Raises:
-        FleetError: it is none, or its name leads elsewhere.
+        FleetError: it cannot be read, or its name is not that of a reference.
     """
     names = (event.folder, event.file)
     try:
@@ -131,7 +131,7 @@ def take_over(folder: Path, event: Kept) -> None:
     except ValidationError:
         reference = None
     if reference is None or not all(map(_NAME.fullmatch, names)):
-        raise FleetError("the worker has sent a reference that is none", "look at the worker", host=event.host)
+        raise FleetError("the worker has sent a reference that cannot be used", "look at the worker", host=event.host)
     write_reference(folder.joinpath(*names), reference)
 
 

@@ -349,7 +349,10 @@ class _Regions:
                     work.events.append(event)
                     self._keep(work.region, event)
             except FleetError:
-                text, hint = "the worker has sent an event that is none", "end its run there and look at the worker"
+                text, hint = (
+                    "the worker has sent an event that cannot be read",
+                    "end its run there and look at the worker",
+                )
                 work.fault = FleetError(text, hint, host=work.region.worker.name, code=ErrorCode.WORK_FAILED)
                 work.playbook.kill()
         for event in self._follower.read(os.getpid()):
