@@ -40,8 +40,8 @@ SCRIPT = paths.root() / "roles/gateway/files/vllm-gateway.lua"
 class Server(http.server.ThreadingHTTPServer):
     """A stand-in of vLLM: it reports which server it is, what it got, and keeps responses as vLLM's store does.
 
-    A request's own key ``do`` decides what it does: ``die`` closes the connection without an answer, as vLLM does when a
-    request ends its process; ``events`` streams so many; ``wait`` holds the answer until :attr:`go_on` is set. Other
+    A request's own key ``do`` decides what it does: ``die`` closes the connection without an answer, as vLLM does when
+    a request ends its process; ``events`` streams so many; ``wait`` holds the answer until :attr:`go_on` is set. Other
     keys: vllm/entrypoints/openai/responses/serving.py in 0.32.0.
     """
 
@@ -59,7 +59,6 @@ class Server(http.server.ThreadingHTTPServer):
         self.lock = threading.Lock()
         super().__init__((address, port), _Handler)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that has gone is no error; any other one is printed."""

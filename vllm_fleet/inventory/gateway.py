@@ -12,6 +12,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import stack
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import haproxy
+from vllm_fleet.host.haproxy_reader import reader_config
 from vllm_fleet.host.manifest import gateway_items
 from vllm_fleet.host.manifest_items import Item
 from vllm_fleet.inventory.inputs import FleetInputs
@@ -26,14 +27,16 @@ def gateway_variables(inputs: FleetInputs) -> tuple[dict[str, Any], tuple[Item, 
     """
     plan = inputs.plan
     config = haproxy.haproxy_config(plan.gateway, inputs.backends, inputs.gateway_addresses)
+    reader = reader_config(plan.gateway, inputs.backends)
     keys = haproxy.key_digests_text(_api_keys(plan).keys)
     certificate = _certificate(plan)
     variables = {
         "gateway_config": config,
+        "gateway_reader_config": reader,
         "gateway_api_key_digests": keys,
         "gateway_certificate_file": str(certificate) if certificate else "",
     }
-    return variables, gateway_items(config, keys, certificate)
+    return variables, gateway_items(config, reader, keys, certificate)
 
 
 def find_faults(plan: Plan) -> Iterator[tuple[FleetError, bool]]:
