@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_on_loopback import KEY, Answer, Running, needs_haproxy, running_gateway
+from gateway_on_loopback import KEY, Answer, Running, needs_haproxy, running_gateway, running_gateways, stand_ins
+
+from vllm_fleet.host.haproxy import Members, haproxy_config
+from vllm_fleet.schema.fleet import Gateway
 
 pytestmark = needs_haproxy
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
@@ -441,6 +444,66 @@ def test_a_thousand_streams_take_little_memory(start: Callable[..., Running]) ->
     assert all(b"[DONE]" in end for end in ends)
     for channel in channels:
         channel.close()
+
+
+@pytest.fixture
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Running]]:
+    """Two gateways before three servers."""
+    folders = {name: tmp_path_factory.mktemp("g") for name in ("gateway-0", "gateway-1")}
+    settings = {"affinity": "session", "responses_store": True}
+    with stand_ins(THREE) as (backends, servers), running_gateways(folders, backends, servers, **settings) as both:
+        first, second = both
+        # Each connects to the other; what one has learned before is not lost.
+        wait_until(lambda: all(" last_status=ESTA" in each.runtime("show peers") for each in both))
+        yield first, second
+
+
+def test_two_gateways_share_their_sessions(pair: tuple[Running, Running]) -> None:
+    servers: dict[str, set[str]] = {str(number): set() for number in range(12)}
+    for turn in range(4):
+        for user, found in servers.items():
+            gateway = pair[(turn + int(user)) % 2]
+            found.add(gateway.ask(CHAT, {"model": "m", "user": user}).server)
+            wait_until(lambda: known(pair[0], "sessions") == known(pair[1], "sessions"))
+    assert all(len(found) == 1 for found in servers.values()), servers
+    assert len({name for found in servers.values() for name in found}) == 3
+
+
+def known(gateway: Running, table: str) -> set[tuple[str, str]]:
+    """The keys of a table, with the server of each."""
+    rows = [dict(word.split("=", 1) for word in row.split() if "=" in word) for row in lines_of(gateway, table)]
+    return {(row["key"], row.get("server_key") or row["gpt0"]) for row in rows if "key" in row}
+
+
+def lines_of(gateway: Running, table: str) -> list[str]:
+    return gateway.runtime(f"show table {table}").splitlines()
+
+
+def test_two_gateways_share_their_responses(pair: tuple[Running, Running]) -> None:
+    for number in range(8):
+        one, other = pair[number % 2], pair[1 - number % 2]
+        made = one.ask(RESPONSES, {"model": "m"})
+        wait_until(lambda: known(one, "responses") == known(other, "responses"))
+        assert other.ask(f"{RESPONSES}/{made.body['id']}").server == made.server
+        assert other.ask(RESPONSES, {"model": "m", "previous_response_id": made.body["id"]}).server == made.server
+
+
+def test_a_drained_server_is_not_taught_back(pair: tuple[Running, Running]) -> None:
+    old = pair[0].ask(CHAT, {"model": "m", "user": "ann"}).server
+    for gateway in pair:
+        gateway.runtime(f"set server model_m/{old} state drain")
+    new = pair[1].ask(CHAT, {"model": "m", "user": "ann"}).server
+    assert new != old
+    wait_until(lambda: known(pair[0], "sessions") == known(pair[1], "sessions"))
+    assert pair[0].ask(CHAT, {"model": "m", "user": "ann"}).server == new
+
+
+def test_only_gateways_reach_the_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
+    members = Members("gateway-0", {"gateway-0": "192.0.2.1", "gateway-1": "192.0.2.2"}, ["192.0.2.1", "192.0.2.2"])
+    config = haproxy_config(Gateway(hosts=2, affinity="session"), [], (), members)
+    frontend = config.partition("frontend tables\n")[2].partition("backend ")[0]
+    assert "tcp-request connection reject unless { src 192.0.2.1 192.0.2.2 }\n" in frontend
+    assert "peers gateways\n  bind 127.0.0.1:10241\n" in config
 
 
 def test_many_clients_at_once_lose_nothing(start: Callable[..., Running]) -> None:

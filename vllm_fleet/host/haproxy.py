@@ -26,6 +26,8 @@ READER_SOCKET = "/run/vllm-gateway-reader/reader.sock"
 RETURN_SOCKET = "/run/haproxy/read.sock"
 #: Where programs on the gateway ask whether it is healthy; clients ask at the port of the API.
 HEALTH_PORT = 10242
+#: Where gateways tell each other which server has a session or a response, and where each one's HAProxy takes that.
+TABLES_PORT, OWN_TABLES_PORT = 10240, 10241
 #: The server that means the gateway itself: while it is drained, balancers before the gateway send it nothing.
 ITSELF = "itself"
 #: A body up to this length is read in the buffer of its connection, which has 1 KiB beside it for rewriting.
@@ -53,7 +55,24 @@ class Api:
         return f"This gateway serves {', '.join(name for route in self.routes for name in route.names)}."
 
 
-def haproxy_config(gateway: Gateway, backends: Sequence[Backend], addresses: Sequence[str] = ()) -> str:
+@dataclass(frozen=True)
+class Members:
+    """The gateways of a fleet, as one of them sees them.
+
+    Attributes:
+        own: its name.
+        addresses: gateway -> where the others reach it, itself among them.
+        sources: the addresses that they connect from.
+    """
+
+    own: str
+    addresses: Mapping[str, str]
+    sources: Sequence[str]
+
+
+def haproxy_config(
+    gateway: Gateway, backends: Sequence[Backend], addresses: Sequence[str] = (), members: Members | None = None
+) -> str:
     """The whole ``haproxy.cfg``: allowlist, keys by digest, one backend for each set of names.
 
     Without ``http-no-delay`` the first token of a stream waits 200 ms. A server is up if its readiness port reports
@@ -65,15 +84,17 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend], addresses: Seq
         gateway: the gateway of the fleet.
         backends: every vLLM process.
         addresses: the IP addresses of the gateways; with an IPv6 address among them it listens for IPv6 too.
+        members: the gateways that share what they know of sessions and responses; None: it has none to share with.
     """
     api = Api(gateway, routes(backends))
-    # A kernel without IPv6 refuses the second form.
-    bind = f"bind [::]:{gateway.port} v4v6" if any(":" in address for address in addresses) else f"bind :{gateway.port}"
+    bind = _bind(gateway.port, addresses)
     if gateway.tls:
         bind += f" ssl crt {CERTIFICATE} alpn h2,http/1.1 ssl-min-ver TLSv1.2"
+    shared = " peers gateways" if members else ""
     lines = [
         "# Made by vllm-fleet; another run replaces what is changed here.",
         *global_lines(_BUFFER_BYTES, 8192),
+        *((f"  localpeer {members.own}",) if members else ()),
         f"  stats socket {ADMIN_SOCKET} mode 600 level admin",
         "  stats timeout 30s",
         *default_lines(),
@@ -87,10 +108,11 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend], addresses: Seq
         *(f"  {line}" for line in _take_over(api)),
         f"frontend health\n  bind 127.0.0.1:{HEALTH_PORT}",
         *(f"  {line}" for line in _health(api, "TRUE")),
+        *(_share(members, _bind(TABLES_PORT, addresses)) if members else ()),
         "backend sessions",
-        f"  stick-table type string len 64 size 100k expire {_KNOWN} store server_id",
+        f"  stick-table type string len 64 size 100k expire {_KNOWN} store server_id{shared}",
         "backend responses",
-        f"  stick-table type string len 80 size 100k expire {_KNOWN} store gpt0",
+        f"  stick-table type string len 80 size 100k expire {_KNOWN} store gpt0{shared}",
         "backend guesses",
         "  stick-table type ipv6 size 100k expire 2m store gpc0,gpc0_rate(1m)",
         "backend known",
@@ -428,6 +450,42 @@ def _server(server: Backend, options: str) -> str:
 def _limits(server: Backend) -> str:
     """More requests wait here and not in the engine; where many wait, a session goes to another server."""
     return f" maxconn {server.seats} maxqueue {max(1, server.seats // 4)}" if server.seats else ""
+
+
+def shares_tables(gateway: Gateway, count: int) -> bool:
+    """Whether the gateways of a fleet tell each other which server has a session or a response.
+
+    Args:
+        gateway: the gateways' keys in the fleet.yml.
+        count: how many gateways there are.
+    """
+    return count > 1 and (gateway.affinity != "none" or gateway.responses_store)
+
+
+def _bind(port: int, addresses: Sequence[str]) -> str:
+    # A kernel without IPv6 refuses the second form.
+    return f"bind [::]:{port} v4v6" if any(":" in address for address in addresses) else f"bind :{port}"
+
+
+def _share(members: Members, bind: str) -> Iterator[str]:
+    """The tables that gateways share. HAProxy takes them from any address, so a frontend lets only gateways in."""
+    yield "peers gateways"
+    yield f"  bind 127.0.0.1:{OWN_TABLES_PORT}"
+    yield f"  server {members.own}"
+    for name, address in members.addresses.items():
+        if name != members.own:
+            yield f"  server {name} {host_port(address, TABLES_PORT)}"
+    yield "frontend tables"
+    yield "  mode tcp"
+    yield "  option tcplog"
+    yield f"  {bind}"
+    yield f"  tcp-request connection reject unless {{ src {' '.join(members.sources)} }}"
+    yield "  timeout client 1h"
+    yield "  default_backend own_tables"
+    yield "backend own_tables"
+    yield "  mode tcp"
+    yield "  timeout server 1h"
+    yield f"  server own 127.0.0.1:{OWN_TABLES_PORT}"
 
 
 def _any_response(api: Api) -> Iterator[str]:
