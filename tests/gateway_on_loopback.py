@@ -281,9 +281,11 @@ def running_gateway(
     **gateway: Any,
 ) -> Iterator[Running]:
     """A running gateway with its reader, before servers of its own."""
-    with stand_ins(servers) as (backends, found):
-        with running_gateways({"": folder}, backends, found, listen, lines, **gateway) as (running,):
-            yield running
+    with (
+        stand_ins(servers) as (backends, found),
+        running_gateways({"": folder}, backends, found, listen, lines, **gateway) as (running,),
+    ):
+        yield running
 
 
 @contextmanager

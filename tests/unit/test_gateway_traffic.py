@@ -483,7 +483,7 @@ def test_two_gateways_share_their_responses(pair: tuple[Running, Running]) -> No
     for number in range(8):
         one, other = pair[number % 2], pair[1 - number % 2]
         made = one.ask(RESPONSES, {"model": "m"})
-        wait_until(lambda: known(one, "responses") == known(other, "responses"))
+        wait_until(lambda: known(pair[0], "responses") == known(pair[1], "responses"))
         assert other.ask(f"{RESPONSES}/{made.body['id']}").server == made.server
         assert other.ask(RESPONSES, {"model": "m", "previous_response_id": made.body["id"]}).server == made.server
 
