@@ -79,7 +79,7 @@ def test_tls_ends_at_the_gateway_when_asked() -> None:
     assert "ssl-min-ver TLSv1.2" in config
 
 
-def test_a_file_of_keys_has_digests_alone() -> None:
+def test_keys_are_digests_without_their_owners() -> None:
     text = key_digests_text({"b": "sha256:" + "2" * 64, "a": "sha256:" + "1" * 64})
     assert text == f"{'1' * 64} a:0:0:0:0:5:api\n{'2' * 64} b:0:0:0:0:5:api\n"
 

@@ -401,6 +401,29 @@ def test_guesses_of_keys_are_slowed_and_known_clients_are_not(start: Callable[..
     assert gateway.ask("/v1/models").status == 200
 
 
+def test_pages_of_other_origins_use_the_api_where_the_fleet_names_them(start: Callable[..., Running]) -> None:
+    allowed = {"Origin": "https://chat.example.com"}
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-stainless-os"}
+    gateway = start(THREE, cors_origins=["https://chat.example.com"])
+    before = headers_of(gateway, "OPTIONS", CHAT, {**allowed, **asked})
+    assert before["access-control-allow-origin"] == "https://chat.example.com"
+    assert before["access-control-allow-headers"] == "authorization,x-stainless-os"
+    assert headers_of(gateway, "GET", "/v1/models", allowed)["access-control-allow-origin"] == allowed["Origin"]
+    for origin in ("https://evil.example.com", "null", "https://chat.example.com.evil.org"):
+        for method, path in (("OPTIONS", CHAT), ("GET", "/v1/models"), ("GET", "/other")):
+            found = headers_of(gateway, method, path, {"Origin": origin, **asked})
+            assert not [name for name in found if name.startswith("access-control-")]
+
+
+def headers_of(gateway: Running, method: str, path: str, headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers of an answer to a request without a key."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    connection.request(method, path, headers=dict(headers))
+    found = {name.lower(): text for name, text in connection.getresponse().getheaders()}
+    connection.close()
+    return found
+
+
 def test_metrics_need_a_key_of_their_own(start: Callable[..., Running]) -> None:
     gateway = start(THREE, lines={KEY: "me:0:1:0:0:5:api", "watch": "watch:0:0:0:0:5:metrics"})
     gateway.ask(CHAT, {"model": "m"})

@@ -29,7 +29,7 @@ HEALTH_PORT = 10242
 #: Where gateways tell each other which server has a session or a response, and where each one's HAProxy takes that.
 TABLES_PORT, OWN_TABLES_PORT = 10240, 10241
 #: The server that means the gateway itself: while it is drained, balancers before the gateway send it nothing.
-ITSELF = "itself"
+ITSELF, ITSELF_SERVER = "itself", "this.gateway"
 #: A body up to this length is read in the buffer of its connection, which has 1 KiB beside it for rewriting.
 _BUFFER_BYTES = 64 << 10
 _READ_BYTES = 60 << 10
@@ -106,7 +106,7 @@ def haproxy_config(
         f"frontend read\n  bind unix@{RETURN_SOCKET} mode 600",
         "  filter lua.count",
         *(f"  {line}" for line in _take_over(api)),
-        f"frontend health\n  bind 127.0.0.1:{HEALTH_PORT}",
+        f"frontend health\n  no log\n  bind 127.0.0.1:{HEALTH_PORT}",
         *(f"  {line}" for line in _health(api, "TRUE")),
         *(_share(members, _bind(TABLES_PORT, addresses)) if members else ()),
         "backend sessions",
@@ -118,7 +118,7 @@ def haproxy_config(
         "backend known",
         "  stick-table type string len 64 size 100k expire 1h store gpc0",
         f"backend {ITSELF}",
-        "  server this.gateway 127.0.0.1:1",
+        f"  server {ITSELF_SERVER} 127.0.0.1:1",
         "backend reader",
         f"  server reader unix@{READER_SOCKET} maxconn {long_bodies(gateway)}",
         *(line for route in api.routes for line in _backend(api, route)),
@@ -180,6 +180,7 @@ def _accept(api: Api) -> Iterator[str]:
     yield "http-request set-var(txn.path) path"
     yield from _health(api, "{ path /healthz }")
     yield from _paths(api)
+    yield from _origins(api.gateway)
     yield from _keys()
     yield from _methods(api)
     if api.routes:
@@ -240,6 +241,23 @@ def _paths(api: Api) -> Iterator[str]:
         yield f"http-request return {error(404, off, 'response_not_found')} if is_response !is_odd"
     yield f"http-request return {unknown} if is_odd"
     yield f"http-request return {unknown} if " + " ".join(f"!{name}" for name in allowed)
+
+
+def _origins(gateway: Gateway) -> Iterator[str]:
+    """What browsers ask before they let a page of another origin use the API; they ask it without a key."""
+    yield "http-response del-header access-control-allow- -m beg"
+    if not gateway.cors_origins:
+        return
+    yield f"acl is_origin req.hdr(origin) -m str {' '.join(gateway.cors_origins)}"
+    yield "http-request set-var(txn.origin) req.hdr(origin) if is_origin"
+    known = "{ var(txn.origin) -m found }"
+    yield f"http-after-response set-header Access-Control-Allow-Origin %[var(txn.origin)] if {known}"
+    yield f"http-after-response add-header Vary Origin if {known}"
+    yield (
+        "http-request return status 204 hdr Access-Control-Allow-Methods GET,POST "
+        "hdr Access-Control-Allow-Headers %[req.fhdr(access-control-request-headers)] "
+        "hdr Access-Control-Max-Age 600 if METH_OPTIONS is_origin"
+    )
 
 
 def _keys() -> Iterator[str]:

@@ -39,6 +39,7 @@ def gateway_variables(inputs: FleetInputs, name: str) -> tuple[dict[str, Any], t
         "gateway_reader_config": reader,
         "gateway_api_key_digests": keys,
         "gateway_certificate_file": str(certificate) if certificate else "",
+        "gateway_balancer_seconds": plan.gateway.balancer_seconds,
     }
     return variables, gateway_items(config, reader, keys, certificate)
 

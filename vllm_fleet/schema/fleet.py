@@ -47,6 +47,10 @@ from vllm_fleet.schema.rollout import Rollout
 ServedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$")]
 
 
+#: The origin of a page, as browsers send it (RFC 6454).
+Origin = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?$")]
+
+
 class Overrides(Strict):
     """A fleet's own values for one pool, with their reason."""
 
@@ -185,6 +189,16 @@ class Gateway(Strict):
     )
     max_body_mib: int = Field(
         default=16, ge=1, le=64, description="The longest body of a request that is taken, in MiB."
+    )
+    cors_origins: list[Origin] = Field(
+        default=[], description="Origins whose pages may use the API in a browser, such as https://chat.example.com."
+    )
+    balancer_seconds: int = Field(
+        default=0,
+        ge=0,
+        le=600,
+        description="How long a load balancer before the gateways may take to see that a gateway leaves. A gateway "
+        "that must restart answers 503 at /healthz for this time before.",
     )
     queue_seconds: int = Field(
         default=60, ge=1, le=3600, description="How long a request waits for a place on a server before it gets a 503."
