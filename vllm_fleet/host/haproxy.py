@@ -98,7 +98,7 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend], addresses: Seq
         "  http-request set-var(txn.key) req.hdr(authorization),word(2,' '),sha2(256),hex,lower",
         f"  http-request return {_answer(401, 'The API key is missing or wrong.', 'invalid_api_key')} "
         "hdr WWW-Authenticate Bearer unless "
-        f"{{ req.hdr(authorization) -m beg -i 'Bearer ' }} {{ var(txn.key) -m str -f {API_KEYS} }}",
+        f"{{ req.hdr(authorization) -m beg -i 'Bearer ' }} {{ var(txn.key),map_str({API_KEYS}) -m found }}",
         "  http-request del-header authorization",
     ]
     if reads_body:
@@ -171,8 +171,3 @@ def _answer(status: int, message: str, code: str | None) -> str:
 def _json(status: int, body: Mapping[str, object]) -> str:
     text = json.dumps(body, separators=(",", ":")).replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
     return f'status {status} content-type application/json string "{text}"'
-
-
-def key_digests_text(keys: Mapping[str, str]) -> str:
-    """The digests of the API keys, one per line; no host has the keys themselves."""
-    return "".join(f"{digest.removeprefix('sha256:')}\n" for digest in sorted(set(keys.values())))
