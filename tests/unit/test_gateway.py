@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from vllm_fleet.host.firewall import Peers, firewall_rules
-from vllm_fleet.host.haproxy import ALLOWED_PATHS, API_KEYS, Backend, haproxy_config, key_digests_text
+from vllm_fleet.host.gateway_keys import key_map_text
+from vllm_fleet.host.haproxy import ALLOWED_PATHS, API_KEYS, Backend, haproxy_config
+from vllm_fleet.schema.api_keys import ApiKeys
 from vllm_fleet.schema.fleet import Gateway, Tls
 
 ONE = [Backend("h-0", "0", "192.0.2.1", 8000, "a/b"), Backend("h-1", "0", "192.0.2.2", 8000, "a/b")]
@@ -53,7 +55,7 @@ def test_haproxy_takes_the_config(tmp_path: Path, gateway: Gateway, backends: li
     if shutil.which("haproxy") is None:
         pytest.skip("haproxy is not installed here; the e2e tests check the same config on the gateway host")
     keys = tmp_path / "keys"
-    keys.write_text(key_digests_text({"a": "sha256:" + "1" * 64}), encoding="utf-8")
+    keys.write_text(key_map_text(ApiKeys(keys={"a": "sha256:" + "1" * 64})), encoding="utf-8")
     config = tmp_path / "haproxy.cfg"
     text = haproxy_config(gateway, backends).replace(API_KEYS, str(keys)).replace("/run/haproxy", str(tmp_path))
     config.write_text(text, encoding="utf-8")
@@ -65,11 +67,6 @@ def test_tls_ends_at_the_gateway_when_asked() -> None:
     config = haproxy_config(Gateway(hosts=1, port=443, tls=Tls(certificate_file="x.pem")), ONE)
     assert "bind :443 ssl crt" in config
     assert "ssl-min-ver TLSv1.2" in config
-
-
-def test_keys_are_digests_without_their_owners() -> None:
-    text = key_digests_text({"b": "sha256:" + "2" * 64, "a": "sha256:" + "1" * 64, "c": "sha256:" + "1" * 64})
-    assert text == "1" * 64 + "\n" + "2" * 64 + "\n"
 
 
 def test_the_firewall_lets_only_gateways_in() -> None:

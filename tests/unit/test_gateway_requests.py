@@ -21,7 +21,9 @@ import pytest
 
 from vllm_fleet.edge import keys
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
-from vllm_fleet.host.haproxy import ADMIN_SOCKET, API_KEYS, Backend, haproxy_config, key_digests_text
+from vllm_fleet.host.gateway_keys import key_map_text
+from vllm_fleet.host.haproxy import ADMIN_SOCKET, API_KEYS, Backend, haproxy_config
+from vllm_fleet.schema.api_keys import ApiKeys
 from vllm_fleet.schema.fleet import Gateway
 
 pytestmark = pytest.mark.skipif(
@@ -95,7 +97,7 @@ def gateway(tmp_path: Path, servers: Mapping[str, str], listen: str = "127.0.0.1
                 stack.callback(Server(address, listening, model).shutdown)
             backends.append(Backend(f"gpu-{number}", "0", address, port, model))
         port = free_ports(listen)
-        (tmp_path / "keys").write_text(key_digests_text({"me": keys.digest(KEY)}), encoding="utf-8")
+        (tmp_path / "keys").write_text(key_map_text(ApiKeys(keys={"me": keys.digest(KEY)})), encoding="utf-8")
         text = haproxy_config(Gateway(hosts=1, port=port), backends, [listen])
         text = text.replace(API_KEYS, str(tmp_path / "keys")).replace(ADMIN_SOCKET, str(tmp_path / "admin.sock"))
         (tmp_path / "haproxy.cfg").write_text(text, encoding="utf-8")

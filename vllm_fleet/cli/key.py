@@ -30,6 +30,23 @@ Examples:
   vllm-fleet key rotate team-a --fleet prod --keep 7
   vllm-fleet key revoke team-a --fleet prod
 'vllm-fleet key COMMAND --help' shows the options of each."""
+_ADD_EPILOG = """\b
+Examples:
+  vllm-fleet key add team-a --fleet prod --ends 2027-06-30
+  vllm-fleet key add batch --fleet prod --priority 2 --in-flight 64 --tokens-per-minute 200000
+  vllm-fleet key add prometheus --fleet prod --scope metrics > prometheus.key"""
+_LIST_EPILOG = """\b
+Examples:
+  vllm-fleet key list --fleet prod
+  vllm-fleet key list --fleet prod --json"""
+_ROTATE_EPILOG = """\b
+Examples:
+  vllm-fleet key rotate team-a --fleet prod
+  vllm-fleet key rotate team-a --fleet prod --keep 0"""
+_REVOKE_EPILOG = """\b
+Examples:
+  vllm-fleet key revoke team-a --fleet prod
+  vllm-fleet key revoke team-a --fleet prod --digest 51062038de28"""
 
 group = typer.Typer(
     help="Add, list, rotate and revoke the API keys of the gateways.",
@@ -42,7 +59,7 @@ group = typer.Typer(
 Owner = Annotated[str, typer.Argument(metavar="OWNER", help="Who has the key: lower-case letters, digits and dashes.")]
 
 
-@group.command("add")
+@group.command("add", epilog=_ADD_EPILOG)
 def add_key(
     owner: Owner,
     fleet: FleetOption = "lab",
@@ -79,7 +96,7 @@ def add_key(
     _print_key(planned, api_keys.add_key(planned, owner, limits), json=json)
 
 
-@group.command("list")
+@group.command("list", epilog=_LIST_EPILOG)
 def list_keys(fleet: FleetOption = "lab", json: JsonOption = False) -> None:
     """List owners, digests, ends and limits."""
     found = api_keys.list_keys(plan.load(fleet_directory(fleet)))
@@ -100,7 +117,7 @@ def list_keys(fleet: FleetOption = "lab", json: JsonOption = False) -> None:
     print_table(table)
 
 
-@group.command("rotate")
+@group.command("rotate", epilog=_ROTATE_EPILOG)
 def rotate_key(
     owner: Owner,
     fleet: FleetOption = "lab",
@@ -120,7 +137,7 @@ def rotate_key(
     _print_key(planned, made, json=json)
 
 
-@group.command("revoke")
+@group.command("revoke", epilog=_REVOKE_EPILOG)
 def revoke_key(
     owner: Owner,
     fleet: FleetOption = "lab",

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vllm_fleet.base import yaml_document
+from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.errors import raise_all
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.schema.api_keys import ApiKeys
@@ -58,6 +58,21 @@ def _quoted(data: Any) -> Any:
 def file_of(plan: Plan) -> Path:
     """The file of a fleet; it may not exist yet."""
     return plan.directory / plan.gateway.api_keys_file
+
+
+def read_if_there(file: Path) -> yaml_document.Document | None:
+    """The file, whose keys are valid; None where there is none.
+
+    Raises:
+        FleetError: the file is wrong, or something else is in its place.
+    """
+    if fault := paths.file_fault(file):
+        if fault.is_missing:
+            return None
+        raise fault.error()
+    document = yaml_document.read(file, secret=True)
+    parse(document)
+    return document
 
 
 def has_key_of_stack(plan: Plan) -> bool:

@@ -120,7 +120,7 @@ def list_keys(plan: Plan) -> list[ListedKey]:
     Raises:
         FleetError: the file is missing or wrong.
     """
-    document = _read(plan)
+    document = api_keys_file.read_if_there(api_keys_file.file_of(plan))
     if document is None:
         return []
     found = []
@@ -144,7 +144,7 @@ def add_key(plan: Plan, owner: str, limits: Mapping[str, Any]) -> NewKey:
     _check_owner(owner)
     given = {name: value for name, value in limits.items() if value is not None}
     with _locked(plan):
-        document = _read(plan)
+        document = api_keys_file.read_if_there(api_keys_file.file_of(plan))
         known = api_keys_file.parse(document) if document else None
         if known and document and owner in known.keys:
             raise document.error(
@@ -250,7 +250,7 @@ def _with_digests(entry: Any, digests: list[DatedDigest]) -> api_keys_edit.Entry
 def _entry(plan: Plan, owner: str) -> tuple[yaml_document.Document, KeyRecord]:
     """The file, and what it says of an owner whose keys are not the stack's."""
     _check_owner(owner)
-    document = _read(plan)
+    document = api_keys_file.read_if_there(api_keys_file.file_of(plan))
     if document is None:
         file = api_keys_file.file_of(plan)
         raise FleetError("does not exist", f"'vllm-fleet key add OWNER --fleet {plan.fleet}'", paths.display(file))
@@ -286,16 +286,6 @@ def _locked(plan: Plan) -> Iterator[None]:
     with lock.open("a", encoding="utf-8") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX)
         yield
-
-
-def _read(plan: Plan) -> yaml_document.Document | None:
-    """The file; None where there is none."""
-    file = api_keys_file.file_of(plan)
-    if fault := paths.file_fault(file):
-        if fault.is_missing:
-            return None
-        raise fault.error()
-    return yaml_document.read(file, secret=True)
 
 
 def _write(plan: Plan, text: str) -> None:
