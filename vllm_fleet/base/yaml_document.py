@@ -343,11 +343,12 @@ def _translate(
 def _place(detail: Any, data: Any) -> Location:
     """The key path of an error in the data, without pydantic's own words for keys and for alternatives."""
     place: list[str | int] = []
-    for part in detail["loc"]:
+    last = len(detail["loc"]) - 1
+    for number, part in enumerate(detail["loc"]):
         if (isinstance(data, dict) and part in data) or (isinstance(data, list) and part in range(len(data))):
             place.append(part)
             data = data[part]
-        elif detail["type"] == "missing":
+        elif detail["type"] == "missing" and number == last:
             place.append(part)
     return tuple(place)
 
