@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.errors import FleetError

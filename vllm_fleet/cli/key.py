@@ -56,12 +56,12 @@ group = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-Owner = Annotated[str, typer.Argument(metavar="OWNER", help="Who has the key: lower-case letters, digits and dashes.")]
+_OWNER_HELP = "Who has the key: lower-case letters, digits and dashes."
 
 
 @group.command("add", epilog=_ADD_EPILOG)
 def add_key(
-    owner: Owner,
+    owner: Annotated[str, typer.Argument(metavar="OWNER", help=_OWNER_HELP)],
     fleet: FleetOption = "lab",
     ends: Annotated[
         str | None, typer.Option(metavar="DATE", help="Last day in UTC, or a time with its zone. Default: no end.")
@@ -119,7 +119,7 @@ def list_keys(fleet: FleetOption = "lab", json: JsonOption = False) -> None:
 
 @group.command("rotate", epilog=_ROTATE_EPILOG)
 def rotate_key(
-    owner: Owner,
+    owner: Annotated[str, typer.Argument(metavar="OWNER", help=_OWNER_HELP)],
     fleet: FleetOption = "lab",
     keep: Annotated[
         int, typer.Option(metavar="DAYS", min=0, max=3650, help="The keys before it stay valid so long; 0: not at all.")
@@ -139,7 +139,7 @@ def rotate_key(
 
 @group.command("revoke", epilog=_REVOKE_EPILOG)
 def revoke_key(
-    owner: Owner,
+    owner: Annotated[str, typer.Argument(metavar="OWNER", help=_OWNER_HELP)],
     fleet: FleetOption = "lab",
     digest: Annotated[
         str | None,
