@@ -148,7 +148,7 @@ def test_the_files_of_the_fleet_s_folder(tmp_path: Path, recorder: Recorder) -> 
     assert recorder.resources[-1].name == "demo-inventory", "stack.json is written last"
 
 
-def test_owners_whom_others_have_added_stay_in_the_file_of_api_keys(tmp_path: Path, recorder: Recorder) -> None:
+def test_owners_that_others_have_added_stay_in_the_file_of_api_keys(tmp_path: Path, recorder: Recorder) -> None:
     @pulumi.runtime.test
     def program() -> Any:
         return finished(build(tmp_path, HOSTS))

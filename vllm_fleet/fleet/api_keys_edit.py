@@ -23,7 +23,7 @@ def with_key_of_stack(document: yaml_document.Document | None, owner: str, diges
     """The file with the key that a stack has made; what it says of other owners, and the owner's limits, stay.
 
     Args:
-        document: the file, which is valid; None: there is none yet.
+        document: the file, which is valid; None: the fleet has no file yet.
         owner: who has the stack's key.
         digest: of the stack's key.
     """
@@ -38,7 +38,7 @@ def with_owner(document: yaml_document.Document | None, owner: str, entry: Entry
     """The file with the entry of an owner, who may be new.
 
     Args:
-        document: the file, which is valid; None: there is none yet.
+        document: the file, which is valid; None: the fleet has no file yet.
         owner: who has the keys.
         entry: what the file will say of the owner.
     """

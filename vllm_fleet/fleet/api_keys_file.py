@@ -61,7 +61,7 @@ def file_of(plan: Plan) -> Path:
 
 
 def read_if_there(file: Path) -> yaml_document.Document | None:
-    """The file, whose keys are valid; None where there is none.
+    """The file, whose keys are valid; None without a file.
 
     Raises:
         FleetError: the file is wrong, or something else is in its place.
