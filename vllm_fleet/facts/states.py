@@ -45,6 +45,7 @@ class DriftState(DocumentedEnum):
     WRONG_VERSION = "wrong_version", "the package is installed at another version"
     NOT_HELD = "not_held", "a package is not on hold"
     DRAINED = "drained", "HAProxy gives no traffic to a server"
+    OTHER_KEYS = "other_keys", "HAProxy has not loaded the API keys of their file"
     NO_TOOL = "no_tool", "the tool that the probe calls is not installed"
     NO_ANSWER = "no_answer", "the service that the probe queries does not answer"
     WRONG_TAG = "wrong_tag", "the tag names another image"

@@ -106,7 +106,7 @@ def haproxy_config(
         f"frontend read\n  bind unix@{RETURN_SOCKET} mode 600",
         "  filter lua.count",
         *(f"  {line}" for line in _take_over(api)),
-        f"frontend health\n  no log\n  bind 127.0.0.1:{HEALTH_PORT}",
+        f"frontend health\n  bind 127.0.0.1:{HEALTH_PORT}",
         *(f"  {line}" for line in _health(api, "TRUE")),
         *(_share(members, _bind(TABLES_PORT, addresses)) if members else ()),
         "backend sessions",
@@ -218,6 +218,7 @@ def _take_over(api: Api) -> Iterator[str]:
 def _health(api: Api, asked: str) -> Iterator[str]:
     """What ``/healthz`` answers: green with a ready server, unless the gateway itself is out of traffic."""
     leaves = document(503, {"status": "leaves traffic"})
+    yield f"http-request set-log-level silent if {asked}"
     yield f"http-request return {leaves} hdr Connection close if {asked} {{ nbsrv({ITSELF}) eq 0 }}"
     for route in api.routes:
         yield (f"http-request return {document(200, {'status': 'ok'})} if {asked} {{ nbsrv({route.backend}) gt 0 }}")
@@ -516,10 +517,3 @@ def _any_response(api: Api) -> Iterator[str]:
     yield "  use-server %[var(txn.server)] if { var(txn.server) -m len gt 0 }"
     for backend, server in servers:
         yield f"  {_server(server, f'track {backend}/{server.server}')}"
-
-
-def key_digests_text(keys: Mapping[str, str]) -> str:
-    """The digests of the API keys, one per line, with what each may do; no host has the keys themselves."""
-    return "".join(
-        f"{digest.removeprefix('sha256:')} {owner}:0:0:0:0:5:api\n" for owner, digest in sorted(keys.items())
-    )

@@ -19,6 +19,7 @@ from vllm_fleet.host.manifest_items import (
     Item,
     directory_item,
     file_item,
+    keys_item,
     link_item,
     package_item,
     store_item,
@@ -272,6 +273,7 @@ def gateway_items(config: str, reader: str, keys: str, certificate: Path | None)
         file_item(role, GATEWAY_DROP_IN, role_file_sha256(role, "haproxy.service.d.conf")),
         unit_item(role, "haproxy.service", active=True, enabled=True, files=[GATEWAY_DROP_IN]),
         traffic_item(role, haproxy.ADMIN_SOCKET),
+        keys_item(role, haproxy.API_KEYS, haproxy.ADMIN_SOCKET),
     ]
     if certificate:
         digest = hashlib.sha256(certificate.read_bytes()).hexdigest()

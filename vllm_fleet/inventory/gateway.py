@@ -9,14 +9,15 @@ from typing import Any
 
 from vllm_fleet.base import certificates, paths, yaml_document
 from vllm_fleet.base.errors import FleetError
-from vllm_fleet.fleet import stack
+from vllm_fleet.fleet import api_keys_file, stack
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import haproxy
+from vllm_fleet.host.gateway_keys import key_map_text
 from vllm_fleet.host.haproxy_reader import reader_config
 from vllm_fleet.host.manifest import gateway_items
 from vllm_fleet.host.manifest_items import Item
 from vllm_fleet.inventory.inputs import FleetInputs
-from vllm_fleet.schema.fleet import ApiKeys
+from vllm_fleet.schema.api_keys import ApiKeys
 
 
 def gateway_variables(inputs: FleetInputs, name: str) -> tuple[dict[str, Any], tuple[Item, ...]]:
@@ -32,7 +33,7 @@ def gateway_variables(inputs: FleetInputs, name: str) -> tuple[dict[str, Any], t
     plan = inputs.plan
     config = haproxy.haproxy_config(plan.gateway, inputs.backends, inputs.gateway_addresses, _members(inputs, name))
     reader = reader_config(plan.gateway, inputs.backends)
-    keys = haproxy.key_digests_text(_api_keys(plan).keys)
+    keys = key_map_text(_api_keys(plan))
     certificate = _certificate(plan)
     variables = {
         "gateway_config": config,
@@ -61,7 +62,7 @@ def find_faults(plan: Plan) -> Iterator[tuple[FleetError, bool]]:
         return
     tls = plan.gateway.tls
     certificate = plan.directory / tls.certificate_file if tls else None
-    for read, file in ((_api_keys, _keys_file(plan)), (_certificate, certificate)):
+    for read, file in ((_api_keys, api_keys_file.file_of(plan)), (_certificate, certificate)):
         try:
             read(plan)
         except FleetError as fault:
@@ -71,25 +72,18 @@ def find_faults(plan: Plan) -> Iterator[tuple[FleetError, bool]]:
 
 
 def _stack_will_write_keys(plan: Plan) -> bool:
-    is_rented = any(host.cloud != "static" for host in plan.hosts)
-    return is_rented and plan.access.api_keys == "generated" and not stack.is_written(plan)
-
-
-def _keys_file(plan: Plan) -> Path:
-    return plan.directory / plan.gateway.api_keys_file
+    return api_keys_file.has_key_of_stack(plan) and not stack.is_written(plan)
 
 
 def _api_keys(plan: Plan) -> ApiKeys:
-    file = _keys_file(plan)
+    file = api_keys_file.file_of(plan)
     if fault := paths.file_fault(file):
         fault = replace(fault, reason=f"{fault.reason}, so the gateways would know no API key")
-        hint = (
-            "write it: 'keys:' and below it OWNER: \"sha256:...\", the SHA-256 of the key; 'vllm-fleet init' makes one"
-        )
+        hint = f"make a key: 'vllm-fleet key add OWNER --fleet {plan.fleet}' writes the file"
         is_named = "api_keys_file" in plan.document.data.get("gateway", {})
         at = ("gateway", "api_keys_file") if is_named else ("gateway",)
         raise plan.document.error_about(at, fault.error(hint))
-    return yaml_document.parse(yaml_document.read(file, secret=True), ApiKeys)
+    return api_keys_file.parse(yaml_document.read(file, secret=True))
 
 
 def _certificate(plan: Plan) -> Path | None:

@@ -151,6 +151,18 @@ class TrafficItem(TypedDict):
     drains: str
 
 
+class KeysItem(TypedDict):
+    """HAProxy, asked at ``socket``, has loaded the API keys of the file ``path``.
+
+    The file has an item of its own. Where HAProxy does not answer, its unit is the drift.
+    """
+
+    role: str
+    kind: Literal["keys"]
+    path: str
+    socket: str
+
+
 class TableItem(TypedDict):
     """A table of nftables that the kernel has loaded just as its file makes it.
 
@@ -176,5 +188,6 @@ Item = (
     | PackageItem
     | HoldsItem
     | TrafficItem
+    | KeysItem
     | TableItem
 )

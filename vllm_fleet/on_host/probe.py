@@ -54,6 +54,7 @@ TEXTS = {
     "wrong_version": "is at %s, not %s",
     "not_held": "do not include %s",
     "drained": "gives no traffic to %s",
+    "other_keys": "is not what HAProxy has loaded",
     "no_tool": "is missing, and so is %s",
     "no_answer": "is unknown: %s does not answer",
     "wrong_tag": "is not what %s names",
@@ -337,19 +338,41 @@ def _cordons(path: str) -> set[str]:
         return set()
 
 
-def check_traffic(item: items.TrafficItem) -> tuple[str, str] | None:
-    """HAProxy drains no server but cordons. If HAProxy does not answer, its unit is the drift."""
-    text = b""
+def _ask_haproxy(path: str, command: str) -> str:
+    """The answer of an HAProxy at its admin socket."""
+    blocks = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+        channel.settimeout(10)
+        channel.connect(path)
+        channel.sendall((command + "\n").encode())
+        while block := channel.recv(1 << 16):
+            blocks.append(block)
+    return b"".join(blocks).decode("utf-8", "replace")
+
+
+def check_keys(item: items.KeysItem) -> tuple[str, str] | None:
+    """HAProxy has the API keys of their file. If it does not answer, its unit is the drift."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-            channel.settimeout(10)
-            channel.connect(item["path"])
-            channel.sendall(b"show servers state\n")
-            while block := channel.recv(1 << 16):
-                text += block
+        answer = _ask_haproxy(item["socket"], "show map " + item["path"])
     except OSError:
         return None
-    rows = [line.split() for line in text.decode("utf-8", "replace").splitlines()]
+    try:
+        with open(item["path"]) as file:
+            planned = sorted(file.read().splitlines())
+    except FileNotFoundError:
+        return None  # the file is the drift
+    # Each row has an address in front.
+    loaded = sorted(line.split(" ", 1)[-1] for line in answer.splitlines() if line.startswith("0x"))
+    return None if loaded == planned else differs("other_keys")
+
+
+def check_traffic(item: items.TrafficItem) -> tuple[str, str] | None:
+    """HAProxy drains no server but cordons. If HAProxy does not answer, its unit is the drift."""
+    try:
+        answer = _ask_haproxy(item["path"], "show servers state")
+    except OSError:
+        return None
+    rows = [line.split() for line in answer.splitlines()]
     # The seventh column is the administrative state; its bit 8 is a requested drain.
     kept = _cordons(item["drains"])
     drained = sorted(
@@ -442,6 +465,7 @@ def checks_by_kind(
         "package": lambda item: check_package(item, packages),
         "holds": lambda item: check_holds(item, packages),
         "traffic": check_traffic,
+        "keys": check_keys,
         "table": check_table,
     }
 

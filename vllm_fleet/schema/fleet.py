@@ -1,4 +1,4 @@
-"""The strict records of a fleet: ``fleet.yml`` (To-Be), ``api-keys.yml`` and ``stack.json`` (As-Is)."""
+"""The strict records of a fleet: ``fleet.yml`` (To-Be) and ``stack.json`` (As-Is)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from vllm_fleet.base.field_types import (
     MOST_HOSTS,
     GatewayMembers,
     HostMembers,
-    OwnerName,
-    SecretDigest,
     SshPublicKey,
     User,
 )
@@ -214,7 +212,8 @@ class Gateway(Strict):
     )
     api_keys_file: Line = Field(
         default="api-keys.yml",
-        description="File with the digests of the API keys, relative to the fleet's folder: name -> 'sha256:<hex>'.",
+        description="File with the digests of the API keys and their limits, relative to the fleet's folder: "
+        "docs/api-keys.md. 'vllm-fleet key' writes it.",
     )
 
     @field_validator("affinity", mode="before")
@@ -291,7 +290,8 @@ class Access(Strict):
     )
     api_keys: Literal["generated", "file"] = Field(
         default="generated",
-        description="'generated': the stack makes one and writes its digest. 'file': you write gateway.api_keys_file.",
+        description="'generated': the stack makes one and writes its digest; 'vllm-fleet key' adds others. 'file': the "
+        "stack makes none.",
     )
     reboot: bool = Field(
         default=False,
@@ -391,15 +391,6 @@ class Fleet(Strict):
         if fault := size_fault(hosts, len(self.gateway.static) or count(self.gateway.hosts)):
             raise ValueError(fault)
         return self
-
-
-class ApiKeys(Strict):
-    """``api-keys.yml``: the digests of the keys that the gateway takes, by the name of their owner.
-
-    No error of a validator may repeat a value or a key.
-    """
-
-    keys: dict[OwnerName, SecretDigest] = Field(min_length=1)
 
 
 class StackHost(Strict):
