@@ -18,7 +18,7 @@ from vllm_fleet.fleet.stack import locations, waiting_notes, without_waiting
 from vllm_fleet.host import engine_install, model_disk
 from vllm_fleet.host.manifest import Manifest, Port, image_ports, open_image_ports
 from vllm_fleet.inventory import refusals
-from vllm_fleet.inventory.gateway import gateway_variables
+from vllm_fleet.inventory.gateway import gateway_variables, shared_address_variables
 from vllm_fleet.inventory.inputs import FleetInputs
 from vllm_fleet.inventory.serving import serving_variables, supported_systems
 from vllm_fleet.inventory.site import Site, SiteHost
@@ -54,7 +54,9 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
     for host in inputs.plan.hosts:
         if host.kind == "gateway":
             ports = (Port(port=plan.gateway.port, address=""),)
-            variables, manifest = gateway, Manifest(host.name, gateway_items, supported_systems(catalog), ports)
+            shared, shared_items = shared_address_variables(inputs, host)
+            items = (*gateway_items, *shared_items)
+            variables, manifest = gateway | shared, Manifest(host.name, items, supported_systems(catalog), ports)
         else:
             variables, manifest = serving_variables(inputs, host)
             variables |= {"model_store_disk": model_disk.disk_variable(host, inputs.locations[host.name])}

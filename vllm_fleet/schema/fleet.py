@@ -42,6 +42,7 @@ from vllm_fleet.schema.recipe import (
     Strict,
 )
 from vllm_fleet.schema.rollout import Rollout
+from vllm_fleet.schema.virtual_address import VirtualAddress
 
 
 class Overrides(Strict):
@@ -176,6 +177,10 @@ class Gateway(Strict):
         default=False,
         description="True: the API is served without TLS at public addresses too, where everyone on the way can read "
         "the API keys. For gateways behind a load balancer that ends TLS.",
+    )
+    virtual_address: VirtualAddress | None = Field(
+        default=None,
+        description="An address for clients that gateways of your own share; one that fails gives it to another one.",
     )
     api_keys_file: Line = Field(
         default="api-keys.yml",
