@@ -171,10 +171,12 @@ def api_urls(plan: Plan) -> tuple[str, ...]:
     """The URLs that clients use: that of the virtual address, else those of the gateways that exist already.
 
     Args:
-        plan: the fleet. The addresses of rented gateways are in its stack.
+        plan: the fleet. The addresses of rented gateways are in its stack. Of a gateway with two addresses, only its
+            network knows which one clients reach.
     """
     gateway = plan.gateway
     scheme = "https" if gateway.tls else "http"
-    statics = [host.static.address for host in plan.hosts if host.kind == "gateway" and host.static]
-    addresses = [str(gateway.virtual_address.ip)] if gateway.virtual_address else statics
+    statics = [host.static for host in plan.hosts if host.kind == "gateway" and host.static]
+    own = [static.address for static in statics if static.private_address is None]
+    addresses = [str(gateway.virtual_address.ip)] if gateway.virtual_address else own
     return tuple(f"{scheme}://{host_port(address, gateway.port)}" for address in addresses)
