@@ -135,9 +135,13 @@ def is_reachable(name: str) -> bool:
     return True
 
 
+#: Prints each state that keepalived has entered.
+STATES = "journalctl -u keepalived -o cat --no-pager | grep -oE 'Entering [A-Z]+ STATE'"
+
+
 def last_state(lab: DriverLab, name: str) -> str:
     """The state of VRRP that keepalived has entered last: MASTER, BACKUP or FAULT."""
-    said = lab.on(name, "journalctl -u keepalived -o cat --no-pager | grep -oE 'Entering [A-Z]+ STATE' | tail -n 1")
+    said = lab.on(name, f"{STATES} | tail -n 1")
     return said.split()[1] if said else ""
 
 
@@ -161,6 +165,22 @@ def test_one_gateway_has_the_address_and_a_second_run_changes_nothing(lab: Drive
     assert configure(lab).count("changed=0") == 2
     assert no_drift(lab) == {name: [] for name in PLACE.gateways}
     assert len(holders(lab)) == 1
+
+
+def test_a_changed_configuration_is_loaded_and_the_address_stays(lab: DriverLab) -> None:
+    (before,) = holders(lab)
+    process = "systemctl show --value --property=MainPID keepalived"
+    since = lab.on(before, process)
+    for name in PLACE.gateways:
+        text = lab.variables[name]["gateway_address_config"]
+        lab.variables[name]["gateway_address_config"] = text.replace("refresh 60", "refresh 61")
+    states = lab.on(before, f"{STATES} | wc -l")
+    configure(lab)
+    assert lab.on(before, process) == since
+    loaded = "journalctl -u keepalived -o cat --no-pager | grep -ci reload || true"
+    wait_until(lambda: int(lab.on(before, loaded)) > 0)
+    assert lab.on(before, f"{STATES} | wc -l") == states
+    assert holders(lab) == [before]
 
 
 def test_the_address_leaves_a_gateway_without_haproxy_and_does_not_come_back(lab: DriverLab) -> None:

@@ -29,7 +29,7 @@ def _address(value: str) -> str:
     address = parse_ip(parse_host_address(text))
     if address is None:
         raise ValueError(f"{value!r} is a DNS name: give an IP address, which the name may point to")
-    if address.is_loopback or address.is_multicast or address.is_unspecified or address.is_reserved:
+    if address.is_loopback or address.is_reserved:
         raise ValueError(f"{value!r} is no address that a gateway can have: give a free one of the gateways' network")
     if not slash:
         return str(address)
