@@ -11,7 +11,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.catalogue.catalogue import raise_all
 from vllm_fleet.cli.output import JsonOption, fleet_directories, fleet_directory, print_json, print_text
-from vllm_fleet.fleet import placeholders, plan, stack_faults, virtual_address
+from vllm_fleet.fleet import api_address, placeholders, plan, stack_faults
 from vllm_fleet.reports import recipe_check
 
 EPILOG = """\b
@@ -49,7 +49,7 @@ def command(
                 (errors if is_wrong else unmade).append(fault)
         except FleetError as fault:
             errors += [fault, *fault.others, *placeholders.find_in_wrong_file(folder)]
-    errors += virtual_address.clashes(plans)
+    errors += api_address.clashes(plans)
     raise_all(errors)
     result = {
         "host_classes": len(list(recipes.sized_classes())),
