@@ -13,6 +13,7 @@ class DriftState(DocumentedEnum):
     """How an item of a manifest differs from what is on the host."""
 
     MISSING = "missing", "the path does not exist"
+    UNWANTED = "unwanted", "the path exists, and the plan does not have it any more"
     WRONG_TYPE = "wrong_type", "the path is not of the item's type: file, directory or link"
     WRONG_CONTENT = "wrong_content", "the content has another digest"
     WRONG_MODE = "wrong_mode", "the permissions differ"

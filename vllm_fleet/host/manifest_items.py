@@ -65,6 +65,11 @@ def file_item(role: str, path: str, sha256: str, mode: str = "0644", group: str 
     return FileItem(role=role, kind="file", path=path, sha256=sha256, mode=mode, owner="root", group=group)
 
 
+def absent_item(role: str, path: str) -> FileItem:
+    """A path at which an earlier plan had a file, and this one has none."""
+    return FileItem(role=role, kind="file", path=path, absent=True)
+
+
 def settings_item(role: str, path: str, values: Mapping[str, Any]) -> SettingsItem:
     """A JSON file that contains these values, beside those of others."""
     return SettingsItem(role=role, kind="settings", path=path, values=dict(values))
@@ -189,6 +194,7 @@ __all__ = [
     "OWNERS",
     "FileItem",
     "Item",
+    "absent_item",
     "directory_item",
     "file_item",
     "holds_item",

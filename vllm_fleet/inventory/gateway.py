@@ -1,4 +1,4 @@
-"""The variables and the manifest items of the gateways, the same on each of them."""
+"""The variables and the manifest items of the gateways, the same on each of them but for their shared address."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base import certificates, paths, yaml_document
-from vllm_fleet.base.errors import FleetError
+from vllm_fleet.base.addresses import parse_ip
+from vllm_fleet.base.errors import FleetError, InvariantError
 from vllm_fleet.fleet import api_keys_file, stack
+from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
-from vllm_fleet.host import haproxy
+from vllm_fleet.host import haproxy, keepalived
 from vllm_fleet.host.gateway_keys import key_map_text
 from vllm_fleet.host.haproxy_reader import reader_config
-from vllm_fleet.host.manifest import gateway_items
+from vllm_fleet.host.manifest import gateway_items, shared_address_items
 from vllm_fleet.host.manifest_items import Item
 from vllm_fleet.inventory.inputs import FleetInputs
 from vllm_fleet.schema.api_keys import ApiKeys
+from vllm_fleet.schema.virtual_address import VirtualAddress
 
 
 def gateway_variables(inputs: FleetInputs, name: str) -> tuple[dict[str, Any], tuple[Item, ...]]:
@@ -51,6 +54,28 @@ def _members(inputs: FleetInputs, name: str) -> haproxy.Members | None:
         return None
     addresses = {host.name: inputs.locations[host.name].service_address for host in inputs.gateways}
     return haproxy.Members(name, addresses, inputs.gateway_addresses)
+
+
+def shared_address_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, Any], tuple[Item, ...]]:
+    """What one gateway gets for the address that it shares with the others, beside :func:`gateway_variables`."""
+    gateway, shared = inputs.plan.gateway, inputs.plan.gateway.virtual_address
+    config = ""
+    if shared:
+        members = [
+            keepalived.Member(each.name, _own_address(inputs, each.name, shared), shared.interface_of(each.name))
+            for each in inputs.gateways
+        ]
+        config = keepalived.keepalived_config(gateway, shared, members, host.name)
+    return {"gateway_address_config": config}, shared_address_items(config)
+
+
+def _own_address(inputs: FleetInputs, name: str, shared: VirtualAddress) -> str:
+    """The address from which a gateway speaks to the others, of the family of the shared one."""
+    known = inputs.locations[name].connect_from
+    family = [text for text in known if (address := parse_ip(text)) and address.version == shared.ip.version]
+    if not family:
+        raise InvariantError(f"{name} has no address of the family of {shared.ip}, and the plan was not refused")
+    return family[0]
 
 
 def find_faults(plan: Plan) -> Iterator[tuple[FleetError, bool]]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 #: State of an item -> its text for people. The states are those of ``facts.states.DriftState``; programs read these.
 TEXTS = {
     "missing": "is missing",
+    "unwanted": "is there, and the plan does not have it any more",
     "wrong_type": "is not a %s",
     "wrong_content": "content differs",
     "wrong_mode": "mode is %s, not %s",
@@ -111,6 +112,8 @@ def _attributes(item: items.FileItem | items.DirectoryItem, info: os.stat_result
 def check_file(item: items.FileItem) -> tuple[str, str] | None:
     """A regular file: digest, mode, owner and group, as far as the item has them."""
     info = _lstat(item["path"])
+    if item.get("absent"):
+        return differs("unwanted") if info else None
     if info is None:
         return differs("missing")
     if not stat.S_ISREG(info.st_mode):

@@ -40,6 +40,7 @@ from vllm_fleet.schema.recipe import (
     Strict,
 )
 from vllm_fleet.schema.rollout import Rollout
+from vllm_fleet.schema.virtual_address import VirtualAddress
 
 #: A name that clients write as a model. No space and no quote: it is part of the gateways' rules.
 ServedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$")]
@@ -209,6 +210,10 @@ class Gateway(Strict):
         default=False,
         description="True: the API is served without TLS at public addresses too, where everyone on the way can read "
         "the API keys. For gateways behind a load balancer that ends TLS.",
+    )
+    virtual_address: VirtualAddress | None = Field(
+        default=None,
+        description="An address for clients that gateways of your own share; one that fails gives it to another one.",
     )
     api_keys_file: Line = Field(
         default="api-keys.yml",
