@@ -21,7 +21,11 @@ from lab import cleanup, state
 from lab.rootfs import File, write_files
 from vllm_fleet.base import paths
 from vllm_fleet.host import haproxy, keepalived
+from vllm_fleet.host.gateway_keys import key_map_text
+from vllm_fleet.host.gateway_routes import Backend
+from vllm_fleet.host.haproxy_reader import reader_config
 from vllm_fleet.host.manifest import shared_address_items
+from vllm_fleet.schema.api_keys import ApiKeys
 from vllm_fleet.schema.fleet import Gateway
 from vllm_fleet.schema.virtual_address import VirtualAddress
 
@@ -34,24 +38,7 @@ MEMBERS = tuple(keepalived.Member(name, PLACE.addresses[name], "host0") for name
 MODEL = "stand-in"
 #: The longest time without the address when its gateway fails.
 MOVE_SECONDS = 5
-#: What answers /healthz: the gateway gives traffic if a server is ready.
-HEALTH = (
-    "  http-request return status 200 if { path /healthz } { nbsrv(model_stand_in) gt 0 }\n"
-    "  http-request return status 503 if { path /healthz }\n"
-)
 BOOK = paths.root() / "playbooks" / "gateways.yml"
-
-
-def gateway_config() -> str:
-    """HAProxy's configuration with the answers to keepalived's check."""
-    text: str = haproxy.haproxy_config(
-        Gateway(), [haproxy.Backend("gpu-0", "0", PLACE.addresses["gpu-0"], 8000, MODEL)]
-    )
-    if "frontend health" in text:
-        return text
-    bind = "  bind :8080\n"
-    assert bind in text
-    return f"{text.replace(bind, bind + HEALTH)}frontend health\n  bind 127.0.0.1:10242\n{HEALTH}"
 
 
 def configure(lab: DriverLab) -> str:
@@ -80,13 +67,15 @@ def start(folder: Path) -> DriverLab:
     files["etc/systemd/system/vllm@.service"] = File(driver_lab.UNIT)
     write_files(state.host_dir(PLACE.bridge, "gpu-0") / "root", files)
     lab.on("gpu-0", "systemctl daemon-reload; systemctl enable --now vllm@0")
+    backends = [Backend("gpu-0", "0", PLACE.addresses["gpu-0"], 8000, MODEL)]
     digest = f"sha256:{hashlib.sha256(driver_lab.KEY.encode()).hexdigest()}"
     for name in PLACE.gateways:
         # As host_baseline does.
         lab.on(name, "useradd --system --no-create-home --user-group --home-dir /var/lib/vllm vllm")
         lab.variables[name] = {
-            "gateway_config": gateway_config(),
-            "gateway_api_key_digests": haproxy.key_digests_text({"test": digest}),
+            "gateway_config": haproxy.haproxy_config(Gateway(), backends),
+            "gateway_reader_config": reader_config(Gateway(), backends),
+            "gateway_api_key_digests": key_map_text(ApiKeys(keys={"test": digest})),
             "gateway_address_config": keepalived.keepalived_config(Gateway(), SHARED, MEMBERS, name),
         }
     configure(lab)
