@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from vllm_fleet.base import certificates, paths, yaml_document
 from vllm_fleet.base.addresses import parse_ip
 from vllm_fleet.base.errors import FleetError, InvariantError
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet import api_keys_file, stack
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
@@ -21,6 +24,9 @@ from vllm_fleet.host.manifest_items import Item
 from vllm_fleet.inventory.inputs import FleetInputs
 from vllm_fleet.schema.api_keys import ApiKeys
 from vllm_fleet.schema.virtual_address import VirtualAddress
+
+#: Filters in Lua and maps that change at once came in 2.5; 2.6 is the oldest that the tests run.
+OLDEST_HAPROXY = Version("2.6")
 
 
 def gateway_variables(inputs: FleetInputs, name: str) -> tuple[dict[str, Any], tuple[Item, ...]]:
@@ -46,6 +52,13 @@ def gateway_variables(inputs: FleetInputs, name: str) -> tuple[dict[str, Any], t
         "gateway_balancer_seconds": plan.gateway.balancer_seconds,
     }
     return variables, gateway_items(config, reader, keys, certificate)
+
+
+def gateway_systems(catalog: Catalog) -> dict[str, list[str]]:
+    """The fact that every gateway must have: an operating system whose HAProxy runs the gateways' script."""
+    known = catalog.distributions.distributions
+    fresh = [name for name, each in known.items() if Version(each.haproxy) >= OLDEST_HAPROXY]
+    return {"systems": sorted(fresh)}
 
 
 def _members(inputs: FleetInputs, name: str) -> haproxy.Members | None:
