@@ -8,7 +8,8 @@ import pytest
 
 from vllm_fleet.host.firewall import Peers, firewall_rules
 from vllm_fleet.host.haproxy import ALLOWED_PATHS, API_KEYS, Backend, haproxy_config, key_digests_text
-from vllm_fleet.schema.fleet import Gateway, Tls
+from vllm_fleet.schema.acme import Tls
+from vllm_fleet.schema.fleet import Gateway
 
 ONE = [Backend("h-0", "0", "192.0.2.1", 8000, "a/b"), Backend("h-1", "0", "192.0.2.2", 8000, "a/b")]
 TWO = [*ONE, Backend("h-2", "1", "192.0.2.3", 8001, "c/d")]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vllm_fleet.base.addresses import host_port
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
+from vllm_fleet.host import acme
 from vllm_fleet.schema.fleet import Gateway
 
 #: The paths that clients reach; vLLM has many others, with and without a key (vLLM docs/usage/security.md).
@@ -107,6 +108,7 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend], addresses: Seq
         lines += _choose_model(models)
     if models:
         lines.append(f"  default_backend {_backend_name(models[0])}")
+    lines += acme.challenge_lines(gateway, addresses)
     for model in models:
         lines += [f"backend {_backend_name(model)}"]
         if gateway.affinity == "prefix":

@@ -24,6 +24,7 @@ from vllm_fleet.inventory.serving import serving_variables, supported_systems
 from vllm_fleet.inventory.site import Site, SiteHost
 from vllm_fleet.mirror import client, vocabularies
 from vllm_fleet.resolve.deployment import choose
+from vllm_fleet.schema.acme import CHALLENGE_PORT
 
 
 def load(directory: Path) -> Site:
@@ -53,7 +54,7 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
     hosts = []
     for host in inputs.plan.hosts:
         if host.kind == "gateway":
-            ports = (Port(port=plan.gateway.port, address=""),)
+            ports = tuple(Port(port=port, address="") for port in _gateway_ports(plan))
             variables, manifest = gateway, Manifest(host.name, gateway_items, supported_systems(catalog), ports)
         else:
             variables, manifest = serving_variables(inputs, host)
@@ -72,6 +73,12 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
             )
         )
     return Site(inputs.plan, tuple(hosts), waiting_notes(plan))
+
+
+def _gateway_ports(plan: Plan) -> tuple[int, ...]:
+    """The ports of a gateway that others reach."""
+    is_asked = plan.gateway.tls is not None and plan.gateway.tls.acme is not None
+    return (plan.gateway.port, CHALLENGE_PORT) if is_asked else (plan.gateway.port,)
 
 
 def find_refusals(plan: Plan, catalog: Catalog) -> tuple[refusals.Refusal, ...]:

@@ -13,6 +13,7 @@ import json
 import os
 import pwd
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -57,6 +58,10 @@ TEXTS = {
     "no_tool": "is missing, and so is %s",
     "no_answer": "is unknown: %s does not answer",
     "wrong_tag": "is not what %s names",
+    "renewal_due": "%s: replace gateway.tls.certificate_file",
+    "not_renewed": "%s, and was not renewed: read 'journalctl -u vllm-certificate'",
+    "self_signed": "is signed by the gateway itself, and not yet by the CA",
+    "wrong_names": "is not for %s",
     "unreadable": "cannot be read: %s",
 }
 #: Code of a veto -> its text. The codes are those of ``facts.states.VetoCode``.
@@ -73,6 +78,9 @@ ACTIVE_STATES = {"inactive": "inactive", "failed": "failed", "active": "active"}
 PACKAGED = ("/usr/", "/lib/")
 #: Files of a plan are smaller.
 MAX_FILE_MIB = 64
+#: A certificate that ends sooner, or in the last part of a shorter life, is drift.
+SOON_SECONDS = 21 * 86400
+SOON_PART = 0.25
 #: docker reports by text alone that its daemon does not answer.
 DOCKER_DOWN = "annot connect"
 
@@ -390,6 +398,31 @@ def check_table(item: items.TableItem) -> tuple[str, str] | None:
     return None
 
 
+def check_certificate(item: items.CertificateItem) -> tuple[str, str] | None:
+    """The first certificate of a file: its end, its names, and whether a CA has signed it."""
+    if _lstat(item["path"]) is None:
+        return None
+    command = ["openssl", "x509", "-noout", "-in", item["path"], "-nameopt", "RFC2253"]
+    command += ["-startdate", "-enddate", "-subject", "-issuer", "-ext", "subjectAltName"]
+    try:
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return differs("no_tool", "openssl")
+    rows = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    if done.returncode or not {"notBefore", "notAfter", "subject", "issuer"} <= rows.keys():
+        return differs("wrong_type", "certificate")
+    start, end = [ssl.cert_time_to_seconds(rows[key]) for key in ("notBefore", "notAfter")]
+    if item["acme"] and rows["subject"] == rows["issuer"]:
+        return differs("self_signed")
+    if end - time.time() < min(SOON_SECONDS, SOON_PART * (end - start)):
+        day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(end))
+        text = ("ends at " if end > time.time() else "has ended at ") + day
+        return differs("not_renewed", text) if item["acme"] else differs("renewal_due", text)
+    names = {word[4:].lower() for word in done.stdout.replace(",", " ").split() if word.startswith("DNS:")}
+    lacking = [name for name in item["names"] if name not in names]
+    return differs("wrong_names", ", ".join(lacking)) if lacking else None
+
+
 def read_cpu_flags() -> set[str]:
     """What the processor of this host can do, as its kernel says."""
     try:
@@ -443,6 +476,7 @@ def checks_by_kind(
         "holds": lambda item: check_holds(item, packages),
         "traffic": check_traffic,
         "table": check_table,
+        "certificate": check_certificate,
     }
 
 

@@ -19,6 +19,7 @@ from vllm_fleet.base.field_types import (
 )
 from vllm_fleet.base.text_form import Form
 from vllm_fleet.schema.account import Account
+from vllm_fleet.schema.acme import Tls
 from vllm_fleet.schema.capacity_block import CapacityBlock
 from vllm_fleet.schema.cloud import Prices
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror
@@ -141,14 +142,6 @@ class Pool(Strict):
         if self.cloud != "static" and (self.static or self.hosts is None):
             raise ValueError(f"a pool in {self.cloud!r} gives 'hosts', a number or names, and no 'static'")
         return self
-
-
-class Tls(Strict):
-    """TLS at the gateway."""
-
-    certificate_file: Line = Field(
-        description="PEM file with the certificate chain and the key, relative to the fleet's folder."
-    )
 
 
 class Gateway(Strict):
