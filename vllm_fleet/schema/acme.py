@@ -19,7 +19,7 @@ CHALLENGE_PORT = 80
 #: Of certbot on the loopback address of a gateway, while a certificate is issued.
 CERTBOT_PORT = 10243
 #: Each gateway has a certificate of its own; Let's Encrypt signs five with the same names in a week, and one is spare.
-MOST_GATEWAYS = 4
+LETS_ENCRYPT_GATEWAYS = 4
 #: Of one certificate at Let's Encrypt (letsencrypt.org/docs/rate-limits).
 _MOST_NAMES = 100
 
