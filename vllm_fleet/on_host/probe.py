@@ -13,7 +13,6 @@ import json
 import os
 import pwd
 import socket
-import ssl
 import stat
 import subprocess
 import sys
@@ -78,9 +77,6 @@ ACTIVE_STATES = {"inactive": "inactive", "failed": "failed", "active": "active"}
 PACKAGED = ("/usr/", "/lib/")
 #: Files of a plan are smaller.
 MAX_FILE_MIB = 64
-#: A certificate that ends sooner, or in the last part of a shorter life, is drift.
-SOON_SECONDS = 21 * 86400
-SOON_PART = 0.25
 #: docker reports by text alone that its daemon does not answer.
 DOCKER_DOWN = "annot connect"
 
@@ -400,26 +396,22 @@ def check_table(item: items.TableItem) -> tuple[str, str] | None:
 
 def check_certificate(item: items.CertificateItem) -> tuple[str, str] | None:
     """The first certificate of a file: its end, its names, and whether a CA has signed it."""
+    # Only gateways with TLS get this module.
+    from vllm_fleet.on_host import certificate_facts
+
     if _lstat(item["path"]) is None:
         return None
-    command = ["openssl", "x509", "-noout", "-in", item["path"], "-nameopt", "RFC2253"]
-    command += ["-startdate", "-enddate", "-subject", "-issuer", "-ext", "subjectAltName"]
     try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+        found = certificate_facts.read_certificate(item["path"])
     except FileNotFoundError:
         return differs("no_tool", "openssl")
-    rows = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    if done.returncode or not {"notBefore", "notAfter", "subject", "issuer"} <= rows.keys():
+    if found is None:
         return differs("wrong_type", "certificate")
-    start, end = [ssl.cert_time_to_seconds(rows[key]) for key in ("notBefore", "notAfter")]
-    if item["acme"] and rows["subject"] == rows["issuer"]:
+    if item["acme"] and found["self_signed"]:
         return differs("self_signed")
-    if end - time.time() < min(SOON_SECONDS, SOON_PART * (end - start)):
-        day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(end))
-        text = ("ends at " if end > time.time() else "has ended at ") + day
-        return differs("not_renewed", text) if item["acme"] else differs("renewal_due", text)
-    names = {word[4:].lower() for word in done.stdout.replace(",", " ").split() if word.startswith("DNS:")}
-    lacking = [name for name in item["names"] if name not in names]
+    if found["ends"]:
+        return differs("not_renewed", found["ends"]) if item["acme"] else differs("renewal_due", found["ends"])
+    lacking = [name for name in item["names"] if name not in found["names"]]
     return differs("wrong_names", ", ".join(lacking)) if lacking else None
 
 
