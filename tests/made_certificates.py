@@ -9,6 +9,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from vllm_fleet.base.addresses import parse_ip
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    address = parse_ip(name)
+    return x509.IPAddress(address) if address else x509.DNSName(name)
+
 
 def certificate_text(
     days: tuple[float, float] = (-1, 89), names: tuple[str, ...] = ("api.example.com",), issuer: str = "itself"
@@ -17,7 +24,7 @@ def certificate_text(
 
     Args:
         days: its beginning and its end, in days from now.
-        names: its DNS names.
+        names: its DNS names and IP addresses.
         issuer: the name of who signs it; the signature is always its own.
     """
     key = ec.generate_private_key(ec.SECP256R1())
@@ -31,7 +38,7 @@ def certificate_text(
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
         .not_valid_after(end)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
         .sign(key, hashes.SHA256())
     )
     private = key.private_bytes(
