@@ -256,7 +256,7 @@ def program(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     loader = importlib.machinery.SourceFileLoader("vllm_certificate", str(PROGRAM))
     spec = importlib.util.spec_from_loader("vllm_certificate", loader)
     assert spec
-    module = importlib.util.module_from_spec(spec)
+    module: Any = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     module.PEM = str(folder / "vllm-fleet.pem")
     module.SETTINGS = str(folder / "acme.json")
