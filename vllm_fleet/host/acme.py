@@ -48,8 +48,8 @@ class Certificate:
     """The certificate of the gateways: from a file, from a CA, or none.
 
     Attributes:
-        file: the file on the controller; None where there is none.
-        account: the account at the CA; None where there is none.
+        file: the file on the controller; None without a file.
+        account: the account at the CA; None if no CA is asked.
         environment: the variables of the fleet's proxy, for certbot.
     """
 
