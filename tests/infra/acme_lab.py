@@ -30,6 +30,8 @@ SUBNET = "10.79.26"
 PLACE = Place("vf-acme", SUBNET, {"gateway-0": f"{SUBNET}.2", "gateway-1": f"{SUBNET}.3"})
 CONTROLLER = f"{SUBNET}.1"
 NAME = "api.example.com"
+#: A name that joins it later.
+OTHER = "llm.example.com"
 PORT = 8443
 BOOK = paths.root() / "playbooks" / "gateways.yml"
 #: Where the models are: the program of the drivers' lab, on the second gateway.
@@ -92,10 +94,14 @@ class Authority:
         return True
 
     def resolve(self, *addresses: str) -> None:
-        """What the CA finds for the name."""
+        """What the CA finds for the names."""
         for path, record in (
-            ("clear-a", {"host": f"{NAME}."}),
-            ("add-a", {"host": f"{NAME}.", "addresses": list(addresses)}),
+            (path, record)
+            for name in (NAME, OTHER)
+            for path, record in (
+                ("clear-a", {"host": f"{name}."}),
+                ("add-a", {"host": f"{name}.", "addresses": list(addresses)}),
+            )
         ):
             body = json.dumps(record).encode()
             request = urllib.request.Request(f"http://{CONTROLLER}:8055/{path}", body)

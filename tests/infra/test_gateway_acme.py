@@ -9,7 +9,7 @@ from pathlib import Path
 
 import acme_lab
 import pytest
-from acme_lab import CLIENT, NAME, PLACE, PORT, Authority, configure, served
+from acme_lab import CLIENT, NAME, OTHER, PLACE, PORT, Authority, configure, served
 from driver_lab import DriverLab
 from hanging import HANGING_SECONDS
 from made_certificates import certificate_text
@@ -101,6 +101,20 @@ def test_the_unit_of_the_timer_renews_under_its_hardening(hosts: tuple[DriverLab
     assert lab.on("gateway-0", "systemctl is-active vllm-certificate.timer").strip() == "active"
     score = lab.on("gateway-0", "systemd-analyze security --no-pager vllm-certificate.service | tail -1")
     assert float(score.split(":")[1].split()[0]) < 3.0, score
+
+
+def test_another_name_and_another_address_reach_the_ca(hosts: tuple[DriverLab, Authority]) -> None:
+    lab, authority = hosts
+    asked = {**acme_lab.asked(authority), "names": [NAME, OTHER], "email": "you@example.com"}
+    certificate = acme_lab.plan_tls(lab, {"acme": asked})
+    assert states(lab, "gateway-0", certificate) == {
+        "certificate /etc/haproxy/vllm-fleet.pem": "wrong_names",
+        "file /etc/haproxy/vllm-fleet-acme.json": "wrong_content",
+    }
+    done = configure(lab, ["gateway-0"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert states(lab, "gateway-0", certificate) == {}
+    assert "you@example.com" in lab.on("gateway-0", "cat /var/lib/vllm-gateway/certbot/account.json")
 
 
 def test_a_ca_that_is_down_leaves_the_certificate(hosts: tuple[DriverLab, Authority]) -> None:

@@ -16,21 +16,24 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from hanging import HANGING_SECONDS
 from made_certificates import certificate_text
+from plugin_modules import plugin_module
 
 from infra.hosts import gateway_ports
 from vllm_fleet.base.errors import FleetError
+from vllm_fleet.facts.states import DriftState
 from vllm_fleet.fleet import plan
 from vllm_fleet.host import acme, haproxy
-from vllm_fleet.host.manifest import gateway_items
+from vllm_fleet.host.manifest import Manifest, gateway_items
 from vllm_fleet.host.manifest_items import certificate_item
 from vllm_fleet.on_host import probe
-from vllm_fleet.operate import drift
+from vllm_fleet.operate import drift, probing
 from vllm_fleet.schema.acme import CERTBOT_PORT, CHALLENGE_PORT, LETS_ENCRYPT
 from vllm_fleet.schema.fleet import Gateway
 
@@ -501,6 +504,36 @@ def test_a_run_goes_on_with_a_file_that_the_user_must_renew(monkeypatch: pytest.
     assert roles("renewal_due") == frozenset()
     assert roles("renewal_due", "missing") == {"gateway"}
     assert roles("not_renewed") == roles("self_signed") == roles("wrong_names") == {"gateway"}
+
+
+@pytest.mark.parametrize(("state", "fails"), [("renewal_due", False), ("not_renewed", True), ("missing", True)])
+def test_a_run_ends_well_with_a_file_that_the_user_must_renew(
+    monkeypatch: pytest.MonkeyPatch, state: str, fails: bool
+) -> None:
+    module = plugin_module("action/fleet_probe.py")
+    found = probing.Drift("gateway-0", "gateway", "certificate", haproxy.CERTIFICATE, DriftState(state), "ends")
+    site = SimpleNamespace(plan=SimpleNamespace(fleet="rack"))
+    monkeypatch.setattr(module.ActionBase, "run", lambda *_: {})
+    monkeypatch.setattr(module.ansible_options, "hosts_by_fleet", lambda *_: [(site, {})])
+    monkeypatch.setattr(module.drift, "probe_site", lambda *_: {"gateway-0": probing.Report("gateway-0", (found,))})
+    monkeypatch.setattr(module.drift, "save_drift", lambda *_: None)
+    monkeypatch.setattr(module.record, "find_left_hosts", lambda *_: ())
+    plugin = object.__new__(module.ActionModule)
+    plugin._task = SimpleNamespace(args={"expect_clean": True}, check_mode=True)
+    plugin._targets = lambda *_: {}
+    result = plugin.run(None, {"ansible_play_hosts_all": ["gateway-0"], "hostvars": {}})
+    assert bool(result.get("failed")) == fails
+    assert [item["state"] for item in result["drift"]] == [state]
+
+
+def test_a_gateway_gets_the_module_that_reads_certificates(tmp_path: Path) -> None:
+    file = tmp_path / "a.pem"
+    file.write_text(certificate_text(days=(-80, 10)), encoding="utf-8")
+    item = certificate_item("gateway", str(file))
+    command = probing.remote_command("root", Manifest("gateway-0", (item,), {}))
+    question = json.dumps({"items": [item], "facts": {}})
+    done = subprocess.run(["sh", "-c", command], input=question, capture_output=True, text=True, check=True)
+    assert [row["state"] for row in json.loads(done.stdout)["drift"]] == ["renewal_due"]
 
 
 def test_the_manifest_has_what_the_source_of_the_certificate_needs(tmp_path: Path) -> None:
