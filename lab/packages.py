@@ -19,6 +19,13 @@ def nginx() -> Path:
     return _unpacked("usr/sbin/nginx", "nginx")
 
 
+def haproxy() -> tuple[Path, dict[str, str]]:
+    """The path of ``haproxy``, and the environment variables that it needs."""
+    program = _unpacked("usr/sbin/haproxy", "haproxy", "liblua5.3-0", "libopentracing-c-wrapper0", "libopentracing1")
+    (libraries,) = {path.parent for path in program.parents[2].glob("usr/lib/*/liblua5.3.so.0")}
+    return program, {"LD_LIBRARY_PATH": str(libraries)}
+
+
 def skopeo() -> tuple[Path, dict[str, str]]:
     """The path of ``skopeo``, and the environment variables that it needs."""
     program = _unpacked("usr/bin/skopeo", "skopeo", "libgpgme11", "libassuan0")

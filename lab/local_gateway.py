@@ -1,0 +1,142 @@
+"""A gateway's HAProxy as a process of this machine, from a rendered configuration, without root and without systemd.
+
+Each gateway has a loopback address of its own, so that several can run with the ports of their configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import packages
+from vllm_fleet.base.errors import ErrorCode, FleetError
+
+#: The folders of a gateway host; all of them become the folder of the local one.
+_FOLDERS = ("/etc/haproxy", "/run/haproxy", "/run/vllm-gateway-reader")
+_UP_SECONDS = 60.0
+#: A server without health checks has the second state.
+_READY = frozenset({"UP", "no check"})
+
+
+@dataclass(frozen=True)
+class LocalGateway:
+    """A running gateway.
+
+    Attributes:
+        pid: its process.
+        admin: its admin socket.
+    """
+
+    pid: int
+    admin: Path
+
+    def ask(self, command: str) -> str:
+        """The answer of the admin socket to one command.
+
+        Raises:
+            OSError: HAProxy does not listen there.
+        """
+        with socket.socket(socket.AF_UNIX) as channel:
+            channel.connect(os.fspath(self.admin))
+            channel.sendall(f"{command}\n".encode())
+            return b"".join(iter(lambda: channel.recv(1 << 16), b"")).decode()
+
+    def states(self) -> dict[str, str]:
+        """``backend/server`` -> the state that HAProxy reports for it, such as ``UP``."""
+        rows = [line.split(",") for line in self.ask("show stat").splitlines() if line and not line.startswith("#")]
+        return {f"{row[0]}/{row[1]}": row[17] for row in rows if row[1] not in ("FRONTEND", "BACKEND")}
+
+
+def loopback(number: int) -> str:
+    """A loopback address that no other process of this project uses now.
+
+    Args:
+        number: 1 to 254, another one for each gateway of this process.
+    """
+    pid = os.getpid()
+    return f"127.{64 + (pid >> 8) % 128}.{pid & 255}.{number}"
+
+
+def move(config: str, folder: Path, address: str) -> str:
+    """The configuration with its files in a folder and its ports at an address.
+
+    Args:
+        config: a rendered ``haproxy.cfg``.
+        folder: takes the place of the folders of a gateway host.
+        address: an IPv4 address; ports at any address, and those at 127.0.0.1, are opened at this one.
+    """
+    for path in _FOLDERS:
+        config = config.replace(path, str(folder))
+    config = re.sub(r"\bbind (?:\[::\])?:(\d+)(?: v4v6)?", rf"bind {address}:\1", config)
+    return config.replace("bind 127.0.0.1:", f"bind {address}:")
+
+
+def program() -> tuple[str, Mapping[str, str]]:
+    """HAProxy and the environment variables that it needs: the installed one, else one of the cache.
+
+    Raises:
+        subprocess.CalledProcessError: apt could not fetch the package.
+    """
+    if installed := shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"):
+        return installed, {}
+    unpacked, own = packages.haproxy()
+    return str(unpacked), own
+
+
+@contextlib.contextmanager
+def running(config: str, folder: Path, name: str = "gateway-0") -> Iterator[LocalGateway]:
+    """Runs HAProxy for the duration of a block, and waits until all of its servers are up.
+
+    Args:
+        config: the configuration, as :func:`move` returns it; it has an admin socket at ``FOLDER/admin.sock``.
+        folder: an existing folder with the files that the configuration names.
+        name: its name among its peers.
+
+    Raises:
+        FleetError: HAProxy ended, or a server is not up after a minute.
+    """
+    file, log = folder / "haproxy.cfg", folder / "haproxy.log"
+    file.write_text(config, encoding="utf-8")
+    haproxy, own = program()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [haproxy, "-db", "-L", name, "-f", str(file)],
+            env={**os.environ, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        gateway = LocalGateway(process.pid, folder / "admin.sock")
+        _wait_until_up(process, gateway, log)
+        yield gateway
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], gateway: LocalGateway, log: Path) -> None:
+    deadline = time.monotonic() + _UP_SECONDS
+    states: dict[str, str] = {}
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            words = log.read_text(encoding="utf-8", errors="replace")[-800:]
+            raise FleetError(f"HAProxy ended with {process.returncode}: {words}", code=ErrorCode.WORK_FAILED)
+        with contextlib.suppress(OSError):
+            states = gateway.states()
+        if states and _READY.issuperset(states.values()):
+            return
+        time.sleep(0.02)
+    down = ", ".join(server for server, state in states.items() if state not in _READY)
+    raise FleetError(
+        f"HAProxy is not ready after {_UP_SECONDS:.0f} s, servers that are not up: {down or 'unknown'}",
+        code=ErrorCode.WORK_FAILED,
+    )
