@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vllm_fleet.base.addresses import HostAddress
 from vllm_fleet.base.field_types import (
@@ -42,6 +42,10 @@ from vllm_fleet.schema.recipe import (
     Strict,
 )
 from vllm_fleet.schema.rollout import Rollout
+
+
+#: A name that clients write as a model. No space and no quote: it is part of the gateways' rules.
+ServedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$")]
 
 
 class Overrides(Strict):
@@ -128,6 +132,11 @@ class Pool(Strict):
     )
     features: list[Feature] = Field(default=[], description="What the hosts must be good at besides plain serving.")
     overrides: Overrides | None = Field(default=None, description="Values that override the recipe.")
+    served_model_names: list[ServedName] = Field(
+        default=[],
+        description="The names under which clients reach the pool's model at the gateways. Default: the model's own. "
+        "Pools with the same names share their traffic.",
+    )
     driver: DriverMode | None = Field(
         default=None,
         description="Who installs the GPU driver: the project ('managed') or the image ('verified'). "
@@ -166,7 +175,18 @@ class Gateway(Strict):
     placement: dict[str, Any] = Field(default={}, description="What differs from the placement of the first pool.")
     affinity: Affinity = Field(
         default="none",
-        description="'prefix' sends requests with the same beginning to the same host, whose cache has it.",
+        description="'session' sends the requests of a session to the same instance, whose cache has their beginning. "
+        "X-Session-ID names the session, else prompt_cache_key, else user. 'conversation': where a request names none, "
+        "its messages up to the first one of the user do.",
+    )
+    responses_store: bool = Field(
+        default=False,
+        description="True: instances keep responses, so that previous_response_id, background and GET of a response "
+        "work until the instance restarts. vLLM never removes one: see rollout.restarted.",
+    )
+    max_body_mib: int = Field(default=16, ge=1, le=64, description="The longest body of a request that is taken, in MiB.")
+    queue_seconds: int = Field(
+        default=60, ge=1, le=3600, description="How long a request waits for a place on a server before it gets a 503."
     )
     port: Port = Field(default=8080, description="Port of the API.")
     tls: Tls | None = Field(
@@ -181,6 +201,16 @@ class Gateway(Strict):
         default="api-keys.yml",
         description="File with the digests of the API keys, relative to the fleet's folder: name -> 'sha256:<hex>'.",
     )
+
+    @field_validator("affinity", mode="before")
+    @classmethod
+    def _is_not_prefix(cls, value: Any) -> Any:
+        if value == "prefix":
+            raise ValueError(
+                "is 'prefix', which sent 45 % of the turns of a session back to their instance: write 'session', or "
+                "'conversation' for clients that name no session"
+            )
+        return value
 
     @model_validator(mode="after")
     def _tls_or_plain(self) -> Gateway:
