@@ -11,6 +11,7 @@ import asyncio
 import json
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any
 from bench import affinity_client, affinity_report, affinity_routers
 from bench.affinity_client import Conversation
 from bench.affinity_report import DIRECT, Row, Sample
-from bench.affinity_routers import MODEL, Start
+from bench.affinity_routers import MODEL, Router, Start
 from bench.markdown import replace_section
 from bench.measure import busy_processors
 from lab import state
@@ -34,6 +35,8 @@ from vllm_fleet.edge import keys, uv
 
 _RUNS = 3
 _SERVERS = 3
+#: How long the machine is looked at before a router starts, and the router before its first request.
+_LOOK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,14 @@ class Load:
         turns: how many questions each asks.
         pause_seconds: between two turns of a session, on average.
         token_seconds: what a server takes for a token.
+        looks: whether the load of other programs and the idle router are measured.
     """
 
     sessions: int = 60
     turns: int = 5
-    pause_seconds: float = 0.8
+    pause_seconds: float = 2.0
     token_seconds: float = 0.01
+    looks: bool = True
 
 
 def contenders(smg: Path | None) -> list[Contender]:
@@ -95,6 +100,7 @@ def measure(contender: Contender, gateways: int, load: Load) -> Sample:
     """
     key = keys.api_key()
     talks = affinity_client.conversations(load.sessions, load.turns, MODEL, key, named=contender.named)
+    busy = busy_processors(seconds=_LOOK_SECONDS) if load.looks else None
     # Unix sockets are in it, whose paths have 107 characters at most.
     with (
         tempfile.TemporaryDirectory(prefix="vf-", dir="/tmp") as folder,  # noqa: S108
@@ -107,12 +113,20 @@ def measure(contender: Contender, gateways: int, load: Load) -> Sample:
             # Without a router a client stays at its server.
             return ways[(session if contender.name == DIRECT else session + turn) % len(ways)]
 
-        busy, used = busy_processors(seconds=0.5), router.cpu_seconds()
+        idle = _idle_cpu(router) if load.looks else 0.0
+        used = router.cpu_seconds()
         times = asyncio.run(affinity_client.play(talks, place, load.pause_seconds))
         used = router.cpu_seconds() - used
         served = affinity_routers.served_requests(servers)
     returned, spread = judge(talks, served)
-    return Sample(returned, spread, median(times) * 1000, used / len(times) * 1000, busy)
+    return Sample(returned, spread, median(times) * 1000, used / len(times) * 1000, idle, busy)
+
+
+def _idle_cpu(router: Router) -> float:
+    """Processors that a router keeps busy without a request."""
+    used, began = router.cpu_seconds(), time.monotonic()
+    time.sleep(_LOOK_SECONDS)
+    return (router.cpu_seconds() - used) / (time.monotonic() - began)
 
 
 def judge(talks: Sequence[Conversation], served: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -165,7 +179,7 @@ def _cases(all_of_them: Sequence[Contender]) -> Iterator[tuple[Contender, int]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; the exit code is 0, or that of the error."""
     parser = argparse.ArgumentParser(prog="python -m bench.affinity", description=__doc__)
-    parser.add_argument("--runs", type=int, default=_RUNS, help=f"how often (default: {_RUNS}, five minutes)")
+    parser.add_argument("--runs", type=int, default=_RUNS, help=f"how often (default: {_RUNS}, nine minutes)")
     parser.add_argument("--sessions", type=int, default=Load.sessions, help=f"default: {Load.sessions}")
     parser.add_argument("--only", default="", metavar="TEXT", help="only routers with this text in their name")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")

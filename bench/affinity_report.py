@@ -24,13 +24,15 @@ class Sample:
         spread: requests of the busiest server / mean of all servers.
         first_ms: median milliseconds from a request to the first byte of its answer's body.
         cpu_ms: milliseconds of the router's CPU for each request.
-        load: processors that were busy just before.
+        idle: processors that the router kept busy before the first request.
+        load: processors that were busy before the router started; None if that was not measured.
     """
 
     returned: float
     spread: float
     first_ms: float
     cpu_ms: float
+    idle: float
     load: float | None = None
 
 
@@ -53,6 +55,11 @@ class Row(Runs[Sample]):
         """Median milliseconds of CPU for each request."""
         return self.median(lambda sample: sample.cpu_ms)
 
+    @property
+    def idle(self) -> float:
+        """Median of the processors that the router kept busy without a request."""
+        return self.median(lambda sample: sample.idle)
+
     def added_ms(self, direct: Row) -> float:
         """Median milliseconds that the router adds to the first token, each run compared with the direct one of it."""
         pairs = zip(self.samples, direct.samples, strict=True)
@@ -68,6 +75,7 @@ class Row(Runs[Sample]):
             "spread": round(self.spread, 3),
             "first_token_ms": round(self.median(lambda sample: sample.first_ms), 2),
             "router_cpu_ms_per_request": round(self.cpu_ms, 2),
+            "router_idle_processors": round(self.idle, 3),
         }
 
 
@@ -86,6 +94,7 @@ def table(rows: Sequence[Row]) -> list[str]:
             "busiest server / mean",
             "added to the first token [ms]",
             "router CPU [ms/request]",
+            "without a request [processors]",
         )
     ]
     for row in rows:
@@ -98,9 +107,10 @@ def table(rows: Sequence[Row]) -> list[str]:
                     f"{row.spread:.2f}",
                     f"{row.added_ms(direct):.1f}",
                     f"{row.cpu_ms:.1f}",
+                    f"{row.idle:.2f}",
                 )
             )
-    return markdown(lines, right={1, 2, 3, 4, 5})
+    return markdown(lines, right={1, 2, 3, 4, 5, 6})
 
 
 def section(rows: Sequence[Row], sessions: int, turns: int) -> list[list[str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,16 +21,22 @@ from typing import Any
 
 from bench import stand_in
 from lab import local_gateway
+from vllm_fleet.base import paths
 from vllm_fleet.base.errors import ErrorCode, FleetError
 from vllm_fleet.base.processes import find_descendants
 from vllm_fleet.edge import keys
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
-from vllm_fleet.host.haproxy import API_KEYS, Backend, haproxy_config, key_digests_text
+from vllm_fleet.host.gateway_routes import Backend
+from vllm_fleet.host.haproxy import API_KEYS, SCRIPT, haproxy_config
 from vllm_fleet.schema.fleet import Gateway
 
 MODEL = "openai/gpt-oss-20b"
 #: Below the ports that Linux gives to connections; each gateway has an address of its own.
 _PORT, _METRICS_PORT, _MESH_PORT = 21080, 21081, 21082
+#: What the key may do: its owner, and no limits.
+_UNLIMITED = "bench:0:0:0:0:5:api"
+#: How many requests a server works on at the same time; no run has so many.
+_SEATS = 256
 _READY_SECONDS = 60.0
 _LOOK_SECONDS = 0.05
 Servers = Sequence[tuple[str, int]]
@@ -87,9 +94,16 @@ def _haproxy(affinity: Any, servers: Servers, gateways: int, folder: Path, key: 
 
 
 def _gateway_files(affinity: Any, servers: Servers, addresses: Sequence[str], folder: Path, key: str) -> str:
-    """Writes the files of a gateway into a folder; returns its configuration."""
-    backends = [Backend(f"gpu-{number}", "0", *server, MODEL) for number, server in enumerate(servers)]
-    (folder / Path(API_KEYS).name).write_text(key_digests_text({"bench": keys.digest(key)}), encoding="utf-8")
+    """Writes the files of a gateway into a folder; returns its configuration.
+
+    Its second process, which reads bodies of more than 60 KiB, is not started: no request has so much.
+    """
+    backends = [
+        Backend(f"gpu-{number}", "0", *server, MODEL, seats=_SEATS) for number, server in enumerate(servers)
+    ]
+    digest = keys.digest(key).removeprefix("sha256:")
+    (folder / Path(API_KEYS).name).write_text(f"{digest} {_UNLIMITED}\n", encoding="utf-8")
+    shutil.copy(paths.root() / "roles/gateway/files/vllm-gateway.lua", folder / Path(SCRIPT).name)
     return haproxy_config(Gateway(hosts=len(addresses), port=_PORT, affinity=affinity), backends, addresses)
 
 
