@@ -103,7 +103,7 @@ def measure(contender: Contender, gateways: int, load: Load) -> Sample:
     busy = busy_processors(seconds=_LOOK_SECONDS) if load.looks else None
     # Unix sockets are in it, whose paths have 107 characters at most.
     with (
-        tempfile.TemporaryDirectory(prefix="vf-", dir="/tmp") as folder,  # noqa: S108
+        tempfile.TemporaryDirectory(prefix="vf-", dir="/tmp") as folder,
         affinity_routers.servers(_SERVERS, load.token_seconds) as servers,
         contender.start(servers, gateways, Path(folder), key) as router,
     ):
@@ -143,11 +143,9 @@ def judge(talks: Sequence[Conversation], served: Sequence[Mapping[str, Any]]) ->
     for request in served:
         by_session.setdefault(request["session"], []).append(request["server"])
     for number, talk in enumerate(talks):
-        if len(by_session.get(talk.session, ())) != len(talk.requests):
-            raise FleetError(
-                f"session {number} asked {len(talk.requests)} times, servers got {len(by_session.get(talk.session, ()))}",
-                code=ErrorCode.WORK_FAILED,
-            )
+        asked, got = len(talk.requests), len(by_session.get(talk.session, ()))
+        if asked != got:
+            raise FleetError(f"session {number} asked {asked} times, servers got {got}", code=ErrorCode.WORK_FAILED)
     steps = [before == after for turns in by_session.values() for before, after in pairwise(turns)]
     counts = Counter(request["server"] for request in served)
     return sum(steps) / len(steps), max(counts.values()) * _SERVERS / len(served)

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import httpx
-from openai import OpenAI
+from openai import OpenAI, omit
+from openai.types.chat import ChatCompletionMessageParam
 
-from bench.stand_in import TOKEN, read_chunks
+from bench.stand_in import WORD, read_chunks
 from vllm_fleet.base.errors import ErrorCode, FleetError
 
 #: The length of the prompt that all sessions share.
@@ -57,25 +58,24 @@ def conversations(sessions: int, turns: int, model: str, key: str, *, named: boo
 
     transport = httpx.Client(transport=httpx.MockTransport(keep))
     client = OpenAI(api_key=key, base_url="http://gateway/v1", http_client=transport, max_retries=0)
+    shared = _text(random.Random("system"), SYSTEM_BYTES)  # noqa: S311
     found = []
     for session in range(sessions):
         words = random.Random(session)  # noqa: S311
-        messages: list[dict[str, str]] = [{"role": "system", "content": _text(random.Random("system"), SYSTEM_BYTES)}]  # noqa: S311
+        questions = [" ".join(words.choices(_WORDS, k=_USER_WORDS)) for _ in range(turns)]
+        messages: list[ChatCompletionMessageParam] = [{"role": "system", "content": shared}]
         made.clear()
-        for _ in range(turns):
-            question = " ".join(words.choices(_WORDS, k=_USER_WORDS))
+        for question in questions:
             messages.append({"role": "user", "content": question})
-            own = {"prompt_cache_key": f"session-{session}"} if named else {}
             client.chat.completions.create(
                 model=model,
-                messages=messages,  # type: ignore[arg-type]
+                messages=messages,
                 max_tokens=TOKENS,
                 stream=True,
-                extra_body=None,
-                **own,  # type: ignore[arg-type]
+                prompt_cache_key=f"session-{session}" if named else omit,
             ).close()
-            messages.append({"role": "assistant", "content": TOKEN * TOKENS})
-        found.append(Conversation(messages[1]["content"], tuple(map(_bytes, made))))
+            messages.append({"role": "assistant", "content": WORD * TOKENS})
+        found.append(Conversation(questions[0], tuple(map(_bytes, made))))
     return found
 
 
@@ -132,9 +132,7 @@ async def _play(
     return times
 
 
-async def _ask(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, address: Address
-) -> float:
+async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, address: Address) -> float:
     line, rest = request.split(b"\r\n", 1)
     began = time.perf_counter()
     writer.write(line + f"\r\nhost: {address[0]}:{address[1]}\r\n".encode() + rest)

@@ -126,11 +126,12 @@ def section(rows: Sequence[Row], sessions: int, turns: int) -> list[list[str]]:
     return [
         [TITLE],
         paragraph(
-            f"{sessions} sessions side by side ask {turns} times each; every request has the whole conversation so far, "
-            f"in the order of keys that the OpenAI client for Python writes, behind a system prompt of {SYSTEM_BYTES} "
-            f"bytes that all share. Three stand-ins of vLLM answer with {TOKENS} tokens as a stream. A turn that "
-            "returns to the server of the turn before finds its beginning in the cache. With two gateways the turns of "
-            f"a session go to them in alternation. {'One run' if runs == 1 else f'Median of {runs} runs, in turns'}."
+            f"{sessions} sessions side by side ask {turns} times each, about every two seconds. Every request has the "
+            "whole conversation so far, in the order of keys that the OpenAI client for Python writes, behind a system "
+            f"prompt of {SYSTEM_BYTES} bytes that all share. Three stand-ins of vLLM answer with {TOKENS} tokens as a "
+            "stream. A turn that returns to the server of the turn before finds its beginning in the cache. With two "
+            "gateways the turns of a session go to them in alternation. "
+            f"{'One run' if runs == 1 else f'Median of {runs} runs, in turns'}."
         ),
         table(rows),
         paragraph(

@@ -1,6 +1,4 @@
-"""The routers of the benchmark, each with one gateway or more on loopback addresses: HAProxy as this project sets it up,
-and smg.
-"""
+"""The routers of the benchmark, on loopback addresses: HAProxy as this project sets it up, and smg."""
 
 from __future__ import annotations
 
@@ -39,6 +37,8 @@ _UNLIMITED = "bench:0:0:0:0:5:api"
 _SEATS = 256
 _READY_SECONDS = 60.0
 _LOOK_SECONDS = 0.05
+#: The metric of smg that it has once it is connected to another one.
+_PEERS = "router_mesh_peer_connections{"
 Servers = Sequence[tuple[str, int]]
 
 
@@ -98,9 +98,7 @@ def _gateway_files(affinity: Any, servers: Servers, addresses: Sequence[str], fo
 
     Its second process, which reads bodies of more than 60 KiB, is not started: no request has so much.
     """
-    backends = [
-        Backend(f"gpu-{number}", "0", *server, MODEL, seats=_SEATS) for number, server in enumerate(servers)
-    ]
+    backends = [Backend(f"gpu-{number}", "0", *server, MODEL, seats=_SEATS) for number, server in enumerate(servers)]
     digest = keys.digest(key).removeprefix("sha256:")
     (folder / Path(API_KEYS).name).write_text(f"{digest} {_UNLIMITED}\n", encoding="utf-8")
     shutil.copy(paths.root() / "roles/gateway/files/vllm-gateway.lua", folder / Path(SCRIPT).name)
@@ -123,12 +121,16 @@ def _smg(program: Path, servers: Servers, gateways: int, folder: Path, _key: str
         processes = []
         for number, address in enumerate(addresses):
             others = [other for other in addresses if other != address]
-            words = [str(program), *smg_arguments(address, servers), *(_mesh(number, address, others) if others else ())]
+            words = [
+                str(program),
+                *smg_arguments(address, servers),
+                *(_mesh(number, address, others) if others else ()),
+            ]
             log = folder / f"smg-{number}.log"
             process = stack.enter_context(_process(words, folder, log))
             processes.append((process, address, log))
         for process, address, log in processes:
-            _wait_for_smg(process, f"http://{address}:{_PORT}", len(servers), log)
+            _wait_for_smg(process, address, (len(servers), gateways > 1), log)
         yield Router([(address, _PORT) for address in addresses], [process.pid for process, _, _ in processes])
 
 
@@ -172,14 +174,14 @@ def _process(words: Sequence[str], folder: Path, log: Path) -> Iterator[subproce
         process.wait()
 
 
-def _wait_for_smg(process: subprocess.Popen[bytes], url: str, servers: int, log: Path) -> None:
-    """Waits until smg has registered the servers."""
+def _wait_for_smg(process: subprocess.Popen[bytes], address: str, wanted: tuple[int, bool], log: Path) -> None:
+    """Waits until smg has registered that many servers and, if it is part of a mesh, has a peer."""
     deadline = time.monotonic() + _READY_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
+    while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError, ValueError):
-            if sum(worker["is_healthy"] for worker in _get(f"{url}/workers")["workers"]) == servers:
+            workers = json.loads(_get(f"http://{address}:{_PORT}/workers"))["workers"]
+            peers = _get(f"http://{address}:{_METRICS_PORT}/metrics") if wanted[1] else _PEERS
+            if sum(worker["is_healthy"] for worker in workers) == wanted[0] and _PEERS in peers:
                 return
         time.sleep(_LOOK_SECONDS)
     words = log.read_text(encoding="utf-8", errors="replace")[-800:]
@@ -211,14 +213,15 @@ def servers(number: int, token_seconds: float) -> Iterator[Servers]:
 def served_requests(of: Servers) -> list[dict[str, Any]]:
     """Every completion that stand-ins were asked for, in the order of their arrival: ``server``, ``session``."""
     host, port = of[0]
-    found: list[dict[str, Any]] = _get(f"http://{host}:{port}{stand_in.REQUESTS}")
+    found: list[dict[str, Any]] = json.loads(_get(f"http://{host}:{port}{stand_in.REQUESTS}"))
     return found
 
 
-def _get(url: str) -> Any:
+def _get(url: str) -> str:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=10) as answer:
-        return json.load(answer)
+        text: bytes = answer.read()
+    return text.decode()
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -26,7 +26,7 @@ _CHAT = "/v1/chat/completions"
 REQUESTS = "/stand-in/requests"
 DIE, FAIL = "die", "fail"
 #: The text of every token, so that a client knows the answer beforehand.
-TOKEN = " word"
+WORD = " word"
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Server:
         await writer.drain()
 
     async def _complete(self, writer: asyncio.StreamWriter, request: dict[str, Any]) -> None:
-        messages = request.get("messages") or [{}]
-        first = next((message for message in messages if message.get("role") == "user"), {})
+        messages: list[dict[str, Any]] = request.get("messages") or [{}]
+        first: dict[str, Any] = next((message for message in messages if message.get("role") == "user"), {})
         self.shared.requests.append({"server": self.number, "session": first.get("content"), "request": request})
         last = messages[-1].get("content")
         if last == DIE:
@@ -99,7 +99,7 @@ class Server:
         else:
             tokens = int(request.get("max_tokens") or _TOKENS)
             await asyncio.sleep(self.shared.token_seconds * tokens)
-            message = {"role": "assistant", "content": TOKEN * tokens}
+            message = {"role": "assistant", "content": WORD * tokens}
             choice = {"index": 0, "message": message, "finish_reason": "length"}
             whole = {**self._head("chat.completion"), "choices": [choice]}
             _send(writer, 200, json.dumps(whole).encode())
@@ -110,7 +110,7 @@ class Server:
         )
         role, token, last = (
             self._chunk({"role": "assistant", "content": ""}, None),
-            self._chunk({"content": TOKEN}, None),
+            self._chunk({"content": WORD}, None),
             self._chunk({}, "length") + _event("[DONE]") + b"0\r\n\r\n",
         )
         for number in range(tokens):
