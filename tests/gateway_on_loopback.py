@@ -16,7 +16,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ SCRIPT = paths.root() / "roles/gateway/files/vllm-gateway.lua"
 class Server(http.server.ThreadingHTTPServer):
     """A stand-in of vLLM: it reports which server it is, what it got, and keeps responses as vLLM's store does.
 
-    A request's own key ``do`` decides what it does: ``die`` closes the connection without an answer, as vLLM does when a
-    request ends its process; ``events`` streams so many; ``wait`` holds the answer until :attr:`go_on` is set. Other
+    A request's own key ``do`` decides what it does: ``die`` closes the connection without an answer, as vLLM does when
+    a request ends its process; ``events`` streams so many; ``wait`` holds the answer until :attr:`go_on` is set. Other
     keys: vllm/entrypoints/openai/responses/serving.py in 0.32.0.
     """
 
@@ -59,7 +59,6 @@ class Server(http.server.ThreadingHTTPServer):
         self.lock = threading.Lock()
         super().__init__((address, port), _Handler)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that has gone is no error; any other one is printed."""
@@ -192,7 +191,6 @@ class Running:
     folder: Path
     process: subprocess.Popen[bytes]
     reader: subprocess.Popen[bytes]
-    backends: Sequence[Backend] = field(default=())
 
     @property
     def port(self) -> int:
@@ -282,40 +280,78 @@ def running_gateway(
     lines: Mapping[str, str] = DEFAULT_KEYS,
     **gateway: Any,
 ) -> Iterator[Running]:
-    """A running gateway with its reader.
+    """A running gateway with its reader, before servers of its own."""
+    with (
+        stand_ins(servers) as (backends, found),
+        running_gateways({"": folder}, backends, found, listen, lines, **gateway) as (running,),
+    ):
+        yield running
+
+
+@contextmanager
+def stand_ins(servers: Sequence[Mapping[str, Any]]) -> Iterator[tuple[list[Backend], dict[str, Server]]]:
+    """Servers that run, as backends and by their names.
 
     Args:
-        folder: a folder for its files, with a short path.
         servers: the fields of each server's :class:`Backend` that are not chosen here; ``address`` defaults to
             127.0.0.1.
-        listen: the address of the gateway.
-        lines: key -> its line.
-        gateway: keys of ``gateway`` in a fleet.yml.
     """
     with ExitStack() as stack:
-        backends, stand_ins = [], {}
+        backends, found = [], {}
         for number, fields in enumerate(servers):
             place = {"host": f"gpu-{number}", "instance": "0", "address": "127.0.0.1", **fields}
             port = free_ports(place["address"])
             backend = Backend(port=port, **place)
-            stand_in = Server(backend.address, port, backend.server, backend.model)
-            stack.callback(stand_in.server_close)
-            stack.callback(stand_in.shutdown)
-            stack.callback(stand_in.go_on.set)
-            ready = Server(backend.address, port + READINESS_OFFSET, backend.server, backend.model)
-            stack.callback(ready.server_close)
-            stack.callback(ready.shutdown)
             backends.append(backend)
-            stand_ins[backend.server] = stand_in
-        settings = Gateway(hosts=1, port=free_ports(listen), **gateway)
-        (folder / "keys").write_text(key_lines(lines), encoding="utf-8")
-        config = haproxy.haproxy_config(settings, backends, [listen])
-        process = _start(stack, folder, "haproxy.cfg", config)
-        reader = _start(stack, folder, "reader.cfg", reader_config(settings, backends))
-        url = f"http://{f'[{listen}]' if ':' in listen else listen}:{settings.port}"
-        running = Running(url, stand_ins, folder, process, reader, backends)
-        _wait_until_up(running)
-        yield running
+            for listening in (port + READINESS_OFFSET, port):
+                server = Server(backend.address, listening, backend.server, backend.model)
+                stack.callback(server.server_close)
+                stack.callback(server.shutdown)
+                stack.callback(server.go_on.set)
+            found[backend.server] = server
+        yield backends, found
+
+
+@contextmanager
+def running_gateways(
+    folders: Mapping[str, Path],
+    backends: Sequence[Backend],
+    servers: Mapping[str, Server],
+    listen: str = "127.0.0.1",
+    lines: Mapping[str, str] = DEFAULT_KEYS,
+    **gateway: Any,
+) -> Iterator[tuple[Running, ...]]:
+    """Gateways of one fleet with their readers.
+
+    Args:
+        folders: gateway -> a folder for its files, with a short path; several share their tables.
+        backends: the servers, as backends.
+        servers: the same by their names.
+        listen: the address of the gateways.
+        lines: key -> its line.
+        gateway: keys of ``gateway`` in a fleet.yml.
+    """
+    with ExitStack() as stack:
+        found = []
+        # What each gateway listens on for itself differs here, where all have one address.
+        tables = {name: free_ports(listen) for name in folders}
+        for name, folder in folders.items():
+            settings = Gateway(hosts=len(folders), port=free_ports(listen), **gateway)
+            (folder / "keys").write_text(key_lines(lines), encoding="utf-8")
+            members = haproxy.Members(name, dict.fromkeys(folders, listen), [listen]) if len(folders) > 1 else None
+            config = haproxy.haproxy_config(settings, backends, [listen], members)
+            config = config.replace(f"bind :{haproxy.TABLES_PORT}", f"bind :{tables[name]}")
+            for other, port in tables.items():
+                config = config.replace(
+                    f"server {other} {listen}:{haproxy.TABLES_PORT}", f"server {other} {listen}:{port}"
+                )
+            process = _start(stack, folder, "haproxy.cfg", config)
+            reader = _start(stack, folder, "reader.cfg", reader_config(settings, backends))
+            url = f"http://{f'[{listen}]' if ':' in listen else listen}:{settings.port}"
+            found.append(Running(url, servers, folder, process, reader))
+        for running in found:
+            _wait_until_up(running)
+        yield tuple(found)
 
 
 def local(text: str, folder: Path) -> str:
@@ -327,8 +363,9 @@ def local(text: str, folder: Path) -> str:
         (haproxy.RETURN_SOCKET, "read.sock"),
     ):
         text = text.replace(path, str(folder / name))
-    health = free_ports("127.0.0.1")
-    return text.replace(haproxy.SCRIPT, str(SCRIPT)).replace(f":{haproxy.HEALTH_PORT}", f":{health}")
+    for port in (haproxy.HEALTH_PORT, haproxy.OWN_TABLES_PORT):
+        text = text.replace(f":{port}", f":{free_ports('127.0.0.1')}")
+    return text.replace(haproxy.SCRIPT, str(SCRIPT))
 
 
 def _start(stack: ExitStack, folder: Path, name: str, config: str) -> subprocess.Popen[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_fleet.base.addresses import host_port
@@ -15,6 +15,7 @@ from vllm_fleet.schema.fleet import Gateway
 POSTED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 MODELS_PATH = "/v1/models"
 RESPONSES_PATH = "/v1/responses"
+METRICS_PATH = "/metrics"
 CERTIFICATE = "/etc/haproxy/vllm-fleet.pem"
 API_KEYS = "/etc/haproxy/vllm-fleet.keys"
 SCRIPT = "/etc/haproxy/vllm-fleet.lua"
@@ -25,11 +26,15 @@ READER_SOCKET = "/run/vllm-gateway-reader/reader.sock"
 RETURN_SOCKET = "/run/haproxy/read.sock"
 #: Where programs on the gateway ask whether it is healthy; clients ask at the port of the API.
 HEALTH_PORT = 10242
+#: Where gateways tell each other which server has a session or a response, and where each one's HAProxy takes that.
+TABLES_PORT, OWN_TABLES_PORT = 10240, 10241
 #: The server that means the gateway itself: while it is drained, balancers before the gateway send it nothing.
 ITSELF = "itself"
 #: A body up to this length is read in the buffer of its connection, which has 1 KiB beside it for rewriting.
 _BUFFER_BYTES = 64 << 10
 _READ_BYTES = 60 << 10
+#: The memory that the reader's long bodies take at most, and how often one of them is in it: its buffer, its text.
+_READER_MIB, _COPIES = 1500, 2
 #: Wrong keys from one address in a minute; then keys that have not come from there before are refused.
 _GUESSES = 60
 #: How long the gateway knows a session or a response after its last request.
@@ -50,27 +55,46 @@ class Api:
         return f"This gateway serves {', '.join(name for route in self.routes for name in route.names)}."
 
 
-def haproxy_config(gateway: Gateway, backends: Sequence[Backend], addresses: Sequence[str] = ()) -> str:
+@dataclass(frozen=True)
+class Members:
+    """The gateways of a fleet, as one of them sees them.
+
+    Attributes:
+        own: its name.
+        addresses: gateway -> where the others reach it, itself among them.
+        sources: the addresses that they connect from.
+    """
+
+    own: str
+    addresses: Mapping[str, str]
+    sources: Sequence[str]
+
+
+def haproxy_config(
+    gateway: Gateway, backends: Sequence[Backend], addresses: Sequence[str] = (), members: Members | None = None
+) -> str:
     """The whole ``haproxy.cfg``: allowlist, keys by digest, one backend for each set of names.
 
-    Without ``http-no-delay`` the first token of a stream waits 200 ms. A server is up if its readiness port reports that
-    a completion came back; /health is green on a dead engine. A request is sent again only where no connection to the
-    server came about: one that ended an engine would end the next one too. For the same reason no connection to a server
-    is used twice.
+    Without ``http-no-delay`` the first token of a stream waits 200 ms. A server is up if its readiness port reports
+    that a completion came back; /health is green on a dead engine. A request is sent again only where no connection to
+    the server was made: one that ended an engine would end the next one too. For the same reason no connection to a
+    server is used twice.
 
     Args:
         gateway: the gateway of the fleet.
         backends: every vLLM process.
         addresses: the IP addresses of the gateways; with an IPv6 address among them it listens for IPv6 too.
+        members: the gateways that share what they know of sessions and responses; None: it has none to share with.
     """
     api = Api(gateway, routes(backends))
-    # A kernel without IPv6 refuses the second form.
-    bind = f"bind [::]:{gateway.port} v4v6" if any(":" in address for address in addresses) else f"bind :{gateway.port}"
+    bind = _bind(gateway.port, addresses)
     if gateway.tls:
         bind += f" ssl crt {CERTIFICATE} alpn h2,http/1.1 ssl-min-ver TLSv1.2"
+    shared = " peers gateways" if members else ""
     lines = [
         "# Made by vllm-fleet; another run replaces what is changed here.",
         *global_lines(_BUFFER_BYTES, 8192),
+        *((f"  localpeer {members.own}",) if members else ()),
         f"  stats socket {ADMIN_SOCKET} mode 600 level admin",
         "  stats timeout 30s",
         *default_lines(),
@@ -84,10 +108,11 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend], addresses: Seq
         *(f"  {line}" for line in _take_over(api)),
         f"frontend health\n  bind 127.0.0.1:{HEALTH_PORT}",
         *(f"  {line}" for line in _health(api, "TRUE")),
+        *(_share(members, _bind(TABLES_PORT, addresses)) if members else ()),
         "backend sessions",
-        f"  stick-table type string len 64 size 100k expire {_KNOWN} store server_id",
+        f"  stick-table type string len 64 size 100k expire {_KNOWN} store server_id{shared}",
         "backend responses",
-        f"  stick-table type string len 80 size 100k expire {_KNOWN} store gpt0",
+        f"  stick-table type string len 80 size 100k expire {_KNOWN} store gpt0{shared}",
         "backend guesses",
         "  stick-table type ipv6 size 100k expire 2m store gpc0,gpc0_rate(1m)",
         "backend known",
@@ -95,7 +120,7 @@ def haproxy_config(gateway: Gateway, backends: Sequence[Backend], addresses: Seq
         f"backend {ITSELF}",
         "  server this.gateway 127.0.0.1:1",
         "backend reader",
-        f"  server reader unix@{READER_SOCKET} maxconn 32",
+        f"  server reader unix@{READER_SOCKET} maxconn {long_bodies(gateway)}",
         *(line for route in api.routes for line in _backend(api, route)),
         *(_any_response(api) if gateway.responses_store else ()),
     ]
@@ -194,9 +219,7 @@ def _health(api: Api, asked: str) -> Iterator[str]:
     leaves = document(503, {"status": "leaves traffic"})
     yield f"http-request return {leaves} hdr Connection close if {asked} {{ nbsrv({ITSELF}) eq 0 }}"
     for route in api.routes:
-        yield (
-            f"http-request return {document(200, {'status': 'ok'})} if {asked} {{ nbsrv({route.backend}) gt 0 }}"
-        )
+        yield (f"http-request return {document(200, {'status': 'ok'})} if {asked} {{ nbsrv({route.backend}) gt 0 }}")
     yield f"http-request return {document(503, {'status': 'no server is ready'})} if {asked}"
 
 
@@ -205,7 +228,8 @@ def _paths(api: Api) -> Iterator[str]:
     yield f"acl is_posted path {' '.join(POSTED_PATHS)}"
     yield f"acl is_models path {MODELS_PATH}"
     yield f"acl is_model path_beg {MODELS_PATH}/"
-    allowed = ["is_posted", "is_models", "is_model"]
+    yield f"acl is_metrics path {METRICS_PATH} {METRICS_PATH}/keys"
+    allowed = ["is_posted", "is_models", "is_model", "is_metrics"]
     yield f"acl is_response path_beg {RESPONSES_PATH}/resp_"
     yield "acl is_odd path_sub // .. ; \\\\"
     if api.gateway.responses_store:
@@ -246,9 +270,11 @@ def _keys() -> Iterator[str]:
     for text, condition in (
         ("The API key is missing or wrong.", "!is_known_key"),
         ("The API key has ended.", "has_ended has_ended_now"),
-        ("The API key is not for this path.", "!{ var(txn.scope) -m str api }"),
     ):
         yield f"http-request return {error(401, text, 'invalid_api_key')} hdr WWW-Authenticate Bearer if {condition}"
+    other = error(403, "The API key is not for this path.", "insufficient_permissions")
+    yield f"http-request return {other} if !is_metrics !{{ var(txn.scope) -m str api }}"
+    yield f"http-request return {other} if is_metrics !{{ var(txn.scope) -m str metrics }}"
     yield "http-request track-sc0 var(txn.visit) table known"
 
 
@@ -258,6 +284,9 @@ def _methods(api: Api) -> Iterator[str]:
     yield f"http-request return {wrong} hdr Allow POST if is_posted !METH_POST"
     yield f"http-request return {wrong} hdr Allow GET if is_models !METH_GET"
     yield f"http-request return {wrong} hdr Allow GET if is_model !METH_GET"
+    yield f"http-request return {wrong} hdr Allow GET if is_metrics !METH_GET"
+    yield f"http-request use-service prometheus-exporter if {{ path {METRICS_PATH} }}"
+    yield "http-request use-service lua.key_metrics if is_metrics"
     if api.gateway.responses_store:
         yield f"http-request return {wrong} hdr Allow GET,POST if is_response !METH_GET !METH_POST"
 
@@ -278,6 +307,11 @@ def _models(api: Api) -> Iterator[str]:
         yield f"http-request return {document(200, page)} if METH_GET is_model {{ var(txn.name) -m str {name} }}"
     unknown = error(404, f"The model does not exist. {api.served}", "model_not_found")
     yield f"http-request return {unknown} if is_model"
+
+
+def long_bodies(gateway: Gateway) -> int:
+    """How many long bodies the reader keeps at the same time; others wait."""
+    return max(4, min(64, _READER_MIB // (_COPIES * gateway.max_body_mib)))
 
 
 def too_long(gateway: Gateway) -> str:
@@ -311,7 +345,8 @@ def judge_body(api: Api, posted: str) -> Iterator[str]:
             ("background", "background", "is not possible. Use stream, or wait for the answer."),
         ):
             answer = error(400, f"{off} {param} {text}", "responses_store_off", param)
-            yield f"http-request return {answer} if {created} {{ var(txn.{name}) -m found }} {{ path {RESPONSES_PATH} }}"
+            where = f"{created} {{ path {RESPONSES_PATH} }}"
+            yield f"http-request return {answer} if {where} {{ var(txn.{name}) -m found }}"
 
 
 def _choose_backend(api: Api, posted: str) -> Iterator[str]:
@@ -332,11 +367,9 @@ def _find_response(api: Api, condition: str) -> Iterator[str]:
         return
     yield f"http-request set-var(txn.previous) path,field(4,/) if {{ path_beg {RESPONSES_PATH}/resp_ }}"
     known = f"{condition} {{ var(txn.previous) -m found }}"
-    yield (
-        f"http-request set-var(txn.server) var(txn.previous),table_gpt0(responses),lua.server_in_traffic if {known}"
-    )
+    yield (f"http-request set-var(txn.server) var(txn.previous),table_gpt0(responses),lua.server_in_traffic if {known}")
     yield f"http-request set-var(txn.backend) str(any_response) if {{ path_beg {RESPONSES_PATH}/resp_ }}"
-    yield f"http-request set-var(txn.backend) str(any_response) if {known} !{{ var(txn.server) -m found }}"
+    yield f"http-request set-var(txn.backend) str(any_response) if {known} !{{ var(txn.server) -m len gt 0 }}"
 
 
 def _admit() -> Iterator[str]:
@@ -391,7 +424,7 @@ def _backend(api: Api, route: Route) -> Iterator[str]:
     yield "  http-check expect status 200"
     yield "  default-server inter 1s fall 2 rise 1 check observe layer4"
     if gateway.affinity != "none" or gateway.responses_store:
-        yield "  use-server %[var(txn.server)] if { var(txn.server) -m found }"
+        yield "  use-server %[var(txn.server)] if { var(txn.server) -m len gt 0 }"
     if gateway.affinity != "none":
         yield "  stick store-request var(txn.session) table sessions if { var(txn.session) -m found }"
     if gateway.responses_store:
@@ -405,8 +438,8 @@ def _learn_response() -> Iterator[str]:
     new = f"{{ var(txn.path) -m str {RESPONSES_PATH} }} {{ status 200 }}"
     yield f"  http-response wait-for-body time 10s at-least 1024 if {new}"
     yield f"  http-response set-var(txn.new) res.body,lua.response_id if {new}"
-    yield "  http-response track-sc1 var(txn.new) table responses if { var(txn.new) -m found }"
-    yield "  http-response sc-set-gpt0(1) srv_id if { var(txn.new) -m found }"
+    yield "  http-response track-sc1 var(txn.new) table responses if { var(txn.new) -m len gt 4 }"
+    yield "  http-response sc-set-gpt0(1) srv_id if { var(txn.new) -m len gt 4 }"
 
 
 def _server(server: Backend, options: str) -> str:
@@ -419,13 +452,56 @@ def _limits(server: Backend) -> str:
     return f" maxconn {server.seats} maxqueue {max(1, server.seats // 4)}" if server.seats else ""
 
 
+def shares_tables(gateway: Gateway, count: int) -> bool:
+    """Whether the gateways of a fleet tell each other which server has a session or a response.
+
+    Args:
+        gateway: the gateways' keys in the fleet.yml.
+        count: how many gateways there are.
+    """
+    return count > 1 and (gateway.affinity != "none" or gateway.responses_store)
+
+
+def _bind(port: int, addresses: Sequence[str]) -> str:
+    # A kernel without IPv6 refuses the second form.
+    return f"bind [::]:{port} v4v6" if any(":" in address for address in addresses) else f"bind :{port}"
+
+
+def _share(members: Members, bind: str) -> Iterator[str]:
+    """The tables that gateways share. HAProxy takes them from any address, so a frontend lets only gateways in."""
+    yield "peers gateways"
+    yield f"  bind 127.0.0.1:{OWN_TABLES_PORT}"
+    yield f"  server {members.own}"
+    for name, address in members.addresses.items():
+        if name != members.own:
+            yield f"  server {name} {host_port(address, TABLES_PORT)}"
+    yield "frontend tables"
+    yield "  mode tcp"
+    yield "  option tcplog"
+    yield f"  {bind}"
+    yield f"  tcp-request connection reject unless {{ src {' '.join(members.sources)} }}"
+    yield "  timeout client 1h"
+    yield "  default_backend own_tables"
+    yield "backend own_tables"
+    yield "  mode tcp"
+    yield "  timeout server 1h"
+    yield f"  server own 127.0.0.1:{OWN_TABLES_PORT}"
+
+
 def _any_response(api: Api) -> Iterator[str]:
-    """Asks one server after the other for a response that the gateway has not learned, or has learned before a start."""
+    """Asks one server after the other for a response that the gateway does not know."""
     servers = [(route.backend, server) for route in api.routes for server in route.servers]
     yield "backend any_response"
     yield "  balance roundrobin"
     yield "  retry-on conn-failure 404"
     yield f"  retries {len(servers)}"
-    yield "  use-server %[var(txn.server)] if { var(txn.server) -m found }"
+    yield "  use-server %[var(txn.server)] if { var(txn.server) -m len gt 0 }"
     for backend, server in servers:
         yield f"  {_server(server, f'track {backend}/{server.server}')}"
+
+
+def key_digests_text(keys: Mapping[str, str]) -> str:
+    """The digests of the API keys, one per line, with what each may do; no host has the keys themselves."""
+    return "".join(
+        f"{digest.removeprefix('sha256:')} {owner}:0:0:0:0:5:api\n" for owner, digest in sorted(keys.items())
+    )

@@ -8,9 +8,6 @@ from vllm_fleet.host import haproxy
 from vllm_fleet.host.gateway_routes import Backend, routes
 from vllm_fleet.schema.fleet import Gateway
 
-#: How many long bodies it reads at the same time.
-_BODIES = 64
-
 
 def reader_config(gateway: Gateway, backends: Sequence[Backend]) -> str:
     """The whole configuration of the reader.
@@ -28,7 +25,7 @@ def reader_config(gateway: Gateway, backends: Sequence[Backend]) -> str:
     api = haproxy.Api(gateway, routes(backends))
     lines = [
         "# Made by vllm-fleet; another run replaces what is changed here.",
-        *haproxy.global_lines(limit + (64 << 10), _BODIES),
+        *haproxy.global_lines(limit + (64 << 10), haproxy.long_bodies(gateway) + 8),
         *haproxy.default_lines(),
         "frontend reader",
         f"  bind unix@{haproxy.READER_SOCKET} mode 600",

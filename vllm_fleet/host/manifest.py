@@ -41,6 +41,8 @@ FIREWALL_RULES = "/etc/vllm/firewall.nft"
 IMAGE_PORTS = "/etc/vllm/image-ports"
 #: The drop-in of HAProxy.
 GATEWAY_DROP_IN = "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf"
+#: The second process of a gateway, which reads long bodies.
+_READER = "vllm-gateway-reader.service"
 #: The units that end drains whose time is over.
 _DRAINS = ("vllm-drains.service", "vllm-drains.timer")
 #: The unit of each install form; the part after the @ is the instance.
@@ -245,14 +247,25 @@ def image_ports(manifest: Manifest) -> list[int]:
     return sorted({port["port"] for port in manifest.ports})
 
 
-def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Item, ...]:
-    """The items of every gateway of a fleet."""
+def gateway_items(config: str, reader: str, keys: str, certificate: Path | None) -> tuple[Item, ...]:
+    """The items of every gateway of a fleet.
+
+    Args:
+        config: the configuration of HAProxy.
+        reader: the configuration of its second process.
+        keys: the digests of the API keys.
+        certificate: the file with the certificate; None: TLS ends elsewhere.
+    """
     role = "gateway"
     items: list[Item] = [
         *baseline_items(),
         package_item(role, "haproxy"),
         file_item(role, "/etc/haproxy/haproxy.cfg", text_sha256(config), "0640", "haproxy"),
         file_item(role, haproxy.API_KEYS, text_sha256(keys), "0640", "haproxy"),
+        file_item(role, haproxy.SCRIPT, role_file_sha256(role, "vllm-gateway.lua")),
+        file_item(role, haproxy.READER_CONFIG, text_sha256(reader), "0640", "haproxy"),
+        file_item(role, f"/etc/systemd/system/{_READER}", role_file_sha256(role, _READER)),
+        unit_item(role, _READER, active=True, enabled=True),
         file_item(role, "/usr/local/libexec/vllm-gateway", role_file_sha256(role, "vllm-gateway"), "0755"),
         *(file_item(role, f"/etc/systemd/system/{name}", role_file_sha256(role, name)) for name in _DRAINS),
         unit_item(role, _DRAINS[1], active=True, enabled=True),

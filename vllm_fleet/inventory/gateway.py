@@ -12,28 +12,43 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.fleet import stack
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import haproxy
+from vllm_fleet.host.haproxy_reader import reader_config
 from vllm_fleet.host.manifest import gateway_items
 from vllm_fleet.host.manifest_items import Item
 from vllm_fleet.inventory.inputs import FleetInputs
 from vllm_fleet.schema.fleet import ApiKeys
 
 
-def gateway_variables(inputs: FleetInputs) -> tuple[dict[str, Any], tuple[Item, ...]]:
-    """The variables of the role gateway, and what must be true on every gateway.
+def gateway_variables(inputs: FleetInputs, name: str) -> tuple[dict[str, Any], tuple[Item, ...]]:
+    """The variables of the role gateway on a gateway, and what must be true there.
+
+    Args:
+        inputs: the fleet.
+        name: the gateway.
 
     Raises:
         FleetError: the fleet's file of API keys or its certificate is missing or wrong.
     """
     plan = inputs.plan
-    config = haproxy.haproxy_config(plan.gateway, inputs.backends, inputs.gateway_addresses)
+    config = haproxy.haproxy_config(plan.gateway, inputs.backends, inputs.gateway_addresses, _members(inputs, name))
+    reader = reader_config(plan.gateway, inputs.backends)
     keys = haproxy.key_digests_text(_api_keys(plan).keys)
     certificate = _certificate(plan)
     variables = {
         "gateway_config": config,
+        "gateway_reader_config": reader,
         "gateway_api_key_digests": keys,
         "gateway_certificate_file": str(certificate) if certificate else "",
     }
-    return variables, gateway_items(config, keys, certificate)
+    return variables, gateway_items(config, reader, keys, certificate)
+
+
+def _members(inputs: FleetInputs, name: str) -> haproxy.Members | None:
+    """The gateways that share their tables; None: there is nothing to share."""
+    if not haproxy.shares_tables(inputs.plan.gateway, len(inputs.gateways)):
+        return None
+    addresses = {host.name: inputs.locations[host.name].service_address for host in inputs.gateways}
+    return haproxy.Members(name, addresses, inputs.gateway_addresses)
 
 
 def find_faults(plan: Plan) -> Iterator[tuple[FleetError, bool]]:

@@ -43,7 +43,6 @@ from vllm_fleet.schema.recipe import (
 )
 from vllm_fleet.schema.rollout import Rollout
 
-
 #: A name that clients write as a model. No space and no quote: it is part of the gateways' rules.
 ServedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$")]
 
@@ -184,7 +183,9 @@ class Gateway(Strict):
         description="True: instances keep responses, so that previous_response_id, background and GET of a response "
         "work until the instance restarts. vLLM never removes one: see rollout.restarted.",
     )
-    max_body_mib: int = Field(default=16, ge=1, le=64, description="The longest body of a request that is taken, in MiB.")
+    max_body_mib: int = Field(
+        default=16, ge=1, le=64, description="The longest body of a request that is taken, in MiB."
+    )
     queue_seconds: int = Field(
         default=60, ge=1, le=3600, description="How long a request waits for a place on a server before it gets a 503."
     )

@@ -44,8 +44,8 @@ class Rollout(Strict):
     )
     restarted: date | None = Field(
         default=None,
-        description="A day. When you change it, every instance restarts once, in the steps of a rollout: vLLM keeps the "
-        "responses of gateway.responses_store in memory until then.",
+        description="A day. When you change it, every instance restarts once, in the steps of a rollout: vLLM keeps "
+        "the responses of gateway.responses_store in memory until then.",
     )
     waive: dict[GateName, Line] = Field(
         default={},

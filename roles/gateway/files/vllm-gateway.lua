@@ -216,8 +216,9 @@ local function read_request(txn)
     local text = txn.sf:req_body() or ""
     local found, state = read_object(text, WANTED)
     txn:set_var("txn.read", state)
-    if type(found.model) == "table" then
-        found.model = "a list or an object"
+    -- A name that no model has, for what HAProxy would compare in part or not at all.
+    if type(found.model) == "table" or find(tostring(found.model), "%c") then
+        found.model = "?"
     end
     if found.model ~= nil then
         txn:set_var("txn.model", tostring(found.model))
@@ -228,7 +229,8 @@ local function read_request(txn)
         txn:set_var("txn.named", named)
     end
     if beginning then
-        txn:set_var("txn.beginning", beginning)
+        -- It may be long, and only equality counts.
+        txn:set_var("txn.beginning", txn.c:hex(txn.c:sha2(beginning, 256)))
     end
     if type(found.previous_response_id) == "string" then
         txn:set_var("txn.previous", found.previous_response_id)
@@ -248,10 +250,6 @@ local PREFIX = "x-vllm-fleet-"
 core.register_action("pass_on", { "http-req" }, function(txn)
     for _, name in ipairs(PASSED) do
         local value = txn:get_var("txn." .. name)
-        if name == "beginning" and value then
-            -- A header has a limit, and only equality counts.
-            value = txn.c:hex(txn.c:sha2(value, 256))
-        end
         if value ~= nil then
             txn.http:req_set_header(PREFIX .. name, txn.c:hex(tostring(value)))
         end
@@ -300,12 +298,10 @@ end
 
 core.register_converters("server_in_traffic", function(number)
     local found = server_with(tonumber(number))
-    if not found then
-        return nil
-    end
-    local drained = found.server:is_draining()
+    local drained = not found or found.server:is_draining()
+    -- HAProxy makes a value of nil, which is then found.
     if drained == true or drained == 1 then
-        return nil
+        return ""
     end
     return found.name
 end)
@@ -316,21 +312,21 @@ core.register_converters("response_id", function(text)
     if sub(text, 1, 1) ~= "{" then
         from = match(text, "data: *(){") or match(text, "data:(){")
         if not from then
-            return nil
+            return ""
         end
         local event = read_object(text, { response = true }, from)
         if event.response == nil then
             -- The object may be longer than what is there. Its id is its first key in all releases of vLLM.
             from = match(text, '"response" *: *(){', from)
             if not from then
-                return nil
+                return ""
             end
         else
             from = event.response.at
         end
     end
     local id = read_object(text, { id = true }, from).id
-    return type(id) == "string" and match(id, "^resp_[%w_%-]+$") or nil
+    return type(id) == "string" and match(id, "^resp_[%w_%-]+$") or ""
 end)
 
 -- Keys. A line of the map: OWNER:ENDS:REQUESTS_PER_SECOND:IN_FLIGHT:TOKENS_PER_MINUTE:PRIORITY:SCOPE, 0 is no limit.
@@ -481,7 +477,7 @@ function Count:http_payload(txn, message)
     local text = self.tail .. block
     from = 1
     while true do
-        local place = find(text, '"usage":{', from, true)
+        local place = find(text, '"usage" ?: ?{', from)
         if not place then
             break
         end
@@ -530,4 +526,46 @@ end
 
 core.register_filter("count", Count, function(class)
     return class
+end)
+
+-- What each key has used since the start of the process, for Prometheus.
+
+local METRICS = {
+    { "vllm_gateway_key_in_flight", "gauge", "Answers that are in flight.", function(state)
+        return { [""] = state.in_flight }
+    end },
+    { "vllm_gateway_key_answers_total", "counter", "Answers, by status.", function(state)
+        return state.answers, "status"
+    end },
+    { "vllm_gateway_key_refused_total", "counter", "Requests over a limit of the key.", function(state)
+        return state.refused, "limit"
+    end },
+    { "vllm_gateway_key_tokens_total", "counter", "Tokens; of streams without a usage, their events.", function(state)
+        return { prompt = state.prompt, answered = state.answered }, "kind"
+    end },
+}
+
+core.register_service("key_metrics", "http", function(applet)
+    local names = {}
+    for name in pairs(owners) do
+        names[#names + 1] = name
+    end
+    table.sort(names)
+    local lines = {}
+    for _, metric in ipairs(METRICS) do
+        lines[#lines + 1] = string.format("# HELP %s %s\n# TYPE %s %s", metric[1], metric[3], metric[1], metric[2])
+        for _, name in ipairs(names) do
+            local values, label = metric[4](owners[name])
+            for value, count in pairs(values) do
+                local more = label and string.format(',%s="%s"', label, value) or ""
+                lines[#lines + 1] = string.format('%s{key="%s"%s} %d', metric[1], name, more, math.floor(count))
+            end
+        end
+    end
+    local text = table.concat(lines, "\n") .. "\n"
+    applet:set_status(200)
+    applet:add_header("Content-Type", "text/plain; version=0.0.4")
+    applet:add_header("Content-Length", tostring(#text))
+    applet:start_response()
+    applet:send(text)
 end)
