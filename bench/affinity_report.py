@@ -139,7 +139,7 @@ def section(rows: Sequence[Row], sessions: int, turns: int) -> list[list[str]]:
             "gateways, which checks the API key and reads the body; gateways are peers. smg is a router that keeps "
             "the beginnings of all prompts; it sends no request twice, and its two gateways are a mesh. Clients, "
             "servers and router share the processors, so compare the times and the CPU with each other. "
-            f"{noise} Decision: [ADR 13](adr/0013-haproxy-and-not-a-router-of-tokens.md)."
+            f"{noise} Decision: [ADR 13](adr/0013-haproxy-and-no-second-router.md)."
         ),
         paragraph(f"Printed by `python -m bench.affinity`, processors: {machine.processors()}."),
     ]

@@ -25,7 +25,7 @@ from vllm_fleet.base.processes import find_descendants
 from vllm_fleet.edge import keys
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
 from vllm_fleet.host.gateway_routes import Backend
-from vllm_fleet.host.haproxy import API_KEYS, SCRIPT, haproxy_config
+from vllm_fleet.host.haproxy import API_KEYS, SCRIPT, Members, haproxy_config, shares_tables
 from vllm_fleet.schema.fleet import Gateway
 
 MODEL = "openai/gpt-oss-20b"
@@ -83,26 +83,40 @@ def haproxy(affinity: Any) -> Start:
 def _haproxy(affinity: Any, servers: Servers, gateways: int, folder: Path, key: str) -> Iterator[Router]:
     addresses = [local_gateway.loopback(number + 1) for number in range(gateways)]
     with ExitStack() as stack:
-        pids = []
+        running = []
         for number, address in enumerate(addresses):
             own = folder / f"g{number}"
             own.mkdir()
-            text = _gateway_files(affinity, servers, addresses, own, key)
-            running = local_gateway.running(local_gateway.move(text, own, address), own, f"gateway-{number}")
-            pids.append(stack.enter_context(running).pid)
-        yield Router([(address, _PORT) for address in addresses], pids)
+            gateway = Gateway(hosts=gateways, port=_PORT, affinity=affinity)
+            text = haproxy_config(gateway, _backends(servers), addresses, _members(gateway, number, addresses))
+            _write_files(own, key)
+            started = local_gateway.running(local_gateway.move(text, own, address), own)
+            running.append(stack.enter_context(started))
+        for each in running:
+            each.wait_for_peers()
+        yield Router([(address, _PORT) for address in addresses], [each.pid for each in running])
 
 
-def _gateway_files(affinity: Any, servers: Servers, addresses: Sequence[str], folder: Path, key: str) -> str:
-    """Writes the files of a gateway into a folder; returns its configuration.
+def _backends(servers: Servers) -> list[Backend]:
+    return [Backend(f"gpu-{number}", "0", *server, MODEL, seats=_SEATS) for number, server in enumerate(servers)]
+
+
+def _members(gateway: Gateway, number: int, addresses: Sequence[str]) -> Members | None:
+    if not shares_tables(gateway, len(addresses)):
+        return None
+    named = {f"gateway-{other}": address for other, address in enumerate(addresses)}
+    # Linux connects from this address to each loopback address.
+    return Members(f"gateway-{number}", named, ["127.0.0.1"])
+
+
+def _write_files(folder: Path, key: str) -> None:
+    """Writes the files of a gateway besides its configuration.
 
     Its second process, which reads bodies of more than 60 KiB, is not started: no request has so much.
     """
-    backends = [Backend(f"gpu-{number}", "0", *server, MODEL, seats=_SEATS) for number, server in enumerate(servers)]
     digest = keys.digest(key).removeprefix("sha256:")
     (folder / Path(API_KEYS).name).write_text(f"{digest} {_UNLIMITED}\n", encoding="utf-8")
     shutil.copy(paths.root() / "roles/gateway/files/vllm-gateway.lua", folder / Path(SCRIPT).name)
-    return haproxy_config(Gateway(hosts=len(addresses), port=_PORT, affinity=affinity), backends, addresses)
 
 
 def smg(program: Path) -> Start:

@@ -22,6 +22,7 @@ from vllm_fleet.base.errors import ErrorCode, FleetError
 #: The folders of a gateway host; all of them become the folder of the local one.
 _FOLDERS = ("/etc/haproxy", "/run/haproxy", "/run/vllm-gateway-reader")
 _UP_SECONDS = 60.0
+_LOOK_SECONDS = 0.02
 #: A server without health checks has the second state.
 _READY = frozenset({"UP", "no check"})
 
@@ -54,6 +55,20 @@ class LocalGateway:
         rows = [line.split(",") for line in self.ask("show stat").splitlines() if line and not line.startswith("#")]
         return {f"{row[0]}/{row[1]}": row[17] for row in rows if row[1] not in ("FRONTEND", "BACKEND")}
 
+    def wait_for_peers(self) -> None:
+        """Waits until it is connected to all of its peers.
+
+        Raises:
+            FleetError: it is not after a minute.
+        """
+        deadline = time.monotonic() + _UP_SECONDS
+        while "(remote,inactive)" in self.ask("show peers"):
+            if time.monotonic() > deadline:
+                raise FleetError(
+                    f"a gateway has not reached its peers after {_UP_SECONDS:.0f} s", code=ErrorCode.WORK_FAILED
+                )
+            time.sleep(_LOOK_SECONDS)
+
 
 def loopback(number: int) -> str:
     """A loopback address that no other process of this project uses now.
@@ -76,7 +91,9 @@ def move(config: str, folder: Path, address: str) -> str:
     for path in _FOLDERS:
         config = config.replace(path, str(folder))
     config = re.sub(r"\bbind (?:\[::\])?:(\d+)(?: v4v6)?", rf"bind {address}:\1", config)
-    return config.replace("bind 127.0.0.1:", f"bind {address}:")
+    for port in re.findall(r"\bbind 127\.0\.0\.1:(\d+)", config):
+        config = re.sub(rf"\b127\.0\.0\.1:{port}\b", f"{address}:{port}", config)
+    return config
 
 
 def program() -> tuple[str, Mapping[str, str]]:
@@ -92,13 +109,12 @@ def program() -> tuple[str, Mapping[str, str]]:
 
 
 @contextlib.contextmanager
-def running(config: str, folder: Path, name: str = "gateway-0") -> Iterator[LocalGateway]:
+def running(config: str, folder: Path) -> Iterator[LocalGateway]:
     """Runs HAProxy for the duration of a block, and waits until all of its servers are up.
 
     Args:
         config: the configuration, as :func:`move` returns it; it has an admin socket at ``FOLDER/admin.sock``.
         folder: an existing folder with the files that the configuration names.
-        name: its name among its peers.
 
     Raises:
         FleetError: HAProxy ended, or a server is not up after a minute.
@@ -108,7 +124,7 @@ def running(config: str, folder: Path, name: str = "gateway-0") -> Iterator[Loca
     haproxy, own = program()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [haproxy, "-db", "-L", name, "-f", str(file)],
+            [haproxy, "-db", "-f", str(file)],
             env={**os.environ, **own},
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -134,7 +150,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], gateway: LocalGateway, log:
             states = gateway.states()
         if states and _READY.issuperset(states.values()):
             return
-        time.sleep(0.02)
+        time.sleep(_LOOK_SECONDS)
     down = ", ".join(server for server, state in states.items() if state not in _READY)
     raise FleetError(
         f"HAProxy is not ready after {_UP_SECONDS:.0f} s, servers that are not up: {down or 'unknown'}",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +108,7 @@ def test_a_run_in_which_a_request_was_lost_or_repeated_does_not_count(found: lis
 
 
 @needs_haproxy
+@needs_haproxy
 @pytest.mark.parametrize("affinity_kind", ["session", "conversation"])
 def test_haproxy_returns_every_turn_to_its_server(affinity_kind: str) -> None:
     contender = Contender("own", affinity_routers.haproxy(affinity_kind), named=affinity_kind == "session")
@@ -112,6 +116,27 @@ def test_haproxy_returns_every_turn_to_its_server(affinity_kind: str) -> None:
     assert sample.returned == 1.0
     assert 1.0 <= sample.spread <= 3.0
     assert sample.first_ms > 0
+
+
+@needs_haproxy
+def test_turns_alternate_between_two_gateways() -> None:
+    with (
+        affinity_routers.servers(2, 0.0) as servers,
+        tempfile.TemporaryDirectory(prefix="vf-", dir="/tmp") as folder,
+        affinity_routers.haproxy("session")(servers, 2, Path(folder), "a-key") as router,
+    ):
+        assert len(set(router.gateways)) == 2
+        talks = affinity_client.conversations(2, 2, MODEL, "a-key", named=True)
+        asked: list[tuple[str, int]] = []
+
+        def place(session: int, turn: int) -> tuple[str, int]:
+            asked.append(router.gateways[(session + turn) % 2])
+            return asked[-1]
+
+        assert len(asyncio.run(affinity_client.play(talks, place, 0.0))) == 4
+        assert len(affinity_routers.served_requests(servers)) == 4
+        assert router.cpu_seconds() >= 0
+    assert Counter(asked) == dict.fromkeys(router.gateways, 2)
 
 
 @pytest.mark.network
@@ -132,13 +157,18 @@ def test_a_gateway_that_does_not_start_is_an_error_with_its_words(tmp_path: Path
 
 
 def test_gateways_of_one_machine_have_their_own_files_and_addresses(tmp_path: Path) -> None:
-    config = "bind :80\nbind [::]:81 v4v6 ssl crt /etc/haproxy/a.pem\nbind 127.0.0.1:10242\nbind unix@/run/haproxy/s\n"
+    config = (
+        "bind :80\nbind [::]:81 v4v6 ssl crt /etc/haproxy/a.pem\nbind 127.0.0.1:10242\nbind unix@/run/haproxy/s\n"
+        "server own 127.0.0.1:10242\nserver other 127.0.0.1:1024\n"
+    )
     address = local_gateway.loopback(1)
     assert local_gateway.move(config, tmp_path, address).splitlines() == [
         f"bind {address}:80",
         f"bind {address}:81 ssl crt {tmp_path}/a.pem",
         f"bind {address}:10242",
         f"bind unix@{tmp_path}/s",
+        f"server own {address}:10242",
+        "server other 127.0.0.1:1024",
     ]
     assert address.startswith("127.")
     assert address != local_gateway.loopback(2)
