@@ -213,6 +213,7 @@ def servers(number: int, token_seconds: float) -> Iterator[Servers]:
     options = ["--readiness-offset", str(READINESS_OFFSET), "--model", MODEL, "--token-seconds", str(token_seconds)]
     with subprocess.Popen(
         [sys.executable, "-m", "bench.stand_in", *["0"] * number, *options],
+        cwd=paths.root(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
