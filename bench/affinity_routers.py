@@ -37,8 +37,9 @@ _UNLIMITED = "bench:0:0:0:0:5:api"
 _SEATS = 256
 _READY_SECONDS = 60.0
 _LOOK_SECONDS = 0.05
-#: The metric of smg that it has once it is connected to another one.
-_PEERS = "router_mesh_peer_connections{"
+#: In the metrics of smg once it is connected to another one: the one that has called counts the rounds of its peer, the
+#: one that was called counts the connections.
+_PEERS = 'peer="gateway-'
 Servers = Sequence[tuple[str, int]]
 
 

@@ -140,9 +140,10 @@ def test_turns_alternate_between_two_gateways() -> None:
 
 
 @pytest.mark.network
-def test_smg_is_measured_in_the_same_way() -> None:
+@pytest.mark.parametrize("gateways", [1, 2])
+def test_smg_is_measured_in_the_same_way(gateways: int) -> None:
     smg = uv.group_environment("routers", "smg") / "bin/smg"
-    sample = affinity.measure(Contender("smg", affinity_routers.smg(smg), named=False), 1, SMALL)
+    sample = affinity.measure(Contender("smg", affinity_routers.smg(smg), named=False), gateways, SMALL)
     assert 0 <= sample.returned <= 1
     assert sample.first_ms > 0
 
