@@ -153,6 +153,9 @@ class AwsNetwork(pulumi.ComponentResource):
         for port in args.ports:
             for network in args.access.api_from:
                 self._allow("gateway", "api", (port, port), network)
+        for port in args.peer_ports_among(hosts):
+            source = {"referenced_security_group_id": self.groups["gateway"]}
+            self._ingress("gateway", f"peers-{port}", (port, port), source)
         if mirror := args.mirror_among(hosts):
             for port in mirror.ports:
                 for origin, group in self.groups.items():
