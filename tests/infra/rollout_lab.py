@@ -21,8 +21,10 @@ from lab import cleanup, state
 from lab.rootfs import File, write_files
 from vllm_fleet.base import digests, paths
 from vllm_fleet.host import firewall, haproxy, instance_files
+from vllm_fleet.host.gateway_keys import key_map_text
 from vllm_fleet.host.gateway_routes import Backend
 from vllm_fleet.host.haproxy_reader import reader_config
+from vllm_fleet.schema.api_keys import ApiKeys
 from vllm_fleet.schema.fleet import Gateway
 
 BOOK = paths.root() / "playbooks" / "rollout.yml"
@@ -74,7 +76,7 @@ def start(folder: Path, place: Place = PLACE) -> DriverLab:
         lab.variables[name] = {
             "gateway_config": haproxy.haproxy_config(Gateway(), backends),
             "gateway_reader_config": reader_config(Gateway(), backends),
-            "gateway_api_key_digests": haproxy.key_digests_text({"test": digest}),
+            "gateway_api_key_digests": key_map_text(ApiKeys(keys={"test": digest})),
         }
     return lab
 
@@ -180,7 +182,8 @@ def look(lab: DriverLab, gateway: str = "gateway-0") -> dict[str, Any]:
 
 def up(lab: DriverLab, gateway: str = "gateway-0") -> dict[str, str]:
     """Server -> its status."""
-    return {name: row["status"] for name, row in look(lab, gateway).items()}
+    servers = look(lab, gateway).items()
+    return {name: row["status"] for name, row in servers if row["backend"].startswith("model_")}
 
 
 def accepted(lab: DriverLab, name: str) -> str:

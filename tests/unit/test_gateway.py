@@ -10,7 +10,7 @@ from gateway_on_loopback import DEFAULT_KEYS, key_lines, local
 
 from vllm_fleet.host.firewall import Peers, firewall_rules
 from vllm_fleet.host.gateway_routes import Backend, routes
-from vllm_fleet.host.haproxy import POSTED_PATHS, haproxy_config, key_digests_text
+from vllm_fleet.host.haproxy import POSTED_PATHS, haproxy_config
 from vllm_fleet.host.haproxy_reader import reader_config
 from vllm_fleet.schema.fleet import Gateway, Tls
 
@@ -77,11 +77,6 @@ def test_tls_ends_at_the_gateway_when_asked() -> None:
     config = haproxy_config(Gateway(hosts=1, port=443, tls=Tls(certificate_file="x.pem")), ONE)
     assert "bind :443 ssl crt" in config
     assert "ssl-min-ver TLSv1.2" in config
-
-
-def test_a_file_of_keys_has_digests_alone() -> None:
-    text = key_digests_text({"b": "sha256:" + "2" * 64, "a": "sha256:" + "1" * 64})
-    assert text == f"{'1' * 64} a:0:0:0:0:5:api\n{'2' * 64} b:0:0:0:0:5:api\n"
 
 
 def test_the_firewall_lets_only_gateways_in() -> None:

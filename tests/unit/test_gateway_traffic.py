@@ -318,15 +318,32 @@ def test_one_key_with_many_answers_does_not_starve_the_others(start: Callable[..
     wait_until(lambda: sum(server.in_flight for server in gateway.servers.values()) == 2)
     small = [gateway.ask(CHAT, {"model": "m"}, key="small").status for _ in range(20)]
     assert small == [200] * 20
+    asked = [request for server in gateway.servers.values() for request in server.requests]
+    assert len([request for request in asked if request.get("n") == 8]) == 2
     for server in gateway.servers.values():
         server.go_on.set()
-    statuses = Counter()
-    for channel in channels:
-        answer = http.client.HTTPResponse(channel)
-        answer.begin()
-        statuses[answer.status] += 1
-        channel.close()
-    assert statuses == {200: 2, 429: 8}
+    # The others have waited for places, and have them now.
+    assert [status_of(channel) for channel in channels] == [200] * 10
+
+
+def status_of(channel: socket.socket) -> int:
+    """The status of the answer that a connection gets."""
+    answer = http.client.HTTPResponse(channel)
+    answer.begin()
+    channel.close()
+    return answer.status
+
+
+def test_a_request_for_more_answers_than_there_are_places_waits_its_time(start: Callable[..., Running]) -> None:
+    gateway = start([{"model": "m", "seats": 4}], queue_seconds=1)
+    with raw_request(gateway, {"do": {"wait": True}}):
+        wait_until(lambda: gateway.servers["gpu-0_0"].in_flight == 1)
+        refused = gateway.ask(CHAT, {"model": "m", "n": 4})
+        assert (refused.status, refused.code) == (429, "rate_limit_exceeded")
+        assert gateway.ask(CHAT, {"model": "m", "n": 3}).status == 200
+    gateway.servers["gpu-0_0"].go_on.set()
+    # More than there will ever be: when all others have ended.
+    wait_until(lambda: gateway.ask(CHAT, {"model": "m", "n": 9}).status == 200)
 
 
 def test_in_the_queue_a_key_with_few_requests_comes_before_one_with_many(start: Callable[..., Running]) -> None:
@@ -399,6 +416,29 @@ def test_guesses_of_keys_are_slowed_and_known_clients_are_not(start: Callable[..
     # A right guess from there is refused too; a key that has come from there before is not.
     assert gateway.ask("/v1/models", key="unused").status == 429
     assert gateway.ask("/v1/models").status == 200
+
+
+def test_pages_of_other_origins_use_the_api_where_the_fleet_names_them(start: Callable[..., Running]) -> None:
+    allowed = {"Origin": "https://chat.example.com"}
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-stainless-os"}
+    gateway = start(THREE, cors_origins=["https://chat.example.com"])
+    before = headers_of(gateway, "OPTIONS", CHAT, {**allowed, **asked})
+    assert before["access-control-allow-origin"] == "https://chat.example.com"
+    assert before["access-control-allow-headers"] == "authorization,x-stainless-os"
+    assert headers_of(gateway, "GET", "/v1/models", allowed)["access-control-allow-origin"] == allowed["Origin"]
+    for origin in ("https://evil.example.com", "null", "https://chat.example.com.evil.org"):
+        for method, path in (("OPTIONS", CHAT), ("GET", "/v1/models"), ("GET", "/other")):
+            found = headers_of(gateway, method, path, {"Origin": origin, **asked})
+            assert not [name for name in found if name.startswith("access-control-")]
+
+
+def headers_of(gateway: Running, method: str, path: str, headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers of an answer to a request without a key."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    connection.request(method, path, headers=dict(headers))
+    found = {name.lower(): text for name, text in connection.getresponse().getheaders()}
+    connection.close()
+    return found
 
 
 def test_metrics_need_a_key_of_their_own(start: Callable[..., Running]) -> None:

@@ -30,6 +30,7 @@ from vllm_fleet.fleet import (
     service_ports,
     ssh_routes,
     tags,
+    virtual_address,
     weights_disk,
 )
 from vllm_fleet.fleet.host_plan import GATEWAY_POOL, HostPlan
@@ -153,6 +154,8 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     errors.extend(service_ports.port_errors(hosts, spec, document))
     errors.extend(served_names.name_errors(hosts, spec, document))
     errors.extend(plain_api.plain_api_errors(hosts, spec, document))
+    if has_gateways:
+        errors.extend(virtual_address.virtual_address_errors(hosts, spec, document))
     errors.extend(_unreachable(hosts, spec, document))
     errors.extend(private_networks.network_errors(hosts, spec.access, document))
     errors.extend(accounts.account_errors(hosts, spec, document))

@@ -29,7 +29,7 @@ HEALTH_PORT = 10242
 #: Where gateways tell each other which server has a session or a response, and where each one's HAProxy takes that.
 TABLES_PORT, OWN_TABLES_PORT = 10240, 10241
 #: The server that means the gateway itself: while it is drained, balancers before the gateway send it nothing.
-ITSELF = "itself"
+ITSELF, ITSELF_SERVER = "itself", "this.gateway"
 #: A body up to this length is read in the buffer of its connection, which has 1 KiB beside it for rewriting.
 _BUFFER_BYTES = 64 << 10
 _READ_BYTES = 60 << 10
@@ -118,7 +118,7 @@ def haproxy_config(
         "backend known",
         "  stick-table type string len 64 size 100k expire 1h store gpc0",
         f"backend {ITSELF}",
-        "  server this.gateway 127.0.0.1:1",
+        f"  server {ITSELF_SERVER} 127.0.0.1:1",
         "backend reader",
         f"  server reader unix@{READER_SOCKET} maxconn {long_bodies(gateway)}",
         *(line for route in api.routes for line in _backend(api, route)),
@@ -180,6 +180,7 @@ def _accept(api: Api) -> Iterator[str]:
     yield "http-request set-var(txn.path) path"
     yield from _health(api, "{ path /healthz }")
     yield from _paths(api)
+    yield from _origins(api.gateway)
     yield from _keys()
     yield from _methods(api)
     if api.routes:
@@ -217,6 +218,7 @@ def _take_over(api: Api) -> Iterator[str]:
 def _health(api: Api, asked: str) -> Iterator[str]:
     """What ``/healthz`` answers: green with a ready server, unless the gateway itself is out of traffic."""
     leaves = document(503, {"status": "leaves traffic"})
+    yield f"http-request set-log-level silent if {asked}"
     yield f"http-request return {leaves} hdr Connection close if {asked} {{ nbsrv({ITSELF}) eq 0 }}"
     for route in api.routes:
         yield (f"http-request return {document(200, {'status': 'ok'})} if {asked} {{ nbsrv({route.backend}) gt 0 }}")
@@ -240,6 +242,23 @@ def _paths(api: Api) -> Iterator[str]:
         yield f"http-request return {error(404, off, 'response_not_found')} if is_response !is_odd"
     yield f"http-request return {unknown} if is_odd"
     yield f"http-request return {unknown} if " + " ".join(f"!{name}" for name in allowed)
+
+
+def _origins(gateway: Gateway) -> Iterator[str]:
+    """What browsers ask before they let a page of another origin use the API; they ask it without a key."""
+    yield "http-response del-header access-control-allow- -m beg"
+    if not gateway.cors_origins:
+        return
+    yield f"acl is_origin req.hdr(origin) -m str {' '.join(gateway.cors_origins)}"
+    yield "http-request set-var(txn.origin) req.hdr(origin) if is_origin"
+    known = "{ var(txn.origin) -m found }"
+    yield f"http-after-response set-header Access-Control-Allow-Origin %[var(txn.origin)] if {known}"
+    yield f"http-after-response add-header Vary Origin if {known}"
+    yield (
+        "http-request return status 204 hdr Access-Control-Allow-Methods GET,POST "
+        "hdr Access-Control-Allow-Headers %[req.fhdr(access-control-request-headers)] "
+        "hdr Access-Control-Max-Age 600 if METH_OPTIONS is_origin"
+    )
 
 
 def _keys() -> Iterator[str]:
@@ -379,19 +398,24 @@ def _admit() -> Iterator[str]:
         ("requests", "This API key sends too many requests a second."),
         ("in_flight", "This API key has too many requests in flight."),
         ("tokens", "This API key has used its tokens of this minute."),
-        ("places", "The servers have no place for so many answers to one request now."),
     ):
-        answer = error(429, text, "rate_limit_exceeded")
-        yield f"http-request return {answer} hdr Retry-After %[var(txn.wait)] if {{ var(txn.refused) -m str {kind} }}"
+        yield _refused(kind, text)
+
+
+def _refused(kind: str, text: str) -> str:
+    answer = error(429, text, "rate_limit_exceeded")
+    return f"http-request return {answer} hdr Retry-After %[var(txn.wait)] if {{ var(txn.refused) -m str {kind} }}"
 
 
 def _send(api: Api, condition: str) -> Iterator[str]:
     """The server of the request's session, its place in the queue, and its backend."""
     if not api.routes:
         return
+    yield f"http-request set-var(txn.patience) int({api.gateway.queue_seconds})"
+    yield f"http-request lua.take if METH_POST {condition} {{ var(txn.backend) -m found }}"
+    yield _refused("places", "The servers have had no place for so many answers to one request.")
     if api.gateway.affinity != "none":
         yield from _session(api.gateway, condition)
-    yield f"http-request lua.take if METH_POST {condition} {{ var(txn.backend) -m found }}"
     yield "http-request set-var(txn.priority) var(txn.key),field(6,:)"
     yield "http-request set-priority-class int(9),sub(txn.priority)"
     yield "http-request set-priority-offset var(txn.turn)"
@@ -498,10 +522,3 @@ def _any_response(api: Api) -> Iterator[str]:
     yield "  use-server %[var(txn.server)] if { var(txn.server) -m len gt 0 }"
     for backend, server in servers:
         yield f"  {_server(server, f'track {backend}/{server.server}')}"
-
-
-def key_digests_text(keys: Mapping[str, str]) -> str:
-    """The digests of the API keys, one per line, with what each may do; no host has the keys themselves."""
-    return "".join(
-        f"{digest.removeprefix('sha256:')} {owner}:0:0:0:0:5:api\n" for owner, digest in sorted(keys.items())
-    )

@@ -13,12 +13,14 @@ from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.base.versions import version_key
 from vllm_fleet.catalogue.catalogue import SizedClass
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
-from vllm_fleet.host import container, haproxy, host_paths, instance_files
+from vllm_fleet.host import container, haproxy, host_paths, instance_files, keepalived
 from vllm_fleet.host.manifest_items import (
     FileItem,
     Item,
+    absent_item,
     directory_item,
     file_item,
+    keys_item,
     link_item,
     package_item,
     store_item,
@@ -272,8 +274,27 @@ def gateway_items(config: str, reader: str, keys: str, certificate: Path | None)
         file_item(role, GATEWAY_DROP_IN, role_file_sha256(role, "haproxy.service.d.conf")),
         unit_item(role, "haproxy.service", active=True, enabled=True, files=[GATEWAY_DROP_IN]),
         traffic_item(role, haproxy.ADMIN_SOCKET),
+        keys_item(role, haproxy.API_KEYS, haproxy.ADMIN_SOCKET),
     ]
     if certificate:
         digest = hashlib.sha256(certificate.read_bytes()).hexdigest()
         items.append(file_item(role, haproxy.CERTIFICATE, digest, "0640", "haproxy"))
     return tuple(items)
+
+
+def shared_address_items(config: str) -> tuple[Item, ...]:
+    """The items of a gateway that shares a virtual address, or that may have shared one.
+
+    Args:
+        config: its ``keepalived.conf``; empty without such an address.
+    """
+    role = "gateway"
+    if not config:
+        # The drop-in says that keepalived was the fleet's; the role removes its other parts with it.
+        return (absent_item(role, keepalived.DROP_IN),)
+    return (
+        package_item(role, "keepalived"),
+        file_item(role, keepalived.CONFIG, text_sha256(config), "0600"),
+        file_item(role, keepalived.DROP_IN, role_file_sha256(role, "keepalived.service.d.conf")),
+        unit_item(role, keepalived.UNIT, active=True, enabled=True, files=[keepalived.DROP_IN]),
+    )
