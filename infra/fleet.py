@@ -26,6 +26,7 @@ from vllm_fleet.fleet import replacement, stack_faults
 from vllm_fleet.fleet.cloud_sdks import list_plugins
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.plan import load as load_plan
+from vllm_fleet.host.gateway_tables import peer_ports
 
 #: The hosts, separated by commas, that one run may replace although the fleet protects its hosts.
 REPLACE_VARIABLE = replacement.VARIABLE
@@ -88,6 +89,7 @@ class Fleet(pulumi.ComponentResource):
                     authorised_keys=access.authorised_keys if access else "",
                     zones=zones,
                     ports=gateway_ports(plan),
+                    peer_ports=peer_ports(plan),
                     unprotected=unprotected,
                     named=named,
                     guard=watch,

@@ -137,6 +137,7 @@ class CloudArgs:
         authorised_keys: the content of a host's ``authorized_keys``.
         zones: chooses the zone of a new host.
         ports: the ports of the gateways.
+        peer_ports: the ports that gateways open to each other; all gateways are in one network.
         own_tags: the fleet's own tags.
         account: the only accounts in which the stack may do anything.
         unprotected: the hosts that this run may stop, replace or delete.
@@ -158,6 +159,7 @@ class CloudArgs:
     unprotected: frozenset[str]
     gateways: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
     mirror: MirrorRule | None = None
+    peer_ports: tuple[int, ...] = ()
     named: frozenset[str] = frozenset()
     guard: Guard | None = None
     own_tags: Mapping[str, str] = field(default_factory=dict)
@@ -172,6 +174,10 @@ class CloudArgs:
     def mirror_among(self, hosts: Iterable[HostPlan]) -> MirrorRule | None:
         """The rule of the mirror when it is one of the hosts."""
         return self.mirror if self.mirror and any(host.name == self.mirror.host for host in hosts) else None
+
+    def peer_ports_among(self, hosts: Iterable[HostPlan]) -> tuple[int, ...]:
+        """The ports that gateways among the hosts open to each other; none in a network without a gateway."""
+        return self.peer_ports if any(host.kind == "gateway" for host in hosts) else ()
 
     @property
     def networks(self) -> tuple[tuple[HostPlan, ...], ...]:

@@ -88,9 +88,13 @@ class DigitalOceanNetwork:
             for each in args.ports
             if each.networks
         ]
+        peers = [
+            {"protocol": "tcp", "port_range": str(port), "source_tags": [tags["gateway"]]}
+            for port in args.peer_ports_among(args.hosts)
+        ]
         rules: dict[str, list[Any]] = {
             "serving": [ssh, vllm, *([inside] if has_private(args.hosts) else [])],
-            "gateway": [ssh, *api],
+            "gateway": [ssh, *api, *peers],
         }
         if mirror := args.mirror_among(args.hosts):
             everyone: dict[str, Any] = {"source_tags": list(tags.values())}

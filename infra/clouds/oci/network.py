@@ -71,6 +71,9 @@ class OciNetwork:
             for kind in ("serving", "gateway")
         }
         self._rules(args.mirror_among(hosts))
+        for port in args.peer_ports_among(hosts):
+            source = (self.groups["gateway"], "NETWORK_SECURITY_GROUP")
+            self._ingress("gateway", f"peers-{port}", (port, port), *source)
         self._from_gateways("vllm", SERVICE_PORTS, far_gateways)
         if has_private(hosts):
             self._from_gateways("ssh", (22, 22), far_gateways)
