@@ -487,11 +487,11 @@ function Count:http_payload(txn, message)
     local text = self.tail .. block
     from = 1
     while true do
-        local place = find(text, '"usage" ?: ?{', from)
+        local place = find(text, '"usage"', from, true)
         if not place then
             break
         end
-        local object = sub(text, place, place + KEPT)
+        local object = find(text, "^ ?: ?{", place + 7) and sub(text, place, place + KEPT) or ""
         self.prompt = number_of(object, "prompt_tokens") or number_of(object, "input_tokens") or self.prompt
         self.answered = number_of(object, "completion_tokens") or number_of(object, "output_tokens") or self.answered
         from = place + 9
