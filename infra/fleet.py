@@ -15,7 +15,7 @@ import pulumi
 from infra import clouds, guard, state
 from infra.access import AccessKeys
 from infra.files import Content, TextFile
-from infra.hosts import CloudArgs, HostRecord, gateway_addresses, inventory, inventory_text, mirror_rule
+from infra.hosts import CloudArgs, HostRecord, gateway_addresses, gateway_ports, inventory, inventory_text, mirror_rule
 from infra.state import State
 from infra.zones import Zones
 from vllm_fleet.base import paths
@@ -88,7 +88,7 @@ class Fleet(pulumi.ComponentResource):
                     document=plan.document,
                     authorised_keys=access.authorised_keys if access else "",
                     zones=zones,
-                    ports=(plan.gateway.port,),
+                    ports=gateway_ports(plan),
                     peer_ports=peer_ports(plan),
                     unprotected=unprotected,
                     named=named,

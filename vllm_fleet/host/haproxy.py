@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vllm_fleet.base.addresses import host_port
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
+from vllm_fleet.host import acme
 from vllm_fleet.host.gateway_answers import document, error, own_errors
 from vllm_fleet.host.gateway_routes import Backend, Route, routes
 from vllm_fleet.schema.fleet import Gateway
@@ -103,6 +104,7 @@ def haproxy_config(
         f"  {bind}",
         "  filter lua.count",
         *(f"  {line}" for line in _accept(api)),
+        *acme.challenge_lines(gateway, addresses),
         f"frontend read\n  bind unix@{RETURN_SOCKET} mode 600",
         "  filter lua.count",
         *(f"  {line}" for line in _take_over(api)),

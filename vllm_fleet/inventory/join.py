@@ -25,6 +25,7 @@ from vllm_fleet.inventory.serving import serving_variables
 from vllm_fleet.inventory.site import Site, SiteHost
 from vllm_fleet.mirror import client, vocabularies
 from vllm_fleet.resolve.deployment import choose
+from vllm_fleet.schema.acme import CHALLENGE_PORT
 
 
 def load(directory: Path) -> Site:
@@ -56,7 +57,7 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
             variables, items = gateway_variables(inputs, host.name)
             shared, shared_items = shared_address_variables(inputs, host)
             shares = shares_tables(plan.gateway, len(inputs.gateways))
-            open_ports = (plan.gateway.port, *((TABLES_PORT,) if shares else ()))
+            open_ports = (*_gateway_ports(plan), *((TABLES_PORT,) if shares else ()))
             ports = tuple(Port(port=port, address="") for port in open_ports)
             variables |= shared
             manifest = Manifest(host.name, (*items, *shared_items), gateway_systems(catalog), ports)
@@ -77,6 +78,12 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
             )
         )
     return Site(inputs.plan, tuple(hosts), waiting_notes(plan))
+
+
+def _gateway_ports(plan: Plan) -> tuple[int, ...]:
+    """The ports of a gateway that others reach."""
+    is_asked = plan.gateway.tls is not None and plan.gateway.tls.acme is not None
+    return (plan.gateway.port, CHALLENGE_PORT) if is_asked else (plan.gateway.port,)
 
 
 def find_refusals(plan: Plan, catalog: Catalog) -> tuple[refusals.Refusal, ...]:

@@ -84,9 +84,9 @@ class DigitalOceanNetwork:
         inside = {"protocol": "tcp", "port_range": "22", **gateways}
         vllm = {"protocol": "tcp", "port_range": f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}", **gateways}
         api = [
-            {"protocol": "tcp", "port_range": str(port), "source_addresses": access.api_from}
-            for port in args.ports
-            if access.api_from
+            {"protocol": "tcp", "port_range": str(each.port), "source_addresses": list(each.networks)}
+            for each in args.ports
+            if each.networks
         ]
         peers = [
             {"protocol": "tcp", "port_range": str(port), "source_tags": [tags["gateway"]]}
