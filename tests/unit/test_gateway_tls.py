@@ -541,8 +541,8 @@ def test_the_manifest_has_what_the_source_of_the_certificate_needs(tmp_path: Pat
     file.write_text(certificate_text(), encoding="utf-8")
 
     def names(certificate: acme.Certificate) -> set[str]:
-        bare = {str(item.get("path") or item.get("name")) for item in gateway_items("", "")}
-        return {str(item.get("path") or item.get("name")) for item in gateway_items("", "", certificate)} - bare
+        bare = {str(item.get("path") or item.get("name")) for item in gateway_items("", "", "")}
+        return {str(item.get("path") or item.get("name")) for item in gateway_items("", "", "", certificate)} - bare
 
     assert names(acme.NO_CERTIFICATE) == set()
     own = {"openssl", acme.PROGRAM, haproxy.CERTIFICATE}
