@@ -13,6 +13,7 @@ from test_policy import FUNCTIONS, POOLS, Opening, openings, table_openings
 
 from vllm_fleet.host.haproxy import TABLES_PORT
 
+ACME = {"email": "me@example.com", "names": ["api.example.com"], "accept_terms": True}
 TLS = {"tls": {"certificate_file": "a.pem"}}
 SHARING: list[dict[str, Any]] = [
     {"affinity": "session"},
@@ -52,6 +53,15 @@ def test_gateways_that_share_nothing_open_nothing(
     gateway: dict[str, Any], cloud: str, tmp_path: Path, recorder: Recorder
 ) -> None:
     assert to_tables(tmp_path, cloud, recorder, **gateway) == []
+
+
+@pytest.mark.parametrize("cloud", POOLS)
+def test_gateways_pass_challenges_on_where_the_ca_alone_may_ask(cloud: str, tmp_path: Path, recorder: Recorder) -> None:
+    asked = {**ACME, "challenge_from": ["192.0.2.0/24"]}
+    to_tables(tmp_path, cloud, recorder, hosts=2, port=443, tls={"acme": asked})
+    sources = {each for rule in openings(recorder.resources) if rule.ports == (80, 80) for each in rule.sources}
+    (gateways,) = sources - {"192.0.2.0/24"}
+    assert gateways.endswith("-gateway")
 
 
 @pytest.mark.parametrize("cloud", POOLS)

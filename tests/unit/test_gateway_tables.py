@@ -1,4 +1,4 @@
-"""The port that gateways open to each other, and what a plan says where no stack opens it."""
+"""The ports that gateways open to each other, and what a plan says where no stack opens them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from vllm_fleet.fleet import plan
 from vllm_fleet.fleet.private_networks import name_of
 from vllm_fleet.host.gateway_tables import peer_ports, unopened_ports_note
 from vllm_fleet.host.haproxy import TABLES_PORT
+from vllm_fleet.schema.acme import CHALLENGE_PORT
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJGEww12LWK28O7pjfTtapz2FPAxItRAyzYDc3krl7mM"
 SHARED = {"affinity": "session"}
+ACME = {"email": "me@example.com", "names": ["api.example.com"], "accept_terms": True}
 
 
 def of_example(name: str, folder: Path, **gateway: Any) -> plan.Plan:
@@ -37,7 +39,11 @@ def own(folder: Path, count: int, **gateway: Any) -> plan.Plan:
         "cloud": "static",
         "static": {"gpu-1": {"address": "10.0.0.4", "ssh_host_key": KEY}},
     }
-    data = {"fleet": "rack", "pools": {"h100": pool}, "gateway": {"static": gateways, "plain": True, **gateway}}
+    data = {
+        "fleet": "rack",
+        "pools": {"h100": pool},
+        "gateway": {"static": gateways, **({} if "tls" in gateway else {"plain": True}), **gateway},
+    }
     return written(folder / "inventories" / "rack", data)
 
 
@@ -53,6 +59,9 @@ def written(directory: Path, data: dict[str, Any]) -> plan.Plan:
         (2, SHARED, (TABLES_PORT,)),
         (2, {"responses_store": True}, (TABLES_PORT,)),
         (3, {"affinity": "conversation"}, (TABLES_PORT,)),
+        (2, {"tls": {"acme": ACME}}, (CHALLENGE_PORT,)),
+        (2, {**SHARED, "tls": {"acme": ACME}}, (CHALLENGE_PORT, TABLES_PORT)),
+        (1, {"tls": {"acme": ACME}}, ()),
         (2, {}, ()),
         (1, {**SHARED, "responses_store": True}, ()),
     ],
@@ -93,5 +102,5 @@ def test_plan_says_which_port_the_user_opens(
     monkeypatch.setenv("VLLM_FLEET_INVENTORIES", str(tmp_path / "inventories"))
     shown = CliRunner().invoke(app, ["plan", "--fleet", "rack", *options])
     assert shown.exit_code == 0
-    said = "firewall: the stack makes no rule for your own gateways: open TCP 10240 from each gateway to the others"
+    said = "firewall: the stack makes no rule for your own gateways: open TCP 10240 (sessions and responses) from each"
     assert said in " ".join(shown.stderr.split())

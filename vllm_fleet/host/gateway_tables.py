@@ -1,22 +1,35 @@
-"""A plan -> the port at which its gateways share their tables, and who opens it between them."""
+"""A plan -> the ports at which its gateways reach each other, and what the user opens between them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from vllm_fleet.fleet import existing_networks
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host.haproxy import TABLES_PORT, shares_tables
+from vllm_fleet.schema.acme import CHALLENGE_PORT
 
 
 def peer_ports(plan: Plan) -> tuple[int, ...]:
-    """The TCP ports that gateways open to each other and to no other host; none where they share nothing.
+    """The TCP ports that gateways open to each other: of their tables, and of a CA's challenges, which they pass on.
 
     All gateways of a fleet are in one network, because they have one cloud and one placement.
 
     Args:
         plan: the fleet.
     """
-    return (TABLES_PORT,) if shares_tables(plan.gateway, len(_gateways(plan))) else ()
+    return tuple(_peer_services(plan))
+
+
+def _peer_services(plan: Plan) -> Mapping[int, str]:
+    """Port -> what gateways tell each other there."""
+    count, services = len(_gateways(plan)), {}
+    if count > 1 and plan.gateway.tls and plan.gateway.tls.acme:
+        services[CHALLENGE_PORT] = "challenges of the CA"
+    if shares_tables(plan.gateway, count):
+        services[TABLES_PORT] = "sessions and responses"
+    return services
 
 
 def unopened_ports_note(plan: Plan) -> str | None:
@@ -27,8 +40,8 @@ def unopened_ports_note(plan: Plan) -> str | None:
     Args:
         plan: the fleet.
     """
-    ports = peer_ports(plan)
-    if not ports:
+    services = _peer_services(plan)
+    if not services:
         return None
     gateways = _gateways(plan)
     if all(host.static for host in gateways):
@@ -37,10 +50,8 @@ def unopened_ports_note(plan: Plan) -> str | None:
         owner = "gateways with firewall rules of your account"
     else:
         return None
-    return (
-        f"the stack makes no rule for {owner}: open TCP {', '.join(map(str, ports))} from each gateway to the others, "
-        "or a session that changes the gateway changes its instance"
-    )
+    listed = " and ".join(f"{port} ({service})" for port, service in services.items())
+    return f"the stack makes no rule for {owner}: open TCP {listed} from each gateway to the others"
 
 
 def _gateways(plan: Plan) -> tuple[HostPlan, ...]:

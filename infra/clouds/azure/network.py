@@ -116,14 +116,13 @@ class AzureNetwork:
     def _rules(self, name: str, kind: str) -> pulumi.Output[str]:
         access = self._args.access
         rules: list[Any] = [_allow("ssh", 100, "22", access.ssh_from)]
+        origin = {"source_application_security_groups": [{"id": self.members["gateway"]}]}
         if kind == "gateway":
             rules += [
                 _allow(f"{each.name}-{each.port}", priority, str(each.port), list(each.networks))
                 for each, priority in zip(self._args.ports, (200 + self._args.ports[0].port % 100, 300), strict=False)
                 if each.networks
             ]
-        origin = {"source_application_security_groups": [{"id": self.members["gateway"]}]}
-        if kind == "gateway":
             for number, port in enumerate(self._peer_ports):
                 rules.append({**_allow(f"peers-{port}", 340 + number, str(port), []), **origin})
         if kind == "serving":
