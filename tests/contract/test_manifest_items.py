@@ -44,7 +44,7 @@ def image_items(catalog: Catalog) -> Iterator[Item]:
 
 def certificate_items() -> Iterator[Item]:
     asked = Acme(email="me@example.com", names=["api.example.com"], accept_terms=True)
-    yield from manifest.gateway_items("", "", Certificate(account=AcmeAccount(asked)))
+    yield from manifest.gateway_items("", "", "", Certificate(account=AcmeAccount(asked)))
 
 
 @pytest.fixture
