@@ -175,6 +175,21 @@ def test_a_response_that_is_not_known_is_looked_for(start: Callable[..., Running
         assert answer.status == 200, answer.body
 
 
+def test_vllm_has_no_other_pages_of_a_response(start: Callable[..., Running]) -> None:
+    gateway = start(THREE, responses_store=True)
+    name = gateway.ask(RESPONSES, {"model": "m"}).body["id"]
+    for method, path, status in (
+        ("DELETE", name, 405),
+        ("POST", name, 405),
+        ("GET", f"{name}/cancel", 405),
+        ("GET", f"{name}/input_items", 404),
+        ("GET", f"{name}/", 404),
+        ("GET", f"{name}/cancel/x", 404),
+    ):
+        answer = gateway.ask(f"{RESPONSES}/{path}", method=method)
+        assert (answer.status, answer.body["error"]["type"]) == (status, "invalid_request_error"), path
+
+
 def test_a_response_that_is_gone_is_not_found(start: Callable[..., Running]) -> None:
     gateway = start(THREE, responses_store=True)
     answer = gateway.ask(f"{RESPONSES}/resp_gone")

@@ -242,6 +242,10 @@ def _paths(api: Api) -> Iterator[str]:
     if not api.gateway.responses_store:
         off = "This gateway keeps no responses: responses_store is off in its fleet.yml."
         yield f"http-request return {error(404, off, 'response_not_found')} if is_response !is_odd"
+    # Releases up to 0.33 have nothing else below a response: vLLM's page for that is not in the form of the API.
+    yield "http-request set-var(txn.verb) path,field(5,/,0) if is_response"
+    yield "acl is_cancel var(txn.verb) -m str cancel"
+    yield f"http-request return {unknown} if is_response {{ var(txn.verb) -m found }} !is_cancel"
     yield f"http-request return {unknown} if is_odd"
     yield f"http-request return {unknown} if " + " ".join(f"!{name}" for name in allowed)
 
@@ -309,7 +313,8 @@ def _methods(api: Api) -> Iterator[str]:
     yield f"http-request use-service prometheus-exporter if {{ path {METRICS_PATH} }}"
     yield "http-request use-service lua.key_metrics if is_metrics"
     if api.gateway.responses_store:
-        yield f"http-request return {wrong} hdr Allow GET,POST if is_response !METH_GET !METH_POST"
+        yield f"http-request return {wrong} hdr Allow POST if is_response is_cancel !METH_POST"
+        yield f"http-request return {wrong} hdr Allow GET if is_response !is_cancel !METH_GET"
 
 
 def _models(api: Api) -> Iterator[str]:
