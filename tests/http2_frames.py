@@ -38,11 +38,16 @@ def _text(text: str) -> bytes:
 
 
 def request(
-    stream: int, path: str, headers: Mapping[str, str] = {}, method: str = "GET", body: bytes | None = b""
+    stream: int,
+    path: str,
+    headers: Mapping[str, str] = {},
+    method: str = "GET",
+    body: bytes | None = b"",
+    more: Mapping[str, str] = {},
 ) -> bytes:
-    """The frames of a whole request; body None: the request does not end."""
+    """The frames of a whole request; body None: the request does not end; more: fields that may be there twice."""
     fields = {":method": method, ":scheme": "https", ":authority": "gateway", ":path": path, **headers}
-    block = b"".join(field(name, value) for name, value in fields.items())
+    block = b"".join(field(name, value) for name, value in [*fields.items(), *more.items()])
     if body == b"":
         return frame(HEADERS, END_HEADERS | END_STREAM, stream, block)
     head = frame(HEADERS, END_HEADERS, stream, block)
@@ -62,15 +67,11 @@ def status(block: bytes) -> int:
 class Connection:
     """A connection of HTTP/2 over TLS to a port of this machine."""
 
-    def __init__(self, port: int, settings: Mapping[int, int] = {}, receive_bytes: int = 0) -> None:
+    def __init__(self, port: int, source: str, settings: Mapping[int, int] = {}) -> None:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         context.set_alpn_protocols(["h2"])
-        plain = socket.socket()
-        if receive_bytes:
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        plain.settimeout(30)
-        plain.connect(("127.0.0.1", port))
+        plain = socket.create_connection(("127.0.0.1", port), timeout=30, source_address=(source, 0))
         self.channel = context.wrap_socket(plain, server_hostname="gateway")
         assert self.channel.selected_alpn_protocol() == "h2"
         values = b"".join(struct.pack(">HI", *setting) for setting in settings.items())
@@ -103,14 +104,20 @@ class Connection:
             yield kind, flags, stream, payload
 
     def statuses(self, count: int) -> dict[int, int]:
-        """Stream -> status, of so many streams that have been answered; fewer if the other side closes."""
+        """Stream -> status, or 499 for a reset, of so many answered streams; fewer if the other side closes."""
         found: dict[int, int] = {}
         for kind, _, stream, payload in self.frames():
             if kind == HEADERS:
                 found[stream] = status(payload)
+            if kind == RST_STREAM:
+                found.setdefault(stream, 499)
             if len(found) == count:
                 break
         return found
+
+    def wait_for(self, kind: int) -> bool:
+        """Reads frames up to one of this type; False: the other side has closed before."""
+        return any(found == kind for found, _, _, _ in self.frames())
 
     def close(self) -> None:
         """Closes it without a word."""

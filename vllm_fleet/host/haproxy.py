@@ -269,7 +269,7 @@ def _paths(api: Api) -> Iterator[str]:
     yield f"acl is_model path_beg {MODELS_PATH}/"
     yield f"acl is_metrics path {METRICS_PATH} {METRICS_PATH}/keys"
     allowed = ["is_posted", "is_models", "is_model", "is_metrics"]
-    yield f"acl is_response path_beg {RESPONSES_PATH}/resp_"
+    yield f"acl is_response path_reg '^{RESPONSES_PATH}/resp_[A-Za-z0-9_-]+(/[a-z_]+)?$'"
     yield "acl is_odd path_sub // .. ; \\\\"
     if api.gateway.responses_store:
         allowed.append("is_response")
