@@ -101,7 +101,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _post(self, text: bytes) -> None:
         try:
             body = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             body = {}
         self.server.requests.append(body)
         asked = body.get("do", {}) if isinstance(body, dict) else {}

@@ -410,6 +410,8 @@ def judge_body(api: Api, posted: str) -> Iterator[str]:
     yield f"acl is_response_page path_beg {RESPONSES_PATH}/"
     created = f"{posted} !is_response_page"
     not_json = error(400, "The body is not a JSON object, so its 'model' cannot be read.")
+    much = error(413, "The body has too many parts. Send fewer keys, lists and quotes in one request.")
+    yield f"http-request return {much} if {created} {{ var(txn.read) -m str much }}"
     yield f"http-request return {not_json} if {created} !{{ var(txn.read) -m str whole }}"
     yield from _choose_backend(api, posted)
     unknown = error(404, f"The model does not exist. {api.served}", "model_not_found")

@@ -14,8 +14,21 @@ local function skip_space(text, at)
     return match(text, "^[ \t\n\r]*()", at)
 end
 
+-- A text of many quotes, brackets and keys would take the time of others. 'budget.left' is how many of them are still
+-- read, and below 0 at the end if the text had more.
+local MOST_PARTS, KEY_PARTS = 2000000, 4
+
+local function new_budget()
+    return { left = MOST_PARTS }
+end
+
+local function spend(budget, parts)
+    budget.left = budget.left - parts
+    return budget.left >= 0
+end
+
 -- The place after the string whose first quote is at 'at'; nil: it does not end.
-local function string_end(text, at)
+local function string_end(text, at, budget)
     local from = at + 1
     while true do
         local quote = find(text, '"', from, true)
@@ -25,19 +38,25 @@ local function string_end(text, at)
         local first = quote
         while byte(text, first - 1) == BACKSLASH do
             first = first - 1
+            if not spend(budget, 1) then
+                return nil
+            end
         end
         if (quote - first) % 2 == 0 then
             return quote + 1
+        end
+        if not spend(budget, 1) then
+            return nil
         end
         from = quote + 1
     end
 end
 
 -- The place after the value at 'at'; nil: it does not end, or it is none.
-local function value_end(text, at)
+local function value_end(text, at, budget)
     local first = byte(text, at)
     if first == QUOTE then
-        return string_end(text, at)
+        return string_end(text, at, budget)
     end
     if first ~= OPEN_OBJECT and first ~= OPEN_LIST then
         return match(text, "^[%w%.%+%-]+()", at)
@@ -45,12 +64,12 @@ local function value_end(text, at)
     local depth, from = 0, at
     while true do
         local place = find(text, '["%[%]{}]', from)
-        if not place then
+        if not place or not spend(budget, 1) then
             return nil
         end
         local found = byte(text, place)
         if found == QUOTE then
-            from = string_end(text, place)
+            from = string_end(text, place, budget)
             if not from then
                 return nil
             end
@@ -105,11 +124,14 @@ local LONGEST_KEY = 6 * #"previous_response_id"
 local LONGEST_STRING = 4096
 
 -- A string, number or boolean, as Lua has them; a list or an object as its place in the text. null: nil.
-local function value_at(text, at, stop)
+local function value_at(text, at, stop, budget)
     local first = byte(text, at)
     if first == QUOTE then
         local value = sub(text, at + 1, stop - 2)
-        return #value <= LONGEST_STRING and unescape(value) or value
+        if #value <= LONGEST_STRING and spend(budget, #value) then
+            return unescape(value)
+        end
+        return value
     end
     if first == OPEN_OBJECT or first == OPEN_LIST then
         return { at = at, stop = stop }
@@ -125,7 +147,8 @@ local function value_at(text, at, stop)
 end
 
 -- The wanted keys of the object itself, and whether the text is "whole", "cut" before its end, or "bad".
-local function read_object(text, wanted, from)
+local function read_object(text, wanted, from, budget)
+    budget = budget or new_budget()
     local found = {}
     local at = skip_space(text, from or 1)
     local function broken()
@@ -142,8 +165,8 @@ local function read_object(text, wanted, from)
         if byte(text, at) ~= QUOTE then
             return broken()
         end
-        local after = string_end(text, at)
-        if not after then
+        local after = string_end(text, at, budget)
+        if not after or not spend(budget, KEY_PARTS) then
             return found, "cut"
         end
         local key = after - at - 2 <= LONGEST_KEY and unescape(sub(text, at + 1, after - 2)) or ""
@@ -153,13 +176,13 @@ local function read_object(text, wanted, from)
         end
         at = skip_space(text, at + 1)
         local first = byte(text, at)
-        local stop = value_end(text, at)
+        local stop = value_end(text, at, budget)
         if not stop then
             local is_open = first == QUOTE or first == OPEN_OBJECT or first == OPEN_LIST
             return found, (is_open or at > #text) and "cut" or "bad"
         end
         if wanted[key] then
-            found[key] = value_at(text, at, stop)
+            found[key] = value_at(text, at, stop, budget)
         end
         at = skip_space(text, stop)
         local next_char = byte(text, at)
@@ -174,14 +197,14 @@ local function read_object(text, wanted, from)
 end
 
 -- The messages up to the first one of the user, as text: the beginning that all turns of a conversation share.
-local function conversation(text, list)
+local function conversation(text, list, budget)
     local at = skip_space(text, list.at + 1)
     while byte(text, at) == OPEN_OBJECT do
-        local stop = value_end(text, at)
+        local stop = value_end(text, at, budget)
         if not stop then
             return nil
         end
-        if read_object(text, { role = true }, at).role == "user" then
+        if read_object(text, { role = true }, at, budget).role == "user" then
             return sub(text, list.at, stop - 1)
         end
         at = skip_space(text, stop)
@@ -262,11 +285,11 @@ local function session_of(text, found)
     return nil
 end
 
-local function beginning_of(text, found)
+local function beginning_of(text, found, budget)
     for _, key in ipairs({ "messages", "input" }) do
         local list = found[key]
         if type(list) == "table" and byte(text, list.at) == OPEN_LIST then
-            return conversation(text, list)
+            return conversation(text, list, budget)
         end
     end
     return nil
@@ -297,21 +320,22 @@ local function has_arrived(txn)
     end
 end
 
--- Sets txn.read, txn.model, txn.places (how many answers it asks for at once), txn.named and txn.beginning (what names
+-- Sets txn.read (what read_object says, or "much"), txn.model, txn.places (how many answers it asks for at once), txn.named and txn.beginning (what names
 -- its session), txn.previous (the response that it goes on with) and txn.background. All of them are short, since they
 -- become headers.
 local function read_request(txn)
     local text = txn.sf:req_body() or ""
-    local found, state = read_object(text, WANTED)
+    local budget = new_budget()
+    local found, state = read_object(text, WANTED, 1, budget)
+    local named, beginning = session_of(text, found), beginning_of(text, found, budget)
     has_arrived(txn)
-    txn:set_var("txn.read", state)
+    txn:set_var("txn.read", budget.left < 0 and "much" or state)
     if found.model ~= nil then
         -- A name that no model has, for what is no name, and for what HAProxy would compare in part.
         local is_name = type(found.model) == "string" and #found.model <= LONGEST_NAME and not find(found.model, "%c")
         txn:set_var("txn.model", is_name and found.model or "?")
     end
     txn:set_var("txn.places", whole_number(found.n))
-    local named, beginning = session_of(text, found), beginning_of(text, found)
     if named then
         txn:set_var("txn.named", digest(txn, named))
     end
