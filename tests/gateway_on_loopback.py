@@ -358,7 +358,9 @@ def running_gateways(
                 _make_certificate(folder / "certificate.pem")
             process = _start(stack, folder, "haproxy.cfg", config)
             reader = _start(stack, folder, "reader.cfg", reader_config(settings, backends))
-            url = f"{'https' if settings.tls else 'http'}://{f'[{listen}]' if ':' in listen else listen}:{settings.port}"
+            url = (
+                f"{'https' if settings.tls else 'http'}://{f'[{listen}]' if ':' in listen else listen}:{settings.port}"
+            )
             found.append(Running(url, servers, folder, process, reader))
         for running in found:
             _wait_until_up(running)
