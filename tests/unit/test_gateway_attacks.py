@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gateway_on_loopback
 import http2_frames as http2
@@ -37,8 +36,8 @@ MIB = 1 << 20
 THIEF = "a-stolen-key"
 ATTACKER, OTHER_ATTACKER = "127.0.0.2", "127.0.0.3"
 LINES = {KEY: "me:0:0:0:0:5:api", THIEF: "thief:0:0:0:0:5:api"}
-#: What HAProxy has at most after each attack, in MiB. It begins with 21; 2,000 connections of TLS take 100, 1,024 bodies
-#: on their way 64, and each of the others less. 150 heads of 3 MiB once took 471.
+#: What HAProxy has at most after each attack, in MiB. It begins with 21. 1,024 bodies on their way take 64 more, each
+#: of the others less, and it keeps memory for the next ones. 150 heads of 3 MiB once took 471.
 MOST_MIB = 200
 PATH = "/v1/completions"
 

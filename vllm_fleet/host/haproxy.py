@@ -235,7 +235,7 @@ def _connections(gateway: Gateway) -> Iterator[str]:
 def _plain_headers() -> Iterator[str]:
     """Headers that mean the same to the gateway and to a server."""
     odd = error(400, "A header has a control character.")
-    yield f"http-request return {odd} if {{ req.hdrs -m reg '[^\\t\\r\\n\\x20-\\x7e\\x80-\\xff]' }}"
+    yield f"http-request return {odd} if {{ req.hdrs,lua.has_control -m str yes }}"
     for name in ("connection", "upgrade", "http2-settings"):
         yield f"http-request del-header {name}"
     yield "http-request del-header x-vllm-fleet- -m beg"
@@ -269,7 +269,11 @@ def _paths(api: Api) -> Iterator[str]:
     yield f"acl is_model path_beg {MODELS_PATH}/"
     yield f"acl is_metrics path {METRICS_PATH} {METRICS_PATH}/keys"
     allowed = ["is_posted", "is_models", "is_model", "is_metrics"]
-    yield f"acl is_response path_reg '^{RESPONSES_PATH}/resp_[A-Za-z0-9_-]+(/[a-z_]+)?$'"
+    yield f"acl is_response path_beg {RESPONSES_PATH}/resp_"
+    # No id of a response is encoded, and it has one page below it.
+    yield "acl is_odd_response path_sub %"
+    yield "acl is_odd_response path_end /"
+    yield "acl is_odd_response path,field(6,/) -m found"
     yield "acl is_odd path_sub // .. ; \\\\"
     if api.gateway.responses_store:
         allowed.append("is_response")
@@ -278,6 +282,7 @@ def _paths(api: Api) -> Iterator[str]:
         off = "This gateway keeps no responses: responses_store is off in its fleet.yml."
         yield f"http-request return {error(404, off, 'response_not_found')} if is_response !is_odd"
     yield f"http-request return {unknown} if is_odd"
+    yield f"http-request return {unknown} if is_response is_odd_response"
     yield f"http-request return {unknown} if " + " ".join(f"!{name}" for name in allowed)
     # A server gets no URI with a host in it: which of two hosts means what is a matter of taste.
     yield "http-request set-uri %[pathq]"

@@ -386,6 +386,11 @@ core.register_action("take_over", { "http-req" }, function(txn)
     end
 end)
 
+-- Whether a text has a control character that ends no line: a server may read it in another way than HAProxy.
+core.register_converters("has_control", function(text)
+    return find(text, "[\0-\8\11\12\14-\31\127]") and "yes" or "no"
+end)
+
 -- Servers.
 
 -- The name of the server with this number, if it may get new requests: a drained one may not, and HAProxy itself would
