@@ -182,7 +182,8 @@ def look(lab: DriverLab, gateway: str = "gateway-0") -> dict[str, Any]:
 
 def up(lab: DriverLab, gateway: str = "gateway-0") -> dict[str, str]:
     """Server -> its status."""
-    return {name: row["status"] for name, row in look(lab, gateway).items()}
+    servers = look(lab, gateway).items()
+    return {name: row["status"] for name, row in servers if row["backend"].startswith("model_")}
 
 
 def accepted(lab: DriverLab, name: str) -> str:

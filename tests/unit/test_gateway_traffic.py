@@ -318,15 +318,32 @@ def test_one_key_with_many_answers_does_not_starve_the_others(start: Callable[..
     wait_until(lambda: sum(server.in_flight for server in gateway.servers.values()) == 2)
     small = [gateway.ask(CHAT, {"model": "m"}, key="small").status for _ in range(20)]
     assert small == [200] * 20
+    asked = [request for server in gateway.servers.values() for request in server.requests]
+    assert len([request for request in asked if request.get("n") == 8]) == 2
     for server in gateway.servers.values():
         server.go_on.set()
-    statuses = Counter()
-    for channel in channels:
-        answer = http.client.HTTPResponse(channel)
-        answer.begin()
-        statuses[answer.status] += 1
-        channel.close()
-    assert statuses == {200: 2, 429: 8}
+    # The others have waited for places, and have them now.
+    assert [status_of(channel) for channel in channels] == [200] * 10
+
+
+def status_of(channel: socket.socket) -> int:
+    """The status of the answer that a connection gets."""
+    answer = http.client.HTTPResponse(channel)
+    answer.begin()
+    channel.close()
+    return answer.status
+
+
+def test_a_request_for_more_answers_than_there_are_places_waits_its_time(start: Callable[..., Running]) -> None:
+    gateway = start([{"model": "m", "seats": 4}], queue_seconds=1)
+    with raw_request(gateway, {"do": {"wait": True}}):
+        wait_until(lambda: gateway.servers["gpu-0_0"].in_flight == 1)
+        refused = gateway.ask(CHAT, {"model": "m", "n": 4})
+        assert (refused.status, refused.code) == (429, "rate_limit_exceeded")
+        assert gateway.ask(CHAT, {"model": "m", "n": 3}).status == 200
+    gateway.servers["gpu-0_0"].go_on.set()
+    # More than there will ever be: when all others have ended.
+    wait_until(lambda: gateway.ask(CHAT, {"model": "m", "n": 9}).status == 200)
 
 
 def test_in_the_queue_a_key_with_few_requests_comes_before_one_with_many(start: Callable[..., Running]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vllm_fleet.base.addresses import host_port
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
+from vllm_fleet.host import acme
 from vllm_fleet.host.gateway_answers import document, error, own_errors
 from vllm_fleet.host.gateway_routes import Backend, Route, routes
 from vllm_fleet.schema.fleet import Gateway
@@ -119,6 +120,7 @@ def haproxy_config(
         *(f"  {line}" for line in _connections(gateway)),
         "  filter lua.count",
         *(f"  {line}" for line in _accept(api)),
+        *acme.challenge_lines(gateway, addresses),
         f"frontend read\n  bind unix@{RETURN_SOCKET} mode 600",
         "  filter lua.count",
         *(f"  {line}" for line in _take_over(api)),
@@ -464,19 +466,24 @@ def _admit() -> Iterator[str]:
         ("requests", "This API key sends too many requests a second."),
         ("in_flight", "This API key has too many requests in flight."),
         ("tokens", "This API key has used its tokens of this minute."),
-        ("places", "The servers have no place for so many answers to one request now."),
     ):
-        answer = error(429, text, "rate_limit_exceeded")
-        yield f"http-request return {answer} hdr Retry-After %[var(txn.wait)] if {{ var(txn.refused) -m str {kind} }}"
+        yield _refused(kind, text)
+
+
+def _refused(kind: str, text: str) -> str:
+    answer = error(429, text, "rate_limit_exceeded")
+    return f"http-request return {answer} hdr Retry-After %[var(txn.wait)] if {{ var(txn.refused) -m str {kind} }}"
 
 
 def _send(api: Api, condition: str) -> Iterator[str]:
     """The server of the request's session, its place in the queue, and its backend."""
     if not api.routes:
         return
+    yield f"http-request set-var(txn.patience) int({api.gateway.queue_seconds})"
+    yield f"http-request lua.take if METH_POST {condition} {{ var(txn.backend) -m found }}"
+    yield _refused("places", "The servers have had no place for so many answers to one request.")
     if api.gateway.affinity != "none":
         yield from _session(api.gateway, condition)
-    yield f"http-request lua.take if METH_POST {condition} {{ var(txn.backend) -m found }}"
     yield "http-request set-var(txn.priority) var(txn.key),field(6,:)"
     yield "http-request set-priority-class int(9),sub(txn.priority)"
     yield "http-request set-priority-offset var(txn.turn)"

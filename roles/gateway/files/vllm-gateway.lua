@@ -457,6 +457,7 @@ local function refuse(txn, state, kind, wait)
     txn:set_var("txn.wait", math.max(1, math.min(3600, math.ceil(wait))))
 end
 
+local PAUSE_MS = 20
 -- The places that are taken at the servers of each backend.
 local taken_of = {}
 
@@ -476,11 +477,6 @@ core.register_action("admit", { "http-req" }, function(txn)
             return refuse(txn, state, "tokens", (1 - left) * 60 / key.per_minute)
         end
     end
-    -- Several answers to one request take as many places at once, and HAProxy counts them as one.
-    local seats, taken = txn:get_var("txn.seats") or 0, taken_of[txn:get_var("txn.backend") or ""] or 0
-    if places > 1 and seats > 0 and taken + places > seats then
-        return refuse(txn, state, "places", 1)
-    end
     if key.per_second > 0 then
         local burst = math.max(1, key.per_second)
         state.requests = state.requests or { level = burst, at = now }
@@ -495,11 +491,25 @@ core.register_action("admit", { "http-req" }, function(txn)
     txn:set_var("txn.counted", places)
 end)
 
--- Takes the places of a request at its backend. txn.turn: the more requests of its key are in flight, the later the next
--- one has its turn in the queue.
+-- Takes the places of a request at its backend. Several answers to one request take as many places at once, and HAProxy
+-- counts them as one, so they wait here for as many free ones, at most txn.patience seconds; a request that the reader
+-- returns goes on then, since its body is under way. txn.turn: the more requests of its key are in flight, the later the
+-- next one has its turn in the queue.
 core.register_action("take", { "http-req" }, function(txn)
     local state = state_of(fields_of(txn:get_var("txn.key")).owner)
     local places, backend = txn:get_var("txn.places") or 1, txn:get_var("txn.backend") or ""
+    local seats, waited = txn:get_var("txn.seats") or 0, 0
+    local patience = (txn:get_var("txn.patience") or 0) * 1000
+    while places > 1 and seats > 0 and (taken_of[backend] or 0) + math.min(places, seats) > seats do
+        if waited >= patience then
+            if txn:get_var("txn.admitted") then
+                return refuse(txn, state, "places", 1)
+            end
+            break
+        end
+        core.msleep(PAUSE_MS)
+        waited = waited + PAUSE_MS
+    end
     if not txn:get_var("txn.admitted") then
         state.in_flight = state.in_flight + places - 1
         txn:set_var("txn.added", places - 1)
@@ -565,11 +575,11 @@ function Count:http_payload(txn, message)
     local text = self.tail .. block
     from = 1
     while true do
-        local place = find(text, '"usage" ?: ?{', from)
+        local place = find(text, '"usage"', from, true)
         if not place then
             break
         end
-        local object = sub(text, place, place + KEPT)
+        local object = find(text, "^ ?: ?{", place + 7) and sub(text, place, place + KEPT) or ""
         self.prompt = number_of(object, "prompt_tokens") or number_of(object, "input_tokens") or self.prompt
         self.answered = number_of(object, "completion_tokens") or number_of(object, "output_tokens") or self.answered
         from = place + 9
