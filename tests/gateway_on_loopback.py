@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import random
 import shutil
 import socket
 import ssl
@@ -264,9 +265,10 @@ def free_ports(address: str) -> int:
     while True:
         with ExitStack() as stack:
             first = stack.enter_context(socket.socket(family))
-            first.bind((address, 0))
-            port = int(first.getsockname()[1])
+            # Below the ports of clients: one of those may have it before the gateway does.
+            port = random.randrange(15_000, 32_000)
             try:
+                first.bind((address, port))
                 stack.enter_context(socket.socket(family)).bind((address, port + READINESS_OFFSET))
             except (OSError, OverflowError):
                 continue

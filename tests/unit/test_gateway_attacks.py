@@ -769,7 +769,7 @@ class Script:
         answer.read()
         assert answer.status == 200
         model = answer.headers["X-Model"]
-        return answer.headers["X-Read"], None if model is None else decoded(bytes.fromhex(model))
+        return answer.headers["X-Read"], None if model is None else decoded(bytes.fromhex(model[1:]))
 
 
 def decoded(text: bytes) -> str:
@@ -789,7 +789,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Script]:
         f"  bind 127.0.0.1:{port}",
         "  http-request wait-for-body time 10s",
         "  http-request lua.read_request",
-        "  http-request return status 200 hdr X-Read %[var(txn.read)] hdr X-Model %[var(txn.model),hex] "
+        "  http-request return status 200 hdr X-Read %[var(txn.read)] hdr X-Model =%[var(txn.model),hex] "
         "if { var(txn.model) -m found }",
         "  http-request return status 200 hdr X-Read %[var(txn.read)]",
     ]
@@ -887,6 +887,7 @@ def encoded(text: str) -> bytes:
 @FUZZ
 @example('{"model":"\\\\ud83d\\ude00"}')
 @example('{"model":"a","model":null}')
+@example('{"model":""}')
 @example('{"model":"\\ud83d\\ud83d\\ude00"}')
 @given(text=objects())
 def test_any_object_has_the_model_that_python_finds(script: Script, text: str) -> None:

@@ -222,8 +222,8 @@ def _accept(api: Api) -> Iterator[str]:
     yield from judge_body(api, "METH_POST !goes_to_reader")
     yield from _find_response(api, "!goes_to_reader")
     yield from _admit()
-    yield from _send(api, "!goes_to_reader")
     yield f"http-request lua.choose_reader {_first_places(api.gateway) // 2} if goes_to_reader"
+    yield from _send(api, "!goes_to_reader")
     yield "use_backend reader if goes_to_reader"
 
 
