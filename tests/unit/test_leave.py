@@ -232,7 +232,7 @@ def test_every_file_of_a_manifest_is_removed_on_a_host_without_a_record(golden_s
         if item["kind"] in ("file", "link", "store", "settings")
     }
     asked = Acme(email="me@example.com", names=["api.example.com"], accept_terms=True)
-    items = gateway_items("", "", Certificate(account=AcmeAccount(asked)))
+    items = gateway_items("", "", "", Certificate(account=AcmeAccount(asked)))
     files |= {item["path"] for item in items if item["kind"] == "file"} | {"/var/lib/vllm-gateway/certbot"}
     assert {path for path in files if not is_covered(path)} <= SHARED
     assert files >= SHARED
