@@ -265,6 +265,24 @@ def test_a_key_has_so_many_answers_in_flight(start: Callable[..., Running], text
     assert gateway.ask(CHAT, {"model": "m", "n": 6}).status == 429
 
 
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({"n": "3"}, 3),
+        ({"n": 2, "prompt": ["a", "b, [", "c"]}, 6),
+        ({"prompt": [[1, 2, 3], [4]]}, 2),
+        ({"prompt": [1, 2, 3, 4]}, 1),
+        ({"prompt": "[1,2]"}, 1),
+        ({"n": 1e9}, 1000000),
+    ],
+)
+def test_each_answer_to_each_prompt_counts(start: Callable[..., Running], fields: dict[str, Any], most: int) -> None:
+    for limit, status in ((most, 200), (most - 1, 429)):
+        if limit:
+            gateway = start(THREE, lines=limits(in_flight=str(limit)))
+            assert gateway.ask("/v1/completions", {"model": "m", **fields}).status == status
+
+
 def raw_request(gateway: Running, body: Mapping[str, Any]) -> socket.socket:
     """A connection that has sent a request and reads nothing."""
     channel = socket.create_connection(("127.0.0.1", gateway.port), timeout=30)

@@ -273,6 +273,7 @@ local WANTED = {
     background = true,
     messages = true,
     input = true,
+    prompt = true,
 }
 
 local function session_of(text, found)
@@ -308,6 +309,28 @@ local function whole_number(value)
     return type(value) == "number" and value >= 1 and math.floor(math.min(value, 1e6)) or 1
 end
 
+-- How many prompts a completion has: a list of texts, or of lists of tokens, has several.
+local function prompts_of(text, found, budget)
+    local list = found.prompt
+    if type(list) ~= "table" or byte(text, list.at) ~= OPEN_LIST then
+        return 1
+    end
+    local at, count = skip_space(text, list.at + 1), 0
+    while byte(text, at) == QUOTE or byte(text, at) == OPEN_LIST do
+        local stop = value_end(text, at, budget)
+        if not stop then
+            break
+        end
+        count = count + 1
+        at = skip_space(text, stop)
+        if byte(text, at) ~= COMMA then
+            break
+        end
+        at = skip_space(text, at + 1)
+    end
+    return math.max(1, count)
+end
+
 -- No name of a model and no id of a response is longer.
 local LONGEST_NAME = 512
 
@@ -320,14 +343,15 @@ local function has_arrived(txn)
     end
 end
 
--- Sets txn.read (what read_object says, or "much"), txn.model, txn.places (how many answers it asks for at once), txn.named and txn.beginning (what names
--- its session), txn.previous (the response that it goes on with) and txn.background. All of them are short, since they
--- become headers.
+-- Sets txn.read (what read_object says, or "much"), txn.model, txn.places (how many answers it asks for at once),
+-- txn.named and txn.beginning (what names its session), txn.previous (the response that it goes on with) and
+-- txn.background. All of them are short, since they become headers.
 local function read_request(txn)
     local text = txn.sf:req_body() or ""
     local budget = new_budget()
     local found, state = read_object(text, WANTED, 1, budget)
     local named, beginning = session_of(text, found), beginning_of(text, found, budget)
+    local places = whole_number(found.n) * prompts_of(text, found, budget)
     has_arrived(txn)
     txn:set_var("txn.read", budget.left < 0 and "much" or state)
     if found.model ~= nil then
@@ -335,7 +359,7 @@ local function read_request(txn)
         local is_name = type(found.model) == "string" and #found.model <= LONGEST_NAME and not find(found.model, "%c")
         txn:set_var("txn.model", is_name and found.model or "?")
     end
-    txn:set_var("txn.places", whole_number(found.n))
+    txn:set_var("txn.places", math.min(places, 1000000))
     if named then
         txn:set_var("txn.named", digest(txn, named))
     end
