@@ -579,6 +579,24 @@ def test_only_gateways_reach_the_tables(tmp_path_factory: pytest.TempPathFactory
     assert "peers gateways\n  bind 127.0.0.1:10241\n" in config
 
 
+def test_long_bodies_hold_no_place_while_they_are_answered(start: Callable[..., Running]) -> None:
+    gateway = start([{"model": "m"}] * 2, max_body_mib=64, lines=limits())
+    body = {"do": {"events": 3, "pause": True}, "messages": "x" * 1_000_000}
+    channels = []
+    # The reader has eleven places.
+    for _ in range(60):
+        channel = raw_request(gateway, body)
+        assert channel.recv(4096).startswith(b"HTTP/1.1 200")
+        channels.append(channel)
+    assert 'vllm_gateway_long_bodies{place="first"} 0' in page(gateway, "/metrics/keys")
+    assert resident_mib(gateway.reader.pid) < 700
+    for server in gateway.servers.values():
+        server.go_on.set()
+    assert all(b"[DONE]" in channel.makefile("rb").read()[-16:] for channel in channels)
+    for channel in channels:
+        channel.close()
+
+
 def test_many_clients_at_once_lose_nothing(start: Callable[..., Running]) -> None:
     gateway = start(THREE, affinity="session")
 

@@ -38,6 +38,8 @@ _READ_BYTES = 60 << 10
 _READER_MIB, _COPIES = 1500, 2
 #: Wrong keys from one address in a minute; then keys that have not come from there before are refused.
 _GUESSES = 60
+#: How many requests with long bodies are in flight at the same time; the reader holds few of the bodies themselves.
+READER_STREAMS = 1500
 #: Connections of clients. The gateway has others beside them, for its reader and for balancers that ask its health.
 _MOST_CONNECTIONS = 8192
 #: Connections of one address at the same time: more than clients behind one router have.
@@ -138,7 +140,7 @@ def haproxy_config(
         f"backend {ITSELF}",
         f"  server {ITSELF_SERVER} 127.0.0.1:1",
         "backend reader",
-        *(f"  {line}" for line in _reader_places(gateway)),
+        f"  server reader unix@{READER_SOCKET} maxconn {READER_STREAMS}",
         *(line for route in api.routes for line in _backend(api, route)),
         *(_any_response(api) if gateway.responses_store else ()),
     ]
@@ -222,7 +224,7 @@ def _accept(api: Api) -> Iterator[str]:
     yield from judge_body(api, "METH_POST !goes_to_reader")
     yield from _find_response(api, "!goes_to_reader")
     yield from _admit()
-    yield f"http-request lua.choose_reader {_first_places(api.gateway) // 2} if goes_to_reader"
+    yield from _enter_reader(api.gateway)
     yield from _send(api, "!goes_to_reader")
     yield "use_backend reader if goes_to_reader"
 
@@ -390,18 +392,18 @@ def _first_places(gateway: Gateway) -> int:
     return max(2, long_bodies(gateway) // 4)
 
 
-def _reader_places(gateway: Gateway) -> Iterator[str]:
-    """Two servers that are the reader: one for the first long bodies of each key, one for all others.
+def _enter_reader(gateway: Gateway) -> Iterator[str]:
+    """A long body waits for a place in the reader, and has it until a server has the body.
 
-    A body that arrives slowly holds its place for a minute. A key that fills the second server takes half of the first
-    one, and other keys have the rest.
+    A body that arrives slowly holds its place for a minute. A key that fills the places for all takes half of those for
+    first bodies, and other keys have the rest.
     """
     first = _first_places(gateway)
-    yield "no option redispatch"
-    yield "use-server first if { var(txn.reader) -m str first }"
-    yield "use-server others unless { var(txn.reader) -m str first }"
-    yield f"server first unix@{READER_SOCKET} maxconn {first}"
-    yield f"server others unix@{READER_SOCKET} maxconn {long_bodies(gateway) - first}"
+    others = long_bodies(gateway) - first
+    yield f"http-request set-var(txn.patience) int({gateway.queue_seconds})"
+    yield f"http-request lua.enter_reader {first // 2} {first} {others} if goes_to_reader"
+    yield _refused("bodies", "The gateway has had no place for a body of this length.")
+    yield "http-request set-header x-vllm-fleet-body %[var(txn.body)] if goes_to_reader"
 
 
 def too_long(gateway: Gateway) -> str:

@@ -25,7 +25,7 @@ def reader_config(gateway: Gateway, backends: Sequence[Backend]) -> str:
     api = haproxy.Api(gateway, routes(backends))
     lines = [
         "# Made by vllm-fleet; another run replaces what is changed here.",
-        *haproxy.global_lines(limit + (64 << 10), haproxy.long_bodies(gateway) + 8),
+        *haproxy.global_lines(limit + (64 << 10), haproxy.READER_STREAMS + 8),
         *haproxy.default_lines(),
         "frontend reader",
         f"  bind unix@{haproxy.READER_SOCKET} mode 600",

@@ -253,14 +253,48 @@ core.register_action("arrive", { "http-req" }, function(txn, most)
     end
 end, 1)
 
--- Sets txn.reader: the first long bodies of a key have places of their own.
-core.register_action("choose_reader", { "http-req" }, function(txn, first)
+local function refuse(txn, state, kind, wait)
+    state.refused[kind] = (state.refused[kind] or 0) + 1
+    txn:set_var("txn.refused", kind)
+    txn:set_var("txn.wait", math.max(1, math.min(3600, math.ceil(wait))))
+end
+
+local PAUSE_MS = 20
+-- The long bodies that the reader holds, by number, and how many there are in places of both kinds: the first ones of
+-- each key have places of their own.
+local bodies, last_body = {}, 0
+local held = { first = 0, others = 0 }
+
+-- Waits for a place in the reader, and sets txn.body; or sets txn.refused when txn.patience seconds are over.
+core.register_action("enter_reader", { "http-req" }, function(txn, of_key, first, others)
     local owner = fields_of(txn:get_var("txn.key")).owner
-    local state = state_of(owner)
-    txn:set_var("txn.reader", state.long < tonumber(first) and "first" or "others")
-    state.long = state.long + 1
-    txn:set_var("txn.reads", owner)
-end, 1)
+    local state, waited = state_of(owner), 0
+    local most = { first = tonumber(first), others = tonumber(others) }
+    local patience = (txn:get_var("txn.patience") or 0) * 1000
+    while true do
+        local kind = state.long < tonumber(of_key) and "first" or "others"
+        if held[kind] < most[kind] then
+            held[kind], state.long, last_body = held[kind] + 1, state.long + 1, last_body + 1
+            bodies[last_body] = { owner = owner, kind = kind }
+            return txn:set_var("txn.body", last_body)
+        end
+        if waited >= patience then
+            return refuse(txn, state, "bodies", 1)
+        end
+        core.msleep(PAUSE_MS)
+        waited = waited + PAUSE_MS
+    end
+end, 3)
+
+-- The reader holds a body no more: a server has it, or its request has ended.
+local function leave_reader(number)
+    local body = number and bodies[number]
+    if body then
+        bodies[number] = nil
+        held[body.kind] = held[body.kind] - 1
+        state_of(body.owner).long = state_of(body.owner).long - 1
+    end
+end
 
 -- What the rules need of a request.
 
@@ -392,6 +426,10 @@ end)
 
 core.register_action("take_over", { "http-req" }, function(txn)
     local headers = txn.http:req_get_headers()
+    local body = headers[PREFIX .. "body"]
+    if body and tonumber(body[0]) then
+        txn:set_var("txn.held", tonumber(body[0]))
+    end
     for _, name in ipairs(PASSED) do
         local line = headers[PREFIX .. name]
         if line and line[0] then
@@ -475,13 +513,6 @@ local function level(bucket, rate, most, now)
     return bucket.level
 end
 
-local function refuse(txn, state, kind, wait)
-    state.refused[kind] = (state.refused[kind] or 0) + 1
-    txn:set_var("txn.refused", kind)
-    txn:set_var("txn.wait", math.max(1, math.min(3600, math.ceil(wait))))
-end
-
-local PAUSE_MS = 20
 -- The places that are taken at the servers of each backend.
 local taken_of = {}
 
@@ -557,9 +588,7 @@ function Count.new()
 end
 
 function Count:start_analyze(txn, channel)
-    if channel:is_resp() then
-        filter.register_data_filter(self, channel)
-    end
+    filter.register_data_filter(self, channel)
 end
 
 function Count:http_headers(txn, message)
@@ -611,16 +640,20 @@ function Count:http_payload(txn, message)
     self.tail = sub(text, -KEPT)
 end
 
+-- The whole body of a request that the reader has returned is on its way to a server.
+function Count:http_end(txn, message)
+    if not message:is_resp() then
+        leave_reader(txn:get_var("txn.held"))
+    end
+end
+
 function Count:give_back(txn)
     if self.done then
         return
     end
     self.done = true
     has_arrived(txn)
-    local reads = txn:get_var("txn.reads")
-    if reads then
-        state_of(reads).long = state_of(reads).long - 1
-    end
+    leave_reader(txn:get_var("txn.body"))
     local taken, added = txn:get_var("txn.taken"), txn:get_var("txn.added")
     if taken then
         local backend = txn:get_var("txn.backend") or ""
@@ -688,6 +721,11 @@ core.register_service("key_metrics", "http", function(applet)
                 lines[#lines + 1] = string.format('%s{key="%s"%s} %d', metric[1], name, more, math.floor(count))
             end
         end
+    end
+    lines[#lines + 1] = "# HELP vllm_gateway_long_bodies Long bodies that the reader holds."
+    lines[#lines + 1] = "# TYPE vllm_gateway_long_bodies gauge"
+    for _, kind in ipairs({ "first", "others" }) do
+        lines[#lines + 1] = string.format('vllm_gateway_long_bodies{place="%s"} %d', kind, held[kind])
     end
     local text = table.concat(lines, "\n") .. "\n"
     applet:set_status(200)
