@@ -611,7 +611,8 @@ def _errors() -> Iterator[Case]:
         name = f"{row}, stream" if stream else row
         wrong = Refused("BadRequestError", 400, "temperature", "the value is wrong")
         yield Case(ERRORS, "wrong type", name, ask(temperature="warm", stream=stream), wrong)
-    yield bad("no messages", chat(messages=None), "messages", "the value is wrong")
+    role = [{"role": "wizard", "content": QUESTION}]
+    yield bad("unknown role", chat(messages=role), "Input should be 'user'", "the value is wrong")
     yield bad(
         "too long", chat(messages=user("word " * 5000)), "2048", "the text is longer than the context of the model"
     )
@@ -628,7 +629,7 @@ def _errors() -> Iterator[Case]:
             messages=user(WEATHER), tools=[chat_tool()], tool_choice={"type": "function", "function": {"name": "none"}}
         ),
         "tool",
-        "it is not among the tools",
+        "the function is not among the tools",
     )
     denied = Refused("AuthenticationError", 401, "API key", "the key is wrong", "invalid_api_key")
     yield Case(ERRORS, "wrong key", "", lambda client: client.send(Call("models.list", api_key="wrong")), denied)
