@@ -20,7 +20,7 @@ from vllm_fleet.host.manifest_items import Item
 HOST = "@HOST@"
 #: What is on every host from the start, and what the instance writes itself. The firewall's unit loads its table.
 _GIVEN_ROLES = frozenset({"vllm_engine", "model_store", "harmony_encodings"})
-_GIVEN_KINDS = frozenset({"traffic", "table"})
+_GIVEN_KINDS = frozenset({"traffic", "keys", "table"})
 _RUN = "/run/"
 #: The groups of the account, and directories that the manifest has no items for.
 _GROUPS = ("video", "render")

@@ -26,8 +26,8 @@ ssh_args = -C -o ControlMaster=auto -o ControlPersist=300s -o PreferredAuthentic
 """
 
 
-#: No module of a peer reads the state of HAProxy's servers, so this check is left out.
-LEFT_OUT = frozenset({"traffic"})
+#: No module of a peer reads the state of HAProxy's servers or its keys, so these checks are left out.
+LEFT_OUT = frozenset({"traffic", "keys"})
 
 
 @dataclass(frozen=True)

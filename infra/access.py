@@ -8,7 +8,7 @@ import pulumi
 
 from infra.files import Content, TextFile
 from infra.keys import ApiKey, SshKeyPair
-from vllm_fleet.fleet.api_keys_file import api_keys_text
+from vllm_fleet.fleet import api_keys_edit, api_keys_file
 from vllm_fleet.fleet.plan import Plan
 
 
@@ -33,7 +33,9 @@ class AccessKeys(pulumi.ComponentResource):
             TextFile(f"{plan.fleet}-ssh-id_ed25519", file, Content(deploy.private_key, 0o600), mine)
         if plan.access.api_keys == "generated":
             api_key = ApiKey(f"{plan.fleet}-api-key", mine)
-            digests = api_key.digest.apply(lambda digest: api_keys_text(plan.fleet, digest))
+            # Others add owners of their own to the file, and this run keeps them.
+            before = api_keys_file.read_if_there(plan.directory / api_keys_file.DEFAULT_FILE)
+            digests = api_key.digest.apply(lambda digest: api_keys_edit.with_key_of_stack(before, plan.fleet, digest))
             TextFile(f"{plan.fleet}-api-key", Path(plan.fleet, "api-key"), Content(api_key.key, 0o600), mine)
             TextFile(f"{plan.fleet}-api-keys.yml", Path(plan.fleet, "api-keys.yml"), Content(digests, 0o644), mine)
         self.register_outputs({"authorised_keys": self.authorised_keys})

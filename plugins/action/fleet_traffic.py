@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from ansible.plugins.loader import connection_loader
 
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge.connection import JumpHosts
+from vllm_fleet.host.haproxy import ITSELF_SERVER
 from vllm_fleet.operate import ansible_options, run_owner
 from vllm_fleet.operate.rollout.programs import CommandError, Programs
 from vllm_fleet.operate.rollout.traffic import Traffic
@@ -21,6 +23,7 @@ from vllm_fleet.operate.rollout.traffic import Traffic
 class ActionModule(ActionBase):
     """``fleet_traffic:`` with ``state`` C(drained) or C(ready), for the servers of ``host`` at all ``gateways``.
 
+    A ``host`` that is one of the ``gateways`` leaves the traffic of the balancers before it: its /healthz is red.
     If a gateway gives no answer, or requests do not end within ``wait_seconds``, the servers get their traffic back at
     the others, and the task fails. After ``lease_seconds`` the gateways end a drain by themselves.
     """
@@ -56,6 +59,9 @@ class ActionModule(ActionBase):
         reason, kind = str(arguments.get("reason") or "a change of the host"), str(arguments.get("kind") or "run")
         wait, lease = (float(arguments.get(f"{name}_seconds") or 0) for name in ("wait", "lease"))
         servers = [f"{host}_*"]
+        if host in gateways:
+            # The gateway itself: balancers before it send it nothing while it is drained.
+            servers, gateways = [ITSELF_SERVER], [host]
         async with JumpHosts() as jump_hosts:
             traffic = Traffic(Programs(targets, jump_hosts), run_owner.name_run(os.getppid()), reason, lease, kind)
             seen = await traffic.look(gateways)
@@ -63,7 +69,7 @@ class ActionModule(ActionBase):
                 server
                 for each in seen.values()
                 for server in each.servers.values()
-                if server.name.startswith(f"{host}_")
+                if any(fnmatch.fnmatchcase(server.name, pattern) for pattern in servers)
             ]
             if arguments.get("known") and not found:
                 raise FleetError(

@@ -199,6 +199,9 @@ def test_the_commands_of_a_document_exist(path: Path) -> None:
             command = COMMAND.get_command(typer.Context(COMMAND), words[1])
             assert command is not None, line
             command = command.make_context(words[1], [], resilient_parsing=True).command
+            if isinstance(command, typer.core.TyperGroup) and len(words) > 2:
+                command = command.get_command(typer.Context(command), words[2])
+                assert command is not None, line
             options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
             used = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
             assert used <= options, line

@@ -19,7 +19,7 @@ from vllm_fleet.base.addresses import IpAddress
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.edge import names
 from vllm_fleet.host.firewall import ACCOUNT
-from vllm_fleet.host.haproxy import ADMIN_SOCKET, API_KEYS
+from vllm_fleet.host.haproxy import ADMIN_SOCKET, API_KEYS, SCRIPT
 from vllm_fleet.operate import drift
 
 COPIES = Path(__file__).parent / "copies"
@@ -115,6 +115,7 @@ def test_haproxy_takes_the_gateways(tmp_path: Path) -> None:
         pytest.skip("haproxy is not installed here; the e2e tests check the lab's config on its gateway")
     for number, file in enumerate(copies_of("/etc/haproxy/haproxy.cfg")):
         text = file.read_text(encoding="utf-8").replace(API_KEYS, str(file.with_name(Path(API_KEYS).name)))
+        text = text.replace(SCRIPT, str(paths.root() / "roles/gateway/files/vllm-gateway.lua"))
         config = tmp_path / f"{number}.cfg"
         config.write_text(text.replace(str(Path(ADMIN_SOCKET).parent), str(tmp_path)), encoding="utf-8")
         run_judge("haproxy", "-c", "-f", config)

@@ -22,9 +22,13 @@ from lab.tree import ensure_tree, tree_digest
 from vllm_fleet.base import digests, paths
 from vllm_fleet.edge import ssh_target
 from vllm_fleet.host import firewall, haproxy, instance_files
+from vllm_fleet.host.gateway_keys import key_map_text
+from vllm_fleet.host.gateway_routes import Backend
+from vllm_fleet.host.haproxy_reader import reader_config
 from vllm_fleet.host.manifest import Manifest
 from vllm_fleet.host.manifest_items import Item
 from vllm_fleet.operate import probing
+from vllm_fleet.schema.api_keys import ApiKeys
 from vllm_fleet.schema.fleet import Gateway
 
 
@@ -275,11 +279,12 @@ def start(folder: Path) -> DriverLab:
         files = {"usr/local/lib/instance.py": File(INSTANCE), "etc/systemd/system/vllm@.service": File(UNIT)}
         write_files(paths.cache_dir() / "lab" / "state" / BRIDGE / name / "root", files)
         lab.on(name, "systemctl daemon-reload; systemctl enable --now vllm@0")
-    backends = [haproxy.Backend(name, "0", ADDRESSES[name], 8000, MODEL) for name in SERVING]
+    backends = [Backend(name, "0", ADDRESSES[name], 8000, MODEL) for name in SERVING]
     lab.variables["gateway-0"] = {
         "gateway_config": haproxy.haproxy_config(Gateway(), backends),
-        "gateway_api_key_digests": haproxy.key_digests_text(
-            {"test": f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()}"}
+        "gateway_reader_config": reader_config(Gateway(), backends),
+        "gateway_api_key_digests": key_map_text(
+            ApiKeys(keys={"test": f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()}"})
         ),
     }
     return lab

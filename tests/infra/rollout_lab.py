@@ -21,6 +21,10 @@ from lab import cleanup, state
 from lab.rootfs import File, write_files
 from vllm_fleet.base import digests, paths
 from vllm_fleet.host import firewall, haproxy, instance_files
+from vllm_fleet.host.gateway_keys import key_map_text
+from vllm_fleet.host.gateway_routes import Backend
+from vllm_fleet.host.haproxy_reader import reader_config
+from vllm_fleet.schema.api_keys import ApiKeys
 from vllm_fleet.schema.fleet import Gateway
 
 BOOK = paths.root() / "playbooks" / "rollout.yml"
@@ -63,7 +67,7 @@ def start(folder: Path, place: Place = PLACE) -> DriverLab:
         engine = File(ENGINE.read_text(encoding="utf-8"), 0o755)
         write_files(root, {"opt/vllm/engines/stand-in/bin/vllm": engine})
     backends = [
-        haproxy.Backend(name, str(number), place.addresses[name], port, MODEL)
+        Backend(name, str(number), place.addresses[name], port, MODEL)
         for name in place.serving
         for number, port in enumerate(ports(name))
     ]
@@ -71,7 +75,8 @@ def start(folder: Path, place: Place = PLACE) -> DriverLab:
     for name in place.gateways:
         lab.variables[name] = {
             "gateway_config": haproxy.haproxy_config(Gateway(), backends),
-            "gateway_api_key_digests": haproxy.key_digests_text({"test": digest}),
+            "gateway_reader_config": reader_config(Gateway(), backends),
+            "gateway_api_key_digests": key_map_text(ApiKeys(keys={"test": digest})),
         }
     return lab
 

@@ -148,6 +148,19 @@ def test_the_files_of_the_fleet_s_folder(tmp_path: Path, recorder: Recorder) -> 
     assert recorder.resources[-1].name == "demo-inventory", "stack.json is written last"
 
 
+def test_owners_that_others_have_added_stay_in_the_file_of_api_keys(tmp_path: Path, recorder: Recorder) -> None:
+    @pulumi.runtime.test
+    def program() -> Any:
+        return finished(build(tmp_path, HOSTS))
+
+    own = f'  team-a: {{digest: "sha256:{"1" * 64}", in_flight: 3}}  # of Ann\n'
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "api-keys.yml").write_text(f'keys:\n  demo: "sha256:{"2" * 64}"\n{own}', encoding="utf-8")
+    program()
+    (written,) = (each for each in recorder.of("TextFile").values() if each["path"] == "demo/api-keys.yml")
+    assert written["text"] == f'keys:\n  demo: "sha256:{"0" * 64}"\n{own}'
+
+
 @pulumi.runtime.test
 def test_static_hosts_make_nothing(tmp_path: Path, recorder: Recorder) -> Any:
     where = StaticHost(address="192.0.2.1", ssh_host_key=public_key("Key"))

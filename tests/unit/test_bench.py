@@ -69,7 +69,7 @@ def test_peers_check_every_item(fleet: Path) -> None:
     found = peers.checks(items, copies)
     packages = [item for item in items if item["kind"] == "package"]
     left_out = [item for item in items if item["kind"] in peers.LEFT_OUT]
-    assert [item["kind"] for item in left_out] == ["traffic"]
+    assert [item["kind"] for item in left_out] == ["traffic", "keys"]
     assert len(found) == len(items) - len(packages) + 1 - len(left_out)
     assert found[0].arguments["name"] == [item["name"] for item in packages]
     assert {each.module for each in found} == {"apt", "user", "file", "copy", "systemd_service"}

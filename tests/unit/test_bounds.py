@@ -23,7 +23,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.field_types import SshPublicKey
 from vllm_fleet.fleet import plan
 from vllm_fleet.schema import fleet_schema
-from vllm_fleet.schema.fleet import ApiKeys
+from vllm_fleet.schema.api_keys import ApiKeys
 
 HOST = {"address": "10.0.0.5", "ssh_host_key": public_key("A")}
 POOL = {"host_class": "h100-8", "cloud": "static", "model": "openai/gpt-oss-120b", "static": {"gpu-a": HOST}}

@@ -14,7 +14,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.edge import names
 from vllm_fleet.fleet import plan, stack
 from vllm_fleet.fleet.api_keys_file import api_keys_text
-from vllm_fleet.schema.fleet import ApiKeys
+from vllm_fleet.schema.api_keys import ApiKeys
 
 ENV = '{VLLM_CPU_KVCACHE_SPACE: "2"}'
 STATIC = f"{{door: {{address: 192.0.2.9, ssh_host_key: {public_key('Door')}}}}}"

@@ -2,146 +2,39 @@
 
 from __future__ import annotations
 
-import http.server
+import http.client
 import json
-import os
-import shutil
 import socket
-import subprocess
-import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gateway_on_loopback import KEY, Running, needs_haproxy, running_gateway
 
-from vllm_fleet.edge import keys
-from vllm_fleet.fleet.host_plan import READINESS_OFFSET
-from vllm_fleet.host.haproxy import ADMIN_SOCKET, API_KEYS, Backend, haproxy_config, key_digests_text
-from vllm_fleet.schema.fleet import Gateway
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("haproxy") is None, reason="HAProxy is not installed; tests/infra and tests/e2e run it on lab hosts"
-)
-KEY = "a-key"
+pytestmark = needs_haproxy
 MODELS = ("openai/gpt-oss-120b", "openai/gpt-oss-20b")
-LIMIT_BYTES = 4 << 20
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """A stand-in of vLLM: it says which model it is, and that it is ready."""
-
-    def __init__(self, address: str, port: int, model: str) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self.model = model
-        super().__init__((address, port), _Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self._answer()
-
-    def _answer(self) -> None:
-        body = json.dumps({"model": self.server.model, "authorization": self.headers.get("Authorization")}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """The tests read the answers."""
-
-
-def free_ports(address: str) -> int:
-    """A free port whose readiness port is free too."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    while True:
-        with ExitStack() as stack:
-            first = stack.enter_context(socket.socket(family))
-            first.bind((address, 0))
-            port = int(first.getsockname()[1])
-            try:
-                stack.enter_context(socket.socket(family)).bind((address, port + READINESS_OFFSET))
-            except (OSError, OverflowError):
-                continue
-            return port
-
-
-@contextmanager
-def gateway(tmp_path: Path, servers: Mapping[str, str], listen: str = "127.0.0.1") -> Iterator[str]:
-    """A running gateway; yields its URL.
-
-    Args:
-        tmp_path: a folder for its files.
-        servers: model -> the address of its stand-in.
-        listen: the address of the gateway.
-    """
-    with ExitStack() as stack:
-        backends = []
-        for number, (model, address) in enumerate(servers.items()):
-            port = free_ports(address)
-            for listening in (port, port + READINESS_OFFSET):
-                stack.callback(Server(address, listening, model).shutdown)
-            backends.append(Backend(f"gpu-{number}", "0", address, port, model))
-        port = free_ports(listen)
-        (tmp_path / "keys").write_text(key_digests_text({"me": keys.digest(KEY)}), encoding="utf-8")
-        text = haproxy_config(Gateway(hosts=1, port=port), backends, [listen])
-        text = text.replace(API_KEYS, str(tmp_path / "keys")).replace(ADMIN_SOCKET, str(tmp_path / "admin.sock"))
-        (tmp_path / "haproxy.cfg").write_text(text, encoding="utf-8")
-        process = subprocess.Popen(
-            ["haproxy", "-db", "-f", str(tmp_path / "haproxy.cfg")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        stack.callback(process.wait)
-        stack.callback(process.terminate)
-        _wait_until_up(process, tmp_path / "admin.sock")
-        yield f"http://{f'[{listen}]' if ':' in listen else listen}:{port}"
-
-
-def _wait_until_up(process: subprocess.Popen[bytes], admin: Path) -> None:
-    while True:
-        assert process.poll() is None, process.stderr and process.stderr.read().decode()
-        with socket.socket(socket.AF_UNIX) as channel:
-            try:
-                channel.connect(os.fspath(admin))
-            except OSError:
-                time.sleep(0.02)
-                continue
-            channel.sendall(b"show stat\n")
-            rows = b"".join(iter(lambda: channel.recv(1 << 16), b"")).decode().splitlines()
-        states = [row.split(",")[17] for row in rows[1:] if ",gpu-" in row]
-        if states and all(state == "UP" for state in states):
-            return
-        time.sleep(0.02)
-
-
-def ask(url: str, body: bytes | None = None, key: str = KEY, **headers: str) -> tuple[int, Any, Mapping[str, str]]:
-    """Status, parsed body and headers of an answer."""
-    request = urllib.request.Request(url, body, {"Authorization": f"Bearer {key}", **headers})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=30) as answer:
-            return answer.status, json.load(answer), answer.headers
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read()), error.headers
+MIB = 1 << 20
+#: What the gateway reads itself; longer bodies go through the reader.
+SHORT, LONG = 1000, 300_000
 
 
 @pytest.fixture(scope="module")
-def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with gateway(tmp_path_factory.mktemp("gateway"), dict.fromkeys(MODELS, "127.0.0.1")) as url:
-        yield url
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running_gateway(
+        tmp_path_factory.mktemp("g"), [{"model": model} for model in MODELS], max_body_mib=2
+    ) as running:
+        yield running
 
 
+@pytest.fixture(scope="module")
+def one_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running_gateway(tmp_path_factory.mktemp("g"), [{"model": MODELS[0]}]) as running:
+        yield running
+
+
+@pytest.mark.parametrize("padding", [0, LONG], ids=["short", "long"])
 @pytest.mark.parametrize(
     ("body", "model"),
     [
@@ -151,89 +44,185 @@ def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         (r'{"model":"openai\/gpt-oss-20b"}', MODELS[1]),
         (r'{"messages":[{"content":"a\/b \" \\/ \\\\"}],"model":"openai\/gpt-oss-20b"}', MODELS[1]),
         (r'{"model":"openai\u002fgpt-oss-20b"}', MODELS[1]),
+        (r'{"mod\u0065l":"openai/gpt-oss-20b"}', MODELS[1]),
         ('{ "stop" : ["\\n"],\n  "model" :\t"openai/gpt-oss-20b" }', MODELS[1]),
         # Only the key of the object itself counts.
         ('{"metadata":{"model":"openai/gpt-oss-120b"},"model":"openai/gpt-oss-20b"}', MODELS[1]),
+        ('{"model":"openai/gpt-oss-20b","metadata":{"model":"openai/gpt-oss-120b"}}', MODELS[1]),
         ('{"prompt":"\\"model\\":\\"openai/gpt-oss-120b\\"","model":"openai/gpt-oss-20b"}', MODELS[1]),
+        ('{"prompt":"]}[{ \\\\","tools":[[],{},[{"a":"]"}]],"model":"openai/gpt-oss-20b"}', MODELS[1]),
+        # Of two equal keys Python takes the last one.
+        ('{"model":"openai/gpt-oss-120b","model":"openai/gpt-oss-20b"}', MODELS[1]),
+        ('{"a":-1.5e+3,"b":null,"c":true,"d":{},"e":[],"f":"","model":"openai/gpt-oss-20b"}', MODELS[1]),
+        ('{"x":"\\ud83d\\ude00 \u00e9","model":"openai/gpt-oss-20b"}', MODELS[1]),
     ],
 )
-def test_the_model_is_read_as_json(two_models: str, body: str, model: str) -> None:
+def test_the_model_is_read_as_json(two_models: Running, body: str, model: str, padding: int) -> None:
+    if padding:
+        body = body.rstrip()[:-1] + ',"padding":"' + "\\\\x\\n" * (padding // 5) + '"}'
     assert json.loads(body)["model"] == model
-    status, answer, _ = ask(f"{two_models}/v1/chat/completions", body.encode())
-    assert (status, answer) == (200, {"model": model, "authorization": None})
+    answer = two_models.ask("/v1/chat/completions", body.encode())
+    assert (answer.status, answer.body["model"], answer.body["length"]) == (200, model, len(body.encode()))
 
 
-def test_the_list_of_models_has_all_of_them(two_models: str) -> None:
-    status, listing, _ = ask(f"{two_models}/v1/models")
-    assert (status, listing["object"], [model["id"] for model in listing["data"]]) == (200, "list", list(MODELS))
+@pytest.mark.parametrize("padding", [SHORT, LONG])
+def test_no_key_and_no_header_of_the_gateway_reach_a_server(two_models: Running, padding: int) -> None:
+    body = {"model": MODELS[0], "prompt": "x" * padding}
+    forged = {"X-Vllm-Fleet-Model": b"c/d".hex(), "X-Vllm-Fleet-Key": "boss:0:0:0:0:9:api", "X-Api-Key": "other"}
+    seen = {name.lower() for name in two_models.ask("/v1/completions", body, **forged).body["seen"]}
+    assert not seen & {"authorization", "x-api-key"}
+    assert not [name for name in seen if name.startswith("x-vllm-fleet-")]
+
+
+def test_the_list_of_models_has_all_of_them(two_models: Running) -> None:
+    answer = two_models.ask("/v1/models")
+    assert (answer.status, answer.body["object"]) == (200, "list")
+    assert [model["id"] for model in answer.body["data"]] == list(MODELS)
     # Clients require these four keys: openai/openai-openapi, schema Model.
-    assert all(set(model) == {"id", "object", "created", "owned_by"} for model in listing["data"])
+    assert all({"id", "object", "created", "owned_by"} <= set(model) for model in answer.body["data"])
 
 
-def test_one_model_answers_for_itself(tmp_path: Path) -> None:
-    with gateway(tmp_path, {MODELS[0]: "127.0.0.1"}) as url:
-        assert ask(f"{url}/v1/models")[1]["model"] == MODELS[0]
+@pytest.mark.parametrize("name", [MODELS[1], MODELS[1].replace("/", "%2F"), MODELS[1].replace("/", "%2f")])
+def test_a_model_has_a_page(two_models: Running, name: str) -> None:
+    answer = two_models.ask(f"/v1/models/{name}")
+    assert (answer.status, answer.body["id"]) == (200, MODELS[1])
+
+
+def test_aliases_lead_to_their_pool(tmp_path_factory: pytest.TempPathFactory) -> None:
+    pools = [
+        {"model": "m/m", "names": ("fast", "gpt:latest"), "context_tokens": 8192},
+        {"model": "m/m", "names": ("cheap",)},
+    ]
+    with running_gateway(tmp_path_factory.mktemp("g"), pools) as running:
+        servers = {
+            name: running.ask("/v1/completions", {"model": name}).server for name in ("fast", "gpt:latest", "cheap")
+        }
+        assert servers == {"fast": "gpu-0_0", "gpt:latest": "gpu-0_0", "cheap": "gpu-1_0"}
+        assert running.ask("/v1/completions", {"model": "m/m"}).code == "model_not_found"
+        assert running.ask("/v1/models/gpt:latest").body["max_model_len"] == 8192
+
+
+def test_one_model_needs_no_name(one_model: Running) -> None:
+    assert one_model.ask("/v1/completions", {"prompt": "x"}).body["model"] == MODELS[0]
+    assert one_model.ask("/v1/completions", {"model": "other"}).code == "model_not_found"
 
 
 @pytest.mark.parametrize(
     ("path", "body", "key", "status", "code"),
     [
-        ("/v1/completions", b'{"model":"gpt-4o"}', KEY, 404, "model_not_found"),
+        ("/v1/completions", {"model": "gpt-4o"}, KEY, 404, "model_not_found"),
+        ("/v1/completions", {"model": "gpt-4o", "prompt": "x" * LONG}, KEY, 404, "model_not_found"),
         ("/v1/completions", b'{"model":"openai/gpt-oss-20b ', KEY, 400, None),
-        ("/v1/completions", b'{"prompt":"x"}', KEY, 400, None),
-        ("/v1/completions", b'{"model":7}', KEY, 404, "model_not_found"),
-        ("/metrics", None, KEY, 404, None),
+        ("/v1/completions", b'{"prompt":"' + b"x" * LONG, KEY, 400, None),
+        ("/v1/completions", b'["model"]', KEY, 400, None),
+        ("/v1/completions", b"", KEY, 400, None),
+        ("/v1/completions", b'{"model" "openai/gpt-oss-20b"}', KEY, 400, None),
+        ("/v1/completions", '{"model":"openai/gpt-oss-20b"}'.encode("utf-16"), KEY, 400, None),
+        ("/v1/completions", {"prompt": "x"}, KEY, 400, None),
+        ("/v1/completions", {"prompt": "x" * LONG}, KEY, 400, None),
+        ("/v1/completions", {"model": 7}, KEY, 404, "model_not_found"),
+        ("/v1/completions", {"model": ["openai/gpt-oss-20b"]}, KEY, 404, "model_not_found"),
+        ("/v1/completions", {"model": "openai/gpt-oss-20b\0"}, KEY, 404, "model_not_found"),
+        ("/v1/models/gpt-4o", None, KEY, 404, "model_not_found"),
+        ("/metrics", None, KEY, 403, "insufficient_permissions"),
+        ("/metrics/", None, KEY, 404, None),
+        ("/v1/models/../../metrics", None, KEY, 404, None),
+        ("/v1/audio/speech", {"model": MODELS[0]}, KEY, 404, None),
+        ("/v1/responses/resp_1", None, KEY, 404, "response_not_found"),
+        ("/v1/responses", {"model": MODELS[0], "previous_response_id": "resp_1"}, KEY, 400, "responses_store_off"),
+        ("/v1/responses", {"model": MODELS[0], "background": True}, KEY, 400, "responses_store_off"),
+        (
+            "/v1/responses",
+            {"model": MODELS[0], "background": True, "input": "x" * LONG},
+            KEY,
+            400,
+            "responses_store_off",
+        ),
         ("/v1/models", None, "wrong", 401, "invalid_api_key"),
+        ("/v1/models", None, None, 401, "invalid_api_key"),
     ],
 )
 def test_errors_have_the_form_of_the_api(
-    two_models: str, path: str, body: bytes | None, key: str, status: int, code: str | None
+    two_models: Running, path: str, body: Any, key: str | None, status: int, code: str | None
 ) -> None:
-    found, answer, headers = ask(f"{two_models}{path}", body, key)
-    assert (found, headers["Content-Type"]) == (status, "application/json")
-    # openai/openai-openapi, schema Error: all four are required.
-    assert set(answer["error"]) == {"message", "type", "param", "code"}
-    assert answer["error"]["code"] == code
-    assert (headers["WWW-Authenticate"] == "Bearer") == (status == 401)
+    answer = two_models.ask(path, body, key)
+    assert (answer.status, answer.headers["Content-Type"]) == (status, "application/json")
+    assert answer.code == code
+    assert (answer.headers["WWW-Authenticate"] == "Bearer") == (status == 401)
+
+
+def test_a_method_that_a_path_does_not_take_is_named_as_such(two_models: Running) -> None:
+    for path, method, allowed in (
+        ("/v1/chat/completions", "GET", "POST"),
+        ("/v1/models", "POST", "GET"),
+        (f"/v1/models/{MODELS[0]}", "DELETE", "GET"),
+    ):
+        answer = two_models.ask(path, method=method)
+        assert (answer.status, answer.code, answer.headers["Allow"]) == (405, "method_not_allowed", allowed)
+    assert two_models.ask("/v1/chat/completions", key=None, method="DELETE").status == 401
 
 
 @pytest.mark.parametrize("first", ["model", "prompt"])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_is_too_long_is_named_as_such(two_models: str, first: str, chunked: bool) -> None:
-    fields = {"model": MODELS[1], "prompt": "x" * LIMIT_BYTES}
+def test_a_body_that_is_too_long_is_named_as_such(two_models: Running, first: str, chunked: bool) -> None:
+    fields = {"model": MODELS[1], "prompt": "x" * (2 * MIB)}
     body = json.dumps({first: fields[first], **fields}).encode()
-    with socket.create_connection(("127.0.0.1", int(two_models.rpartition(":")[2])), timeout=30) as channel:
+    with socket.create_connection(("127.0.0.1", two_models.port), timeout=30) as channel:
         length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n{length}\r\n\r\n"
         channel.sendall(head.encode())
         # It may answer and close before the end of the body.
         with suppress(OSError):
             channel.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body)
-        answer = channel.makefile("rb").read(4096)
-    assert answer.startswith(b"HTTP/1.1 413 ")
-    assert b'"message":"The body is longer than the 4 MiB' in answer
+        answer = http.client.HTTPResponse(channel)
+        answer.begin()
+        text = answer.read()
+    assert answer.status == 413
+    assert b'"message":"The body is longer than the 2 MiB' in text
 
 
-def test_a_long_body_that_fits_is_routed(two_models: str) -> None:
-    body = json.dumps({"prompt": "x" * (LIMIT_BYTES - 100_000), "model": MODELS[1]}).replace("/", r"\/")
-    assert ask(f"{two_models}/v1/completions", body.encode())[1]["model"] == MODELS[1]
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [SHORT, 50_000, 61_000, 66_000, LONG, 2 * MIB - 100])
+def test_a_body_that_fits_is_routed(two_models: Running, size: int, chunked: bool) -> None:
+    body = json.dumps({"prompt": "x" * size, "model": MODELS[1]}).replace("/", r"\/").encode()
+    with socket.create_connection(("127.0.0.1", two_models.port), timeout=30) as channel:
+        length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n{length}\r\n"
+        channel.sendall(head.encode() + b"Connection: close\r\n\r\n")
+        channel.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body)
+        head, _, answer = channel.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 "), answer
+    assert json.loads(answer)["model"] == MODELS[1]
 
 
-def test_no_server_is_an_error_of_the_api_too(tmp_path: Path) -> None:
-    with gateway(tmp_path, {MODELS[0]: "127.0.0.1"}) as url:
-        with socket.socket(socket.AF_UNIX) as channel:
-            channel.connect(os.fspath(tmp_path / "admin.sock"))
-            channel.sendall(b"disable server model_openai_gpt_oss_120b/gpu-0_0\n")
-            channel.recv(64)
-        status, answer, _ = ask(f"{url}/v1/completions", b'{"model":"openai/gpt-oss-120b"}')
-    assert (status, answer["error"]["type"]) == (503, "server_error")
+def test_no_server_is_an_error_of_the_api_too(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with running_gateway(tmp_path_factory.mktemp("g"), [{"model": MODELS[0]}]) as running:
+        assert running.ask("/healthz", key=None).status == 200
+        running.runtime("disable server model_openai_gpt_oss_120b/gpu-0_0")
+        answer = running.ask("/v1/completions", {"model": MODELS[0]})
+        assert (answer.status, answer.body["error"]["type"]) == (503, "server_error")
+        assert answer.headers["Retry-After"] == "1"
+        assert running.ask("/healthz", key=None).status == 503
+
+
+def test_a_gateway_that_is_out_of_traffic_is_not_healthy(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with running_gateway(tmp_path_factory.mktemp("g"), [{"model": MODELS[0]}]) as running:
+        running.runtime("set server itself/this.gateway state drain")
+        assert running.ask("/healthz", key=None).status == 503
+        # What clients send meanwhile is still served.
+        assert running.ask("/v1/completions", {"model": MODELS[0]}).status == 200
+        running.runtime("set server itself/this.gateway state ready")
+        assert running.ask("/healthz", key=None).status == 200
 
 
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("servers", [("::1", "::1"), ("127.0.0.1", "::1")], ids=["ipv6", "mixed"])
-def test_ipv6_from_the_client_to_the_server(tmp_path: Path, servers: tuple[str, str]) -> None:
-    with gateway(tmp_path, dict(zip(MODELS, servers, strict=True)), listen="::1") as url:
+def test_ipv6_from_the_client_to_the_server(tmp_path_factory: pytest.TempPathFactory, servers: tuple[str, str]) -> None:
+    places = [{"model": model, "address": address} for model, address in zip(MODELS, servers, strict=True)]
+    with running_gateway(tmp_path_factory.mktemp("g"), places, listen="::1") as running:
         for model in MODELS:
-            assert ask(f"{url}/v1/completions", json.dumps({"model": model}).encode())[1]["model"] == model
+            assert running.ask("/v1/completions", {"model": model}).body["model"] == model
         # The same port takes IPv4.
-        assert ask(url.replace("[::1]", "127.0.0.1") + "/v1/models")[0] == 200
+        with socket.create_connection(("127.0.0.1", running.port), timeout=30) as channel:
+            channel.sendall(f"GET /v1/models HTTP/1.0\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode())
+            assert channel.makefile("rb").readline().startswith(b"HTTP/1.1 200")

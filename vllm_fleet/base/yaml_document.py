@@ -177,8 +177,20 @@ def read_with_errors(path: Path, *, secret: bool = False) -> Document:
     Raises:
         FleetError: the file is missing or is not YAML.
     """
-    file = paths.display(path)
-    text = text_files.read_text(path)
+    return from_text(text_files.read_text(path), paths.display(path), secret=secret)
+
+
+def from_text(text: str, file: str, *, secret: bool = False) -> Document:
+    """Reads the text of a YAML file; what is wrong with single values is in the document.
+
+    Args:
+        text: of the file.
+        file: its name, for errors.
+        secret: as for :func:`read`.
+
+    Raises:
+        FleetError: the text is not YAML.
+    """
     content = yaml_reader.read_text(text, file, secret=secret)
     # An error in an empty file names its first line.
     position = content.position or Position(1, 1)
@@ -331,11 +343,12 @@ def _translate(
 def _place(detail: Any, data: Any) -> Location:
     """The key path of an error in the data, without pydantic's own words for keys and for alternatives."""
     place: list[str | int] = []
-    for part in detail["loc"]:
+    last = len(detail["loc"]) - 1
+    for number, part in enumerate(detail["loc"]):
         if (isinstance(data, dict) and part in data) or (isinstance(data, list) and part in range(len(data))):
             place.append(part)
             data = data[part]
-        elif detail["type"] == "missing":
+        elif detail["type"] == "missing" and number == last:
             place.append(part)
     return tuple(place)
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "rollout": "Bring the hosts to the plan, batch by batch.",
     "rollback": "Switch hosts back to the release before.",
     "rollout-report": "Write the report of a rollout as a page.",
+    "key": "Add, list, rotate and revoke the API keys of the gateways.",
     "drift": "Compare the hosts with the plan.",
     "leave": "Remove from a host what the toolkit has made.",
 }
@@ -84,9 +85,11 @@ def load_command(name: str) -> Any:
         name: a key of :data:`COMMANDS`.
 
     Returns:
-        The click command that typer makes of the module's function ``command``.
+        The click command that typer makes of the module's function ``command``, or of its ``group`` of commands.
     """
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    if hasattr(module, "group"):
+        return typer.main.get_command(module.group)
     single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     single.command(name=name, epilog=module.EPILOG)(module.command)
     return typer.main.get_command(single)

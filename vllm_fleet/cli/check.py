@@ -11,7 +11,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue import catalogue
 from vllm_fleet.catalogue.catalogue import raise_all
 from vllm_fleet.cli.output import JsonOption, fleet_directories, fleet_directory, print_json, print_text
-from vllm_fleet.fleet import placeholders, plan, stack_faults
+from vllm_fleet.fleet import api_address, placeholders, plan, stack_faults
 from vllm_fleet.reports import recipe_check
 
 EPILOG = """\b
@@ -38,15 +38,18 @@ def command(
     else:
         folders, unread = fleet_directories()
         errors += unread.values()
+    plans: list[plan.Plan] = []
     for folder in folders:
         try:
             planned = plan.load(folder, recipes)
+            plans.append(planned)
             for refusal in inventory.find_refusals(planned, recipes):
                 (errors if refusal.is_wrong else missing).append(refusal.error)
             for fault, is_wrong in stack_faults.find(planned, recipes):
                 (errors if is_wrong else unmade).append(fault)
         except FleetError as fault:
             errors += [fault, *fault.others, *placeholders.find_in_wrong_file(folder)]
+    errors += api_address.clashes(plans)
     raise_all(errors)
     result = {
         "host_classes": len(list(recipes.sized_classes())),

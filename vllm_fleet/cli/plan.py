@@ -23,7 +23,7 @@ from vllm_fleet.cli.output import (
 )
 from vllm_fleet.edge import prices as gpuhunt_prices
 from vllm_fleet.edge import pulumi_cli
-from vllm_fleet.fleet import cost, first_copy, host_plan, plain_api, replacement, stack, stack_faults
+from vllm_fleet.fleet import api_address, cost, first_copy, host_plan, plain_api, replacement, stack, stack_faults
 from vllm_fleet.fleet import plan as plans
 from vllm_fleet.host import model_sources
 
@@ -104,6 +104,8 @@ def command(
             print_text(f"first copy: {first_copy.ASSUMES}")
         print_table(plan_tables.costs(bill))
         print_text(f"cost: {bill.summary()}")
+        for url in api_address.api_urls(plan):
+            print_text(f"API: {url}/v1")
         for fault in unmade:
             print_text(f"pulumi up will refuse: {fault}")
         for fault in missing:
@@ -167,6 +169,7 @@ def _print_record(
             "fleet": plan.fleet,
             "hosts": [_record(host) for host in plan.hosts],
             "models": [vars(model) for model in models],
+            "api": [f"{url}/v1" for url in api_address.api_urls(plan)],
             "first_copies": [copy.record() for copy in first_copy.first_copies(plan)],
             "cost": bill.record(),
             "up_refuses": [fault.record() for fault in update.faults],

@@ -13,6 +13,7 @@ class DriftState(DocumentedEnum):
     """How an item of a manifest differs from what is on the host."""
 
     MISSING = "missing", "the path does not exist"
+    UNWANTED = "unwanted", "the path exists, and the plan does not have it any more"
     WRONG_TYPE = "wrong_type", "the path is not of the item's type: file, directory or link"
     WRONG_CONTENT = "wrong_content", "the content has another digest"
     WRONG_MODE = "wrong_mode", "the permissions differ"
@@ -45,6 +46,7 @@ class DriftState(DocumentedEnum):
     WRONG_VERSION = "wrong_version", "the package is installed at another version"
     NOT_HELD = "not_held", "a package is not on hold"
     DRAINED = "drained", "HAProxy gives no traffic to a server"
+    OTHER_KEYS = "other_keys", "HAProxy has not loaded the API keys of their file"
     NO_TOOL = "no_tool", "the tool that the probe calls is not installed"
     NO_ANSWER = "no_answer", "the service that the probe queries does not answer"
     WRONG_TAG = "wrong_tag", "the tag names another image"

@@ -14,6 +14,8 @@ Kind = Literal["serving", "gateway"]
 #: Port of instance 0; instance n listens on the n-th port after it, its readiness 100 above.
 FIRST_PORT = 8000
 READINESS_OFFSET = 100
+#: What a gateway listens on for itself: the tables of the gateways, its own tables, health, and a proof for a CA.
+GATEWAY_PORTS = (10240, 10243)
 GATEWAY_POOL = "gateway"
 
 
@@ -33,6 +35,8 @@ class HostPlan:
         static: address and SSH host key of a host that exists already; None for all others.
         rented: how a cloud rents it; None for static hosts and those of the lab.
         deployment: what it serves; None for gateways.
+        names: the names under which clients reach its model; empty for gateways.
+        restarted: the day that ``rollout.restarted`` names, or an empty text: a new one restarts its instances.
     """
 
     name: str
@@ -46,6 +50,14 @@ class HostPlan:
     static: StaticHost | None = None
     rented: Rented | None = None
     deployment: Deployment | None = None
+    names: tuple[str, ...] = ()
+    restarted: str = ""
+
+    @property
+    def seats(self) -> int:
+        """How many requests one of its instances works on at the same time; 0: unknown."""
+        args = self.deployment.args if self.deployment else {}
+        return int(args.get("max-num-seqs") or 0) * int(args.get("data-parallel-size") or 1)
 
     @property
     def section(self) -> tuple[str, ...]:

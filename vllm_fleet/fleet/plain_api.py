@@ -41,6 +41,10 @@ def plain_api_errors(
                     "give gateway.tls, or the network of what ends TLS before the gateways",
                 )
         return
+    shared = spec.gateway.virtual_address
+    if shared and not (is_private(shared.ip) or is_shared(shared.ip)):
+        text = f"is {shared.ip}, a public address at which API keys would be taken without TLS"
+        yield document.error(("gateway", "virtual_address", "address"), text, _FIX)
     for host in hosts:
         if host.kind != "gateway":
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from vllm_fleet.fleet import (
     repository_faults,
     reserved_names,
     resource_names,
+    served_names,
     service_addresses,
     service_ports,
     ssh_routes,
     tags,
+    virtual_address,
     weights_disk,
 )
 from vllm_fleet.fleet.host_plan import GATEWAY_POOL, HostPlan
@@ -39,6 +41,8 @@ from vllm_fleet.resolve.resolve import Question, resolve
 from vllm_fleet.schema.cloud import LabPlacement
 from vllm_fleet.schema.fleet import Access, Fleet, Gateway, Pool, StaticHost
 
+#: Every release of the catalogue reads it (recipes/engines/names).
+_RESPONSES_STORE = "VLLM_ENABLE_RESPONSES_API_STORE"
 _USERS = {"lab": "deploy", "static": "root"}
 
 
@@ -148,7 +152,10 @@ def load(directory: Path, catalog: Catalog | None = None) -> Plan:
     errors.extend(reserved_names.reserved_errors(hosts, spec, document))
     errors.extend(service_addresses.address_errors(hosts, document))
     errors.extend(service_ports.port_errors(hosts, spec, document))
+    errors.extend(served_names.name_errors(hosts, spec, document))
     errors.extend(plain_api.plain_api_errors(hosts, spec, document))
+    if has_gateways:
+        errors.extend(virtual_address.virtual_address_errors(hosts, spec, document))
     errors.extend(_unreachable(hosts, spec, document))
     errors.extend(private_networks.network_errors(hosts, spec.access, document))
     errors.extend(accounts.account_errors(hosts, spec, document))
@@ -241,9 +248,14 @@ def _serving_hosts(
             errors += [_at_pool(name, pool, document, error) for error in (fault, *fault.others)]
     raise_all(errors)
     user = spec.access.ssh_user or (rented.table.user if rented else _USERS[pool.cloud])
+    names = served_names.names_of(pool, pool_question.model)
+    if deployment and spec.gateway.responses_store:
+        deployment = replace(deployment, env={**deployment.env, _RESPONSES_STORE: "1"})
     for ordinal, host_name, static in _members(name, pool.hosts, pool.static):
         yield HostPlan(
             name=host_name,
+            names=names,
+            restarted=str(spec.rollout.restarted or ""),
             kind="serving",
             pool=name,
             cloud=pool.cloud,

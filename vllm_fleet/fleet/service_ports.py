@@ -8,7 +8,7 @@ from vllm_fleet.base.addresses import parse_ip
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.yaml_document import Document
 from vllm_fleet.base.yaml_reader import Location
-from vllm_fleet.fleet.host_plan import READINESS_OFFSET, HostPlan
+from vllm_fleet.fleet.host_plan import GATEWAY_PORTS, READINESS_OFFSET, HostPlan
 from vllm_fleet.schema.fleet import Fleet
 
 
@@ -42,6 +42,8 @@ def _services(host: HostPlan, spec: Fleet) -> Iterator[tuple[int, str, Location]
         yield ssh, "SSH", (*section, "static", host.name, "port") if host.static else section
     if host.kind == "gateway":
         yield spec.gateway.port, "the API", ("gateway", "port")
+        for own in range(GATEWAY_PORTS[0], GATEWAY_PORTS[1] + 1):
+            yield own, "the gateway itself", ("gateway", "port")
     if spec.mirror.host == host.name:
         yield spec.mirror.port, "the mirror's files", ("mirror", "port")
         if spec.mirror.registry_port:

@@ -12,7 +12,7 @@ from vllm_fleet.base import paths, yaml_document
 from vllm_fleet.base.addresses import parse_ip
 from vllm_fleet.base.errors import FleetError
 from vllm_fleet.catalogue.catalogue import raise_all
-from vllm_fleet.fleet import host_keys_file, plain_api, ssh_routes, standing, weights_disk
+from vllm_fleet.fleet import host_keys_file, plain_api, ssh_routes, standing, virtual_address, weights_disk
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.private_networks import name_of
@@ -111,7 +111,8 @@ def address_errors(plan: Plan, resolver: Resolver) -> tuple[FleetError, ...]:
 def _service_addresses(plan: Plan, resolver: Resolver) -> Mapping[str, ServiceAddress]:
     inside = resolve_addresses(plan.hosts, plan.document, resolver)
     resolved = {name: address.connect_from for name, address in inside.items()}
-    raise_all(list(plain_api.plain_api_errors(plan.hosts, plan.spec, plan.document, resolved)))
+    known = (plan.hosts, plan.spec, plan.document, resolved)
+    raise_all([*plain_api.plain_api_errors(*known), *virtual_address.virtual_address_errors(*known)])
     return inside
 
 

@@ -2,177 +2,518 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_fleet.base.addresses import host_port
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
+from vllm_fleet.host.gateway_answers import document, error, own_errors
+from vllm_fleet.host.gateway_routes import Backend, Route, routes
 from vllm_fleet.schema.fleet import Gateway
 
-#: The paths that clients reach; vLLM has many others, with and without a key (vLLM docs/usage/security.md).
-ALLOWED_PATHS = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/models",
-    "/v1/responses",
-)
+#: What clients POST to; vLLM has many other paths, with and without a key (vLLM docs/usage/security.md).
+POSTED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+MODELS_PATH = "/v1/models"
+RESPONSES_PATH = "/v1/responses"
+METRICS_PATH = "/metrics"
 CERTIFICATE = "/etc/haproxy/vllm-fleet.pem"
 API_KEYS = "/etc/haproxy/vllm-fleet.keys"
+SCRIPT = "/etc/haproxy/vllm-fleet.lua"
+READER_CONFIG = "/etc/haproxy/vllm-fleet-reader.cfg"
 ADMIN_SOCKET = "/run/haproxy/admin.sock"
-#: HAProxy's own errors. Clients of the OpenAI API parse every error as JSON.
-_OWN_ERRORS = {
-    400: "The request is not valid HTTP.",
-    408: "The request took too long to arrive.",
-    500: "The gateway failed.",
-    502: "The server failed before it answered.",
-    503: "No server is ready for this model.",
-    504: "The server did not answer in time.",
-}
-#: A long prompt has a few MiB; HAProxy reads the body to know the model. A header has room beside it.
-_BODY_BUFFER_BYTES = 4 << 20
+#: Where the gateway sends long bodies, and where the reader returns them.
+READER_SOCKET = "/run/vllm-gateway-reader/reader.sock"
+RETURN_SOCKET = "/run/haproxy/read.sock"
+#: Where programs on the gateway ask whether it is healthy; clients ask at the port of the API.
+HEALTH_PORT = 10242
+#: Where gateways tell each other which server has a session or a response, and where each one's HAProxy takes that.
+TABLES_PORT, OWN_TABLES_PORT = 10240, 10241
+#: The server that means the gateway itself: while it is drained, balancers before the gateway send it nothing.
+ITSELF, ITSELF_SERVER = "itself", "this.gateway"
+#: A body up to this length is read in the buffer of its connection, which has 1 KiB beside it for rewriting.
+_BUFFER_BYTES = 64 << 10
+_READ_BYTES = 60 << 10
+#: The memory that the reader's long bodies take at most, and how often one of them is in it: its buffer, its text.
+_READER_MIB, _COPIES = 1500, 2
+#: Wrong keys from one address in a minute; then keys that have not come from there before are refused.
+_GUESSES = 60
+#: How long the gateway knows a session or a response after its last request.
+_KNOWN = "24h"
+_NEW_RESPONSE = "{ var(txn.path) -m str /v1/responses } METH_POST"
 
 
 @dataclass(frozen=True)
-class Backend:
-    """One vLLM process, as a server of the gateways."""
+class Api:
+    """What the rules of a gateway depend on: its keys in the fleet.yml, and where the names of models lead."""
 
-    host: str
-    instance: str
-    address: str
-    port: int
-    model: str
+    gateway: Gateway
+    routes: Sequence[Route]
 
-
-def _backend_name(model: str) -> str:
-    return "model_" + "".join(char if char.isalnum() else "_" for char in model)
+    @property
+    def served(self) -> str:
+        """The names of its models, for people."""
+        return f"This gateway serves {', '.join(name for route in self.routes for name in route.names)}."
 
 
-def haproxy_config(gateway: Gateway, backends: Sequence[Backend], addresses: Sequence[str] = ()) -> str:
-    """The whole ``haproxy.cfg``: allowlist, keys by digest, one backend for each model.
+@dataclass(frozen=True)
+class Members:
+    """The gateways of a fleet, as one of them sees them.
 
-    It buffers a request body to read the model. Without ``http-no-delay`` the first token of a stream waits 200 ms. A
-    server is up if its readiness port reports that a completion came back; /health is green on a dead engine.
+    Attributes:
+        own: its name.
+        addresses: gateway -> where the others reach it, itself among them.
+        sources: the addresses that they connect from.
+    """
+
+    own: str
+    addresses: Mapping[str, str]
+    sources: Sequence[str]
+
+
+def haproxy_config(
+    gateway: Gateway, backends: Sequence[Backend], addresses: Sequence[str] = (), members: Members | None = None
+) -> str:
+    """The whole ``haproxy.cfg``: allowlist, keys by digest, one backend for each set of names.
+
+    Without ``http-no-delay`` the first token of a stream waits 200 ms. A server is up if its readiness port reports
+    that a completion came back; /health is green on a dead engine. A request is sent again only where no connection to
+    the server was made: one that ended an engine would end the next one too. For the same reason no connection to a
+    server is used twice.
 
     Args:
         gateway: the gateway of the fleet.
         backends: every vLLM process.
         addresses: the IP addresses of the gateways; with an IPv6 address among them it listens for IPv6 too.
+        members: the gateways that share what they know of sessions and responses; None: it has none to share with.
     """
-    models = sorted({backend.model for backend in backends})
-    reads_body = len(models) > 1 or gateway.affinity == "prefix"
-    # A kernel without IPv6 refuses the second form.
-    bind = f"bind [::]:{gateway.port} v4v6" if any(":" in address for address in addresses) else f"bind :{gateway.port}"
+    api = Api(gateway, routes(backends))
+    bind = _bind(gateway.port, addresses)
     if gateway.tls:
         bind += f" ssl crt {CERTIFICATE} alpn h2,http/1.1 ssl-min-ver TLSv1.2"
+    shared = " peers gateways" if members else ""
     lines = [
         "# Made by vllm-fleet; another run replaces what is changed here.",
-        "global",
-        "  log stdout format raw local0 info",
-        "  maxconn 8192",
-        f"  tune.bufsize {_BODY_BUFFER_BYTES if reads_body else 65536}",
-        "  hard-stop-after 15m",
+        *global_lines(_BUFFER_BYTES, 8192),
+        *((f"  localpeer {members.own}",) if members else ()),
         f"  stats socket {ADMIN_SOCKET} mode 600 level admin",
         "  stats timeout 30s",
+        *default_lines(),
+        f"  timeout queue {gateway.queue_seconds}s",
+        "frontend api",
+        f"  {bind}",
+        "  filter lua.count",
+        *(f"  {line}" for line in _accept(api)),
+        f"frontend read\n  bind unix@{RETURN_SOCKET} mode 600",
+        "  filter lua.count",
+        *(f"  {line}" for line in _take_over(api)),
+        f"frontend health\n  bind 127.0.0.1:{HEALTH_PORT}",
+        *(f"  {line}" for line in _health(api, "TRUE")),
+        *(_share(members, _bind(TABLES_PORT, addresses)) if members else ()),
+        "backend sessions",
+        f"  stick-table type string len 64 size 100k expire {_KNOWN} store server_id{shared}",
+        "backend responses",
+        f"  stick-table type string len 80 size 100k expire {_KNOWN} store gpt0{shared}",
+        "backend guesses",
+        "  stick-table type ipv6 size 100k expire 2m store gpc0,gpc0_rate(1m)",
+        "backend known",
+        "  stick-table type string len 64 size 100k expire 1h store gpc0",
+        f"backend {ITSELF}",
+        f"  server {ITSELF_SERVER} 127.0.0.1:1",
+        "backend reader",
+        f"  server reader unix@{READER_SOCKET} maxconn {long_bodies(gateway)}",
+        *(line for route in api.routes for line in _backend(api, route)),
+        *(_any_response(api) if gateway.responses_store else ()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def global_lines(buffer_bytes: int, connections: int) -> list[str]:
+    """The section ``global`` of both processes of a gateway.
+
+    With several threads HAProxy 2.6 stalls answers that a filter in Lua sees.
+
+    Args:
+        buffer_bytes: the size of a buffer: the longest body that is read.
+        connections: how many connections it takes.
+    """
+    return [
+        "global",
+        "  log stdout format raw local0 info",
+        "  nbthread 1",
+        f"  maxconn {connections}",
+        f"  tune.bufsize {buffer_bytes}",
+        "  tune.lua.session-timeout 30s",
+        f"  lua-load {SCRIPT}",
+        # Streams may last; a reload does not cut them before.
+        "  hard-stop-after 2h",
+    ]
+
+
+def default_lines() -> list[str]:
+    """The section ``defaults`` of both processes of a gateway."""
+    return [
         "defaults",
         "  mode http",
         "  log global",
         "  option httplog",
         "  option dontlognull",
         "  option http-no-delay",
+        "  option http-server-close",
+        # The engine ends its work when its client has gone.
+        "  option abortonclose",
+        "  http-reuse never",
         "  option redispatch 1",
         "  retries 3",
-        "  retry-on conn-failure empty-response 503",
+        "  retry-on conn-failure",
         "  timeout connect 2s",
         "  timeout http-request 15s",
+        "  timeout http-keep-alive 75s",
         "  timeout client 10m",
         "  timeout server 10m",
-        "  timeout queue 1m",
-        *(f"  http-error {_answer(status, text, None)}" for status, text in _OWN_ERRORS.items()),
-        "frontend api",
-        f"  {bind}",
-        f"  http-request return {_answer(404, 'This gateway does not serve the path.', None)} unless {{ path "
-        + " ".join(ALLOWED_PATHS)
-        + " }",
-        "  http-request set-var(txn.key) req.hdr(authorization),word(2,' '),sha2(256),hex,lower",
-        f"  http-request return {_answer(401, 'The API key is missing or wrong.', 'invalid_api_key')} "
-        "hdr WWW-Authenticate Bearer unless "
-        f"{{ req.hdr(authorization) -m beg -i 'Bearer ' }} {{ var(txn.key) -m str -f {API_KEYS} }}",
-        "  http-request del-header authorization",
+        *(f"  {line}" for line in own_errors()),
     ]
-    if reads_body:
-        lines.append("  http-request wait-for-body time 15s if METH_POST")
-    if len(models) > 1:
-        lines += _choose_model(models)
-    if models:
-        lines.append(f"  default_backend {_backend_name(models[0])}")
-    for model in models:
-        lines += [f"backend {_backend_name(model)}"]
-        if gateway.affinity == "prefix":
-            lines += ["  balance hash req.body,bytes(0,2048)", "  hash-type consistent", "  hash-balance-factor 150"]
-        else:
-            lines.append("  balance leastconn")
-        lines += [
-            "  option httpchk",
-            # An instance that serves another model, since its host has not changed yet, is not ready for this one.
-            f"  http-check send meth GET uri /ready/{model}",
-            "  http-check expect status 200",
-            "  default-server inter 1s fall 2 rise 1 check observe layer4",
-        ]
-        lines += [
-            f"  server {backend.host}_{backend.instance} {host_port(backend.address, backend.port)} "
-            f"port {backend.port + READINESS_OFFSET}"
-            for backend in backends
-            if backend.model == model
-        ]
-    return "\n".join(lines) + "\n"
 
 
-def _choose_model(models: Sequence[str]) -> Iterator[str]:
-    """The rules that choose a backend by the model in the body, and answer for the models that no backend has."""
-    served = f"This gateway serves {', '.join(models)}."
-    too_long = f"The body is longer than the {_BODY_BUFFER_BYTES >> 20} MiB that the gateway reads."
-    listing = {
-        "object": "list",
-        "data": [{"id": model, "object": "model", "created": 0, "owned_by": "vllm"} for model in models],
-    }
-    yield f"  http-request return {_json(200, listing)} if METH_GET {{ path /v1/models }}"
-    yield "  http-request set-var(txn.read) req.body_len if METH_POST"
-    yield (f"  http-request return {_answer(413, too_long, None)} if METH_POST {{ req.body_size,sub(txn.read) gt 0 }}")
-    yield "  http-request set-var(txn.model) req.body,json_query('$.model') if METH_POST"
-    # json_query refuses a string with the escape \/, which PHP writes for every slash. Not regsub: HAProxy compiles
-    # regular expressions to machine code, which its unit forbids (MemoryDenyWriteExecute). A quoted key cannot occur
-    # in a text of the body, where its quotes are escaped.
-    for model in models:
-        if "/" in model:
-            name = model.replace("/", "\\/")
-            forms = " ".join(f'\'"model":{blank}"{name}"\'' for blank in ("", " "))
-            yield (
-                f"  http-request set-var(txn.model) str({model}) if METH_POST !{{ var(txn.model) -m found }} "
-                f"{{ req.body -m sub {forms} }}"
-            )
-    no_model = f"The body is not a JSON object with a 'model'. {served}"
-    yield f"  http-request return {_answer(400, no_model, None)} if METH_POST !{{ var(txn.model) -m found }}"
+def _accept(api: Api) -> Iterator[str]:
+    """The rules for a client's request, from its path to its model."""
+    yield "http-request del-header x-vllm-fleet- -m beg"
+    yield "http-request set-var(txn.path) path"
+    yield from _health(api, "{ path /healthz }")
+    yield from _paths(api)
+    yield from _origins(api.gateway)
+    yield from _keys()
+    yield from _methods(api)
+    if api.routes:
+        yield from _models(api)
+    # A chunked body has no length; what does not fit is found when it is read.
+    yield f"acl long_body req.hdr(content-length) -m int gt {_READ_BYTES}"
+    limit = api.gateway.max_body_mib << 20
+    yield f"http-request return {too_long(api.gateway)} if METH_POST {{ req.hdr(content-length) -m int gt {limit} }}"
+    yield "http-request wait-for-body time 15s if METH_POST !long_body"
+    yield "http-request lua.read_request if METH_POST !long_body"
+    yield "acl cut_body var(txn.read) -m str cut"
+    yield f"acl full_buffer req.body_len ge {_READ_BYTES - 8192}"
+    yield "http-request set-var(txn.long) bool(true) if METH_POST long_body"
+    yield "http-request set-var(txn.long) bool(true) if METH_POST cut_body full_buffer"
+    yield "acl goes_to_reader var(txn.long) -m found"
+    yield "http-request set-header x-vllm-fleet-key %[var(txn.key)] if goes_to_reader"
+    yield from judge_body(api, "METH_POST !goes_to_reader")
+    yield from _find_response(api, "!goes_to_reader")
+    yield from _admit()
+    yield from _send(api, "!goes_to_reader")
+    yield "use_backend reader if goes_to_reader"
+
+
+def _take_over(api: Api) -> Iterator[str]:
+    """The rules for a request that the reader returns: its key is checked, its body is read."""
+    yield "http-request set-var(txn.path) path"
+    yield "http-request set-var(txn.key) req.hdr(x-vllm-fleet-key)"
+    yield "http-request lua.take_over"
+    yield "http-request del-header x-vllm-fleet- -m beg"
+    yield from _choose_backend(api, "METH_POST")
+    yield from _find_response(api, "TRUE")
+    yield from _send(api, "TRUE")
+
+
+def _health(api: Api, asked: str) -> Iterator[str]:
+    """What ``/healthz`` answers: green with a ready server, unless the gateway itself is out of traffic."""
+    leaves = document(503, {"status": "leaves traffic"})
+    yield f"http-request set-log-level silent if {asked}"
+    yield f"http-request return {leaves} hdr Connection close if {asked} {{ nbsrv({ITSELF}) eq 0 }}"
+    for route in api.routes:
+        yield (f"http-request return {document(200, {'status': 'ok'})} if {asked} {{ nbsrv({route.backend}) gt 0 }}")
+    yield f"http-request return {document(503, {'status': 'no server is ready'})} if {asked}"
+
+
+def _paths(api: Api) -> Iterator[str]:
+    """The allowlist. Paths are compared as they come: nothing is decoded before."""
+    yield f"acl is_posted path {' '.join(POSTED_PATHS)}"
+    yield f"acl is_models path {MODELS_PATH}"
+    yield f"acl is_model path_beg {MODELS_PATH}/"
+    yield f"acl is_metrics path {METRICS_PATH} {METRICS_PATH}/keys"
+    allowed = ["is_posted", "is_models", "is_model", "is_metrics"]
+    yield f"acl is_response path_beg {RESPONSES_PATH}/resp_"
+    yield "acl is_odd path_sub // .. ; \\\\"
+    if api.gateway.responses_store:
+        allowed.append("is_response")
+    unknown = error(404, "This gateway does not serve the path.")
+    if not api.gateway.responses_store:
+        off = "This gateway keeps no responses: responses_store is off in its fleet.yml."
+        yield f"http-request return {error(404, off, 'response_not_found')} if is_response !is_odd"
+    yield f"http-request return {unknown} if is_odd"
+    yield f"http-request return {unknown} if " + " ".join(f"!{name}" for name in allowed)
+
+
+def _origins(gateway: Gateway) -> Iterator[str]:
+    """What browsers ask before they let a page of another origin use the API; they ask it without a key."""
+    yield "http-response del-header access-control-allow- -m beg"
+    if not gateway.cors_origins:
+        return
+    yield f"acl is_origin req.hdr(origin) -m str {' '.join(gateway.cors_origins)}"
+    yield "http-request set-var(txn.origin) req.hdr(origin) if is_origin"
+    known = "{ var(txn.origin) -m found }"
+    yield f"http-after-response set-header Access-Control-Allow-Origin %[var(txn.origin)] if {known}"
+    yield f"http-after-response add-header Vary Origin if {known}"
     yield (
-        f"  http-request return {_answer(404, f'The model does not exist. {served}', 'model_not_found')} "
-        "if METH_POST !{ var(txn.model) -m str " + " ".join(models) + " }"
+        "http-request return status 204 hdr Access-Control-Allow-Methods GET,POST "
+        "hdr Access-Control-Allow-Headers %[req.fhdr(access-control-request-headers)] "
+        "hdr Access-Control-Max-Age 600 if METH_OPTIONS is_origin"
     )
-    for model in models[1:]:
-        yield f"  use_backend {_backend_name(model)} if {{ var(txn.model) -m str {model} }}"
 
 
-def _answer(status: int, message: str, code: str | None) -> str:
-    """An error in the form of the OpenAI API (``Error`` in openai/openai-openapi): all four keys are required there."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return _json(status, {"error": {"message": message, "type": kind, "param": None, "code": code}})
+def _keys() -> Iterator[str]:
+    """The check of the key, by its digest; the key itself goes no further."""
+    yield "http-request set-var(txn.secret) req.hdr(x-api-key) if { req.hdr(x-api-key) -m found }"
+    yield (
+        "http-request set-var(txn.secret) req.hdr(authorization),word(2,' ') "
+        "if { req.hdr(authorization) -m beg -i 'Bearer ' }"
+    )
+    yield "http-request set-var(txn.digest) var(txn.secret),sha2(256),hex,lower if { var(txn.secret) -m found }"
+    yield "http-request unset-var(txn.secret)"
+    yield "http-request del-header authorization"
+    yield "http-request del-header x-api-key"
+    yield f"http-request set-var(txn.key) var(txn.digest),map_str({API_KEYS}) if {{ var(txn.digest) -m found }}"
+    yield "http-request set-var(txn.ends) var(txn.key),field(2,:) if { var(txn.key) -m found }"
+    yield "http-request set-var(txn.scope) var(txn.key),field(7,:) if { var(txn.key) -m found }"
+    yield "http-request set-var-fmt(txn.visit) %[src]%[var(txn.digest)]"
+    yield "http-request set-var(txn.visit) var(txn.visit),sha2(256),hex"
+    yield "http-request track-sc2 src table guesses"
+    yield "acl is_known_key var(txn.key) -m found"
+    yield "acl has_ended var(txn.ends) -m int gt 0"
+    yield "acl has_ended_now date,sub(txn.ends) -m int ge 0"
+    yield f"acl guesses sc2_gpc0_rate(guesses) gt {_GUESSES}"
+    yield "acl has_visited var(txn.visit),in_table(known) -m bool"
+    slow = error(429, "Too many wrong API keys have come from this address. Wait a minute.", "too_many_wrong_keys")
+    yield f"http-request return {slow} hdr Retry-After 60 if guesses !has_visited"
+    yield "http-request sc-inc-gpc0(2) if !is_known_key"
+    for text, condition in (
+        ("The API key is missing or wrong.", "!is_known_key"),
+        ("The API key has ended.", "has_ended has_ended_now"),
+    ):
+        yield f"http-request return {error(401, text, 'invalid_api_key')} hdr WWW-Authenticate Bearer if {condition}"
+    other = error(403, "The API key is not for this path.", "insufficient_permissions")
+    yield f"http-request return {other} if !is_metrics !{{ var(txn.scope) -m str api }}"
+    yield f"http-request return {other} if is_metrics !{{ var(txn.scope) -m str metrics }}"
+    yield "http-request track-sc0 var(txn.visit) table known"
 
 
-def _json(status: int, body: Mapping[str, object]) -> str:
-    text = json.dumps(body, separators=(",", ":")).replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
-    return f'status {status} content-type application/json string "{text}"'
+def _methods(api: Api) -> Iterator[str]:
+    """The methods of each path."""
+    wrong = error(405, "This path takes another method.", "method_not_allowed")
+    yield f"http-request return {wrong} hdr Allow POST if is_posted !METH_POST"
+    yield f"http-request return {wrong} hdr Allow GET if is_models !METH_GET"
+    yield f"http-request return {wrong} hdr Allow GET if is_model !METH_GET"
+    yield f"http-request return {wrong} hdr Allow GET if is_metrics !METH_GET"
+    yield f"http-request use-service prometheus-exporter if {{ path {METRICS_PATH} }}"
+    yield "http-request use-service lua.key_metrics if is_metrics"
+    if api.gateway.responses_store:
+        yield f"http-request return {wrong} hdr Allow GET,POST if is_response !METH_GET !METH_POST"
 
 
-def key_digests_text(keys: Mapping[str, str]) -> str:
-    """The digests of the API keys, one per line; no host has the keys themselves."""
-    return "".join(f"{digest.removeprefix('sha256:')}\n" for digest in sorted(set(keys.values())))
+def _models(api: Api) -> Iterator[str]:
+    """The list of the models, and the page of each one; a name may be encoded."""
+    pages = {
+        name: {"id": name, "object": "model", "created": 0, "owned_by": "vllm", "root": route.servers[0].model}
+        | ({"max_model_len": tokens} if (tokens := route.servers[0].context_tokens) else {})
+        for route in api.routes
+        for name in route.names
+    }
+    yield (
+        f"http-request return {document(200, {'object': 'list', 'data': list(pages.values())})} if METH_GET is_models"
+    )
+    yield f"http-request set-var(txn.name) path,bytes({len(MODELS_PATH) + 1}),url_dec if is_model"
+    for name, page in pages.items():
+        yield f"http-request return {document(200, page)} if METH_GET is_model {{ var(txn.name) -m str {name} }}"
+    unknown = error(404, f"The model does not exist. {api.served}", "model_not_found")
+    yield f"http-request return {unknown} if is_model"
+
+
+def long_bodies(gateway: Gateway) -> int:
+    """How many long bodies the reader keeps at the same time; others wait."""
+    return max(4, min(64, _READER_MIB // (_COPIES * gateway.max_body_mib)))
+
+
+def too_long(gateway: Gateway) -> str:
+    """The answer to a body that is longer than the gateway takes."""
+    return error(413, f"The body is longer than the {gateway.max_body_mib} MiB that this gateway takes.")
+
+
+def judge_body(api: Api, posted: str) -> Iterator[str]:
+    """The refusals that a read body is worth. The process that has the whole body gives them.
+
+    Args:
+        api: the gateway.
+        posted: the condition of the requests that are meant.
+    """
+    if not api.routes:
+        yield f"http-request return {error(503, 'This gateway has no server.')} if {posted}"
+        return
+    yield f"acl is_response_page path_beg {RESPONSES_PATH}/"
+    created = f"{posted} !is_response_page"
+    not_json = error(400, "The body is not a JSON object, so its 'model' cannot be read.")
+    yield f"http-request return {not_json} if {created} !{{ var(txn.read) -m str whole }}"
+    yield from _choose_backend(api, posted)
+    unknown = error(404, f"The model does not exist. {api.served}", "model_not_found")
+    none = error(400, f"The body has no 'model'. {api.served}")
+    yield f"http-request return {none} if {created} !{{ var(txn.backend) -m found }} !{{ var(txn.model) -m found }}"
+    yield f"http-request return {unknown} if {created} !{{ var(txn.backend) -m found }}"
+    if not api.gateway.responses_store:
+        off = "This gateway keeps no responses (responses_store is off in its fleet.yml), so"
+        for name, param, text in (
+            ("previous", "previous_response_id", "cannot be found. Send the whole conversation as input."),
+            ("background", "background", "is not possible. Use stream, or wait for the answer."),
+        ):
+            answer = error(400, f"{off} {param} {text}", "responses_store_off", param)
+            where = f"{created} {{ path {RESPONSES_PATH} }}"
+            yield f"http-request return {answer} if {where} {{ var(txn.{name}) -m found }}"
+
+
+def _choose_backend(api: Api, posted: str) -> Iterator[str]:
+    """Sets txn.backend by the model; with one route, a request without a model goes there too."""
+    for route in api.routes:
+        names = f"{posted} {{ var(txn.model) -m str {' '.join(route.names)} }}"
+        yield f"http-request set-var(txn.backend) str({route.backend}) if {names}"
+        yield f"http-request set-var(txn.seats) int({route.seats}) if {names}"
+    if len(api.routes) == 1:
+        lacks = f"{posted} !{{ var(txn.model) -m found }}"
+        yield f"http-request set-var(txn.backend) str({api.routes[0].backend}) if {lacks}"
+        yield f"http-request set-var(txn.seats) int({api.routes[0].seats}) if {lacks}"
+
+
+def _find_response(api: Api, condition: str) -> Iterator[str]:
+    """A stored response is on one server: requests that name it go there, and to each server where it is unknown."""
+    if not api.gateway.responses_store or not api.routes:
+        return
+    yield f"http-request set-var(txn.previous) path,field(4,/) if {{ path_beg {RESPONSES_PATH}/resp_ }}"
+    known = f"{condition} {{ var(txn.previous) -m found }}"
+    yield (f"http-request set-var(txn.server) var(txn.previous),table_gpt0(responses),lua.server_in_traffic if {known}")
+    yield f"http-request set-var(txn.backend) str(any_response) if {{ path_beg {RESPONSES_PATH}/resp_ }}"
+    yield f"http-request set-var(txn.backend) str(any_response) if {known} !{{ var(txn.server) -m len gt 0 }}"
+
+
+def _admit() -> Iterator[str]:
+    """The limits of the key."""
+    yield "http-request lua.admit if METH_POST"
+    for kind, text in (
+        ("requests", "This API key sends too many requests a second."),
+        ("in_flight", "This API key has too many requests in flight."),
+        ("tokens", "This API key has used its tokens of this minute."),
+        ("places", "The servers have no place for so many answers to one request now."),
+    ):
+        answer = error(429, text, "rate_limit_exceeded")
+        yield f"http-request return {answer} hdr Retry-After %[var(txn.wait)] if {{ var(txn.refused) -m str {kind} }}"
+
+
+def _send(api: Api, condition: str) -> Iterator[str]:
+    """The server of the request's session, its place in the queue, and its backend."""
+    if not api.routes:
+        return
+    if api.gateway.affinity != "none":
+        yield from _session(api.gateway, condition)
+    yield f"http-request lua.take if METH_POST {condition} {{ var(txn.backend) -m found }}"
+    yield "http-request set-var(txn.priority) var(txn.key),field(6,:)"
+    yield "http-request set-priority-class int(9),sub(txn.priority)"
+    yield "http-request set-priority-offset var(txn.turn)"
+    yield f"use_backend %[var(txn.backend)] if {condition} {{ var(txn.backend) -m found }}"
+
+
+def _session(gateway: Gateway, condition: str) -> Iterator[str]:
+    """Sets txn.session by what names it, and txn.server by where it was."""
+    named = f"{condition} !{{ var(txn.previous) -m found }} {{ var(txn.backend) -m found }}".strip()
+    yield f"http-request set-var(txn.named) req.hdr(x-session-id) if {named} {{ req.hdr(x-session-id) -m found }}"
+    if gateway.affinity == "conversation":
+        yield f"http-request set-var(txn.named) var(txn.beginning) if {named} !{{ var(txn.named) -m found }}"
+    whole = f"{named} {{ var(txn.named) -m found }}"
+    # Two clients may give their sessions the same name.
+    yield f"http-request set-var-fmt(txn.session) %[var(txn.key),field(1,:)]:%[var(txn.backend)]: if {whole}"
+    yield f"http-request set-var(txn.session) var(txn.session),concat(,txn.named),sha2(256),hex if {whole}"
+    yield (
+        "http-request set-var(txn.server) var(txn.session),table_server_id(sessions),lua.server_in_traffic "
+        "if { var(txn.session) -m found }"
+    )
+
+
+def _backend(api: Api, route: Route) -> Iterator[str]:
+    gateway = api.gateway
+    yield f"backend {route.backend}"
+    yield "  balance leastconn"
+    yield "  option httpchk"
+    # An instance that serves another model, since its host has not changed yet, is not ready for this one.
+    yield f"  http-check send meth GET uri /ready/{route.servers[0].model}"
+    yield "  http-check expect status 200"
+    yield "  default-server inter 1s fall 2 rise 1 check observe layer4"
+    if gateway.affinity != "none" or gateway.responses_store:
+        yield "  use-server %[var(txn.server)] if { var(txn.server) -m len gt 0 }"
+    if gateway.affinity != "none":
+        yield "  stick store-request var(txn.session) table sessions if { var(txn.session) -m found }"
+    if gateway.responses_store:
+        yield from _learn_response()
+    for server in route.servers:
+        yield f"  {_server(server, f'port {server.port + READINESS_OFFSET}')}{_limits(server)}"
+
+
+def _learn_response() -> Iterator[str]:
+    """Remembers which server has a new response; its id is in the first bytes of the answer."""
+    new = f"{{ var(txn.path) -m str {RESPONSES_PATH} }} {{ status 200 }}"
+    yield f"  http-response wait-for-body time 10s at-least 1024 if {new}"
+    yield f"  http-response set-var(txn.new) res.body,lua.response_id if {new}"
+    yield "  http-response track-sc1 var(txn.new) table responses if { var(txn.new) -m len gt 4 }"
+    yield "  http-response sc-set-gpt0(1) srv_id if { var(txn.new) -m len gt 4 }"
+
+
+def _server(server: Backend, options: str) -> str:
+    address = host_port(server.address, server.port)
+    return f"server {server.server} {address} id {server.number} {options}"
+
+
+def _limits(server: Backend) -> str:
+    """More requests wait here and not in the engine; where many wait, a session goes to another server."""
+    return f" maxconn {server.seats} maxqueue {max(1, server.seats // 4)}" if server.seats else ""
+
+
+def shares_tables(gateway: Gateway, count: int) -> bool:
+    """Whether the gateways of a fleet tell each other which server has a session or a response.
+
+    Args:
+        gateway: the gateways' keys in the fleet.yml.
+        count: how many gateways there are.
+    """
+    return count > 1 and (gateway.affinity != "none" or gateway.responses_store)
+
+
+def _bind(port: int, addresses: Sequence[str]) -> str:
+    # A kernel without IPv6 refuses the second form.
+    return f"bind [::]:{port} v4v6" if any(":" in address for address in addresses) else f"bind :{port}"
+
+
+def _share(members: Members, bind: str) -> Iterator[str]:
+    """The tables that gateways share. HAProxy takes them from any address, so a frontend lets only gateways in."""
+    yield "peers gateways"
+    yield f"  bind 127.0.0.1:{OWN_TABLES_PORT}"
+    yield f"  server {members.own}"
+    for name, address in members.addresses.items():
+        if name != members.own:
+            yield f"  server {name} {host_port(address, TABLES_PORT)}"
+    yield "frontend tables"
+    yield "  mode tcp"
+    yield "  option tcplog"
+    yield f"  {bind}"
+    yield f"  tcp-request connection reject unless {{ src {' '.join(members.sources)} }}"
+    yield "  timeout client 1h"
+    yield "  default_backend own_tables"
+    yield "backend own_tables"
+    yield "  mode tcp"
+    yield "  timeout server 1h"
+    yield f"  server own 127.0.0.1:{OWN_TABLES_PORT}"
+
+
+def _any_response(api: Api) -> Iterator[str]:
+    """Asks one server after the other for a response that the gateway does not know."""
+    servers = [(route.backend, server) for route in api.routes for server in route.servers]
+    yield "backend any_response"
+    yield "  balance roundrobin"
+    yield "  retry-on conn-failure 404"
+    yield f"  retries {len(servers)}"
+    yield "  use-server %[var(txn.server)] if { var(txn.server) -m len gt 0 }"
+    for backend, server in servers:
+        yield f"  {_server(server, f'track {backend}/{server.server}')}"

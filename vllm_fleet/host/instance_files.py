@@ -143,7 +143,8 @@ def instance_files(host: ServingHost) -> Release:
             {
                 **deployment.args,
                 "model": host.model_directory,
-                "served-model-name": [deployment.model],
+                # The probes of the host use the model's own name; the gateways lead only the others to it.
+                "served-model-name": list(dict.fromkeys([*host.plan.names, deployment.model])),
                 "host": address,
                 "port": port,
             },
@@ -159,6 +160,7 @@ def instance_files(host: ServingHost) -> Release:
                 "FLEET_READINESS": host_port(address, port + READINESS_OFFSET),
                 "FLEET_START_TIMEOUT_SECONDS": str(START_TIMEOUT_SECONDS),
                 "FLEET_UNIT_DIGEST": unit,
+                **({"FLEET_RESTARTED": host.plan.restarted} if host.plan.restarted else {}),
             }
         )
         env += f'FLEET_ENV_DIGEST="{text_sha256(env)}"\n'

@@ -13,12 +13,14 @@ from vllm_fleet.base.digests import text_sha256
 from vllm_fleet.base.versions import version_key
 from vllm_fleet.catalogue.catalogue import SizedClass
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
-from vllm_fleet.host import container, haproxy, host_paths, instance_files
+from vllm_fleet.host import container, haproxy, host_paths, instance_files, keepalived
 from vllm_fleet.host.manifest_items import (
     FileItem,
     Item,
+    absent_item,
     directory_item,
     file_item,
+    keys_item,
     link_item,
     package_item,
     store_item,
@@ -41,6 +43,8 @@ FIREWALL_RULES = "/etc/vllm/firewall.nft"
 IMAGE_PORTS = "/etc/vllm/image-ports"
 #: The drop-in of HAProxy.
 GATEWAY_DROP_IN = "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf"
+#: The second process of a gateway, which reads long bodies.
+_READER = "vllm-gateway-reader.service"
 #: The units that end drains whose time is over.
 _DRAINS = ("vllm-drains.service", "vllm-drains.timer")
 #: The unit of each install form; the part after the @ is the instance.
@@ -245,22 +249,52 @@ def image_ports(manifest: Manifest) -> list[int]:
     return sorted({port["port"] for port in manifest.ports})
 
 
-def gateway_items(config: str, keys: str, certificate: Path | None) -> tuple[Item, ...]:
-    """The items of every gateway of a fleet."""
+def gateway_items(config: str, reader: str, keys: str, certificate: Path | None) -> tuple[Item, ...]:
+    """The items of every gateway of a fleet.
+
+    Args:
+        config: the configuration of HAProxy.
+        reader: the configuration of its second process.
+        keys: the digests of the API keys.
+        certificate: the file with the certificate; None: TLS ends elsewhere.
+    """
     role = "gateway"
     items: list[Item] = [
         *baseline_items(),
         package_item(role, "haproxy"),
         file_item(role, "/etc/haproxy/haproxy.cfg", text_sha256(config), "0640", "haproxy"),
         file_item(role, haproxy.API_KEYS, text_sha256(keys), "0640", "haproxy"),
+        file_item(role, haproxy.SCRIPT, role_file_sha256(role, "vllm-gateway.lua")),
+        file_item(role, haproxy.READER_CONFIG, text_sha256(reader), "0640", "haproxy"),
+        file_item(role, f"/etc/systemd/system/{_READER}", role_file_sha256(role, _READER)),
+        unit_item(role, _READER, active=True, enabled=True),
         file_item(role, "/usr/local/libexec/vllm-gateway", role_file_sha256(role, "vllm-gateway"), "0755"),
         *(file_item(role, f"/etc/systemd/system/{name}", role_file_sha256(role, name)) for name in _DRAINS),
         unit_item(role, _DRAINS[1], active=True, enabled=True),
         file_item(role, GATEWAY_DROP_IN, role_file_sha256(role, "haproxy.service.d.conf")),
         unit_item(role, "haproxy.service", active=True, enabled=True, files=[GATEWAY_DROP_IN]),
         traffic_item(role, haproxy.ADMIN_SOCKET),
+        keys_item(role, haproxy.API_KEYS, haproxy.ADMIN_SOCKET),
     ]
     if certificate:
         digest = hashlib.sha256(certificate.read_bytes()).hexdigest()
         items.append(file_item(role, haproxy.CERTIFICATE, digest, "0640", "haproxy"))
     return tuple(items)
+
+
+def shared_address_items(config: str) -> tuple[Item, ...]:
+    """The items of a gateway that shares a virtual address, or that may have shared one.
+
+    Args:
+        config: its ``keepalived.conf``; empty without such an address.
+    """
+    role = "gateway"
+    if not config:
+        # The drop-in says that keepalived was the fleet's; the role removes its other parts with it.
+        return (absent_item(role, keepalived.DROP_IN),)
+    return (
+        package_item(role, "keepalived"),
+        file_item(role, keepalived.CONFIG, text_sha256(config), "0600"),
+        file_item(role, keepalived.DROP_IN, role_file_sha256(role, "keepalived.service.d.conf")),
+        unit_item(role, keepalived.UNIT, active=True, enabled=True, files=[keepalived.DROP_IN]),
+    )

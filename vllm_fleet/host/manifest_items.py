@@ -11,6 +11,7 @@ from vllm_fleet.on_host.manifest_items import (
     HoldsItem,
     ImageItem,
     Item,
+    KeysItem,
     LinkItem,
     PackageItem,
     SettingsItem,
@@ -49,6 +50,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     ),
     "holds": ("nvidia_driver", "amd_driver"),
     "traffic": ("gateway",),
+    "keys": ("gateway",),
     "table": ("vllm_firewall",),
 }
 
@@ -61,6 +63,11 @@ def item_name(item: Item) -> str:
 def file_item(role: str, path: str, sha256: str, mode: str = "0644", group: str = "root") -> FileItem:
     """A file of root with its content, mode and group."""
     return FileItem(role=role, kind="file", path=path, sha256=sha256, mode=mode, owner="root", group=group)
+
+
+def absent_item(role: str, path: str) -> FileItem:
+    """A path at which an earlier plan had a file, and this one has none."""
+    return FileItem(role=role, kind="file", path=path, absent=True)
 
 
 def settings_item(role: str, path: str, values: Mapping[str, Any]) -> SettingsItem:
@@ -172,6 +179,11 @@ def traffic_item(role: str, path: str, drains: str = "/var/lib/vllm-gateway/drai
     return TrafficItem(role=role, kind="traffic", path=path, drains=drains)
 
 
+def keys_item(role: str, path: str, socket: str) -> KeysItem:
+    """A file of API keys that an HAProxy with this admin socket has loaded."""
+    return KeysItem(role=role, kind="keys", path=path, socket=socket)
+
+
 def table_item(role: str, name: str, rules: str) -> TableItem:
     """A table of nftables by its family and name, and the file that makes it."""
     return TableItem(role=role, kind="table", name=name, rules=rules)
@@ -182,11 +194,13 @@ __all__ = [
     "OWNERS",
     "FileItem",
     "Item",
+    "absent_item",
     "directory_item",
     "file_item",
     "holds_item",
     "image_item",
     "item_name",
+    "keys_item",
     "link_item",
     "package_item",
     "settings_item",

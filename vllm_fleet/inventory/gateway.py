@@ -1,4 +1,4 @@
-"""The variables and the manifest items of the gateways, the same on each of them."""
+"""The variables and the manifest items of the gateways, the same on each of them but for their shared address."""
 
 from __future__ import annotations
 
@@ -8,32 +8,74 @@ from pathlib import Path
 from typing import Any
 
 from vllm_fleet.base import certificates, paths, yaml_document
-from vllm_fleet.base.errors import FleetError
-from vllm_fleet.fleet import stack
+from vllm_fleet.base.addresses import parse_ip
+from vllm_fleet.base.errors import FleetError, InvariantError
+from vllm_fleet.fleet import api_keys_file, stack
+from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
-from vllm_fleet.host import haproxy
-from vllm_fleet.host.manifest import gateway_items
+from vllm_fleet.host import haproxy, keepalived
+from vllm_fleet.host.gateway_keys import key_map_text
+from vllm_fleet.host.haproxy_reader import reader_config
+from vllm_fleet.host.manifest import gateway_items, shared_address_items
 from vllm_fleet.host.manifest_items import Item
 from vllm_fleet.inventory.inputs import FleetInputs
-from vllm_fleet.schema.fleet import ApiKeys
+from vllm_fleet.schema.api_keys import ApiKeys
+from vllm_fleet.schema.virtual_address import VirtualAddress
 
 
-def gateway_variables(inputs: FleetInputs) -> tuple[dict[str, Any], tuple[Item, ...]]:
-    """The variables of the role gateway, and what must be true on every gateway.
+def gateway_variables(inputs: FleetInputs, name: str) -> tuple[dict[str, Any], tuple[Item, ...]]:
+    """The variables of the role gateway on a gateway, and what must be true there.
+
+    Args:
+        inputs: the fleet.
+        name: the gateway.
 
     Raises:
         FleetError: the fleet's file of API keys or its certificate is missing or wrong.
     """
     plan = inputs.plan
-    config = haproxy.haproxy_config(plan.gateway, inputs.backends, inputs.gateway_addresses)
-    keys = haproxy.key_digests_text(_api_keys(plan).keys)
+    config = haproxy.haproxy_config(plan.gateway, inputs.backends, inputs.gateway_addresses, _members(inputs, name))
+    reader = reader_config(plan.gateway, inputs.backends)
+    keys = key_map_text(_api_keys(plan))
     certificate = _certificate(plan)
     variables = {
         "gateway_config": config,
+        "gateway_reader_config": reader,
         "gateway_api_key_digests": keys,
         "gateway_certificate_file": str(certificate) if certificate else "",
+        "gateway_balancer_seconds": plan.gateway.balancer_seconds,
     }
-    return variables, gateway_items(config, keys, certificate)
+    return variables, gateway_items(config, reader, keys, certificate)
+
+
+def _members(inputs: FleetInputs, name: str) -> haproxy.Members | None:
+    """The gateways that share their tables; None: there is nothing to share."""
+    if not haproxy.shares_tables(inputs.plan.gateway, len(inputs.gateways)):
+        return None
+    addresses = {host.name: inputs.locations[host.name].service_address for host in inputs.gateways}
+    return haproxy.Members(name, addresses, inputs.gateway_addresses)
+
+
+def shared_address_variables(inputs: FleetInputs, host: HostPlan) -> tuple[dict[str, Any], tuple[Item, ...]]:
+    """What one gateway gets for the address that it shares with the others, beside :func:`gateway_variables`."""
+    gateway, shared = inputs.plan.gateway, inputs.plan.gateway.virtual_address
+    config = ""
+    if shared:
+        members = [
+            keepalived.Member(each.name, _own_address(inputs, each.name, shared), shared.interface_of(each.name))
+            for each in inputs.gateways
+        ]
+        config = keepalived.keepalived_config(gateway, shared, members, host.name)
+    return {"gateway_address_config": config}, shared_address_items(config)
+
+
+def _own_address(inputs: FleetInputs, name: str, shared: VirtualAddress) -> str:
+    """The address from which a gateway speaks to the others, of the family of the shared one."""
+    known = inputs.locations[name].connect_from
+    family = [text for text in known if (address := parse_ip(text)) and address.version == shared.ip.version]
+    if not family:
+        raise InvariantError(f"{name} has no address of the family of {shared.ip}, and the plan was not refused")
+    return family[0]
 
 
 def find_faults(plan: Plan) -> Iterator[tuple[FleetError, bool]]:
@@ -45,7 +87,7 @@ def find_faults(plan: Plan) -> Iterator[tuple[FleetError, bool]]:
         return
     tls = plan.gateway.tls
     certificate = plan.directory / tls.certificate_file if tls else None
-    for read, file in ((_api_keys, _keys_file(plan)), (_certificate, certificate)):
+    for read, file in ((_api_keys, api_keys_file.file_of(plan)), (_certificate, certificate)):
         try:
             read(plan)
         except FleetError as fault:
@@ -55,25 +97,18 @@ def find_faults(plan: Plan) -> Iterator[tuple[FleetError, bool]]:
 
 
 def _stack_will_write_keys(plan: Plan) -> bool:
-    is_rented = any(host.cloud != "static" for host in plan.hosts)
-    return is_rented and plan.access.api_keys == "generated" and not stack.is_written(plan)
-
-
-def _keys_file(plan: Plan) -> Path:
-    return plan.directory / plan.gateway.api_keys_file
+    return api_keys_file.has_key_of_stack(plan) and not stack.is_written(plan)
 
 
 def _api_keys(plan: Plan) -> ApiKeys:
-    file = _keys_file(plan)
+    file = api_keys_file.file_of(plan)
     if fault := paths.file_fault(file):
         fault = replace(fault, reason=f"{fault.reason}, so the gateways would know no API key")
-        hint = (
-            "write it: 'keys:' and below it OWNER: \"sha256:...\", the SHA-256 of the key; 'vllm-fleet init' makes one"
-        )
+        hint = f"make a key: 'vllm-fleet key add OWNER --fleet {plan.fleet}' writes the file"
         is_named = "api_keys_file" in plan.document.data.get("gateway", {})
         at = ("gateway", "api_keys_file") if is_named else ("gateway",)
         raise plan.document.error_about(at, fault.error(hint))
-    return yaml_document.parse(yaml_document.read(file, secret=True), ApiKeys)
+    return api_keys_file.parse(yaml_document.read(file, secret=True))
 
 
 def _certificate(plan: Plan) -> Path | None:

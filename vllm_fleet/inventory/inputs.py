@@ -11,7 +11,7 @@ from vllm_fleet.fleet.host_facts import Facts
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.stack import Location
-from vllm_fleet.host.haproxy import Backend
+from vllm_fleet.host.gateway_routes import Backend
 from vllm_fleet.host.model_files import ModelFiles
 from vllm_fleet.mirror import client
 
@@ -48,7 +48,16 @@ class FleetInputs:
     def backends(self) -> tuple[Backend, ...]:
         """Every vLLM process of the fleet as the gateways see it."""
         return tuple(
-            Backend(host.name, name, self.locations[host.name].service_address, port, host.deployment.model)
+            Backend(
+                host.name,
+                name,
+                self.locations[host.name].service_address,
+                port,
+                host.deployment.model,
+                host.names,
+                host.seats,
+                host.deployment.args.get("max-model-len"),
+            )
             for host in self.plan.hosts
             if host.deployment
             for name, port in host.instances

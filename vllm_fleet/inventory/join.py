@@ -16,9 +16,10 @@ from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.plan import load as load_plan
 from vllm_fleet.fleet.stack import locations, waiting_notes, without_waiting
 from vllm_fleet.host import engine_install, model_disk
+from vllm_fleet.host.haproxy import TABLES_PORT, shares_tables
 from vllm_fleet.host.manifest import Manifest, Port, image_ports, open_image_ports
 from vllm_fleet.inventory import refusals
-from vllm_fleet.inventory.gateway import gateway_variables
+from vllm_fleet.inventory.gateway import gateway_variables, shared_address_variables
 from vllm_fleet.inventory.inputs import FleetInputs
 from vllm_fleet.inventory.serving import serving_variables, supported_systems
 from vllm_fleet.inventory.site import Site, SiteHost
@@ -49,12 +50,16 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
     """
     raise_all([refusal.error for refusal in _unique(refusals.list_file_refusals(plan, catalog))])
     inputs = _inputs(plan, catalog, facts or {})
-    gateway, gateway_items = gateway_variables(inputs) if inputs.gateways else ({}, ())
     hosts = []
     for host in inputs.plan.hosts:
         if host.kind == "gateway":
-            ports = (Port(port=plan.gateway.port, address=""),)
-            variables, manifest = gateway, Manifest(host.name, gateway_items, supported_systems(catalog), ports)
+            variables, items = gateway_variables(inputs, host.name)
+            shared, shared_items = shared_address_variables(inputs, host)
+            shares = shares_tables(plan.gateway, len(inputs.gateways))
+            open_ports = (plan.gateway.port, *((TABLES_PORT,) if shares else ()))
+            ports = tuple(Port(port=port, address="") for port in open_ports)
+            variables |= shared
+            manifest = Manifest(host.name, (*items, *shared_items), supported_systems(catalog), ports)
         else:
             variables, manifest = serving_variables(inputs, host)
             variables |= {"model_store_disk": model_disk.disk_variable(host, inputs.locations[host.name])}

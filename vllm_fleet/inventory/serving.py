@@ -125,7 +125,7 @@ def _service_variables(host: ServingHost, release: Release, manifest: Manifest) 
             }
             for instance in release.instances
         ],
-        "vllm_service_seats": int(host.deployment.args.get("max-num-seqs") or 0),
+        "vllm_service_seats": host.plan.seats,
         "vllm_service_promises": [promise.record() for promise in host.promises],
         "vllm_service_unit_files": instance_unit_files(host.deployment.install, manifest.items),
         "vllm_service_start_cache": host.cache_directory,

@@ -30,7 +30,7 @@ UNITS = (
     "var-lib-vllm-adopted-*.mount",
 )
 #: Services of the distribution that run for the fleet, if the toolkit has brought them.
-SERVICES = ("haproxy.service", "nginx.service", "docker-registry.service", "docker.service")
+SERVICES = ("keepalived.service", "haproxy.service", "nginx.service", "docker-registry.service", "docker.service")
 #: Files and folders that are the toolkit's by their place.
 PLACES = (
     *("/etc/systemd/system/vllm@.service", "/etc/systemd/system/vllm-*", "/etc/systemd/system/nvidia-cdi.service"),
@@ -244,7 +244,7 @@ def delete_files(leaving: Leaving) -> None:
         leaving.delete(MODELS)
     recorded = [key.split(":", 1)[1] for key in leaving.record["made"] if key.startswith(("file:", "link:"))]
     # On a host without a record the mark in the file decides.
-    shared = ["/etc/haproxy/haproxy.cfg"]
+    shared = ["/etc/haproxy/haproxy.cfg", "/etc/keepalived/keepalived.conf"]
     recorded += [path for path in shared if not leaving.is_recorded and neighbours.is_marked(path)]
     places = [path for pattern in PLACES for path in sorted(glob.glob(pattern))]
     below = ("/var/lib/vllm/", "/opt/vllm/", "/run/vllm-", "/proc/")

@@ -53,7 +53,7 @@ def write_record(path: str, record: Mapping[str, Any]) -> None:
 def key_of(item: items.Item) -> str:
     """An item as it is in the record; empty for one that leaves nothing behind, or that its place makes ours."""
     kind = item["kind"]
-    if neighbours.is_own_place(item.get("path", "")):  # type: ignore[arg-type]
+    if item.get("absent") or neighbours.is_own_place(item.get("path", "")):  # type: ignore[arg-type]
         return ""
     if kind in ("file", "directory", "link", "store"):
         return "%s:%s" % (kind, item["path"])  # type: ignore[typeddict-item]

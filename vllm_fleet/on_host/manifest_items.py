@@ -10,7 +10,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 class FileItem(TypedDict):
     """A regular file with this content, mode, owner and group. A key that is left out is not checked.
 
-    ``sha256`` is the digest of the whole content, ``mode`` is octal text such as ``0644``.
+    ``sha256`` is the digest of the whole content, ``mode`` is octal text such as ``0644``. With ``absent`` there is
+    nothing at the path: the role removes what an earlier plan had.
     """
 
     role: str
@@ -20,6 +21,7 @@ class FileItem(TypedDict):
     mode: NotRequired[str]
     owner: NotRequired[str]
     group: NotRequired[str]
+    absent: NotRequired[bool]
 
 
 class SettingsItem(TypedDict):
@@ -151,6 +153,18 @@ class TrafficItem(TypedDict):
     drains: str
 
 
+class KeysItem(TypedDict):
+    """HAProxy, asked at ``socket``, has loaded the API keys of the file ``path``.
+
+    The file has an item of its own. Where HAProxy does not answer, its unit is the drift.
+    """
+
+    role: str
+    kind: Literal["keys"]
+    path: str
+    socket: str
+
+
 class TableItem(TypedDict):
     """A table of nftables that the kernel has loaded just as its file makes it.
 
@@ -176,5 +190,6 @@ Item = (
     | PackageItem
     | HoldsItem
     | TrafficItem
+    | KeysItem
     | TableItem
 )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 #: State of an item -> its text for people. The states are those of ``facts.states.DriftState``; programs read these.
 TEXTS = {
     "missing": "is missing",
+    "unwanted": "is there, and the plan does not have it any more",
     "wrong_type": "is not a %s",
     "wrong_content": "content differs",
     "wrong_mode": "mode is %s, not %s",
@@ -54,6 +55,7 @@ TEXTS = {
     "wrong_version": "is at %s, not %s",
     "not_held": "do not include %s",
     "drained": "gives no traffic to %s",
+    "other_keys": "is not what HAProxy has loaded",
     "no_tool": "is missing, and so is %s",
     "no_answer": "is unknown: %s does not answer",
     "wrong_tag": "is not what %s names",
@@ -110,6 +112,8 @@ def _attributes(item: items.FileItem | items.DirectoryItem, info: os.stat_result
 def check_file(item: items.FileItem) -> tuple[str, str] | None:
     """A regular file: digest, mode, owner and group, as far as the item has them."""
     info = _lstat(item["path"])
+    if item.get("absent"):
+        return differs("unwanted") if info else None
     if info is None:
         return differs("missing")
     if not stat.S_ISREG(info.st_mode):
@@ -337,19 +341,41 @@ def _cordons(path: str) -> set[str]:
         return set()
 
 
-def check_traffic(item: items.TrafficItem) -> tuple[str, str] | None:
-    """HAProxy drains no server but cordons. If HAProxy does not answer, its unit is the drift."""
-    text = b""
+def _ask_haproxy(path: str, command: str) -> str:
+    """The answer of an HAProxy at its admin socket."""
+    blocks = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+        channel.settimeout(10)
+        channel.connect(path)
+        channel.sendall((command + "\n").encode())
+        while block := channel.recv(1 << 16):
+            blocks.append(block)
+    return b"".join(blocks).decode("utf-8", "replace")
+
+
+def check_keys(item: items.KeysItem) -> tuple[str, str] | None:
+    """HAProxy has the API keys of their file. If it does not answer, its unit is the drift."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-            channel.settimeout(10)
-            channel.connect(item["path"])
-            channel.sendall(b"show servers state\n")
-            while block := channel.recv(1 << 16):
-                text += block
+        answer = _ask_haproxy(item["socket"], "show map " + item["path"])
     except OSError:
         return None
-    rows = [line.split() for line in text.decode("utf-8", "replace").splitlines()]
+    try:
+        with open(item["path"]) as file:
+            planned = sorted(file.read().splitlines())
+    except FileNotFoundError:
+        return None  # the file is the drift
+    # Each row has an address in front.
+    loaded = sorted(line.split(" ", 1)[-1] for line in answer.splitlines() if line.startswith("0x"))
+    return None if loaded == planned else differs("other_keys")
+
+
+def check_traffic(item: items.TrafficItem) -> tuple[str, str] | None:
+    """HAProxy drains no server but cordons. If HAProxy does not answer, its unit is the drift."""
+    try:
+        answer = _ask_haproxy(item["path"], "show servers state")
+    except OSError:
+        return None
+    rows = [line.split() for line in answer.splitlines()]
     # The seventh column is the administrative state; its bit 8 is a requested drain.
     kept = _cordons(item["drains"])
     drained = sorted(
@@ -442,6 +468,7 @@ def checks_by_kind(
         "package": lambda item: check_package(item, packages),
         "holds": lambda item: check_holds(item, packages),
         "traffic": check_traffic,
+        "keys": check_keys,
         "table": check_table,
     }
 

@@ -1,10 +1,10 @@
-"""The strict records of a fleet: ``fleet.yml`` (To-Be), ``api-keys.yml`` and ``stack.json`` (As-Is)."""
+"""The strict records of a fleet: ``fleet.yml`` (To-Be) and ``stack.json`` (As-Is)."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vllm_fleet.base.addresses import HostAddress
 from vllm_fleet.base.field_types import (
@@ -12,8 +12,6 @@ from vllm_fleet.base.field_types import (
     MOST_HOSTS,
     GatewayMembers,
     HostMembers,
-    OwnerName,
-    SecretDigest,
     SshPublicKey,
     User,
 )
@@ -42,6 +40,14 @@ from vllm_fleet.schema.recipe import (
     Strict,
 )
 from vllm_fleet.schema.rollout import Rollout
+from vllm_fleet.schema.virtual_address import VirtualAddress
+
+#: A name that clients write as a model. No space and no quote: it is part of the gateways' rules.
+ServedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$")]
+
+
+#: The origin of a page, as browsers send it (RFC 6454).
+Origin = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?$")]
 
 
 class Overrides(Strict):
@@ -128,6 +134,11 @@ class Pool(Strict):
     )
     features: list[Feature] = Field(default=[], description="What the hosts must be good at besides plain serving.")
     overrides: Overrides | None = Field(default=None, description="Values that override the recipe.")
+    served_model_names: list[ServedName] = Field(
+        default=[],
+        description="The names under which clients reach the pool's model at the gateways. Default: the model's own. "
+        "Pools with the same names share their traffic.",
+    )
     driver: DriverMode | None = Field(
         default=None,
         description="Who installs the GPU driver: the project ('managed') or the image ('verified'). "
@@ -166,7 +177,30 @@ class Gateway(Strict):
     placement: dict[str, Any] = Field(default={}, description="What differs from the placement of the first pool.")
     affinity: Affinity = Field(
         default="none",
-        description="'prefix' sends requests with the same beginning to the same host, whose cache has it.",
+        description="'session' sends the requests of a session to the same instance, whose cache has their beginning. "
+        "X-Session-ID names the session, else prompt_cache_key, else user. 'conversation': where a request names none, "
+        "its messages up to the first one of the user do.",
+    )
+    responses_store: bool = Field(
+        default=False,
+        description="True: instances keep responses, so that previous_response_id, background and GET of a response "
+        "work until the instance restarts. vLLM never removes one: see rollout.restarted.",
+    )
+    max_body_mib: int = Field(
+        default=16, ge=1, le=64, description="The longest body of a request that is taken, in MiB."
+    )
+    cors_origins: list[Origin] = Field(
+        default=[], description="Origins whose pages may use the API in a browser, such as https://chat.example.com."
+    )
+    balancer_seconds: int = Field(
+        default=0,
+        ge=0,
+        le=600,
+        description="How long a load balancer before the gateways may take to see that a gateway leaves. A gateway "
+        "that must restart answers 503 at /healthz for this time before.",
+    )
+    queue_seconds: int = Field(
+        default=60, ge=1, le=3600, description="How long a request waits for a place on a server before it gets a 503."
     )
     port: Port = Field(default=8080, description="Port of the API.")
     tls: Tls | None = Field(
@@ -177,10 +211,25 @@ class Gateway(Strict):
         description="True: the API is served without TLS at public addresses too, where everyone on the way can read "
         "the API keys. For gateways behind a load balancer that ends TLS.",
     )
+    virtual_address: VirtualAddress | None = Field(
+        default=None,
+        description="An address for clients that gateways of your own share; one that fails gives it to another one.",
+    )
     api_keys_file: Line = Field(
         default="api-keys.yml",
-        description="File with the digests of the API keys, relative to the fleet's folder: name -> 'sha256:<hex>'.",
+        description="File with the digests of the API keys and their limits, relative to the fleet's folder: "
+        "docs/api-keys.md. 'vllm-fleet key' writes it.",
     )
+
+    @field_validator("affinity", mode="before")
+    @classmethod
+    def _is_not_prefix(cls, value: Any) -> Any:
+        if value == "prefix":
+            raise ValueError(
+                "is 'prefix', which sent 45 % of the turns of a session back to their instance: write 'session', or "
+                "'conversation' for clients that name no session"
+            )
+        return value
 
     @model_validator(mode="after")
     def _tls_or_plain(self) -> Gateway:
@@ -246,7 +295,8 @@ class Access(Strict):
     )
     api_keys: Literal["generated", "file"] = Field(
         default="generated",
-        description="'generated': the stack makes one and writes its digest. 'file': you write gateway.api_keys_file.",
+        description="'generated': the stack makes one and writes its digest; 'vllm-fleet key' adds others. 'file': the "
+        "stack makes none.",
     )
     reboot: bool = Field(
         default=False,
@@ -346,15 +396,6 @@ class Fleet(Strict):
         if fault := size_fault(hosts, len(self.gateway.static) or count(self.gateway.hosts)):
             raise ValueError(fault)
         return self
-
-
-class ApiKeys(Strict):
-    """``api-keys.yml``: the digests of the keys that the gateway takes, by the name of their owner.
-
-    No error of a validator may repeat a value or a key.
-    """
-
-    keys: dict[OwnerName, SecretDigest] = Field(min_length=1)
 
 
 class StackHost(Strict):

@@ -26,7 +26,7 @@ Accelerator = Literal["cuda", "rocm", "cpu"]
 Install = Literal["wheel", "docker"]
 Cloud = Literal["lab", "aws", "gcp", "azure", "oci", "digitalocean", "static"]
 Status = Literal["verified", "unverified", "unsupported"]
-Affinity = Literal["none", "prefix"]
+Affinity = Literal["none", "session", "conversation"]
 #: How the GPUs of a host reach each other. ``nvlink``: by direct links, ``nvswitch``: through switches.
 Interconnect = Literal["nvlink", "nvswitch", "pcie", "xgmi", "none"]
 #: Features of a deployment besides plain serving.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -40,6 +41,11 @@ class Rollout(Strict):
         default="25%",
         description="How many of the hosts that serve one model may be out of traffic at the same time: a number, or a "
         "share, of which one host is the least.",
+    )
+    restarted: date | None = Field(
+        default=None,
+        description="A day. When you change it, every instance restarts once, in the steps of a rollout: vLLM keeps "
+        "the responses of gateway.responses_store in memory until then.",
     )
     waive: dict[GateName, Line] = Field(
         default={},
