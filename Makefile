@@ -41,8 +41,8 @@ test-long: ## Run every test, those too that take minutes for what a shorter one
 check: venv ## Lint, types, and the tests that need neither root nor a network
 	@$(ACTIVATE); tools/check
 
-bench: ## Time the unchanged fleet, a change and a new fleet beside peers, large stacks, the start of a new host, artifacts with and without a mirror
-	@tools/setup; $(ACTIVATE); python -m bench.run; python -m bench.change; python -m bench.engine; python -m bench.coldstart; python -m bench.artifacts
+bench: ## Time the unchanged fleet, a change and a new fleet beside peers, large stacks, sessions through gateways, the start of a new host, artifacts with and without a mirror
+	@tools/setup; $(ACTIVATE); python -m bench.run; python -m bench.change; python -m bench.engine; python -m bench.affinity; python -m bench.coldstart; python -m bench.artifacts
 
 # Not with -q: it hides the warnings that strict counts.
 docs: venv ## Build the site of docs/ into site/; a wrong link or a page that is missing in the menu is an error

@@ -26,8 +26,9 @@ ssh_args = -C -o ControlMaster=auto -o ControlPersist=300s -o PreferredAuthentic
 """
 
 
-#: No module of a peer reads the state of HAProxy's servers or its keys, so these checks are left out.
-LEFT_OUT = frozenset({"traffic", "keys"})
+#: No module of a peer reads the state of HAProxy's servers, its keys or the end of a certificate, so these checks are
+#: left out.
+LEFT_OUT = frozenset({"traffic", "keys", "certificate"})
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,14 @@ def _check(item: Item, copies: Mapping[str, Path]) -> Check:
                 "files.directory",
                 {"path": path, "mode": mode, "user": owner, "group": group},
             )
+        case {"kind": "file", "path": path, "absent": True}:
+            return Check(
+                f"no file {path}",
+                "file",
+                {"path": path, "state": "absent"},
+                "files.file",
+                {"path": path, "present": False},
+            )
         case {"kind": "file", "path": path, "sha256": _, "mode": mode, "owner": owner, "group": group}:
             source = str(copies[str(path)])
             return Check(
@@ -129,7 +138,7 @@ def copy_files(items: Iterable[Item], root: Path, folder: Path) -> dict[str, Pat
     folder.mkdir()
     copies: dict[str, Path] = {}
     for item in items:
-        if item["kind"] != "file":
+        if item["kind"] != "file" or item.get("absent"):
             continue
         content = (root / item["path"].lstrip("/")).read_bytes()
         if hashlib.sha256(content).hexdigest() != item["sha256"]:

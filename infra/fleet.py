@@ -15,7 +15,7 @@ import pulumi
 from infra import clouds, guard, state
 from infra.access import AccessKeys
 from infra.files import Content, TextFile
-from infra.hosts import CloudArgs, HostRecord, gateway_addresses, inventory, inventory_text, mirror_rule
+from infra.hosts import CloudArgs, HostRecord, gateway_addresses, gateway_ports, inventory, inventory_text, mirror_rule
 from infra.state import State
 from infra.zones import Zones
 from vllm_fleet.base import paths
@@ -26,6 +26,7 @@ from vllm_fleet.fleet import replacement, stack_faults
 from vllm_fleet.fleet.cloud_sdks import list_plugins
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.plan import load as load_plan
+from vllm_fleet.host.gateway_tables import peer_ports
 
 #: The hosts, separated by commas, that one run may replace although the fleet protects its hosts.
 REPLACE_VARIABLE = replacement.VARIABLE
@@ -87,7 +88,8 @@ class Fleet(pulumi.ComponentResource):
                     document=plan.document,
                     authorised_keys=access.authorised_keys if access else "",
                     zones=zones,
-                    ports=(plan.gateway.port,),
+                    ports=gateway_ports(plan),
+                    peer_ports=peer_ports(plan),
                     unprotected=unprotected,
                     named=named,
                     guard=watch,

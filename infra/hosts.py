@@ -25,6 +25,7 @@ from vllm_fleet.fleet.private_networks import block, members, name_of
 from vllm_fleet.fleet.resource_names import network_name
 from vllm_fleet.fleet.ssh_routes import is_private
 from vllm_fleet.schema.account import Account
+from vllm_fleet.schema.acme import CHALLENGE_PORT
 from vllm_fleet.schema.cloud import Placement
 from vllm_fleet.schema.fleet import Access
 
@@ -100,6 +101,30 @@ def mirror_rule(plan: Plan) -> MirrorRule | None:
 
 
 @dataclass(frozen=True)
+class GatewayPort:
+    """A port of the gateways, and who may open it.
+
+    Attributes:
+        name: what it is for, in the names of firewall rules.
+        port: its number.
+        networks: those that may open it, in CIDR form.
+    """
+
+    name: str
+    port: int
+    networks: Sequence[str]
+
+
+def gateway_ports(plan: Plan) -> tuple[GatewayPort, ...]:
+    """The ports of a plan's gateways: the API, and the challenges of a CA."""
+    api = GatewayPort("api", plan.gateway.port, plan.access.api_from)
+    tls = plan.gateway.tls
+    if tls is None or tls.acme is None:
+        return (api,)
+    return (api, GatewayPort("acme", CHALLENGE_PORT, tls.acme.challenge_from))
+
+
+@dataclass(frozen=True)
 class CloudArgs:
     """The part of a plan that belongs to one cloud.
 
@@ -111,7 +136,8 @@ class CloudArgs:
         document: the fleet's file, for the line in errors.
         authorised_keys: the content of a host's ``authorized_keys``.
         zones: chooses the zone of a new host.
-        ports: the ports of the gateway.
+        ports: the ports of the gateways.
+        peer_ports: the ports that gateways open to each other; all gateways are in one network.
         own_tags: the fleet's own tags.
         account: the only accounts in which the stack may do anything.
         unprotected: the hosts that this run may stop, replace or delete.
@@ -129,10 +155,11 @@ class CloudArgs:
     document: Document
     authorised_keys: pulumi.Input[str]
     zones: Zones
-    ports: tuple[int, ...]
+    ports: tuple[GatewayPort, ...]
     unprotected: frozenset[str]
     gateways: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
     mirror: MirrorRule | None = None
+    peer_ports: tuple[int, ...] = ()
     named: frozenset[str] = frozenset()
     guard: Guard | None = None
     own_tags: Mapping[str, str] = field(default_factory=dict)
@@ -147,6 +174,10 @@ class CloudArgs:
     def mirror_among(self, hosts: Iterable[HostPlan]) -> MirrorRule | None:
         """The rule of the mirror when it is one of the hosts."""
         return self.mirror if self.mirror and any(host.name == self.mirror.host for host in hosts) else None
+
+    def peer_ports_among(self, hosts: Iterable[HostPlan]) -> tuple[int, ...]:
+        """The ports that gateways among the hosts open to each other; none in a network without a gateway."""
+        return self.peer_ports if any(host.kind == "gateway" for host in hosts) else ()
 
     @property
     def networks(self) -> tuple[tuple[HostPlan, ...], ...]:

@@ -19,6 +19,11 @@ def nginx() -> Path:
     return _unpacked("usr/sbin/nginx", "nginx")
 
 
+def pebble() -> Path:
+    """The path of ``pebble``, the CA of Let's Encrypt for tests; ``pebble-challtestsrv``, its DNS, is beside it."""
+    return _unpacked("usr/bin/pebble", "pebble")
+
+
 def skopeo() -> tuple[Path, dict[str, str]]:
     """The path of ``skopeo``, and the environment variables that it needs."""
     program = _unpacked("usr/bin/skopeo", "skopeo", "libgpgme11", "libassuan0")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import random
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -52,6 +54,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.name, self.model = name, model
         self.requests: list[Mapping[str, Any]] = []
+        # Method, path and headers of each request of any method.
+        self.seen: list[tuple[str, str, Mapping[str, str]]] = []
         self.responses: dict[str, Any] = {}
         self.go_on = threading.Event()
         self.in_flight = 0
@@ -69,6 +73,11 @@ class Server(http.server.ThreadingHTTPServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
+
+    def parse_request(self) -> bool:
+        parsed = super().parse_request()
+        self.server.seen.append((self.command, self.path, dict(getattr(self, "headers", {}))))
+        return parsed
 
     def do_GET(self) -> None:
         if self.path.startswith("/v1/responses/"):
@@ -93,7 +102,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _post(self, text: bytes) -> None:
         try:
             body = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             body = {}
         self.server.requests.append(body)
         asked = body.get("do", {}) if isinstance(body, dict) else {}
@@ -241,7 +250,8 @@ def ask(url: str, body: Any = None, key: str | None = KEY, **headers: str) -> An
     request = urllib.request.Request(
         url, data, {**sent, **{name.replace("_", "-"): text for name, text in headers.items()}}, method=method
     )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    trusting = urllib.request.HTTPSHandler(context=ssl._create_unverified_context())  # noqa: S323
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), trusting)
     try:
         with opener.open(request, timeout=60) as answer:
             return Answer(answer.status, json.load(answer), answer.headers)
@@ -255,9 +265,10 @@ def free_ports(address: str) -> int:
     while True:
         with ExitStack() as stack:
             first = stack.enter_context(socket.socket(family))
-            first.bind((address, 0))
-            port = int(first.getsockname()[1])
+            # Below the ports of clients: one of those may have it before the gateway does.
+            port = random.randrange(15_000, 32_000)
             try:
+                first.bind((address, port))
                 stack.enter_context(socket.socket(family)).bind((address, port + READINESS_OFFSET))
             except (OSError, OverflowError):
                 continue
@@ -345,9 +356,13 @@ def running_gateways(
                 config = config.replace(
                     f"server {other} {listen}:{haproxy.TABLES_PORT}", f"server {other} {listen}:{port}"
                 )
+            if settings.tls:
+                _make_certificate(folder / "certificate.pem")
             process = _start(stack, folder, "haproxy.cfg", config)
             reader = _start(stack, folder, "reader.cfg", reader_config(settings, backends))
-            url = f"http://{f'[{listen}]' if ':' in listen else listen}:{settings.port}"
+            url = (
+                f"{'https' if settings.tls else 'http'}://{f'[{listen}]' if ':' in listen else listen}:{settings.port}"
+            )
             found.append(Running(url, servers, folder, process, reader))
         for running in found:
             _wait_until_up(running)
@@ -361,11 +376,20 @@ def local(text: str, folder: Path) -> str:
         (haproxy.ADMIN_SOCKET, "admin.sock"),
         (haproxy.READER_SOCKET, "reader.sock"),
         (haproxy.RETURN_SOCKET, "read.sock"),
+        (haproxy.CERTIFICATE, "certificate.pem"),
     ):
         text = text.replace(path, str(folder / name))
     for port in (haproxy.HEALTH_PORT, haproxy.OWN_TABLES_PORT):
         text = text.replace(f":{port}", f":{free_ports('127.0.0.1')}")
     return text.replace(haproxy.SCRIPT, str(SCRIPT))
+
+
+def _make_certificate(file: Path) -> None:
+    """A certificate with its key, for 127.0.0.1; openssl needs no network for it."""
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=gateway"
+    parts = [file.with_name("tls.key"), file.with_name("tls.crt")]
+    subprocess.run([*command.split(), "-keyout", *parts[:1], "-out", *parts[1:]], check=True, capture_output=True)
+    file.write_bytes(b"".join(part.read_bytes() for part in parts))
 
 
 def _start(stack: ExitStack, folder: Path, name: str, config: str) -> subprocess.Popen[bytes]:

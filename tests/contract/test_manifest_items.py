@@ -18,11 +18,13 @@ from vllm_fleet.base import paths
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet import plan
 from vllm_fleet.host import container, drivers, manifest, model_disk
+from vllm_fleet.host.acme import AcmeAccount, Certificate
 from vllm_fleet.host.adopted_model import AdoptedModel
 from vllm_fleet.host.manifest_items import KINDS, OWNERS, Item
 from vllm_fleet.inventory import ALL_ROLES, Site
 from vllm_fleet.mirror import host_as_mirror
 from vllm_fleet.on_host import manifest_items, probe
+from vllm_fleet.schema.acme import Acme
 
 
 def driver_items(catalog: Catalog) -> Iterator[Item]:
@@ -38,6 +40,11 @@ def image_items(catalog: Catalog) -> Iterator[Item]:
         yield from container.image_items(
             container.Image(install, "x86_64", vendor, container.Registry("r:5000", "PEM"))
         )
+
+
+def certificate_items() -> Iterator[Item]:
+    asked = Acme(email="me@example.com", names=["api.example.com"], accept_terms=True)
+    yield from manifest.gateway_items("", "", "", Certificate(account=AcmeAccount(asked)))
 
 
 @pytest.fixture
@@ -66,6 +73,7 @@ def items(golden_site: Site, image_site: Site, gpu_site: Site, fleets: Path, cat
         *(item for host in hosts for item in host.manifest.items),
         *driver_items(catalog),
         *image_items(catalog),
+        *certificate_items(),
         *host_as_mirror.manifest_items(variables),
         *manifest.open_image_ports(golden_site.hosts[0].manifest).items,
         *AdoptedModel("a/b", "/data/b").items({"config.json": "0" * 64}),

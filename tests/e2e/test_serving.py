@@ -133,7 +133,7 @@ def status(url: str, key: str | None, body: bytes | None = None) -> int:
 @pytest.mark.parametrize(
     "path",
     [
-        *("/invocations", "/metrics", "/pause", "/resume", "/tokenize", "/version", "/load", "/collective_rpc"),
+        *("/invocations", "/metrics/", "/pause", "/resume", "/tokenize", "/version", "/load", "/collective_rpc"),
         *("/v1/../metrics", "/v1/models/../../metrics", "//metrics", "/v1/chat/completions/render"),
     ],
 )

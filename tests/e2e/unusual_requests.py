@@ -58,8 +58,8 @@ def is_error(answer: Any) -> bool:
 
 
 def is_parse_error(answer: Any) -> bool:
-    """FastAPI answers a body that is no JSON itself, before vLLM gives its errors their form."""
-    return isinstance(answer, dict) and isinstance(answer["detail"], str)
+    """The gateway, or FastAPI before vLLM gives its errors their form, answers a body that is no JSON."""
+    return is_error(answer) if "error" in answer else isinstance(answer["detail"], str)
 
 
 def texts(answer: Any) -> list[str | None]:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 import yaml
 from fleet_copies import fill_store, fleet_copies
+from made_certificates import certificate_text
 
 from vllm_fleet import inventory
 from vllm_fleet.base import paths
@@ -19,7 +20,7 @@ from vllm_fleet.base.addresses import IpAddress
 from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.edge import names
 from vllm_fleet.host.firewall import ACCOUNT
-from vllm_fleet.host.haproxy import ADMIN_SOCKET, API_KEYS, SCRIPT
+from vllm_fleet.host.haproxy import ADMIN_SOCKET, API_KEYS, CERTIFICATE, SCRIPT
 from vllm_fleet.operate import drift
 
 COPIES = Path(__file__).parent / "copies"
@@ -113,9 +114,11 @@ def test_nft_takes_the_firewalls(tmp_path: Path) -> None:
 def test_haproxy_takes_the_gateways(tmp_path: Path) -> None:
     if shutil.which("haproxy") is None:
         pytest.skip("haproxy is not installed here; the e2e tests check the lab's config on its gateway")
+    (tmp_path / "gateway.pem").write_text(certificate_text(), encoding="utf-8")
     for number, file in enumerate(copies_of("/etc/haproxy/haproxy.cfg")):
         text = file.read_text(encoding="utf-8").replace(API_KEYS, str(file.with_name(Path(API_KEYS).name)))
         text = text.replace(SCRIPT, str(paths.root() / "roles/gateway/files/vllm-gateway.lua"))
+        text = text.replace(CERTIFICATE, str(tmp_path / "gateway.pem"))
         config = tmp_path / f"{number}.cfg"
         config.write_text(text.replace(str(Path(ADMIN_SOCKET).parent), str(tmp_path)), encoding="utf-8")
         run_judge("haproxy", "-c", "-f", config)

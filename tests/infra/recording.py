@@ -8,7 +8,7 @@ from typing import Any
 
 import pulumi
 
-from infra.hosts import CloudArgs
+from infra.hosts import CloudArgs, gateway_ports
 from infra.zones import Zones
 from vllm_fleet.base import yaml_document
 from vllm_fleet.fleet.host_plan import HostPlan
@@ -136,7 +136,7 @@ def make_args(plan: Plan, unprotected: frozenset[str] = frozenset()) -> CloudArg
         document=plan.document,
         authorised_keys="ssh-ed25519 DEPLOY",
         zones=Zones(plan.directory),
-        ports=(plan.gateway.port,),
+        ports=gateway_ports(plan),
         unprotected=unprotected,
     )
 

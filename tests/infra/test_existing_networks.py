@@ -99,7 +99,7 @@ RULES = (
 
 
 def fleet(cloud: str, **existing: Any) -> dict[str, Any]:
-    """A fleet with a pool and a gateway in a network of the account."""
+    """A fleet with a pool and two gateways, which share their tables, in a network of the account."""
     pool = POOLS[cloud]
     placement = {**pool["placement"], "existing": {**pool["placement"]["existing"], **existing}}
     return {
@@ -108,7 +108,7 @@ def fleet(cloud: str, **existing: Any) -> dict[str, Any]:
         "account": {cloud: ACCOUNTS[cloud]} if cloud in ACCOUNTS else {},
         "tags": {"cost-centre": "4711"},
         "pools": {"main": {**pool, "cloud": cloud, "placement": placement, "hosts": 1}},
-        "gateway": {"hosts": 1, "plain": True},
+        "gateway": {"hosts": 2, "plain": True, "affinity": "session"},
         "access": {"ssh_from": ["203.0.113.0/24"], "api_from": ["198.51.100.0/24"], "ssh_through": "direct"},
         "protect": False,
     }

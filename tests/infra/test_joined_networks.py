@@ -10,10 +10,11 @@ import pytest
 from cloud_fleets import built, write
 from host_keys import public_key
 from recording import Recorder
-from test_policy import FUNCTIONS, POOLS, Opening, openings
+from test_policy import FUNCTIONS, POOLS, Opening, openings, table_openings
 
 from infra.hosts import SERVICE_PORTS
 from vllm_fleet.fleet import plan
+from vllm_fleet.host.haproxy import TABLES_PORT
 
 #: What the recorder gives as the private address of a gateway.
 INSIDE = {
@@ -24,6 +25,7 @@ INSIDE = {
     "digitalocean": "gateway-0/ipv4AddressPrivate",
 }
 AWS: dict[str, Any] = {"host_class": "h100-8", "placement": {"region": "eu-west-1", "zone": "eu-west-1a"}}
+TLS = {"tls": {"certificate_file": "a.pem"}}
 STATIC = {"static": {"door": {"address": "192.168.7.7", "ssh_host_key": public_key("Door")}}}
 
 
@@ -53,10 +55,11 @@ def run(found: plan.Plan) -> None:
     pulumi.runtime.test(lambda: built(found, lambda _: None))()
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [("aws", "aws"), *(("aws", each) for each in POOLS if each != "aws"), *((each, "aws") for each in POOLS)],
-)
+#: The gateways' cloud, and another one.
+PAIRS = [("aws", "aws"), *(("aws", each) for each in POOLS if each != "aws"), *((each, "aws") for each in POOLS)]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_a_joined_network_lets_the_gateways_in_at_their_addresses(
     first: str, second: str, tmp_path: Path, clouds: Recorder
 ) -> None:
@@ -67,6 +70,21 @@ def test_a_joined_network_lets_the_gateways_in_at_their_addresses(
     assert "10.71." in blocks
     assert "10.72." in blocks
     assert "10.60." not in blocks
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_gateways_share_tables_in_their_own_network_only(
+    first: str, second: str, tmp_path: Path, clouds: Recorder
+) -> None:
+    run(fleet(tmp_path, first, second, gateway={"hosts": 2, "affinity": "session", **TLS}))
+    found = list(openings(clouds.resources))
+    (rule,) = table_openings(clouds.resources)
+    assert rule.ports == (TABLES_PORT, TABLES_PORT)
+    (source,) = rule.sources
+    assert source.endswith("-gateway")
+    for name in ("gateway-0", "gateway-1"):
+        address = INSIDE[first].replace("gateway-0", name)
+        assert from_afar(found, address) == {SERVICE_PORTS, (22, 22)}
 
 
 def test_a_gateway_of_one_s_own_is_let_in_too(tmp_path: Path, clouds: Recorder) -> None:

@@ -16,6 +16,7 @@ from recording import Recorded, Recorder
 from infra.hosts import SERVICE_PORTS
 from vllm_fleet.base import paths
 from vllm_fleet.fleet import plan
+from vllm_fleet.host.haproxy import TABLES_PORT
 
 #: The mark of a secret on the wire.
 SECRET = "4dabf18193072939515e22adb298388d"
@@ -143,6 +144,12 @@ def openings(made: list[Recorded]) -> Iterator[Opening]:
             assert not at.get("ingressSecurityRules"), each.name
 
 
+def table_openings(made: list[Recorded]) -> list[Opening]:
+    """The ways in at the port of the gateways' tables; the fabric of AWS is open between serving hosts alone."""
+    found = [each for each in openings(made) if each.ports[0] <= TABLES_PORT <= each.ports[1]]
+    return [each for each in found if not each.rule.endswith("-fabric")]
+
+
 def machines(made: list[Recorded]) -> list[Recorded]:
     return [each for each in made if each.type.endswith(MACHINES)]
 
@@ -169,6 +176,10 @@ def test_neither_ssh_nor_vllm_is_open_to_the_world(made: list[Recorded]) -> None
         # By their group or tag, or in joined networks by the address that a gateway has inside.
         networks = [source for source in each.sources if "/" in source and not source.startswith("gateway-")]
         assert not inside or not networks, f"{each.rule}: vLLM only from gateways"
+
+
+def test_only_gateways_reach_the_tables_of_gateways(made: list[Recorded]) -> None:
+    assert all(source.endswith("-gateway") for each in table_openings(made) for source in each.sources)
 
 
 def test_every_disk_is_encrypted(made: list[Recorded]) -> None:

@@ -12,7 +12,8 @@ from vllm_fleet.host.firewall import Peers, firewall_rules
 from vllm_fleet.host.gateway_routes import Backend, routes
 from vllm_fleet.host.haproxy import POSTED_PATHS, haproxy_config
 from vllm_fleet.host.haproxy_reader import reader_config
-from vllm_fleet.schema.fleet import Gateway, Tls
+from vllm_fleet.schema.acme import Tls
+from vllm_fleet.schema.fleet import Gateway
 
 ONE = [Backend("h-0", "0", "192.0.2.1", 8000, "a/b"), Backend("h-1", "0", "192.0.2.2", 8000, "a/b")]
 TWO = [*ONE, Backend("h-2", "1", "192.0.2.3", 8001, "c/d", seats=64)]

@@ -175,6 +175,21 @@ def test_a_response_that_is_not_known_is_looked_for(start: Callable[..., Running
         assert answer.status == 200, answer.body
 
 
+def test_vllm_has_no_other_pages_of_a_response(start: Callable[..., Running]) -> None:
+    gateway = start(THREE, responses_store=True)
+    name = gateway.ask(RESPONSES, {"model": "m"}).body["id"]
+    for method, path, status in (
+        ("DELETE", name, 405),
+        ("POST", name, 405),
+        ("GET", f"{name}/cancel", 405),
+        ("GET", f"{name}/input_items", 404),
+        ("GET", f"{name}/", 404),
+        ("GET", f"{name}/cancel/x", 404),
+    ):
+        answer = gateway.ask(f"{RESPONSES}/{path}", method=method)
+        assert (answer.status, answer.body["error"]["type"]) == (status, "invalid_request_error"), path
+
+
 def test_a_response_that_is_gone_is_not_found(start: Callable[..., Running]) -> None:
     gateway = start(THREE, responses_store=True)
     answer = gateway.ask(f"{RESPONSES}/resp_gone")
@@ -250,6 +265,24 @@ def test_a_key_has_so_many_answers_in_flight(start: Callable[..., Running], text
     assert gateway.ask(CHAT, {"model": "m", "n": 6}).status == 429
 
 
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({"n": "3"}, 3),
+        ({"n": 2, "prompt": ["a", "b, [", "c"]}, 6),
+        ({"prompt": [[1, 2, 3], [4]]}, 2),
+        ({"prompt": [1, 2, 3, 4]}, 1),
+        ({"prompt": "[1,2]"}, 1),
+        ({"n": 1e9}, 1000000),
+    ],
+)
+def test_each_answer_to_each_prompt_counts(start: Callable[..., Running], fields: dict[str, Any], most: int) -> None:
+    for limit, status in ((most, 200), (most - 1, 429)):
+        if limit:
+            gateway = start(THREE, lines=limits(in_flight=str(limit)))
+            assert gateway.ask("/v1/completions", {"model": "m", **fields}).status == status
+
+
 def raw_request(gateway: Running, body: Mapping[str, Any]) -> socket.socket:
     """A connection that has sent a request and reads nothing."""
     channel = socket.create_connection(("127.0.0.1", gateway.port), timeout=30)
@@ -318,15 +351,32 @@ def test_one_key_with_many_answers_does_not_starve_the_others(start: Callable[..
     wait_until(lambda: sum(server.in_flight for server in gateway.servers.values()) == 2)
     small = [gateway.ask(CHAT, {"model": "m"}, key="small").status for _ in range(20)]
     assert small == [200] * 20
+    asked = [request for server in gateway.servers.values() for request in server.requests]
+    assert len([request for request in asked if request.get("n") == 8]) == 2
     for server in gateway.servers.values():
         server.go_on.set()
-    statuses = Counter()
-    for channel in channels:
-        answer = http.client.HTTPResponse(channel)
-        answer.begin()
-        statuses[answer.status] += 1
-        channel.close()
-    assert statuses == {200: 2, 429: 8}
+    # The others have waited for places, and have them now.
+    assert [status_of(channel) for channel in channels] == [200] * 10
+
+
+def status_of(channel: socket.socket) -> int:
+    """The status of the answer that a connection gets."""
+    answer = http.client.HTTPResponse(channel)
+    answer.begin()
+    channel.close()
+    return answer.status
+
+
+def test_a_request_for_more_answers_than_there_are_places_waits_its_time(start: Callable[..., Running]) -> None:
+    gateway = start([{"model": "m", "seats": 4}], queue_seconds=1)
+    with raw_request(gateway, {"do": {"wait": True}}):
+        wait_until(lambda: gateway.servers["gpu-0_0"].in_flight == 1)
+        refused = gateway.ask(CHAT, {"model": "m", "n": 4})
+        assert (refused.status, refused.code) == (429, "rate_limit_exceeded")
+        assert gateway.ask(CHAT, {"model": "m", "n": 3}).status == 200
+    gateway.servers["gpu-0_0"].go_on.set()
+    # More than there will ever be: when all others have ended.
+    wait_until(lambda: gateway.ask(CHAT, {"model": "m", "n": 9}).status == 200)
 
 
 def test_in_the_queue_a_key_with_few_requests_comes_before_one_with_many(start: Callable[..., Running]) -> None:

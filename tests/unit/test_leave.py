@@ -23,10 +23,13 @@ from vllm_fleet.cli import leave as cli_leave
 from vllm_fleet.edge import playbook
 from vllm_fleet.edge.connection import NoAnswerError
 from vllm_fleet.edge.ssh_target import Target
+from vllm_fleet.host.acme import AcmeAccount, Certificate
+from vllm_fleet.host.manifest import gateway_items
 from vllm_fleet.host.manifest_items import file_item, package_item, user_item
 from vllm_fleet.inventory import Site
 from vllm_fleet.on_host import docker_engine, host_leave, host_record, neighbours
 from vllm_fleet.operate import leave
+from vllm_fleet.schema.acme import Acme
 
 OURS: dict[str, Any] = {
     "live-restore": True,
@@ -228,6 +231,9 @@ def test_every_file_of_a_manifest_is_removed_on_a_host_without_a_record(golden_s
         for item in host.manifest.items
         if item["kind"] in ("file", "link", "store", "settings")
     }
+    asked = Acme(email="me@example.com", names=["api.example.com"], accept_terms=True)
+    items = gateway_items("", "", "", Certificate(account=AcmeAccount(asked)))
+    files |= {item["path"] for item in items if item["kind"] == "file"} | {"/var/lib/vllm-gateway/certbot"}
     assert {path for path in files if not is_covered(path)} <= SHARED
     assert files >= SHARED
 

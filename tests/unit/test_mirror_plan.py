@@ -48,8 +48,12 @@ def test_each_part_is_named_once_however_many_hosts_need_it(fleets: Path, catalo
     assert {kind: len(each) for kind, each in found.items()} == {"Wheels": 2, "Encoding": 2, "Model": 1, "Debs": 1}
 
 
-def test_the_distributions_packages_are_those_of_all_manifests(fleets: Path, catalog: Catalog) -> None:
-    folder = change(fleets, mirror=MIRROR)
+@pytest.mark.parametrize("acme", [False, True])
+def test_the_distributions_packages_are_those_of_all_manifests(fleets: Path, catalog: Catalog, acme: bool) -> None:
+    asked = {"email": "me@example.com", "names": ["api.example.com"], "accept_terms": True}
+    gateway = yaml.safe_load((fleets / "golden" / "fleet.yml").read_text())["gateway"]
+    tls = {"gateway": {**gateway, "port": 443, "plain": False, "tls": {"acme": asked}}} if acme else {}
+    folder = change(fleets, mirror=MIRROR, **tls)
     (wanted,) = parts_by_kind(folder, catalog)["Debs"]
     assert isinstance(wanted, Debs)
     installed = {
@@ -59,6 +63,7 @@ def test_the_distributions_packages_are_those_of_all_manifests(fleets: Path, cat
         if item["kind"] == "package"
     }
     assert installed <= {name for each in wanted.sets for name in each.packages}
+    assert ("certbot" in installed) == acme
 
 
 def gpu_fleet(folder: Path, copy: str = "", **pool: object) -> Path:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from vllm_fleet.edge import ssh
-from vllm_fleet.on_host import probe
+from vllm_fleet.host.manifest_items import absent_item
+from vllm_fleet.on_host import host_record, probe
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 MY_GROUP = grp.getgrgid(os.getgid()).gr_name
@@ -54,6 +55,17 @@ def test_a_file_as_planned_is_no_drift(file: Path) -> None:
 )
 def test_a_file_that_differs(file: Path, changes: dict[str, str], state: str, why: str) -> None:
     assert probe.check_file(wanted(file, **changes)) == (state, why)
+
+
+def test_what_the_plan_does_not_have_any_more_is_drift(file: Path, tmp_path: Path) -> None:
+    item = absent_item("gateway", str(file))
+    assert probe.check_file(item) == ("unwanted", "is there, and the plan does not have it any more")
+    link = tmp_path / "link"
+    link.symlink_to("nowhere")
+    assert probe.check_file(absent_item("gateway", str(link))) is not None
+    file.unlink()
+    assert probe.check_file(item) is None
+    assert host_record.key_of(item) == ""
 
 
 def test_a_link_to_a_file_is_not_the_file(file: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from made_certificates import certificate_text
 
 from vllm_fleet import inventory
 from vllm_fleet.base.errors import FleetError
@@ -83,6 +84,18 @@ def lock(name: str = "config.json", sha256: str = f'"{"1" * 64}"', size: str = "
 
 
 TLS = {("gateway", "tls"): {"certificate_file": "tls.pem"}, ("gateway", "port"): 443}
+ACME = {
+    ("gateway", "tls"): {
+        "acme": {
+            "directory": "https://ca.example.com/directory",
+            "email": "me@example.com",
+            "names": ["api.example.com"],
+            "ca_file": "acme.pem",
+            "accept_terms": True,
+        }
+    },
+    ("gateway", "port"): 443,
+}
 AUTHORITY = {("artifacts", "models"): {SMALL: {"url": "https://bucket.example.com/m", "ca_file": "ca.pem"}}}
 DIGESTS = {("artifacts", "models"): {SMALL: {"on_host": "/data/m", "digests": "sums.txt"}}}
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\n"
@@ -190,6 +203,22 @@ CASES: Mapping[str, Case] = {
         {"copy/model.json": "{"},
         "{",
     ),
+    "a certificate that has ended": broken(
+        "golden/tls.pem has a certificate that has ended at",
+        TLS,
+        {"tls.pem": certificate_text(days=(-9, -2))},
+        "certificate_file",
+    ),
+    "a certificate that has not begun": broken(
+        "golden/tls.pem has a certificate that begins at",
+        TLS,
+        {"tls.pem": certificate_text(days=(2, 9))},
+        "certificate_file",
+    ),
+    "an authority of the ACME server that has no certificate": broken(
+        "golden/acme.pem has no certificate in PEM form", ACME, {"acme.pem": "keys"}, "ca_file"
+    ),
+    "an authority of the ACME server that is not there": Case("golden/acme.pem does not exist", ACME),
     "no certificate": Case(
         "golden/tls.pem does not exist", {("gateway", "tls"): {"certificate_file": "tls.pem"}, ("gateway", "port"): 443}
     ),

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import https_files
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -351,6 +352,19 @@ def test_a_gateway_is_healthy_unless_another_one_is_better(
         urls = [DEAD if status is None else servers.enter_context(answering(status)) for status in (own, *peers)]
         program.HEALTH = urls[0]  # type: ignore[attr-defined]
         assert program.main(["healthy", *urls[1:]]) == code
+
+
+@pytest.mark.parametrize(("name", "code"), [("healthz", 1), ("other", 0)])
+def test_the_check_speaks_tls_with_another_gateway_whatever_its_certificate_is_for(
+    program: ModuleType, tmp_path: Path, name: str, code: int
+) -> None:
+    folder, secrets = tmp_path / "files", tmp_path / "secrets"
+    for each in (folder, secrets):
+        each.mkdir()
+    (folder / name).write_text("ok", encoding="utf-8")
+    with answering(503) as own, https_files.serving(folder, "127.0.0.1", secrets) as (url, _):
+        program.HEALTH = own  # type: ignore[attr-defined]
+        assert program.main(["healthy", url.rstrip("/")]) == code
 
 
 def test_a_gateway_that_hangs_is_not_healthy_before_keepalived_gives_up(program: ModuleType) -> None:

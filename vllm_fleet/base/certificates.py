@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 from vllm_fleet.base import paths, text_files
@@ -39,8 +40,8 @@ def check_server(path: Path) -> None:
     """Expects the certificate of a server and its key, as HAProxy reads them from one file.
 
     Raises:
-        FleetError: the file cannot be read, lacks one of them, has a damaged one or a key with a passphrase, or they do
-            not belong together.
+        FleetError: the file cannot be read, lacks one of them, has a damaged one or a key with a passphrase, they do
+            not belong together, or the certificate has ended or not begun.
     """
     import ssl  # not before: most fleets name no certificate
 
@@ -72,3 +73,23 @@ def check_server(path: Path) -> None:
         raise FleetError(
             f"has a certificate or a key that is damaged: {why}", "copy the certificate and the key again", file
         ) from None
+    _check_time(text, file)
+
+
+def _check_time(text: str, file: str) -> None:
+    from cryptography import x509  # not before: most fleets name no certificate
+
+    first = x509.load_pem_x509_certificates(text.encode())[0]
+    now = datetime.now(UTC)
+    if now >= first.not_valid_after_utc:
+        raise FleetError(
+            f"has a certificate that has ended at {first.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
+            "renew it: clients refuse it",
+            file,
+        )
+    if now < first.not_valid_before_utc:
+        raise FleetError(
+            f"has a certificate that begins at {first.not_valid_before_utc:%Y-%m-%d %H:%M} UTC",
+            "give one that is valid now, or correct the clock of this machine",
+            file,
+        )

@@ -25,7 +25,7 @@ from vllm_fleet.edge import prices as gpuhunt_prices
 from vllm_fleet.edge import pulumi_cli
 from vllm_fleet.fleet import api_address, cost, first_copy, host_plan, plain_api, replacement, stack, stack_faults
 from vllm_fleet.fleet import plan as plans
-from vllm_fleet.host import model_sources
+from vllm_fleet.host import gateway_tables, model_sources
 
 EPILOG = """\b
 Examples:
@@ -92,6 +92,8 @@ def command(
     refused = replacement.refusal(plan, changes, allowed)
     if warning := plain_api.plain_api_warning(plan.hosts, plan.spec):
         print_note(f"warning: {warning}")
+    if note := gateway_tables.unopened_ports_note(plan):
+        print_note(f"firewall: {note}")
     if json:
         _print_record(plan, (bill, models, missing), _StackUpdate(as_is, changes, run, refused, unmade))
     else:

@@ -50,11 +50,19 @@ class DriftState(DocumentedEnum):
     NO_TOOL = "no_tool", "the tool that the probe calls is not installed"
     NO_ANSWER = "no_answer", "the service that the probe queries does not answer"
     WRONG_TAG = "wrong_tag", "the tag names another image"
+    RENEWAL_DUE = "renewal_due", "the certificate ends soon, or has ended: replace gateway.tls.certificate_file"
+    NOT_RENEWED = "not_renewed", "the certificate ends soon, or has ended, and the gateway has not renewed it at the CA"
+    SELF_SIGNED = "self_signed", "the gateway has signed the certificate itself: the CA has not signed one yet"
+    WRONG_NAMES = "wrong_names", "the certificate lacks a name of the plan"
     UNREADABLE = "unreadable", "the probe may not read it"
 
 
 #: A serving unit in one of these states does not serve. In another state it may serve.
 NOT_RUNNING = frozenset({DriftState.INACTIVE, DriftState.FAILED, DriftState.UNKNOWN_UNIT})
+
+
+#: No role repairs an item in one of these states, a file of the user does: 'drift' reports it, and a run goes on.
+FOR_THE_USER = frozenset({DriftState.RENEWAL_DUE})
 
 
 class VetoCode(DocumentedEnum):

@@ -14,8 +14,8 @@ Kind = Literal["serving", "gateway"]
 #: Port of instance 0; instance n listens on the n-th port after it, its readiness 100 above.
 FIRST_PORT = 8000
 READINESS_OFFSET = 100
-#: What a gateway listens on for itself: the tables of the gateways, its own tables, health, and a proof for a CA.
-GATEWAY_PORTS = (10240, 10243)
+#: What a gateway listens on for itself: the tables of the gateways, its own tables, and health.
+GATEWAY_PORTS = (10240, 10242)
 GATEWAY_POOL = "gateway"
 
 

@@ -9,6 +9,7 @@ from vllm_fleet.base.errors import FleetError
 from vllm_fleet.base.yaml_document import Document
 from vllm_fleet.base.yaml_reader import Location
 from vllm_fleet.fleet.host_plan import GATEWAY_PORTS, READINESS_OFFSET, HostPlan
+from vllm_fleet.schema.acme import CERTBOT_PORT, CHALLENGE_PORT
 from vllm_fleet.schema.fleet import Fleet
 
 
@@ -41,6 +42,10 @@ def _services(host: HostPlan, spec: Fleet) -> Iterator[tuple[int, str, Location]
     if (ssh := _ssh_port(host)) is not None:
         yield ssh, "SSH", (*section, "static", host.name, "port") if host.static else section
     if host.kind == "gateway":
+        if spec.gateway.tls and spec.gateway.tls.acme:
+            acme = ("gateway", "tls", "acme")
+            yield CHALLENGE_PORT, "the challenges of the CA, which takes no other", acme
+            yield CERTBOT_PORT, "certbot", acme
         yield spec.gateway.port, "the API", ("gateway", "port")
         for own in range(GATEWAY_PORTS[0], GATEWAY_PORTS[1] + 1):
             yield own, "the gateway itself", ("gateway", "port")

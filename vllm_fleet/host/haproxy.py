@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vllm_fleet.base.addresses import host_port
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
+from vllm_fleet.host import acme
 from vllm_fleet.host.gateway_answers import document, error, own_errors
 from vllm_fleet.host.gateway_routes import Backend, Route, routes
 from vllm_fleet.schema.fleet import Gateway
@@ -37,6 +38,18 @@ _READ_BYTES = 60 << 10
 _READER_MIB, _COPIES = 1500, 2
 #: Wrong keys from one address in a minute; then keys that have not come from there before are refused.
 _GUESSES = 60
+#: Connections of clients. The gateway has others beside them, for its reader and for balancers that ask its health.
+_MOST_CONNECTIONS = 8192
+#: Connections of one address at the same time: more than clients behind one router have.
+_CONNECTIONS = 2000
+#: Whoever has an IPv6 address has all of its network.
+_SOURCE = "src,ipmask(32,64)"
+#: After so many more in the same minute the connection ends without an answer: a client that reads none holds them.
+_UNANSWERED = 1000
+#: Requests of one key whose bodies are on their way; each takes a buffer.
+_ARRIVING = 1024
+#: Requests on one connection of HTTP/2; clients open another one for more.
+_STREAMS = 32
 #: How long the gateway knows a session or a response after its last request.
 _KNOWN = "24h"
 _NEW_RESPONSE = "{ var(txn.path) -m str /v1/responses } METH_POST"
@@ -90,10 +103,12 @@ def haproxy_config(
     bind = _bind(gateway.port, addresses)
     if gateway.tls:
         bind += f" ssl crt {CERTIFICATE} alpn h2,http/1.1 ssl-min-ver TLSv1.2"
+    else:
+        bind += " proto h1"
     shared = " peers gateways" if members else ""
     lines = [
         "# Made by vllm-fleet; another run replaces what is changed here.",
-        *global_lines(_BUFFER_BYTES, 8192),
+        *global_lines(_BUFFER_BYTES, _MOST_CONNECTIONS + 512),
         *((f"  localpeer {members.own}",) if members else ()),
         f"  stats socket {ADMIN_SOCKET} mode 600 level admin",
         "  stats timeout 30s",
@@ -101,8 +116,11 @@ def haproxy_config(
         f"  timeout queue {gateway.queue_seconds}s",
         "frontend api",
         f"  {bind}",
+        f"  maxconn {_MOST_CONNECTIONS}",
+        *(f"  {line}" for line in _connections(gateway)),
         "  filter lua.count",
         *(f"  {line}" for line in _accept(api)),
+        *acme.challenge_lines(gateway, addresses),
         f"frontend read\n  bind unix@{RETURN_SOCKET} mode 600",
         "  filter lua.count",
         *(f"  {line}" for line in _take_over(api)),
@@ -113,14 +131,14 @@ def haproxy_config(
         f"  stick-table type string len 64 size 100k expire {_KNOWN} store server_id{shared}",
         "backend responses",
         f"  stick-table type string len 80 size 100k expire {_KNOWN} store gpt0{shared}",
-        "backend guesses",
-        "  stick-table type ipv6 size 100k expire 2m store gpc0,gpc0_rate(1m)",
+        "backend addresses",
+        "  stick-table type ipv6 size 100k expire 2m store conn_cur,gpc0,gpc0_rate(1m),gpc1,gpc1_rate(1m)",
         "backend known",
         "  stick-table type string len 64 size 100k expire 1h store gpc0",
         f"backend {ITSELF}",
         f"  server {ITSELF_SERVER} 127.0.0.1:1",
         "backend reader",
-        f"  server reader unix@{READER_SOCKET} maxconn {long_bodies(gateway)}",
+        *(f"  {line}" for line in _reader_places(gateway)),
         *(line for route in api.routes for line in _backend(api, route)),
         *(_any_response(api) if gateway.responses_store else ()),
     ]
@@ -142,6 +160,7 @@ def global_lines(buffer_bytes: int, connections: int) -> list[str]:
         "  nbthread 1",
         f"  maxconn {connections}",
         f"  tune.bufsize {buffer_bytes}",
+        f"  tune.h2.max-concurrent-streams {_STREAMS}",
         "  tune.lua.session-timeout 30s",
         f"  lua-load {SCRIPT}",
         # Streams may last; a reload does not cut them before.
@@ -176,7 +195,7 @@ def default_lines() -> list[str]:
 
 def _accept(api: Api) -> Iterator[str]:
     """The rules for a client's request, from its path to its model."""
-    yield "http-request del-header x-vllm-fleet- -m beg"
+    yield from _plain_headers()
     yield "http-request set-var(txn.path) path"
     yield from _health(api, "{ path /healthz }")
     yield from _paths(api)
@@ -189,6 +208,9 @@ def _accept(api: Api) -> Iterator[str]:
     yield f"acl long_body req.hdr(content-length) -m int gt {_READ_BYTES}"
     limit = api.gateway.max_body_mib << 20
     yield f"http-request return {too_long(api.gateway)} if METH_POST {{ req.hdr(content-length) -m int gt {limit} }}"
+    busy = error(429, "Too many requests of this API key are on their way.", "rate_limit_exceeded")
+    yield f"http-request lua.arrive {_ARRIVING} if METH_POST !long_body"
+    yield f"http-request return {busy} hdr Retry-After 1 if METH_POST !long_body !{{ var(txn.arriving) -m found }}"
     yield "http-request wait-for-body time 15s if METH_POST !long_body"
     yield "http-request lua.read_request if METH_POST !long_body"
     yield "acl cut_body var(txn.read) -m str cut"
@@ -200,8 +222,25 @@ def _accept(api: Api) -> Iterator[str]:
     yield from judge_body(api, "METH_POST !goes_to_reader")
     yield from _find_response(api, "!goes_to_reader")
     yield from _admit()
+    yield f"http-request lua.choose_reader {_first_places(api.gateway) // 2} if goes_to_reader"
     yield from _send(api, "!goes_to_reader")
     yield "use_backend reader if goes_to_reader"
+
+
+def _connections(gateway: Gateway) -> Iterator[str]:
+    """The limit of connections of one address. Behind a balancer that ends TLS all clients have its few addresses."""
+    yield f"tcp-request connection track-sc2 {_SOURCE} table addresses"
+    if not gateway.plain:
+        yield f"tcp-request connection reject if {{ sc2_conn_cur gt {_CONNECTIONS} }}"
+
+
+def _plain_headers() -> Iterator[str]:
+    """Headers that mean the same to the gateway and to a server."""
+    odd = error(400, "A header has a control character.")
+    yield f"http-request return {odd} if {{ req.hdrs,lua.has_control -m str yes }}"
+    for name in ("connection", "upgrade", "http2-settings"):
+        yield f"http-request del-header {name}"
+    yield "http-request del-header x-vllm-fleet- -m beg"
 
 
 def _take_over(api: Api) -> Iterator[str]:
@@ -233,6 +272,10 @@ def _paths(api: Api) -> Iterator[str]:
     yield f"acl is_metrics path {METRICS_PATH} {METRICS_PATH}/keys"
     allowed = ["is_posted", "is_models", "is_model", "is_metrics"]
     yield f"acl is_response path_beg {RESPONSES_PATH}/resp_"
+    # No id of a response is encoded, and it has one page below it.
+    yield "acl is_odd_response path_sub %"
+    yield "acl is_odd_response path_end /"
+    yield "acl is_odd_response path,field(6,/) -m found"
     yield "acl is_odd path_sub // .. ; \\\\"
     if api.gateway.responses_store:
         allowed.append("is_response")
@@ -240,8 +283,15 @@ def _paths(api: Api) -> Iterator[str]:
     if not api.gateway.responses_store:
         off = "This gateway keeps no responses: responses_store is off in its fleet.yml."
         yield f"http-request return {error(404, off, 'response_not_found')} if is_response !is_odd"
+    # Releases up to 0.33 have nothing else below a response: vLLM's page for that is not in the form of the API.
+    yield "http-request set-var(txn.verb) path,field(5,/,0) if is_response"
+    yield "acl is_cancel var(txn.verb) -m str cancel"
+    yield f"http-request return {unknown} if is_response {{ var(txn.verb) -m found }} !is_cancel"
     yield f"http-request return {unknown} if is_odd"
+    yield f"http-request return {unknown} if is_response is_odd_response"
     yield f"http-request return {unknown} if " + " ".join(f"!{name}" for name in allowed)
+    # A server gets no URI with a host in it: which of two hosts means what is a matter of taste.
+    yield "http-request set-uri %[pathq]"
 
 
 def _origins(gateway: Gateway) -> Iterator[str]:
@@ -277,13 +327,14 @@ def _keys() -> Iterator[str]:
     yield "http-request set-var(txn.scope) var(txn.key),field(7,:) if { var(txn.key) -m found }"
     yield "http-request set-var-fmt(txn.visit) %[src]%[var(txn.digest)]"
     yield "http-request set-var(txn.visit) var(txn.visit),sha2(256),hex"
-    yield "http-request track-sc2 src table guesses"
     yield "acl is_known_key var(txn.key) -m found"
     yield "acl has_ended var(txn.ends) -m int gt 0"
     yield "acl has_ended_now date,sub(txn.ends) -m int ge 0"
-    yield f"acl guesses sc2_gpc0_rate(guesses) gt {_GUESSES}"
+    yield f"acl guesses sc2_gpc0_rate(addresses) gt {_GUESSES}"
     yield "acl has_visited var(txn.visit),in_table(known) -m bool"
     slow = error(429, "Too many wrong API keys have come from this address. Wait a minute.", "too_many_wrong_keys")
+    yield "http-request sc-inc-gpc1(2) if guesses !has_visited"
+    yield f"http-request reject if guesses !has_visited {{ sc2_gpc1_rate(addresses) gt {_UNANSWERED} }}"
     yield f"http-request return {slow} hdr Retry-After 60 if guesses !has_visited"
     yield "http-request sc-inc-gpc0(2) if !is_known_key"
     for text, condition in (
@@ -307,7 +358,8 @@ def _methods(api: Api) -> Iterator[str]:
     yield f"http-request use-service prometheus-exporter if {{ path {METRICS_PATH} }}"
     yield "http-request use-service lua.key_metrics if is_metrics"
     if api.gateway.responses_store:
-        yield f"http-request return {wrong} hdr Allow GET,POST if is_response !METH_GET !METH_POST"
+        yield f"http-request return {wrong} hdr Allow POST if is_response is_cancel !METH_POST"
+        yield f"http-request return {wrong} hdr Allow GET if is_response !is_cancel !METH_GET"
 
 
 def _models(api: Api) -> Iterator[str]:
@@ -333,6 +385,25 @@ def long_bodies(gateway: Gateway) -> int:
     return max(4, min(64, _READER_MIB // (_COPIES * gateway.max_body_mib)))
 
 
+def _first_places(gateway: Gateway) -> int:
+    """How many of the reader's places are for the first long bodies of each key."""
+    return max(2, long_bodies(gateway) // 4)
+
+
+def _reader_places(gateway: Gateway) -> Iterator[str]:
+    """Two servers that are the reader: one for the first long bodies of each key, one for all others.
+
+    A body that arrives slowly holds its place for a minute. A key that fills the second server takes half of the first
+    one, and other keys have the rest.
+    """
+    first = _first_places(gateway)
+    yield "no option redispatch"
+    yield "use-server first if { var(txn.reader) -m str first }"
+    yield "use-server others unless { var(txn.reader) -m str first }"
+    yield f"server first unix@{READER_SOCKET} maxconn {first}"
+    yield f"server others unix@{READER_SOCKET} maxconn {long_bodies(gateway) - first}"
+
+
 def too_long(gateway: Gateway) -> str:
     """The answer to a body that is longer than the gateway takes."""
     return error(413, f"The body is longer than the {gateway.max_body_mib} MiB that this gateway takes.")
@@ -351,6 +422,8 @@ def judge_body(api: Api, posted: str) -> Iterator[str]:
     yield f"acl is_response_page path_beg {RESPONSES_PATH}/"
     created = f"{posted} !is_response_page"
     not_json = error(400, "The body is not a JSON object, so its 'model' cannot be read.")
+    much = error(413, "The body has too many parts. Send fewer keys, lists and quotes in one request.")
+    yield f"http-request return {much} if {created} {{ var(txn.read) -m str much }}"
     yield f"http-request return {not_json} if {created} !{{ var(txn.read) -m str whole }}"
     yield from _choose_backend(api, posted)
     unknown = error(404, f"The model does not exist. {api.served}", "model_not_found")
@@ -398,19 +471,24 @@ def _admit() -> Iterator[str]:
         ("requests", "This API key sends too many requests a second."),
         ("in_flight", "This API key has too many requests in flight."),
         ("tokens", "This API key has used its tokens of this minute."),
-        ("places", "The servers have no place for so many answers to one request now."),
     ):
-        answer = error(429, text, "rate_limit_exceeded")
-        yield f"http-request return {answer} hdr Retry-After %[var(txn.wait)] if {{ var(txn.refused) -m str {kind} }}"
+        yield _refused(kind, text)
+
+
+def _refused(kind: str, text: str) -> str:
+    answer = error(429, text, "rate_limit_exceeded")
+    return f"http-request return {answer} hdr Retry-After %[var(txn.wait)] if {{ var(txn.refused) -m str {kind} }}"
 
 
 def _send(api: Api, condition: str) -> Iterator[str]:
     """The server of the request's session, its place in the queue, and its backend."""
     if not api.routes:
         return
+    yield f"http-request set-var(txn.patience) int({api.gateway.queue_seconds})"
+    yield f"http-request lua.take if METH_POST {condition} {{ var(txn.backend) -m found }}"
+    yield _refused("places", "The servers have had no place for so many answers to one request.")
     if api.gateway.affinity != "none":
         yield from _session(api.gateway, condition)
-    yield f"http-request lua.take if METH_POST {condition} {{ var(txn.backend) -m found }}"
     yield "http-request set-var(txn.priority) var(txn.key),field(6,:)"
     yield "http-request set-priority-class int(9),sub(txn.priority)"
     yield "http-request set-priority-offset var(txn.turn)"

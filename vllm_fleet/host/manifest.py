@@ -14,10 +14,12 @@ from vllm_fleet.base.versions import version_key
 from vllm_fleet.catalogue.catalogue import SizedClass
 from vllm_fleet.fleet.host_plan import READINESS_OFFSET
 from vllm_fleet.host import container, haproxy, host_paths, instance_files, keepalived
+from vllm_fleet.host.acme import NO_CERTIFICATE, PROGRAM, SETTINGS, Certificate
 from vllm_fleet.host.manifest_items import (
     FileItem,
     Item,
     absent_item,
+    certificate_item,
     directory_item,
     file_item,
     keys_item,
@@ -47,6 +49,8 @@ GATEWAY_DROP_IN = "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf"
 _READER = "vllm-gateway-reader.service"
 #: The units that end drains whose time is over.
 _DRAINS = ("vllm-drains.service", "vllm-drains.timer")
+#: The units that renew the certificate at the CA.
+_RENEWAL = ("vllm-certificate.service", "vllm-certificate.timer")
 #: The unit of each install form; the part after the @ is the instance.
 UNITS = {"wheel": "vllm", "docker": "vllm-docker"}
 
@@ -249,14 +253,14 @@ def image_ports(manifest: Manifest) -> list[int]:
     return sorted({port["port"] for port in manifest.ports})
 
 
-def gateway_items(config: str, reader: str, keys: str, certificate: Path | None) -> tuple[Item, ...]:
+def gateway_items(config: str, reader: str, keys: str, certificate: Certificate = NO_CERTIFICATE) -> tuple[Item, ...]:
     """The items of every gateway of a fleet.
 
     Args:
         config: the configuration of HAProxy.
         reader: the configuration of its second process.
         keys: the digests of the API keys.
-        certificate: the file with the certificate; None: TLS ends elsewhere.
+        certificate: where its certificate comes from; by default TLS ends elsewhere.
     """
     role = "gateway"
     items: list[Item] = [
@@ -276,10 +280,7 @@ def gateway_items(config: str, reader: str, keys: str, certificate: Path | None)
         traffic_item(role, haproxy.ADMIN_SOCKET),
         keys_item(role, haproxy.API_KEYS, haproxy.ADMIN_SOCKET),
     ]
-    if certificate:
-        digest = hashlib.sha256(certificate.read_bytes()).hexdigest()
-        items.append(file_item(role, haproxy.CERTIFICATE, digest, "0640", "haproxy"))
-    return tuple(items)
+    return (*items, *_certificate_items(certificate))
 
 
 def shared_address_items(config: str) -> tuple[Item, ...]:
@@ -298,3 +299,22 @@ def shared_address_items(config: str) -> tuple[Item, ...]:
         file_item(role, keepalived.DROP_IN, role_file_sha256(role, "keepalived.service.d.conf")),
         unit_item(role, keepalived.UNIT, active=True, enabled=True, files=[keepalived.DROP_IN]),
     )
+
+
+def _certificate_items(certificate: Certificate) -> Iterable[Item]:
+    role, path = "gateway", haproxy.CERTIFICATE
+    if not certificate.file and not certificate.account:
+        return
+    yield package_item(role, "openssl")
+    yield file_item(role, PROGRAM, role_file_sha256(role, "vllm-certificate"), "0755")
+    if certificate.file:
+        digest = hashlib.sha256(certificate.file.read_bytes()).hexdigest()
+        yield file_item(role, path, digest, "0640", "haproxy")
+        yield certificate_item(role, path)
+    if certificate.account:
+        yield package_item(role, "certbot")
+        yield file_item(role, SETTINGS, text_sha256(certificate.settings), "0600")
+        yield from (file_item(role, f"/etc/systemd/system/{name}", role_file_sha256(role, name)) for name in _RENEWAL)
+        yield unit_item(role, _RENEWAL[1], active=True, enabled=True)
+        yield FileItem(role=role, kind="file", path=path, mode="0640", owner="root", group="haproxy")
+        yield certificate_item(role, path, certificate.account.acme.names)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
 from vllm_fleet.on_host.manifest_items import (
+    CertificateItem,
     DirectoryItem,
     FileItem,
     HoldsItem,
@@ -52,6 +53,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "traffic": ("gateway",),
     "keys": ("gateway",),
     "table": ("vllm_firewall",),
+    "certificate": ("gateway",),
 }
 
 
@@ -189,12 +191,24 @@ def table_item(role: str, name: str, rules: str) -> TableItem:
     return TableItem(role=role, kind="table", name=name, rules=rules)
 
 
+def certificate_item(role: str, path: str, names: Sequence[str] | None = None) -> CertificateItem:
+    """The certificate in a PEM file.
+
+    Args:
+        role: the role that owns it.
+        path: the file.
+        names: the names that a CA has signed by ACME; None: the file is the user's.
+    """
+    return CertificateItem(role=role, kind="certificate", path=path, acme=names is not None, names=list(names or ()))
+
+
 __all__ = [
     "KINDS",
     "OWNERS",
     "FileItem",
     "Item",
     "absent_item",
+    "certificate_item",
     "directory_item",
     "file_item",
     "holds_item",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from vllm_fleet.base import certificates, paths, yaml_document
 from vllm_fleet.base.addresses import parse_ip
 from vllm_fleet.base.errors import FleetError, InvariantError
+from vllm_fleet.catalogue.catalogue import Catalog
 from vllm_fleet.fleet import api_keys_file, stack
 from vllm_fleet.fleet.host_plan import HostPlan
 from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.host import haproxy, keepalived
+from vllm_fleet.host.acme import AcmeAccount, Certificate
 from vllm_fleet.host.gateway_keys import key_map_text
 from vllm_fleet.host.haproxy_reader import reader_config
 from vllm_fleet.host.manifest import gateway_items, shared_address_items
@@ -21,6 +25,9 @@ from vllm_fleet.host.manifest_items import Item
 from vllm_fleet.inventory.inputs import FleetInputs
 from vllm_fleet.schema.api_keys import ApiKeys
 from vllm_fleet.schema.virtual_address import VirtualAddress
+
+#: Filters in Lua and maps that change at once came in 2.5; 2.6 is the oldest that the tests run.
+OLDEST_HAPROXY = Version("2.6")
 
 
 def gateway_variables(inputs: FleetInputs, name: str) -> tuple[dict[str, Any], tuple[Item, ...]]:
@@ -37,15 +44,23 @@ def gateway_variables(inputs: FleetInputs, name: str) -> tuple[dict[str, Any], t
     config = haproxy.haproxy_config(plan.gateway, inputs.backends, inputs.gateway_addresses, _members(inputs, name))
     reader = reader_config(plan.gateway, inputs.backends)
     keys = key_map_text(_api_keys(plan))
-    certificate = _certificate(plan)
+    certificate = Certificate(_certificate(plan), _acme(plan), inputs.mirror.proxy.environment)
     variables = {
         "gateway_config": config,
         "gateway_reader_config": reader,
         "gateway_api_key_digests": keys,
-        "gateway_certificate_file": str(certificate) if certificate else "",
+        "gateway_certificate_file": str(certificate.file) if certificate.file else "",
+        "gateway_acme": certificate.settings,
         "gateway_balancer_seconds": plan.gateway.balancer_seconds,
     }
     return variables, gateway_items(config, reader, keys, certificate)
+
+
+def gateway_systems(catalog: Catalog) -> dict[str, list[str]]:
+    """The fact that every gateway must have: an operating system whose HAProxy runs the gateways' script."""
+    known = catalog.distributions.distributions
+    fresh = [name for name, each in known.items() if Version(each.haproxy) >= OLDEST_HAPROXY]
+    return {"systems": sorted(fresh)}
 
 
 def _members(inputs: FleetInputs, name: str) -> haproxy.Members | None:
@@ -85,14 +100,17 @@ def find_faults(plan: Plan) -> Iterator[tuple[FleetError, bool]]:
     """
     if not any(host.kind == "gateway" for host in plan.hosts):
         return
-    tls = plan.gateway.tls
-    certificate = plan.directory / tls.certificate_file if tls else None
-    for read, file in ((_api_keys, api_keys_file.file_of(plan)), (_certificate, certificate)):
+    reads: tuple[tuple[Callable[[Plan], object], Path | None], ...] = (
+        (_api_keys, api_keys_file.file_of(plan)),
+        (_certificate, _certificate_file(plan)),
+        (_acme, _authority_file(plan)),
+    )
+    for read, file in reads:
         try:
             read(plan)
         except FleetError as fault:
             is_wrong = file is not None and paths.is_there(file)
-            if is_wrong or read is _certificate or not _stack_will_write_keys(plan):
+            if is_wrong or read is not _api_keys or not _stack_will_write_keys(plan):
                 yield from ((each, is_wrong) for each in (fault, *fault.others))
 
 
@@ -111,9 +129,31 @@ def _api_keys(plan: Plan) -> ApiKeys:
     return api_keys_file.parse(yaml_document.read(file, secret=True))
 
 
-def _certificate(plan: Plan) -> Path | None:
+def _certificate_file(plan: Plan) -> Path | None:
     tls = plan.gateway.tls
-    certificate = paths.absolute(plan.directory / tls.certificate_file) if tls else None
+    return paths.absolute(plan.directory / tls.certificate_file) if tls and tls.certificate_file else None
+
+
+def _authority_file(plan: Plan) -> Path | None:
+    acme = plan.gateway.tls.acme if plan.gateway.tls else None
+    return paths.absolute(plan.directory / acme.ca_file) if acme and acme.ca_file else None
+
+
+def _acme(plan: Plan) -> AcmeAccount | None:
+    acme = plan.gateway.tls.acme if plan.gateway.tls else None
+    if acme is None:
+        return None
+    file, authority = _authority_file(plan), ""
+    if file:
+        try:
+            authority = certificates.read_authority(file)
+        except FleetError as fault:
+            raise plan.document.error_about(("gateway", "tls", "acme", "ca_file"), fault) from None
+    return AcmeAccount(acme, authority)
+
+
+def _certificate(plan: Plan) -> Path | None:
+    certificate = _certificate_file(plan)
     if certificate:
         try:
             certificates.check_server(certificate)

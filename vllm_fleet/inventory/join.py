@@ -19,12 +19,13 @@ from vllm_fleet.host import engine_install, model_disk
 from vllm_fleet.host.haproxy import TABLES_PORT, shares_tables
 from vllm_fleet.host.manifest import Manifest, Port, image_ports, open_image_ports
 from vllm_fleet.inventory import refusals
-from vllm_fleet.inventory.gateway import gateway_variables, shared_address_variables
+from vllm_fleet.inventory.gateway import gateway_systems, gateway_variables, shared_address_variables
 from vllm_fleet.inventory.inputs import FleetInputs
-from vllm_fleet.inventory.serving import serving_variables, supported_systems
+from vllm_fleet.inventory.serving import serving_variables
 from vllm_fleet.inventory.site import Site, SiteHost
 from vllm_fleet.mirror import client, vocabularies
 from vllm_fleet.resolve.deployment import choose
+from vllm_fleet.schema.acme import CHALLENGE_PORT
 
 
 def load(directory: Path) -> Site:
@@ -56,10 +57,10 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
             variables, items = gateway_variables(inputs, host.name)
             shared, shared_items = shared_address_variables(inputs, host)
             shares = shares_tables(plan.gateway, len(inputs.gateways))
-            open_ports = (plan.gateway.port, *((TABLES_PORT,) if shares else ()))
+            open_ports = (*_gateway_ports(plan), *((TABLES_PORT,) if shares else ()))
             ports = tuple(Port(port=port, address="") for port in open_ports)
             variables |= shared
-            manifest = Manifest(host.name, (*items, *shared_items), supported_systems(catalog), ports)
+            manifest = Manifest(host.name, (*items, *shared_items), gateway_systems(catalog), ports)
         else:
             variables, manifest = serving_variables(inputs, host)
             variables |= {"model_store_disk": model_disk.disk_variable(host, inputs.locations[host.name])}
@@ -77,6 +78,12 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
             )
         )
     return Site(inputs.plan, tuple(hosts), waiting_notes(plan))
+
+
+def _gateway_ports(plan: Plan) -> tuple[int, ...]:
+    """The ports of a gateway that others reach."""
+    is_asked = plan.gateway.tls is not None and plan.gateway.tls.acme is not None
+    return (plan.gateway.port, CHALLENGE_PORT) if is_asked else (plan.gateway.port,)
 
 
 def find_refusals(plan: Plan, catalog: Catalog) -> tuple[refusals.Refusal, ...]:

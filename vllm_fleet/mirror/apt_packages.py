@@ -22,6 +22,8 @@ from vllm_fleet.schema.recipe import Machine
 _TOOLS = ("python3-apt", "nginx-light", "rsync")
 _REGISTRY = "docker-registry"
 _GATEWAY = ("haproxy",)
+_TLS = ("openssl",)
+_ACME = ("certbot",)
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -128,7 +130,9 @@ def _packages(plan: Plan, host: HostPlan, python: str) -> set[str]:
     """The packages that a host needs from its distribution."""
     wanted = {item["name"] for item in baseline_items() if item["kind"] == "package"}
     wanted |= {*_TOOLS, *plan.spec.mirror.packages}
-    wanted.update(_GATEWAY if host.kind == "gateway" else ())
+    if host.kind == "gateway":
+        tls = plan.gateway.tls
+        wanted.update((*_GATEWAY, *(_TLS if tls else ()), *(_ACME if tls and tls.acme else ())))
     wanted.update(host.deployment.packages if host.deployment else ())
     install = host.deployment.install if host.deployment else None
     if host.deployment and host.rented and weights_disk.find(host.rented).count > 1:

@@ -177,6 +177,20 @@ class TableItem(TypedDict):
     rules: str
 
 
+class CertificateItem(TypedDict):
+    """The first certificate of a PEM file: it does not end soon, has these names, and is of a CA where ``acme`` is set.
+
+    Soon is within 21 days, or within the last quarter of a shorter life. ``names`` may be empty. Where the file is
+    missing, its item of the kind ``file`` is the drift.
+    """
+
+    role: str
+    kind: Literal["certificate"]
+    path: str
+    acme: bool
+    names: list[str]
+
+
 Item = (
     FileItem
     | SettingsItem
@@ -192,4 +206,5 @@ Item = (
     | TrafficItem
     | KeysItem
     | TableItem
+    | CertificateItem
 )

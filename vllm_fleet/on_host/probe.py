@@ -59,6 +59,10 @@ TEXTS = {
     "no_tool": "is missing, and so is %s",
     "no_answer": "is unknown: %s does not answer",
     "wrong_tag": "is not what %s names",
+    "renewal_due": "%s: replace gateway.tls.certificate_file",
+    "not_renewed": "%s, and was not renewed: read 'journalctl -u vllm-certificate'",
+    "self_signed": "is signed by the gateway itself, and not yet by the CA",
+    "wrong_names": "is not for %s",
     "unreadable": "cannot be read: %s",
 }
 #: Code of a veto -> its text. The codes are those of ``facts.states.VetoCode``.
@@ -416,6 +420,27 @@ def check_table(item: items.TableItem) -> tuple[str, str] | None:
     return None
 
 
+def check_certificate(item: items.CertificateItem) -> tuple[str, str] | None:
+    """The first certificate of a file: its end, its names, and whether a CA has signed it."""
+    # Only gateways with TLS get this module.
+    from vllm_fleet.on_host import certificate_facts
+
+    if _lstat(item["path"]) is None:
+        return None
+    try:
+        found = certificate_facts.read_certificate(item["path"])
+    except FileNotFoundError:
+        return differs("no_tool", "openssl")
+    if found is None:
+        return differs("wrong_type", "certificate")
+    if item["acme"] and found["self_signed"]:
+        return differs("self_signed")
+    if found["ends"]:
+        return differs("not_renewed", found["ends"]) if item["acme"] else differs("renewal_due", found["ends"])
+    lacking = [name for name in item["names"] if name not in found["names"]]
+    return differs("wrong_names", ", ".join(lacking)) if lacking else None
+
+
 def read_cpu_flags() -> set[str]:
     """What the processor of this host can do, as its kernel says."""
     try:
@@ -470,6 +495,7 @@ def checks_by_kind(
         "traffic": check_traffic,
         "keys": check_keys,
         "table": check_table,
+        "certificate": check_certificate,
     }
 
 

@@ -14,7 +14,7 @@ from vllm_fleet.base import paths
 from vllm_fleet.base.atomic_files import write_atomically
 from vllm_fleet.base.errors import ErrorCode, FleetError, raise_all
 from vllm_fleet.edge.ssh_target import Target
-from vllm_fleet.facts.states import NEIGHBOURS, NOT_RUNNING, DriftState
+from vllm_fleet.facts.states import FOR_THE_USER, NEIGHBOURS, NOT_RUNNING, DriftState
 from vllm_fleet.fleet import host_facts, private_key
 from vllm_fleet.inventory import Site, SiteHost
 from vllm_fleet.inventory import load as load_site
@@ -172,7 +172,15 @@ def is_installed_once(item: Mapping[str, str]) -> bool:
 
 def roles_to_run(fleet: str) -> Mapping[str, frozenset[str]]:
     """Host name -> roles that own drift on it, as this run has probed it; empty before the probe."""
-    return {host: frozenset(item["role"] for item in items) for host, items in _load_drift(fleet).items()}
+    return {
+        host: frozenset(item["role"] for item in items if not is_for_the_user(item["state"]))
+        for host, items in _load_drift(fleet).items()
+    }
+
+
+def is_for_the_user(state: str) -> bool:
+    """Whether no role repairs drift in this state, so that a run goes on with it."""
+    return state in FOR_THE_USER
 
 
 def find_idle_hosts(site: Site, run_pid: int | None = None) -> frozenset[str]:

@@ -91,7 +91,12 @@ def remote_command(user: str, manifest: Manifest, *, password: bool = False) -> 
         manifest: what the host is compared with.
         password: whether sudo may ask for a password.
     """
-    modules = ("docker_engine", "neighbours", *(("gpu_facts",) if "gpu_vendor" in manifest.facts else ()))
+    has_certificate = any(item["kind"] == "certificate" for item in manifest.items)
+    modules = (
+        *("docker_engine", "neighbours"),
+        *(("gpu_facts",) if "gpu_vendor" in manifest.facts else ()),
+        *(("certificate_facts",) if has_certificate else ()),
+    )
     return ssh.python_command(user, ssh.pack_program("probe", *modules), password=password)
 
 

@@ -30,6 +30,8 @@ class Distribution(Strict):
     glibc: str = Field(pattern=r"^\d+\.\d+$")
     #: Its own Python, which engines are built with.
     python: str = Field(pattern=r"^3\.\d+$")
+    #: Its own HAProxy, which gateways run.
+    haproxy: str = Field(pattern=r"^\d+\.\d+$")
     sources: list[Source] = Field(min_length=1)
     source: str = Field(min_length=3)
 

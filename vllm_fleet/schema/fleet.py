@@ -17,6 +17,7 @@ from vllm_fleet.base.field_types import (
 )
 from vllm_fleet.base.text_form import Form
 from vllm_fleet.schema.account import Account
+from vllm_fleet.schema.acme import LETS_ENCRYPT, LETS_ENCRYPT_GATEWAYS, Tls
 from vllm_fleet.schema.capacity_block import CapacityBlock
 from vllm_fleet.schema.cloud import Prices
 from vllm_fleet.schema.driver import DriverMode, RepositoryMirror
@@ -154,14 +155,6 @@ class Pool(Strict):
         return self
 
 
-class Tls(Strict):
-    """TLS at the gateway."""
-
-    certificate_file: Line = Field(
-        description="PEM file with the certificate chain and the key, relative to the fleet's folder."
-    )
-
-
 class Gateway(Strict):
     """The hosts that clients talk to."""
 
@@ -235,6 +228,13 @@ class Gateway(Strict):
     def _tls_or_plain(self) -> Gateway:
         if self.tls and self.plain:
             raise ValueError("is either with 'tls' or 'plain'")
+        acme = self.tls.acme if self.tls else None
+        gateways = count(self.hosts) + len(self.static)
+        if acme and acme.directory == LETS_ENCRYPT and gateways > LETS_ENCRYPT_GATEWAYS:
+            raise ValueError(
+                f"has {gateways} gateways, each with a certificate of its own, and Let's Encrypt signs 5 with the same "
+                f"names in a week: have at most {LETS_ENCRYPT_GATEWAYS}, give another 'directory' or 'certificate_file'"
+            )
         return self
 
 

@@ -150,9 +150,12 @@ class AwsNetwork(pulumi.ComponentResource):
         for kind in self.groups:
             for network in args.access.ssh_from:
                 self._allow(kind, "ssh", (22, 22), network)
-        for port in args.ports:
-            for network in args.access.api_from:
-                self._allow("gateway", "api", (port, port), network)
+        for open_port in args.ports:
+            for network in open_port.networks:
+                self._allow("gateway", open_port.name, (open_port.port, open_port.port), network)
+        for port in args.peer_ports_among(hosts):
+            source = {"referenced_security_group_id": self.groups["gateway"]}
+            self._ingress("gateway", f"peers-{port}", (port, port), source)
         if mirror := args.mirror_among(hosts):
             for port in mirror.ports:
                 for origin, group in self.groups.items():

@@ -36,6 +36,7 @@ class AzureNetwork:
         self._args, self._opts, self._far_gateways = args, opts, far_gateways
         self._private = has_private(hosts)
         self._mirror = args.mirror_among(hosts)
+        self._peer_ports = args.peer_ports_among(hosts)
         self._name = name
         region = rented(hosts[0]).placement.region
         existing = placed(hosts[0], AzurePlacement).existing
@@ -115,11 +116,17 @@ class AzureNetwork:
     def _rules(self, name: str, kind: str) -> pulumi.Output[str]:
         access = self._args.access
         rules: list[Any] = [_allow("ssh", 100, "22", access.ssh_from)]
-        if kind == "gateway" and access.api_from:
-            rules += [_allow(f"api-{port}", 200 + port % 100, str(port), access.api_from) for port in self._args.ports]
+        origin = {"source_application_security_groups": [{"id": self.members["gateway"]}]}
+        if kind == "gateway":
+            rules += [
+                _allow(f"{each.name}-{each.port}", priority, str(each.port), list(each.networks))
+                for each, priority in zip(self._args.ports, (200 + self._args.ports[0].port % 100, 300), strict=False)
+                if each.networks
+            ]
+            for number, port in enumerate(self._peer_ports):
+                rules.append({**_allow(f"peers-{port}", 340 + number, str(port), []), **origin})
         if kind == "serving":
             ports = f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}"
-            origin = {"source_application_security_groups": [{"id": self.members["gateway"]}]}
             for number, (what, where) in enumerate(
                 [("vllm", ports), *([("ssh-inside", "22")] if self._private else [])]
             ):

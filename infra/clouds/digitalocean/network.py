@@ -84,13 +84,17 @@ class DigitalOceanNetwork:
         inside = {"protocol": "tcp", "port_range": "22", **gateways}
         vllm = {"protocol": "tcp", "port_range": f"{SERVICE_PORTS[0]}-{SERVICE_PORTS[1]}", **gateways}
         api = [
-            {"protocol": "tcp", "port_range": str(port), "source_addresses": access.api_from}
-            for port in args.ports
-            if access.api_from
+            {"protocol": "tcp", "port_range": str(each.port), "source_addresses": list(each.networks)}
+            for each in args.ports
+            if each.networks
+        ]
+        peers = [
+            {"protocol": "tcp", "port_range": str(port), "source_tags": [tags["gateway"]]}
+            for port in args.peer_ports_among(args.hosts)
         ]
         rules: dict[str, list[Any]] = {
             "serving": [ssh, vllm, *([inside] if has_private(args.hosts) else [])],
-            "gateway": [ssh, *api],
+            "gateway": [ssh, *api, *peers],
         }
         if mirror := args.mirror_among(args.hosts):
             everyone: dict[str, Any] = {"source_tags": list(tags.values())}

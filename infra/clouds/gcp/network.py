@@ -96,7 +96,10 @@ class GcpNetwork(pulumi.ComponentResource):
     ) -> None:
         serving, gateway = tag(args.fleet, "serving"), tag(args.fleet, "gateway")
         self._allow("ssh", [serving, gateway], ["22"], args.access.ssh_from)
-        self._allow("api", [gateway], [str(port) for port in args.ports], args.access.api_from)
+        for open_port in args.ports:
+            self._allow(open_port.name, [gateway], [str(open_port.port)], list(open_port.networks))
+        if peers := args.peer_ports_among(hosts):
+            self._inside("peers", [str(port) for port in peers], gateway, source_tags=[gateway])
         if mirror := args.mirror_among(hosts):
             listening = [str(port) for port in mirror.ports]
             self._inside("mirror", listening, tag(args.fleet, mirror.kind), source_tags=[serving, gateway])

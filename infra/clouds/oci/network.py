@@ -71,6 +71,9 @@ class OciNetwork:
             for kind in ("serving", "gateway")
         }
         self._rules(args.mirror_among(hosts))
+        for port in args.peer_ports_among(hosts):
+            source = (self.groups["gateway"], "NETWORK_SECURITY_GROUP")
+            self._ingress("gateway", f"peers-{port}", (port, port), *source)
         self._from_gateways("vllm", SERVICE_PORTS, far_gateways)
         if has_private(hosts):
             self._from_gateways("ssh", (22, 22), far_gateways)
@@ -149,9 +152,9 @@ class OciNetwork:
         for kind in self.groups:
             for network in self._args.access.ssh_from:
                 self._allow(kind, "ssh", (22, 22), network)
-        for port in self._args.ports:
-            for network in self._args.access.api_from:
-                self._allow("gateway", "api", (port, port), network)
+        for open_port in self._args.ports:
+            for network in open_port.networks:
+                self._allow("gateway", open_port.name, (open_port.port, open_port.port), network)
         if mirror:
             for port in mirror.ports:
                 for origin, group in self.groups.items():

@@ -14,8 +14,21 @@ local function skip_space(text, at)
     return match(text, "^[ \t\n\r]*()", at)
 end
 
+-- A text of many quotes, brackets and keys would take the time of others. 'budget.left' is how many of them are still
+-- read, and below 0 at the end if the text had more.
+local MOST_PARTS, KEY_PARTS = 2000000, 4
+
+local function new_budget()
+    return { left = MOST_PARTS }
+end
+
+local function spend(budget, parts)
+    budget.left = budget.left - parts
+    return budget.left >= 0
+end
+
 -- The place after the string whose first quote is at 'at'; nil: it does not end.
-local function string_end(text, at)
+local function string_end(text, at, budget)
     local from = at + 1
     while true do
         local quote = find(text, '"', from, true)
@@ -25,19 +38,25 @@ local function string_end(text, at)
         local first = quote
         while byte(text, first - 1) == BACKSLASH do
             first = first - 1
+            if not spend(budget, 1) then
+                return nil
+            end
         end
         if (quote - first) % 2 == 0 then
             return quote + 1
+        end
+        if not spend(budget, 1) then
+            return nil
         end
         from = quote + 1
     end
 end
 
 -- The place after the value at 'at'; nil: it does not end, or it is none.
-local function value_end(text, at)
+local function value_end(text, at, budget)
     local first = byte(text, at)
     if first == QUOTE then
-        return string_end(text, at)
+        return string_end(text, at, budget)
     end
     if first ~= OPEN_OBJECT and first ~= OPEN_LIST then
         return match(text, "^[%w%.%+%-]+()", at)
@@ -45,12 +64,12 @@ local function value_end(text, at)
     local depth, from = 0, at
     while true do
         local place = find(text, '["%[%]{}]', from)
-        if not place then
+        if not place or not spend(budget, 1) then
             return nil
         end
         local found = byte(text, place)
         if found == QUOTE then
-            from = string_end(text, place)
+            from = string_end(text, place, budget)
             if not from then
                 return nil
             end
@@ -66,29 +85,53 @@ end
 
 local ESCAPES = { b = "\b", f = "\f", n = "\n", r = "\r", t = "\t" }
 
-local function unescape(text)
-    if not find(text, "\\", 1, true) then
-        return text
+-- The character of the \u escape at 'at', and the place after it; a pair of surrogates is one character.
+local function unicode(text, at)
+    local high = tonumber(match(text, "^\\u(%x%x%x%x)", at) or "", 16)
+    if not high then
+        return "", at + 2
     end
-    local plain = string.gsub(text, "\\u([dD][89abAB]%x%x)\\u([dD][c-fC-F]%x%x)", function(high, low)
-        local point = 0x10000 + (tonumber(high, 16) - 0xD800) * 0x400 + (tonumber(low, 16) - 0xDC00)
-        return utf8.char(point)
-    end)
-    plain = string.gsub(plain, "\\(u?)(.)(%x?%x?%x?)", function(long, first, rest)
-        if long == "u" then
-            local point = #rest == 3 and tonumber(first .. rest, 16)
-            return point and utf8.char(point) or nil
+    if high >= 0xD800 and high < 0xDC00 then
+        local low = tonumber(match(text, "^\\u([dD][c-fC-F]%x%x)", at + 6) or "", 16)
+        if low then
+            return utf8.char(0x10000 + (high - 0xD800) * 0x400 + low - 0xDC00), at + 12
         end
-        return (ESCAPES[first] or first) .. rest
-    end)
-    return plain
+    end
+    return utf8.char(high), at + 6
 end
 
+local function unescape(text)
+    local parts, from = {}, 1
+    while true do
+        local place = find(text, "\\", from, true)
+        if not place then
+            parts[#parts + 1] = sub(text, from)
+            return table.concat(parts)
+        end
+        parts[#parts + 1] = sub(text, from, place - 1)
+        local letter = sub(text, place + 1, place + 1)
+        if letter == "u" then
+            parts[#parts + 1], from = unicode(text, place)
+        else
+            parts[#parts + 1], from = ESCAPES[letter] or letter, place + 2
+        end
+    end
+end
+
+-- No wanted key is longer, with each letter escaped. A longer one is not read: it may be a whole body.
+local LONGEST_KEY = 6 * #"previous_response_id"
+-- A longer string stays as it is written: it is no name, and as a session's only equality counts.
+local LONGEST_STRING = 4096
+
 -- A string, number or boolean, as Lua has them; a list or an object as its place in the text. null: nil.
-local function value_at(text, at, stop)
+local function value_at(text, at, stop, budget)
     local first = byte(text, at)
     if first == QUOTE then
-        return unescape(sub(text, at + 1, stop - 2))
+        local value = sub(text, at + 1, stop - 2)
+        if #value <= LONGEST_STRING and spend(budget, #value) then
+            return unescape(value)
+        end
+        return value
     end
     if first == OPEN_OBJECT or first == OPEN_LIST then
         return { at = at, stop = stop }
@@ -104,7 +147,8 @@ local function value_at(text, at, stop)
 end
 
 -- The wanted keys of the object itself, and whether the text is "whole", "cut" before its end, or "bad".
-local function read_object(text, wanted, from)
+local function read_object(text, wanted, from, budget)
+    budget = budget or new_budget()
     local found = {}
     local at = skip_space(text, from or 1)
     local function broken()
@@ -121,25 +165,24 @@ local function read_object(text, wanted, from)
         if byte(text, at) ~= QUOTE then
             return broken()
         end
-        local after = string_end(text, at)
-        if not after then
+        local after = string_end(text, at, budget)
+        if not after or not spend(budget, KEY_PARTS) then
             return found, "cut"
         end
-        local key = sub(text, at + 1, after - 2)
+        local key = after - at - 2 <= LONGEST_KEY and unescape(sub(text, at + 1, after - 2)) or ""
         at = skip_space(text, after)
         if byte(text, at) ~= COLON then
             return broken()
         end
         at = skip_space(text, at + 1)
         local first = byte(text, at)
-        local stop = value_end(text, at)
+        local stop = value_end(text, at, budget)
         if not stop then
             local is_open = first == QUOTE or first == OPEN_OBJECT or first == OPEN_LIST
             return found, (is_open or at > #text) and "cut" or "bad"
         end
-        key = unescape(key)
         if wanted[key] then
-            found[key] = value_at(text, at, stop)
+            found[key] = value_at(text, at, stop, budget)
         end
         at = skip_space(text, stop)
         local next_char = byte(text, at)
@@ -154,14 +197,14 @@ local function read_object(text, wanted, from)
 end
 
 -- The messages up to the first one of the user, as text: the beginning that all turns of a conversation share.
-local function conversation(text, list)
+local function conversation(text, list, budget)
     local at = skip_space(text, list.at + 1)
     while byte(text, at) == OPEN_OBJECT do
-        local stop = value_end(text, at)
+        local stop = value_end(text, at, budget)
         if not stop then
             return nil
         end
-        if read_object(text, { role = true }, at).role == "user" then
+        if read_object(text, { role = true }, at, budget).role == "user" then
             return sub(text, list.at, stop - 1)
         end
         at = skip_space(text, stop)
@@ -172,6 +215,52 @@ local function conversation(text, list)
     end
     return nil
 end
+
+-- Keys. A line of the map: OWNER:ENDS:REQUESTS_PER_SECOND:IN_FLIGHT:TOKENS_PER_MINUTE:PRIORITY:SCOPE, 0 is no limit.
+
+local owners = {}
+
+local function seconds()
+    local now = core.now()
+    return now.sec + now.usec / 1000000
+end
+
+local function state_of(owner)
+    local state = owners[owner]
+    if not state then
+        state = { in_flight = 0, arriving = 0, long = 0, refused = {}, answers = {}, prompt = 0, answered = 0 }
+        owners[owner] = state
+    end
+    return state
+end
+
+local function fields_of(line)
+    local fields = {}
+    for field in string.gmatch(line or "", "[^:]+") do
+        fields[#fields + 1] = field
+    end
+    return { owner = fields[1] or "?", per_second = tonumber(fields[3]) or 0, most = tonumber(fields[4]) or 0,
+        per_minute = tonumber(fields[5]) or 0 }
+end
+
+-- A request whose body is on its way takes a buffer. Sets txn.arriving, unless its key has 'most' of them.
+core.register_action("arrive", { "http-req" }, function(txn, most)
+    local owner = fields_of(txn:get_var("txn.key")).owner
+    local state = state_of(owner)
+    if state.arriving < tonumber(most) then
+        state.arriving = state.arriving + 1
+        txn:set_var("txn.arriving", owner)
+    end
+end, 1)
+
+-- Sets txn.reader: the first long bodies of a key have places of their own.
+core.register_action("choose_reader", { "http-req" }, function(txn, first)
+    local owner = fields_of(txn:get_var("txn.key")).owner
+    local state = state_of(owner)
+    txn:set_var("txn.reader", state.long < tonumber(first) and "first" or "others")
+    state.long = state.long + 1
+    txn:set_var("txn.reads", owner)
+end, 1)
 
 -- What the rules need of a request.
 
@@ -184,6 +273,7 @@ local WANTED = {
     background = true,
     messages = true,
     input = true,
+    prompt = true,
 }
 
 local function session_of(text, found)
@@ -196,44 +286,88 @@ local function session_of(text, found)
     return nil
 end
 
-local function beginning_of(text, found)
+local function beginning_of(text, found, budget)
     for _, key in ipairs({ "messages", "input" }) do
         local list = found[key]
         if type(list) == "table" and byte(text, list.at) == OPEN_LIST then
-            return conversation(text, list)
+            return conversation(text, list, budget)
         end
     end
     return nil
 end
 
-local function whole_number(value)
-    return type(value) == "number" and value >= 1 and value < 1e6 and math.floor(value) or 1
+-- Names of sessions may be long, and only equality counts.
+local function digest(txn, text)
+    return txn.c:hex(txn.c:sha2(text, 256))
 end
 
--- Sets txn.read, txn.model, txn.places (how many answers it asks for at once), txn.named and txn.beginning (what names
--- its session), txn.previous (the response that it goes on with) and txn.background.
+-- Pydantic takes a number in a string too.
+local function whole_number(value)
+    if type(value) == "string" then
+        value = tonumber((string.gsub(value, "_", "")))
+    end
+    return type(value) == "number" and value >= 1 and math.floor(math.min(value, 1e6)) or 1
+end
+
+-- How many prompts a completion has: a list of texts, or of lists of tokens, has several.
+local function prompts_of(text, found, budget)
+    local list = found.prompt
+    if type(list) ~= "table" or byte(text, list.at) ~= OPEN_LIST then
+        return 1
+    end
+    local at, count = skip_space(text, list.at + 1), 0
+    while byte(text, at) == QUOTE or byte(text, at) == OPEN_LIST do
+        local stop = value_end(text, at, budget)
+        if not stop then
+            break
+        end
+        count = count + 1
+        at = skip_space(text, stop)
+        if byte(text, at) ~= COMMA then
+            break
+        end
+        at = skip_space(text, at + 1)
+    end
+    return math.max(1, count)
+end
+
+-- No name of a model and no id of a response is longer.
+local LONGEST_NAME = 512
+
+local function has_arrived(txn)
+    local owner = txn:get_var("txn.arriving")
+    if owner then
+        txn:unset_var("txn.arriving")
+        local state = state_of(owner)
+        state.arriving = state.arriving - 1
+    end
+end
+
+-- Sets txn.read (what read_object says, or "much"), txn.model, txn.places (how many answers it asks for at once),
+-- txn.named and txn.beginning (what names its session), txn.previous (the response that it goes on with) and
+-- txn.background. All of them are short, since they become headers.
 local function read_request(txn)
     local text = txn.sf:req_body() or ""
-    local found, state = read_object(text, WANTED)
-    txn:set_var("txn.read", state)
-    -- A name that no model has, for what HAProxy would compare in part or not at all.
-    if type(found.model) == "table" or find(tostring(found.model), "%c") then
-        found.model = "?"
-    end
+    local budget = new_budget()
+    local found, state = read_object(text, WANTED, 1, budget)
+    local named, beginning = session_of(text, found), beginning_of(text, found, budget)
+    local places = whole_number(found.n) * prompts_of(text, found, budget)
+    has_arrived(txn)
+    txn:set_var("txn.read", budget.left < 0 and "much" or state)
     if found.model ~= nil then
-        txn:set_var("txn.model", tostring(found.model))
+        -- A name that no model has, for what is no name, and for what HAProxy would compare in part.
+        local is_name = type(found.model) == "string" and #found.model <= LONGEST_NAME and not find(found.model, "%c")
+        txn:set_var("txn.model", is_name and found.model or "?")
     end
-    txn:set_var("txn.places", whole_number(found.n))
-    local named, beginning = session_of(text, found), beginning_of(text, found)
+    txn:set_var("txn.places", math.min(places, 1000000))
     if named then
-        txn:set_var("txn.named", named)
+        txn:set_var("txn.named", digest(txn, named))
     end
     if beginning then
-        -- It may be long, and only equality counts.
-        txn:set_var("txn.beginning", txn.c:hex(txn.c:sha2(beginning, 256)))
+        txn:set_var("txn.beginning", digest(txn, beginning))
     end
     if type(found.previous_response_id) == "string" then
-        txn:set_var("txn.previous", found.previous_response_id)
+        txn:set_var("txn.previous", sub(found.previous_response_id, 1, LONGEST_NAME))
     end
     if found.background == true then
         txn:set_var("txn.background", true)
@@ -274,6 +408,11 @@ core.register_action("take_over", { "http-req" }, function(txn)
         end
         txn.http:req_del_header(PREFIX .. name)
     end
+end)
+
+-- Whether a text has a control character that ends no line: a server may read it in another way than HAProxy.
+core.register_converters("has_control", function(text)
+    return find(text, "[\0-\8\11\12\14-\31\127]") and "yes" or "no"
 end)
 
 -- Servers.
@@ -329,24 +468,6 @@ core.register_converters("response_id", function(text)
     return type(id) == "string" and match(id, "^resp_[%w_%-]+$") or ""
 end)
 
--- Keys. A line of the map: OWNER:ENDS:REQUESTS_PER_SECOND:IN_FLIGHT:TOKENS_PER_MINUTE:PRIORITY:SCOPE, 0 is no limit.
-
-local owners = {}
-
-local function seconds()
-    local now = core.now()
-    return now.sec + now.usec / 1000000
-end
-
-local function state_of(owner)
-    local state = owners[owner]
-    if not state then
-        state = { in_flight = 0, refused = {}, answers = {}, prompt = 0, answered = 0, requests = nil, tokens = nil }
-        owners[owner] = state
-    end
-    return state
-end
-
 -- A bucket that fills with 'rate' a second up to 'most'; what is in it now.
 local function level(bucket, rate, most, now)
     bucket.level = math.min(most, bucket.level + (now - bucket.at) * rate)
@@ -360,17 +481,9 @@ local function refuse(txn, state, kind, wait)
     txn:set_var("txn.wait", math.max(1, math.min(3600, math.ceil(wait))))
 end
 
+local PAUSE_MS = 20
 -- The places that are taken at the servers of each backend.
 local taken_of = {}
-
-local function fields_of(line)
-    local fields = {}
-    for field in string.gmatch(line or "", "[^:]+") do
-        fields[#fields + 1] = field
-    end
-    return { owner = fields[1] or "?", per_second = tonumber(fields[3]) or 0, most = tonumber(fields[4]) or 0,
-        per_minute = tonumber(fields[5]) or 0 }
-end
 
 -- Admits a request of a key, or sets txn.refused (which limit) and txn.wait (seconds). Of a long body the gateway knows
 -- only that it is one request; 'take' adds the other places when the reader has read it.
@@ -388,11 +501,6 @@ core.register_action("admit", { "http-req" }, function(txn)
             return refuse(txn, state, "tokens", (1 - left) * 60 / key.per_minute)
         end
     end
-    -- Several answers to one request take as many places at once, and HAProxy counts them as one.
-    local seats, taken = txn:get_var("txn.seats") or 0, taken_of[txn:get_var("txn.backend") or ""] or 0
-    if places > 1 and seats > 0 and taken + places > seats then
-        return refuse(txn, state, "places", 1)
-    end
     if key.per_second > 0 then
         local burst = math.max(1, key.per_second)
         state.requests = state.requests or { level = burst, at = now }
@@ -407,11 +515,25 @@ core.register_action("admit", { "http-req" }, function(txn)
     txn:set_var("txn.counted", places)
 end)
 
--- Takes the places of a request at its backend. txn.turn: the more requests of its key are in flight, the later the next
--- one has its turn in the queue.
+-- Takes the places of a request at its backend. Several answers to one request take as many places at once, and HAProxy
+-- counts them as one, so they wait here for as many free ones, at most txn.patience seconds; a request that the reader
+-- returns goes on then, since its body is under way. txn.turn: the more requests of its key are in flight, the later the
+-- next one has its turn in the queue.
 core.register_action("take", { "http-req" }, function(txn)
     local state = state_of(fields_of(txn:get_var("txn.key")).owner)
     local places, backend = txn:get_var("txn.places") or 1, txn:get_var("txn.backend") or ""
+    local seats, waited = txn:get_var("txn.seats") or 0, 0
+    local patience = (txn:get_var("txn.patience") or 0) * 1000
+    while places > 1 and seats > 0 and (taken_of[backend] or 0) + math.min(places, seats) > seats do
+        if waited >= patience then
+            if txn:get_var("txn.admitted") then
+                return refuse(txn, state, "places", 1)
+            end
+            break
+        end
+        core.msleep(PAUSE_MS)
+        waited = waited + PAUSE_MS
+    end
     if not txn:get_var("txn.admitted") then
         state.in_flight = state.in_flight + places - 1
         txn:set_var("txn.added", places - 1)
@@ -477,11 +599,11 @@ function Count:http_payload(txn, message)
     local text = self.tail .. block
     from = 1
     while true do
-        local place = find(text, '"usage" ?: ?{', from)
+        local place = find(text, '"usage"', from, true)
         if not place then
             break
         end
-        local object = sub(text, place, place + KEPT)
+        local object = find(text, "^ ?: ?{", place + 7) and sub(text, place, place + KEPT) or ""
         self.prompt = number_of(object, "prompt_tokens") or number_of(object, "input_tokens") or self.prompt
         self.answered = number_of(object, "completion_tokens") or number_of(object, "output_tokens") or self.answered
         from = place + 9
@@ -494,6 +616,11 @@ function Count:give_back(txn)
         return
     end
     self.done = true
+    has_arrived(txn)
+    local reads = txn:get_var("txn.reads")
+    if reads then
+        state_of(reads).long = state_of(reads).long - 1
+    end
     local taken, added = txn:get_var("txn.taken"), txn:get_var("txn.added")
     if taken then
         local backend = txn:get_var("txn.backend") or ""
