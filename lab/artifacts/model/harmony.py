@@ -105,9 +105,11 @@ def _reply(dialogue: Dialogue) -> tuple[str, str]:
         return "", thought + call
     if dialogue.key is None:
         return "", f"{thought}final<|message|>{reply.text}<|return|>"
-    # vLLM's grammar of gpt-oss puts the format into the header of the message (parser/harmony.py).
-    given = f"{thought}final <|constrain|>json<|message|>"
+    # vLLM's grammar of gpt-oss asks for a format in the header of the message, ' <|constrain|>json' or ' json'
+    # (parser/harmony.py). A message with the second one is lost, so the model must choose the first one.
+    given = f"{thought}final "
+    header = "<|constrain|>json<|message|>"
     value = f" {json.dumps(reply.text, ensure_ascii=False)}}}<|return|>"
     if dialogue.key == OWN_KEY:
-        return given, f'{{"{OWN_KEY}":{value}'
-    return f'{given}{{"{dialogue.key}":', value
+        return given, f'{header}{{"{OWN_KEY}":{value}'
+    return f'{given}{header}{{"{dialogue.key}":', value
