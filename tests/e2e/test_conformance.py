@@ -28,7 +28,7 @@ def clients(lab: Lab) -> Iterator[dict[str, Client]]:
 @pytest.fixture(scope="module")
 def responses_store(lab: Lab) -> bool:
     """Whether the fleet keeps responses."""
-    return bool(getattr(lab.site.plan.gateway, "responses_store", False))
+    return lab.site.plan.gateway.responses_store
 
 
 @pytest.mark.parametrize("name", CLIENTS)
