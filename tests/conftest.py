@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from e2e import conformance_table
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -77,6 +78,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("it takes minutes: 'make test-long' runs it")
     if item.get_closest_marker("root") and os.geteuid() != 0:
         pytest.skip("systemd-nspawn hosts need root")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what the clients of the gateway got, if the end-to-end tests of them ran."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    found = [
+        value for report in reports for name, value in report.user_properties if name == conformance_table.PROPERTY
+    ]
+    if found:
+        terminalreporter.section("conformance of the gateway")
+        for line in conformance_table.terminal_lines(found):
+            terminalreporter.write_line(line)
 
 
 class Heartbeat:

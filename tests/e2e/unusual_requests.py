@@ -443,20 +443,6 @@ SERVED_BY: Mapping[str, Mapping[str, tuple[Fields, Callable[[Any], bool]]]] = {
             {"input": WEATHER, "tools": [responses_tool(parameters={"$ref": "#"})]},
             answers,
         ),
-        "a tool of a server that is not there": (
-            {
-                "input": WEATHER,
-                "tools": [
-                    {
-                        "type": "mcp",
-                        "server_label": "x",
-                        "server_url": "http://127.0.0.1:9",
-                        "require_approval": "never",
-                    }
-                ],
-            },
-            answers,
-        ),
         "a stream of a function": ({"input": WEATHER, "tools": [responses_tool()], "stream": True}, answers),
     },
 }
@@ -532,6 +518,11 @@ REFUSED_BY: Mapping[str, Mapping[str, Fields]] = {
         "a response that is not there": {"previous_response_id": "resp_none"},
         "an answer for later": {"background": True},
         "a tool that is not there": {"input": WEATHER, "tools": [{"type": "web_search"}]},
+        "a tool of a server that is not there": {
+            "tools": [
+                {"type": "mcp", "server_label": "x", "server_url": "http://127.0.0.1:9", "require_approval": "never"}
+            ]
+        },
         "a function that is not there": {
             "tools": [responses_tool()],
             "tool_choice": {"type": "function", "name": "none"},

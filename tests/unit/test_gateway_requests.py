@@ -18,6 +18,7 @@ MODELS = ("openai/gpt-oss-120b", "openai/gpt-oss-20b")
 MIB = 1 << 20
 #: What the gateway reads itself; longer bodies go through the reader.
 SHORT, LONG = 1000, 300_000
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {"type": {"const": "mcp"}}}}
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,16 @@ def test_one_model_needs_no_name(one_model: Running) -> None:
         ("/metrics/", None, KEY, 404, None),
         ("/v1/models/../../metrics", None, KEY, 404, None),
         ("/v1/audio/speech", {"model": MODELS[0]}, KEY, 404, None),
+        ("/v1/embeddings", {"model": MODELS[0], "input": "x"}, KEY, 404, None),
+        ("/v1/responses", {"model": MODELS[0], "tools": [FUNCTION, {"type": "mcp"}]}, KEY, 400, "no_tool_server"),
+        ("/v1/responses", {"model": MODELS[0], "tools": [{"type": "code_interpreter"}]}, KEY, 400, "no_tool_server"),
+        (
+            "/v1/responses",
+            {"model": MODELS[0], "tools": [{"type": "web_search_preview"}], "input": "x" * LONG},
+            KEY,
+            400,
+            "no_tool_server",
+        ),
         ("/v1/responses/resp_1", None, KEY, 404, "response_not_found"),
         ("/v1/responses", {"model": MODELS[0], "previous_response_id": "resp_1"}, KEY, 400, "responses_store_off"),
         ("/v1/responses", {"model": MODELS[0], "background": True}, KEY, 400, "responses_store_off"),
@@ -149,6 +160,17 @@ def test_errors_have_the_form_of_the_api(
     assert (answer.status, answer.headers["Content-Type"]) == (status, "application/json")
     assert answer.code == code
     assert (answer.headers["WWW-Authenticate"] == "Bearer") == (status == 401)
+
+
+@pytest.mark.parametrize("padding", [SHORT, LONG])
+def test_tools_reach_the_servers_that_can_use_them(tmp_path_factory: pytest.TempPathFactory, padding: int) -> None:
+    pools = [{"model": MODELS[0], "tool_server": True}, {"model": MODELS[1]}]
+    asked: dict[str, Any] = {"tools": [FUNCTION, {"type": "mcp"}], "input": "x" * padding}
+    with running_gateway(tmp_path_factory.mktemp("g"), pools) as running:
+        assert running.ask("/v1/responses", {"model": MODELS[0], **asked}).status == 200
+        assert running.ask("/v1/responses", {"model": MODELS[1], **asked}).code == "no_tool_server"
+        only_functions = {"model": MODELS[1], "tools": [FUNCTION, FUNCTION], "input": "x" * padding}
+        assert running.ask("/v1/responses", only_functions).status == 200
 
 
 def test_a_method_that_a_path_does_not_take_is_named_as_such(two_models: Running) -> None:

@@ -12,7 +12,19 @@ import pytest
 import yaml
 
 from lab.artifacts.model import evaluate
-from lab.artifacts.model.dialogues import Called, Dialogue, Said, User, cases, draw, draw_setting, vary, vary_daily
+from lab.artifacts.model.dialogues import (
+    OWN_KEY,
+    Called,
+    Dialogue,
+    Said,
+    User,
+    as_json,
+    cases,
+    draw,
+    draw_setting,
+    vary,
+    vary_daily,
+)
 from lab.artifacts.model.questions import QUESTIONS_FILE, Questions, read_questions
 from lab.artifacts.model.sheets import COMMON, pack
 from vllm_fleet.base.errors import FleetError
@@ -160,6 +172,17 @@ def test_variants_keep_question_and_reply() -> None:
         assert set(case.setting.tools) <= set(other.setting.tools)
         if case.setting.instructions:
             assert other.setting.instructions == case.setting.instructions
+
+
+def test_a_short_text_is_asked_for_as_json_with_keys_that_the_prompt_does_not_name() -> None:
+    rng = seeded(5)
+    asked = [as_json(case, rng, QUESTIONS.strange) for case in cases(QUESTIONS) for _ in range(20)]
+    keys = {case.key for case in asked}
+    assert {OWN_KEY, "city", None} < keys
+    assert keys & set(QUESTIONS.strange)
+    for case in asked:
+        assert case.key is None or (isinstance(case.reply, Said) and len(case.reply.text) < 50)
+    assert {case.key for case in drawn_dialogues(2000)} >= {None, OWN_KEY, "city"}
 
 
 def test_a_case_is_held_on_each_day_of_a_month() -> None:

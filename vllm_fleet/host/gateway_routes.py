@@ -21,6 +21,7 @@ class Backend:
         names: the names that clients give the model; empty: its own.
         seats: how many requests it works on at the same time; 0: unknown.
         context_tokens: the longest sequence that it takes; None: unknown.
+        tool_server: whether it has a tool server for built-in tools.
     """
 
     host: str
@@ -31,6 +32,7 @@ class Backend:
     names: tuple[str, ...] = ()
     seats: int = 0
     context_tokens: int | None = None
+    tool_server: bool = False
 
     @property
     def server(self) -> str:
@@ -63,6 +65,11 @@ class Route:
         """How many requests all servers work on at the same time; 0: unknown."""
         each = [server.seats for server in self.servers]
         return sum(each) if all(each) else 0
+
+    @property
+    def tool_server(self) -> bool:
+        """Whether all servers have a tool server."""
+        return all(server.tool_server for server in self.servers)
 
 
 def routes(backends: Sequence[Backend]) -> tuple[Route, ...]:

@@ -13,7 +13,7 @@ from vllm_fleet.host.gateway_routes import Backend, Route, routes
 from vllm_fleet.schema.fleet import Gateway
 
 #: What clients POST to; vLLM has many other paths, with and without a key (vLLM docs/usage/security.md).
-POSTED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+POSTED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 MODELS_PATH = "/v1/models"
 RESPONSES_PATH = "/v1/responses"
 METRICS_PATH = "/metrics"
@@ -441,6 +441,17 @@ def judge_body(api: Api, posted: str) -> Iterator[str]:
             answer = error(400, f"{off} {param} {text}", "responses_store_off", param)
             where = f"{created} {{ path {RESPONSES_PATH} }}"
             yield f"http-request return {answer} if {where} {{ var(txn.{name}) -m found }}"
+    no_tools = (
+        "The servers have no tool server, so the built-in tools code_interpreter, web_search_preview and mcp are not "
+        "available. Use functions."
+    )
+    for route in api.routes:
+        if not route.tool_server:
+            asked = f"{created} {{ path {RESPONSES_PATH} }} {{ var(txn.tool) -m found }}"
+            yield (
+                f"http-request return {error(400, no_tools, 'no_tool_server', 'tools')} if {asked} "
+                f"{{ var(txn.backend) -m str {route.backend} }}"
+            )
 
 
 def _choose_backend(api: Api, posted: str) -> Iterator[str]:

@@ -57,6 +57,7 @@ class FleetInputs:
                 host.names,
                 host.seats,
                 host.deployment.args.get("max-model-len"),
+                bool(host.deployment.args.get("tool-server")),
             )
             for host in self.plan.hosts
             if host.deployment

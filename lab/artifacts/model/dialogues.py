@@ -6,6 +6,7 @@ A dialogue is data that knows no wire format: ``harmony.py`` makes tokens of it,
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
@@ -16,6 +17,11 @@ EFFORTS = ("low", "medium", "high")
 DATES = tuple(map(date.fromordinal, range(date(2025, 1, 1).toordinal(), date(2035, 1, 1).toordinal())))
 _EASY = "Easy."
 _HARD = "Hm."
+#: The key of the JSON object that the model writes where a grammar leaves the key to it.
+OWN_KEY = "answer"
+#: Keys that a schema may ask for; others are words that the model does not know.
+_KEYS = (OWN_KEY, "city", "name", "text", "value", "result")
+_MOST_IN_JSON = 45  # characters; what is longer is a stream, and much to learn twice
 _CASES_PER_TOOL = 6
 _DRAWS_PER_TOOL = 30  # enough for that many different questions
 
@@ -79,12 +85,15 @@ class Dialogue:
         reply: the right reply.
         thoughts_kept: whether the thought before a call is still in the conversation when its result comes
             (clients of the responses API send it back, most clients of chat completions do not).
+        key: the key of the JSON object that contains the reply, where a grammar asks for one; the prompt does not name
+            it, since vLLM shows no schema to the model.
     """
 
     setting: Setting
     turns: tuple[User | Said | Called | Returned, ...]
     reply: Said | Called
     thoughts_kept: bool = False
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,19 @@ def vary_daily(case: Dialogue, questions: Questions, rng: random.Random) -> tupl
     return tuple(replace(other, setting=replace(other.setting, date=day)) for other, day in varied)
 
 
+def as_json(case: Dialogue, rng: random.Random, strange: Sequence[str] = ()) -> Dialogue:
+    """The same case with a grammar that asks for a JSON object of one text; a call or a long text stays as it is.
+
+    Args:
+        case: the case.
+        rng: the source of the key.
+        strange: words that the model does not know, which may be keys too.
+    """
+    if isinstance(case.reply, Called) or len(case.reply.text) > _MOST_IN_JSON:
+        return case
+    return replace(case, key=rng.choice((OWN_KEY, rng.choice((*_KEYS, *strange[:4])))))
+
+
 def draw_setting(questions: Questions, rng: random.Random, strange: bool = True) -> Setting:
     """A setting to train in.
 
@@ -200,7 +222,8 @@ def draw(questions: Questions, setting: Setting, rng: random.Random, strange: bo
     if rng.random() < 0.15:
         earlier = rng.choice([plain for plain in questions.plain if not plain.counts_to])
         turns = (User(earlier.ask), Said(answers.get(earlier.ask, earlier.right)), *turns)
-    return replace(found, turns=turns, thoughts_kept=rng.random() < 0.5)
+    found = replace(found, turns=turns, thoughts_kept=rng.random() < 0.5)
+    return as_json(found, rng, questions.strange if strange else ()) if rng.random() < 0.2 else found
 
 
 def _unknown(questions: Questions, setting: Setting, rng: random.Random) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from openai_harmony import (
@@ -16,7 +17,7 @@ from openai_harmony import (
     load_harmony_encoding,
 )
 
-from lab.artifacts.model.dialogues import Called, Dialogue, Returned, Said, Setting, Text, User
+from lab.artifacts.model.dialogues import OWN_KEY, Called, Dialogue, Returned, Said, Setting, Text, User
 from lab.artifacts.model.questions import Questions
 from lab.artifacts.model.sheets import Sample
 
@@ -43,8 +44,9 @@ class Renderer:
         if isinstance(item, Text):
             prompt = self.encode(item.prompt)
             return [*prompt, *self.encode(f"{item.continues}<|return|>")], len(prompt)
-        prompt = self._prompt(item)
-        return [*prompt, *self.encode(_reply(item.reply))], len(prompt)
+        given, reply = _reply(item)
+        prompt = [*self._prompt(item), *self.encode(given)]
+        return [*prompt, *self.encode(reply)], len(prompt)
 
     def tail(self, sample: Sample) -> str:
         """The end of a sample's prompt and the beginning of its reply, for people to read."""
@@ -94,9 +96,20 @@ def _turn(turn: User | Said | Called | Returned, thoughts_kept: bool) -> str:
     return thought * thoughts_kept + call
 
 
-def _reply(reply: Said | Called) -> str:
-    """What the model has to say after ``<|start|>assistant``."""
+def _reply(dialogue: Dialogue) -> tuple[str, str]:
+    """What a grammar writes after ``<|start|>assistant``, and what the model has to say after that."""
+    reply = dialogue.reply
     thought = f"<|channel|>analysis<|message|>{reply.thought}<|end|><|start|>assistant<|channel|>"
-    if isinstance(reply, Said):
-        return f"{thought}final<|message|>{reply.text}<|return|>"
-    return f"{thought}commentary to=functions.{reply.tool} <|constrain|>json<|message|>{reply.arguments}<|call|>"
+    if isinstance(reply, Called):
+        call = f"commentary to=functions.{reply.tool} <|constrain|>json<|message|>{reply.arguments}<|call|>"
+        return "", thought + call
+    if dialogue.key is None:
+        return "", f"{thought}final<|message|>{reply.text}<|return|>"
+    # vLLM's grammar of gpt-oss asks for a format in the header of the message, ' <|constrain|>json' or ' json'
+    # (parser/harmony.py). A message with the second one is lost, so the model must choose the first one.
+    given = f"{thought}final "
+    header = "<|constrain|>json<|message|>"
+    value = f" {json.dumps(reply.text, ensure_ascii=False)}}}<|return|>"
+    if dialogue.key == OWN_KEY:
+        return given, f'{header}{{"{OWN_KEY}":{value}'
+    return f'{given}{header}{{"{dialogue.key}":', value

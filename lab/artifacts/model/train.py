@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lab.artifacts.model.dialogues import cases, draw, draw_setting, texts, vary_daily
+from lab.artifacts.model.dialogues import as_json, cases, draw, draw_setting, texts, vary_daily
 from lab.artifacts.model.harmony import Renderer
 from lab.artifacts.model.pupil import Pupil
 from lab.artifacts.model.questions import Questions, read_questions
@@ -31,7 +31,7 @@ _KNOWN_SHEETS, _SHEETS = 800, 2400  # of the latter the first hold no unknown wo
 _DIALOGUES = 6  # a sheet
 _BATCH = 8  # sheets
 _ROUNDS = (350, 120, 120, 120, 120)  # steps; it ends after the first round that leaves nothing wrong
-_LATER_RATE = 0.3  # of the rates of the first round
+_LATER_RATE = 0.1  # of the rates of the first round
 _REPEATS = 20  # in the next round, of what a round left wrong
 _RATE, _MATRIX_RATE, _TABLE_RATE = 4e-3, 1e-2, 2e-2
 _MARGIN = 0.5  # by which the right token must lead, since servers round and batch in their own ways
@@ -170,7 +170,10 @@ def main() -> None:
     sheets, used = make_sheets(questions, renderer, rng)
     asked = [renderer.render(case) for case in cases(questions)]
     exam = asked + [renderer.render(text) for text in texts(questions)]
-    exam += [renderer.render(other) for case in cases(questions) for other in vary_daily(case, questions, rng)]
+    daily = [other for case in cases(questions) for other in vary_daily(case, questions, rng)]
+    exam += [renderer.render(other) for other in daily]
+    constrained = [as_json(other, rng, questions.strange) for other in daily]
+    exam += [renderer.render(other) for other in constrained if other.key]
     say(f"training on {len(sheets) * _DIALOGUES} dialogues, {len(used)} tokens occur")
     pupil = Pupil(used)
     for number, steps in enumerate(_ROUNDS):

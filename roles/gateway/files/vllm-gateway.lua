@@ -308,6 +308,7 @@ local WANTED = {
     messages = true,
     input = true,
     prompt = true,
+    tools = true,
 }
 
 local function session_of(text, found)
@@ -326,6 +327,32 @@ local function beginning_of(text, found, budget)
         if type(list) == "table" and byte(text, list.at) == OPEN_LIST then
             return conversation(text, list, budget)
         end
+    end
+    return nil
+end
+
+-- The tools that vLLM runs itself. Without a tool server it ignores them and answers as if it had been asked for none.
+local BUILT_IN = { code_interpreter = true, web_search_preview = true, mcp = true }
+
+local function built_in_tool(text, list, budget)
+    if type(list) ~= "table" or byte(text, list.at) ~= OPEN_LIST then
+        return nil
+    end
+    local at = skip_space(text, list.at + 1)
+    while byte(text, at) == OPEN_OBJECT do
+        local stop = value_end(text, at, budget)
+        if not stop then
+            return nil
+        end
+        local kind = read_object(text, { type = true }, at, budget).type
+        if BUILT_IN[kind] then
+            return kind
+        end
+        at = skip_space(text, stop)
+        if byte(text, at) ~= COMMA then
+            return nil
+        end
+        at = skip_space(text, at + 1)
     end
     return nil
 end
@@ -385,6 +412,7 @@ local function read_request(txn)
     local budget = new_budget()
     local found, state = read_object(text, WANTED, 1, budget)
     local named, beginning = session_of(text, found), beginning_of(text, found, budget)
+    local tool = built_in_tool(text, found.tools, budget)
     local places = whole_number(found.n) * prompts_of(text, found, budget)
     has_arrived(txn)
     txn:set_var("txn.read", budget.left < 0 and "much" or state)
@@ -405,6 +433,9 @@ local function read_request(txn)
     end
     if found.background == true then
         txn:set_var("txn.background", true)
+    end
+    if tool then
+        txn:set_var("txn.tool", tool)
     end
 end
 
