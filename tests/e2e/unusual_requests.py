@@ -99,6 +99,10 @@ def says_json_of(*wanted: Any) -> Callable[[Any], bool]:
     return lambda answer: json.loads(texts(answer)[0] or "") in wanted
 
 
+def is_queued(answer: Any) -> bool:
+    return bool(answer["status"] == "queued")
+
+
 def answers(answer: Any) -> bool:
     """Any answer of the model: with odd sampling its text is not known."""
     if isinstance(answer, list):
@@ -444,6 +448,7 @@ SERVED_BY: Mapping[str, Mapping[str, tuple[Fields, Callable[[Any], bool]]]] = {
             answers,
         ),
         "a stream of a function": ({"input": WEATHER, "tools": [responses_tool()], "stream": True}, answers),
+        "an answer for later": ({"background": True}, is_queued),
     },
 }
 
@@ -516,7 +521,6 @@ REFUSED_BY: Mapping[str, Mapping[str, Fields]] = {
         "no tokens": {"max_output_tokens": 0},
         "a billion tokens": {"max_output_tokens": 10**9},
         "a response that is not there": {"previous_response_id": "resp_none"},
-        "an answer for later": {"background": True},
         "a tool that is not there": {"input": WEATHER, "tools": [{"type": "web_search"}]},
         "a tool of a server that is not there": {
             "tools": [

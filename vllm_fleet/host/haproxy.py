@@ -54,7 +54,6 @@ _ARRIVING = 1024
 _STREAMS = 32
 #: How long the gateway knows a session or a response after its last request.
 _KNOWN = "24h"
-_NEW_RESPONSE = "{ var(txn.path) -m str /v1/responses } METH_POST"
 
 
 @dataclass(frozen=True)
