@@ -24,6 +24,10 @@ from lab.rootfs import File, write_files
 from vllm_fleet.base import paths
 from vllm_fleet.edge import keys
 from vllm_fleet.host import acme, haproxy
+from vllm_fleet.host.gateway_keys import key_map_text
+from vllm_fleet.host.gateway_routes import Backend
+from vllm_fleet.host.haproxy_reader import reader_config
+from vllm_fleet.schema.api_keys import ApiKeys
 from vllm_fleet.schema.fleet import Gateway
 
 SUBNET = "10.79.26"
@@ -158,12 +162,13 @@ def plan_tls(lab: DriverLab, tls: Mapping[str, Any]) -> acme.Certificate:
         certificate = acme.Certificate(account=acme.AcmeAccount(found, Path(found.ca_file).read_text(encoding="utf-8")))
     else:
         certificate = acme.Certificate(Path(str(gateway.tls.certificate_file)))
-    backends = [haproxy.Backend(SERVING, "0", PLACE.addresses[SERVING], 8000, MODEL)]
+    backends = [Backend(SERVING, "0", PLACE.addresses[SERVING], 8000, MODEL)]
     config = haproxy.haproxy_config(gateway, backends, list(PLACE.addresses.values()))
     for name in PLACE.gateways:
         lab.variables[name] = {
             "gateway_config": config,
-            "gateway_api_key_digests": haproxy.key_digests_text({"test": keys.digest(KEY)}),
+            "gateway_reader_config": reader_config(gateway, backends),
+            "gateway_api_key_digests": key_map_text(ApiKeys(keys={"test": keys.digest(KEY)})),
             "gateway_certificate_file": str(certificate.file or ""),
             "gateway_acme": certificate.settings,
             "gateway_traffic_servers": [],

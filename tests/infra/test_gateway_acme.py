@@ -32,8 +32,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DriverLab,
 
 def states(lab: DriverLab, name: str, certificate: acme.Certificate) -> dict[str, str]:
     """The drift of the certificate and of what renews it."""
-    items: tuple[Item, ...] = gateway_items("", "", certificate)
-    bare = gateway_items("", "")
+    items: tuple[Item, ...] = gateway_items("", "", "", certificate)
+    bare = gateway_items("", "", "")
     report = lab.probe(name, tuple(item for item in items if item not in bare), {})
     assert not report.error
     return {f"{item.kind} {item.what}": str(item.state) for item in report.drift}

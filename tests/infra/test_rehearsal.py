@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -78,7 +79,8 @@ def test_a_limit_of_the_account_is_told_with_what_to_raise(empty: Rehearsal) -> 
     limit = "VcpuLimitExceeded: You have requested more vCPU capacity than your current vCPU limit of 0 allows"
     empty.cloud.faults = [Fault("create", INSTANCE, "main-[0-4]", says=limit)]
     said = " ".join(empty.up(check=False).split())
-    assert "main-0: a limit of the account is reached, not the capacity of us-east-1a" in said
+    # The engine begins no host any more once one has failed, so it may not come to each of them.
+    assert re.search(r"main-[0-4]: a limit of the account is reached, not the capacity of us-east-1a", said)
     assert "raise 'Running On-Demand P instances' (vCPUs) of this region in Service Quotas" in said
     empty.cloud.faults = []
     empty.up()

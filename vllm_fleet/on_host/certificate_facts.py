@@ -5,7 +5,10 @@ from __future__ import annotations
 import ssl
 import subprocess
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_fleet.on_host import manifest_items as items
 
 #: A certificate that ends sooner, or in the last part of a shorter life, ends soon.
 SOON_SECONDS = 21 * 86400
@@ -36,3 +39,23 @@ def read_certificate(path: str) -> dict[str, Any] | None:
         ends = ("ends at " if end > now else "has ended at ") + time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(end))
     names = {word[4:].lower() for word in done.stdout.replace(",", " ").split() if word.startswith("DNS:")}
     return {"self_signed": rows["subject"] == rows["issuer"], "ends": ends, "names": sorted(names)}
+
+
+def find_fault(item: items.CertificateItem) -> tuple[str, ...] | None:
+    """What is wrong with the first certificate of a file: its end, its names, or that no CA has signed it.
+
+    Returns:
+        The state, and the values of its text in the probe; None: it is right.
+    """
+    try:
+        found = read_certificate(item["path"])
+    except FileNotFoundError:
+        return "no_tool", "openssl"
+    if found is None:
+        return "wrong_type", "certificate"
+    if item["acme"] and found["self_signed"]:
+        return ("self_signed",)
+    if found["ends"]:
+        return "not_renewed" if item["acme"] else "renewal_due", found["ends"]
+    lacking = [name for name in item["names"] if name not in found["names"]]
+    return ("wrong_names", ", ".join(lacking)) if lacking else None

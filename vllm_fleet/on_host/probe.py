@@ -421,24 +421,12 @@ def check_table(item: items.TableItem) -> tuple[str, str] | None:
 
 
 def check_certificate(item: items.CertificateItem) -> tuple[str, str] | None:
-    """The first certificate of a file: its end, its names, and whether a CA has signed it."""
+    """The first certificate of a file; a file that is missing is a drift of its own."""
     # Only gateways with TLS get this module.
     from vllm_fleet.on_host import certificate_facts
 
-    if _lstat(item["path"]) is None:
-        return None
-    try:
-        found = certificate_facts.read_certificate(item["path"])
-    except FileNotFoundError:
-        return differs("no_tool", "openssl")
-    if found is None:
-        return differs("wrong_type", "certificate")
-    if item["acme"] and found["self_signed"]:
-        return differs("self_signed")
-    if found["ends"]:
-        return differs("not_renewed", found["ends"]) if item["acme"] else differs("renewal_due", found["ends"])
-    lacking = [name for name in item["names"] if name not in found["names"]]
-    return differs("wrong_names", ", ".join(lacking)) if lacking else None
+    wrong = certificate_facts.find_fault(item) if _lstat(item["path"]) else None
+    return differs(*wrong) if wrong else None
 
 
 def read_cpu_flags() -> set[str]:
