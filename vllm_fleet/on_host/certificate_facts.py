@@ -8,6 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vllm_fleet.on_host import manifest_items as items
 
 #: A certificate that ends sooner, or in the last part of a shorter life, ends soon.
@@ -41,21 +43,22 @@ def read_certificate(path: str) -> dict[str, Any] | None:
     return {"self_signed": rows["subject"] == rows["issuer"], "ends": ends, "names": sorted(names)}
 
 
-def find_fault(item: items.CertificateItem) -> tuple[str, ...] | None:
+def find_fault(item: items.CertificateItem, differs: Callable[..., tuple[str, str]]) -> tuple[str, str] | None:
     """What is wrong with the first certificate of a file: its end, its names, or that no CA has signed it.
 
-    Returns:
-        The state, and the values of its text in the probe; None: it is right.
+    Args:
+        item: what the manifest asks of it.
+        differs: makes the answer of a state and the values of its text.
     """
     try:
         found = read_certificate(item["path"])
     except FileNotFoundError:
-        return "no_tool", "openssl"
+        return differs("no_tool", "openssl")
     if found is None:
-        return "wrong_type", "certificate"
+        return differs("wrong_type", "certificate")
     if item["acme"] and found["self_signed"]:
-        return ("self_signed",)
+        return differs("self_signed")
     if found["ends"]:
-        return "not_renewed" if item["acme"] else "renewal_due", found["ends"]
+        return differs("not_renewed", found["ends"]) if item["acme"] else differs("renewal_due", found["ends"])
     lacking = [name for name in item["names"] if name not in found["names"]]
-    return ("wrong_names", ", ".join(lacking)) if lacking else None
+    return differs("wrong_names", ", ".join(lacking)) if lacking else None

@@ -425,8 +425,7 @@ def check_certificate(item: items.CertificateItem) -> tuple[str, str] | None:
     # Only gateways with TLS get this module.
     from vllm_fleet.on_host import certificate_facts
 
-    wrong = certificate_facts.find_fault(item) if _lstat(item["path"]) else None
-    return differs(*wrong) if wrong else None
+    return certificate_facts.find_fault(item, differs) if _lstat(item["path"]) else None
 
 
 def read_cpu_flags() -> set[str]:
