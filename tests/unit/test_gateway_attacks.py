@@ -794,7 +794,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Script]:
         "frontend script",
         f"  bind 127.0.0.1:{port}",
         "  http-request wait-for-body time 10s",
-        "  http-request lua.read_request",
+        "  http-request lua.read_request conversation",
         "  http-request return status 200 hdr X-Read %[var(txn.read)] hdr X-Model =%[var(txn.model),hex] "
         "if { var(txn.model) -m found }",
         "  http-request return status 200 hdr X-Read %[var(txn.read)]",

@@ -36,8 +36,6 @@ _BUFFER_BYTES = 64 << 10
 _READ_BYTES = 60 << 10
 #: The memory that the reader's long bodies take at most, and how often one of them is in it: its buffer, its text.
 _READER_MIB, _COPIES = 1500, 2
-#: Wrong keys from one address in a minute; then keys that have not come from there before are refused.
-_GUESSES = 60
 #: How many requests with long bodies are in flight at the same time; the reader holds few of the bodies themselves.
 READER_STREAMS = 1500
 #: Connections of clients. The gateway has others beside them, for its reader and for balancers that ask its health.
@@ -46,6 +44,8 @@ _MOST_CONNECTIONS = 8192
 _CONNECTIONS = 2000
 #: Whoever has an IPv6 address has all of its network.
 _SOURCE = "src,ipmask(32,64)"
+#: Wrong keys from one address in a minute; then keys that have not come from there before are refused.
+_GUESSES = 60
 #: After so many more in the same minute the connection ends without an answer: a client that reads none holds them.
 _UNANSWERED = 1000
 #: Requests of one key whose bodies are on their way; each takes a buffer.
@@ -213,7 +213,7 @@ def _accept(api: Api) -> Iterator[str]:
     yield f"http-request lua.arrive {_ARRIVING} if METH_POST !long_body"
     yield f"http-request return {busy} hdr Retry-After 1 if METH_POST !long_body !{{ var(txn.arriving) -m found }}"
     yield "http-request wait-for-body time 15s if METH_POST !long_body"
-    yield "http-request lua.read_request if METH_POST !long_body"
+    yield f"http-request lua.read_request {api.gateway.affinity} if METH_POST !long_body"
     yield "acl cut_body var(txn.read) -m str cut"
     yield f"acl full_buffer req.body_len ge {_READ_BYTES - 8192}"
     yield "http-request set-var(txn.long) bool(true) if METH_POST long_body"
@@ -261,7 +261,7 @@ def _health(api: Api, asked: str) -> Iterator[str]:
     yield f"http-request set-log-level silent if {asked}"
     yield f"http-request return {leaves} hdr Connection close if {asked} {{ nbsrv({ITSELF}) eq 0 }}"
     for route in api.routes:
-        yield (f"http-request return {document(200, {'status': 'ok'})} if {asked} {{ nbsrv({route.backend}) gt 0 }}")
+        yield f"http-request return {document(200, {'status': 'ok'})} if {asked} {{ nbsrv({route.backend}) gt 0 }}"
     yield f"http-request return {document(503, {'status': 'no server is ready'})} if {asked}"
 
 
@@ -273,10 +273,8 @@ def _paths(api: Api) -> Iterator[str]:
     yield f"acl is_metrics path {METRICS_PATH} {METRICS_PATH}/keys"
     allowed = ["is_posted", "is_models", "is_model", "is_metrics"]
     yield f"acl is_response path_beg {RESPONSES_PATH}/resp_"
-    # No id of a response is encoded, and it has one page below it.
-    yield "acl is_odd_response path_sub %"
-    yield "acl is_odd_response path_end /"
-    yield "acl is_odd_response path,field(6,/) -m found"
+    # No id of a response is encoded.
+    yield "acl is_encoded path_sub %"
     yield "acl is_odd path_sub // .. ; \\\\"
     if api.gateway.responses_store:
         allowed.append("is_response")
@@ -289,7 +287,7 @@ def _paths(api: Api) -> Iterator[str]:
     yield "acl is_cancel var(txn.verb) -m str cancel"
     yield f"http-request return {unknown} if is_response {{ var(txn.verb) -m found }} !is_cancel"
     yield f"http-request return {unknown} if is_odd"
-    yield f"http-request return {unknown} if is_response is_odd_response"
+    yield f"http-request return {unknown} if is_response is_encoded"
     yield f"http-request return {unknown} if " + " ".join(f"!{name}" for name in allowed)
     # A server gets no URI with a host in it: which of two hosts means what is a matter of taste.
     yield "http-request set-uri %[pathq]"
@@ -399,8 +397,7 @@ def _enter_reader(gateway: Gateway) -> Iterator[str]:
     """
     first = _first_places(gateway)
     others = long_bodies(gateway) - first
-    yield f"http-request set-var(txn.patience) int({gateway.queue_seconds})"
-    yield f"http-request lua.enter_reader {first // 2} {first} {others} if goes_to_reader"
+    yield f"http-request lua.enter_reader {first // 2} {first} {others} {gateway.queue_seconds} if goes_to_reader"
     yield _refused("bodies", "The gateway has had no place for a body of this length.")
     yield "http-request set-header x-vllm-fleet-body %[var(txn.body)] if goes_to_reader"
 
@@ -471,7 +468,7 @@ def _find_response(api: Api, condition: str) -> Iterator[str]:
         return
     yield f"http-request set-var(txn.previous) path,field(4,/) if {{ path_beg {RESPONSES_PATH}/resp_ }}"
     known = f"{condition} {{ var(txn.previous) -m found }}"
-    yield (f"http-request set-var(txn.server) var(txn.previous),table_gpt0(responses),lua.server_in_traffic if {known}")
+    yield f"http-request set-var(txn.server) var(txn.previous),table_gpt0(responses),lua.server_in_traffic if {known}"
     yield f"http-request set-var(txn.backend) str(any_response) if {{ path_beg {RESPONSES_PATH}/resp_ }}"
     yield f"http-request set-var(txn.backend) str(any_response) if {known} !{{ var(txn.server) -m len gt 0 }}"
 
@@ -496,8 +493,7 @@ def _send(api: Api, condition: str) -> Iterator[str]:
     """The server of the request's session, its place in the queue, and its backend."""
     if not api.routes:
         return
-    yield f"http-request set-var(txn.patience) int({api.gateway.queue_seconds})"
-    yield f"http-request lua.take if METH_POST {condition} {{ var(txn.backend) -m found }}"
+    yield f"http-request lua.take {api.gateway.queue_seconds} if METH_POST {condition} {{ var(txn.backend) -m found }}"
     yield _refused("places", "The servers have had no place for so many answers to one request.")
     if api.gateway.affinity != "none":
         yield from _session(api.gateway, condition)

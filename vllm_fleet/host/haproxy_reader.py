@@ -31,7 +31,7 @@ def reader_config(gateway: Gateway, backends: Sequence[Backend]) -> str:
         f"  bind unix@{haproxy.READER_SOCKET} mode 600",
         "  http-request wait-for-body time 60s",
         f"  http-request return {long} if {{ req.body_size gt {limit} }}",
-        "  http-request lua.read_request",
+        f"  http-request lua.read_request {gateway.affinity}",
         f"  http-request return {long} if {{ var(txn.read) -m str cut }} {{ req.body_len ge {limit} }}",
         *(f"  {line}" for line in haproxy.judge_body(api, "METH_POST")),
         "  http-request lua.pass_on",

@@ -16,7 +16,7 @@ from vllm_fleet.fleet.plan import Plan
 from vllm_fleet.fleet.plan import load as load_plan
 from vllm_fleet.fleet.stack import locations, waiting_notes, without_waiting
 from vllm_fleet.host import engine_install, model_disk
-from vllm_fleet.host.haproxy import TABLES_PORT, shares_tables
+from vllm_fleet.host.gateway_tables import peer_ports
 from vllm_fleet.host.manifest import Manifest, Port, image_ports, open_image_ports
 from vllm_fleet.inventory import refusals
 from vllm_fleet.inventory.gateway import gateway_systems, gateway_variables, shared_address_variables
@@ -56,8 +56,7 @@ def build(plan: Plan, catalog: Catalog, facts: host_facts.Facts | None = None) -
         if host.kind == "gateway":
             variables, items = gateway_variables(inputs, host.name)
             shared, shared_items = shared_address_variables(inputs, host)
-            shares = shares_tables(plan.gateway, len(inputs.gateways))
-            open_ports = (*_gateway_ports(plan), *((TABLES_PORT,) if shares else ()))
+            open_ports = dict.fromkeys((*_gateway_ports(plan), *peer_ports(plan)))
             ports = tuple(Port(port=port, address="") for port in open_ports)
             variables |= shared
             manifest = Manifest(host.name, (*items, *shared_items), gateway_systems(catalog), ports)

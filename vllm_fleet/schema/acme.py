@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from vllm_fleet.base.addresses import parse_host_address, parse_ip
+from vllm_fleet.base.https_urls import check_https_url
 from vllm_fleet.base.text_form import Form
 from vllm_fleet.schema.recipe import Line, Network, Strict
 
@@ -41,15 +40,7 @@ def _name(value: str) -> str:
 
 
 def _directory(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        parts.port  # noqa: B018 - urlsplit checks it when it is read
-    except ValueError:
-        raise ValueError("is not a URL") from None
-    if parts.scheme != "https" or not parts.hostname or not re.fullmatch(r"[!-~]+", value):
-        raise ValueError("must begin with https:// and have no blanks: it is the URL of the CA's ACME directory")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must not contain an account or a query: a CA knows an account by its key")
+    check_https_url(value, "it is the URL of the CA's ACME directory", "a CA knows an account by its key")
     return value
 
 

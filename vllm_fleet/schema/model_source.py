@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
+from vllm_fleet.base.https_urls import check_https_url
 from vllm_fleet.base.text_form import Form
 from vllm_fleet.schema.recipe import Strict
 
@@ -53,18 +53,12 @@ def _https(value: str) -> str:
             f"{scheme}:// needs the storage's own client and credentials on every host: give {_BUCKETS[scheme]!r}, "
             "readable without an account"
         )
-    try:
-        parts = urlsplit(value)
-        parts.port  # noqa: B018 - urlsplit checks it when it is read
-    except ValueError:
-        raise ValueError("is not a URL") from None
-    if parts.scheme != "https" or not parts.hostname or not re.fullmatch(r"[!-~]+", value):
-        raise ValueError("must begin with https:// and have no blanks: what is downloaded crosses other networks")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError(
-            "must not contain an account or a query: such a URL is a secret, and a presigned one expires; "
-            "let the hosts' network read the folder, or use the mirror"
-        )
+    check_https_url(
+        value,
+        "what is downloaded crosses other networks",
+        "such a URL is a secret, and a presigned one expires; let the hosts' network read the folder, or use the "
+        "mirror",
+    )
     return value.rstrip("/")
 
 

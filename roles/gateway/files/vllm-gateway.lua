@@ -52,7 +52,7 @@ local function string_end(text, at, budget)
     end
 end
 
--- The place after the value at 'at'; nil: it does not end, or it is none.
+-- The place after the value at 'at'; nil: there is no value, or it does not end.
 local function value_end(text, at, budget)
     local first = byte(text, at)
     if first == QUOTE then
@@ -196,22 +196,34 @@ local function read_object(text, wanted, from, budget)
     end
 end
 
+local function is_list(text, value)
+    return type(value) == "table" and byte(text, value.at) == OPEN_LIST
+end
+
+-- Iterates over a list: the place of each value and the place after it. It ends where the text is cut or wrong.
+local function elements(text, list, budget)
+    local at = skip_space(text, list.at + 1)
+    return function()
+        local start = at
+        local stop = start and value_end(text, start, budget)
+        if not stop then
+            return nil
+        end
+        local after = skip_space(text, stop)
+        at = byte(text, after) == COMMA and skip_space(text, after + 1) or nil
+        return start, stop
+    end
+end
+
 -- The messages up to the first one of the user, as text: the beginning that all turns of a conversation share.
 local function conversation(text, list, budget)
-    local at = skip_space(text, list.at + 1)
-    while byte(text, at) == OPEN_OBJECT do
-        local stop = value_end(text, at, budget)
-        if not stop then
+    for at, stop in elements(text, list, budget) do
+        if byte(text, at) ~= OPEN_OBJECT then
             return nil
         end
         if read_object(text, { role = true }, at, budget).role == "user" then
             return sub(text, list.at, stop - 1)
         end
-        at = skip_space(text, stop)
-        if byte(text, at) ~= COMMA then
-            return nil
-        end
-        at = skip_space(text, at + 1)
     end
     return nil
 end
@@ -265,12 +277,11 @@ local PAUSE_MS = 20
 local bodies, last_body = {}, 0
 local held = { first = 0, others = 0 }
 
--- Waits for a place in the reader, and sets txn.body; or sets txn.refused when txn.patience seconds are over.
-core.register_action("enter_reader", { "http-req" }, function(txn, of_key, first, others)
+-- Waits for a place in the reader, and sets txn.body; or sets txn.refused after 'patience' seconds.
+core.register_action("enter_reader", { "http-req" }, function(txn, of_key, first, others, patience)
     local owner = fields_of(txn:get_var("txn.key")).owner
     local state, waited = state_of(owner), 0
     local most = { first = tonumber(first), others = tonumber(others) }
-    local patience = (txn:get_var("txn.patience") or 0) * 1000
     while true do
         local kind = state.long < tonumber(of_key) and "first" or "others"
         if held[kind] < most[kind] then
@@ -278,13 +289,13 @@ core.register_action("enter_reader", { "http-req" }, function(txn, of_key, first
             bodies[last_body] = { owner = owner, kind = kind }
             return txn:set_var("txn.body", last_body)
         end
-        if waited >= patience then
+        if waited >= tonumber(patience) * 1000 then
             return refuse(txn, state, "bodies", 1)
         end
         core.msleep(PAUSE_MS)
         waited = waited + PAUSE_MS
     end
-end, 3)
+end, 4)
 
 -- The reader holds a body no more: a server has it, or its request has ended.
 local function leave_reader(number)
@@ -324,7 +335,7 @@ end
 local function beginning_of(text, found, budget)
     for _, key in ipairs({ "messages", "input" }) do
         local list = found[key]
-        if type(list) == "table" and byte(text, list.at) == OPEN_LIST then
+        if is_list(text, list) then
             return conversation(text, list, budget)
         end
     end
@@ -335,24 +346,17 @@ end
 local BUILT_IN = { code_interpreter = true, web_search_preview = true, mcp = true }
 
 local function built_in_tool(text, list, budget)
-    if type(list) ~= "table" or byte(text, list.at) ~= OPEN_LIST then
+    if not is_list(text, list) then
         return nil
     end
-    local at = skip_space(text, list.at + 1)
-    while byte(text, at) == OPEN_OBJECT do
-        local stop = value_end(text, at, budget)
-        if not stop then
+    for at in elements(text, list, budget) do
+        if byte(text, at) ~= OPEN_OBJECT then
             return nil
         end
         local kind = read_object(text, { type = true }, at, budget).type
         if BUILT_IN[kind] then
             return kind
         end
-        at = skip_space(text, stop)
-        if byte(text, at) ~= COMMA then
-            return nil
-        end
-        at = skip_space(text, at + 1)
     end
     return nil
 end
@@ -372,22 +376,16 @@ end
 
 -- How many prompts a completion has: a list of texts, or of lists of tokens, has several.
 local function prompts_of(text, found, budget)
-    local list = found.prompt
-    if type(list) ~= "table" or byte(text, list.at) ~= OPEN_LIST then
+    if not is_list(text, found.prompt) then
         return 1
     end
-    local at, count = skip_space(text, list.at + 1), 0
-    while byte(text, at) == QUOTE or byte(text, at) == OPEN_LIST do
-        local stop = value_end(text, at, budget)
-        if not stop then
+    local count = 0
+    for at in elements(text, found.prompt, budget) do
+        local first = byte(text, at)
+        if first ~= QUOTE and first ~= OPEN_LIST then
             break
         end
         count = count + 1
-        at = skip_space(text, stop)
-        if byte(text, at) ~= COMMA then
-            break
-        end
-        at = skip_space(text, at + 1)
     end
     return math.max(1, count)
 end
@@ -406,12 +404,13 @@ end
 
 -- Sets txn.read (what read_object says, or "much"), txn.model, txn.places (how many answers it asks for at once),
 -- txn.named and txn.beginning (what names its session), txn.previous (the response that it goes on with) and
--- txn.background. All of them are short, since they become headers.
-local function read_request(txn)
+-- txn.background. All of them are short, since they become headers. Sessions are read where 'affinity' needs them.
+local function read_request(txn, affinity)
     local text = txn.sf:req_body() or ""
     local budget = new_budget()
     local found, state = read_object(text, WANTED, 1, budget)
-    local named, beginning = session_of(text, found), beginning_of(text, found, budget)
+    local named = affinity ~= "none" and session_of(text, found)
+    local beginning = affinity == "conversation" and not named and beginning_of(text, found, budget)
     local tool = built_in_tool(text, found.tools, budget)
     local places = whole_number(found.n) * prompts_of(text, found, budget)
     has_arrived(txn)
@@ -439,7 +438,7 @@ local function read_request(txn)
     end
 end
 
-core.register_action("read_request", { "http-req" }, read_request)
+core.register_action("read_request", { "http-req" }, read_request, 1)
 
 -- The reader tells the gateway what it has read in headers. The values are a client's text, so they are in hexadecimal.
 
@@ -518,7 +517,7 @@ end)
 core.register_converters("response_id", function(text)
     local from = 1
     if sub(text, 1, 1) ~= "{" then
-        from = match(text, "data: *(){") or match(text, "data:(){")
+        from = match(text, "data: *(){")
         if not from then
             return ""
         end
@@ -578,16 +577,15 @@ core.register_action("admit", { "http-req" }, function(txn)
 end)
 
 -- Takes the places of a request at its backend. Several answers to one request take as many places at once, and HAProxy
--- counts them as one, so they wait here for as many free ones, at most txn.patience seconds; a request that the reader
+-- counts them as one, so they wait here for as many free ones, at most 'patience' seconds; a request that the reader
 -- returns goes on then, since its body is under way. txn.turn: the more requests of its key are in flight, the later the
 -- next one has its turn in the queue.
-core.register_action("take", { "http-req" }, function(txn)
+core.register_action("take", { "http-req" }, function(txn, patience)
     local state = state_of(fields_of(txn:get_var("txn.key")).owner)
     local places, backend = txn:get_var("txn.places") or 1, txn:get_var("txn.backend") or ""
     local seats, waited = txn:get_var("txn.seats") or 0, 0
-    local patience = (txn:get_var("txn.patience") or 0) * 1000
     while places > 1 and seats > 0 and (taken_of[backend] or 0) + math.min(places, seats) > seats do
-        if waited >= patience then
+        if waited >= tonumber(patience) * 1000 then
             if txn:get_var("txn.admitted") then
                 return refuse(txn, state, "places", 1)
             end
@@ -603,7 +601,7 @@ core.register_action("take", { "http-req" }, function(txn)
     taken_of[backend] = (taken_of[backend] or 0) + places
     txn:set_var("txn.taken", places)
     txn:set_var("txn.turn", math.min(500000, state.in_flight * 1000))
-end)
+end, 1)
 
 -- Counts what an answer has cost, and gives the places back at its end.
 
